@@ -1,0 +1,127 @@
+//! One backend at run time: what to send it and where it is.
+
+use std::{
+    collections::HashMap,
+    net::{Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use pingora::upstreams::peer::HttpPeer;
+use pingora_load_balancing::{Backend, Extensions};
+
+use crate::config::plan::{BackendPlan, TimeoutPlan};
+
+/// A backend.
+pub struct Endpoint {
+    /// Identity of the backend; the same in every generation of the configuration that names it.
+    pub id: u32,
+    /// As configured.
+    pub plan: BackendPlan,
+    /// Where its name leads; `None` until it was resolved.
+    address: ArcSwapOption<SocketAddr>,
+    /// A connection's settings, for an address yet to be filled in.
+    template: HttpPeer,
+}
+
+impl Endpoint {
+    /// Makes an endpoint. A literal address is used at once; a name waits for [`Self::resolve`].
+    pub fn new(id: u32, plan: BackendPlan, timeouts: &TimeoutPlan) -> Self {
+        let literal = plan
+            .host
+            .parse()
+            .ok()
+            .map(|ip| Arc::new(SocketAddr::new(ip, plan.port)));
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut template = HttpPeer::new(nowhere, plan.tls, plan.host.clone());
+        template.options.connection_timeout = timeouts.connect;
+        template.options.total_connection_timeout = timeouts.connect;
+        template.options.idle_timeout = Some(timeouts.upstream_idle);
+        Self {
+            id,
+            plan,
+            address: ArcSwapOption::new(literal),
+            template,
+        }
+    }
+
+    /// The peer to connect to; `None` while the name does not resolve.
+    pub fn peer(&self) -> Option<HttpPeer> {
+        let address = self.address.load();
+        let mut peer = self.template.clone();
+        peer._address = (**address.as_ref()?).into();
+        Some(peer)
+    }
+
+    /// A peer that shares no connection with any other request: for the attempt after a
+    /// kept-alive connection was found dead. `unique` must not be zero and not repeat soon.
+    pub fn fresh_peer(&self, unique: u64) -> Option<HttpPeer> {
+        let mut peer = self.peer()?;
+        peer.group_key = unique;
+        peer.options.idle_timeout = Some(Duration::ZERO);
+        Some(peer)
+    }
+
+    /// Looks the name up again. Keeps the last address when the name server fails.
+    ///
+    /// # Errors
+    /// Why there is no address.
+    pub async fn resolve(&self) -> Result<(), String> {
+        let (host, port) = (self.plan.host.as_str(), self.plan.port);
+        if host.parse::<std::net::IpAddr>().is_ok() {
+            return Ok(());
+        }
+        let found = tokio::net::lookup_host((host, port)).await;
+        let known = self.address.load_full();
+        let addresses: Vec<SocketAddr> = match found {
+            Ok(addresses) => addresses.collect(),
+            Err(_) if known.is_some() => return Ok(()),
+            Err(e) => return Err(format!("cannot resolve {host}: {e}")),
+        };
+        // Stay with the address in use while the name still leads there.
+        if known.is_some_and(|known| addresses.contains(&known)) {
+            return Ok(());
+        }
+        let first = addresses
+            .first()
+            .ok_or_else(|| format!("{host} has no address"))?;
+        self.address.store(Some(Arc::new(*first)));
+        Ok(())
+    }
+
+    /// The backend as pingora-load-balancing knows it. Its address is a name tag made from the
+    /// id, in the discard prefix 100::/64 (RFC 6666): two backends on one host stay two, and a
+    /// backend keeps its health when its name leads elsewhere.
+    pub fn backend(self: &Arc<Self>) -> Backend {
+        let [a, b] = [(self.id >> 16) as u16, self.id as u16];
+        let tag = SocketAddr::from((Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, a, b), 1));
+        let mut ext = Extensions::new();
+        ext.insert(Arc::clone(self));
+        Backend {
+            addr: tag.into(),
+            weight: self.plan.weight as usize,
+            ext,
+        }
+    }
+
+    /// The endpoint behind a backend made by [`Self::backend`].
+    pub fn of(backend: &Backend) -> Option<&Arc<Self>> {
+        backend.ext.get::<Arc<Self>>()
+    }
+}
+
+/// Hands out the same id for the same backend over all reloads.
+#[derive(Default)]
+pub struct Ids(Mutex<HashMap<(String, String), u32>>);
+
+impl Ids {
+    /// The id of the backend with this name and URL.
+    pub fn of(&self, plan: &BackendPlan) -> u32 {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = known.len() as u32 + 1;
+        *known
+            .entry((plan.name.clone(), plan.url.clone()))
+            .or_insert(next)
+    }
+}

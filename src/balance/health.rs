@@ -1,0 +1,156 @@
+//! Active probes, as a health check of pingora-load-balancing.
+
+use std::{
+    cell::Cell,
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use pingora::{Error, ErrorType, Result};
+use pingora_load_balancing::{Backend, health_check::HealthCheck};
+
+use super::Endpoint;
+use crate::config::plan::HealthPlan;
+
+/// Probes backends as the current plan says.
+pub struct Probe {
+    client: reqwest::Client,
+    plan: ArcSwapOption<HealthPlan>,
+    /// Ids of the endpoints that have been probed before.
+    probed: Mutex<HashSet<u32>>,
+}
+
+thread_local! {
+    /// Whether the probe that this thread has just finished was the first of its backend.
+    /// pingora-load-balancing asks for the threshold right after the probe, without leaving the
+    /// thread in between, and does not say for which backend.
+    static WAS_FIRST: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Probe {
+    /// A probe without a plan: everything passes.
+    pub fn new(client: reqwest::Client) -> Self {
+        Self {
+            client,
+            plan: ArcSwapOption::empty(),
+            probed: Mutex::default(),
+        }
+    }
+
+    /// Probes by this plan from now on.
+    pub fn set_plan(&self, plan: Option<HealthPlan>) {
+        self.plan.store(plan.map(Into::into));
+    }
+
+    async fn ask(&self, endpoint: &Endpoint, plan: &HealthPlan) -> Result<(), String> {
+        endpoint.resolve().await?;
+        let backend = &endpoint.plan;
+        let scheme = if backend.tls { "https" } else { "http" };
+        let authority = backend.authority.to_str().unwrap_or_default();
+        let url = format!("{scheme}://{authority}{}{}", backend.prefix, plan.path);
+        let mut request = self
+            .client
+            .request(plan.method.clone(), url)
+            .timeout(plan.timeout);
+        if let Some(key) = &backend.authorization {
+            request = request.header(http::header::AUTHORIZATION, key);
+        }
+        let answer = request
+            .send()
+            .await
+            .map_err(|e| root_cause(&e.without_url()))?;
+        let status = answer.status().as_u16();
+        // Read the rest, so that the connection can be used again.
+        answer
+            .bytes()
+            .await
+            .map_err(|e| root_cause(&e.without_url()))?;
+        if status == plan.expected_status {
+            return Ok(());
+        }
+        Err(format!(
+            "{} answered {status}, not {}",
+            plan.path, plan.expected_status
+        ))
+    }
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut last: &dyn std::error::Error = error;
+    while let Some(inner) = last.source() {
+        last = inner;
+    }
+    last.to_string()
+}
+
+#[async_trait]
+impl HealthCheck for Probe {
+    async fn check(&self, target: &Backend) -> Result<()> {
+        let (Some(plan), Some(endpoint)) = (self.plan.load_full(), Endpoint::of(target)) else {
+            return Ok(());
+        };
+        let answer = self.ask(endpoint, &plan).await;
+        let first = {
+            let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+            probed.insert(endpoint.id)
+        };
+        WAS_FIRST.set(first);
+        answer.map_err(|why| {
+            log::debug!("probe of {} failed: {why}", endpoint.plan.name);
+            Error::explain(ErrorType::Custom("probe failed"), why)
+        })
+    }
+
+    async fn health_status_change(&self, target: &Backend, healthy: bool) {
+        let name = Endpoint::of(target).map_or("?", |e| e.plan.name.as_str());
+        if healthy {
+            log::info!("backend {name} is up");
+        } else {
+            log::warn!("backend {name} is down");
+        }
+    }
+
+    fn backend_summary(&self, target: &Backend) -> String {
+        Endpoint::of(target).map_or_else(|| "?".to_owned(), |e| format!("backend {}", e.plan.name))
+    }
+
+    /// The first probe of a backend decides at once: nothing is known of it that would have to
+    /// be outweighed.
+    fn health_threshold(&self, success: bool) -> usize {
+        let plan = self.plan.load();
+        match plan.as_ref() {
+            Some(plan) if !WAS_FIRST.replace(false) => {
+                if success {
+                    plan.healthy_threshold
+                } else {
+                    plan.unhealthy_threshold
+                }
+            }
+            _ => 1,
+        }
+    }
+}
+
+/// The probe, shared between the registry that runs it and the reload that changes its plan.
+pub struct Shared(pub std::sync::Arc<Probe>);
+
+#[async_trait]
+impl HealthCheck for Shared {
+    async fn check(&self, target: &Backend) -> Result<()> {
+        self.0.check(target).await
+    }
+
+    async fn health_status_change(&self, target: &Backend, healthy: bool) {
+        self.0.health_status_change(target, healthy).await;
+    }
+
+    fn backend_summary(&self, target: &Backend) -> String {
+        self.0.backend_summary(target)
+    }
+
+    fn health_threshold(&self, success: bool) -> usize {
+        self.0.health_threshold(success)
+    }
+}

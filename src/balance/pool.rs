@@ -1,0 +1,58 @@
+//! A pool: the backends that serve one set of models.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use futures::FutureExt;
+use pingora_load_balancing::{Backends, HealthRegistry, LoadBalancer, discovery::Static};
+
+use super::{Endpoint, strategy::RoundRobin};
+
+/// A set of backends and the strategy that chooses among them.
+pub struct Pool {
+    members: Vec<Arc<Endpoint>>,
+    balancer: LoadBalancer<RoundRobin>,
+    probed: bool,
+}
+
+impl Pool {
+    /// A pool of these backends, whose health is kept in `registry`. Without probes (`probed` is
+    /// false) every backend counts as healthy, whatever earlier probes found.
+    pub fn new(members: Vec<Arc<Endpoint>>, registry: &Arc<HealthRegistry>, probed: bool) -> Self {
+        let set: BTreeSet<_> = members.iter().map(Endpoint::backend).collect();
+        let backends = Backends::new_with_health_registry(Static::new(set), Arc::clone(registry));
+        let balancer = LoadBalancer::from_backends(backends);
+        balancer
+            .update()
+            .now_or_never()
+            .expect("a static list does not wait")
+            .expect("a static list does not fail");
+        Self {
+            members,
+            balancer,
+            probed,
+        }
+    }
+
+    /// Chooses a healthy backend that is not among `tried`.
+    pub fn pick(&self, tried: &[u32]) -> Option<Arc<Endpoint>> {
+        // Each backend is offered once, after a few weighted attempts.
+        let most = self.members.len() + RoundRobin::WEIGHTED_TRIES;
+        let chosen = self.balancer.select_with(b"", most, |backend, healthy| {
+            (healthy || !self.probed)
+                && Endpoint::of(backend).is_some_and(|e| !tried.contains(&e.id))
+        })?;
+        Endpoint::of(&chosen).cloned()
+    }
+
+    /// The backends with their health.
+    pub fn members(&self) -> impl Iterator<Item = (&Arc<Endpoint>, bool)> {
+        let ready =
+            |e: &Arc<Endpoint>| !self.probed || self.balancer.backends().ready(&e.backend());
+        self.members.iter().map(move |e| (e, ready(e)))
+    }
+
+    /// Whether there is a healthy backend.
+    pub fn ready(&self) -> bool {
+        self.members().any(|(_, healthy)| healthy)
+    }
+}

@@ -1,0 +1,76 @@
+//! Request identifiers: taken over from the client when they are harmless, made otherwise.
+
+use std::fmt;
+
+/// The longest client-supplied `X-Request-Id` that is taken over, in bytes.
+pub const MAX_LEN: usize = 128;
+
+/// The id of one request: sent to the backend, echoed to the client, and written into the
+/// access log and the usage record.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(String);
+
+impl RequestId {
+    /// Takes the client's value when it is 1 to [`MAX_LEN`] bytes of `[A-Za-z0-9._:-]`.
+    ///
+    /// Anything else (control characters, quotes, spaces, non-ASCII) could break out of a log
+    /// line or of a header further on and is not accepted.
+    pub fn accept(value: &[u8]) -> Option<Self> {
+        let harmless = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
+        if value.is_empty() || value.len() > MAX_LEN || !value.iter().all(harmless) {
+            return None;
+        }
+        std::str::from_utf8(value).ok().map(|s| Self(s.to_owned()))
+    }
+
+    /// Makes an id from 128 random bits: `req_` and 32 hexadecimal digits.
+    pub fn from_random(bits: u128) -> Self {
+        Self(format!("req_{bits:032x}"))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn harmless_values_are_taken_over() {
+        assert_eq!(
+            RequestId::accept(b"my-req.4_2:a").unwrap().as_str(),
+            "my-req.4_2:a"
+        );
+        assert!(RequestId::accept(&[b'a'; MAX_LEN]).is_some());
+    }
+
+    #[test]
+    fn harmful_values_are_refused() {
+        for bad in [
+            &b""[..],
+            b"a b",
+            b"a\"b",
+            b"a\r\nb",
+            "é".as_bytes(),
+            &[b'a'; MAX_LEN + 1],
+        ] {
+            assert!(RequestId::accept(bad).is_none(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn made_ids_are_acceptable_ids() {
+        let id = RequestId::from_random(7);
+        assert_eq!(id.as_str(), "req_00000000000000000000000000000007");
+        assert_eq!(RequestId::accept(id.as_str().as_bytes()), Some(id));
+    }
+}

@@ -1,0 +1,144 @@
+//! A refusal: the gateway said no. It is a value, not an error; its status and its words stand
+//! beside the rule that refuses.
+
+/// A refusal, ready to be written in the client's dialect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// HTTP status, 4xx or 503.
+    pub status: u16,
+    /// What the client is told, one sentence.
+    pub message: String,
+    /// The error class in OpenAI's words (`invalid_request_error`, ...).
+    pub kind: &'static str,
+    /// A machine-readable code (`model_not_found`, ...).
+    pub code: Option<&'static str>,
+    /// The request parameter at fault, when there is one.
+    pub param: Option<&'static str>,
+    /// Seconds for `Retry-After`.
+    pub retry_after: Option<u64>,
+    /// Value for `Allow` (405 only).
+    pub allow: Option<&'static str>,
+    /// The connection cannot carry another request, for instance because an unread body is on it.
+    pub close: bool,
+}
+
+const INVALID: &str = "invalid_request_error";
+
+impl Rejection {
+    fn new(status: u16, kind: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            kind,
+            code: None,
+            param: None,
+            retry_after: None,
+            allow: None,
+            close: false,
+        }
+    }
+
+    fn code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    fn param(mut self, param: &'static str) -> Self {
+        self.param = Some(param);
+        self
+    }
+
+    /// 404: the path is not on the allow-list.
+    pub fn unknown_path(method: &str, path: &str) -> Self {
+        let shown: String = path.chars().take(200).collect();
+        Self::new(404, INVALID, format!("Invalid URL ({method} {shown})")).code("unknown_url")
+    }
+
+    /// 405: the path exists, but not with this method.
+    pub fn wrong_method(method: &str, path: &str, allow: &'static str) -> Self {
+        let mut no = Self::new(
+            405,
+            INVALID,
+            format!("Not allowed to {method} on {path} (HINT: use {allow})"),
+        )
+        .code("method_not_supported");
+        no.allow = Some(allow);
+        no
+    }
+
+    /// 400: the body is not a JSON object; `why` says where it stops being one.
+    pub fn not_json(why: impl std::fmt::Display) -> Self {
+        Self::new(
+            400,
+            INVALID,
+            format!("We could not parse the JSON body of your request: {why}"),
+        )
+        .code("invalid_json")
+    }
+
+    /// 400: a field has a value that cannot be meant.
+    pub fn bad_field(param: &'static str, why: &str) -> Self {
+        Self::new(400, INVALID, format!("Invalid '{param}': {why}"))
+            .param(param)
+            .code("invalid_value")
+    }
+
+    /// 400: no `model`, where the configuration needs one to choose a backend.
+    pub fn missing_model() -> Self {
+        Self::new(400, INVALID, "You must provide a model parameter")
+            .param("model")
+            .code("missing_model")
+    }
+
+    /// 404: no backend serves this model.
+    pub fn unknown_model(model: &str) -> Self {
+        let shown: String = model.chars().take(200).collect();
+        Self::new(404, INVALID, format!("The model `{shown}` does not exist"))
+            .param("model")
+            .code("model_not_found")
+    }
+
+    /// 413: the body is larger than `limit` bytes.
+    pub fn body_too_large(limit: u64) -> Self {
+        let mut no = Self::new(
+            413,
+            INVALID,
+            format!("The request body is larger than the limit of {limit} bytes"),
+        )
+        .code("request_too_large");
+        no.close = true;
+        no
+    }
+
+    /// 431: the header fields together are larger than `limit` bytes.
+    pub fn headers_too_large(limit: usize) -> Self {
+        let mut no = Self::new(
+            431,
+            INVALID,
+            format!("The request headers are larger than the limit of {limit} bytes"),
+        )
+        .code("headers_too_large");
+        no.close = true;
+        no
+    }
+
+    /// 408: the client did not send its body in time.
+    pub fn body_timeout() -> Self {
+        let mut no = Self::new(408, INVALID, "Timed out while waiting for the request body")
+            .code("request_timeout");
+        no.close = true;
+        no
+    }
+
+    /// 503: every backend that serves the model is down.
+    pub fn no_healthy_backend(retry_after: u64) -> Self {
+        let mut no = Self::new(
+            503,
+            "server_error",
+            "No healthy backend is available for this model",
+        )
+        .code("no_healthy_backend");
+        no.retry_after = Some(retry_after);
+        no
+    }
+}

@@ -1,0 +1,182 @@
+//! Arguments to a call.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    base::duration,
+    config, demo, server,
+    sim::{Behaviour, Fail, Sim},
+};
+
+/// A programmable gateway at the edge of a fleet of LLM servers.
+#[derive(Parser)]
+#[command(
+    name = "llmproxy",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The configuration file; the same as `serve --config FILE`.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway.
+    Serve(ConfigFile),
+    /// Tell everything that is wrong with a configuration file.
+    Check(ConfigFile),
+    /// Print the JSON Schema of the configuration file.
+    Schema,
+    /// Run a gateway with two simulated backends and a receiver for usage records, to try it.
+    Demo {
+        /// Where the gateway listens.
+        #[arg(long, default_value = "127.0.0.1:8000")]
+        listen: SocketAddr,
+    },
+    /// Run a simulated vLLM server.
+    Sim(SimArgs),
+}
+
+#[derive(Args)]
+struct ConfigFile {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct SimArgs {
+    /// Where it listens.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8001")]
+    listen: SocketAddr,
+    /// A model that it serves; may be given several times.
+    #[arg(long = "model", default_value = "sim-model")]
+    models: Vec<String>,
+    /// Time until the first token.
+    #[arg(long, default_value = "50ms", value_parser = duration::parse)]
+    first_token: Duration,
+    /// Time between tokens.
+    #[arg(long, default_value = "20ms", value_parser = duration::parse)]
+    inter_token: Duration,
+    /// Tokens in an answer, unless the request wants fewer.
+    #[arg(long, default_value_t = 16)]
+    tokens: u64,
+    /// A way to fail.
+    #[arg(long, value_enum, default_value = "none")]
+    fail: Fail,
+    /// Fail only every so many requests.
+    #[arg(long, default_value_t = 1)]
+    fail_every: u64,
+    /// Close the connection after each stream without saying so, as llama.cpp does.
+    #[arg(long)]
+    close_after_stream: bool,
+    /// The key that it wants as a bearer token.
+    #[arg(long, default_value = "")]
+    api_key: String,
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match (cli.command, cli.config) {
+        (Some(Command::Serve(ConfigFile { config })), _) | (None, Some(config)) => serve(&config),
+        (Some(Command::Check(ConfigFile { config })), _) => check(&config),
+        (Some(Command::Schema), _) => {
+            println!("{:#}", config::schema());
+            ExitCode::SUCCESS
+        }
+        (Some(Command::Demo { listen }), _) => end(demo::run(listen)),
+        (Some(Command::Sim(args)), _) => end(sim(args)),
+        (None, None) => unreachable!("clap prints the help"),
+    }
+}
+
+fn end(result: std::io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("llmproxy: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(file: &Path) -> ExitCode {
+    match config::load(file) {
+        Ok(plan) => end(server::run(plan, Some(file.to_owned()))),
+        Err(problems) => tell(file, &problems),
+    }
+}
+
+fn check(file: &Path) -> ExitCode {
+    match config::load(file) {
+        Ok(plan) => {
+            println!(
+                "{} is valid: {} backends",
+                file.display(),
+                plan.backends.len()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(problems) => tell(file, &problems),
+    }
+}
+
+fn tell(file: &Path, problems: &[config::Problem]) -> ExitCode {
+    for problem in problems {
+        eprintln!("{}: {problem}", file.display());
+    }
+    let n = problems.len();
+    eprintln!(
+        "{n} problem{} in {}",
+        if n == 1 { "" } else { "s" },
+        file.display()
+    );
+    ExitCode::FAILURE
+}
+
+#[tokio::main]
+async fn sim(args: SimArgs) -> std::io::Result<()> {
+    let behaviour = Behaviour {
+        models: args.models,
+        first_token_ms: args.first_token.as_millis() as u64,
+        inter_token_ms: args.inter_token.as_millis() as u64,
+        tokens: args.tokens,
+        fail: args.fail,
+        fail_every: args.fail_every,
+        close_after_stream: args.close_after_stream,
+        api_key: args.api_key,
+        ..Behaviour::default()
+    };
+    let sim = Sim::start(args.listen, behaviour.clone()).await?;
+    println!(
+        "llmproxy {}: simulated vLLM on {}",
+        env!("CARGO_PKG_VERSION"),
+        sim.url()
+    );
+    println!(
+        "models {}, first token after {:?}, then one every {:?}, {} tokens, failure: {:?}",
+        behaviour.models.join(", "),
+        args.first_token,
+        args.inter_token,
+        args.tokens,
+        args.fail
+    );
+    tokio::select! {
+        () = sim.forever() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    Ok(())
+}

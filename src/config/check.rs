@@ -1,0 +1,89 @@
+//! Loading a configuration: read, expand, understand, and tell everything that is wrong with it.
+
+use std::path::Path;
+
+use serde_yaml::Value;
+
+use super::{
+    expand::expand,
+    locate,
+    plan::{Plan, plan},
+    problem::Problem,
+    raw::Raw,
+    read::read,
+};
+
+/// What came of a file.
+pub struct Loaded {
+    /// The plan, if there was no problem.
+    pub plan: Option<Plan>,
+    /// Everything that is wrong, in the order of the lines.
+    pub problems: Vec<Problem>,
+}
+
+/// Loads a file, with the variables of the process's environment.
+///
+/// # Errors
+/// All problems of the file.
+pub fn load(path: &Path) -> Result<Plan, Vec<Problem>> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        vec![Problem::new(
+            "",
+            format!("cannot read {}: {e}", path.display()),
+        )]
+    })?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let loaded = load_text(&text, folder, &|name| std::env::var(name).ok());
+    loaded.plan.ok_or(loaded.problems)
+}
+
+/// Loads a text. Relative paths in it start at `folder`; `env` looks a variable up.
+pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>) -> Loaded {
+    let mut problems = Vec::new();
+    let plan = document(text, &mut problems).and_then(|mut document| {
+        let expanded = expand(&mut document, env, &mut problems);
+        // Later problems may only be the echo of a variable that is missing, but mostly are not.
+        let raw: Raw = read(document, &expanded, &mut problems)?;
+        plan(&raw, folder, &mut problems)
+    });
+    for problem in &mut problems {
+        problem.line = problem
+            .line
+            .or_else(|| locate::line_of(text, &problem.path));
+    }
+    problems.sort_by_key(|p| p.line.unwrap_or(0));
+    Loaded {
+        plan: plan.filter(|_| problems.is_empty()),
+        problems,
+    }
+}
+
+fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value> {
+    match serde_yaml::from_str::<Value>(text) {
+        Ok(mut document @ Value::Mapping(_)) => {
+            if let Err(e) = document.apply_merge() {
+                problems.push(Problem::new("", format!("bad merge key: {e}")));
+            }
+            Some(document)
+        }
+        Ok(Value::Null) => Some(Value::Mapping(serde_yaml::Mapping::new())),
+        Ok(_) => {
+            problems.push(Problem::new(
+                "",
+                "the file is not a mapping of keys to values",
+            ));
+            None
+        }
+        Err(e) => {
+            let mut problem = Problem::new("", format!("not YAML: {e}"));
+            problem.line = e.location().map(|l| l.line());
+            problems.push(problem);
+            None
+        }
+    }
+}
+
+/// The JSON Schema of a configuration file.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Raw).to_value()
+}

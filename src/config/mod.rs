@@ -1,0 +1,16 @@
+//! Configuration, in three steps: [`raw`] is what the file says, [`plan`] is what it means, and
+//! the runtime's snapshot is what a request uses. Every problem of a file is found in one run.
+
+pub mod check;
+pub mod expand;
+pub mod locate;
+pub mod plan;
+pub mod problem;
+pub mod raw;
+pub mod read;
+mod unbuilt;
+mod value;
+
+pub use check::{Loaded, load, load_text, schema};
+pub use plan::Plan;
+pub use problem::Problem;

@@ -1,0 +1,580 @@
+//! What the file means: addresses read, files opened, names checked. A plan is valid; a request
+//! never meets a configuration error.
+
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http::{HeaderName, HeaderValue, Method, Uri};
+
+use super::{
+    problem::Problem,
+    raw::{self, HealthCheck, KeyForm, Log, Raw, SecretText, StreamUsage},
+    unbuilt,
+};
+use crate::base::Secret;
+
+/// A configuration that has been understood.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What only a restart can change.
+    pub fixed: Fixed,
+    /// Largest request body, in bytes.
+    pub max_body_size: u64,
+    /// Largest sum of header names and values, in bytes.
+    pub max_header_size: usize,
+    /// How long streams may go on after SIGTERM.
+    pub graceful_shutdown_timeout: Duration,
+    /// The backends, in the order of the file; at least one.
+    pub backends: Vec<BackendPlan>,
+    /// Active probes; `None` if there are none.
+    pub health_check: Option<HealthPlan>,
+    /// How long to wait for what.
+    pub timeouts: TimeoutPlan,
+    /// Names of request headers that never reach a backend, in lower case.
+    pub guard_headers: Vec<HeaderName>,
+    /// Names of body fields that never reach a backend.
+    pub guard_fields: Vec<String>,
+    /// Where usage records go; `None` for nowhere.
+    pub usage_hook: Option<HookPlan>,
+    /// Logging.
+    pub log: Log,
+}
+
+/// Settings that are bound to the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    /// Address of the gateway.
+    pub listen: SocketAddr,
+    /// Address of the operator's endpoints, when they have one of their own.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Worker threads, at least one.
+    pub threads: usize,
+    /// Certificate chain and private key files.
+    pub tls: Option<(PathBuf, PathBuf)>,
+}
+
+impl Fixed {
+    /// The keys in which two plans differ and which only a restart can change.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let mut keys = Vec::new();
+        let mut differs = |key, same: bool| {
+            if !same {
+                keys.push(key);
+            }
+        };
+        differs("listen", self.listen == other.listen);
+        differs(
+            "server.metrics_listen",
+            self.metrics_listen == other.metrics_listen,
+        );
+        differs("server.threads", self.threads == other.threads);
+        differs("server.tls", self.tls == other.tls);
+        keys
+    }
+}
+
+/// One backend.
+#[derive(Clone, Debug)]
+pub struct BackendPlan {
+    /// Name in metrics, logs and records.
+    pub name: String,
+    /// The URL as configured, without user information.
+    pub url: String,
+    /// `https`.
+    pub tls: bool,
+    /// Host name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Value for `Host`.
+    pub authority: HeaderValue,
+    /// Path prefix before `/v1`, without a slash at its end.
+    pub prefix: String,
+    /// Share of the requests.
+    pub weight: u32,
+    /// Models it serves; empty for every model.
+    pub models: Vec<ModelPattern>,
+    /// `Authorization` for the backend.
+    pub authorization: Option<HeaderValue>,
+    /// How to ask for usage in streams.
+    pub stream_usage: StreamUsage,
+}
+
+/// A name, or a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ModelPattern {
+    /// This model.
+    Exact(String),
+    /// Every model whose name starts so.
+    Prefix(String),
+}
+
+impl ModelPattern {
+    /// Reads `name` or `prefix*`.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        match text.strip_suffix('*') {
+            _ if text.is_empty() => Err("a model name is empty"),
+            Some(prefix) if prefix.contains('*') => Err("`*` may stand only at the end"),
+            Some(prefix) => Ok(Self::Prefix(prefix.to_owned())),
+            None if text.contains('*') => Err("`*` may stand only at the end"),
+            None => Ok(Self::Exact(text.to_owned())),
+        }
+    }
+
+    /// Whether the model is meant.
+    pub fn matches(&self, model: &str) -> bool {
+        match self {
+            Self::Exact(name) => name == model,
+            Self::Prefix(prefix) => model.starts_with(prefix.as_str()),
+        }
+    }
+}
+
+/// Active probes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthPlan {
+    /// Time from one round to the next.
+    pub interval: Duration,
+    /// How long a probe may take.
+    pub timeout: Duration,
+    /// HTTP method.
+    pub method: Method,
+    /// Path below the prefix of the backend.
+    pub path: String,
+    /// The status of a healthy backend.
+    pub expected_status: u16,
+    /// Failures in a row until a backend is taken out.
+    pub unhealthy_threshold: usize,
+    /// Successes in a row until it is back.
+    pub healthy_threshold: usize,
+}
+
+/// How long to wait; `None` means for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "as in `raw::Timeouts`")]
+pub struct TimeoutPlan {
+    pub connect: Option<Duration>,
+    pub first_byte: Option<Duration>,
+    pub between_chunks: Option<Duration>,
+    pub total: Option<Duration>,
+    pub client_read: Option<Duration>,
+    pub client_write: Option<Duration>,
+    pub upstream_idle: Duration,
+}
+
+/// The usage webhook.
+#[derive(Clone, Debug)]
+pub struct HookPlan {
+    /// Where.
+    pub url: String,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+    /// Further attempts after the first.
+    pub retry: u32,
+    /// Header fields to send along.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Records that may wait.
+    pub queue_size: usize,
+    /// How the caller's key is written.
+    pub api_key: KeyForm,
+}
+
+/// Understands a raw configuration. Relative paths start at `folder`.
+///
+/// Returns a plan only if it added no problem.
+pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Plan> {
+    let before = problems.len();
+    unbuilt::refuse(raw, problems);
+    let mut make = Maker { folder, problems };
+    let fixed = make.fixed(raw);
+    let backends = make.backends(raw);
+    let health_check = make.health_check(raw.health_check.as_ref());
+    let guard_headers = make.guard_headers(&raw.edge_guard);
+    let usage_hook = make.usage_hook(raw.usage_hook.as_ref());
+    let sizes = make.sizes(&raw.server);
+    if problems.len() > before {
+        return None;
+    }
+    Some(Plan {
+        fixed: fixed?,
+        max_body_size: sizes.0,
+        max_header_size: sizes.1,
+        graceful_shutdown_timeout: raw.server.graceful_shutdown_timeout.0,
+        backends,
+        health_check,
+        timeouts: timeouts(&raw.timeouts),
+        guard_headers,
+        guard_fields: raw.edge_guard.remove_fields.clone(),
+        usage_hook,
+        log: raw.log.clone(),
+    })
+}
+
+fn timeouts(raw: &raw::Timeouts) -> TimeoutPlan {
+    let some = |span: raw::Span| (!span.0.is_zero()).then_some(span.0);
+    TimeoutPlan {
+        connect: some(raw.connect),
+        first_byte: some(raw.first_byte),
+        between_chunks: some(raw.between_chunks),
+        total: some(raw.total),
+        client_read: some(raw.client_read),
+        client_write: some(raw.client_write),
+        upstream_idle: raw.upstream_idle.0,
+    }
+}
+
+struct Maker<'a> {
+    folder: &'a Path,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Maker<'_> {
+    fn problem(&mut self, path: impl Into<String>, message: impl Into<String>, hint: &str) {
+        let problem = Problem::new(path, message);
+        self.problems.push(if hint.is_empty() {
+            problem
+        } else {
+            problem.hint(hint)
+        });
+    }
+
+    fn fixed(&mut self, raw: &Raw) -> Option<Fixed> {
+        let listen = self.address("listen", &raw.listen);
+        let metrics = raw.server.metrics_listen.as_deref();
+        let metrics_listen = metrics.and_then(|m| self.address("server.metrics_listen", m));
+        if metrics_listen.is_some() && metrics_listen == listen {
+            self.problem(
+                "server.metrics_listen",
+                "is the same address as `listen`",
+                "remove it to serve /metrics on the main listener",
+            );
+        }
+        let tls = raw.server.tls.as_ref().and_then(|tls| self.tls(tls));
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if raw.server.threads == 0 {
+            cores()
+        } else {
+            raw.server.threads
+        };
+        if threads > 1024 {
+            self.problem(
+                "server.threads",
+                "is more than 1024",
+                "0 means one for each core",
+            );
+        }
+        Some(Fixed {
+            listen: listen?,
+            metrics_listen,
+            threads,
+            tls,
+        })
+    }
+
+    fn sizes(&mut self, raw: &raw::Server) -> (u64, usize) {
+        let body = raw.max_body_size.0;
+        if body == 0 || body > 1 << 32 {
+            self.problem("server.max_body_size", "is not between 1 byte and 4GiB", "");
+        }
+        let header = raw.max_header_size.0;
+        if !(1 << 10..=1 << 20).contains(&header) {
+            self.problem("server.max_header_size", "is not between 1KiB and 1MiB", "");
+        }
+        (body, usize::try_from(header).unwrap_or(usize::MAX))
+    }
+
+    fn address(&mut self, path: &str, text: &str) -> Option<SocketAddr> {
+        let full = if text.starts_with(':') {
+            format!("0.0.0.0{text}")
+        } else {
+            text.to_owned()
+        };
+        // `localhost:8000` is a fair thing to write; it needs no name server.
+        match full.parse().ok().or_else(|| {
+            full.starts_with("localhost:")
+                .then(|| full.to_socket_addrs().ok()?.next())
+                .flatten()
+        }) {
+            Some(address) => Some(address),
+            None => {
+                let message = format!("`{text}` is not an address to listen on");
+                self.problem(
+                    path,
+                    message,
+                    "write `:8000`, `127.0.0.1:8000` or `[::]:8000`",
+                );
+                None
+            }
+        }
+    }
+
+    fn path(&self, text: &str) -> PathBuf {
+        self.folder.join(text)
+    }
+
+    fn tls(&mut self, tls: &raw::Tls) -> Option<(PathBuf, PathBuf)> {
+        let files = (self.path(&tls.cert_file), self.path(&tls.key_file));
+        for (key, file) in [("cert_file", &files.0), ("key_file", &files.1)] {
+            if let Err(e) = std::fs::read(file) {
+                let message = format!("cannot read {}: {e}", file.display());
+                self.problem(format!("server.tls.{key}"), message, "");
+                return None;
+            }
+        }
+        match crate::store::tls::listener(&files.0, &files.1) {
+            Ok(_) => Some(files),
+            Err(e) => {
+                self.problem(
+                    "server.tls",
+                    e,
+                    "both files are PEM, and the key fits the certificate",
+                );
+                None
+            }
+        }
+    }
+
+    fn backends(&mut self, raw: &Raw) -> Vec<BackendPlan> {
+        if raw.backends.is_empty() {
+            self.problem(
+                "backends",
+                "there is no backend",
+                "add one: `- url: \"http://vllm:8000\"`",
+            );
+        }
+        let mut names = BTreeMap::new();
+        let mut plans = Vec::new();
+        for (i, backend) in raw.backends.iter().enumerate() {
+            let at = format!("backends[{i}]");
+            let Some(plan) = self.backend(&at, backend) else {
+                continue;
+            };
+            if let Some(first) = names.insert(plan.name.clone(), i) {
+                let message = format!("has the same name as backends[{first}]: `{}`", plan.name);
+                self.problem(&at, message, "give each backend a `name` of its own");
+            }
+            plans.push(plan);
+        }
+        plans
+    }
+
+    fn backend(&mut self, at: &str, raw: &raw::Backend) -> Option<BackendPlan> {
+        if !(1..=1000).contains(&raw.weight) {
+            self.problem(format!("{at}.weight"), "is not between 1 and 1000", "");
+        }
+        let mut models = Vec::new();
+        for (i, text) in raw.models.iter().enumerate() {
+            match ModelPattern::parse(text) {
+                Ok(pattern) => models.push(pattern),
+                Err(why) => self.problem(format!("{at}.models[{i}]"), why, ""),
+            }
+        }
+        let authorization = self.authorization(at, raw);
+        let uri = self.backend_uri(at, &raw.url)?;
+        let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+        let tls = uri.scheme_str() == Some("https");
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let path = uri.path().trim_end_matches('/');
+        let prefix = path.strip_suffix("/v1").unwrap_or(path).to_owned();
+        let authority = HeaderValue::from_str(uri.authority()?.as_str()).ok()?;
+        let url = raw.url.trim_end_matches('/').to_owned();
+        Some(BackendPlan {
+            name: raw.name.clone().unwrap_or_else(|| url.clone()),
+            url,
+            tls,
+            host,
+            port,
+            authority,
+            prefix,
+            weight: raw.weight,
+            models,
+            authorization,
+            stream_usage: raw.stream_usage,
+        })
+    }
+
+    fn backend_uri(&mut self, at: &str, url: &str) -> Option<Uri> {
+        let path = format!("{at}.url");
+        let hint = "write `http://host:8000` or `https://host`";
+        let uri = match url.parse::<Uri>() {
+            Ok(uri) if uri.host().is_some_and(|h| !h.is_empty()) => uri,
+            _ => {
+                self.problem(path, format!("`{url}` is not a URL"), hint);
+                return None;
+            }
+        };
+        let fine = match () {
+            () if !matches!(uri.scheme_str(), Some("http" | "https")) => {
+                self.problem(path, "the scheme must be http or https", hint);
+                false
+            }
+            () if uri.authority().is_some_and(|a| a.as_str().contains('@')) => {
+                self.problem(path, "holds a user name", "give the key in `api_key`");
+                false
+            }
+            () if uri.query().is_some() => {
+                self.problem(path, "holds a query", "only a path prefix is possible");
+                false
+            }
+            () => true,
+        };
+        fine.then_some(uri)
+    }
+
+    /// Reads a secret that may stand in the file or in a file of its own.
+    fn secret(
+        &mut self,
+        at: &str,
+        key: &str,
+        text: Option<&SecretText>,
+        file: Option<&str>,
+    ) -> Option<Secret> {
+        match (text, file) {
+            (Some(_), Some(_)) => {
+                self.problem(
+                    format!("{at}.{key}"),
+                    format!("both `{key}` and `{key}_file` are given"),
+                    "keep one",
+                );
+                None
+            }
+            (Some(text), None) => Some(text.0.clone()),
+            (None, Some(file)) => match std::fs::read_to_string(self.path(file)) {
+                Ok(text) => Some(Secret::new(text.trim())),
+                Err(e) => {
+                    let message = format!("cannot read {}: {e}", self.path(file).display());
+                    self.problem(format!("{at}.{key}_file"), message, "");
+                    None
+                }
+            },
+            (None, None) => None,
+        }
+    }
+
+    fn authorization(&mut self, at: &str, raw: &raw::Backend) -> Option<HeaderValue> {
+        let key = self.secret(
+            at,
+            "api_key",
+            raw.api_key.as_ref(),
+            raw.api_key_file.as_deref(),
+        )?;
+        match HeaderValue::from_str(&format!("Bearer {}", key.expose())) {
+            Ok(mut value) if !key.expose().is_empty() => {
+                value.set_sensitive(true);
+                Some(value)
+            }
+            _ => {
+                self.problem(
+                    format!("{at}.api_key"),
+                    "cannot be sent in a header",
+                    "it is empty or has a line end",
+                );
+                None
+            }
+        }
+    }
+
+    fn health_check(&mut self, raw: Option<&HealthCheck>) -> Option<HealthPlan> {
+        let raw = raw.filter(|h| h.enabled)?;
+        let at = |key: &str| format!("health_check.{key}");
+        if raw.interval.0 < Duration::from_millis(10) {
+            self.problem(at("interval"), "is shorter than 10ms", "");
+        }
+        if raw.timeout.0.is_zero() {
+            self.problem(at("timeout"), "is zero", "");
+        }
+        for (key, n) in [
+            ("unhealthy_threshold", raw.unhealthy_threshold),
+            ("healthy_threshold", raw.healthy_threshold),
+        ] {
+            if n == 0 {
+                self.problem(at(key), "is zero", "1 means at the first probe");
+            }
+        }
+        if !(100..=599).contains(&raw.expected_status) {
+            self.problem(at("expected_status"), "is not an HTTP status", "");
+        }
+        if !raw.path.starts_with('/') {
+            self.problem(at("path"), "does not start with a slash", "");
+        }
+        let method = match raw.method.parse::<Method>() {
+            Ok(method) if raw.method == raw.method.to_uppercase() => method,
+            _ => {
+                self.problem(
+                    at("method"),
+                    format!("`{}` is not an HTTP method", raw.method),
+                    "write `GET`",
+                );
+                return None;
+            }
+        };
+        Some(HealthPlan {
+            interval: raw.interval.0,
+            timeout: raw.timeout.0,
+            method,
+            path: raw.path.clone(),
+            expected_status: raw.expected_status,
+            unhealthy_threshold: raw.unhealthy_threshold,
+            healthy_threshold: raw.healthy_threshold,
+        })
+    }
+
+    fn guard_headers(&mut self, raw: &raw::EdgeGuard) -> Vec<HeaderName> {
+        let mut names = Vec::new();
+        for (i, text) in raw.remove_headers.iter().enumerate() {
+            match text.parse() {
+                Ok(name) => names.push(name),
+                Err(_) => self.problem(
+                    format!("edge_guard.remove_headers[{i}]"),
+                    format!("`{text}` is not a header name"),
+                    "",
+                ),
+            }
+        }
+        names
+    }
+
+    fn usage_hook(&mut self, raw: Option<&raw::UsageHook>) -> Option<HookPlan> {
+        let raw = raw.filter(|h| h.enabled)?;
+        if !raw.url.parse::<Uri>().is_ok_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
+        }) {
+            self.problem("usage_hook.url", "is not an http or https URL", "");
+        }
+        if raw.timeout.0.is_zero() {
+            self.problem("usage_hook.timeout", "is zero", "");
+        }
+        if !(1..=10_000_000).contains(&raw.queue_size) {
+            self.problem("usage_hook.queue_size", "is not between 1 and 10000000", "");
+        }
+        let mut headers = Vec::new();
+        for (name, value) in &raw.headers {
+            match (
+                name.parse::<HeaderName>(),
+                HeaderValue::from_str(value.0.expose()),
+            ) {
+                (Ok(name), Ok(mut value)) => {
+                    value.set_sensitive(true);
+                    headers.push((name, value));
+                }
+                _ => self.problem(
+                    format!("usage_hook.headers.{name}"),
+                    "is not a header field",
+                    "",
+                ),
+            }
+        }
+        Some(HookPlan {
+            url: raw.url.clone(),
+            timeout: raw.timeout.0,
+            retry: raw.retry,
+            headers,
+            queue_size: raw.queue_size,
+            api_key: raw.api_key,
+        })
+    }
+}

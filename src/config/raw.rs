@@ -1,0 +1,465 @@
+//! What the file says: one struct a section, every key with its default. The JSON Schema printed
+//! by `llmproxy schema` is derived from these types and their comments.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, de};
+use serde_yaml::Value;
+
+use crate::base::{Secret, duration};
+
+/// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
+/// sign. Durations are written `500ms`, `10s`, `5m`. Relative paths start at the folder of this
+/// file.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Raw {
+    /// Address of the gateway, `host:port` or `:port`.
+    #[serde(default = "default_listen")]
+    pub listen: String,
+    /// Process and listener settings.
+    #[serde(default)]
+    pub server: Server,
+    /// The LLM servers behind the gateway.
+    #[serde(default)]
+    pub backends: Vec<Backend>,
+    /// How a backend is chosen.
+    #[serde(default)]
+    pub routing: Routing,
+    /// Active probes of the backends. Without this section every backend counts as healthy.
+    pub health_check: Option<HealthCheck>,
+    /// How long to wait for what.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// Which privileged inputs of the engines are taken out of client requests.
+    #[serde(default)]
+    pub edge_guard: EdgeGuard,
+    /// Where usage records are sent.
+    pub usage_hook: Option<UsageHook>,
+    /// What is logged, and how.
+    #[serde(default)]
+    pub log: Log,
+    /// Who may call. Not available in this version.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub auth: Option<Value>,
+    /// How much one may call. Not available in this version.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub rate_limit: Option<Value>,
+    /// Keys for the `file` provider of `auth`. Not available in this version.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub api_keys: Option<Value>,
+}
+
+/// Process and listener settings. A change of any of them but the sizes needs a restart.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Worker threads; 0 means one for each core.
+    pub threads: usize,
+    /// Largest request body; a larger one is answered 413.
+    pub max_body_size: ByteSize,
+    /// Largest sum of all header fields of a request; more is answered 431.
+    pub max_header_size: ByteSize,
+    /// How long streams may go on after SIGTERM.
+    pub graceful_shutdown_timeout: Span,
+    /// An address of its own for `/metrics`, `/health` and `/ready`. With it, the main listener
+    /// no longer answers `/metrics`.
+    pub metrics_listen: Option<String>,
+    /// Serve HTTPS instead of HTTP.
+    pub tls: Option<Tls>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            max_body_size: ByteSize(32 << 20),
+            max_header_size: ByteSize(64 << 10),
+            graceful_shutdown_timeout: Span(Duration::from_secs(60)),
+            metrics_listen: None,
+            tls: None,
+        }
+    }
+}
+
+/// Certificate of the listener.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file with the certificate chain, the server's own first.
+    pub cert_file: String,
+    /// PEM file with the private key.
+    pub key_file: String,
+}
+
+/// One LLM server.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// `http://host:port` or `https://host`, with a path prefix if the server has one. A `/v1` at
+    /// the end is not doubled.
+    pub url: String,
+    /// Name in metrics and logs; the URL without one.
+    pub name: Option<String>,
+    /// Share of the requests in relation to the others, 1 to 1000.
+    #[serde(default = "one")]
+    pub weight: u32,
+    /// Models it serves, exact names or a prefix with `*` at the end. Empty: every model.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Sent to the backend as `Authorization: Bearer`. The client's own key never is.
+    #[schemars(with = "Option<String>")]
+    pub api_key: Option<SecretText>,
+    /// A file that holds the key.
+    pub api_key_file: Option<String>,
+    /// How to ask for token counts in streams where the client did not.
+    #[serde(default)]
+    pub stream_usage: StreamUsage,
+}
+
+/// How to ask an engine for the token counts of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamUsage {
+    /// In every chunk (`include_usage` and vLLM's `continuous_usage_stats`), so that a stream
+    /// that is broken off is counted to the token.
+    #[default]
+    Continuous,
+    /// At the end (`include_usage` only): for servers that refuse unknown options, like OpenAI's.
+    Final,
+    /// Never: requests pass unchanged, and a stream is counted only if its client asked.
+    Off,
+}
+
+/// How a backend is chosen.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Routing {
+    /// The balancing strategy.
+    pub load_balance_strategy: Strategy,
+    /// Retries after an answer. Not available in this version; a backend that cannot be reached
+    /// is always replaced by another.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub retry: Option<Value>,
+    /// Fallback rules. Not available in this version.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub fallback: Option<Value>,
+}
+
+/// Balancing strategies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// By turns, in proportion to the weights.
+    #[default]
+    RoundRobin,
+    /// Not available in this version.
+    LeastConnections,
+    /// Not available in this version.
+    LatencyBased,
+}
+
+/// Active probes.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthCheck {
+    /// Whether to probe at all.
+    pub enabled: bool,
+    /// Time from one round of probes to the next.
+    pub interval: Span,
+    /// How long a probe may take.
+    pub timeout: Span,
+    /// HTTP method.
+    pub method: String,
+    /// Path, below the path prefix of the backend but outside of a `/v1` at its end.
+    pub path: String,
+    /// The status of a healthy backend.
+    pub expected_status: u16,
+    /// Failures in a row until a backend is taken out.
+    pub unhealthy_threshold: usize,
+    /// Successes in a row until it is back.
+    pub healthy_threshold: usize,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            interval: Span(Duration::from_secs(30)),
+            timeout: Span(Duration::from_secs(5)),
+            method: "GET".to_owned(),
+            path: "/health".to_owned(),
+            expected_status: 200,
+            unhealthy_threshold: 3,
+            healthy_threshold: 2,
+        }
+    }
+}
+
+/// How long to wait for what; `0` means for ever.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// For a connection to a backend, TLS included.
+    pub connect: Span,
+    /// For the first byte of an answer's body, from the moment the request was sent. Off by
+    /// default: an answer that is not streamed begins only when all of it is generated.
+    pub first_byte: Span,
+    /// For the next bytes of an answer, once it has begun.
+    pub between_chunks: Span,
+    /// For the whole request. Off by default.
+    pub total: Span,
+    /// For the next bytes of a request's body.
+    pub client_read: Span,
+    /// For a client to take the bytes that are sent to it.
+    pub client_write: Span,
+    /// How long an idle connection to a backend is kept. uvicorn, which serves vLLM and SGLang,
+    /// closes it after 5s; longer than that means failed requests.
+    pub upstream_idle: Span,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Span(Duration::from_secs(5)),
+            first_byte: Span(Duration::ZERO),
+            between_chunks: Span(Duration::from_secs(600)),
+            total: Span(Duration::ZERO),
+            client_read: Span(Duration::from_secs(60)),
+            client_write: Span(Duration::from_secs(60)),
+            upstream_idle: Span(Duration::from_secs(3)),
+        }
+    }
+}
+
+/// Privileged inputs of the engines. vLLM acts on these whoever sends them; its own security
+/// guide says to remove them at a reverse proxy. A list given here replaces the default list; an
+/// empty one lets everything pass.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EdgeGuard {
+    /// Request headers that never reach a backend.
+    pub remove_headers: Vec<String>,
+    /// Top-level fields of a JSON body that never reach a backend.
+    pub remove_fields: Vec<String>,
+}
+
+impl Default for EdgeGuard {
+    fn default() -> Self {
+        let list = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        Self {
+            remove_headers: list(&["X-Vllm-Priority", "X-data-parallel-rank"]),
+            remove_fields: list(&["priority", "kv_transfer_params", "cache_salt", "vllm_xargs"]),
+        }
+    }
+}
+
+/// Where usage records are sent.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UsageHook {
+    /// Whether to send records at all.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// Each record is sent here, as JSON by POST; any 2xx answer accepts it.
+    pub url: String,
+    /// How long one attempt may take.
+    #[serde(default = "three_seconds")]
+    pub timeout: Span,
+    /// Further attempts after a first one that failed, with growing pauses.
+    #[serde(default = "two")]
+    pub retry: u32,
+    /// Header fields to send along, for instance `Authorization`.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub headers: BTreeMap<String, SecretText>,
+    /// Records that may wait in memory; when there are more, new ones are lost and counted.
+    #[serde(default = "queue_size")]
+    pub queue_size: usize,
+    /// How the caller's key is written into records.
+    #[serde(default)]
+    pub api_key: KeyForm,
+}
+
+/// How a key is written into a usage record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyForm {
+    /// The first and the last four characters.
+    #[default]
+    Masked,
+    /// As the client sent it.
+    Plain,
+    /// Not at all.
+    None,
+}
+
+/// Logging.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// What is written: `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: Level,
+    /// `text` for people, `json` for machines.
+    pub format: LogFormat,
+    /// Whether to write a line for each request.
+    pub access: AccessLog,
+}
+
+/// Log levels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Level {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Log formats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The access log: on unless it is set to `false`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct AccessLog(pub bool);
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self(true)
+    }
+}
+
+fn default_listen() -> String {
+    ":8000".to_owned()
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn two() -> u32 {
+    2
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn three_seconds() -> Span {
+    Span(Duration::from_secs(3))
+}
+
+fn queue_size() -> usize {
+    10_000
+}
+
+/// A duration in the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = scalar(deserializer, "a duration like `10s`")?;
+        duration::parse(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A duration: `500ms`, `10s`, `1m30s`, `0` for none.",
+            "type": ["string", "integer"],
+            "examples": ["500ms", "10s", "5m"],
+        })
+    }
+}
+
+/// A number of bytes in the file: `1048576`, `64KiB`, `32MiB`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+impl fmt::Debug for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = scalar(deserializer, "a size like `32MiB`")?;
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
+        let factor: Option<u64> = match text[digits..].trim().to_ascii_lowercase().as_str() {
+            "" | "b" => Some(1),
+            "k" | "kb" => Some(1000),
+            "m" | "mb" => Some(1000 * 1000),
+            "g" | "gb" => Some(1000 * 1000 * 1000),
+            "kib" => Some(1 << 10),
+            "mib" => Some(1 << 20),
+            "gib" => Some(1 << 30),
+            _ => None,
+        };
+        let number = text[..digits].parse::<u64>().ok();
+        match number.zip(factor).and_then(|(n, f)| n.checked_mul(f)) {
+            Some(bytes) => Ok(Self(bytes)),
+            None => Err(de::Error::custom(format!(
+                "`{text}` is not a size; write `64KiB` or `32MiB`"
+            ))),
+        }
+    }
+}
+
+impl JsonSchema for ByteSize {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ByteSize".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A number of bytes: `1048576`, `64KiB`, `32MiB`.",
+            "type": ["string", "integer"],
+        })
+    }
+}
+
+/// A secret in the file; any scalar will do, for keys made of digits.
+#[derive(Clone, Debug)]
+pub struct SecretText(pub Secret);
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        scalar(deserializer, "a secret text").map(|text| Self(Secret::new(text)))
+    }
+}
+
+fn scalar<'de, D: Deserializer<'de>>(deserializer: D, expected: &str) -> Result<String, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(text),
+        Value::Number(number) => Ok(number.to_string()),
+        _ => Err(de::Error::custom(format!("expected {expected}"))),
+    }
+}

@@ -1,0 +1,123 @@
+//! From a YAML document to a typed value, with every problem and not only the first.
+//!
+//! `serde` stops at the first error. So the part of the document that it complained of is taken
+//! out, and it is asked again, until it is content.
+
+use serde::de::DeserializeOwned;
+use serde_yaml::Value;
+
+use super::{
+    problem::Problem,
+    value::{self, Step},
+};
+
+/// Reads `document`; `expanded` are the paths of strings that came from the environment, where a
+/// text like `8000` may stand for a number. `None` only if nothing could be read at all.
+pub fn read<T: DeserializeOwned>(
+    mut document: Value,
+    expanded: &[String],
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    let mut scalars: Vec<String> = expanded.to_vec();
+    loop {
+        let error = match serde_path_to_error::deserialize::<_, T>(document.clone()) {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        let mut path = steps(error.path());
+        let message = error.inner().to_string();
+        if let Some(at) = scalars.iter().position(|p| *p == value::show(&path)) {
+            scalars.remove(at);
+            if reinterpret(&mut document, &path) {
+                continue;
+            }
+        }
+        if let Some(unknown) = between(&message, "unknown field `", "`") {
+            if path.last() != Some(&Step::Key(unknown.clone())) {
+                path.push(Step::Key(unknown.clone()));
+            }
+            problems.push(unknown_key(&path, &unknown, &message));
+        } else {
+            problems.push(Problem::new(value::show(&path), plain(&message)));
+        }
+        if !take_out(&mut document, &mut path) {
+            return None;
+        }
+    }
+}
+
+/// Removes the value at the path, or the closest parent that can be removed.
+fn take_out(document: &mut Value, path: &mut Vec<Step>) -> bool {
+    while !path.is_empty() {
+        if value::remove(document, path) {
+            return true;
+        }
+        path.pop();
+    }
+    false
+}
+
+fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
+    use serde_path_to_error::Segment;
+    path.iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(Step::Index(*index)),
+            Segment::Map { key } => Some(Step::Key(key.clone())),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })
+        .collect()
+}
+
+/// Reads the text at the path as a YAML scalar. `false` if it is a plain string anyway.
+fn reinterpret(document: &mut Value, path: &[Step]) -> bool {
+    let Some(slot) = value::get_mut(document, path) else {
+        return false;
+    };
+    let Some(scalar) = slot
+        .as_str()
+        .and_then(|text| serde_yaml::from_str::<Value>(text).ok())
+    else {
+        return false;
+    };
+    let changed = matches!(scalar, Value::Bool(_) | Value::Number(_) | Value::Null);
+    if changed {
+        *slot = scalar;
+    }
+    changed
+}
+
+fn unknown_key(path: &[Step], unknown: &str, message: &str) -> Problem {
+    let known: Vec<&str> = message
+        .split_once("expected")
+        .map_or("", |(_, list)| list)
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .collect();
+    let problem = Problem::new(value::show(path), format!("unknown key `{unknown}`"));
+    let closest = known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(unknown, name), *name))
+        .min()
+        .filter(|(distance, name)| *distance <= 1 + name.len().max(unknown.len()) / 3);
+    match closest {
+        Some((_, name)) => problem.hint(format!("did you mean `{name}`?")),
+        None => problem.hint(format!("known here: {}", known.join(", "))),
+    }
+}
+
+/// The message without serde's own account of the position, which the path tells better.
+fn plain(message: &str) -> String {
+    let cut = message.find(" at line ").unwrap_or(message.len());
+    let text = &message[..cut];
+    // "backends[0].url: invalid type: ..." repeats the path.
+    match text.split_once(": ") {
+        Some((head, rest)) if !head.contains(' ') => rest.to_owned(),
+        _ => text.to_owned(),
+    }
+}
+
+fn between(text: &str, start: &str, end: &str) -> Option<String> {
+    let (_, rest) = text.split_once(start)?;
+    rest.split_once(end).map(|(inner, _)| inner.to_owned())
+}

@@ -1,0 +1,112 @@
+//! API languages: which paths the gateway serves, and how it speaks of errors on them.
+//!
+//! The list of paths is an allow-list: whatever is not on it does not exist for clients. One file
+//! a language; OpenAI's is the only one so far.
+
+pub mod openai;
+
+use crate::base::Rejection;
+
+/// One path that the gateway serves.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The path, exactly; also its label in metrics.
+    pub path: &'static str,
+    /// Allowed methods, as `Allow` lists them.
+    pub allow: &'static str,
+    /// What stands there.
+    pub kind: Kind,
+}
+
+/// What stands at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Passed on to a backend.
+    Inference {
+        /// Answers may be streams whose token counts can be asked for by `stream_options`.
+        streams: bool,
+    },
+    /// The merged list of models.
+    Models,
+    /// Alive?
+    Health,
+    /// Ready for traffic?
+    Ready,
+    /// Metrics.
+    Metrics,
+}
+
+const ROUTES: [&[Route]; 2] = [
+    &openai::ROUTES,
+    &[
+        Route {
+            path: "/health",
+            allow: "GET, HEAD",
+            kind: Kind::Health,
+        },
+        Route {
+            path: "/ready",
+            allow: "GET, HEAD",
+            kind: Kind::Ready,
+        },
+        Route {
+            path: "/metrics",
+            allow: "GET, HEAD",
+            kind: Kind::Metrics,
+        },
+    ],
+];
+
+/// Finds what stands at a path.
+///
+/// # Errors
+/// 404 for a path that is not on the list, 405 for a method that it does not take.
+pub fn find(method: &str, path: &str) -> Result<&'static Route, Rejection> {
+    let route = ROUTES
+        .iter()
+        .flat_map(|list| list.iter())
+        .find(|route| route.path == path)
+        .ok_or_else(|| Rejection::unknown_path(method, path))?;
+    if route.allow.split(", ").any(|allowed| allowed == method) {
+        return Ok(route);
+    }
+    Err(Rejection::wrong_method(method, path, route.allow))
+}
+
+/// The label of a path in metrics.
+pub fn label(path: &str) -> &'static str {
+    ROUTES
+        .iter()
+        .flat_map(|list| list.iter())
+        .find(|r| r.path == path)
+        .map_or("other", |r| r.path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_exact() {
+        assert!(find("POST", "/v1/chat/completions").is_ok());
+        assert_eq!(
+            find("GET", "/v1/chat/completions").unwrap_err().allow,
+            Some("POST")
+        );
+        for path in [
+            "/",
+            "/v1/chat/completions/",
+            "/v1//chat/completions",
+            "/V1/chat/completions",
+            "/pause",
+            "/v1/load_lora_adapter",
+            "/collective_rpc",
+            "/v1/chat/completions/../../pause",
+            "/invocations",
+            "/v1/chat%2fcompletions",
+        ] {
+            assert_eq!(find("POST", path).unwrap_err().status, 404, "{path}");
+            assert_eq!(label(path), "other");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Answers that the gateway makes itself.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, header};
+use pingora::{Result, http::ResponseHeader};
+use pingora_proxy::Session;
+
+use super::ctx::Ctx;
+use crate::base::Rejection;
+
+/// The name of the header that carries request ids.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Writes a whole answer.
+pub async fn write(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    status: u16,
+    content_type: &'static str,
+    body: Bytes,
+    more: &[(HeaderName, HeaderValue)],
+) -> Result<()> {
+    let head_only = session.req_header().method == Method::HEAD;
+    let mut response = ResponseHeader::build(status, Some(6))?;
+    response.insert_header(header::CONTENT_TYPE, content_type)?;
+    response.insert_header(header::CONTENT_LENGTH, body.len())?;
+    response.insert_header(REQUEST_ID, ctx.call.id.as_str())?;
+    for (name, value) in more {
+        response.insert_header(name.clone(), value.clone())?;
+    }
+    ctx.end.status = Some(status);
+    let empty = head_only || body.is_empty();
+    session
+        .write_response_header(Box::new(response), empty)
+        .await?;
+    if !empty {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}
+
+/// Writes a refusal.
+pub async fn refusal(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    no: &Rejection,
+    body: Bytes,
+) -> Result<()> {
+    let mut more = Vec::new();
+    if let Some(seconds) = no.retry_after {
+        more.push((header::RETRY_AFTER, HeaderValue::from(seconds)));
+    }
+    if let Some(allow) = no.allow {
+        more.push((header::ALLOW, HeaderValue::from_static(allow)));
+    }
+    if no.close {
+        session.set_keepalive(None);
+    }
+    write(session, ctx, no.status, "application/json", body, &more).await
+}

@@ -1,0 +1,295 @@
+//! The request body: read once, capped, and sent again with every attempt.
+//!
+//! Pingora sends upstream only what it reads while it proxies, or what its retry buffer holds,
+//! and that buffer is void for good once more than 64 KiB went through it. A body that was read
+//! beforehand would so never be sent. What makes Pingora ask for the body again (and
+//! `outbound` then gives the whole of it, from here):
+//!
+//! - HTTP/1.1 with `Content-Length`: the retry buffer is switched on just before the first read
+//!   at which no more than 64 KiB are left, so that it holds a tail of the body.
+//! - HTTP/1.1 chunked: the buffer is on from the start, which is good for 64 KiB. Reading stops
+//!   when the JSON document is complete, before the last chunk; while that is unread, Pingora
+//!   reads on when it proxies. A larger body whose last chunk was read cannot be sent again.
+//! - HTTP/2: only the first frame goes through the buffer, the others are read around it.
+
+use std::{future::poll_fn, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http::header;
+use pingora::{Error, ErrorType, Result, protocols::http::ServerSession};
+use pingora_proxy::Session;
+
+use super::ctx::Ctx;
+use crate::{
+    base::Rejection,
+    config::raw::StreamUsage,
+    wire::{edit::Edit, json::EndFinder},
+};
+
+/// What Pingora's retry buffer holds at most (`BODY_BUF_LIMIT` in pingora-core).
+const RETRY_BUFFER: u64 = 64 * 1024;
+
+/// Room for the edits that lengthen a body, so that they need no new buffer.
+const EDIT_ROOM: usize = 128;
+
+/// The body of one request.
+#[derive(Default)]
+pub struct Body {
+    bytes: BytesMut,
+    /// Versions that ask for usage.
+    asking: Vec<(StreamUsage, Bytes)>,
+    /// The body as the client sent it (guarded fields apart), once it is final.
+    plain: Option<Bytes>,
+    /// How it came.
+    pub framing: Framing,
+    /// The present attempt has been given it.
+    pub given: bool,
+}
+
+/// How a body came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// There was none, or its length was said, or it came by HTTP/2: it can always be sent again.
+    #[default]
+    Sized,
+    /// Chunked and within the retry buffer: likewise.
+    SmallChunked,
+    /// Chunked and larger: only while the last chunk is unread.
+    LargeChunked,
+}
+
+impl Body {
+    /// The bytes, for reading.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Edits the body for every backend.
+    pub fn change(&mut self, edits: Vec<Edit>) {
+        crate::wire::edit::apply(&mut self.bytes, edits);
+    }
+
+    /// Makes the version for backends that are asked for usage in this way. `last`: the body as
+    /// it is will not be needed any more.
+    pub fn ask(
+        &mut self,
+        usage: StreamUsage,
+        edits: Vec<Edit>,
+        last: bool,
+        apply: fn(&mut BytesMut, Vec<Edit>),
+    ) {
+        let mut bytes = if last {
+            std::mem::take(&mut self.bytes)
+        } else {
+            self.bytes.clone()
+        };
+        apply(&mut bytes, edits);
+        self.asking.push((usage, bytes.freeze()));
+    }
+
+    /// The body for a backend that is asked for usage in this way. No copy.
+    pub fn version(&mut self, usage: StreamUsage) -> Bytes {
+        if let Some((_, bytes)) = self.asking.iter().find(|(u, _)| *u == usage) {
+            return bytes.clone();
+        }
+        self.plain
+            .get_or_insert_with(|| std::mem::take(&mut self.bytes).freeze())
+            .clone()
+    }
+
+    /// Whether `usage` was spliced in for this kind of backend.
+    pub fn asks(&self, usage: StreamUsage) -> bool {
+        self.asking.iter().any(|(u, _)| *u == usage)
+    }
+
+    /// Frees the bytes: no further attempt will need them.
+    pub fn forget(&mut self) {
+        self.bytes = BytesMut::new();
+        self.plain = None;
+        for (_, bytes) in &mut self.asking {
+            *bytes = Bytes::new();
+        }
+    }
+}
+
+/// Reads the body into the context.
+///
+/// # Errors
+/// If the client went away. A body that is refused is a value.
+pub async fn read(session: &mut Session, ctx: &mut Ctx) -> Result<Result<(), Rejection>> {
+    let cap = ctx.snapshot.plan.max_body_size;
+    let wait = ctx.snapshot.plan.timeouts.client_read;
+    let length = content_length(session);
+    if length.is_some_and(|n| n > cap) {
+        return Ok(Err(Rejection::body_too_large(cap)));
+    }
+    if expects_continue(session) {
+        session.write_continue_response().await?;
+    }
+    let room = length.map_or(4096, |n| n as usize) + EDIT_ROOM;
+    ctx.body.bytes = BytesMut::with_capacity(room);
+    let mut reader = Reader {
+        session,
+        body: &mut ctx.body,
+        cap,
+        wait,
+    };
+    let read = match (reader.session.is_http2(), length) {
+        (true, _) => reader.http2().await,
+        (false, Some(length)) => reader.sized(length).await,
+        (false, None) => reader.chunked().await,
+    };
+    match read {
+        Ok(()) => Ok(Ok(())),
+        Err(Stop::Refuse(no)) => Ok(Err(no)),
+        Err(Stop::Broken(e)) => Err(e),
+    }
+}
+
+enum Stop {
+    Refuse(Rejection),
+    Broken(Box<Error>),
+}
+
+impl From<Box<Error>> for Stop {
+    fn from(e: Box<Error>) -> Self {
+        match e.etype() {
+            ErrorType::ReadTimedout => Self::Refuse(Rejection::body_timeout()),
+            _ => Self::Broken(e.into_down()),
+        }
+    }
+}
+
+struct Reader<'a> {
+    session: &'a mut Session,
+    body: &'a mut Body,
+    cap: u64,
+    wait: Option<Duration>,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, piece: &[u8]) -> Result<(), Stop> {
+        if (self.body.bytes.len() + piece.len()) as u64 > self.cap {
+            return Err(Stop::Refuse(Rejection::body_too_large(self.cap)));
+        }
+        self.body.bytes.extend_from_slice(piece);
+        Ok(())
+    }
+
+    async fn sized(&mut self, length: u64) -> Result<(), Stop> {
+        loop {
+            let left = length.saturating_sub(self.body.bytes.len() as u64);
+            if left <= RETRY_BUFFER {
+                self.session.enable_retry_buffering();
+            }
+            match self.session.read_request_body().await? {
+                Some(piece) => self.take(&piece)?,
+                None => return Ok(()),
+            }
+            // Known to be over: spare the read that would only say so.
+            if self.session.is_body_done() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn chunked(&mut self) -> Result<(), Stop> {
+        self.session.enable_retry_buffering();
+        let mut end = EndFinder::default();
+        while let Some(piece) = self.session.read_request_body().await? {
+            self.take(&piece)?;
+            if end.push(&piece) {
+                break;
+            }
+        }
+        self.body.framing = match self.session.retry_buffer_truncated() {
+            true => Framing::LargeChunked,
+            false => Framing::SmallChunked,
+        };
+        Ok(())
+    }
+
+    async fn http2(&mut self) -> Result<(), Stop> {
+        self.session.enable_retry_buffering();
+        while self.body.bytes.is_empty() {
+            match self.timed_first().await? {
+                Some(piece) => self.take(&piece)?,
+                None => return Ok(()),
+            }
+        }
+        while let Some(piece) = self.timed_next().await? {
+            self.take(&piece)?;
+        }
+        Ok(())
+    }
+
+    async fn timed_first(&mut self) -> Result<Option<Bytes>, Stop> {
+        match timed(self.wait, self.session.read_request_body()).await {
+            Some(read) => Ok(read?),
+            None => Err(Stop::Refuse(Rejection::body_timeout())),
+        }
+    }
+
+    /// Reads a frame of HTTP/2 past the retry buffer.
+    async fn timed_next(&mut self) -> Result<Option<Bytes>, Stop> {
+        let ServerSession::H2(h2) = &mut *self.session.downstream_session else {
+            return Ok(None);
+        };
+        match timed(self.wait, poll_fn(|cx| h2.poll_read_body_bytes(cx))).await {
+            Some(None) => Ok(None),
+            Some(Some(Ok(piece))) => Ok(Some(piece)),
+            Some(Some(Err(e))) => {
+                let why = "while reading the request body";
+                Err(Stop::Broken(
+                    Error::because(ErrorType::ReadError, why, e).into_down(),
+                ))
+            }
+            None => Err(Stop::Refuse(Rejection::body_timeout())),
+        }
+    }
+}
+
+async fn timed<T>(wait: Option<Duration>, read: impl Future<Output = T>) -> Option<T> {
+    match wait {
+        Some(wait) => tokio::time::timeout(wait, read).await.ok(),
+        None => Some(read.await),
+    }
+}
+
+fn content_length(session: &Session) -> Option<u64> {
+    let headers = &session.req_header().headers;
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        return None;
+    }
+    let value = headers.get(header::CONTENT_LENGTH);
+    let none = if session.is_http2() { None } else { Some(0) };
+    value.map_or(none, |v| v.to_str().ok()?.trim().parse().ok())
+}
+
+fn expects_continue(session: &Session) -> bool {
+    let expect = session.req_header().headers.get(header::EXPECT);
+    expect.is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Takes in and throws away what a client still sends after it was refused, for a while. Closing
+/// at once would reset the connection, and the client would see that instead of the refusal.
+pub async fn linger(session: &mut Session) {
+    const LONGEST: Duration = Duration::from_secs(5);
+    let rest = async { while let Ok(Some(_)) = session.read_request_body().await {} };
+    tokio::time::timeout(LONGEST, rest).await.ok();
+}
+
+/// Whether another attempt could be given the body.
+pub fn replayable(session: &mut Session, ctx: &Ctx) -> bool {
+    ctx.body.framing != Framing::LargeChunked || !session.is_body_done()
+}
+
+/// The body for the present backend.
+pub fn for_backend(ctx: &mut Ctx) -> Bytes {
+    let usage = ctx
+        .way
+        .endpoint
+        .as_ref()
+        .map_or(StreamUsage::Off, |e| e.plan.stream_usage);
+    ctx.body.version(usage)
+}

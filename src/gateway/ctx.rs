@@ -1,0 +1,116 @@
+//! What is known of one request. Closed: a new feature brings an object of its own and adds one
+//! field here, with its writer and readers named.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{body_in::Body, stream::Answer};
+use crate::{
+    balance::Endpoint,
+    base::{Fault, Rejection, RequestId, secret},
+    dialect::Route,
+    runtime::{Carry, Snapshot, watch},
+};
+
+/// One request.
+pub struct Ctx {
+    /// The configuration it was begun with, and keeps.
+    pub snapshot: Arc<Snapshot>,
+    /// What all requests share.
+    pub carry: Arc<Carry>,
+    /// What the client asked. Written by `early` and `request`, read by all later phases.
+    pub call: Call,
+    /// The body on its way to the backend. Written by `body_in`, read by `outbound`; emptied by
+    /// `stream` when it can no longer be needed.
+    pub body: Body,
+    /// Where it went. Written by `peer` and `failure`, read by `outbound`, `logging`.
+    pub way: Way,
+    /// What came back. Written by `response` and `stream`, read by `failure`, `logging`.
+    pub answer: Answer,
+    /// How it ended, if not well. Written by `request` and `failure`, read by `logging`.
+    pub end: End,
+}
+
+/// What the client asked.
+pub struct Call {
+    /// When it arrived.
+    pub arrived: Instant,
+    /// The same by the calendar.
+    pub timestamp: jiff::Timestamp,
+    /// Its id.
+    pub id: RequestId,
+    /// The client's address, without its port.
+    pub client: String,
+    /// The caller's key as sent.
+    pub key: Option<secret::Secret>,
+    /// What stands at the path; `None` until it was looked up, or if there is nothing.
+    pub route: Option<&'static Route>,
+    /// The model asked for.
+    pub model: Option<String>,
+    /// A stream was asked for.
+    pub stream: bool,
+    /// The client itself asked for usage: at the end, and in every chunk.
+    pub usage_asked: (bool, bool),
+}
+
+/// Where the request went.
+#[derive(Default)]
+pub struct Way {
+    /// The pool that serves the model.
+    pub pool: Option<usize>,
+    /// The backend of the present attempt, or of the last.
+    pub endpoint: Option<Arc<Endpoint>>,
+    /// Ids of backends that could not be reached.
+    pub tried: Vec<u32>,
+    /// The next attempt goes to the same backend on a connection of its own.
+    pub fresh: bool,
+    /// Attempts after the first.
+    pub retries: u32,
+    /// Its deadlines; `None` until there is a backend to wait for.
+    pub watch: Option<watch::Entry>,
+}
+
+/// How a request ended.
+#[derive(Default)]
+pub struct End {
+    /// It was refused by the gateway.
+    pub rejection: Option<Rejection>,
+    /// Something broke.
+    pub fault: Option<Fault>,
+    /// Status of an answer made by the gateway.
+    pub status: Option<u16>,
+    /// It has been counted as one in flight.
+    pub counted: bool,
+}
+
+impl Ctx {
+    /// A request that has just arrived.
+    pub fn new(snapshot: Arc<Snapshot>, carry: Arc<Carry>) -> Self {
+        Self {
+            snapshot,
+            carry,
+            call: Call {
+                arrived: Instant::now(),
+                timestamp: jiff::Timestamp::now(),
+                id: RequestId::from_random(rand::random()),
+                client: String::new(),
+                key: None,
+                route: None,
+                model: None,
+                stream: false,
+                usage_asked: (false, false),
+            },
+            body: Body::default(),
+            way: Way::default(),
+            answer: Answer::default(),
+            end: End::default(),
+        }
+    }
+
+    /// The deadline that lies `wait` from now.
+    pub fn after(wait: Option<Duration>) -> Option<Instant> {
+        wait.map(|wait| Instant::now() + wait)
+    }
+}

@@ -1,0 +1,58 @@
+//! The first look at a request: its id, its client, its size.
+
+use std::sync::atomic::Ordering;
+
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora_proxy::Session;
+
+use super::ctx::Ctx;
+use crate::base::{Rejection, RequestId, Secret};
+
+/// Fills in what is known before anything is decided. A refusal is only noted here; `request`
+/// answers it.
+pub fn filter(session: &mut Session, ctx: &mut Ctx) {
+    ctx.carry.in_flight.fetch_add(1, Ordering::Relaxed);
+    ctx.carry.metrics.in_flight.inc();
+    ctx.end.counted = true;
+    // RFC 9112, section 9.3.2: requests may be pipelined. Without this Pingora takes the next
+    // request for garbage and ends the present one.
+    session.set_pipelining_enabled(true);
+    let timeouts = &ctx.snapshot.plan.timeouts;
+    session.set_read_timeout(timeouts.client_read);
+    session.set_write_timeout(timeouts.client_write);
+
+    ctx.call.client = match session.client_addr() {
+        Some(SocketAddr::Inet(address)) => address.ip().to_string(),
+        _ => "-".to_owned(),
+    };
+    let headers = &session.req_header().headers;
+    if let Some(id) = headers
+        .get("x-request-id")
+        .and_then(|v| RequestId::accept(v.as_bytes()))
+    {
+        ctx.call.id = id;
+    }
+    let bearer = headers
+        .get(http::header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| {
+            v.get(..7)
+                .filter(|s| s.eq_ignore_ascii_case("bearer "))
+                .map(|_| v[7..].trim())
+        });
+    let plain = || headers.get("x-api-key").and_then(|v| v.to_str().ok());
+    ctx.call.key = bearer
+        .or_else(plain)
+        .filter(|k| !k.is_empty())
+        .map(Secret::new);
+
+    // 4 bytes for `: ` and the line end, as on the wire.
+    let size: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
+    let limit = ctx.snapshot.plan.max_header_size;
+    if size + session.req_header().raw_path().len() > limit {
+        ctx.end.rejection = Some(Rejection::headers_too_large(limit));
+    }
+}

@@ -1,0 +1,255 @@
+//! What becomes of a fault: another attempt, or one status and one sentence for the client.
+
+use bytes::Bytes;
+use http::header;
+use pingora::{Error, ErrorSource, ErrorType};
+use pingora_proxy::{FailToProxy, Session};
+
+use super::{answer, body_in, ctx::Ctx, response, stream::Reading};
+use crate::{
+    base::{Fault, FaultKind, Side},
+    dialect::openai,
+};
+
+/// Status, code and sentence for each fault. The only place where faults become statuses.
+fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
+    match kind {
+        FaultKind::Connect => (
+            502,
+            "backend_unreachable",
+            "The backend could not be reached",
+        ),
+        FaultKind::ConnectTimeout => (
+            504,
+            "backend_timeout",
+            "The backend did not accept a connection in time",
+        ),
+        FaultKind::Broken | FaultKind::StaleConnection => (
+            502,
+            "backend_failed",
+            "The backend closed the connection before it had answered",
+        ),
+        FaultKind::FirstByteTimeout => (
+            504,
+            "backend_timeout",
+            "The backend did not begin to answer in time",
+        ),
+        FaultKind::ChunkTimeout => (504, "backend_timeout", "The backend stopped answering"),
+        FaultKind::TotalTimeout => (
+            504,
+            "request_timeout",
+            "The request took longer than is allowed",
+        ),
+        FaultKind::Protocol => (
+            502,
+            "backend_failed",
+            "The backend answered with something that is not HTTP",
+        ),
+        // Nobody is left to read it; the status is for logs and records.
+        FaultKind::Gone => (499, "client_gone", "The client closed the connection"),
+        FaultKind::NotReplayable => (
+            502,
+            "backend_failed",
+            "The backend failed, and a chunked body cannot be sent a second time",
+        ),
+        FaultKind::Shutdown => (503, "shutting_down", "The gateway is shutting down"),
+        FaultKind::Internal => (
+            500,
+            "internal_error",
+            "The gateway failed to handle the request",
+        ),
+    }
+}
+
+/// A connection could not be made: another backend is tried.
+pub fn connect(mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
+    let kind = match error.etype() {
+        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => FaultKind::ConnectTimeout,
+        _ => FaultKind::Connect,
+    };
+    ctx.end.fault = Some(Fault {
+        side: Side::Backend,
+        kind,
+    });
+    if let Some(endpoint) = &ctx.way.endpoint {
+        log::warn!("backend {}: {}", endpoint.plan.name, brief(&error));
+        ctx.way.tried.push(endpoint.id);
+    }
+    let next = ctx
+        .way
+        .pool
+        .is_some_and(|id| ctx.snapshot.pools[id].pick(&ctx.way.tried).is_some());
+    if next {
+        again(ctx, kind);
+    }
+    error.set_retry(next);
+    error
+}
+
+/// An error without Pingora's chain of contexts, which repeats the peer with all its options.
+fn brief(error: &Error) -> String {
+    let root = error.root_cause();
+    match error.etype() {
+        ErrorType::ConnectTimedout => "no connection in time".to_owned(),
+        etype => format!("{}: {root}", etype.as_str()),
+    }
+}
+
+/// Something broke on a connection that stood.
+pub fn proxying(
+    session: &mut Session,
+    mut error: Box<Error>,
+    ctx: &mut Ctx,
+    reused: bool,
+) -> Box<Error> {
+    if let Some(watch) = &ctx.way.watch {
+        watch.set_connection(None);
+        watch.set_chunk(None);
+    }
+    let silent = ctx.answer.status.is_none();
+    let mut fault = classify(&error, ctx, reused && silent);
+    let mut retry = false;
+    if fault.kind == FaultKind::StaleConnection {
+        if body_in::replayable(session, ctx) {
+            retry = true;
+            ctx.way.fresh = true;
+            again(ctx, fault.kind);
+        } else {
+            fault.kind = FaultKind::NotReplayable;
+        }
+    }
+    ctx.end.fault = Some(fault);
+    error.set_retry(retry);
+    error
+}
+
+fn again(ctx: &mut Ctx, kind: FaultKind) {
+    ctx.way.retries += 1;
+    let fault = Fault {
+        side: Side::Backend,
+        kind,
+    };
+    ctx.carry
+        .metrics
+        .retries
+        .with_label_values(&[fault.word()])
+        .inc();
+}
+
+/// Whose fault it was. `stale`: it hit a kept-alive connection before any byte of an answer.
+fn classify(error: &Error, ctx: &Ctx, stale: bool) -> Fault {
+    let backend = |kind| Fault {
+        side: Side::Backend,
+        kind,
+    };
+    if let Some(kind) = ctx.way.watch.as_ref().and_then(|w| w.fired()) {
+        return backend(kind);
+    }
+    if *error.esource() == ErrorSource::Downstream {
+        return Fault {
+            side: Side::Client,
+            kind: FaultKind::Gone,
+        };
+    }
+    match error.etype() {
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError if stale => {
+            backend(FaultKind::StaleConnection)
+        }
+        ErrorType::InvalidHTTPHeader => backend(FaultKind::Protocol),
+        _ if *error.esource() == ErrorSource::Upstream => backend(FaultKind::Broken),
+        _ => Fault {
+            side: Side::Gateway,
+            kind: FaultKind::Internal,
+        },
+    }
+}
+
+/// No attempt is left: answers the client, if it can still be answered.
+pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
+    let code = if ctx.answer.begun
+        || session
+            .response_written()
+            .is_some_and(|r| !r.status.is_informational())
+    {
+        end_stream(session, error, ctx).await
+    } else {
+        refuse(session, error, ctx).await
+    };
+    FailToProxy {
+        error_code: code,
+        can_reuse_downstream: false,
+    }
+}
+
+/// Nothing has been answered yet.
+async fn refuse(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
+    if let Some(no) = ctx.end.rejection.clone() {
+        let body = Bytes::from(openai::rejection(&no));
+        written(answer::refusal(session, ctx, &no, body).await);
+        return no.status;
+    }
+    let fault = *ctx.end.fault.get_or_insert_with(|| early(error));
+    let (status, code, message) = table(fault.kind);
+    ctx.end.status = Some(status);
+    if fault.side == Side::Client {
+        return 0;
+    }
+    let body = Bytes::from(openai::failure(message, code));
+    // What was begun on this connection may be unfinished.
+    session.set_keepalive(None);
+    written(answer::write(session, ctx, status, "application/json", body, &[]).await);
+    status
+}
+
+/// A fault from before there was a backend.
+fn early(error: &Error) -> Fault {
+    match error.esource() {
+        ErrorSource::Downstream => Fault {
+            side: Side::Client,
+            kind: FaultKind::Gone,
+        },
+        _ => {
+            log::error!("internal error: {error}");
+            Fault {
+                side: Side::Gateway,
+                kind: FaultKind::Internal,
+            }
+        }
+    }
+}
+
+/// The head of an answer has gone out. A stream is ended with an error event, so that its reader
+/// does not take it for complete; any other body is cut off, which HTTP shows by itself.
+async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
+    let fault = *ctx.end.fault.get_or_insert_with(|| early(error));
+    if fault.side == Side::Client {
+        return 0;
+    }
+    let (status, code, message) = table(fault.kind);
+    if !response::is_stream(ctx) {
+        return status;
+    }
+    let Reading::Stream(meter) = &mut ctx.answer.reading else {
+        return status;
+    };
+    let mut rest = meter.abandon().to_vec();
+    rest.extend_from_slice(&openai::error_event(message, code));
+    let keeps = session
+        .response_written()
+        .is_some_and(|r| r.headers.contains_key(header::CONTENT_LENGTH));
+    if !keeps {
+        written(
+            session
+                .write_response_body(Some(Bytes::from(rest)), true)
+                .await,
+        );
+    }
+    status
+}
+
+/// A client that cannot be written to has gone; the access line says how its request ended.
+fn written(result: pingora::Result<()>) {
+    if let Err(e) = result {
+        log::debug!("cannot answer: {e}");
+    }
+}

@@ -1,0 +1,187 @@
+//! The one exit of every request: counts, the usage record, the access line.
+
+use std::sync::atomic::Ordering;
+
+use pingora::{Error, ErrorSource};
+use pingora_proxy::Session;
+
+use super::{ctx::Ctx, response};
+use crate::{
+    base::{Outcome, Side, TokenCounts, UsageSource, secret},
+    config::raw::{KeyForm, LogFormat},
+    dialect::{self, Kind},
+    telemetry::access,
+    usage::Record,
+};
+
+/// Settles a request.
+pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+    ctx.way.watch = None;
+    if std::mem::take(&mut ctx.end.counted) {
+        ctx.carry.in_flight.fetch_sub(1, Ordering::Relaxed);
+        ctx.carry.metrics.in_flight.dec();
+    }
+    let (counts, source) = ctx.answer.usage();
+    let summary = Summary {
+        outcome: outcome(error, ctx),
+        status: ctx.end.status.or(ctx.answer.status).unwrap_or(499),
+        stream: ctx.call.stream || response::is_stream(ctx),
+        counts,
+        source,
+    };
+    count(session, ctx, &summary);
+    record(session, ctx, &summary);
+    access_line(session, ctx, &summary);
+}
+
+/// What the three accounts have in common.
+struct Summary {
+    outcome: Outcome,
+    status: u16,
+    stream: bool,
+    counts: TokenCounts,
+    source: UsageSource,
+}
+
+fn outcome(error: Option<&Error>, ctx: &Ctx) -> Outcome {
+    let gone = ctx.end.fault.is_some_and(|f| f.side == Side::Client)
+        || error.is_some_and(|e| *e.esource() == ErrorSource::Downstream);
+    let status = ctx.end.status.or(ctx.answer.status);
+    match status {
+        _ if ctx.end.rejection.is_some() => Outcome::Rejected,
+        _ if ctx.answer.broken_off() => Outcome::UpstreamError,
+        _ if gone => Outcome::ClientAborted,
+        _ if ctx.end.fault.is_some() || error.is_some() => Outcome::UpstreamError,
+        Some(500..) => Outcome::UpstreamError,
+        Some(400..) => Outcome::Rejected,
+        _ => Outcome::Complete,
+    }
+}
+
+fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
+    let metrics = &ctx.carry.metrics;
+    let path = ctx.call.route.map_or_else(
+        || dialect::label(session.req_header().uri.path()),
+        |r| r.path,
+    );
+    let stream = if summary.stream { "true" } else { "false" };
+    let backend = ctx
+        .way
+        .endpoint
+        .as_ref()
+        .map_or("", |e| e.plan.name.as_str());
+    let status = Digits::new(summary.status);
+    metrics
+        .requests
+        .with_label_values(&[path, stream, backend, status.as_str()])
+        .inc();
+    let millis = ctx.call.arrived.elapsed().as_secs_f64() * 1000.0;
+    metrics
+        .latency_ms
+        .with_label_values(&[path, stream, backend])
+        .observe(millis);
+    for (kind, n) in [
+        ("prompt", summary.counts.prompt),
+        ("completion", summary.counts.completion),
+    ] {
+        if n > 0 {
+            metrics.tokens.with_label_values(&[kind]).inc_by(n);
+        }
+    }
+}
+
+/// A status as text, without an allocation.
+struct Digits([u8; 3]);
+
+impl Digits {
+    fn new(status: u16) -> Self {
+        let digit = |n: u16| b'0' + (n % 10) as u8;
+        Self([digit(status / 100), digit(status / 10), digit(status)])
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("000")
+    }
+}
+
+/// Sends a record on its way: for every inference request, whatever became of it.
+fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
+    let Some(hook) = &ctx.snapshot.plan.usage_hook else {
+        return;
+    };
+    let Some(route) = ctx.call.route else { return };
+    if !matches!(route.kind, Kind::Inference { .. }) {
+        return;
+    }
+    let key = ctx.call.key.as_ref().map(secret::Secret::expose);
+    let mut record = Record {
+        request_id: ctx.call.id.as_str().to_owned(),
+        user_id: String::new(),
+        api_key: match hook.api_key {
+            KeyForm::Masked => key.map(secret::mask).unwrap_or_default(),
+            KeyForm::Plain => key.unwrap_or_default().to_owned(),
+            KeyForm::None => String::new(),
+        },
+        model: ctx.call.model.clone().unwrap_or_default(),
+        prompt_tokens: 0,
+        completion_tokens: 0,
+        total_tokens: 0,
+        is_stream: summary.stream,
+        endpoint: route.path.to_owned(),
+        timestamp: format!("{:.3}", ctx.call.timestamp),
+        backend_url: ctx
+            .way
+            .endpoint
+            .as_ref()
+            .map(|e| e.plan.url.clone())
+            .unwrap_or_default(),
+        method: session.req_header().method.as_str().to_owned(),
+        status_code: summary.status,
+        latency_ms: ctx.call.arrived.elapsed().as_millis() as u64,
+        ttft_ms: ctx.answer.first_token.map(|t| t.as_millis() as u64),
+        outcome: "",
+        usage_source: "",
+        usage: None,
+    };
+    record.set_usage(summary.counts, summary.source, summary.outcome);
+    let metrics = &ctx.carry.metrics;
+    if !ctx.carry.usage.put(record, hook.queue_size) {
+        metrics.webhook_failure.inc();
+        log::error!(
+            "usage record of request {} lost: the queue is full",
+            ctx.call.id
+        );
+    }
+    metrics.webhook_queue.set(ctx.carry.usage.waiting());
+}
+
+fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
+    let log = &ctx.snapshot.plan.log;
+    if !log.access.0 || !log::log_enabled!(log::Level::Info) {
+        return;
+    }
+    let header = session.req_header();
+    let masked = ctx.call.key.as_ref().map(|k| secret::mask(k.expose()));
+    let line = access::Line {
+        request_id: ctx.call.id.as_str(),
+        client: &ctx.call.client,
+        method: header.method.as_str(),
+        path: header.uri.path(),
+        status: summary.status,
+        model: ctx.call.model.as_deref().unwrap_or(""),
+        backend: ctx
+            .way
+            .endpoint
+            .as_ref()
+            .map_or("", |e| e.plan.name.as_str()),
+        stream: summary.stream,
+        outcome: summary.outcome.word(),
+        tokens: summary.counts,
+        duration: ctx.call.arrived.elapsed(),
+        first_token: ctx.answer.first_token,
+        key: masked.as_deref(),
+        retries: ctx.way.retries,
+        fault: ctx.end.fault.map(|f| f.word()),
+    };
+    access::write(&line, log.format == LogFormat::Json);
+}

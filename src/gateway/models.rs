@@ -1,0 +1,85 @@
+//! `GET /v1/models`: what all healthy backends serve, and what the configuration names.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use http::header;
+use serde_json::{Value, json};
+
+use super::ctx::Ctx;
+use crate::{balance::Endpoint, config::plan::ModelPattern};
+
+/// How long one backend may take to tell its models.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The list, in OpenAI's form. A model of several backends stands once, as the first told it.
+pub async fn list(ctx: &Ctx) -> Vec<u8> {
+    let healthy: Vec<_> = ctx
+        .snapshot
+        .health()
+        .into_iter()
+        .filter(|(_, up)| *up)
+        .map(|(e, _)| e)
+        .collect();
+    let told = join_all(healthy.iter().map(|e| ask(&ctx.carry.client, e))).await;
+    let mut seen = HashSet::new();
+    let mut data = Vec::new();
+    for (endpoint, models) in healthy.iter().zip(told) {
+        for model in models {
+            let Some(id) = model["id"].as_str().map(str::to_owned) else {
+                continue;
+            };
+            let patterns = &endpoint.plan.models;
+            let reachable = patterns.is_empty() || patterns.iter().any(|p| p.matches(&id));
+            if reachable && seen.insert(id) {
+                data.push(model);
+            }
+        }
+    }
+    for pattern in ctx.snapshot.endpoints.iter().flat_map(|e| &e.plan.models) {
+        let ModelPattern::Exact(name) = pattern else {
+            continue;
+        };
+        if seen.insert(name.clone()) {
+            let created = ctx.call.timestamp.as_second();
+            data.push(
+                json!({"id": name, "object": "model", "created": created, "owned_by": "llmproxy"}),
+            );
+        }
+    }
+    json!({"object": "list", "data": data})
+        .to_string()
+        .into_bytes()
+}
+
+async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Value> {
+    let backend = &endpoint.plan;
+    let scheme = if backend.tls { "https" } else { "http" };
+    let authority = backend.authority.to_str().unwrap_or_default();
+    let url = format!("{scheme}://{authority}{}/v1/models", backend.prefix);
+    let mut request = client.get(url).timeout(PATIENCE);
+    if let Some(key) = &backend.authorization {
+        request = request.header(header::AUTHORIZATION, key);
+    }
+    let told = async {
+        let answer = request.send().await?.error_for_status()?;
+        answer.bytes().await
+    };
+    match told.await {
+        Ok(bytes) => match serde_json::from_slice::<Value>(&bytes) {
+            Ok(Value::Object(mut list)) => match list.remove("data") {
+                Some(Value::Array(models)) => models,
+                _ => Vec::new(),
+            },
+            _ => Vec::new(),
+        },
+        Err(e) => {
+            log::warn!(
+                "backend {} does not tell its models: {}",
+                backend.name,
+                e.without_url()
+            );
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The request phase: what is asked, may it be asked, who can answer it.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use pingora::Result;
+use pingora_proxy::Session;
+
+use super::{answer, body_in, ctx::Ctx, models};
+use crate::{
+    base::Rejection,
+    config::raw::StreamUsage,
+    dialect::{self, Kind, Route, openai},
+    telemetry::Metrics,
+    wire::{
+        edit,
+        peek::{self, Peek},
+    },
+};
+
+/// Decides about the request. `true` if it has been answered.
+pub async fn filter(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+    match decide(session, ctx).await? {
+        Step::Proxy => Ok(false),
+        Step::Answered => Ok(true),
+        Step::Refuse(no) => {
+            refuse(session, ctx, no).await?;
+            Ok(true)
+        }
+    }
+}
+
+enum Step {
+    Proxy,
+    Answered,
+    Refuse(Rejection),
+}
+
+async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
+    if let Some(no) = ctx.end.rejection.take() {
+        return Ok(Step::Refuse(no));
+    }
+    let header = session.req_header();
+    let route = match dialect::find(header.method.as_str(), header.uri.path()) {
+        Ok(route) => route,
+        Err(no) => return Ok(Step::Refuse(no)),
+    };
+    if route.kind == Kind::Metrics && ctx.snapshot.plan.fixed.metrics_listen.is_some() {
+        let no = Rejection::unknown_path(header.method.as_str(), route.path);
+        return Ok(Step::Refuse(no));
+    }
+    ctx.call.route = Some(route);
+    match route.kind {
+        Kind::Inference { .. } => inference(session, ctx, route).await,
+        kind => {
+            operator(session, ctx, kind).await?;
+            Ok(Step::Answered)
+        }
+    }
+}
+
+/// The endpoints that the gateway answers itself.
+async fn operator(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<()> {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    let (status, content_type, body) = match kind {
+        Kind::Models => (200, "application/json", models::list(ctx).await),
+        Kind::Metrics => (200, Metrics::CONTENT_TYPE, ctx.carry.metrics.render()),
+        Kind::Ready if ctx.carry.draining.load(Ordering::Relaxed) => {
+            (503, TEXT, b"draining\n".to_vec())
+        }
+        Kind::Ready if !ctx.snapshot.ready() => (503, TEXT, b"no healthy backend\n".to_vec()),
+        Kind::Ready | Kind::Health | Kind::Inference { .. } => (200, TEXT, b"OK".to_vec()),
+    };
+    answer::write(session, ctx, status, content_type, Bytes::from(body), &[]).await
+}
+
+async fn inference(session: &mut Session, ctx: &mut Ctx, route: &'static Route) -> Result<Step> {
+    if let Err(no) = body_in::read(session, ctx).await? {
+        return Ok(Step::Refuse(no));
+    }
+    let snapshot = ctx.snapshot.clone();
+    let found = match peek::peek(ctx.body.bytes(), &snapshot.plan.guard_fields) {
+        Ok(found) => found,
+        Err(why) => return Ok(Step::Refuse(Rejection::not_json(why))),
+    };
+    if found.model_invalid {
+        return Ok(Step::Refuse(Rejection::bad_field(
+            "model",
+            "it must be a string",
+        )));
+    }
+    ctx.call.model.clone_from(&found.model);
+    ctx.call.stream = found.stream;
+    if let Some(options) = &found.stream_options {
+        ctx.call.usage_asked = (
+            options.include_usage,
+            options.include_usage && options.continuous,
+        );
+    }
+    match snapshot.router.find(found.model.as_deref()) {
+        Ok(pool) => ctx.way.pool = Some(pool),
+        Err(no) => return Ok(Step::Refuse(no)),
+    }
+    prepare(ctx, route, &found);
+    Ok(Step::Proxy)
+}
+
+/// Edits the body: takes the guarded fields out, and asks for usage. Two versions are kept where
+/// backends of one pool want to be asked differently.
+fn prepare(ctx: &mut Ctx, route: &Route, found: &Peek) {
+    let guard = &ctx.snapshot.plan.guard_fields;
+    if found.guarded
+        && let Ok(edits) = peek::guard_edits(ctx.body.bytes(), guard)
+    {
+        ctx.body.change(edits);
+    }
+    if !(found.stream && route.kind == Kind::Inference { streams: true }) {
+        return;
+    }
+    // The offsets of the first look are void after an edit.
+    let again = if found.guarded {
+        peek::peek(ctx.body.bytes(), &[]).ok()
+    } else {
+        None
+    };
+    let found = again.as_ref().unwrap_or(found);
+    let pool = ctx.way.pool.map(|id| &ctx.snapshot.pools[id]);
+    let wanted =
+        |usage| pool.is_some_and(|p| p.members().any(|(e, _)| e.plan.stream_usage == usage));
+    let (plain, fin) = (wanted(StreamUsage::Off), wanted(StreamUsage::Final));
+    let versions: &[(StreamUsage, peek::Ask)] = match (plain, fin, wanted(StreamUsage::Continuous))
+    {
+        (_, true, true) => &[
+            (StreamUsage::Final, peek::Ask::Final),
+            (StreamUsage::Continuous, peek::Ask::Continuous),
+        ],
+        (_, true, false) => &[(StreamUsage::Final, peek::Ask::Final)],
+        (_, false, true) => &[(StreamUsage::Continuous, peek::Ask::Continuous)],
+        (_, false, false) => &[],
+    };
+    for (i, (usage, ask)) in versions.iter().enumerate() {
+        let edits = peek::usage_edits(ctx.body.bytes(), found, *ask);
+        // The last version may take the buffer over, if nobody wants the body as it was.
+        let last = i + 1 == versions.len() && !plain;
+        ctx.body.ask(*usage, edits, last, edit::apply);
+    }
+}
+
+/// Answers a refusal.
+async fn refuse(session: &mut Session, ctx: &mut Ctx, no: Rejection) -> Result<()> {
+    let body = Bytes::from(openai::rejection(&no));
+    answer::refusal(session, ctx, &no, body).await?;
+    if no.close {
+        body_in::linger(session).await;
+    }
+    ctx.end.rejection = Some(no);
+    Ok(())
+}

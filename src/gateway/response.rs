@@ -1,0 +1,108 @@
+//! The head of an answer.
+
+use http::{HeaderName, header};
+use pingora::{Result, http::ResponseHeader};
+
+use super::{
+    answer::REQUEST_ID,
+    ctx::Ctx,
+    stream::{self, Reading},
+};
+use crate::{
+    config::raw::StreamUsage,
+    dialect::Kind,
+    usage::{StreamMeter, Strip},
+    wire::headers,
+};
+
+/// A backend has answered: from here on no other one is asked.
+pub fn arrived(response: &ResponseHeader, ctx: &mut Ctx) {
+    if response.status.is_informational() {
+        return;
+    }
+    ctx.answer.status = Some(response.status.as_u16());
+    ctx.end.fault = None;
+}
+
+/// Prepares the head for the client, and the reading of the body.
+pub fn headers(response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    if response.status.is_informational() {
+        return Ok(());
+    }
+    let nominated: Vec<String> = response
+        .headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|v| headers::nominated(v.as_bytes()))
+        .filter(|name| name != "transfer-encoding")
+        .collect();
+    for name in &nominated {
+        response.remove_header(name.as_str());
+    }
+    // Pingora itself decides about these two.
+    let kept = [header::TRANSFER_ENCODING, header::CONNECTION];
+    for name in headers::HOP_BY_HOP.map(HeaderName::from_static) {
+        if !kept.contains(&name) {
+            response.remove_header(&name);
+        }
+    }
+    response.insert_header(REQUEST_ID, ctx.call.id.as_str())?;
+    ctx.answer.reading = reading(response, ctx);
+    if let Reading::Stream(_) = ctx.answer.reading
+        && response.headers.contains_key(header::CONTENT_LENGTH)
+    {
+        // Events may be taken out: the length is not known.
+        response.remove_header(&header::CONTENT_LENGTH);
+        response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    Ok(())
+}
+
+/// How the body is to be read.
+fn reading(response: &ResponseHeader, ctx: &Ctx) -> Reading {
+    if !response.status.is_success() || response.headers.contains_key(header::CONTENT_ENCODING) {
+        return Reading::Nothing;
+    }
+    let content_type = response.headers.get(header::CONTENT_TYPE);
+    let is = |kind: &str| {
+        let value = content_type.map(|v| v.as_bytes().to_ascii_lowercase());
+        value.is_some_and(|v| v.starts_with(kind.as_bytes()))
+    };
+    if is("text/event-stream") {
+        return Reading::Stream(Box::new(StreamMeter::new(strip(ctx))));
+    }
+    if is("application/json") {
+        Reading::Json(Box::default())
+    } else {
+        Reading::Nothing
+    }
+}
+
+/// What was added to the stream by asking for more than the client did.
+fn strip(ctx: &Ctx) -> Strip {
+    let usage = ctx
+        .way
+        .endpoint
+        .as_ref()
+        .map_or(StreamUsage::Off, |e| e.plan.stream_usage);
+    let inference = ctx
+        .call
+        .route
+        .is_some_and(|r| r.kind == Kind::Inference { streams: true });
+    if !inference || !ctx.body.asks(usage) {
+        return Strip::Nothing;
+    }
+    match (ctx.call.usage_asked, usage) {
+        ((true, true), _) | (_, StreamUsage::Off) => Strip::Nothing,
+        ((true, false), StreamUsage::Continuous) => Strip::Running,
+        ((true, false), StreamUsage::Final) => Strip::Nothing,
+        ((false, _), usage) => Strip::All {
+            nulls: usage == StreamUsage::Final,
+        },
+    }
+}
+
+/// Whether the answer is a stream of events.
+pub fn is_stream(ctx: &Ctx) -> bool {
+    matches!(ctx.answer.reading, stream::Reading::Stream(_))
+}

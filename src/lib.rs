@@ -1,0 +1,55 @@
+//! LLMProxy: a programmable gateway at the edge of a fleet of LLM servers.
+//!
+//! # The floors
+//!
+//! A module imports modules of lower floors, never one of its own floor and never one above; a
+//! test reads every `use crate::` and fails on a wrong direction.
+//!
+//! | floor | modules | what stands there |
+//! |---|---|---|
+//! | 7 | [`cli`] | arguments to a call |
+//! | 6 | [`demo`] | a gateway with everything around it, in one process |
+//! | 5 | [`server`] | the composition root: listeners, services, signals |
+//! | 4 | [`gateway`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; what runs beside the requests |
+//! | 3 | [`runtime`] | the snapshot of a configuration, and what outlives it |
+//! | 2 | [`balance`], [`route`], [`usage`] | policies, each on its own |
+//! | 1 | [`config`], [`dialect`], [`sim`] | what the file means; API languages; a simulated vLLM |
+//! | 0 | [`store`], [`telemetry`], [`wire`], [`base`] | clients and certificates; metrics and logs; bytes; words |
+//!
+//! ([`base`] is below its neighbours: they may use it.)
+//!
+//! # A request's walk
+//!
+//! 1. `gateway/early.rs`: request id, client, size of the headers.
+//! 2. `gateway/request.rs`: the path is on the allow-list of [`dialect`]; `gateway/body_in.rs`
+//!    reads the body, [`wire::peek`] finds model and stream in it; guarded fields go, usage is
+//!    asked for; [`route`] finds the pool of the model.
+//! 3. `gateway/peer.rs`: [`balance`] picks a healthy backend, once for each attempt.
+//! 4. `gateway/outbound.rs`: the backend's header and the prepared body.
+//! 5. `gateway/response.rs`, `gateway/stream.rs`: the answer passes; [`usage`] reads the counts
+//!    from it and takes out what was added.
+//! 6. `gateway/failure.rs`: what becomes of a fault.
+//! 7. `gateway/logging.rs`: the one exit: metrics, usage record, access line.
+//!
+//! # State
+//!
+//! What belongs to a request is in its context, which pins one [`runtime::Snapshot`]. A reload
+//! builds the next snapshot whole and swaps once. Health, counters, connections and records that
+//! wait are in [`runtime::Carry`] and live through it.
+
+pub mod balance;
+pub mod base;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod dialect;
+pub mod gateway;
+pub mod route;
+pub mod runtime;
+pub mod server;
+pub mod sim;
+pub mod store;
+pub mod tasks;
+pub mod telemetry;
+pub mod usage;
+pub mod wire;

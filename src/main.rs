@@ -1,0 +1,5 @@
+//! The `llmproxy` binary.
+
+fn main() -> std::process::ExitCode {
+    llmproxy::cli::main()
+}

@@ -1,0 +1,106 @@
+//! What outlives a reload: health, counters, connections, records that wait.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+};
+
+use pingora_load_balancing::HealthRegistry;
+use tokio::sync::{Notify, mpsc};
+
+use super::watch::Watches;
+use crate::{
+    balance::{Probe, endpoint::Ids, health},
+    store,
+    telemetry::Metrics,
+    usage::Record,
+};
+
+/// The lasting parts of a gateway.
+pub struct Carry {
+    /// All metrics.
+    pub metrics: Metrics,
+    /// Health of the backends.
+    pub health: Arc<HealthRegistry>,
+    /// How they are probed.
+    pub probe: Arc<Probe>,
+    /// Wakes the task that probes: the configuration has changed.
+    pub probe_now: Notify,
+    /// Identities of the backends.
+    pub ids: Ids,
+    /// For everything that is not a client's request.
+    pub client: reqwest::Client,
+    /// Usage records on their way.
+    pub usage: UsageQueue,
+    /// Deadlines of the requests under way.
+    pub watches: Arc<Watches>,
+    /// The process is about to end: `/ready` says so.
+    pub draining: AtomicBool,
+    /// Requests under way.
+    pub in_flight: AtomicI64,
+    /// For connections that must not be shared.
+    pub unique: AtomicU64,
+}
+
+impl Carry {
+    /// Starts with nothing known. The second value is where usage records come out.
+    pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Record>) {
+        let client = store::http::client();
+        let probe = Arc::new(Probe::new(client.clone()));
+        // A backend keeps its health when its weight changes.
+        let key = |backend: &pingora_load_balancing::Backend| {
+            crate::balance::Endpoint::of(backend).map_or(0, |e| u64::from(e.id))
+        };
+        let registry = Arc::new(HealthRegistry::with_equivalence(key));
+        registry.set_health_check(Box::new(health::Shared(Arc::clone(&probe))));
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let carry = Self {
+            metrics: Metrics::new(),
+            health: registry,
+            probe,
+            probe_now: Notify::new(),
+            ids: Ids::default(),
+            client,
+            usage: UsageQueue {
+                sender,
+                waiting: AtomicI64::new(0),
+            },
+            watches: Arc::default(),
+            draining: AtomicBool::new(false),
+            in_flight: AtomicI64::new(0),
+            unique: AtomicU64::new(1),
+        };
+        (Arc::new(carry), receiver)
+    }
+}
+
+/// Usage records between the requests and the task that delivers them. Bounded: `queue_size` of
+/// the current configuration counts, so that a reload can change it.
+pub struct UsageQueue {
+    sender: mpsc::UnboundedSender<Record>,
+    waiting: AtomicI64,
+}
+
+impl UsageQueue {
+    /// Takes a record in; `false` if the queue is full and the record is lost.
+    pub fn put(&self, record: Record, queue_size: usize) -> bool {
+        let limit = i64::try_from(queue_size).unwrap_or(i64::MAX);
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= limit
+            || self.sender.send(record).is_err()
+        {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    /// A record has been delivered or given up.
+    pub fn finished(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Records waiting or being sent.
+    pub fn waiting(&self) -> i64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}

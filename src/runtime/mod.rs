@@ -1,0 +1,11 @@
+//! What a running gateway is made of: an immutable snapshot of the configuration, the place where
+//! it is swapped, and what lives on through a swap.
+
+pub mod carry;
+pub mod live;
+pub mod snapshot;
+pub mod watch;
+
+pub use carry::Carry;
+pub use live::Live;
+pub use snapshot::Snapshot;

@@ -1,0 +1,68 @@
+//! Everything that a request may need of the configuration, immutable.
+
+use std::sync::Arc;
+
+use super::Carry;
+use crate::{
+    balance::{Endpoint, Pool},
+    config::Plan,
+    route::Router,
+};
+
+/// One generation of the configuration, ready for use.
+pub struct Snapshot {
+    /// Counts the loads of this process, from 1.
+    pub generation: u64,
+    /// What the file means.
+    pub plan: Plan,
+    /// From a model to a pool.
+    pub router: Router,
+    /// The pools that the router names.
+    pub pools: Vec<Pool>,
+    /// All backends, in the order of the file.
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+impl Snapshot {
+    /// Builds a generation whole. What lives on (health, ids) comes from `carry`.
+    pub fn build(plan: Plan, generation: u64, carry: &Carry) -> Self {
+        let endpoints: Vec<_> = plan
+            .backends
+            .iter()
+            .map(|b| Arc::new(Endpoint::new(carry.ids.of(b), b.clone(), &plan.timeouts)))
+            .collect();
+        let models: Vec<_> = plan.backends.iter().map(|b| b.models.clone()).collect();
+        let (router, sets) = Router::new(&models);
+        let probed = plan.health_check.is_some();
+        let pools = sets
+            .into_iter()
+            .map(|set| {
+                let members = set.into_iter().map(|i| Arc::clone(&endpoints[i])).collect();
+                Pool::new(members, &carry.health, probed)
+            })
+            .collect();
+        Self {
+            generation,
+            plan,
+            router,
+            pools,
+            endpoints,
+        }
+    }
+
+    /// The backends with their health, each once.
+    pub fn health(&self) -> Vec<(Arc<Endpoint>, bool)> {
+        let mut found: Vec<(Arc<Endpoint>, bool)> = Vec::new();
+        for (endpoint, healthy) in self.pools.iter().flat_map(Pool::members) {
+            if !found.iter().any(|(e, _)| e.id == endpoint.id) {
+                found.push((Arc::clone(endpoint), healthy));
+            }
+        }
+        found
+    }
+
+    /// Whether every pool has a healthy backend.
+    pub fn ready(&self) -> bool {
+        self.pools.iter().all(Pool::ready)
+    }
+}

@@ -1,0 +1,299 @@
+//! Deadlines of requests under way.
+//!
+//! While Pingora waits for a backend's next byte, no hook of ours runs, and its one read timeout
+//! cannot tell the wait for a first byte from a pause later on. So a request that waits is
+//! entered here, and a task looks through the entries every few milliseconds. When a deadline has
+//! passed it shuts the connection to the backend down; the pending read then ends, and the
+//! request learns from its entry why.
+
+use std::{
+    collections::HashMap,
+    net::{Shutdown, SocketAddr, TcpStream},
+    os::fd::{BorrowedFd, RawFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::base::FaultKind;
+
+/// How often the entries are looked through: what a deadline may be late by.
+pub const SWEEP: Duration = Duration::from_millis(20);
+
+const SHARDS: usize = 16;
+const NEVER: u64 = u64::MAX;
+
+/// All entries.
+pub struct Watches {
+    start: Instant,
+    shards: [Mutex<HashMap<u64, Arc<Watch>>>; SHARDS],
+    next: AtomicU64,
+}
+
+impl Default for Watches {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            shards: Default::default(),
+            next: AtomicU64::new(0),
+        }
+    }
+}
+
+/// One request's deadlines.
+pub struct Watch {
+    /// Milliseconds from the start of the process; the phase at hand and the whole request.
+    phase: AtomicU64,
+    whole: AtomicU64,
+    /// What it means when the phase's deadline passes.
+    phase_kind: AtomicU8,
+    fired: AtomicU8,
+    connection: Mutex<Option<Connection>>,
+}
+
+/// A connection, and how to recognise it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// Its file descriptor.
+    pub fd: RawFd,
+    /// Its two ends.
+    pub ends: (SocketAddr, SocketAddr),
+}
+
+const FIRST_BYTE: u8 = 1;
+const CHUNK: u8 = 2;
+const TOTAL: u8 = 3;
+const SHUTDOWN: u8 = 4;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watches {
+    /// Enters a request; it stays until the entry is dropped.
+    pub fn enter(self: &Arc<Self>) -> Entry {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let watch = Arc::new(Watch {
+            phase: AtomicU64::new(NEVER),
+            whole: AtomicU64::new(NEVER),
+            phase_kind: AtomicU8::new(0),
+            fired: AtomicU8::new(0),
+            connection: Mutex::new(None),
+        });
+        lock(self.shard(id)).insert(id, Arc::clone(&watch));
+        Entry {
+            watches: Arc::clone(self),
+            id,
+            watch,
+        }
+    }
+
+    /// Ends the wait of every request whose deadline has passed at `now`.
+    pub fn sweep(&self, now: Instant) {
+        let now = self.millis(now);
+        for shard in &self.shards {
+            // Collected first: nothing is shut down under the lock.
+            let late: Vec<_> = lock(shard)
+                .values()
+                .filter(|w| w.is_late(now))
+                .cloned()
+                .collect();
+            for watch in late {
+                watch.fire(now);
+            }
+        }
+    }
+
+    /// Ends the wait of every request, because the process is about to end.
+    pub fn end_all(&self) {
+        for shard in &self.shards {
+            let all: Vec<_> = lock(shard).values().cloned().collect();
+            for watch in all {
+                watch.end(SHUTDOWN);
+            }
+        }
+    }
+
+    fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Arc<Watch>>> {
+        &self.shards[id as usize % SHARDS]
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.start)
+            .as_millis()
+            .try_into()
+            .unwrap_or(NEVER - 1)
+    }
+}
+
+impl Watch {
+    fn is_late(&self, now: u64) -> bool {
+        let due = self
+            .phase
+            .load(Ordering::Relaxed)
+            .min(self.whole.load(Ordering::Relaxed));
+        due <= now && self.fired.load(Ordering::Relaxed) == 0
+    }
+
+    fn fire(&self, now: u64) {
+        let whole = self.whole.load(Ordering::Relaxed) <= now;
+        self.end(if whole {
+            TOTAL
+        } else {
+            self.phase_kind.load(Ordering::Relaxed)
+        });
+    }
+
+    fn end(&self, kind: u8) {
+        self.fired.store(kind, Ordering::Release);
+        let connection = *lock(&self.connection);
+        if let Some(connection) = connection {
+            connection.shut_down();
+        }
+    }
+}
+
+impl Connection {
+    /// Shuts the connection down, unless the descriptor has come to mean another one.
+    fn shut_down(self) {
+        // SAFETY: the descriptor is only duplicated. If it was closed in the meantime, that fails
+        // or yields another file, which is told apart below by its addresses; the duplicate is
+        // ours, so nobody can change what it means while we look.
+        let copy = unsafe { BorrowedFd::borrow_raw(self.fd) }.try_clone_to_owned();
+        let Ok(stream) = copy.map(TcpStream::from) else {
+            return;
+        };
+        let ends = stream.local_addr().ok().zip(stream.peer_addr().ok());
+        if ends == Some(self.ends) {
+            stream.shutdown(Shutdown::Both).ok();
+        }
+    }
+}
+
+/// A request's place among the watches; gives it back when dropped.
+pub struct Entry {
+    watches: Arc<Watches>,
+    id: u64,
+    watch: Arc<Watch>,
+}
+
+impl Entry {
+    /// The whole request must end by then.
+    pub fn set_whole(&self, deadline: Instant) {
+        self.watch
+            .whole
+            .store(self.watches.millis(deadline), Ordering::Relaxed);
+    }
+
+    /// The first byte must come by then.
+    pub fn set_first_byte(&self, deadline: Option<Instant>) {
+        self.set_phase(FIRST_BYTE, deadline);
+    }
+
+    /// The next bytes must come by then.
+    pub fn set_chunk(&self, deadline: Option<Instant>) {
+        self.set_phase(CHUNK, deadline);
+    }
+
+    fn set_phase(&self, kind: u8, deadline: Option<Instant>) {
+        self.watch.phase_kind.store(kind, Ordering::Relaxed);
+        let due = deadline.map_or(NEVER, |at| self.watches.millis(at));
+        self.watch.phase.store(due, Ordering::Relaxed);
+    }
+
+    /// The connection that is waited on; `None` when there is none.
+    pub fn set_connection(&self, connection: Option<Connection>) {
+        *lock(&self.watch.connection) = connection;
+    }
+
+    /// Which deadline has passed, if one has.
+    pub fn fired(&self) -> Option<FaultKind> {
+        match self.watch.fired.load(Ordering::Acquire) {
+            FIRST_BYTE => Some(FaultKind::FirstByteTimeout),
+            CHUNK => Some(FaultKind::ChunkTimeout),
+            TOTAL => Some(FaultKind::TotalTimeout),
+            SHUTDOWN => Some(FaultKind::Shutdown),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        lock(self.watches.shard(self.id)).remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read, net::TcpListener, os::fd::AsRawFd};
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let far = listener.accept().unwrap().0;
+        (near, far)
+    }
+
+    fn connection(stream: &TcpStream) -> Connection {
+        let ends = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+        Connection {
+            fd: stream.as_raw_fd(),
+            ends,
+        }
+    }
+
+    #[test]
+    fn a_late_request_loses_its_connection_and_knows_why() {
+        let watches = Arc::<Watches>::default();
+        let (mut near, _far) = pair();
+        let entry = watches.enter();
+        entry.set_connection(Some(connection(&near)));
+        let now = Instant::now();
+        entry.set_first_byte(Some(now + Duration::from_secs(10)));
+        watches.sweep(now + Duration::from_secs(9));
+        assert_eq!(entry.fired(), None);
+        watches.sweep(now + Duration::from_secs(11));
+        assert_eq!(entry.fired(), Some(FaultKind::FirstByteTimeout));
+        assert_eq!(near.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    #[test]
+    fn another_connection_with_the_same_descriptor_is_left_alone() {
+        let watches = Arc::<Watches>::default();
+        let (near, _far) = pair();
+        let (other, _other_far) = pair();
+        let entry = watches.enter();
+        // As if `near` had been closed and its number given to `other`.
+        entry.set_connection(Some(Connection {
+            fd: other.as_raw_fd(),
+            ..connection(&near)
+        }));
+        let now = Instant::now();
+        entry.set_whole(now);
+        watches.sweep(now + Duration::from_secs(1));
+        assert_eq!(entry.fired(), Some(FaultKind::TotalTimeout));
+        other.set_nonblocking(true).unwrap();
+        let open = (&other).read(&mut [0; 1]).unwrap_err();
+        assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn entries_go_with_their_requests() {
+        let watches = Arc::<Watches>::default();
+        let entries: Vec<_> = (0..100).map(|_| watches.enter()).collect();
+        assert_eq!(
+            watches.shards.iter().map(|s| lock(s).len()).sum::<usize>(),
+            100
+        );
+        drop(entries);
+        assert_eq!(
+            watches.shards.iter().map(|s| lock(s).len()).sum::<usize>(),
+            0
+        );
+    }
+}

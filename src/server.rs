@@ -1,0 +1,247 @@
+//! The composition root: listeners, services, signals. The only file that knows every floor.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use pingora::{
+    apps::HttpServerOptions,
+    server::{
+        RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
+        configuration::ServerConf,
+    },
+    services::{
+        ServiceReadyNotifier,
+        background::{BackgroundService, background_service},
+    },
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{Mutex, mpsc},
+};
+
+use crate::{
+    config::{Plan, raw::LogFormat},
+    gateway::Gateway,
+    runtime::{Carry, Live, Snapshot},
+    store,
+    tasks::{deadline, delivery, health, operator, reload},
+    telemetry::logger,
+    usage::Record,
+};
+
+/// How long records may still be delivered after the last request has ended.
+const LAST_DELIVERIES: Duration = Duration::from_secs(5);
+
+/// Runs a gateway until it is told to stop. `file` is watched for changes, if there is one.
+///
+/// # Errors
+/// If an address cannot be listened on.
+pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
+    store::tls::install_crypto();
+    logger::start(
+        reload::level(plan.log.level),
+        plan.log.format == LogFormat::Json,
+    );
+    let fixed = plan.fixed.clone();
+    // Pingora panics in a task of its own when it cannot listen; this tells it before.
+    drop(listen(fixed.listen)?);
+    let operator = fixed.metrics_listen.map(listen).transpose()?;
+
+    let (carry, records) = Carry::new();
+    carry.probe.set_plan(plan.health_check.clone());
+    carry.metrics.reload_success.set(1);
+    announce(&plan);
+    let live = Arc::new(Live::new(Snapshot::build(plan, 1, &carry)));
+
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(fixed.threads));
+    server.bootstrap();
+    let mut proxy = pingora_proxy::http_proxy_service(
+        &server.configuration,
+        Gateway::new(Arc::clone(&live), Arc::clone(&carry)),
+    );
+    match &fixed.tls {
+        None => proxy.add_tcp(&fixed.listen.to_string()),
+        Some((cert, key)) => {
+            let settings = store::tls::listener(cert, key).map_err(io::Error::other)?;
+            proxy.add_tls_with_settings(&fixed.listen.to_string(), None, settings);
+        }
+    }
+    if let Some(app) = proxy.app_logic_mut() {
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        app.server_options = Some(options);
+    }
+    let tasks = Tasks {
+        live: Arc::clone(&live),
+        carry: Arc::clone(&carry),
+        file,
+        once: Mutex::new(Some((records, operator))),
+    };
+    let tasks = server.add_service(background_service("tasks", tasks));
+    let proxy = server.add_service(proxy);
+    // Requests come when the first probes have been made.
+    proxy.add_dependency(&tasks);
+    server.run(RunArgs {
+        shutdown_signal: Box::new(Signals { live, carry }),
+    });
+    logger::flush();
+    Ok(())
+}
+
+fn announce(plan: &Plan) {
+    let scheme = if plan.fixed.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    log::info!(
+        "llmproxy {} on {scheme}://{}",
+        env!("CARGO_PKG_VERSION"),
+        plan.fixed.listen
+    );
+    if let Some(address) = plan.fixed.metrics_listen {
+        log::info!("metrics on http://{address}/metrics");
+    }
+    for backend in &plan.backends {
+        log::info!(
+            "backend {} at {}, weight {}",
+            backend.name,
+            backend.url,
+            backend.weight
+        );
+    }
+    if plan.usage_hook.is_none() {
+        log::info!("no usage_hook: usage records are not sent anywhere");
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address)
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+}
+
+fn server_conf(threads: usize) -> ServerConf {
+    ServerConf {
+        threads,
+        // Idle connections that may be kept, for each thread.
+        upstream_keepalive_pool_size: 1024,
+        // `gateway::failure` decides about attempts; this is only a stop for defects.
+        max_retries: 1000,
+        // `Signals` ends the process; Pingora's own grace periods are fixed at the start.
+        grace_period_seconds: Some(7 * 24 * 3600),
+        ..ServerConf::default()
+    }
+}
+
+/// Everything that runs beside the requests, on one thread.
+struct Tasks {
+    live: Arc<Live>,
+    carry: Arc<Carry>,
+    file: Option<PathBuf>,
+    once: Mutex<Option<(mpsc::UnboundedReceiver<Record>, Option<TcpListener>)>>,
+}
+
+#[async_trait]
+impl BackgroundService for Tasks {
+    /// The tasks outlive the signal to stop: streams drain under their care.
+    async fn start_with_ready_notifier(&self, _: ShutdownWatch, ready: ServiceReadyNotifier) {
+        let Some((records, operator)) = self.once.lock().await.take() else {
+            return;
+        };
+        let both = || (Arc::clone(&self.live), Arc::clone(&self.carry));
+        let (live, carry) = both();
+        let reload = async {
+            if let Some(file) = &self.file {
+                reload::run(file.clone(), live, carry).await;
+            }
+        };
+        let (live, carry) = both();
+        let operator = async {
+            if let Some(listener) = operator
+                && let Err(e) = operator::run(listener, live, carry).await
+            {
+                log::error!("the metrics listener broke: {e}");
+            }
+        };
+        let (live, carry) = both();
+        let delivery = delivery::run(live, carry, records);
+        let (live, carry) = both();
+        let health = health::run(live, carry, || ready.notify_ready());
+        let deadlines = deadline::run(Arc::clone(&self.carry));
+        tokio::join!(reload, operator, delivery, health, deadlines);
+    }
+}
+
+/// SIGTERM and SIGINT drain; a second one ends the process at once.
+struct Signals {
+    live: Arc<Live>,
+    carry: Arc<Carry>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut interrupt)) = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        ) else {
+            log::error!("cannot listen for signals");
+            return std::future::pending().await;
+        };
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        self.carry.draining.store(true, Ordering::Relaxed);
+        let patience = self.live.load().plan.graceful_shutdown_timeout;
+        let open = self.carry.in_flight.load(Ordering::Relaxed);
+        log::info!("{name}: no new connections, {open} requests may go on for {patience:?}");
+        let carry = Arc::clone(&self.carry);
+        let hurry = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&hurry);
+        // On threads of their own: Pingora's main thread sleeps through its grace period.
+        std::thread::spawn(move || drain(&carry, patience, &told));
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            hurry.store(true, Ordering::Relaxed);
+        });
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
+/// Waits for the requests under way, then for their records, and ends the process.
+fn drain(carry: &Carry, patience: Duration, hurry: &AtomicBool) {
+    let wait = |longest: Duration, over: &dyn Fn() -> bool| {
+        let end = Instant::now() + longest;
+        while !over() && Instant::now() < end && !hurry.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let idle = || carry.in_flight.load(Ordering::Relaxed) <= 0;
+    wait(patience, &idle);
+    if !idle() {
+        let open = carry.in_flight.load(Ordering::Relaxed);
+        log::warn!("the time to drain is over, {open} requests are ended");
+        carry.watches.end_all();
+        wait(Duration::from_secs(2), &idle);
+    }
+    wait(LAST_DELIVERIES, &|| carry.usage.waiting() <= 0);
+    match carry.usage.waiting() {
+        0 => log::info!("stopped"),
+        lost => log::error!("stopped; {lost} usage records could not be delivered"),
+    }
+    logger::flush();
+    std::process::exit(0);
+}

@@ -1,0 +1,212 @@
+//! HTTP/1.1 by hand: a server that may break the rules has to be written below the libraries
+//! that keep them.
+
+use std::{io, time::Duration};
+
+use bytes::{Buf, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::Seen;
+
+/// One connection.
+pub struct Conn {
+    stream: TcpStream,
+    buffer: BytesMut,
+}
+
+/// The reader is gone.
+pub struct Gone;
+
+impl From<io::Error> for Gone {
+    fn from(_: io::Error) -> Self {
+        Self
+    }
+}
+
+impl Conn {
+    /// Takes a connection.
+    pub fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            buffer: BytesMut::with_capacity(8 * 1024),
+        }
+    }
+
+    /// The next request; `None` when the connection is over or has been idle for too long.
+    pub async fn request(&mut self, idle: Duration) -> Option<Seen> {
+        if self.buffer.is_empty() {
+            timeout(idle, self.stream.read_buf(&mut self.buffer))
+                .await
+                .ok()?
+                .ok()
+                .filter(|n| *n > 0)?;
+        }
+        let (mut seen, head) = loop {
+            if let Some(found) = parse(&self.buffer)? {
+                break found;
+            }
+            self.more().await?;
+        };
+        self.buffer.advance(head);
+        if seen
+            .header("expect")
+            .is_some_and(|v| v.eq_ignore_ascii_case("100-continue"))
+        {
+            self.stream
+                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+                .await
+                .ok()?;
+        }
+        seen.body = if seen.header("transfer-encoding").is_some() {
+            self.chunked().await?
+        } else {
+            let length = seen
+                .header("content-length")
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(0);
+            self.exactly(length).await?
+        };
+        Some(seen)
+    }
+
+    async fn more(&mut self) -> Option<()> {
+        self.stream
+            .read_buf(&mut self.buffer)
+            .await
+            .ok()
+            .filter(|n| *n > 0)
+            .map(|_| ())
+    }
+
+    async fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
+        self.buffer
+            .reserve(length.saturating_sub(self.buffer.len()));
+        while self.buffer.len() < length {
+            self.more().await?;
+        }
+        Some(self.buffer.split_to(length).to_vec())
+    }
+
+    async fn chunked(&mut self) -> Option<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line = loop {
+                if let Some(at) = memchr::memmem::find(&self.buffer, b"\r\n") {
+                    break self.buffer.split_to(at + 2);
+                }
+                self.more().await?;
+            };
+            let size = std::str::from_utf8(&line).ok()?.split(';').next()?.trim();
+            let size = usize::from_str_radix(size, 16).ok()?;
+            let chunk = self.exactly(size + 2).await?;
+            if size == 0 {
+                return Some(body);
+            }
+            body.extend_from_slice(&chunk[..size]);
+        }
+    }
+
+    /// Writes bytes as they are.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+        Ok(self.stream.write_all(bytes).await?)
+    }
+
+    /// Writes a whole answer.
+    pub async fn answer(
+        &mut self,
+        status: u16,
+        headers: &str,
+        kind: &str,
+        body: &[u8],
+    ) -> Result<(), Gone> {
+        let reason = match status {
+            200 => "OK",
+            400 => "Bad Request",
+            401 => "Unauthorized",
+            404 => "Not Found",
+            405 => "Method Not Allowed",
+            429 => "Too Many Requests",
+            503 => "Service Unavailable",
+            _ => "Internal Server Error",
+        };
+        let mut out = format!(
+            "HTTP/1.1 {status} {reason}\r\nserver: uvicorn\r\ncontent-length: {}\r\n{headers}",
+            body.len()
+        )
+        .into_bytes();
+        if !kind.is_empty() {
+            out.extend_from_slice(format!("content-type: {kind}\r\n").as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(body);
+        self.write(&out).await
+    }
+
+    /// Writes one chunk of a chunked body.
+    pub async fn chunk(&mut self, text: &str) -> Result<(), Gone> {
+        self.write(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes())
+            .await
+    }
+
+    /// Waits, and notices if the reader goes away meanwhile.
+    pub async fn wait(&mut self, time: Duration) -> Result<(), Gone> {
+        let deadline = tokio::time::Instant::now() + time;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline) => return Ok(()),
+                read = self.stream.read_buf(&mut self.buffer) => {
+                    // A half-close counts as gone, as with vLLM.
+                    if read? == 0 {
+                        return Err(Gone);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Closes with a reset where the system allows it, as a killed process does.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.stream)
+            .set_linger(Some(Duration::ZERO))
+            .ok();
+    }
+}
+
+/// Parses a request head: the request without its body, and the length of the head. `Some(None)`
+/// means that there is more to come, `None` that this is not HTTP.
+#[expect(
+    clippy::option_option,
+    reason = "broken, unfinished and whole are three things"
+)]
+fn parse(buffer: &[u8]) -> Option<Option<(Seen, usize)>> {
+    let mut headers = [httparse::EMPTY_HEADER; 100];
+    let mut request = httparse::Request::new(&mut headers);
+    match request.parse(buffer).ok()? {
+        httparse::Status::Partial => Some(None),
+        httparse::Status::Complete(length) => {
+            let line = format!("{} {}", request.method?, request.path?);
+            let headers = request
+                .headers
+                .iter()
+                .map(|h| {
+                    (
+                        h.name.to_ascii_lowercase(),
+                        String::from_utf8_lossy(h.value).into_owned(),
+                    )
+                })
+                .collect();
+            Some(Some((
+                Seen {
+                    line,
+                    headers,
+                    body: Vec::new(),
+                },
+                length,
+            )))
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What the simulated model says.
+
+/// The words, one a token.
+const WORDS: [&str; 12] = [
+    "Hello",
+    "!",
+    " I",
+    " am",
+    " a",
+    " simulated",
+    " model",
+    ",",
+    " and",
+    " I",
+    " count",
+    ".",
+];
+
+/// The token at a place in an answer.
+pub fn token(at: u64) -> &'static str {
+    WORDS[(at % WORDS.len() as u64) as usize]
+}
+
+/// An answer of so many tokens.
+pub fn answer(tokens: u64) -> String {
+    (0..tokens).map(token).collect()
+}
+
+/// The tokens of a prompt: one for each four bytes, and one.
+pub fn prompt_tokens(prompt_bytes: usize) -> u64 {
+    prompt_bytes as u64 / 4 + 1
+}

@@ -1,0 +1,8 @@
+//! What runs beside the requests: probes, reloads, deliveries, deadlines. Each task reads the
+//! current snapshot at every turn, so that a reload reaches it.
+
+pub mod deadline;
+pub mod delivery;
+pub mod health;
+pub mod operator;
+pub mod reload;

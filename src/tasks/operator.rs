@@ -1,0 +1,47 @@
+//! The operator's own listener: `/metrics`, `/health` and `/ready` on an address that clients do
+//! not reach. It answers until the process ends, so that `/ready` can say that it is draining.
+
+use std::{io, net::TcpListener, sync::Arc, sync::atomic::Ordering};
+
+use axum::{Router, extract::State, http::StatusCode, http::header, routing::get};
+
+use crate::{
+    runtime::{Carry, Live},
+    telemetry::Metrics,
+};
+
+type Parts = (Arc<Live>, Arc<Carry>);
+
+/// Serves for ever.
+///
+/// # Errors
+/// If the listener breaks.
+pub async fn run(listener: TcpListener, live: Arc<Live>, carry: Arc<Carry>) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let app = Router::new()
+        .route("/health", get(async || "OK"))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state((live, carry));
+    axum::serve(listener, app).await
+}
+
+async fn ready(State((live, carry)): State<Parts>) -> (StatusCode, &'static str) {
+    if carry.draining.load(Ordering::Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else if live.load().ready() {
+        (StatusCode::OK, "OK")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "no healthy backend\n")
+    }
+}
+
+async fn metrics(
+    State((_, carry)): State<Parts>,
+) -> ([(header::HeaderName, &'static str); 1], Vec<u8>) {
+    (
+        [(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)],
+        carry.metrics.render(),
+    )
+}

@@ -1,0 +1,182 @@
+//! The log: `env_logger`, writing through a thread of its own, so that no request waits for a
+//! terminal or a disk. `RUST_LOG` overrides the configured level.
+
+use std::{
+    io::{self, Write},
+    sync::{
+        OnceLock,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    time::Duration,
+};
+
+use env_logger::{Builder, Target};
+use log::{LevelFilter, Record};
+
+/// The `target` of access lines; their message is a whole line already.
+pub const ACCESS: &str = "access";
+
+/// Lines that may wait for the writer before a logging thread has to wait too.
+const BACKLOG: usize = 8192;
+
+/// Starts the log of the process. Later calls only change the level.
+pub fn start(level: LevelFilter, json: bool) {
+    static STARTED: OnceLock<()> = OnceLock::new();
+    let mut first = false;
+    STARTED.get_or_init(|| first = true);
+    if !first {
+        // RUST_LOG may allow more for single modules; the global maximum must not cut it off.
+        if std::env::var_os("RUST_LOG").is_none() {
+            log::set_max_level(level);
+        }
+        return;
+    }
+    let mut builder = Builder::new();
+    // Every level is let through to the logger itself; `max_level` decides, which a reload can set.
+    builder.filter_level(LevelFilter::Trace);
+    for noisy in [
+        "h2",
+        "hyper",
+        "hyper_util",
+        "reqwest",
+        "rustls",
+        "mio",
+        "tracing",
+    ] {
+        builder.filter_module(noisy, LevelFilter::Info);
+    }
+    // Pingora tells its own life story at info.
+    for chatty in [
+        "pingora_core",
+        "pingora_proxy",
+        "pingora_load_balancing",
+        "pingora_pool",
+    ] {
+        builder.filter_module(chatty, LevelFilter::Warn);
+    }
+    builder.parse_default_env();
+    builder.target(Target::Pipe(Box::new(Lines::start())));
+    builder.format(move |out, record| {
+        if json {
+            write_json(out, record)
+        } else {
+            write_text(out, record)
+        }
+    });
+    builder.init();
+    if std::env::var_os("RUST_LOG").is_none() {
+        log::set_max_level(level);
+    }
+}
+
+fn write_text(out: &mut impl Write, record: &Record<'_>) -> io::Result<()> {
+    let now = timestamp();
+    if record.target() == ACCESS {
+        return writeln!(out, "{now} ACCESS {}", record.args());
+    }
+    writeln!(
+        out,
+        "{now} {:5} {}: {}",
+        record.level(),
+        record.target(),
+        record.args()
+    )
+}
+
+fn write_json(out: &mut impl Write, record: &Record<'_>) -> io::Result<()> {
+    if record.target() == ACCESS {
+        return writeln!(out, "{}", record.args());
+    }
+    let line = serde_json::json!({
+        "ts": timestamp(),
+        "level": record.level().as_str().to_ascii_lowercase(),
+        "target": record.target(),
+        "message": record.args().to_string(),
+    });
+    writeln!(out, "{line}")
+}
+
+/// Now, in RFC 3339 with milliseconds, UTC.
+pub fn timestamp() -> String {
+    format!("{:.3}", jiff::Timestamp::now())
+}
+
+enum Message {
+    Line(Vec<u8>),
+    Flush(SyncSender<()>),
+}
+
+static WRITER: OnceLock<SyncSender<Message>> = OnceLock::new();
+
+/// Waits, for a second at most, until every line so far is written. For the end of the process.
+pub fn flush() {
+    let Some(writer) = WRITER.get() else { return };
+    let (done, wait) = sync_channel(1);
+    if writer.send(Message::Flush(done)).is_ok() {
+        wait.recv_timeout(Duration::from_secs(1)).ok();
+    }
+}
+
+/// Collects what is written up to a line end and hands whole lines to the writer thread.
+struct Lines {
+    writer: SyncSender<Message>,
+    line: Vec<u8>,
+}
+
+impl Lines {
+    fn start() -> Self {
+        let (writer, lines) = sync_channel(BACKLOG);
+        WRITER.set(writer.clone()).ok();
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_lines(&lines))
+            .expect("the system can start a thread");
+        Self {
+            writer,
+            line: Vec::new(),
+        }
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.line.extend_from_slice(bytes);
+        if self.line.ends_with(b"\n") {
+            self.writer
+                .send(Message::Line(std::mem::take(&mut self.line)))
+                .ok();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes lines to standard error, as many at once as have come.
+fn write_lines(lines: &Receiver<Message>) {
+    let mut out = io::stderr();
+    let mut batch = Vec::new();
+    while let Ok(first) = lines.recv() {
+        let mut flushed = Vec::new();
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                Message::Line(line) => batch.extend_from_slice(&line),
+                Message::Flush(done) => flushed.push(done),
+            }
+            next = if batch.len() < 64 * 1024 {
+                lines.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        // A log that cannot be written must not take the traffic down with it.
+        out.write_all(&batch).ok();
+        batch.clear();
+        for done in flushed {
+            done.send(()).ok();
+        }
+    }
+}

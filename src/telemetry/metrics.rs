@@ -1,0 +1,162 @@
+//! Every metric, declared once.
+//!
+//! Labels are bounded: `path` is one of the paths that the gateway serves or `other`, `backend`
+//! is a configured name or empty (no backend was reached), `stream` is `true` or `false`.
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+};
+
+/// The metrics of one process.
+pub struct Metrics {
+    registry: Registry,
+    /// `llmproxy_requests_total{path,stream,backend,status}`: finished requests, refused ones
+    /// included.
+    pub requests: IntCounterVec,
+    /// `llmproxy_latency_ms{path,stream,backend}`: whole duration of a request, milliseconds.
+    pub latency_ms: HistogramVec,
+    /// `llmproxy_time_to_first_token_seconds`: from the request's arrival to the first event of a
+    /// stream.
+    pub first_token: Histogram,
+    /// `llmproxy_inter_token_latency_seconds`: from one event of a stream to the next.
+    pub inter_token: Histogram,
+    /// `llmproxy_requests_in_flight`.
+    pub in_flight: IntGauge,
+    /// `llmproxy_backend_up{backend}`: 1 or 0.
+    pub backend_up: IntGaugeVec,
+    /// `llmproxy_retries_total{reason}`: further attempts at another backend or connection.
+    pub retries: IntCounterVec,
+    /// `llmproxy_usage_tokens_total{type}`: `prompt` and `completion`.
+    pub tokens: IntCounterVec,
+    /// `llmproxy_webhook_success_total`: records accepted by the webhook.
+    pub webhook_success: IntCounter,
+    /// `llmproxy_webhook_failure_total`: records given up.
+    pub webhook_failure: IntCounter,
+    /// `llmproxy_webhook_queue_depth`: records waiting or being sent.
+    pub webhook_queue: IntGauge,
+    /// `llmproxy_config_reload_success`: 1 if the last load of the configuration succeeded.
+    pub reload_success: IntGauge,
+}
+
+/// Milliseconds: the seeds' buckets from 10 to 10000, and finer ones below.
+const LATENCY_MS: [f64; 13] = [
+    0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0,
+];
+const FIRST_TOKEN: [f64; 15] = [
+    0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+const INTER_TOKEN: [f64; 13] = [
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Declares them all.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(r, Histogram::with_opts(opts))
+        };
+        let gauge = |name: &str, help: &str| register(r, IntGauge::new(name, help));
+        let counter = |name: &str, help: &str| register(r, IntCounter::new(name, help));
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            register(r, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let metrics = Self {
+            requests: counters(
+                "llmproxy_requests_total",
+                "Finished requests, refused ones included",
+                &["path", "stream", "backend", "status"],
+            ),
+            latency_ms: register(
+                r,
+                HistogramVec::new(
+                    HistogramOpts::new(
+                        "llmproxy_latency_ms",
+                        "Duration of a request in milliseconds",
+                    )
+                    .buckets(LATENCY_MS.to_vec()),
+                    &["path", "stream", "backend"],
+                ),
+            ),
+            first_token: histogram(
+                "llmproxy_time_to_first_token_seconds",
+                "From the arrival of a streaming request to its first event",
+                &FIRST_TOKEN,
+            ),
+            inter_token: histogram(
+                "llmproxy_inter_token_latency_seconds",
+                "From one event of a stream to the next",
+                &INTER_TOKEN,
+            ),
+            in_flight: gauge("llmproxy_requests_in_flight", "Requests being served"),
+            backend_up: register(
+                r,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "llmproxy_backend_up",
+                        "Whether a backend is in use (1) or taken out (0)",
+                    ),
+                    &["backend"],
+                ),
+            ),
+            retries: counters(
+                "llmproxy_retries_total",
+                "Further attempts after one that failed before anything was answered",
+                &["reason"],
+            ),
+            tokens: counters("llmproxy_usage_tokens_total", "Metered tokens", &["type"]),
+            webhook_success: counter(
+                "llmproxy_webhook_success_total",
+                "Usage records accepted by the webhook",
+            ),
+            webhook_failure: counter("llmproxy_webhook_failure_total", "Usage records given up"),
+            webhook_queue: gauge(
+                "llmproxy_webhook_queue_depth",
+                "Usage records waiting or being sent",
+            ),
+            reload_success: gauge(
+                "llmproxy_config_reload_success",
+                "Whether the last load of the configuration succeeded",
+            ),
+            registry,
+        };
+        for kind in ["prompt", "completion"] {
+            metrics.tokens.with_label_values(&[kind]);
+        }
+        metrics
+    }
+
+    /// The Prometheus text format.
+    pub fn render(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(16 * 1024);
+        if let Err(e) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            log::error!("cannot write the metrics: {e}");
+        }
+        out
+    }
+
+    /// Content type of [`Self::render`].
+    pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+}
+
+/// Registers a metric. Names are constants of this file: a clash or an illegal name is a defect
+/// that every start would show.
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<C>,
+) -> C {
+    let metric = metric.expect("the name of a metric is legal");
+    registry
+        .register(Box::new(metric.clone()))
+        .expect("the name of a metric is unique");
+    metric
+}

@@ -1,0 +1,7 @@
+//! What an operator sees: metrics, the log, and one access line for each request.
+
+pub mod access;
+pub mod logger;
+pub mod metrics;
+
+pub use metrics::Metrics;

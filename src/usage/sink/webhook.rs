@@ -1,0 +1,62 @@
+//! The webhook sink: each record by POST, as JSON.
+
+use async_trait::async_trait;
+
+use super::{Failure, Sink};
+use crate::{config::plan::HookPlan, usage::Record};
+
+/// Sends records to one URL.
+pub struct Webhook {
+    client: reqwest::Client,
+    plan: HookPlan,
+}
+
+impl Webhook {
+    /// A sink for the configured URL.
+    pub fn new(client: reqwest::Client, plan: HookPlan) -> Self {
+        Self { client, plan }
+    }
+}
+
+#[async_trait]
+impl Sink for Webhook {
+    async fn deliver(&self, record: &Record) -> Result<(), Failure> {
+        let body = serde_json::to_vec(record).map_err(|e| Failure {
+            why: format!("cannot write the record: {e}"),
+            again: false,
+        })?;
+        let mut request = self
+            .client
+            .post(&self.plan.url)
+            .timeout(self.plan.timeout)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(body);
+        for (name, value) in &self.plan.headers {
+            request = request.header(name, value);
+        }
+        // The URL may hold a token in its query: errors are told without it.
+        match request.send().await {
+            Ok(answer) if answer.status().is_success() => Ok(()),
+            Ok(answer) => Err(Failure {
+                why: format!("answered {}", answer.status()),
+                again: true,
+            }),
+            Err(e) => Err(Failure {
+                why: describe(&e.without_url()),
+                again: true,
+            }),
+        }
+    }
+}
+
+/// The error with its causes, which `reqwest` does not print by itself.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

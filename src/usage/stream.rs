@@ -1,0 +1,482 @@
+//! Metering a stream of server-sent events: finds the counts, and takes out again what the
+//! gateway itself had asked the engine to add.
+//!
+//! Asking vLLM and llama.cpp for usage changes more than it adds: members that otherwise stand in
+//! the last chunk of a choice (`system_fingerprint` of vLLM, `timings` of llama.cpp) move to the
+//! usage chunk. So that the client's stream is byte for byte what it would have been, a chunk
+//! that ends a choice is kept back until the next event has come (the engines send it in the same
+//! write), and what the usage chunk took from it is put back.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use memchr::memmem;
+
+use super::counts;
+use crate::{
+    base::{TokenCounts, UsageSource},
+    wire::{
+        json,
+        sse::{self, Data, Piece, Splitter},
+    },
+};
+
+/// What to take out of the stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strip {
+    /// Nothing: the client asked for all of it, or nothing was added.
+    #[default]
+    Nothing,
+    /// The running figures; the usage chunk at the end is the client's.
+    Running,
+    /// All usage: the client asked for none.
+    All {
+        /// Also `"usage":null`, which OpenAI's own servers put into every chunk once usage is
+        /// asked for. SGLang writes it always, so it is not taken out unless it is known to be
+        /// ours.
+        nulls: bool,
+    },
+}
+
+/// Members of a usage chunk that exist only because usage was asked for.
+const OWNED_BY_USAGE: [&str; 2] = ["usage", "metrics"];
+
+/// Watches one stream. Feed it every chunk; send on what it returns.
+pub struct StreamMeter {
+    strip: Strip,
+    splitter: Splitter,
+    held: Option<Bytes>,
+    counts: Option<TokenCounts>,
+    done: bool,
+    ended: bool,
+    aborted: bool,
+    failed: bool,
+    events: u64,
+    find: &'static Finders,
+}
+
+struct Finders {
+    usage: memmem::Finder<'static>,
+    finish: memmem::Finder<'static>,
+    error: memmem::Finder<'static>,
+}
+
+static FINDERS: std::sync::LazyLock<Finders> = std::sync::LazyLock::new(|| Finders {
+    usage: memmem::Finder::new(b"\"usage\""),
+    finish: memmem::Finder::new(b"\"finish_reason\""),
+    error: memmem::Finder::new(b"\"error\""),
+});
+
+/// What becomes of an event.
+enum Fate {
+    Pass(Bytes),
+    Hold(Bytes),
+    /// Take the event out; the bytes are its JSON document.
+    Drop(Bytes),
+}
+
+impl StreamMeter {
+    /// A meter for one stream.
+    pub fn new(strip: Strip) -> Self {
+        Self {
+            strip,
+            splitter: Splitter::default(),
+            held: None,
+            counts: None,
+            done: false,
+            ended: false,
+            aborted: false,
+            failed: false,
+            events: 0,
+            find: &FINDERS,
+        }
+    }
+
+    /// The counts so far, and what they are worth.
+    pub fn usage(&self) -> (TokenCounts, UsageSource) {
+        match self.counts {
+            None => (TokenCounts::default(), UsageSource::None),
+            Some(counts) if (self.done || self.ended) && !self.aborted && !self.failed => {
+                (counts, UsageSource::Final)
+            }
+            Some(counts) => (counts, UsageSource::Partial),
+        }
+    }
+
+    /// `[DONE]` has come.
+    pub fn done(&self) -> bool {
+        self.done
+    }
+
+    /// The engine broke the generation off: `finish_reason` `abort` or `error`.
+    pub fn aborted(&self) -> bool {
+        self.aborted
+    }
+
+    /// An error event has come.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// How many events with data have come, `[DONE]` and the usage chunk included.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Takes the next chunk; returns what goes to the client. A chunk of whole events in which
+    /// nothing is to change is returned as it is, without a copy.
+    pub fn push(&mut self, chunk: Bytes) -> Bytes {
+        let mut pieces = Vec::new();
+        let mut splitter = std::mem::take(&mut self.splitter);
+        splitter.push(&chunk, |piece| pieces.push(piece));
+        self.splitter = splitter;
+        let mut out = Output::new(chunk);
+        for piece in pieces {
+            self.piece(piece, &mut out);
+        }
+        out.finish()
+    }
+
+    /// The backend has ended the stream, with or without `[DONE]`; returns what was still held
+    /// back.
+    pub fn finish(&mut self) -> Bytes {
+        self.ended = true;
+        let mut out = Output::new(Bytes::new());
+        if let Some(piece) = self.splitter.finish() {
+            self.piece(piece, &mut out);
+        }
+        self.release(&mut out);
+        out.finish()
+    }
+
+    /// The stream broke: returns the whole events that were held back. The beginning of an event
+    /// that never ended is thrown away, so that an error event can follow.
+    pub fn abandon(&mut self) -> Bytes {
+        self.splitter = Splitter::default();
+        self.held.take().unwrap_or_default()
+    }
+
+    fn release(&mut self, out: &mut Output) {
+        if let Some(held) = self.held.take() {
+            out.put(held);
+        }
+    }
+
+    fn piece(&mut self, piece: Piece, out: &mut Output) {
+        let event = match piece {
+            Piece::Event(event) => event,
+            Piece::Raw(raw) => {
+                // Possibly a last event without its blank line: still worth a look.
+                self.look(&raw);
+                self.release(out);
+                return out.put(raw);
+            }
+        };
+        match self.look(&event) {
+            Fate::Pass(bytes) => {
+                self.release(out);
+                out.put(bytes);
+            }
+            Fate::Hold(bytes) => {
+                self.release(out);
+                self.held = Some(bytes);
+            }
+            Fate::Drop(document) => {
+                let held = self.held.take();
+                if let Some(held) = held {
+                    out.put(give_back(held, &document));
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, event: &Bytes) -> Fate {
+        let (document, at) = match sse::data(event) {
+            Data::None => return Fate::Pass(event.clone()),
+            Data::One(range) => (event.slice(range.clone()), Some(range.start)),
+            Data::Many(joined) => (Bytes::copy_from_slice(&joined), None),
+        };
+        self.events += 1;
+        if document.as_ref() == b"[DONE]" {
+            self.done = true;
+            return Fate::Pass(event.clone());
+        }
+        let ends_choice = self.look_at_finish(&document);
+        if self.find.error.find(&document).is_some()
+            && json::find(&document, "error").is_some_and(|m| &document[m.value] != b"null")
+        {
+            self.failed = true;
+        }
+        let mut passed = event.clone();
+        if self.find.usage.find(&document).is_some()
+            && let Some(usage) = json::find(&document, "usage")
+        {
+            let value = &document[usage.value];
+            let counts = counts::read(value);
+            self.counts = counts.or(self.counts);
+            let only = is_usage_only(&document);
+            match (self.strip, only, counts.is_some()) {
+                (Strip::All { .. }, true, true) => return Fate::Drop(document),
+                (Strip::All { .. } | Strip::Running, false, true)
+                | (Strip::All { nulls: true }, false, false) => {
+                    passed = without_usage(event, &document, at);
+                }
+                _ => {}
+            }
+        }
+        if matches!(self.strip, Strip::All { .. }) && ends_choice && at.is_some() {
+            return Fate::Hold(passed);
+        }
+        Fate::Pass(passed)
+    }
+
+    /// Notes an abort; returns whether the event ends a choice.
+    fn look_at_finish(&mut self, document: &[u8]) -> bool {
+        let mut ends = false;
+        for at in self.find.finish.find_iter(document) {
+            let rest = &document[at + self.find.finish.needle().len()..];
+            let rest = rest.trim_ascii_start();
+            let Some(value) = rest.strip_prefix(b":").map(<[u8]>::trim_ascii_start) else {
+                continue;
+            };
+            if value.starts_with(b"\"") {
+                ends = true;
+                self.aborted |= value.starts_with(b"\"abort\"") || value.starts_with(b"\"error\"");
+            }
+        }
+        ends
+    }
+}
+
+/// A chunk without choices that carries usage.
+fn is_usage_only(document: &[u8]) -> bool {
+    json::find(document, "choices")
+        .is_some_and(|m| json::elements(&document[m.value]).next().is_none())
+}
+
+/// The event without its `usage` member; unchanged if its data is spread over several lines.
+fn without_usage(event: &Bytes, document: &[u8], at: Option<usize>) -> Bytes {
+    let Some(at) = at else { return event.clone() };
+    let Ok(cuts) = json::cuts(document, |m| m.is(document, "usage")) else {
+        return event.clone();
+    };
+    let mut out = BytesMut::with_capacity(event.len());
+    let mut from = 0;
+    for cut in cuts {
+        out.put_slice(&event[from..at + cut.start]);
+        from = at + cut.end;
+    }
+    out.put_slice(&event[from..]);
+    out.freeze()
+}
+
+/// Puts the members that moved to the usage chunk back to the end of the chunk that was held.
+fn give_back(held: Bytes, usage_chunk: &[u8]) -> Bytes {
+    let Data::One(range) = sse::data(&held) else {
+        return held;
+    };
+    let document = &held[range.clone()];
+    let mut moved = Vec::new();
+    for member in json::members(usage_chunk, 0).flatten() {
+        let key = &usage_chunk[member.key.clone()];
+        let has = |m: json::Member| document[m.key] == *key;
+        if OWNED_BY_USAGE
+            .iter()
+            .any(|name| member.is(usage_chunk, name))
+            || json::members(document, 0).flatten().any(has)
+        {
+            continue;
+        }
+        moved.push(b',');
+        moved.extend_from_slice(&usage_chunk[member.span()]);
+    }
+    let Some(brace) = document.iter().rposition(|b| *b == b'}') else {
+        return held;
+    };
+    if moved.is_empty() {
+        return held;
+    }
+    let at = range.start + brace;
+    let mut out = BytesMut::with_capacity(held.len() + moved.len());
+    out.put_slice(&held[..at]);
+    out.put_slice(&moved);
+    out.put_slice(&held[at..]);
+    out.freeze()
+}
+
+/// Collects what goes out and notices when that is exactly the chunk that came in.
+struct Output {
+    chunk: Bytes,
+    /// How much of `chunk` has been passed on unchanged, from its start, with nothing else.
+    same: usize,
+    other: Option<BytesMut>,
+}
+
+impl Output {
+    fn new(chunk: Bytes) -> Self {
+        Self {
+            chunk,
+            same: 0,
+            other: None,
+        }
+    }
+
+    fn put(&mut self, bytes: Bytes) {
+        if let Some(other) = &mut self.other {
+            return other.put_slice(&bytes);
+        }
+        let expected = self.chunk.get(self.same..).map(<[u8]>::as_ptr);
+        if expected == Some(bytes.as_ptr()) && bytes.len() <= self.chunk.len() - self.same {
+            self.same += bytes.len();
+            return;
+        }
+        let mut all = BytesMut::with_capacity(self.chunk.len() + bytes.len());
+        all.put_slice(&self.chunk[..self.same]);
+        all.put_slice(&bytes);
+        self.other = Some(all);
+    }
+
+    fn finish(self) -> Bytes {
+        match self.other {
+            Some(other) => other.freeze(),
+            None => self.chunk.slice(..self.same),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(strip: Strip, parts: &[&str]) -> (String, StreamMeter) {
+        let mut meter = StreamMeter::new(strip);
+        let mut out = Vec::new();
+        for part in parts {
+            out.extend_from_slice(&meter.push(Bytes::copy_from_slice(part.as_bytes())));
+        }
+        out.extend_from_slice(&meter.finish());
+        (String::from_utf8(out).unwrap(), meter)
+    }
+
+    const ALL: Strip = Strip::All { nulls: false };
+
+    const ROLE: &str = concat!(
+        r#"data: {"id":"x","choices":[{"delta":{"role":"assistant"},"finish_reason":null}],"#,
+        r#""usage":{"prompt_tokens":3,"total_tokens":3,"completion_tokens":0},"prompt_text":null}"#,
+        "\n\n"
+    );
+    const LAST: &str = concat!(
+        r#"data: {"id":"x","choices":[{"delta":{},"finish_reason":"stop"}],"#,
+        r#""usage":{"prompt_tokens":3,"total_tokens":5,"completion_tokens":2}}"#,
+        "\n\n"
+    );
+    const USAGE: &str = concat!(
+        r#"data: {"id":"x","choices":[],"usage":{"prompt_tokens":3,"total_tokens":5,"#,
+        r#""completion_tokens":2},"system_fingerprint":"f"}"#,
+        "\n\n"
+    );
+    const DONE: &str = "data: [DONE]\n\n";
+
+    #[test]
+    fn takes_out_what_was_added_and_puts_back_what_moved() {
+        let (out, meter) = run(ALL, &[ROLE, LAST, USAGE, DONE]);
+        let expected = concat!(
+            r#"data: {"id":"x","choices":[{"delta":{"role":"assistant"},"finish_reason":null}],"prompt_text":null}"#,
+            "\n\n",
+            r#"data: {"id":"x","choices":[{"delta":{},"finish_reason":"stop"}],"system_fingerprint":"f"}"#,
+            "\n\ndata: [DONE]\n\n"
+        );
+        assert_eq!(out, expected);
+        let counts = TokenCounts {
+            prompt: 3,
+            completion: 2,
+            total: 5,
+        };
+        assert_eq!(meter.usage(), (counts, UsageSource::Final));
+    }
+
+    #[test]
+    fn leaves_the_final_chunk_to_a_client_that_asked() {
+        let (out, _) = run(Strip::Running, &[ROLE, LAST, USAGE, DONE]);
+        assert!(out.contains(USAGE) && !out.contains(r#""completion_tokens":0"#));
+        assert!(out.contains(r#""finish_reason":"stop"}]}"#));
+    }
+
+    #[test]
+    fn touches_nothing_when_nothing_was_added() {
+        let all = [ROLE, LAST, USAGE, DONE];
+        let (out, meter) = run(Strip::Nothing, &all);
+        assert_eq!(out, all.concat());
+        assert_eq!(meter.usage().0.total, 5);
+    }
+
+    #[test]
+    fn passes_unchanged_chunks_without_a_copy() {
+        let mut meter = StreamMeter::new(Strip::Nothing);
+        let chunk = Bytes::from(format!("{ROLE}{LAST}"));
+        let at = chunk.as_ptr();
+        assert_eq!(meter.push(chunk).as_ptr(), at);
+    }
+
+    #[test]
+    fn a_stream_without_done_loses_no_byte() {
+        let (out, meter) = run(ALL, &[ROLE, LAST, "data: {\"hal"]);
+        assert!(out.ends_with("data: {\"hal"));
+        assert!(out.contains("\"stop\""));
+        assert_eq!(meter.usage().1, UsageSource::Final);
+        assert!(!meter.done());
+    }
+
+    #[test]
+    fn a_stream_that_breaks_keeps_its_last_figures() {
+        let mut meter = StreamMeter::new(ALL);
+        meter.push(Bytes::from(format!("{ROLE}{LAST}data: {{\"hal")));
+        let counts = TokenCounts {
+            prompt: 3,
+            completion: 2,
+            total: 5,
+        };
+        assert_eq!(meter.usage(), (counts, UsageSource::Partial));
+        let rest = meter.abandon();
+        assert!(rest.ends_with(b"}]}\n\n"));
+        assert!(meter.abandon().is_empty());
+    }
+
+    #[test]
+    fn sees_aborts_and_error_events() {
+        let abort = "data: {\"choices\":[{\"delta\":{},\"finish_reason\": \"abort\"}]}\n\n";
+        let (_, meter) = run(Strip::Nothing, &[abort, DONE]);
+        assert!(meter.aborted() && meter.done() && !meter.failed());
+        let error = "data: {\"error\": {\"message\": \"gone\", \"code\": 500}}\n\n";
+        let (_, meter) = run(Strip::Nothing, &[error, DONE]);
+        assert!(meter.failed());
+        let text = r#"data: {"choices":[{"delta":{"content":"\"error\":{} \"finish_reason\":\"abort\""}}]}"#;
+        let (_, meter) = run(Strip::Nothing, &[text, "\n\n", DONE]);
+        assert!(!meter.failed() && !meter.aborted());
+    }
+
+    #[test]
+    fn tolerates_what_servers_do() {
+        let parts = [
+            ": keep-alive\n\n",
+            "data: {\"choices\":[{\"delta\":{}}],\"usage\":null}\r\n\r\n",
+            "data: {\"id\":\"\",\"choices\":[],\ndata: \"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\n",
+            "data: {\"choices\":[{\"delta\":{\"content\":\"late\"}}]}\n\n",
+        ];
+        let (out, meter) = run(Strip::Nothing, &parts);
+        assert_eq!(out, parts.concat());
+        assert_eq!(
+            meter.usage(),
+            (
+                TokenCounts {
+                    prompt: 1,
+                    completion: 2,
+                    total: 3
+                },
+                UsageSource::Final
+            )
+        );
+        let (out, _) = run(ALL, &parts);
+        assert_eq!(out, [parts[0], parts[1], parts[3]].concat());
+        let (out, _) = run(Strip::All { nulls: true }, &parts);
+        assert!(!out.contains("usage") && out.contains("late") && out.contains(": keep-alive"));
+    }
+}

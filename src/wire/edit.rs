@@ -1,0 +1,72 @@
+//! Edits to a byte buffer in place: spans replaced from the back to the front, so that the
+//! common edit (a few bytes near the end) moves next to nothing.
+
+use std::{borrow::Cow, ops::Range};
+
+use bytes::BytesMut;
+
+/// Replace `range` by `with`. An empty range inserts, an empty `with` deletes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edit {
+    /// What goes.
+    pub range: Range<usize>,
+    /// What comes.
+    pub with: Cow<'static, [u8]>,
+}
+
+impl Edit {
+    /// Deletes a range.
+    pub fn cut(range: Range<usize>) -> Self {
+        Self {
+            range,
+            with: Cow::Borrowed(b""),
+        }
+    }
+
+    /// Inserts before `at`.
+    pub fn insert(at: usize, with: impl Into<Cow<'static, [u8]>>) -> Self {
+        Self {
+            range: at..at,
+            with: with.into(),
+        }
+    }
+}
+
+/// Applies edits that do not overlap; the order in which they are given does not matter.
+pub fn apply(buf: &mut BytesMut, mut edits: Vec<Edit>) {
+    edits.sort_by_key(|e| std::cmp::Reverse(e.range.start));
+    for Edit { range, with } in edits {
+        let old = buf.len();
+        let tail = range.end..old;
+        if with.len() > range.len() {
+            buf.resize(old + with.len() - range.len(), 0);
+        }
+        buf.copy_within(tail.clone(), range.start + with.len());
+        buf[range.start..range.start + with.len()].copy_from_slice(&with);
+        buf.truncate(range.start + with.len() + tail.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_in_any_order() {
+        let mut buf = BytesMut::from(&b"0123456789"[..]);
+        let edits = vec![
+            Edit {
+                range: 1..3,
+                with: Cow::Borrowed(b"abcd"),
+            },
+            Edit::insert(10, &b"!"[..]),
+            Edit::cut(5..8),
+            Edit {
+                range: 4..5,
+                with: Cow::Borrowed(b"x"),
+            },
+        ];
+        apply(&mut buf, edits);
+        assert_eq!(&buf[..], b"0abcd3x89!");
+    }
+}

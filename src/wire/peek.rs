@@ -1,0 +1,280 @@
+//! What a gateway must know of a request body, read in one pass, and the edits that its policy
+//! asks for. No other byte is looked at twice.
+
+use std::{borrow::Cow, ops::Range};
+
+use super::{
+    edit::Edit,
+    json::{self, SyntaxError},
+};
+
+/// What the body says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peek {
+    /// `model`, when it is a string.
+    pub model: Option<String>,
+    /// `model` is there but is no string.
+    pub model_invalid: bool,
+    /// `stream` is `true`.
+    pub stream: bool,
+    /// `stream_options`, when it is there.
+    pub stream_options: Option<StreamOptions>,
+    /// `max_completion_tokens`, else `max_tokens`.
+    pub max_tokens: Option<u64>,
+    /// One of the fields asked for is there.
+    pub guarded: bool,
+    /// Offset of the closing brace.
+    close: usize,
+}
+
+/// `stream_options` of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// `include_usage` is `true`.
+    pub include_usage: bool,
+    /// `continuous_usage_stats` is `true` (vLLM).
+    pub continuous: bool,
+    range: Range<usize>,
+    kind: OptionsKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OptionsKind {
+    Object,
+    Null,
+    Other,
+}
+
+/// Reads a request body. When a key stands twice the last one counts, as in the JSON parsers of
+/// the engines. `guarded` names fields to look out for.
+///
+/// # Errors
+/// If the body is not one JSON object, in UTF-8, with nothing but white space behind it.
+pub fn peek(doc: &[u8], guarded: &[String]) -> Result<Peek, SyntaxError> {
+    if let Err(e) = std::str::from_utf8(doc) {
+        return Err(SyntaxError {
+            at: e.valid_up_to(),
+            what: "invalid UTF-8",
+        });
+    }
+    let mut found = Peek::default();
+    let mut limits = (None, None);
+    let mut walk = json::members(doc, 0);
+    for member in walk.by_ref() {
+        let member = member?;
+        let value = &doc[member.value.clone()];
+        if member.is(doc, "model") {
+            found.model = string(value);
+            found.model_invalid = found.model.is_none() && value != b"null";
+        } else if member.is(doc, "stream") {
+            found.stream = value == b"true";
+        } else if member.is(doc, "stream_options") {
+            found.stream_options = Some(stream_options(doc, member.value.clone()));
+        } else if member.is(doc, "max_tokens") {
+            limits.0 = number(value);
+        } else if member.is(doc, "max_completion_tokens") {
+            limits.1 = number(value);
+        }
+        found.guarded |= guarded.iter().any(|name| member.is(doc, name));
+    }
+    found.close = walk.position() - 1;
+    found.max_tokens = limits.1.or(limits.0);
+    if let Some(extra) = doc[walk.position()..]
+        .iter()
+        .position(|b| !b.is_ascii_whitespace())
+    {
+        let at = walk.position() + extra;
+        return Err(SyntaxError {
+            at,
+            what: "unexpected text after the document",
+        });
+    }
+    Ok(found)
+}
+
+fn string(value: &[u8]) -> Option<String> {
+    let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    if inner.contains(&b'\\') {
+        return json::unescape(inner);
+    }
+    String::from_utf8(inner.to_vec()).ok()
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+fn stream_options(doc: &[u8], range: Range<usize>) -> StreamOptions {
+    let value = &doc[range.clone()];
+    let on = |name| json::find(value, name).is_some_and(|m| &value[m.value] == b"true");
+    let kind = match value.first() {
+        Some(b'{') => OptionsKind::Object,
+        Some(b'n') => OptionsKind::Null,
+        _ => OptionsKind::Other,
+    };
+    StreamOptions {
+        include_usage: on("include_usage"),
+        continuous: on("continuous_usage_stats"),
+        range,
+        kind,
+    }
+}
+
+/// What is asked of an engine beyond what the client asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// A usage chunk at the end (OpenAI).
+    Final,
+    /// That, and running figures in every chunk (vLLM).
+    Continuous,
+}
+
+/// The edits that delete every guarded field.
+///
+/// # Errors
+/// If the document is broken, which [`peek`] has found before.
+pub fn guard_edits(doc: &[u8], guarded: &[String]) -> Result<Vec<Edit>, SyntaxError> {
+    let cuts = json::cuts(doc, |m| guarded.iter().any(|name| m.is(doc, name)))?;
+    Ok(cuts.into_iter().map(Edit::cut).collect())
+}
+
+/// The edits that make a streaming request ask for usage; empty when it asks already, or when its
+/// `stream_options` are of a kind that the engine itself must refuse.
+pub fn usage_edits(doc: &[u8], peek: &Peek, ask: Ask) -> Vec<Edit> {
+    let wanted: &'static str = match ask {
+        Ask::Final => r#""include_usage":true"#,
+        Ask::Continuous => r#""include_usage":true,"continuous_usage_stats":true"#,
+    };
+    let Some(options) = &peek.stream_options else {
+        let text = format!(r#","stream_options":{{{wanted}}}"#);
+        return vec![Edit::insert(peek.close, text.into_bytes())];
+    };
+    let already = options.include_usage && (options.continuous || ask == Ask::Final);
+    match options.kind {
+        OptionsKind::Other => Vec::new(),
+        _ if already => Vec::new(),
+        OptionsKind::Null => {
+            let with = Cow::Owned(format!("{{{wanted}}}").into_bytes());
+            vec![Edit {
+                range: options.range.clone(),
+                with,
+            }]
+        }
+        OptionsKind::Object => {
+            let value = &doc[options.range.clone()];
+            let ours = ["include_usage", "continuous_usage_stats"];
+            let is_ours = |m: &json::Member| ours.iter().any(|name| m.is(value, name));
+            let Ok(cuts) = json::cuts(value, is_ours) else {
+                return Vec::new();
+            };
+            let others = json::members(value, 0).flatten().any(|m| !is_ours(&m));
+            let base = options.range.start;
+            let mut edits: Vec<Edit> = cuts
+                .into_iter()
+                .map(|c| Edit::cut(base + c.start..base + c.end))
+                .collect();
+            let comma = if others { "," } else { "" };
+            let text = format!("{comma}{wanted}");
+            edits.push(Edit::insert(options.range.end - 1, text.into_bytes()));
+            edits
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::wire::edit;
+
+    fn edited(doc: &str, edits: Vec<Edit>) -> String {
+        let mut buf = BytesMut::from(doc.as_bytes());
+        edit::apply(&mut buf, edits);
+        String::from_utf8(buf.to_vec()).unwrap()
+    }
+
+    fn asking(doc: &str, ask: Ask) -> String {
+        let p = peek(doc.as_bytes(), &[]).unwrap();
+        edited(doc, usage_edits(doc.as_bytes(), &p, ask))
+    }
+
+    #[test]
+    fn reads_the_fields() {
+        let doc = br#"{"model":"a\/b","stream":true,"max_tokens":5,"max_completion_tokens":7,
+                       "stream_options":{"include_usage":true}}"#;
+        let p = peek(doc, &[]).unwrap();
+        assert_eq!(p.model.as_deref(), Some("a/b"));
+        assert!(p.stream && !p.guarded);
+        assert_eq!(p.max_tokens, Some(7));
+        let options = p.stream_options.unwrap();
+        assert!(options.include_usage && !options.continuous);
+    }
+
+    #[test]
+    fn the_last_of_two_keys_counts() {
+        let p = peek(
+            br#"{"model":"a","model":"b","stream":true,"stream":false}"#,
+            &[],
+        )
+        .unwrap();
+        assert_eq!(p.model.as_deref(), Some("b"));
+        assert!(!p.stream);
+    }
+
+    #[test]
+    fn refuses_what_is_no_document() {
+        assert_eq!(
+            peek(b"{} x", &[]).unwrap_err().what,
+            "unexpected text after the document"
+        );
+        assert_eq!(
+            peek(b"{\"a\":\"\xff\"}", &[]).unwrap_err().what,
+            "invalid UTF-8"
+        );
+        assert!(peek(b"[1]", &[]).is_err());
+        assert!(peek(br#"{"model":1}"#, &[]).unwrap().model_invalid);
+    }
+
+    #[test]
+    fn asks_for_usage() {
+        assert_eq!(
+            asking(r#"{"stream":true } "#, Ask::Continuous),
+            r#"{"stream":true ,"stream_options":{"include_usage":true,"continuous_usage_stats":true}} "#
+        );
+        assert_eq!(
+            asking(r#"{"stream":true,"stream_options":null}"#, Ask::Final),
+            r#"{"stream":true,"stream_options":{"include_usage":true}}"#
+        );
+        assert_eq!(
+            asking(
+                r#"{"stream_options":{"include_usage":false,"x":1},"a":2}"#,
+                Ask::Final
+            ),
+            r#"{"stream_options":{"x":1,"include_usage":true},"a":2}"#
+        );
+        assert_eq!(
+            asking(r#"{"stream_options":{}}"#, Ask::Final),
+            r#"{"stream_options":{"include_usage":true}}"#
+        );
+        let already = r#"{"stream_options":{"include_usage":true}}"#;
+        assert_eq!(asking(already, Ask::Final), already);
+        assert_eq!(
+            asking(already, Ask::Continuous),
+            r#"{"stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#
+        );
+        let wrong = r#"{"stream_options":"yes"}"#;
+        assert_eq!(asking(wrong, Ask::Final), wrong);
+    }
+
+    #[test]
+    fn guards_fields_however_they_are_written() {
+        let names = ["priority".to_owned(), "cache_salt".to_owned()];
+        let doc =
+            r#"{"priority":1,"a":2,"cache\u005fsalt":"x","priority":3,"nested":{"priority":4}}"#;
+        let p = peek(doc.as_bytes(), &names).unwrap();
+        assert!(p.guarded);
+        let edits = guard_edits(doc.as_bytes(), &names).unwrap();
+        assert_eq!(edited(doc, edits), r#"{"a":2,"nested":{"priority":4}}"#);
+    }
+}

@@ -1,4 +1,9 @@
 //! Arguments to a call.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the command line talks to people"
+)]
 
 use std::{
     net::SocketAddr,

@@ -1,5 +1,6 @@
 //! `llmproxy demo`: a gateway, two simulated backends and a receiver of usage records in one
 //! process, to see how it works.
+#![expect(clippy::print_stdout, reason = "the demo talks to people")]
 
 use std::{
     io::{self, Write},

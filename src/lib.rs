@@ -7,16 +7,15 @@
 //!
 //! | floor | modules | what stands there |
 //! |---|---|---|
-//! | 7 | [`cli`] | arguments to a call |
-//! | 6 | [`demo`] | a gateway with everything around it, in one process |
-//! | 5 | [`server`] | the composition root: listeners, services, signals |
-//! | 4 | [`gateway`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; what runs beside the requests |
-//! | 3 | [`runtime`] | the snapshot of a configuration, and what outlives it |
-//! | 2 | [`balance`], [`route`], [`usage`] | policies, each on its own |
-//! | 1 | [`config`], [`dialect`], [`sim`] | what the file means; API languages; a simulated vLLM |
-//! | 0 | [`store`], [`telemetry`], [`wire`], [`base`] | clients and certificates; metrics and logs; bytes; words |
-//!
-//! ([`base`] is below its neighbours: they may use it.)
+//! | 8 | [`cli`] | arguments to a call |
+//! | 7 | [`demo`] | a gateway with everything around it, in one process |
+//! | 6 | [`server`] | the composition root: listeners, services, signals |
+//! | 5 | [`gateway`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; what runs beside the requests |
+//! | 4 | [`runtime`] | the snapshot of a configuration, and what outlives it |
+//! | 3 | [`balance`], [`route`], [`usage`] | policies, each on its own |
+//! | 2 | [`config`], [`dialect`], [`sim`] | what the file means; API languages; a simulated vLLM |
+//! | 1 | [`store`], [`telemetry`], [`wire`] | clients and certificates; metrics and logs; bytes |
+//! | 0 | [`base`] | words: ids, refusals, faults, counts, secrets |
 //!
 //! # A request's walk
 //!

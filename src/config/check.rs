@@ -11,6 +11,7 @@ use super::{
     problem::Problem,
     raw::Raw,
     read::read,
+    value,
 };
 
 /// What came of a file.
@@ -43,8 +44,14 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
     let plan = document(text, &mut problems).and_then(|mut document| {
         let expanded = expand(&mut document, env, &mut problems);
         // Later problems may only be the echo of a variable that is missing, but mostly are not.
-        let raw: Raw = read(document, &expanded, &mut problems)?;
-        plan(&raw, folder, &mut problems)
+        let (raw, removed) = read::<Raw>(document, &expanded, &mut problems);
+        let mut further = Vec::new();
+        let plan = plan(&raw?, folder, &mut further);
+        for mut problem in further {
+            problem.path = value::show(&removed.original(&value::parse(&problem.path)));
+            problems.push(problem);
+        }
+        plan
     });
     for problem in &mut problems {
         problem.line = problem

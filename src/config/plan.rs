@@ -401,7 +401,7 @@ impl Maker<'_> {
         let path = format!("{at}.url");
         let hint = "write `http://host:8000` or `https://host`";
         let uri = match url.parse::<Uri>() {
-            Ok(uri) if uri.host().is_some_and(|h| !h.is_empty()) => uri,
+            Ok(uri) if url.contains("://") && uri.host().is_some_and(|h| !h.is_empty()) => uri,
             _ => {
                 self.problem(path, format!("`{url}` is not a URL"), hint);
                 return None;

@@ -12,16 +12,18 @@ use super::{
 };
 
 /// Reads `document`; `expanded` are the paths of strings that came from the environment, where a
-/// text like `8000` may stand for a number. `None` only if nothing could be read at all.
+/// text like `8000` may stand for a number. The value is `None` only if nothing could be read at
+/// all.
 pub fn read<T: DeserializeOwned>(
     mut document: Value,
     expanded: &[String],
     problems: &mut Vec<Problem>,
-) -> Option<T> {
+) -> (Option<T>, Removed) {
+    let mut removed = Removed::default();
     let mut scalars: Vec<String> = expanded.to_vec();
     loop {
         let error = match serde_path_to_error::deserialize::<_, T>(document.clone()) {
-            Ok(value) => return Some(value),
+            Ok(value) => return (Some(value), removed),
             Err(error) => error,
         };
         let mut path = steps(error.path());
@@ -36,25 +38,54 @@ pub fn read<T: DeserializeOwned>(
             if path.last() != Some(&Step::Key(unknown.clone())) {
                 path.push(Step::Key(unknown.clone()));
             }
-            problems.push(unknown_key(&path, &unknown, &message));
+            problems.push(unknown_key(&removed.original(&path), &unknown, &message));
         } else {
-            problems.push(Problem::new(value::show(&path), plain(&message)));
+            let path = value::show(&removed.original(&path));
+            problems.push(Problem::new(path, plain(&message)));
         }
-        if !take_out(&mut document, &mut path) {
-            return None;
+        if !removed.take_out(&mut document, &mut path) {
+            return (None, removed);
         }
     }
 }
 
-/// Removes the value at the path, or the closest parent that can be removed.
-fn take_out(document: &mut Value, path: &mut Vec<Step>) -> bool {
-    while !path.is_empty() {
-        if value::remove(document, path) {
-            return true;
+/// The elements of lists that were taken out: the elements behind them have moved up, and what is
+/// found out about those must be told of their place in the file.
+#[derive(Default)]
+pub struct Removed(Vec<(Vec<Step>, usize)>);
+
+impl Removed {
+    /// The path in the file of what now stands at `path`.
+    pub fn original(&self, path: &[Step]) -> Vec<Step> {
+        let mut path = path.to_vec();
+        for (list, index) in self.0.iter().rev() {
+            if !path.starts_with(list) {
+                continue;
+            }
+            if let Some(Step::Index(at)) = path.get_mut(list.len())
+                && *at >= *index
+            {
+                *at += 1;
+            }
         }
-        path.pop();
+        path
     }
-    false
+
+    /// Removes the value at the path, or the closest parent that can be removed.
+    fn take_out(&mut self, document: &mut Value, path: &mut Vec<Step>) -> bool {
+        while let Some(last) = path.last() {
+            let last = last.clone();
+            if value::remove(document, path) {
+                path.pop();
+                if let Step::Index(index) = last {
+                    self.0.push((path.clone(), index));
+                }
+                return true;
+            }
+            path.pop();
+        }
+        false
+    }
 }
 
 fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {

@@ -32,6 +32,9 @@ const RETRY_BUFFER: u64 = 64 * 1024;
 /// Room for the edits that lengthen a body, so that they need no new buffer.
 const EDIT_ROOM: usize = 128;
 
+/// How long a body that nobody wants is taken in.
+pub const LINGER: Duration = Duration::from_secs(5);
+
 /// The body of one request.
 #[derive(Default)]
 pub struct Body {
@@ -274,9 +277,8 @@ fn expects_continue(session: &Session) -> bool {
 /// Takes in and throws away what a client still sends after it was refused, for a while. Closing
 /// at once would reset the connection, and the client would see that instead of the refusal.
 pub async fn linger(session: &mut Session) {
-    const LONGEST: Duration = Duration::from_secs(5);
     let rest = async { while let Ok(Some(_)) = session.read_request_body().await {} };
-    tokio::time::timeout(LONGEST, rest).await.ok();
+    tokio::time::timeout(LINGER, rest).await.ok();
 }
 
 /// Whether another attempt could be given the body.

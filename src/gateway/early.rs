@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora_proxy::Session;
 
-use super::ctx::Ctx;
+use super::{body_in, ctx::Ctx};
 use crate::base::{Rejection, RequestId, Secret};
 
 /// Fills in what is known before anything is decided. A refusal is only noted here; `request`
@@ -17,6 +17,10 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     // RFC 9112, section 9.3.2: requests may be pipelined. Without this Pingora takes the next
     // request for garbage and ends the present one.
     session.set_pipelining_enabled(true);
+    // A refusal does not wait for the rest of the body, and does not cost the connection either:
+    // the rest is read and thrown away, for as long as that takes no more than this.
+    session.set_close_on_response_before_downstream_finish(false);
+    session.set_total_drain_timeout(Some(body_in::LINGER));
     let timeouts = &ctx.snapshot.plan.timeouts;
     session.set_read_timeout(timeouts.client_read);
     session.set_write_timeout(timeouts.client_write);

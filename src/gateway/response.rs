@@ -3,11 +3,7 @@
 use http::{HeaderName, header};
 use pingora::{Result, http::ResponseHeader};
 
-use super::{
-    answer::REQUEST_ID,
-    ctx::Ctx,
-    stream::{self, Reading},
-};
+use super::{answer::REQUEST_ID, ctx::Ctx, stream::Reading};
 use crate::{
     config::raw::StreamUsage,
     dialect::Kind,
@@ -104,5 +100,5 @@ fn strip(ctx: &Ctx) -> Strip {
 
 /// Whether the answer is a stream of events.
 pub fn is_stream(ctx: &Ctx) -> bool {
-    matches!(ctx.answer.reading, stream::Reading::Stream(_))
+    matches!(ctx.answer.reading, Reading::Stream(_))
 }

@@ -1,0 +1,41 @@
+# `make run` and `make test` do their own set-up on a fresh Debian or Ubuntu machine.
+
+export PATH := $(PATH):$(HOME)/.cargo/bin
+CARGO ?= cargo
+
+.PHONY: help run test bench deny setup fmt
+
+help:
+	@echo "make run    build, and start a demo: gateway, two simulated backends, usage records"
+	@echo "make test   formatting, lints, documentation and all tests"
+	@echo "make bench  build for release and measure against bare Pingora and nginx"
+	@echo "make deny   licences, bans and sources of the dependencies (needs cargo-deny)"
+
+setup:
+	@scripts/setup.sh
+
+run: setup
+	$(CARGO) run --quiet --release -- demo
+
+# cargo-nextest runs the tests when it is there; it is not needed.
+test: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --quiet
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		echo "$(CARGO) nextest run"; $(CARGO) nextest run --locked; \
+	else \
+		echo "$(CARGO) test"; $(CARGO) test --locked; \
+	fi
+
+bench: setup
+	$(CARGO) build --release --locked --bin llmproxy --example bare_pingora
+	$(CARGO) bench --locked --bench gateway
+
+# The advisory database is fetched by the workflow, where it can be reached.
+deny: setup
+	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --all-features check licenses bans sources
+
+fmt:
+	$(CARGO) fmt --all

@@ -1,0 +1,48 @@
+//! The least that a proxy on Pingora can be: every request goes to one backend, nothing is looked
+//! at. What the benchmark measures LLMProxy against.
+//!
+//! `bare_pingora LISTEN BACKEND [THREADS]`
+
+use std::{net::SocketAddr, time::Duration};
+
+use async_trait::async_trait;
+use pingora::{
+    Result,
+    server::{Server, configuration::ServerConf},
+    upstreams::peer::HttpPeer,
+};
+use pingora_proxy::{ProxyHttp, Session};
+
+struct Bare(SocketAddr);
+
+#[async_trait]
+impl ProxyHttp for Bare {
+    type CTX = ();
+
+    fn new_ctx(&self) {}
+
+    async fn upstream_peer(&self, _: &mut Session, (): &mut ()) -> Result<Box<HttpPeer>> {
+        let mut peer = Box::new(HttpPeer::new(self.0, false, String::new()));
+        peer.options.idle_timeout = Some(Duration::from_secs(3));
+        Ok(peer)
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let threads = arguments
+        .get(2)
+        .map_or(1, |n| n.parse().expect("a number of threads"));
+    let conf = ServerConf {
+        threads,
+        upstream_keepalive_pool_size: 1024,
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    let backend = arguments[1].parse().expect("the address of a backend");
+    let mut proxy = pingora_proxy::http_proxy_service(&server.configuration, Bare(backend));
+    proxy.add_tcp(&arguments[0]);
+    server.add_service(proxy);
+    server.run_forever();
+}

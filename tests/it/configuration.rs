@@ -1,0 +1,303 @@
+//! Configuration files: the seeds', the reference, and every way to get one wrong.
+
+use std::{path::Path, process::Command};
+
+use llmproxy::config::{self, Problem};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap()
+}
+
+fn problems(text: &str) -> Vec<Problem> {
+    config::load_text(text, root(), &|_| None).problems
+}
+
+fn told(text: &str) -> Vec<String> {
+    problems(text).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_configuration_of_version_0_1_is_valid_and_means_what_it_said() {
+    let loaded = config::load_text(
+        &read("tests/fixtures/seeds/readme-0.1.yaml"),
+        root(),
+        &|_| None,
+    );
+    let plan = loaded
+        .plan
+        .unwrap_or_else(|| panic!("{:?}", loaded.problems));
+    assert_eq!(plan.fixed.listen, "0.0.0.0:8080".parse().unwrap());
+    let backends: Vec<_> = plan
+        .backends
+        .iter()
+        .map(|b| (b.url.as_str(), b.weight))
+        .collect();
+    assert_eq!(backends, [("http://vllm:8000", 5), ("http://tgi:8081", 3)]);
+    let hook = plan.usage_hook.unwrap();
+    assert_eq!(
+        (hook.url.as_str(), hook.timeout.as_secs(), hook.retry),
+        ("https://your-billing.com/llm-usage", 1, 2)
+    );
+    let health = plan.health_check.unwrap();
+    assert_eq!(
+        (health.interval.as_secs(), health.path.as_str()),
+        (10, "/health")
+    );
+}
+
+#[test]
+fn the_development_guides_configuration_is_refused_only_for_what_is_not_built_yet() {
+    let found = problems(&read("tests/fixtures/seeds/development-guide.yaml"));
+    let paths: Vec<_> = found.iter().map(|p| p.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        [
+            "routing.retry",
+            "routing.fallback",
+            "auth",
+            "rate_limit",
+            "api_keys"
+        ]
+    );
+    assert!(
+        found
+            .iter()
+            .all(|p| p.message.contains("not available in this version") && p.line.is_some())
+    );
+}
+
+#[test]
+fn a_missing_feature_that_is_switched_off_is_no_problem() {
+    let text = "backends: [{url: \"http://x\"}]\nauth: {enabled: false}\nrate_limit: {enabled: false}\n\
+                routing: {retry: {enabled: false}, fallback: []}\n";
+    assert!(told(text).is_empty(), "{:?}", told(text));
+}
+
+#[test]
+fn the_reference_is_valid_and_shows_every_key() {
+    let text = read("conf/llmproxy.yaml");
+    let env = |name: &str| (name == "BACKEND_KEY").then(|| "sk-x".to_owned());
+    let loaded = config::load_text(&text, &root().join("conf"), &env);
+    assert!(loaded.plan.is_some(), "{:?}", loaded.problems);
+    // Every key of the schema stands in the reference, as a setting or in a comment.
+    let schema = config::schema();
+    let mut keys = Vec::new();
+    collect_keys(&schema, &mut keys);
+    assert!(keys.len() > 40, "{keys:?}");
+    for key in keys {
+        assert!(
+            text.contains(&format!("{key}:")),
+            "`{key}` is missing in conf/llmproxy.yaml"
+        );
+    }
+}
+
+fn collect_keys(schema: &serde_json::Value, keys: &mut Vec<String>) {
+    match schema {
+        serde_json::Value::Object(map) => {
+            for (name, value) in map {
+                if name == "properties" {
+                    keys.extend(value.as_object().unwrap().keys().cloned());
+                }
+                collect_keys(value, keys);
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|v| collect_keys(v, keys)),
+        _ => {}
+    }
+}
+
+#[test]
+fn all_problems_are_told_in_one_run_with_line_and_hint() {
+    let text = "listen: nowhere
+backends:
+  - url: ftp://x
+    weight: 0
+    modles: [a]
+  - url: \"http://y\"
+    weight: \"heavy\"
+  - name: z
+  - url: \"http://y/?q\"
+timeouts:
+  connect: 5
+  first_bite: 3s
+server:
+  max_body_size: lots
+health_check:
+  method: get
+unknown: 1
+";
+    let expected = [
+        "line 1: listen: `nowhere` is not an address to listen on (hint: write `:8000`, `127.0.0.1:8000` or `[::]:8000`)",
+        "line 3: backends[0].url: the scheme must be http or https (hint: write `http://host:8000` or `https://host`)",
+        "line 4: backends[0].weight: is not between 1 and 1000",
+        "line 5: backends[0].modles: unknown key `modles` (hint: did you mean `models`?)",
+        "line 7: backends[1].weight: invalid type: string \"heavy\", expected u32",
+        "line 8: backends[2]: missing field `url`",
+        "line 9: backends[3].url: holds a query (hint: only a path prefix is possible)",
+        "line 11: timeouts.connect: `5` has no unit; write `5s` for seconds or `5ms`",
+        "line 12: timeouts.first_bite: unknown key `first_bite` (hint: did you mean `first_byte`?)",
+        "line 14: server.max_body_size: `lots` is not a size; write `64KiB` or `32MiB`",
+        "line 16: health_check.method: `get` is not an HTTP method (hint: write `GET`)",
+        "line 17: unknown: unknown key `unknown`",
+    ];
+    let found = told(text);
+    for line in expected {
+        assert!(
+            found.iter().any(|f| f.starts_with(line)),
+            "missing: {line}\nin: {found:#?}"
+        );
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn variables_come_from_the_environment() {
+    let env = |name: &str| match name {
+        "URL" => Some("http://vllm:8000".to_owned()),
+        "WEIGHT" => Some("7".to_owned()),
+        "KEY" => Some("12345".to_owned()),
+        _ => None,
+    };
+    let text = "backends:\n  - {url: \"${URL}/a\", weight: \"${WEIGHT}\", api_key: \"${KEY}$$x\", name: \"${NAME:-b}\"}\n";
+    let plan = config::load_text(text, root(), &env).plan.unwrap();
+    let backend = &plan.backends[0];
+    assert_eq!(
+        (
+            backend.prefix.as_str(),
+            backend.weight,
+            backend.name.as_str()
+        ),
+        ("/a", 7, "b")
+    );
+    assert_eq!(backend.authorization.as_ref().unwrap(), "Bearer 12345$x");
+
+    let found = told("backends:\n  - url: \"http://x\"\n    api_key: \"${MISSING}\"\n");
+    assert_eq!(
+        found,
+        [
+            "line 3: backends[0].api_key: the environment variable `MISSING` is not set (hint: set it, or give a default: ${MISSING:-value})"
+        ]
+    );
+}
+
+#[test]
+fn a_secret_may_stand_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("key"), "sk-from-file\n").unwrap();
+    let text = "backends:\n  - {url: \"http://x\", api_key_file: key}\n";
+    let plan = config::load_text(text, folder.path(), &|_| None)
+        .plan
+        .unwrap();
+    assert_eq!(
+        plan.backends[0].authorization.as_ref().unwrap(),
+        "Bearer sk-from-file"
+    );
+    assert!(
+        !format!("{plan:?}").contains("sk-from-file"),
+        "secrets are not printed"
+    );
+    let found = config::load_text(
+        "backends:\n  - {url: \"http://x\", api_key_file: none}\n",
+        folder.path(),
+        &|_| None,
+    );
+    assert!(
+        found.problems[0].message.contains("cannot read"),
+        "{:?}",
+        found.problems
+    );
+    let both = told("backends:\n  - {url: \"http://x\", api_key: a, api_key_file: b}\n");
+    assert!(
+        both[0].contains("both `api_key` and `api_key_file` are given"),
+        "{both:?}"
+    );
+}
+
+#[test]
+fn other_mistakes() {
+    for (text, told_part) in [
+        ("", "there is no backend"),
+        ("- a\n- b\n", "not a mapping"),
+        ("a: [\n", "not YAML"),
+        (
+            "backends:\n  - url: \"http://user:pw@x\"\n",
+            "holds a user name",
+        ),
+        (
+            "backends:\n  - url: \"http://x\"\n  - url: \"http://x/\"\n",
+            "same name as backends[0]",
+        ),
+        (
+            "backends:\n  - {url: \"http://x\", models: [\"a*b\"]}\n",
+            "`*` may stand only at the end",
+        ),
+        (
+            "backends: [{url: \"http://x\"}]\nrouting: {load_balance_strategy: least_connections}\n",
+            "not available in this version",
+        ),
+        (
+            "backends: [{url: \"http://x\"}]\nrouting: {load_balance_strategy: fastest}\n",
+            "unknown variant `fastest`",
+        ),
+        (
+            "backends: [{url: \"http://x\"}]\nusage_hook: {url: nonsense}\n",
+            "not an http or https URL",
+        ),
+        (
+            "backends: [{url: \"http://x\"}]\nlisten: \":1\"\nserver: {metrics_listen: \":1\"}\n",
+            "same address",
+        ),
+        (
+            "backends: [{url: \"http://x\"}]\nedge_guard: {remove_headers: [\"a b\"]}\n",
+            "is not a header name",
+        ),
+        (
+            "backends: [{url: \"http://x\"}]\nbackends: []\n",
+            "duplicate",
+        ),
+    ] {
+        let found = told(text);
+        assert!(
+            found.iter().any(|f| f.contains(told_part)),
+            "{text}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn check_and_schema_are_commands() {
+    let run = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_llmproxy"))
+            .args(arguments)
+            .current_dir(root())
+            .output()
+            .unwrap()
+    };
+    let fine = run(&["check", "--config", "tests/fixtures/seeds/readme-0.1.yaml"]);
+    assert!(
+        fine.status.success(),
+        "{}",
+        String::from_utf8_lossy(&fine.stderr)
+    );
+    let bad = run(&[
+        "check",
+        "--config",
+        "tests/fixtures/seeds/development-guide.yaml",
+    ]);
+    assert_eq!(bad.status.code(), Some(1));
+    let told = String::from_utf8(bad.stderr).unwrap();
+    assert!(
+        told.contains("development-guide.yaml: line ") && told.contains("5 problems in"),
+        "{told}"
+    );
+    let none = run(&["check", "--config", "no/such/file"]);
+    assert_eq!(none.status.code(), Some(1));
+    let schema: serde_json::Value = serde_json::from_slice(&run(&["schema"]).stdout).unwrap();
+    assert_eq!(schema["properties"]["backends"]["type"], "array");
+    assert_eq!(schema["additionalProperties"], false);
+}

@@ -1,0 +1,144 @@
+//! Active probes.
+
+use crate::support::{Gateway, chat, eventually, free_address, sim, sim_with};
+
+const PROBES: &str = "health_check: {interval: 30ms, timeout: 2s, path: /health, unhealthy_threshold: 3, healthy_threshold: 2}\n";
+const PATH: &str = "/v1/chat/completions";
+
+#[tokio::test]
+async fn thresholds_decide() {
+    let (a, b) = (sim().await, sim().await);
+    let gateway = Gateway::before(&[a.url(), b.url()], PROBES).await;
+    let up = format!("llmproxy_backend_up{{backend=\"{}\"}}", a.url());
+    assert_eq!(gateway.metric(&up).await, 1.0);
+
+    let before = a.stats().probes();
+    a.change(|s| s.health = 503);
+    eventually("the backend is taken out", async || {
+        gateway.metric(&up).await == 0.0
+    })
+    .await;
+    let probes = a.stats().probes() - before;
+    assert!(probes >= 3, "taken out after {probes} probes");
+    let served = a.stats().requests();
+    for _ in 0..6 {
+        assert_eq!(
+            gateway.client().await.ask(PATH, chat(false)).await.status,
+            200
+        );
+    }
+    assert_eq!(
+        a.stats().requests(),
+        served,
+        "a backend that is down gets nothing"
+    );
+
+    let before = a.stats().probes();
+    a.change(|s| s.health = 200);
+    eventually("the backend is back", async || {
+        gateway.metric(&up).await == 1.0
+    })
+    .await;
+    let probes = a.stats().probes() - before;
+    assert!(probes >= 2, "back after {probes} probes");
+    eventually("it is used again", async || {
+        gateway.client().await.ask(PATH, chat(false)).await;
+        a.stats().requests() > served
+    })
+    .await;
+    assert!(gateway.log().contains("is down") && gateway.log().contains("is up"));
+}
+
+#[tokio::test]
+async fn the_first_probe_decides_at_once() {
+    let sick = sim_with(|b| b.health = 503).await;
+    let well = sim().await;
+    // The second probe comes in an hour.
+    let probes = "health_check: {interval: 1h, unhealthy_threshold: 3}\n";
+    let gateway = Gateway::before(&[sick.url(), well.url()], probes).await;
+    for _ in 0..4 {
+        assert_eq!(
+            gateway.client().await.ask(PATH, chat(false)).await.status,
+            200
+        );
+    }
+    assert_eq!((sick.stats().requests(), well.stats().requests()), (0, 4));
+    assert_eq!(sick.stats().probes(), 1);
+}
+
+#[tokio::test]
+async fn without_a_healthy_backend_requests_are_refused_and_readiness_says_so() {
+    let sim = sim_with(|b| b.health = 500).await;
+    let gateway = Gateway::before(&[sim.url()], "health_check: {interval: 7s}\n").await;
+    let mut client = gateway.client().await;
+    let answer = client.ask(PATH, chat(true)).await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.header("retry-after"), Some("7"));
+    assert_eq!(answer.json()["error"]["code"], "no_healthy_backend");
+    let mut client = gateway.client().await;
+    assert_eq!(client.get("/ready").await.status, 503);
+    assert_eq!(
+        client.get("/health").await.status,
+        200,
+        "alive all the same"
+    );
+}
+
+#[tokio::test]
+async fn readiness_wants_a_healthy_backend_for_every_model() {
+    let a = sim().await;
+    let b = sim_with(|s| s.health = 503).await;
+    let gateway = Gateway::start(&format!(
+        "backends:\n  - {{url: \"{}\", models: [a]}}\n  - {{url: \"{}\", models: [b]}}\n{PROBES}",
+        a.url(),
+        b.url()
+    ))
+    .await;
+    assert_eq!(gateway.client().await.get("/ready").await.status, 503);
+    b.change(|s| s.health = 200);
+    eventually("ready", async || {
+        gateway.client().await.get("/ready").await.status == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn probes_ask_as_configured() {
+    let sim = sim().await;
+    // The simulated server answers 404 to this path, and 405 to GET on the other.
+    for (check, healthy) in [
+        ("{path: /nowhere, expected_status: 404}", true),
+        ("{path: /nowhere}", false),
+        (
+            "{path: /v1/completions, method: GET, expected_status: 405}",
+            true,
+        ),
+        (
+            "{path: /v1/completions, method: POST, expected_status: 405}",
+            false,
+        ),
+    ] {
+        let gateway = Gateway::before(&[sim.url()], &format!("health_check: {check}\n")).await;
+        let ready = gateway.client().await.get("/ready").await.status;
+        assert_eq!(ready, if healthy { 200 } else { 503 }, "{check}");
+    }
+}
+
+#[tokio::test]
+async fn a_probe_that_hangs_counts_as_failed_and_holds_nothing_up() {
+    let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let deaf = format!("http://{}", deaf.local_addr().unwrap());
+    let sim = sim().await;
+    let gateway = Gateway::before(
+        &[deaf.clone(), sim.url()],
+        "health_check: {interval: 20ms, timeout: 50ms, unhealthy_threshold: 1}\n",
+    )
+    .await;
+    let up = format!("llmproxy_backend_up{{backend=\"{deaf}\"}}");
+    eventually("taken out", async || gateway.metric(&up).await == 0.0).await;
+    let gone = format!("http://{}", free_address());
+    drop(gateway);
+    let gateway = Gateway::before(&[gone.clone(), sim.url()], PROBES).await;
+    let up = format!("llmproxy_backend_up{{backend=\"{gone}\"}}");
+    assert_eq!(gateway.metric(&up).await, 0.0);
+}

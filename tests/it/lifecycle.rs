@@ -1,0 +1,271 @@
+//! Reloads and the end of the process, under load.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use crate::support::{Client, Gateway, Receiver, chat, eventually, sim, sim_with};
+
+const PATH: &str = "/v1/chat/completions";
+
+fn backends(urls: &[String]) -> String {
+    let list: String = urls
+        .iter()
+        .map(|url| format!("  - url: \"{url}\"\n"))
+        .collect();
+    format!("backends:\n{list}")
+}
+
+#[tokio::test]
+async fn a_changed_file_is_loaded() {
+    let (a, b) = (sim().await, sim().await);
+    let gateway = Gateway::start(&backends(&[a.url()])).await;
+    gateway.rewrite(&backends(&[b.url()]));
+    gateway.logs("configuration 2 is in force").await;
+    assert_eq!(
+        gateway.client().await.ask(PATH, chat(false)).await.status,
+        200
+    );
+    assert_eq!((a.stats().requests(), b.stats().requests()), (0, 1));
+    let old = format!("llmproxy_backend_up{{backend=\"{}\"}}", a.url());
+    let metrics = gateway.client().await.get("/metrics").await;
+    assert!(
+        !metrics.text().contains(&old),
+        "a backend that is gone has no gauge"
+    );
+}
+
+#[tokio::test]
+async fn sighup_loads_at_once() {
+    let (a, b) = (sim().await, sim().await);
+    let gateway = Gateway::start(&backends(&[a.url()])).await;
+    for n in 2..6 {
+        let next = if n % 2 == 0 { &b } else { &a };
+        gateway.rewrite(&backends(&[next.url()]));
+        gateway.signal("HUP");
+        gateway
+            .logs(&format!("configuration {n} is in force"))
+            .await;
+    }
+    assert_eq!(gateway.metric("llmproxy_config_reload_success").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_bad_file_leaves_the_old_one_in_force() {
+    let sim = sim().await;
+    let gateway = Gateway::start(&backends(&[sim.url()])).await;
+    gateway.rewrite("backends:\n  - url: nonsense\n    wieght: 3\n");
+    gateway.logs("the configuration in force stays").await;
+    let log = gateway.log();
+    assert!(
+        log.contains(
+            "line 4: backends[0].wieght: unknown key `wieght` (hint: did you mean `weight`?)"
+        ),
+        "{log}"
+    );
+    assert!(
+        log.contains("line 3: backends[0].url: `nonsense` is not a URL"),
+        "{log}"
+    );
+    assert_eq!(gateway.metric("llmproxy_config_reload_success").await, 0.0);
+    assert_eq!(
+        gateway.client().await.ask(PATH, chat(false)).await.status,
+        200
+    );
+
+    gateway.rewrite(&backends(&[sim.url()]));
+    gateway.logs("configuration 2 is in force").await;
+    assert_eq!(gateway.metric("llmproxy_config_reload_success").await, 1.0);
+}
+
+#[tokio::test]
+async fn what_needs_a_restart_is_refused_with_that_word() {
+    let sim = sim().await;
+    let gateway = Gateway::start(&backends(&[sim.url()])).await;
+    for (key, value) in [
+        ("server.threads", "threads: 3"),
+        ("server.metrics_listen", "metrics_listen: \":1\""),
+    ] {
+        gateway.rewrite(&format!("server: {{{value}}}\n{}", backends(&[sim.url()])));
+        gateway
+            .logs(&format!("a change of {key} needs a restart"))
+            .await;
+        assert_eq!(gateway.metric("llmproxy_config_reload_success").await, 0.0);
+    }
+    let text = std::fs::read_to_string(&gateway.file)
+        .unwrap()
+        .replace("listen: \"127", "listen: \"0");
+    std::fs::write(&gateway.file, text.replace("0.0.0.1", "127.0.0.2")).unwrap();
+    gateway.signal("HUP");
+    eventually("refused", async || {
+        gateway.log().contains("a change of listen")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_stream_is_lost_in_a_reload() {
+    let (a, b) = (
+        sim_with(|s| (s.inter_token_ms, s.tokens) = (25, 40)).await,
+        sim_with(|s| (s.inter_token_ms, s.tokens) = (25, 40)).await,
+    );
+    let gateway = Gateway::start(&backends(&[a.url()])).await;
+    let address = gateway.address;
+    let streams: Vec<_> = (0..40)
+        .map(|n| {
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(n * 20)).await;
+                let answer = Client::connect(address).await.ask(PATH, chat(true)).await;
+                assert!(answer.whole && answer.text().ends_with("data: [DONE]\n\n"));
+                answer.text().matches("\"content\":\"").count()
+            })
+        })
+        .collect();
+    for n in 2..12 {
+        // Each time another backend, so that streams outlive the backends they run on.
+        let next = if n % 2 == 0 { &b } else { &a };
+        gateway.rewrite(&backends(&[next.url()]));
+        gateway.signal("HUP");
+        gateway
+            .logs(&format!("configuration {n} is in force"))
+            .await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    for stream in streams {
+        assert_eq!(stream.await.unwrap(), 41, "role and forty tokens");
+    }
+    assert!(a.stats().requests() > 0 && b.stats().requests() > 0);
+    assert_eq!(a.stats().aborted() + b.stats().aborted(), 0);
+}
+
+#[tokio::test]
+async fn health_outlives_a_reload() {
+    let sick = sim_with(|b| b.health = 500).await;
+    let well = sim().await;
+    let text = |interval| {
+        format!(
+            "{}health_check: {{interval: {interval}, unhealthy_threshold: 3}}\n",
+            backends(&[sick.url(), well.url()])
+        )
+    };
+    let gateway = Gateway::start(&text("1h")).await;
+    gateway.rewrite(&text("2h"));
+    gateway.signal("HUP");
+    gateway.logs("configuration 2 is in force").await;
+    for _ in 0..6 {
+        assert_eq!(
+            gateway.client().await.ask(PATH, chat(false)).await.status,
+            200
+        );
+    }
+    assert_eq!(sick.stats().requests(), 0, "it was known to be down");
+}
+
+#[tokio::test]
+async fn sigterm_drains() {
+    let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (100, 12)).await;
+    let receiver = Receiver::start().await;
+    let operator = crate::support::free_address();
+    let more = format!(
+        "{}server: {{metrics_listen: \"{operator}\"}}\n",
+        receiver.hook()
+    );
+    let mut gateway = Gateway::before(&[sim.url()], &more).await;
+    let mut client = gateway.client().await;
+    client.post(PATH, chat(true)).await;
+    client.head().await;
+    assert!(!client.chunk().await.unwrap().is_empty());
+    let mut idle = gateway.client().await;
+    assert_eq!(idle.get("/ready").await.status, 200);
+    assert_eq!(
+        Client::connect(operator).await.get("/ready").await.status,
+        200
+    );
+
+    gateway.signal("TERM");
+    eventually("no new connections", async || {
+        tokio::net::TcpStream::connect(gateway.address)
+            .await
+            .is_err()
+    })
+    .await;
+    assert_eq!(
+        Client::connect(operator).await.get("/ready").await.status,
+        503
+    );
+    let mut rest = Vec::new();
+    while let Some(chunk) = client.chunk().await.filter(|c| !c.is_empty()) {
+        rest.extend(chunk);
+    }
+    assert!(
+        rest.ends_with(b"data: [DONE]\n\n"),
+        "the stream goes on to its end"
+    );
+    assert!(gateway.ended().await.success());
+    assert_eq!(
+        receiver.one().await["outcome"],
+        "complete",
+        "its record was delivered"
+    );
+    assert_eq!(sim.stats().aborted(), 0);
+}
+
+#[tokio::test]
+async fn when_the_time_to_drain_is_over_streams_are_ended_and_recorded() {
+    let sim = sim_with(|b| b.inter_token_ms = 3_600_000).await;
+    let receiver = Receiver::start().await;
+    let more = format!(
+        "{}server: {{graceful_shutdown_timeout: 300ms}}\n",
+        receiver.hook()
+    );
+    let mut gateway = Gateway::before(&[sim.url()], &more).await;
+    let mut client = gateway.client().await;
+    client.post(PATH, chat(true)).await;
+    client.head().await;
+    client.chunk().await.unwrap();
+    gateway.signal("TERM");
+    let mut rest = Vec::new();
+    while let Some(chunk) = client.chunk().await.filter(|c| !c.is_empty()) {
+        rest.extend(chunk);
+    }
+    assert!(String::from_utf8(rest).unwrap().contains("shutting_down"));
+    assert!(gateway.ended().await.success());
+    let record = receiver.one().await;
+    assert_eq!(record["outcome"], "upstream_error");
+    assert_eq!(record["usage_source"], "partial");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let sim = sim_with(|b| b.inter_token_ms = 3_600_000).await;
+    let mut gateway =
+        Gateway::before(&[sim.url()], "server: {graceful_shutdown_timeout: 1h}\n").await;
+    let mut client = gateway.client().await;
+    client.post(PATH, chat(true)).await;
+    client.head().await;
+    gateway.signal("INT");
+    gateway.logs("may go on").await;
+    gateway.signal("INT");
+    assert!(gateway.ended().await.success());
+}
+
+#[test]
+fn an_address_that_is_taken_is_told() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("c.yaml");
+    let text = format!(
+        "listen: \"{}\"\nbackends: [{{url: \"http://127.0.0.1:1\"}}]\n",
+        taken.local_addr().unwrap()
+    );
+    std::fs::write(&file, text).unwrap();
+    let out = run(&["--config", file.to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(1));
+    let told = String::from_utf8(out.stderr).unwrap();
+    assert!(told.contains("cannot listen on 127.0.0.1"), "{told}");
+}
+
+fn run(arguments: &[&str]) -> std::process::Output {
+    Command::new(Path::new(env!("CARGO_BIN_EXE_llmproxy")))
+        .args(arguments)
+        .output()
+        .unwrap()
+}

@@ -1,0 +1,26 @@
+//! Tests of the real binary against simulated backends, over real sockets.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on has failed"
+)]
+
+mod support;
+
+mod body;
+mod captures;
+mod configuration;
+mod failures;
+mod floors;
+mod guard;
+mod health;
+mod keepalive;
+mod lifecycle;
+mod operator;
+mod paths;
+mod routing;
+mod sdk;
+mod streaming;
+mod timeouts;
+mod tls;
+mod usage;

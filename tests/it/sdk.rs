@@ -1,0 +1,102 @@
+//! The official OpenAI SDK for Python, pinned, in an environment that this test makes.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use llmproxy::sim::Fail;
+
+use crate::support::{Gateway, sim_with};
+
+/// A Python with the packages of `tests/sdk/requirements.txt`; made once, below `target`.
+fn python() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let requirements = root.join("tests/sdk/requirements.txt");
+    let wanted = std::fs::read_to_string(&requirements).unwrap();
+    let venv = root.join("target/sdk-venv");
+    let stamp = venv.join("requirements.txt");
+    let python = venv.join("bin/python");
+    if std::fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
+        return python;
+    }
+    let run = |command: &mut Command| {
+        let out = command.stdin(Stdio::null()).output().unwrap();
+        assert!(
+            out.status.success(),
+            "{command:?}\n{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+    };
+    run(Command::new("python3")
+        .args(["-m", "venv", "--clear"])
+        .arg(&venv));
+    run(Command::new(&python)
+        .args(["-m", "pip", "install", "--quiet", "-r"])
+        .arg(&requirements));
+    std::fs::write(stamp, wanted).unwrap();
+    python
+}
+
+#[tokio::test]
+async fn the_openai_sdk_is_served() {
+    let good = sim_with(|b| (b.first_token_ms, b.inter_token_ms) = (5, 2)).await;
+    // Each of these models stands on a backend that answers one kind of error.
+    let slow =
+        sim_with(|b| (b.models, b.inter_token_ms) = (vec!["slow".to_owned()], 3_600_000)).await;
+    let locked = sim_with(|b| b.api_key = "another".to_owned()).await;
+    let limited = sim_with(|b| b.fail = Fail::TooMany).await;
+    let busy = sim_with(|b| b.fail = Fail::Busy).await;
+    let broken = sim_with(|b| b.fail = Fail::MidStream).await;
+    let forbidden = forbidding().await;
+    let gateway = Gateway::start(&format!(
+        "backends:
+  - {{url: \"{}\", models: [sim-model]}}
+  - {{url: \"{}\", models: [slow]}}
+  - {{url: \"{}\", models: [locked]}}
+  - {{url: \"{forbidden}\", models: [forbidden]}}
+  - {{url: \"{}\", models: [limited]}}
+  - {{url: \"{}\", models: [busy]}}
+  - {{url: \"{}\", models: [broken]}}
+server: {{max_body_size: 1MiB}}
+",
+        good.url(),
+        slow.url(),
+        locked.url(),
+        limited.url(),
+        busy.url(),
+        broken.url(),
+    ))
+    .await;
+    broken.change(|b| b.models = vec!["broken".to_owned()]);
+    let python = tokio::task::spawn_blocking(python).await.unwrap();
+    let out = tokio::process::Command::new(python)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk/check_openai.py"))
+        .env("BASE_URL", gateway.url("/v1"))
+        .env("SLOW_STATS", format!("{}/sim/stats", slow.url()))
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{told}");
+    assert!(told.contains("Ran 17 tests"), "{told}");
+}
+
+/// A backend that answers 403.
+async fn forbidding() -> String {
+    use axum::{Router, http::StatusCode, routing::post};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let body = r#"{"error":{"message":"not for you","type":"permission_error","param":null,"code":"forbidden"}}"#;
+    let answer = async move || {
+        (
+            StatusCode::FORBIDDEN,
+            [("content-type", "application/json")],
+            body,
+        )
+    };
+    let app = Router::new().route("/v1/chat/completions", post(answer));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    url
+}

@@ -1,0 +1,162 @@
+//! A gateway process.
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use super::{Client, PATIENCE, eventually, free_address};
+
+/// A running gateway. It is killed when dropped.
+pub struct Gateway {
+    pub address: SocketAddr,
+    pub file: PathBuf,
+    child: Child,
+    folder: TempDir,
+}
+
+impl Gateway {
+    /// Starts a gateway with this configuration; `listen` is added to it.
+    pub async fn start(configuration: &str) -> Self {
+        let gateway = Self::spawn(configuration, &[]);
+        gateway.wait_until_it_answers().await;
+        gateway
+    }
+
+    /// Starts a gateway in front of these backends, with more configuration after them.
+    pub async fn before(backends: &[String], more: &str) -> Self {
+        let list: String = backends
+            .iter()
+            .map(|url| format!("  - url: \"{url}\"\n"))
+            .collect();
+        Self::start(&format!("backends:\n{list}{more}")).await
+    }
+
+    /// Starts the process and does not wait.
+    pub fn spawn(configuration: &str, env: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = free_address();
+        let file = folder.path().join("llmproxy.yaml");
+        fs::write(&file, with_listen(address, configuration)).unwrap();
+        let log = File::create(folder.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_llmproxy"))
+            .args(["serve", "--config"])
+            .arg(&file)
+            .env_remove("RUST_LOG")
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self {
+            address,
+            file,
+            child,
+            folder,
+        }
+    }
+
+    async fn wait_until_it_answers(&self) {
+        eventually("the gateway answers", async || {
+            tokio::net::TcpStream::connect(self.address).await.is_ok()
+        })
+        .await;
+    }
+
+    /// `http://address` and the path.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// A connection to it.
+    pub async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    /// Replaces the configuration; `listen` stays.
+    pub fn rewrite(&self, configuration: &str) {
+        // Renamed into place, as editors and Kubernetes do: never half a file.
+        let next = self.folder.path().join("next");
+        fs::write(&next, with_listen(self.address, configuration)).unwrap();
+        fs::rename(next, &self.file).unwrap();
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// Waits for a text in the log.
+    pub async fn logs(&self, text: &str) {
+        eventually(&format!("`{text}` in the log"), async || {
+            self.log().contains(text)
+        })
+        .await;
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        let done = Command::new("kill")
+            .args([format!("-{name}"), self.child.id().to_string()])
+            .status();
+        assert!(done.unwrap().success());
+    }
+
+    /// Waits for the process to end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let start = std::time::Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "the process does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The value of a metric, by its line up to the value; 0 if there is none.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = reqwest::get(self.url("/metrics"))
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
+    }
+}
+
+fn with_listen(address: SocketAddr, configuration: &str) -> String {
+    format!("listen: \"{address}\"\n{configuration}")
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("--- log of the gateway:\n{}---", self.log());
+        }
+    }
+}
+
+impl Gateway {
+    /// Resident memory of the process, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:"))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse().unwrap()
+    }
+}

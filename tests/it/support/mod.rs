@@ -1,0 +1,69 @@
+//! The harness: a gateway process, a raw HTTP client, a receiver of usage records.
+
+pub mod client;
+pub mod gateway;
+pub mod receiver;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    time::{Duration, Instant},
+};
+
+use llmproxy::sim::{Behaviour, Sim};
+pub use {client::Client, gateway::Gateway, receiver::Receiver};
+
+/// How long something may take that should happen at once: long enough for a slow machine, short
+/// enough to end a test that hangs.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An address of this machine that nothing listens on.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap()
+}
+
+/// A simulated backend.
+pub async fn sim() -> Sim {
+    sim_with(|_| {}).await
+}
+
+/// A simulated backend that behaves in its own way.
+pub async fn sim_with(change: impl FnOnce(&mut Behaviour)) -> Sim {
+    let mut behaviour = Behaviour::default();
+    change(&mut behaviour);
+    Sim::start((Ipv4Addr::LOCALHOST, 0).into(), behaviour)
+        .await
+        .unwrap()
+}
+
+/// Waits until something is so.
+pub async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !so().await {
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A chat request.
+pub fn chat(stream: bool) -> String {
+    format!(
+        r#"{{"model":"sim-model","messages":[{{"role":"user","content":"Hello"}}],"stream":{stream}}}"#
+    )
+}
+
+/// A valid chat request of exactly `size` bytes.
+pub fn chat_of(size: usize, stream: bool) -> Vec<u8> {
+    let head = format!(
+        r#"{{"model":"sim-model","stream":{stream},"messages":[{{"role":"user","content":""#
+    );
+    let tail = r#""}]}"#;
+    let fill = size
+        .checked_sub(head.len() + tail.len())
+        .expect("the size has room for a request");
+    // Not all the same byte: a piece in the wrong place must show.
+    let fill: String = (0..fill)
+        .map(|i| char::from(b'a' + (i / 7 % 26) as u8))
+        .collect();
+    format!("{head}{fill}{tail}").into_bytes()
+}

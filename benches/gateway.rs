@@ -1,0 +1,546 @@
+//! Measures the gateway in one run on loopback against what stands beside it: the backend alone,
+//! bare Pingora, and nginx where it is installed. Prints ratios; the numbers themselves are this
+//! machine's.
+//!
+//! `make bench`, or with a longer measurement `BENCH_SECONDS=10 make bench`. Each proxy has one
+//! thread on one core; the load and the backend have the others.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a benchmark that cannot go on ends, and it talks to people"
+)]
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+const CONNECTIONS: usize = 32;
+const ROUNDS: usize = 5;
+const STREAMS: usize = 200;
+const STREAM_TOKENS: u64 = 50;
+const STREAM_PAUSE_MS: u64 = 20;
+
+/// A process that is measured or helps to measure; killed when dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl Process {
+    /// Starts a program, on one core if `core` says so.
+    fn start(program: &Path, arguments: &[&str], core: Option<usize>) -> Self {
+        let mut command = match core {
+            Some(core) => {
+                let mut command = Command::new("taskset");
+                command.args(["-c", &core.to_string()]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self(
+            command
+                .spawn()
+                .unwrap_or_else(|e| panic!("{}: {e}", program.display())),
+        )
+    }
+
+    /// Processor time of the process and its children so far (`nginx` works in a child).
+    fn cpu(&self) -> Duration {
+        let own = self.0.id();
+        let children =
+            fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+        let ticks: u64 = std::iter::once(own.to_string())
+            .chain(children.split_whitespace().map(str::to_owned))
+            .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok())
+            .map(|stat| {
+                // Behind the name in brackets: user and system time are fields 14 and 15.
+                let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+                fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+            })
+            .sum();
+        Duration::from_millis(ticks * 10)
+    }
+
+    fn resident_mib(&self) -> f64 {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:"))
+            .unwrap_or("0 kB");
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse::<f64>()
+            .unwrap_or(0.0)
+            / 1024.0
+    }
+}
+
+/// Something that answers, and how it did.
+struct Target {
+    name: &'static str,
+    address: SocketAddr,
+    process: Option<Process>,
+    rounds: Vec<Round>,
+}
+
+#[derive(Clone, Copy)]
+struct Round {
+    per_second: f64,
+    p50: f64,
+    p99: f64,
+    cpu_us: f64,
+}
+
+fn free() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+fn main() {
+    // `cargo test --benches` must not measure for minutes.
+    if !std::env::args().any(|a| a == "--bench") {
+        return;
+    }
+    let seconds = std::env::var("BENCH_SECONDS").map_or(3.0, |s| s.parse().unwrap());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let pinned = cores > 1 && Command::new("taskset").arg("-V").output().is_ok();
+    // The last core is the measured one.
+    let core = pinned.then_some(cores - 1);
+    if pinned {
+        pin_self(cores - 1);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.max(2) - 1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let folder = std::env::temp_dir().join(format!("llmproxy-bench-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    runtime.block_on(measure(&folder, core, seconds));
+    fs::remove_dir_all(&folder).ok();
+}
+
+/// Keeps the load off the measured core.
+fn pin_self(measured: usize) {
+    let others = if measured == 1 {
+        "0".to_owned()
+    } else {
+        format!("0-{}", measured - 1)
+    };
+    let pid = std::process::id().to_string();
+    Command::new("taskset")
+        .args(["-a", "-c", "-p", &others, &pid])
+        .output()
+        .ok();
+}
+
+async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
+    let binaries = PathBuf::from(env!("CARGO_BIN_EXE_llmproxy"));
+    let (_backend, backend) = backend(&binaries, "0ms", 16, 0);
+    let mut targets = targets(folder, &binaries, backend, core);
+    for target in &targets {
+        reachable(target.address).await;
+    }
+    println!(
+        "plain requests: 1 KiB, {CONNECTIONS} connections, {ROUNDS} rounds of {seconds} s each, median\n"
+    );
+    let body = request_body(1024, false);
+    for round in 0..=ROUNDS {
+        for target in &mut targets {
+            let measured = load(target, &body, Duration::from_secs_f64(seconds)).await;
+            // The first round only warms up.
+            if round > 0 {
+                target.rounds.push(measured);
+            }
+        }
+    }
+    print_requests(&targets);
+    drop(targets);
+    drop(_backend);
+
+    let (_backend, backend) = self::backend(
+        &binaries,
+        &format!("{STREAM_PAUSE_MS}ms"),
+        STREAM_TOKENS,
+        50,
+    );
+    let mut targets = self::targets(folder, &binaries, backend, core);
+    println!(
+        "\nstreams: {STREAMS} at once, a token every {STREAM_PAUSE_MS} ms, {STREAM_TOKENS} tokens each\n"
+    );
+    print_streams(&mut targets).await;
+}
+
+fn backend(llmproxy: &Path, pause: &str, tokens: u64, first_ms: u64) -> (Process, SocketAddr) {
+    let address = free();
+    let (listen, tokens) = (address.to_string(), tokens.to_string());
+    let first = format!("{first_ms}ms");
+    let arguments = [
+        "sim",
+        "--listen",
+        &listen,
+        "--first-token",
+        &first,
+        "--inter-token",
+        pause,
+        "--tokens",
+        &tokens,
+    ];
+    (Process::start(llmproxy, &arguments, None), address)
+}
+
+fn targets(
+    folder: &Path,
+    llmproxy: &Path,
+    backend: SocketAddr,
+    core: Option<usize>,
+) -> Vec<Target> {
+    let mut targets = vec![Target {
+        name: "backend alone",
+        address: backend,
+        process: None,
+        rounds: Vec::new(),
+    }];
+    let mut add = |name, start: &dyn Fn(SocketAddr) -> Process| {
+        let address = free();
+        targets.push(Target {
+            name,
+            address,
+            process: Some(start(address)),
+            rounds: Vec::new(),
+        });
+    };
+    let bare = llmproxy.with_file_name("examples").join("bare_pingora");
+    add("bare Pingora", &|listen| {
+        Process::start(&bare, &[&listen.to_string(), &backend.to_string()], core)
+    });
+    if Command::new("nginx").arg("-v").output().is_ok() {
+        add("nginx", &|listen| nginx(folder, listen, backend, core));
+    }
+    add("LLMProxy", &|listen| {
+        gateway(
+            folder,
+            llmproxy,
+            listen,
+            backend,
+            core,
+            "log: {access: false}\n",
+        )
+    });
+    let more = format!("usage_hook: {{url: \"http://{}/usage\"}}\n", receiver());
+    add("LLMProxy, webhook and log", &|listen| {
+        gateway(folder, llmproxy, listen, backend, core, &more)
+    });
+    targets
+}
+
+fn gateway(
+    folder: &Path,
+    llmproxy: &Path,
+    listen: SocketAddr,
+    backend: SocketAddr,
+    core: Option<usize>,
+    more: &str,
+) -> Process {
+    let file = folder.join(format!("{}.yaml", listen.port()));
+    let text = format!(
+        "listen: \"{listen}\"\nserver: {{threads: 1}}\nbackends: [{{url: \"http://{backend}\"}}]\n\
+         health_check: {{interval: 5s}}\n{more}"
+    );
+    fs::write(&file, text).unwrap();
+    Process::start(
+        llmproxy,
+        &["serve", "--config", file.to_str().unwrap()],
+        core,
+    )
+}
+
+fn nginx(folder: &Path, listen: SocketAddr, backend: SocketAddr, core: Option<usize>) -> Process {
+    let file = folder.join("nginx.conf");
+    let text = format!(
+        "daemon off; worker_processes 1; pid {0}/nginx.pid; error_log stderr crit;
+         events {{ worker_connections 4096; }}
+         http {{ access_log off; client_body_temp_path {0}; proxy_temp_path {0}; fastcgi_temp_path {0};
+           uwsgi_temp_path {0}; scgi_temp_path {0};
+           upstream b {{ server {backend}; keepalive 256; keepalive_timeout 3s; }}
+           server {{ listen {listen}; keepalive_requests 1000000;
+             location / {{ proxy_pass http://b; proxy_http_version 1.1; proxy_set_header Connection \"\";
+               proxy_buffering off; }} }} }}",
+        folder.display()
+    );
+    fs::write(&file, text).unwrap();
+    Process::start(Path::new("nginx"), &["-c", file.to_str().unwrap()], core)
+}
+
+/// Takes usage records and throws them away.
+fn receiver() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let app = axum::Router::new().route("/usage", axum::routing::post(async || ""));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+async fn reachable(address: SocketAddr) {
+    let start = Instant::now();
+    while TcpStream::connect(address).await.is_err() {
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{address} does not answer"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn request_body(size: usize, stream: bool) -> Vec<u8> {
+    let head = format!(
+        r#"{{"model":"sim-model","stream":{stream},"messages":[{{"role":"user","content":""#
+    );
+    let fill = "x".repeat(size - head.len() - 4);
+    let body = format!("{head}{fill}\"}}]}}");
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n\
+         Authorization: Bearer sk-bench-0123456789\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// Asks as fast as answers come, on all connections.
+async fn load(target: &Target, request: &[u8], time: Duration) -> Round {
+    let cpu = target.process.as_ref().map(Process::cpu);
+    let start = Instant::now();
+    let clients: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let (address, request) = (target.address, request.to_vec());
+            tokio::spawn(async move {
+                let mut client = Client::connect(address).await;
+                let mut times = Vec::with_capacity(16 * 1024);
+                while start.elapsed() < time {
+                    let asked = Instant::now();
+                    client.ask(&request).await;
+                    times.push(asked.elapsed().as_secs_f64() * 1000.0);
+                }
+                times
+            })
+        })
+        .collect();
+    let mut times = Vec::new();
+    for client in clients {
+        times.extend(client.await.unwrap());
+    }
+    let elapsed = start.elapsed().as_secs_f64();
+    let used = target
+        .process
+        .as_ref()
+        .map(Process::cpu)
+        .zip(cpu)
+        .map_or(Duration::ZERO, |(b, a)| b - a);
+    times.sort_by(f64::total_cmp);
+    Round {
+        per_second: times.len() as f64 / elapsed,
+        p50: percentile(&times, 0.50),
+        p99: percentile(&times, 0.99),
+        cpu_us: used.as_secs_f64() * 1e6 / times.len() as f64,
+    }
+}
+
+fn percentile(sorted: &[f64], share: f64) -> f64 {
+    sorted[((sorted.len() - 1) as f64 * share) as usize]
+}
+
+fn median(rounds: &[Round], of: impl Fn(&Round) -> f64) -> f64 {
+    let mut values: Vec<f64> = rounds.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    percentile(&values, 0.5)
+}
+
+fn print_requests(targets: &[Target]) {
+    let of = |name: &str| targets.iter().find(|t| t.name == name).unwrap();
+    let bare = median(&of("bare Pingora").rounds, |r| r.per_second);
+    println!("| | requests/s | of bare Pingora | p50 ms | p99 ms | µs of a core/request | MiB |");
+    println!("|---|---|---|---|---|---|---|");
+    for target in targets {
+        let rate = median(&target.rounds, |r| r.per_second);
+        let process = |text: String| {
+            if target.process.is_some() {
+                text
+            } else {
+                "-".to_owned()
+            }
+        };
+        println!(
+            "| {} | {rate:.0} | {:.2} | {:.2} | {:.2} | {} | {} |",
+            target.name,
+            rate / bare,
+            median(&target.rounds, |r| r.p50),
+            median(&target.rounds, |r| r.p99),
+            process(format!("{:.1}", median(&target.rounds, |r| r.cpu_us))),
+            process(format!(
+                "{:.0}",
+                target.process.as_ref().map_or(0.0, Process::resident_mib)
+            )),
+        );
+    }
+    let ratio = median(&of("LLMProxy").rounds, |r| r.per_second) / bare;
+    let verdict = if ratio >= 0.9 { "reached" } else { "MISSED" };
+    println!(
+        "\naim: LLMProxy with metering at 0.9 of bare Pingora or more: {verdict} ({ratio:.2})"
+    );
+}
+
+/// Times of one stream, in milliseconds: to the first event, and between events.
+struct Pace {
+    first: f64,
+    gaps: Vec<f64>,
+}
+
+async fn print_streams(targets: &mut [Target]) {
+    println!(
+        "| | first event p50 ms | p99 | added p50 | between events p99 ms | added p99 | MiB |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    let mut alone: Option<(f64, f64)> = None;
+    for target in targets {
+        reachable(target.address).await;
+        let request = request_body(1024, true);
+        let tasks: Vec<_> = (0..STREAMS)
+            .map(|n| {
+                let (address, request) = (target.address, request.clone());
+                tokio::spawn(async move {
+                    // Not all at the same moment: that would measure the queue.
+                    tokio::time::sleep(Duration::from_millis(n as u64 * 5)).await;
+                    stream(address, &request).await
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(STREAMS as u64 * 5)).await;
+        let memory = target.process.as_ref().map_or(0.0, Process::resident_mib);
+        let (mut firsts, mut gaps) = (Vec::new(), Vec::new());
+        for task in tasks {
+            let pace = task.await.unwrap();
+            firsts.push(pace.first);
+            gaps.extend(pace.gaps);
+        }
+        firsts.sort_by(f64::total_cmp);
+        gaps.sort_by(f64::total_cmp);
+        let (first, gap) = (percentile(&firsts, 0.5), percentile(&gaps, 0.99));
+        let (base_first, base_gap) = *alone.get_or_insert((first, gap));
+        println!(
+            "| {} | {first:.2} | {:.2} | {:.2} | {gap:.2} | {:.2} | {memory:.0} |",
+            target.name,
+            percentile(&firsts, 0.99),
+            first - base_first,
+            gap - base_gap,
+        );
+    }
+}
+
+async fn stream(address: SocketAddr, request: &[u8]) -> Pace {
+    let mut client = Client::connect(address).await;
+    let asked = Instant::now();
+    client.stream.write_all(request).await.unwrap();
+    let mut pace = Pace {
+        first: 0.0,
+        gaps: Vec::new(),
+    };
+    let (mut last, mut seen) = (asked, Vec::new());
+    loop {
+        let n = client.stream.read_buf(&mut seen).await.unwrap();
+        assert!(n > 0, "a stream was cut off");
+        let now = Instant::now();
+        let since = (now - last).as_secs_f64() * 1000.0;
+        if seen.windows(6).any(|w| w == b"[DONE]") {
+            return pace;
+        }
+        if !seen.windows(6).any(|w| w == b"data: ") {
+            continue;
+        }
+        if pace.first == 0.0 {
+            pace.first = since;
+        } else {
+            pace.gaps.push(since);
+        }
+        last = now;
+        seen.clear();
+    }
+}
+
+/// One connection that is used again and again.
+struct Client {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream,
+            buffer: Vec::with_capacity(16 * 1024),
+        }
+    }
+
+    /// Sends a request and reads the answer, whose length must be said.
+    async fn ask(&mut self, request: &[u8]) {
+        self.stream.write_all(request).await.unwrap();
+        self.buffer.clear();
+        loop {
+            let n = self.stream.read_buf(&mut self.buffer).await.unwrap();
+            assert!(n > 0, "the connection was closed");
+            if let Some(whole) = whole_length(&self.buffer)
+                && self.buffer.len() >= whole
+            {
+                assert!(
+                    self.buffer.starts_with(b"HTTP/1.1 200"),
+                    "{}",
+                    String::from_utf8_lossy(&self.buffer)
+                );
+                return;
+            }
+        }
+    }
+}
+
+fn whole_length(buffer: &[u8]) -> Option<usize> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(head) = response.parse(buffer).ok()? else {
+        return None;
+    };
+    let length = response
+        .headers
+        .iter()
+        .find(|h| h.name.eq_ignore_ascii_case("content-length"))?;
+    Some(
+        head + std::str::from_utf8(length.value)
+            .ok()?
+            .parse::<usize>()
+            .ok()?,
+    )
+}

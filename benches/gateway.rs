@@ -7,7 +7,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
-    missing_docs,
     reason = "a benchmark that cannot go on ends, and it talks to people"
 )]
 
@@ -249,8 +248,14 @@ fn targets(
             "log: {access: false}\n",
         )
     });
-    let more = format!("usage_hook: {{url: \"http://{}/usage\"}}\n", receiver());
-    add("LLMProxy, webhook and log", &|listen| {
+    add("LLMProxy, access log", &|listen| {
+        gateway(folder, llmproxy, listen, backend, core, "")
+    });
+    let more = format!(
+        "log: {{access: false}}\nusage_hook: {{url: \"http://{}/usage\"}}\n",
+        receiver()
+    );
+    add("LLMProxy, a webhook call each", &|listen| {
         gateway(folder, llmproxy, listen, backend, core, &more)
     });
     targets

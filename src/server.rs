@@ -57,10 +57,13 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     let operator = fixed.metrics_listen.map(listen).transpose()?;
 
     let (carry, records) = Carry::new();
-    carry.probe.set_plan(plan.health_check.clone());
     carry.metrics.reload_success.set(1);
     announce(&plan);
-    let live = Arc::new(Live::new(Snapshot::build(plan, 1, &carry)));
+    let first = Snapshot::build(plan, 1, &carry);
+    carry
+        .probe
+        .set(first.plan.health_check.clone(), &first.endpoints);
+    let live = Arc::new(Live::new(first));
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(fixed.threads));
     server.bootstrap();
@@ -132,6 +135,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 fn server_conf(threads: usize) -> ServerConf {
     ServerConf {
         threads,
+        // With one thread there is nobody to steal from, and a simpler runtime will do.
+        work_stealing: threads > 1,
         // Idle connections that may be kept, for each thread.
         upstream_keepalive_pool_size: 1024,
         // `gateway::failure` decides about attempts; this is only a stop for defects.

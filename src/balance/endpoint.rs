@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::{Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -11,7 +11,11 @@ use arc_swap::ArcSwapOption;
 use pingora::upstreams::peer::HttpPeer;
 use pingora_load_balancing::{Backend, Extensions};
 
-use crate::config::plan::{BackendPlan, TimeoutPlan};
+use crate::{
+    config::plan::{BackendPlan, TimeoutPlan},
+    dialect::{self, Route},
+    telemetry::{Metrics, metrics::Usual},
+};
 
 /// A backend.
 pub struct Endpoint {
@@ -21,6 +25,8 @@ pub struct Endpoint {
     pub plan: BackendPlan,
     /// Where its name leads; `None` until it was resolved.
     address: ArcSwapOption<SocketAddr>,
+    /// Counters of its usual requests, by [`dialect::index`] and stream.
+    usual: [OnceLock<Usual>; 2 * dialect::INFERENCE_ROUTES],
     /// A connection's settings, for an address yet to be filled in.
     template: HttpPeer,
 }
@@ -34,7 +40,15 @@ impl Endpoint {
             .ok()
             .map(|ip| Arc::new(SocketAddr::new(ip, plan.port)));
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut template = HttpPeer::new(nowhere, plan.tls, plan.host.clone());
+        let mut template = HttpPeer::new(
+            nowhere,
+            plan.tls,
+            if plan.tls {
+                plan.host.clone()
+            } else {
+                String::new()
+            },
+        );
         template.options.connection_timeout = timeouts.connect;
         template.options.total_connection_timeout = timeouts.connect;
         template.options.idle_timeout = Some(timeouts.upstream_idle);
@@ -42,8 +56,16 @@ impl Endpoint {
             id,
             plan,
             address: ArcSwapOption::new(literal),
+            usual: Default::default(),
             template,
         }
+    }
+
+    /// The counters of usual requests to a path.
+    pub fn usual(&self, route: &Route, stream: bool, metrics: &Metrics) -> Option<&Usual> {
+        let slot = self.usual.get(2 * dialect::index(route)? + usize::from(stream))?;
+        let word = if stream { "true" } else { "false" };
+        Some(slot.get_or_init(|| metrics.usual(route.path, word, &self.plan.name)))
     }
 
     /// The peer to connect to; `None` while the name does not resolve.
@@ -93,21 +115,26 @@ impl Endpoint {
     /// The backend as pingora-load-balancing knows it. Its address is a name tag made from the
     /// id, in the discard prefix 100::/64 (RFC 6666): two backends on one host stay two, and a
     /// backend keeps its health when its name leads elsewhere.
-    pub fn backend(self: &Arc<Self>) -> Backend {
+    pub fn backend(&self) -> Backend {
         let [a, b] = [(self.id >> 16) as u16, self.id as u16];
         let tag = SocketAddr::from((Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, a, b), 1));
-        let mut ext = Extensions::new();
-        ext.insert(Arc::clone(self));
+        // Nothing is put into `ext`: it is copied with every choice.
         Backend {
             addr: tag.into(),
             weight: self.plan.weight as usize,
-            ext,
+            ext: Extensions::new(),
         }
     }
 
-    /// The endpoint behind a backend made by [`Self::backend`].
-    pub fn of(backend: &Backend) -> Option<&Arc<Self>> {
-        backend.ext.get::<Arc<Self>>()
+    /// The id on the name tag of a backend made by [`Self::backend`].
+    pub fn id_of(backend: &Backend) -> u32 {
+        match backend.addr.as_inet() {
+            Some(SocketAddr::V6(tag)) => {
+                let [.., a, b] = tag.ip().segments();
+                u32::from(a) << 16 | u32::from(b)
+            }
+            _ => 0,
+        }
     }
 }
 

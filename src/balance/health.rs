@@ -2,11 +2,11 @@
 
 use std::{
     cell::Cell,
-    collections::HashSet,
-    sync::{Mutex, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use pingora::{Error, ErrorType, Result};
 use pingora_load_balancing::{Backend, health_check::HealthCheck};
@@ -18,6 +18,8 @@ use crate::config::plan::HealthPlan;
 pub struct Probe {
     client: reqwest::Client,
     plan: ArcSwapOption<HealthPlan>,
+    /// The backends of the current configuration, by id.
+    endpoints: ArcSwap<HashMap<u32, Arc<Endpoint>>>,
     /// Ids of the endpoints that have been probed before.
     probed: Mutex<HashSet<u32>>,
 }
@@ -35,13 +37,28 @@ impl Probe {
         Self {
             client,
             plan: ArcSwapOption::empty(),
+            endpoints: ArcSwap::default(),
             probed: Mutex::default(),
         }
     }
 
-    /// Probes by this plan from now on.
-    pub fn set_plan(&self, plan: Option<HealthPlan>) {
+    /// Probes these backends by this plan from now on.
+    pub fn set(&self, plan: Option<HealthPlan>, endpoints: &[Arc<Endpoint>]) {
+        let by_id = endpoints.iter().map(|e| (e.id, Arc::clone(e))).collect();
+        self.endpoints.store(Arc::new(by_id));
         self.plan.store(plan.map(Into::into));
+    }
+
+    fn endpoint(&self, backend: &Backend) -> Option<Arc<Endpoint>> {
+        self.endpoints
+            .load()
+            .get(&Endpoint::id_of(backend))
+            .cloned()
+    }
+
+    fn name(&self, backend: &Backend) -> String {
+        self.endpoint(backend)
+            .map_or_else(|| "?".to_owned(), |e| e.plan.name.clone())
     }
 
     async fn ask(&self, endpoint: &Endpoint, plan: &HealthPlan) -> Result<(), String> {
@@ -88,10 +105,10 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 #[async_trait]
 impl HealthCheck for Probe {
     async fn check(&self, target: &Backend) -> Result<()> {
-        let (Some(plan), Some(endpoint)) = (self.plan.load_full(), Endpoint::of(target)) else {
+        let (Some(plan), Some(endpoint)) = (self.plan.load_full(), self.endpoint(target)) else {
             return Ok(());
         };
-        let answer = self.ask(endpoint, &plan).await;
+        let answer = self.ask(&endpoint, &plan).await;
         let first = {
             let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
             probed.insert(endpoint.id)
@@ -104,7 +121,7 @@ impl HealthCheck for Probe {
     }
 
     async fn health_status_change(&self, target: &Backend, healthy: bool) {
-        let name = Endpoint::of(target).map_or("?", |e| e.plan.name.as_str());
+        let name = self.name(target);
         if healthy {
             log::info!("backend {name} is up");
         } else {
@@ -113,7 +130,7 @@ impl HealthCheck for Probe {
     }
 
     fn backend_summary(&self, target: &Backend) -> String {
-        Endpoint::of(target).map_or_else(|| "?".to_owned(), |e| format!("backend {}", e.plan.name))
+        format!("backend {}", self.name(target))
     }
 
     /// The first probe of a backend decides at once: nothing is known of it that would have to
@@ -134,7 +151,7 @@ impl HealthCheck for Probe {
 }
 
 /// The probe, shared between the registry that runs it and the reload that changes its plan.
-pub struct Shared(pub std::sync::Arc<Probe>);
+pub struct Shared(pub Arc<Probe>);
 
 #[async_trait]
 impl HealthCheck for Shared {

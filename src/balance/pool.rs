@@ -18,7 +18,7 @@ impl Pool {
     /// A pool of these backends, whose health is kept in `registry`. Without probes (`probed` is
     /// false) every backend counts as healthy, whatever earlier probes found.
     pub fn new(members: Vec<Arc<Endpoint>>, registry: &Arc<HealthRegistry>, probed: bool) -> Self {
-        let set: BTreeSet<_> = members.iter().map(Endpoint::backend).collect();
+        let set: BTreeSet<_> = members.iter().map(|e| e.backend()).collect();
         let backends = Backends::new_with_health_registry(Static::new(set), Arc::clone(registry));
         let balancer = LoadBalancer::from_backends(backends);
         balancer
@@ -38,10 +38,10 @@ impl Pool {
         // Each backend is offered once, after a few weighted attempts.
         let most = self.members.len() + RoundRobin::WEIGHTED_TRIES;
         let chosen = self.balancer.select_with(b"", most, |backend, healthy| {
-            (healthy || !self.probed)
-                && Endpoint::of(backend).is_some_and(|e| !tried.contains(&e.id))
+            (healthy || !self.probed) && !tried.contains(&Endpoint::id_of(backend))
         })?;
-        Endpoint::of(&chosen).cloned()
+        let id = Endpoint::id_of(&chosen);
+        self.members.iter().find(|e| e.id == id).cloned()
     }
 
     /// The backends with their health.

@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use http::HeaderValue;
+
 /// The longest client-supplied `X-Request-Id` that is taken over, in bytes.
 pub const MAX_LEN: usize = 128;
 
 /// The id of one request: sent to the backend, echoed to the client, and written into the
-/// access log and the usage record.
+/// access log and the usage record. It is kept as a header value, which is shared and not copied.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RequestId(String);
+pub struct RequestId(HeaderValue);
 
 impl RequestId {
     /// Takes the client's value when it is 1 to [`MAX_LEN`] bytes of `[A-Za-z0-9._:-]`.
@@ -20,23 +22,34 @@ impl RequestId {
         if value.is_empty() || value.len() > MAX_LEN || !value.iter().all(harmless) {
             return None;
         }
-        std::str::from_utf8(value).ok().map(|s| Self(s.to_owned()))
+        HeaderValue::from_bytes(value).ok().map(Self)
     }
 
     /// Makes an id from 128 random bits: `req_` and 32 hexadecimal digits.
     pub fn from_random(bits: u128) -> Self {
-        Self(format!("req_{bits:032x}"))
+        let mut text = Vec::with_capacity(36);
+        text.extend_from_slice(b"req_");
+        for shift in (0..32).rev() {
+            text.push(b"0123456789abcdef"[(bits >> (4 * shift)) as usize & 15]);
+        }
+        let value = HeaderValue::from_maybe_shared(bytes::Bytes::from(text));
+        Self(value.unwrap_or(HeaderValue::from_static("req_")))
     }
 
     /// The id as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.to_str().unwrap_or_default()
+    }
+
+    /// The id as a header value; cloning it copies nothing.
+    pub fn header(&self) -> HeaderValue {
+        self.0.clone()
     }
 }
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 

@@ -36,7 +36,7 @@ pub enum Kind {
     Metrics,
 }
 
-const ROUTES: [&[Route]; 2] = [
+static ROUTES: [&[Route]; 2] = [
     &openai::ROUTES,
     &[
         Route {
@@ -73,6 +73,15 @@ pub fn find(method: &str, path: &str) -> Result<&'static Route, Rejection> {
     Err(Rejection::wrong_method(method, path, route.allow))
 }
 
+/// How many paths of inference there are.
+pub const INFERENCE_ROUTES: usize = 3;
+
+/// The number of a path of inference, from 0; `None` for any other.
+pub fn index(route: &Route) -> Option<usize> {
+    let inference = |r: &&Route| matches!(r.kind, Kind::Inference { .. });
+    ROUTES.iter().flat_map(|l| l.iter()).filter(inference).position(|r| std::ptr::eq(r, route))
+}
+
 /// The label of a path in metrics.
 pub fn label(path: &str) -> &'static str {
     ROUTES
@@ -85,6 +94,14 @@ pub fn label(path: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_of_inference_are_numbered() {
+        let routes = || ROUTES.iter().flat_map(|l| l.iter());
+        let numbers: Vec<_> = routes().filter_map(index).collect();
+        assert_eq!(numbers, (0..INFERENCE_ROUTES).collect::<Vec<_>>());
+        assert_eq!(index(find("GET", "/health").unwrap()), None);
+    }
 
     #[test]
     fn the_list_is_exact() {

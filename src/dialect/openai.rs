@@ -6,7 +6,7 @@ use super::{Kind, Route};
 use crate::base::Rejection;
 
 /// Its paths.
-pub const ROUTES: [Route; 4] = [
+pub static ROUTES: [Route; 4] = [
     Route {
         path: "/v1/chat/completions",
         allow: "POST",

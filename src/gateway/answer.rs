@@ -24,7 +24,7 @@ pub async fn write(
     let mut response = ResponseHeader::build(status, Some(6))?;
     response.insert_header(header::CONTENT_TYPE, content_type)?;
     response.insert_header(header::CONTENT_LENGTH, body.len())?;
-    response.insert_header(REQUEST_ID, ctx.call.id.as_str())?;
+    response.insert_header(REQUEST_ID, ctx.call.id.header())?;
     for (name, value) in more {
         response.insert_header(name.clone(), value.clone())?;
     }

@@ -23,7 +23,10 @@ use super::ctx::Ctx;
 use crate::{
     base::Rejection,
     config::raw::StreamUsage,
-    wire::{edit::Edit, json::EndFinder},
+    wire::{
+        edit::{self, Edit},
+        json::EndFinder,
+    },
 };
 
 /// What Pingora's retry buffer holds at most (`BODY_BUF_LIMIT` in pingora-core).
@@ -38,11 +41,10 @@ pub const LINGER: Duration = Duration::from_secs(5);
 /// The body of one request.
 #[derive(Default)]
 pub struct Body {
-    bytes: BytesMut,
+    /// As the client sent it, guarded fields apart.
+    bytes: Bytes,
     /// Versions that ask for usage.
     asking: Vec<(StreamUsage, Bytes)>,
-    /// The body as the client sent it (guarded fields apart), once it is final.
-    plain: Option<Bytes>,
     /// How it came.
     pub framing: Framing,
     /// The present attempt has been given it.
@@ -69,35 +71,20 @@ impl Body {
 
     /// Edits the body for every backend.
     pub fn change(&mut self, edits: Vec<Edit>) {
-        crate::wire::edit::apply(&mut self.bytes, edits);
+        self.bytes = edited(std::mem::take(&mut self.bytes), edits);
     }
 
     /// Makes the version for backends that are asked for usage in this way. `last`: the body as
-    /// it is will not be needed any more.
-    pub fn ask(
-        &mut self,
-        usage: StreamUsage,
-        edits: Vec<Edit>,
-        last: bool,
-        apply: fn(&mut BytesMut, Vec<Edit>),
-    ) {
-        let mut bytes = if last {
-            std::mem::take(&mut self.bytes)
-        } else {
-            self.bytes.clone()
-        };
-        apply(&mut bytes, edits);
-        self.asking.push((usage, bytes.freeze()));
+    /// it is will not be needed any more, and may be edited in place.
+    pub fn ask(&mut self, usage: StreamUsage, edits: Vec<Edit>, last: bool) {
+        let bytes = if last { std::mem::take(&mut self.bytes) } else { self.bytes.clone() };
+        self.asking.push((usage, edited(bytes, edits)));
     }
 
     /// The body for a backend that is asked for usage in this way. No copy.
-    pub fn version(&mut self, usage: StreamUsage) -> Bytes {
-        if let Some((_, bytes)) = self.asking.iter().find(|(u, _)| *u == usage) {
-            return bytes.clone();
-        }
-        self.plain
-            .get_or_insert_with(|| std::mem::take(&mut self.bytes).freeze())
-            .clone()
+    pub fn version(&self, usage: StreamUsage) -> Bytes {
+        let asking = self.asking.iter().find(|(u, _)| *u == usage);
+        asking.map_or(&self.bytes, |(_, bytes)| bytes).clone()
     }
 
     /// Whether `usage` was spliced in for this kind of backend.
@@ -107,12 +94,18 @@ impl Body {
 
     /// Frees the bytes: no further attempt will need them.
     pub fn forget(&mut self) {
-        self.bytes = BytesMut::new();
-        self.plain = None;
+        self.bytes = Bytes::new();
         for (_, bytes) in &mut self.asking {
             *bytes = Bytes::new();
         }
     }
+}
+
+/// Edits in place if nobody else holds the bytes, else in a copy.
+fn edited(bytes: Bytes, edits: Vec<Edit>) -> Bytes {
+    let mut bytes = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    edit::apply(&mut bytes, edits);
+    bytes.freeze()
 }
 
 /// Reads the body into the context.
@@ -129,23 +122,53 @@ pub async fn read(session: &mut Session, ctx: &mut Ctx) -> Result<Result<(), Rej
     if expects_continue(session) {
         session.write_continue_response().await?;
     }
-    let room = length.map_or(4096, |n| n as usize) + EDIT_ROOM;
-    ctx.body.bytes = BytesMut::with_capacity(room);
-    let mut reader = Reader {
-        session,
-        body: &mut ctx.body,
-        cap,
-        wait,
-    };
+    let mut reader = Reader { session, pieces: Pieces::default(), length, cap, wait };
     let read = match (reader.session.is_http2(), length) {
         (true, _) => reader.http2().await,
         (false, Some(length)) => reader.sized(length).await,
         (false, None) => reader.chunked().await,
     };
+    ctx.body.bytes = reader.pieces.whole();
     match read {
-        Ok(()) => Ok(Ok(())),
+        Ok(framing) => {
+            ctx.body.framing = framing;
+            Ok(Ok(()))
+        }
         Err(Stop::Refuse(no)) => Ok(Err(no)),
         Err(Stop::Broken(e)) => Err(e),
+    }
+}
+
+/// The pieces of a body as they come. Most bodies come in one, which is then not copied.
+#[derive(Default)]
+struct Pieces {
+    first: Bytes,
+    all: Option<BytesMut>,
+}
+
+impl Pieces {
+    fn len(&self) -> usize {
+        self.all.as_ref().map_or(self.first.len(), BytesMut::len)
+    }
+
+    /// Takes a piece; `expected` is the length of the whole, where it is known.
+    fn push(&mut self, piece: Bytes, expected: Option<u64>) {
+        if let Some(all) = &mut self.all {
+            all.extend_from_slice(&piece);
+        } else if self.first.is_empty() {
+            self.first = piece;
+        } else {
+            // Room for edits at the end, so that they need no new buffer.
+            let room = expected.map_or(2 * (self.first.len() + piece.len()), |n| n as usize) + EDIT_ROOM;
+            let mut all = BytesMut::with_capacity(room);
+            all.extend_from_slice(&std::mem::take(&mut self.first));
+            all.extend_from_slice(&piece);
+            self.all = Some(all);
+        }
+    }
+
+    fn whole(self) -> Bytes {
+        self.all.map_or(self.first, BytesMut::freeze)
     }
 }
 
@@ -165,65 +188,66 @@ impl From<Box<Error>> for Stop {
 
 struct Reader<'a> {
     session: &'a mut Session,
-    body: &'a mut Body,
+    pieces: Pieces,
+    length: Option<u64>,
     cap: u64,
     wait: Option<Duration>,
 }
 
 impl Reader<'_> {
-    fn take(&mut self, piece: &[u8]) -> Result<(), Stop> {
-        if (self.body.bytes.len() + piece.len()) as u64 > self.cap {
+    fn take(&mut self, piece: Bytes) -> Result<(), Stop> {
+        if (self.pieces.len() + piece.len()) as u64 > self.cap {
             return Err(Stop::Refuse(Rejection::body_too_large(self.cap)));
         }
-        self.body.bytes.extend_from_slice(piece);
+        self.pieces.push(piece, self.length);
         Ok(())
     }
 
-    async fn sized(&mut self, length: u64) -> Result<(), Stop> {
+    async fn sized(&mut self, length: u64) -> Result<Framing, Stop> {
         loop {
-            let left = length.saturating_sub(self.body.bytes.len() as u64);
+            let left = length.saturating_sub(self.pieces.len() as u64);
             if left <= RETRY_BUFFER {
                 self.session.enable_retry_buffering();
             }
             match self.session.read_request_body().await? {
-                Some(piece) => self.take(&piece)?,
-                None => return Ok(()),
+                Some(piece) => self.take(piece)?,
+                None => return Ok(Framing::Sized),
             }
             // Known to be over: spare the read that would only say so.
             if self.session.is_body_done() {
-                return Ok(());
+                return Ok(Framing::Sized);
             }
         }
     }
 
-    async fn chunked(&mut self) -> Result<(), Stop> {
+    async fn chunked(&mut self) -> Result<Framing, Stop> {
         self.session.enable_retry_buffering();
         let mut end = EndFinder::default();
         while let Some(piece) = self.session.read_request_body().await? {
-            self.take(&piece)?;
-            if end.push(&piece) {
+            let over = end.push(&piece);
+            self.take(piece)?;
+            if over {
                 break;
             }
         }
-        self.body.framing = match self.session.retry_buffer_truncated() {
+        Ok(match self.session.retry_buffer_truncated() {
             true => Framing::LargeChunked,
             false => Framing::SmallChunked,
-        };
-        Ok(())
+        })
     }
 
-    async fn http2(&mut self) -> Result<(), Stop> {
+    async fn http2(&mut self) -> Result<Framing, Stop> {
         self.session.enable_retry_buffering();
-        while self.body.bytes.is_empty() {
+        while self.pieces.len() == 0 {
             match self.timed_first().await? {
-                Some(piece) => self.take(&piece)?,
-                None => return Ok(()),
+                Some(piece) => self.take(piece)?,
+                None => return Ok(Framing::Sized),
             }
         }
         while let Some(piece) = self.timed_next().await? {
-            self.take(&piece)?;
+            self.take(piece)?;
         }
-        Ok(())
+        Ok(Framing::Sized)
     }
 
     async fn timed_first(&mut self) -> Result<Option<Bytes>, Stop> {

@@ -2,14 +2,17 @@
 //! field here, with its writer and readers named.
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use http::HeaderValue;
+
 use super::{body_in::Body, stream::Answer};
 use crate::{
     balance::Endpoint,
-    base::{Fault, Rejection, RequestId, secret},
+    base::{Fault, Rejection, RequestId},
     dialect::Route,
     runtime::{Carry, Snapshot, watch},
 };
@@ -37,14 +40,12 @@ pub struct Ctx {
 pub struct Call {
     /// When it arrived.
     pub arrived: Instant,
-    /// The same by the calendar.
-    pub timestamp: jiff::Timestamp,
     /// Its id.
     pub id: RequestId,
-    /// The client's address, without its port.
-    pub client: String,
-    /// The caller's key as sent.
-    pub key: Option<secret::Secret>,
+    /// The client's address.
+    pub client: Option<IpAddr>,
+    /// The caller's key.
+    pub key: Option<CallerKey>,
     /// What stands at the path; `None` until it was looked up, or if there is nothing.
     pub route: Option<&'static Route>,
     /// The model asked for.
@@ -54,6 +55,29 @@ pub struct Call {
     /// The client itself asked for usage: at the end, and in every chunk.
     pub usage_asked: (bool, bool),
 }
+
+/// The caller's key, in the header field in which it came: shared, not copied.
+pub struct CallerKey {
+    /// The field.
+    pub field: HeaderValue,
+    /// Whether it reads `Bearer KEY`, and not just `KEY`.
+    pub bearer: bool,
+}
+
+impl CallerKey {
+    /// The key itself, for records and for comparing.
+    pub fn expose(&self) -> &str {
+        let text = self.field.to_str().unwrap_or_default();
+        if self.bearer {
+            text[BEARER.len()..].trim()
+        } else {
+            text
+        }
+    }
+}
+
+/// How the value of `Authorization` begins.
+pub const BEARER: &str = "bearer ";
 
 /// Where the request went.
 #[derive(Default)]
@@ -93,9 +117,8 @@ impl Ctx {
             carry,
             call: Call {
                 arrived: Instant::now(),
-                timestamp: jiff::Timestamp::now(),
                 id: RequestId::from_random(rand::random()),
-                client: String::new(),
+                client: None,
                 key: None,
                 route: None,
                 model: None,

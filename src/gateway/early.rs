@@ -2,11 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
+use http::HeaderMap;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora_proxy::Session;
 
-use super::{body_in, ctx::Ctx};
-use crate::base::{Rejection, RequestId, Secret};
+use super::{
+    body_in,
+    ctx::{BEARER, CallerKey, Ctx},
+};
+use crate::base::{Rejection, RequestId};
 
 /// Fills in what is known before anything is decided. A refusal is only noted here; `request`
 /// answers it.
@@ -25,10 +29,10 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     session.set_read_timeout(timeouts.client_read);
     session.set_write_timeout(timeouts.client_write);
 
-    ctx.call.client = match session.client_addr() {
-        Some(SocketAddr::Inet(address)) => address.ip().to_string(),
-        _ => "-".to_owned(),
-    };
+    ctx.call.client = session
+        .client_addr()
+        .and_then(SocketAddr::as_inet)
+        .map(|a| a.ip());
     let headers = &session.req_header().headers;
     if let Some(id) = headers
         .get("x-request-id")
@@ -36,19 +40,7 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     {
         ctx.call.id = id;
     }
-    let bearer = headers
-        .get(http::header::AUTHORIZATION)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| {
-            v.get(..7)
-                .filter(|s| s.eq_ignore_ascii_case("bearer "))
-                .map(|_| v[7..].trim())
-        });
-    let plain = || headers.get("x-api-key").and_then(|v| v.to_str().ok());
-    ctx.call.key = bearer
-        .or_else(plain)
-        .filter(|k| !k.is_empty())
-        .map(Secret::new);
+    ctx.call.key = key(headers);
 
     // 4 bytes for `: ` and the line end, as on the wire.
     let size: usize = headers
@@ -59,4 +51,23 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     if size + session.req_header().raw_path().len() > limit {
         ctx.end.rejection = Some(Rejection::headers_too_large(limit));
     }
+}
+
+/// The caller's key: a bearer token, or else `X-API-Key`.
+fn key(headers: &HeaderMap) -> Option<CallerKey> {
+    let bearer = headers.get(http::header::AUTHORIZATION).filter(|value| {
+        let start = value.to_str().ok().and_then(|v| v.get(..BEARER.len()));
+        start.is_some_and(|s| s.eq_ignore_ascii_case(BEARER))
+    });
+    let key = match bearer {
+        Some(field) => CallerKey {
+            field: field.clone(),
+            bearer: true,
+        },
+        None => CallerKey {
+            field: headers.get("x-api-key")?.clone(),
+            bearer: false,
+        },
+    };
+    Some(key).filter(|k| !k.expose().is_empty())
 }

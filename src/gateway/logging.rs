@@ -1,11 +1,14 @@
 //! The one exit of every request: counts, the usage record, the access line.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
-use super::{ctx::Ctx, response};
+use super::{
+    ctx::{CallerKey, Ctx},
+    response,
+};
 use crate::{
     base::{Outcome, Side, TokenCounts, UsageSource, secret},
     config::raw::{KeyForm, LogFormat},
@@ -28,6 +31,7 @@ pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         stream: ctx.call.stream || response::is_stream(ctx),
         counts,
         source,
+        duration: ctx.call.arrived.elapsed(),
     };
     count(session, ctx, &summary);
     record(session, ctx, &summary);
@@ -41,6 +45,8 @@ struct Summary {
     stream: bool,
     counts: TokenCounts,
     source: UsageSource,
+    /// From the arrival of the request until now.
+    duration: Duration,
 }
 
 fn outcome(error: Option<&Error>, ctx: &Ctx) -> Outcome {
@@ -60,48 +66,27 @@ fn outcome(error: Option<&Error>, ctx: &Ctx) -> Outcome {
 
 fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
     let metrics = &ctx.carry.metrics;
-    let path = ctx.call.route.map_or_else(
-        || dialect::label(session.req_header().uri.path()),
-        |r| r.path,
-    );
-    let stream = if summary.stream { "true" } else { "false" };
-    let backend = ctx
-        .way
-        .endpoint
-        .as_ref()
-        .map_or("", |e| e.plan.name.as_str());
-    let status = Digits::new(summary.status);
-    metrics
-        .requests
-        .with_label_values(&[path, stream, backend, status.as_str()])
-        .inc();
-    let millis = ctx.call.arrived.elapsed().as_secs_f64() * 1000.0;
-    metrics
-        .latency_ms
-        .with_label_values(&[path, stream, backend])
-        .observe(millis);
-    for (kind, n) in [
-        ("prompt", summary.counts.prompt),
-        ("completion", summary.counts.completion),
-    ] {
-        if n > 0 {
-            metrics.tokens.with_label_values(&[kind]).inc_by(n);
+    let millis = summary.duration.as_secs_f64() * 1000.0;
+    let usual = match (&ctx.way.endpoint, ctx.call.route) {
+        (Some(endpoint), Some(route)) if summary.status == 200 => {
+            endpoint.usual(route, summary.stream, metrics)
         }
+        _ => None,
+    };
+    if let Some(usual) = usual {
+        usual.requests.inc();
+        usual.latency_ms.observe(millis);
+    } else {
+        let label = || dialect::label(session.req_header().uri.path());
+        let path = ctx.call.route.map_or_else(label, |r| r.path);
+        let stream = if summary.stream { "true" } else { "false" };
+        let backend = ctx.way.endpoint.as_ref().map_or("", |e| e.plan.name.as_str());
+        let status = summary.status.to_string();
+        metrics.requests.with_label_values(&[path, stream, backend, &status]).inc();
+        metrics.latency_ms.with_label_values(&[path, stream, backend]).observe(millis);
     }
-}
-
-/// A status as text, without an allocation.
-struct Digits([u8; 3]);
-
-impl Digits {
-    fn new(status: u16) -> Self {
-        let digit = |n: u16| b'0' + (n % 10) as u8;
-        Self([digit(status / 100), digit(status / 10), digit(status)])
-    }
-
-    fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).unwrap_or("000")
-    }
+    metrics.prompt_tokens.inc_by(summary.counts.prompt);
+    metrics.completion_tokens.inc_by(summary.counts.completion);
 }
 
 /// Sends a record on its way: for every inference request, whatever became of it.
@@ -113,7 +98,8 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
     if !matches!(route.kind, Kind::Inference { .. }) {
         return;
     }
-    let key = ctx.call.key.as_ref().map(secret::Secret::expose);
+    let key = ctx.call.key.as_ref().map(CallerKey::expose);
+    let arrived = jiff::Timestamp::now() - summary.duration;
     let mut record = Record {
         request_id: ctx.call.id.as_str().to_owned(),
         user_id: String::new(),
@@ -128,7 +114,7 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
         total_tokens: 0,
         is_stream: summary.stream,
         endpoint: route.path.to_owned(),
-        timestamp: format!("{:.3}", ctx.call.timestamp),
+        timestamp: format!("{arrived:.3}"),
         backend_url: ctx
             .way
             .endpoint
@@ -137,7 +123,7 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
             .unwrap_or_default(),
         method: session.req_header().method.as_str().to_owned(),
         status_code: summary.status,
-        latency_ms: ctx.call.arrived.elapsed().as_millis() as u64,
+        latency_ms: summary.duration.as_millis() as u64,
         ttft_ms: ctx.answer.first_token.map(|t| t.as_millis() as u64),
         outcome: "",
         usage_source: "",
@@ -164,7 +150,7 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
     let masked = ctx.call.key.as_ref().map(|k| secret::mask(k.expose()));
     let line = access::Line {
         request_id: ctx.call.id.as_str(),
-        client: &ctx.call.client,
+        client: ctx.call.client,
         method: header.method.as_str(),
         path: header.uri.path(),
         status: summary.status,
@@ -177,7 +163,7 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         stream: summary.stream,
         outcome: summary.outcome.word(),
         tokens: summary.counts,
-        duration: ctx.call.arrived.elapsed(),
+        duration: summary.duration,
         first_token: ctx.answer.first_token,
         key: masked.as_deref(),
         retries: ctx.way.retries,

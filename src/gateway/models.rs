@@ -41,7 +41,7 @@ pub async fn list(ctx: &Ctx) -> Vec<u8> {
             continue;
         };
         if seen.insert(name.clone()) {
-            let created = ctx.call.timestamp.as_second();
+            let created = jiff::Timestamp::now().as_second();
             data.push(
                 json!({"id": name, "object": "model", "created": created, "owned_by": "llmproxy"}),
             );

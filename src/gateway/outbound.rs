@@ -5,41 +5,50 @@ use http::{HeaderName, Uri, header};
 use pingora::{Error, ErrorType, OrErr, Result, http::RequestHeader};
 
 use super::{answer::REQUEST_ID, body_in, ctx::Ctx};
-use crate::wire::headers;
 
 /// Credentials of the client, and what is rewritten below. `Accept-Encoding` goes because the
-/// answer has to be read; `Expect` was answered by the gateway.
-const REMOVED: [HeaderName; 8] = [
-    header::AUTHORIZATION,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("api-key"),
-    HeaderName::from_static("x-api-key-userid"),
-    HeaderName::from_static("x-api-key-name"),
-    header::ACCEPT_ENCODING,
-    header::EXPECT,
-    header::TRANSFER_ENCODING,
-];
+/// answer has to be read; `Expect` was answered by the gateway. In lower case, as `http` has them.
+fn is_removed(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "x-api-key"
+            | "api-key"
+            | "x-api-key-userid"
+            | "x-api-key-name"
+            | "accept-encoding"
+            | "expect"
+            | "transfer-encoding"
+    )
+}
 
-/// Turns the client's header into the backend's. Pingora has removed hop-by-hop fields already;
-/// the names are gone through once more, so that a change of its policy changes nothing here.
+/// Turns the client's header into the backend's. Pingora has removed hop-by-hop fields already
+/// (its standard policy for upstream requests).
 pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
     let Some(endpoint) = ctx.way.endpoint.clone() else {
         return Error::e_explain(ErrorType::InternalError, "no backend was chosen");
     };
-    for name in headers::HOP_BY_HOP {
-        request.remove_header(name);
-    }
-    for name in REMOVED.iter().chain(&ctx.snapshot.plan.guard_headers) {
+    let guarded = &ctx.snapshot.plan.guard_headers;
+    let removed: Vec<HeaderName> = request
+        .headers
+        .keys()
+        .filter(|name| is_removed(name.as_str()) || guarded.contains(name))
+        .cloned()
+        .collect();
+    for name in &removed {
         request.remove_header(name);
     }
     let backend = &endpoint.plan;
-    let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
-    let uri: Uri = format!("{}{path}", backend.prefix)
-        .parse()
-        .or_err(ErrorType::InternalError, "the path of the backend")?;
-    request.set_uri(uri);
+    // HTTP/2 requests carry the gateway's authority in their target.
+    if !backend.prefix.is_empty() || request.uri.authority().is_some() {
+        let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
+        let uri: Uri = format!("{}{path}", backend.prefix)
+            .parse()
+            .or_err(ErrorType::InternalError, "the path of the backend")?;
+        request.set_uri(uri);
+    }
     request.insert_header(header::HOST, backend.authority.clone())?;
-    request.insert_header(REQUEST_ID, ctx.call.id.as_str())?;
+    request.insert_header(REQUEST_ID, ctx.call.id.header())?;
     if let Some(key) = &backend.authorization {
         request.insert_header(header::AUTHORIZATION, key.clone())?;
     }

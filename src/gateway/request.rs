@@ -12,10 +12,7 @@ use crate::{
     config::raw::StreamUsage,
     dialect::{self, Kind, Route, openai},
     telemetry::Metrics,
-    wire::{
-        edit,
-        peek::{self, Peek},
-    },
+    wire::peek::{self, Peek},
 };
 
 /// Decides about the request. `true` if it has been answered.
@@ -142,7 +139,7 @@ fn prepare(ctx: &mut Ctx, route: &Route, found: &Peek) {
         let edits = peek::usage_edits(ctx.body.bytes(), found, *ask);
         // The last version may take the buffer over, if nobody wants the body as it was.
         let last = i + 1 == versions.len() && !plain;
-        ctx.body.ask(*usage, edits, last, edit::apply);
+        ctx.body.ask(*usage, edits, last);
     }
 }
 

@@ -25,24 +25,26 @@ pub fn headers(response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     if response.status.is_informational() {
         return Ok(());
     }
-    let nominated: Vec<String> = response
+    let connection = response.headers.get(header::CONNECTION);
+    let nominated: Vec<String> = connection
+        .map(|v| headers::nominated(v.as_bytes()).collect())
+        .unwrap_or_default();
+    let removed: Vec<HeaderName> = response
         .headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|v| headers::nominated(v.as_bytes()))
-        .filter(|name| name != "transfer-encoding")
+        .keys()
+        .filter(|name| {
+            // Pingora itself decides about these two.
+            **name != header::TRANSFER_ENCODING
+                && **name != header::CONNECTION
+                && (headers::is_hop_by_hop(name.as_str())
+                    || nominated.iter().any(|n| name.as_str() == n))
+        })
+        .cloned()
         .collect();
-    for name in &nominated {
-        response.remove_header(name.as_str());
+    for name in &removed {
+        response.remove_header(name);
     }
-    // Pingora itself decides about these two.
-    let kept = [header::TRANSFER_ENCODING, header::CONNECTION];
-    for name in headers::HOP_BY_HOP.map(HeaderName::from_static) {
-        if !kept.contains(&name) {
-            response.remove_header(&name);
-        }
-    }
-    response.insert_header(REQUEST_ID, ctx.call.id.as_str())?;
+    response.insert_header(REQUEST_ID, ctx.call.id.header())?;
     ctx.answer.reading = reading(response, ctx);
     if let Reading::Stream(_) = ctx.answer.reading
         && response.headers.contains_key(header::CONTENT_LENGTH)
@@ -59,16 +61,17 @@ fn reading(response: &ResponseHeader, ctx: &Ctx) -> Reading {
     if !response.status.is_success() || response.headers.contains_key(header::CONTENT_ENCODING) {
         return Reading::Nothing;
     }
-    let content_type = response.headers.get(header::CONTENT_TYPE);
-    let is = |kind: &str| {
-        let value = content_type.map(|v| v.as_bytes().to_ascii_lowercase());
-        value.is_some_and(|v| v.starts_with(kind.as_bytes()))
+    let Some(content_type) = response.headers.get(header::CONTENT_TYPE) else {
+        return Reading::Nothing;
     };
-    if is("text/event-stream") {
-        return Reading::Stream(Box::new(StreamMeter::new(strip(ctx))));
-    }
+    let is = |kind: &str| {
+        let start = content_type.as_bytes().get(..kind.len());
+        start.is_some_and(|s| s.eq_ignore_ascii_case(kind.as_bytes()))
+    };
     if is("application/json") {
         Reading::Json(Box::default())
+    } else if is("text/event-stream") {
+        Reading::Stream(Box::new(StreamMeter::new(strip(ctx))))
     } else {
         Reading::Nothing
     }

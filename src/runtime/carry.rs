@@ -5,12 +5,12 @@ use std::sync::{
     atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
 };
 
-use pingora_load_balancing::HealthRegistry;
+use pingora_load_balancing::{Backend, HealthRegistry};
 use tokio::sync::{Notify, mpsc};
 
 use super::watch::Watches;
 use crate::{
-    balance::{Probe, endpoint::Ids, health},
+    balance::{Endpoint, Probe, endpoint::Ids, health},
     store,
     telemetry::Metrics,
     usage::Record,
@@ -48,9 +48,7 @@ impl Carry {
         let client = store::http::client();
         let probe = Arc::new(Probe::new(client.clone()));
         // A backend keeps its health when its weight changes.
-        let key = |backend: &pingora_load_balancing::Backend| {
-            crate::balance::Endpoint::of(backend).map_or(0, |e| u64::from(e.id))
-        };
+        let key = |backend: &Backend| u64::from(Endpoint::id_of(backend));
         let registry = Arc::new(HealthRegistry::with_equivalence(key));
         registry.set_health_check(Box::new(health::Shared(Arc::clone(&probe))));
         let (sender, receiver) = mpsc::unbounded_channel();

@@ -7,7 +7,6 @@
 //! request learns from its entry why.
 
 use std::{
-    collections::HashMap,
     net::{Shutdown, SocketAddr, TcpStream},
     os::fd::{BorrowedFd, RawFd},
     sync::{
@@ -28,7 +27,7 @@ const NEVER: u64 = u64::MAX;
 /// All entries.
 pub struct Watches {
     start: Instant,
-    shards: [Mutex<HashMap<u64, Arc<Watch>>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
     next: AtomicU64,
 }
 
@@ -39,6 +38,19 @@ impl Default for Watches {
             shards: Default::default(),
             next: AtomicU64::new(0),
         }
+    }
+}
+
+/// Some of the entries, each in a place of its own.
+#[derive(Default)]
+struct Shard {
+    places: Vec<Option<Arc<Watch>>>,
+    free: Vec<usize>,
+}
+
+impl Shard {
+    fn all(&self) -> impl Iterator<Item = &Arc<Watch>> {
+        self.places.iter().flatten()
     }
 }
 
@@ -74,7 +86,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Watches {
     /// Enters a request; it stays until the entry is dropped.
     pub fn enter(self: &Arc<Self>) -> Entry {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let shard = self.next.fetch_add(1, Ordering::Relaxed) as usize % SHARDS;
         let watch = Arc::new(Watch {
             phase: AtomicU64::new(NEVER),
             whole: AtomicU64::new(NEVER),
@@ -82,10 +94,17 @@ impl Watches {
             fired: AtomicU8::new(0),
             connection: Mutex::new(None),
         });
-        lock(self.shard(id)).insert(id, Arc::clone(&watch));
+        let mut entries = lock(&self.shards[shard]);
+        let place = entries.free.pop().unwrap_or_else(|| {
+            entries.places.push(None);
+            entries.places.len() - 1
+        });
+        entries.places[place] = Some(Arc::clone(&watch));
+        drop(entries);
         Entry {
             watches: Arc::clone(self),
-            id,
+            shard,
+            place,
             watch,
         }
     }
@@ -96,7 +115,7 @@ impl Watches {
         for shard in &self.shards {
             // Collected first: nothing is shut down under the lock.
             let late: Vec<_> = lock(shard)
-                .values()
+                .all()
                 .filter(|w| w.is_late(now))
                 .cloned()
                 .collect();
@@ -109,15 +128,11 @@ impl Watches {
     /// Ends the wait of every request, because the process is about to end.
     pub fn end_all(&self) {
         for shard in &self.shards {
-            let all: Vec<_> = lock(shard).values().cloned().collect();
+            let all: Vec<_> = lock(shard).all().cloned().collect();
             for watch in all {
                 watch.end(SHUTDOWN);
             }
         }
-    }
-
-    fn shard(&self, id: u64) -> &Mutex<HashMap<u64, Arc<Watch>>> {
-        &self.shards[id as usize % SHARDS]
     }
 
     fn millis(&self, at: Instant) -> u64 {
@@ -175,7 +190,8 @@ impl Connection {
 /// A request's place among the watches; gives it back when dropped.
 pub struct Entry {
     watches: Arc<Watches>,
-    id: u64,
+    shard: usize,
+    place: usize,
     watch: Arc<Watch>,
 }
 
@@ -222,7 +238,9 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        lock(self.watches.shard(self.id)).remove(&self.id);
+        let mut entries = lock(&self.watches.shards[self.shard]);
+        entries.places[self.place] = None;
+        entries.free.push(self.place);
     }
 }
 
@@ -287,12 +305,12 @@ mod tests {
         let watches = Arc::<Watches>::default();
         let entries: Vec<_> = (0..100).map(|_| watches.enter()).collect();
         assert_eq!(
-            watches.shards.iter().map(|s| lock(s).len()).sum::<usize>(),
+            watches.shards.iter().map(|s| lock(s).all().count()).sum::<usize>(),
             100
         );
         drop(entries);
         assert_eq!(
-            watches.shards.iter().map(|s| lock(s).len()).sum::<usize>(),
+            watches.shards.iter().map(|s| lock(s).all().count()).sum::<usize>(),
             0
         );
     }

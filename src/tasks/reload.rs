@@ -78,7 +78,9 @@ async fn reload(file: &Path, live: &Live, carry: &Carry) {
     tokio::time::timeout(Duration::from_secs(5), health::resolve(&next))
         .await
         .ok();
-    carry.probe.set_plan(next.plan.health_check.clone());
+    carry
+        .probe
+        .set(next.plan.health_check.clone(), &next.endpoints);
     logger::start(level(next.plan.log.level), false);
     for gone in &old.endpoints {
         if !next.endpoints.iter().any(|e| e.plan.name == gone.plan.name) {

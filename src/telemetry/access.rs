@@ -1,6 +1,6 @@
 //! The access log: one line for each request, as text or as JSON.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use super::logger;
 use crate::base::TokenCounts;
@@ -9,7 +9,7 @@ use crate::base::TokenCounts;
 #[expect(missing_docs, reason = "the names are those of the line")]
 pub struct Line<'a> {
     pub request_id: &'a str,
-    pub client: &'a str,
+    pub client: Option<IpAddr>,
     pub method: &'a str,
     pub path: &'a str,
     pub status: u16,
@@ -40,10 +40,13 @@ impl Line<'_> {
         use std::fmt::Write;
         let mut out = String::with_capacity(256);
         // Paths and models come from clients: `{:?}` keeps a line one line.
+        let _ = match self.client {
+            Some(address) => write!(out, "{address}"),
+            None => write!(out, "-"),
+        };
         let _ = write!(
             out,
-            "{} {} \"{} {}\" {} {:.1}ms id={} model={:?} backend={:?} stream={} outcome={} tokens={}+{}",
-            self.client,
+            " {} \"{} {}\" {} {:.1}ms id={} model={:?} backend={:?} stream={} outcome={} tokens={}+{}",
             self.key.unwrap_or("-"),
             self.method,
             self.path.escape_debug(),
@@ -108,7 +111,7 @@ mod tests {
     fn a_hostile_path_stays_on_its_line() {
         let line = Line {
             request_id: "r",
-            client: "127.0.0.1",
+            client: Some(IpAddr::from([127, 0, 0, 1])),
             method: "GET",
             path: "/x\"\n2026 ERROR forged",
             status: 404,

@@ -154,12 +154,19 @@ impl Write for Lines {
     }
 }
 
+/// How long lines are gathered before they are written together. While the writer sleeps a
+/// request only leaves its line behind, and need not wake anyone.
+const GATHER: Duration = Duration::from_millis(5);
+
 /// Writes lines to standard error, as many at once as have come.
 fn write_lines(lines: &Receiver<Message>) {
     let mut out = io::stderr();
     let mut batch = Vec::new();
     while let Ok(first) = lines.recv() {
         let mut flushed = Vec::new();
+        if matches!(first, Message::Line(_)) {
+            std::thread::sleep(GATHER);
+        }
         let mut next = Some(first);
         while let Some(message) = next {
             match message {

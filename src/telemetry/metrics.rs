@@ -27,8 +27,10 @@ pub struct Metrics {
     pub backend_up: IntGaugeVec,
     /// `llmproxy_retries_total{reason}`: further attempts at another backend or connection.
     pub retries: IntCounterVec,
-    /// `llmproxy_usage_tokens_total{type}`: `prompt` and `completion`.
-    pub tokens: IntCounterVec,
+    /// `llmproxy_usage_tokens_total{type="prompt"}`.
+    pub prompt_tokens: IntCounter,
+    /// `llmproxy_usage_tokens_total{type="completion"}`.
+    pub completion_tokens: IntCounter,
     /// `llmproxy_webhook_success_total`: records accepted by the webhook.
     pub webhook_success: IntCounter,
     /// `llmproxy_webhook_failure_total`: records given up.
@@ -37,6 +39,15 @@ pub struct Metrics {
     pub webhook_queue: IntGauge,
     /// `llmproxy_config_reload_success`: 1 if the last load of the configuration succeeded.
     pub reload_success: IntGauge,
+}
+
+/// The counters of requests to one path of one backend that were answered 200: looked up once,
+/// because nearly all requests are such.
+pub struct Usual {
+    /// One of [`Metrics::requests`].
+    pub requests: IntCounter,
+    /// One of [`Metrics::latency_ms`].
+    pub latency_ms: Histogram,
 }
 
 /// Milliseconds: the seeds' buckets from 10 to 10000, and finer ones below.
@@ -70,7 +81,8 @@ impl Metrics {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             register(r, IntCounterVec::new(Opts::new(name, help), labels))
         };
-        let metrics = Self {
+        let tokens = counters("llmproxy_usage_tokens_total", "Metered tokens", &["type"]);
+        Self {
             requests: counters(
                 "llmproxy_requests_total",
                 "Finished requests, refused ones included",
@@ -113,7 +125,8 @@ impl Metrics {
                 "Further attempts after one that failed before anything was answered",
                 &["reason"],
             ),
-            tokens: counters("llmproxy_usage_tokens_total", "Metered tokens", &["type"]),
+            prompt_tokens: tokens.with_label_values(&["prompt"]),
+            completion_tokens: tokens.with_label_values(&["completion"]),
             webhook_success: counter(
                 "llmproxy_webhook_success_total",
                 "Usage records accepted by the webhook",
@@ -128,11 +141,15 @@ impl Metrics {
                 "Whether the last load of the configuration succeeded",
             ),
             registry,
-        };
-        for kind in ["prompt", "completion"] {
-            metrics.tokens.with_label_values(&[kind]);
         }
-        metrics
+    }
+
+    /// Looks the counters of usual requests up.
+    pub fn usual(&self, path: &str, stream: &str, backend: &str) -> Usual {
+        Usual {
+            requests: self.requests.with_label_values(&[path, stream, backend, "200"]),
+            latency_ms: self.latency_ms.with_label_values(&[path, stream, backend]),
+        }
     }
 
     /// The Prometheus text format.

@@ -17,21 +17,22 @@ pub struct JsonTap {
     depth: usize,
     in_string: bool,
     escaped: bool,
-    /// The string being read, or the last one read; cut off at [`MAX_WORD`].
-    word: Vec<u8>,
+    /// The beginning of a string that runs over the end of a piece.
+    word: [u8; MAX_WORD],
+    word_len: u8,
     word_cut: bool,
-    /// The key whose value comes next.
-    key: Key,
-    /// The bytes of the top-level `usage` value, while it is being read.
+    /// The last string was one of these; what follows it may be its value.
+    expect: Expect,
+    /// The bytes of the top-level `usage` object, while it is being read.
     usage: Option<Vec<u8>>,
     counts: Option<TokenCounts>,
     aborted: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
-enum Key {
+enum Expect {
     #[default]
-    Other,
+    Nothing,
     Usage,
     FinishReason,
 }
@@ -42,24 +43,106 @@ impl JsonTap {
         let mut i = 0;
         while i < piece.len() {
             let from = i;
-            if self.in_string {
-                i += self.string(&piece[i..]);
-            } else {
-                self.structure(piece[i]);
-                i += 1;
-            }
-            if let Some(kept) = &mut self.usage {
-                kept.extend_from_slice(&piece[from..i]);
-                if kept.len() > MAX_USAGE {
-                    self.usage = None;
-                    self.key = Key::Other;
-                } else if self.depth == 1 && !self.in_string && kept.ends_with(b"}") {
-                    let kept = self.usage.take().unwrap_or_default();
-                    self.counts = counts::read(&kept).or(self.counts);
-                    self.key = Key::Other;
+            match piece[i] {
+                _ if self.in_string => i += self.string(&piece[i..]),
+                b'"' => {
+                    (self.in_string, self.word_len, self.word_cut) = (true, 0, false);
+                    i += 1;
+                    i += self.string(&piece[i..]);
                 }
+                byte @ (b'{' | b'[') => {
+                    let wanted = self.expect == Expect::Usage && self.depth == 1 && byte == b'{';
+                    if wanted && self.usage.is_none() {
+                        self.usage = Some(Vec::with_capacity(256));
+                    }
+                    self.expect = Expect::Nothing;
+                    self.depth += 1;
+                    i += 1;
+                }
+                b'}' | b']' => {
+                    self.depth = self.depth.saturating_sub(1);
+                    i += 1;
+                }
+                // What came before was a value and no key.
+                b',' => {
+                    self.expect = Expect::Nothing;
+                    i += 1;
+                }
+                // Colons, numbers, white space.
+                _ => i += 1,
+            }
+            if self.usage.is_some() {
+                self.keep(&piece[from..i]);
             }
         }
+    }
+
+    /// Adds to the `usage` object, and reads it when it is whole.
+    fn keep(&mut self, bytes: &[u8]) {
+        let Some(kept) = &mut self.usage else { return };
+        kept.extend_from_slice(bytes);
+        let whole = self.depth == 1 && !self.in_string && bytes == b"}";
+        if whole {
+            self.counts = counts::read(kept).or(self.counts);
+        }
+        if whole || kept.len() > MAX_USAGE {
+            self.usage = None;
+        }
+    }
+
+    /// Reads on in a string; returns how many bytes it took.
+    fn string(&mut self, rest: &[u8]) -> usize {
+        if rest.is_empty() {
+            return 0;
+        }
+        if self.escaped {
+            self.escaped = false;
+            return 1;
+        }
+        let n = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+        match rest.get(n) {
+            // The usual case: the whole string lies in this piece.
+            Some(b'"') if self.word_len == 0 && !self.word_cut => {
+                self.in_string = false;
+                self.ended(&rest[..n]);
+                n + 1
+            }
+            Some(b'"') => {
+                self.remember(&rest[..n]);
+                self.in_string = false;
+                let (word, len) = (self.word, usize::from(self.word_len));
+                self.ended(if self.word_cut { b"" } else { &word[..len] });
+                n + 1
+            }
+            Some(_) => {
+                // A word with an escape in it is none of ours.
+                (self.escaped, self.word_cut) = (true, true);
+                n + 1
+            }
+            None => {
+                self.remember(rest);
+                n
+            }
+        }
+    }
+
+    fn remember(&mut self, part: &[u8]) {
+        let have = usize::from(self.word_len);
+        let taken = part.len().min(MAX_WORD - have);
+        self.word[have..have + taken].copy_from_slice(&part[..taken]);
+        self.word_len += taken as u8;
+        self.word_cut |= part.len() > taken;
+    }
+
+    fn ended(&mut self, word: &[u8]) {
+        if self.expect == Expect::FinishReason && self.depth == 3 {
+            self.aborted |= matches!(word, b"abort" | b"error");
+        }
+        self.expect = match (self.depth, word) {
+            (1, b"usage") => Expect::Usage,
+            (3, b"finish_reason") => Expect::FinishReason,
+            _ => Expect::Nothing,
+        };
     }
 
     /// The counts, once they have passed.
@@ -73,67 +156,6 @@ impl JsonTap {
     /// The engine broke the generation off.
     pub fn aborted(&self) -> bool {
         self.aborted
-    }
-
-    /// Reads on in a string; returns how many bytes it took.
-    fn string(&mut self, rest: &[u8]) -> usize {
-        if self.escaped {
-            self.escaped = false;
-            return 1;
-        }
-        let n = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-        let room = MAX_WORD.saturating_sub(self.word.len());
-        self.word.extend_from_slice(&rest[..n.min(room)]);
-        self.word_cut |= n > room;
-        match rest.get(n) {
-            None => n,
-            Some(b'\\') => {
-                self.escaped = true;
-                self.word_cut = true;
-                n + 1
-            }
-            Some(_) => {
-                self.in_string = false;
-                self.string_ended();
-                n + 1
-            }
-        }
-    }
-
-    fn string_ended(&mut self) {
-        if self.key == Key::FinishReason && !self.word_cut {
-            self.aborted |= self.word == b"abort" || self.word == b"error";
-        }
-    }
-
-    fn structure(&mut self, byte: u8) {
-        match byte {
-            b'"' => {
-                self.in_string = true;
-                self.word.clear();
-                self.word_cut = false;
-            }
-            b':' if self.usage.is_none() => {
-                self.key = match (&self.word[..], self.depth, self.word_cut) {
-                    (b"usage", 1, false) => Key::Usage,
-                    (b"finish_reason", 3, false) => Key::FinishReason,
-                    _ => Key::Other,
-                };
-            }
-            b'{' | b'[' => {
-                if self.key == Key::Usage && self.depth == 1 && byte == b'{' && self.usage.is_none()
-                {
-                    self.usage = Some(Vec::with_capacity(256));
-                }
-                self.depth += 1;
-                if self.usage.is_none() {
-                    self.key = Key::Other;
-                }
-            }
-            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
-            b',' if self.usage.is_none() => self.key = Key::Other,
-            _ => {}
-        }
     }
 }
 
@@ -174,6 +196,9 @@ mod tests {
         assert!(tap.aborted());
         let mut tap = JsonTap::default();
         tap.push(br#"{"choices":[{"finish_reason":null,"text":"abort"}]}"#);
+        assert!(!tap.aborted());
+        let mut tap = JsonTap::default();
+        tap.push(br#"{"choices":[{"text":"finish_reason","abort":1}]}"#);
         assert!(!tap.aborted());
     }
 

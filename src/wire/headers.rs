@@ -1,18 +1,21 @@
 //! Header fields: which of them belong to one connection only.
 
-/// Fields that a gateway never passes on (RFC 9110, section 7.6.1, and the older
-/// `Proxy-Connection` and `Keep-Alive`), in lower case.
-pub const HOP_BY_HOP: [&str; 9] = [
-    "connection",
-    "proxy-connection",
-    "keep-alive",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "proxy-authenticate",
-    "proxy-authorization",
-];
+/// Whether a gateway never passes a field on (RFC 9110, section 7.6.1, and the older
+/// `Proxy-Connection` and `Keep-Alive`). The name is in lower case.
+pub fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "proxy-connection"
+            | "keep-alive"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+    )
+}
 
 /// The names listed in a `Connection` field: they too belong to this connection only.
 pub fn nominated(connection: &[u8]) -> impl Iterator<Item = String> + '_ {

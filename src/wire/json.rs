@@ -240,8 +240,9 @@ impl Scan<'_> {
                 self.pos = self.doc.len();
                 return Err(self.error("unterminated string"));
             };
-            if let Some(bad) = rest[..n].iter().position(|b| *b < 0x20) {
-                self.pos += bad;
+            // Without an early exit the compiler looks at many bytes at once.
+            if rest[..n].iter().fold(false, |bad, b| bad | (*b < 0x20)) {
+                self.pos += rest.iter().position(|b| *b < 0x20).unwrap_or(0);
                 return Err(self.error("control character in a string"));
             }
             self.pos += n;

@@ -50,16 +50,8 @@ impl Process {
             }
             None => Command::new(program),
         };
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        Self(
-            command
-                .spawn()
-                .unwrap_or_else(|e| panic!("{}: {e}", program.display())),
-        )
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display())))
     }
 
     /// Processor time of the process and its children so far (`nginx` works in a child).
@@ -82,15 +74,8 @@ impl Process {
     fn resident_mib(&self) -> f64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
-        let line = status
-            .lines()
-            .find_map(|l| l.strip_prefix("VmRSS:"))
-            .unwrap_or("0 kB");
-        line.trim()
-            .trim_end_matches(" kB")
-            .parse::<f64>()
-            .unwrap_or(0.0)
-            / 1024.0
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0) / 1024.0
     }
 }
 
@@ -111,10 +96,7 @@ struct Round {
 }
 
 fn free() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }
 
 fn main() {
@@ -143,16 +125,9 @@ fn main() {
 
 /// Keeps the load off the measured core.
 fn pin_self(measured: usize) {
-    let others = if measured == 1 {
-        "0".to_owned()
-    } else {
-        format!("0-{}", measured - 1)
-    };
+    let others = if measured == 1 { "0".to_owned() } else { format!("0-{}", measured - 1) };
     let pid = std::process::id().to_string();
-    Command::new("taskset")
-        .args(["-a", "-c", "-p", &others, &pid])
-        .output()
-        .ok();
+    Command::new("taskset").args(["-a", "-c", "-p", &others, &pid]).output().ok();
 }
 
 async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
@@ -179,12 +154,8 @@ async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
     drop(targets);
     drop(_backend);
 
-    let (_backend, backend) = self::backend(
-        &binaries,
-        &format!("{STREAM_PAUSE_MS}ms"),
-        STREAM_TOKENS,
-        50,
-    );
+    let (_backend, backend) =
+        self::backend(&binaries, &format!("{STREAM_PAUSE_MS}ms"), STREAM_TOKENS, 50);
     let mut targets = self::targets(folder, &binaries, backend, core);
     println!(
         "\nstreams: {STREAMS} at once, a token every {STREAM_PAUSE_MS} ms, {STREAM_TOKENS} tokens each\n"
@@ -216,20 +187,11 @@ fn targets(
     backend: SocketAddr,
     core: Option<usize>,
 ) -> Vec<Target> {
-    let mut targets = vec![Target {
-        name: "backend alone",
-        address: backend,
-        process: None,
-        rounds: Vec::new(),
-    }];
+    let mut targets =
+        vec![Target { name: "backend alone", address: backend, process: None, rounds: Vec::new() }];
     let mut add = |name, start: &dyn Fn(SocketAddr) -> Process| {
         let address = free();
-        targets.push(Target {
-            name,
-            address,
-            process: Some(start(address)),
-            rounds: Vec::new(),
-        });
+        targets.push(Target { name, address, process: Some(start(address)), rounds: Vec::new() });
     };
     let bare = llmproxy.with_file_name("examples").join("bare_pingora");
     add("bare Pingora", &|listen| {
@@ -239,22 +201,11 @@ fn targets(
         add("nginx", &|listen| nginx(folder, listen, backend, core));
     }
     add("LLMProxy", &|listen| {
-        gateway(
-            folder,
-            llmproxy,
-            listen,
-            backend,
-            core,
-            "log: {access: false}\n",
-        )
+        gateway(folder, llmproxy, listen, backend, core, "log: {access: false}\n")
     });
-    add("LLMProxy, access log", &|listen| {
-        gateway(folder, llmproxy, listen, backend, core, "")
-    });
-    let more = format!(
-        "log: {{access: false}}\nusage_hook: {{url: \"http://{}/usage\"}}\n",
-        receiver()
-    );
+    add("LLMProxy, access log", &|listen| gateway(folder, llmproxy, listen, backend, core, ""));
+    let more =
+        format!("log: {{access: false}}\nusage_hook: {{url: \"http://{}/usage\"}}\n", receiver());
     add("LLMProxy, a webhook call each", &|listen| {
         gateway(folder, llmproxy, listen, backend, core, &more)
     });
@@ -275,11 +226,7 @@ fn gateway(
          health_check: {{interval: 5s}}\n{more}"
     );
     fs::write(&file, text).unwrap();
-    Process::start(
-        llmproxy,
-        &["serve", "--config", file.to_str().unwrap()],
-        core,
-    )
+    Process::start(llmproxy, &["serve", "--config", file.to_str().unwrap()], core)
 }
 
 fn nginx(folder: &Path, listen: SocketAddr, backend: SocketAddr, core: Option<usize>) -> Process {
@@ -313,10 +260,7 @@ fn receiver() -> SocketAddr {
 async fn reachable(address: SocketAddr) {
     let start = Instant::now();
     while TcpStream::connect(address).await.is_err() {
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "{address} does not answer"
-        );
+        assert!(start.elapsed() < Duration::from_secs(10), "{address} does not answer");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -359,12 +303,8 @@ async fn load(target: &Target, request: &[u8], time: Duration) -> Round {
         times.extend(client.await.unwrap());
     }
     let elapsed = start.elapsed().as_secs_f64();
-    let used = target
-        .process
-        .as_ref()
-        .map(Process::cpu)
-        .zip(cpu)
-        .map_or(Duration::ZERO, |(b, a)| b - a);
+    let used =
+        target.process.as_ref().map(Process::cpu).zip(cpu).map_or(Duration::ZERO, |(b, a)| b - a);
     times.sort_by(f64::total_cmp);
     Round {
         per_second: times.len() as f64 / elapsed,
@@ -392,11 +332,7 @@ fn print_requests(targets: &[Target]) {
     for target in targets {
         let rate = median(&target.rounds, |r| r.per_second);
         let process = |text: String| {
-            if target.process.is_some() {
-                text
-            } else {
-                "-".to_owned()
-            }
+            if target.process.is_some() { text } else { "-".to_owned() }
         };
         println!(
             "| {} | {rate:.0} | {:.2} | {:.2} | {:.2} | {} | {} |",
@@ -405,10 +341,7 @@ fn print_requests(targets: &[Target]) {
             median(&target.rounds, |r| r.p50),
             median(&target.rounds, |r| r.p99),
             process(format!("{:.1}", median(&target.rounds, |r| r.cpu_us))),
-            process(format!(
-                "{:.0}",
-                target.process.as_ref().map_or(0.0, Process::resident_mib)
-            )),
+            process(format!("{:.0}", target.process.as_ref().map_or(0.0, Process::resident_mib))),
         );
     }
     let ratio = median(&of("LLMProxy").rounds, |r| r.per_second) / bare;
@@ -469,10 +402,7 @@ async fn stream(address: SocketAddr, request: &[u8]) -> Pace {
     let mut client = Client::connect(address).await;
     let asked = Instant::now();
     client.stream.write_all(request).await.unwrap();
-    let mut pace = Pace {
-        first: 0.0,
-        gaps: Vec::new(),
-    };
+    let mut pace = Pace { first: 0.0, gaps: Vec::new() };
     let (mut last, mut seen) = (asked, Vec::new());
     loop {
         let n = client.stream.read_buf(&mut seen).await.unwrap();
@@ -505,10 +435,7 @@ impl Client {
     async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self {
-            stream,
-            buffer: Vec::with_capacity(16 * 1024),
-        }
+        Self { stream, buffer: Vec::with_capacity(16 * 1024) }
     }
 
     /// Sends a request and reads the answer, whose length must be said.
@@ -538,14 +465,6 @@ fn whole_length(buffer: &[u8]) -> Option<usize> {
     let httparse::Status::Complete(head) = response.parse(buffer).ok()? else {
         return None;
     };
-    let length = response
-        .headers
-        .iter()
-        .find(|h| h.name.eq_ignore_ascii_case("content-length"))?;
-    Some(
-        head + std::str::from_utf8(length.value)
-            .ok()?
-            .parse::<usize>()
-            .ok()?,
-    )
+    let length = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-length"))?;
+    Some(head + std::str::from_utf8(length.value).ok()?.parse::<usize>().ok()?)
 }

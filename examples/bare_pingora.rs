@@ -30,14 +30,8 @@ impl ProxyHttp for Bare {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let threads = arguments
-        .get(2)
-        .map_or(1, |n| n.parse().expect("a number of threads"));
-    let conf = ServerConf {
-        threads,
-        upstream_keepalive_pool_size: 1024,
-        ..ServerConf::default()
-    };
+    let threads = arguments.get(2).map_or(1, |n| n.parse().expect("a number of threads"));
+    let conf = ServerConf { threads, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let backend = arguments[1].parse().expect("the address of a backend");

@@ -1,9 +1,5 @@
 //! Arguments to a call.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the command line talks to people"
-)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the command line talks to people")]
 
 use std::{
     net::SocketAddr,
@@ -128,11 +124,7 @@ fn serve(file: &Path) -> ExitCode {
 fn check(file: &Path) -> ExitCode {
     match config::load(file) {
         Ok(plan) => {
-            println!(
-                "{} is valid: {} backends",
-                file.display(),
-                plan.backends.len()
-            );
+            println!("{} is valid: {} backends", file.display(), plan.backends.len());
             ExitCode::SUCCESS
         }
         Err(problems) => tell(file, &problems),
@@ -144,11 +136,7 @@ fn tell(file: &Path, problems: &[config::Problem]) -> ExitCode {
         eprintln!("{}: {problem}", file.display());
     }
     let n = problems.len();
-    eprintln!(
-        "{n} problem{} in {}",
-        if n == 1 { "" } else { "s" },
-        file.display()
-    );
+    eprintln!("{n} problem{} in {}", if n == 1 { "" } else { "s" }, file.display());
     ExitCode::FAILURE
 }
 
@@ -166,11 +154,7 @@ async fn sim(args: SimArgs) -> std::io::Result<()> {
         ..Behaviour::default()
     };
     let sim = Sim::start(args.listen, behaviour.clone()).await?;
-    println!(
-        "llmproxy {}: simulated vLLM on {}",
-        env!("CARGO_PKG_VERSION"),
-        sim.url()
-    );
+    println!("llmproxy {}: simulated vLLM on {}", env!("CARGO_PKG_VERSION"), sim.url());
     println!(
         "models {}, first token after {:?}, then one every {:?}, {} tokens, failure: {:?}",
         behaviour.models.join(", "),

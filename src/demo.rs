@@ -20,17 +20,14 @@ use crate::{
 /// # Errors
 /// If an address cannot be listened on.
 pub fn run(listen: SocketAddr) -> io::Result<()> {
+    // Told before the introduction is, which would push it out of sight.
+    drop(server::listen(listen)?);
     // The backends and the receiver have a runtime of their own; the gateway makes its own.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (sims, receiver) = runtime.block_on(async {
-        let behaviour = Behaviour {
-            first_token_ms: 150,
-            inter_token_ms: 40,
-            ..Behaviour::default()
-        };
+        let behaviour =
+            Behaviour { first_token_ms: 150, inter_token_ms: 40, ..Behaviour::default() };
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let first = Sim::start(any, behaviour.clone()).await?;
         let second = Sim::start(any, behaviour).await?;
@@ -72,10 +69,7 @@ log:
 
 fn introduce(configuration: &str, listen: SocketAddr) {
     let base = format!("http://{listen}");
-    println!(
-        "llmproxy {} demo. Its configuration:\n",
-        env!("CARGO_PKG_VERSION")
-    );
+    println!("llmproxy {} demo. Its configuration:\n", env!("CARGO_PKG_VERSION"));
     for line in configuration.lines() {
         println!("    {line}");
     }

@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use crate::{
-    config::{Plan, raw::LogFormat},
+    config::Plan,
     gateway::Gateway,
     runtime::{Carry, Live, Snapshot},
     store,
@@ -47,10 +47,7 @@ const LAST_DELIVERIES: Duration = Duration::from_secs(5);
 /// If an address cannot be listened on.
 pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     store::tls::install_crypto();
-    logger::start(
-        reload::level(plan.log.level),
-        plan.log.format == LogFormat::Json,
-    );
+    logger::start(reload::level(plan.log.level), plan.fixed.json_log);
     let fixed = plan.fixed.clone();
     // Pingora panics in a task of its own when it cannot listen; this tells it before.
     drop(listen(fixed.listen)?);
@@ -60,9 +57,7 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     carry.metrics.reload_success.set(1);
     announce(&plan);
     let first = Snapshot::build(plan, 1, &carry);
-    carry
-        .probe
-        .set(first.plan.health_check.clone(), &first.endpoints);
+    carry.probe.set(first.plan.health_check.clone(), &first.endpoints);
     let live = Arc::new(Live::new(first));
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(fixed.threads));
@@ -80,7 +75,7 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     }
     if let Some(app) = proxy.app_logic_mut() {
         let mut options = HttpServerOptions::default();
-        options.h2c = true;
+        options.h2c = fixed.h2c;
         app.server_options = Some(options);
     }
     let tasks = Tasks {
@@ -93,41 +88,30 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     let proxy = server.add_service(proxy);
     // Requests come when the first probes have been made.
     proxy.add_dependency(&tasks);
-    server.run(RunArgs {
-        shutdown_signal: Box::new(Signals { live, carry }),
-    });
+    server.run(RunArgs { shutdown_signal: Box::new(Signals { live, carry }) });
     logger::flush();
     Ok(())
 }
 
 fn announce(plan: &Plan) {
-    let scheme = if plan.fixed.tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
-    log::info!(
-        "llmproxy {} on {scheme}://{}",
-        env!("CARGO_PKG_VERSION"),
-        plan.fixed.listen
-    );
+    let scheme = if plan.fixed.tls.is_some() { "https" } else { "http" };
+    log::info!("llmproxy {} on {scheme}://{}", env!("CARGO_PKG_VERSION"), plan.fixed.listen);
     if let Some(address) = plan.fixed.metrics_listen {
         log::info!("metrics on http://{address}/metrics");
     }
     for backend in &plan.backends {
-        log::info!(
-            "backend {} at {}, weight {}",
-            backend.name,
-            backend.url,
-            backend.weight
-        );
+        log::info!("backend {} at {}, weight {}", backend.name, backend.url, backend.weight);
     }
     if plan.usage_hook.is_none() {
         log::info!("no usage_hook: usage records are not sent anywhere");
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on an address.
+///
+/// # Errors
+/// If that cannot be; the text names the address.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address)
         .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
 }
@@ -195,10 +179,9 @@ struct Signals {
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (
-            signal(SignalKind::terminate()),
-            signal(SignalKind::interrupt()),
-        ) else {
+        let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
             log::error!("cannot listen for signals");
             return std::future::pending().await;
         };
@@ -209,7 +192,6 @@ impl ShutdownSignalWatch for Signals {
         self.carry.draining.store(true, Ordering::Relaxed);
         let patience = self.live.load().plan.graceful_shutdown_timeout;
         let open = self.carry.in_flight.load(Ordering::Relaxed);
-        log::info!("{name}: no new connections, {open} requests may go on for {patience:?}");
         let carry = Arc::clone(&self.carry);
         let hurry = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&hurry);
@@ -222,6 +204,7 @@ impl ShutdownSignalWatch for Signals {
             }
             hurry.store(true, Ordering::Relaxed);
         });
+        log::info!("{name}: no new connections, {open} requests may go on for {patience:?}");
         ShutdownSignal::GracefulTerminate
     }
 }
@@ -239,8 +222,12 @@ fn drain(carry: &Carry, patience: Duration, hurry: &AtomicBool) {
     if !idle() {
         let open = carry.in_flight.load(Ordering::Relaxed);
         log::warn!("the time to drain is over, {open} requests are ended");
-        carry.watches.end_all();
-        wait(Duration::from_secs(2), &idle);
+        carry.watches.end_all(Instant::now());
+        wait(Duration::from_secs(3), &idle);
+        if !idle() {
+            let open = carry.in_flight.load(Ordering::Relaxed);
+            log::error!("{open} requests could not be ended; they have no usage record");
+        }
     }
     wait(LAST_DELIVERIES, &|| carry.usage.waiting() <= 0);
     match carry.usage.waiting() {

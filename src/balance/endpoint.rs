@@ -8,7 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_load_balancing::{Backend, Extensions};
 
 use crate::{
@@ -34,31 +34,19 @@ pub struct Endpoint {
 impl Endpoint {
     /// Makes an endpoint. A literal address is used at once; a name waits for [`Self::resolve`].
     pub fn new(id: u32, plan: BackendPlan, timeouts: &TimeoutPlan) -> Self {
-        let literal = plan
-            .host
-            .parse()
-            .ok()
-            .map(|ip| Arc::new(SocketAddr::new(ip, plan.port)));
+        let literal = plan.host.parse().ok().map(|ip| Arc::new(SocketAddr::new(ip, plan.port)));
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut template = HttpPeer::new(
             nowhere,
             plan.tls,
-            if plan.tls {
-                plan.host.clone()
-            } else {
-                String::new()
-            },
+            if plan.tls { plan.host.clone() } else { String::new() },
         );
+        // No path that the gateway serves can be upgraded to another protocol.
+        template.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
         template.options.connection_timeout = timeouts.connect;
         template.options.total_connection_timeout = timeouts.connect;
         template.options.idle_timeout = Some(timeouts.upstream_idle);
-        Self {
-            id,
-            plan,
-            address: ArcSwapOption::new(literal),
-            usual: Default::default(),
-            template,
-        }
+        Self { id, plan, address: ArcSwapOption::new(literal), usual: Default::default(), template }
     }
 
     /// The counters of usual requests to a path.
@@ -85,6 +73,13 @@ impl Endpoint {
         Some(peer)
     }
 
+    /// Takes over where the name led in an earlier generation.
+    pub fn adopt(&self, earlier: &Self) {
+        if self.address.load().is_none() {
+            self.address.store(earlier.address.load_full());
+        }
+    }
+
     /// Looks the name up again. Keeps the last address when the name server fails.
     ///
     /// # Errors
@@ -105,9 +100,7 @@ impl Endpoint {
         if known.is_some_and(|known| addresses.contains(&known)) {
             return Ok(());
         }
-        let first = addresses
-            .first()
-            .ok_or_else(|| format!("{host} has no address"))?;
+        let first = addresses.first().ok_or_else(|| format!("{host} has no address"))?;
         self.address.store(Some(Arc::new(*first)));
         Ok(())
     }
@@ -119,11 +112,7 @@ impl Endpoint {
         let [a, b] = [(self.id >> 16) as u16, self.id as u16];
         let tag = SocketAddr::from((Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, a, b), 1));
         // Nothing is put into `ext`: it is copied with every choice.
-        Backend {
-            addr: tag.into(),
-            weight: self.plan.weight as usize,
-            ext: Extensions::new(),
-        }
+        Backend { addr: tag.into(), weight: self.plan.weight as usize, ext: Extensions::new() }
     }
 
     /// The id on the name tag of a backend made by [`Self::backend`].
@@ -147,8 +136,6 @@ impl Ids {
     pub fn of(&self, plan: &BackendPlan) -> u32 {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let next = known.len() as u32 + 1;
-        *known
-            .entry((plan.name.clone(), plan.url.clone()))
-            .or_insert(next)
+        *known.entry((plan.name.clone(), plan.url.clone())).or_insert(next)
     }
 }

@@ -46,19 +46,19 @@ impl Probe {
     pub fn set(&self, plan: Option<HealthPlan>, endpoints: &[Arc<Endpoint>]) {
         let by_id = endpoints.iter().map(|e| (e.id, Arc::clone(e))).collect();
         self.endpoints.store(Arc::new(by_id));
+        // A backend that went and comes back is a new one.
+        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        probed.retain(|id| endpoints.iter().any(|e| e.id == *id));
+        drop(probed);
         self.plan.store(plan.map(Into::into));
     }
 
     fn endpoint(&self, backend: &Backend) -> Option<Arc<Endpoint>> {
-        self.endpoints
-            .load()
-            .get(&Endpoint::id_of(backend))
-            .cloned()
+        self.endpoints.load().get(&Endpoint::id_of(backend)).cloned()
     }
 
     fn name(&self, backend: &Backend) -> String {
-        self.endpoint(backend)
-            .map_or_else(|| "?".to_owned(), |e| e.plan.name.clone())
+        self.endpoint(backend).map_or_else(|| "?".to_owned(), |e| e.plan.name.clone())
     }
 
     async fn ask(&self, endpoint: &Endpoint, plan: &HealthPlan) -> Result<(), String> {
@@ -67,30 +67,18 @@ impl Probe {
         let scheme = if backend.tls { "https" } else { "http" };
         let authority = backend.authority.to_str().unwrap_or_default();
         let url = format!("{scheme}://{authority}{}{}", backend.prefix, plan.path);
-        let mut request = self
-            .client
-            .request(plan.method.clone(), url)
-            .timeout(plan.timeout);
+        let mut request = self.client.request(plan.method.clone(), url).timeout(plan.timeout);
         if let Some(key) = &backend.authorization {
             request = request.header(http::header::AUTHORIZATION, key);
         }
-        let answer = request
-            .send()
-            .await
-            .map_err(|e| root_cause(&e.without_url()))?;
+        let answer = request.send().await.map_err(|e| root_cause(&e.without_url()))?;
         let status = answer.status().as_u16();
         // Read the rest, so that the connection can be used again.
-        answer
-            .bytes()
-            .await
-            .map_err(|e| root_cause(&e.without_url()))?;
+        answer.bytes().await.map_err(|e| root_cause(&e.without_url()))?;
         if status == plan.expected_status {
             return Ok(());
         }
-        Err(format!(
-            "{} answered {status}, not {}",
-            plan.path, plan.expected_status
-        ))
+        Err(format!("{} answered {status}, not {}", plan.path, plan.expected_status))
     }
 }
 

@@ -26,11 +26,7 @@ impl Pool {
             .now_or_never()
             .expect("a static list does not wait")
             .expect("a static list does not fail");
-        Self {
-            members,
-            balancer,
-            probed,
-        }
+        Self { members, balancer, probed }
     }
 
     /// Chooses a healthy backend that is not among `tried`.

@@ -18,14 +18,11 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     let mut rest = text;
     let mut total = 0f64;
     while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .ok_or_else(|| {
-                format!("`{text}` has no unit; write `{text}s` for seconds or `{text}ms`")
-            })?;
-        let number: f64 = rest[..digits]
-            .parse()
-            .map_err(|_| format!("`{text}` is not a duration"))?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(|| {
+            format!("`{text}` has no unit; write `{text}s` for seconds or `{text}ms`")
+        })?;
+        let number: f64 =
+            rest[..digits].parse().map_err(|_| format!("`{text}` is not a duration"))?;
         let unit_end = rest[digits..]
             .find(|c: char| c.is_ascii_digit() || c == '.')
             .map_or(rest.len(), |i| digits + i);
@@ -36,9 +33,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
             "h" => 3600.0,
             "d" => 86400.0,
             other => {
-                return Err(format!(
-                    "`{other}` in `{text}` is not a unit (ms, s, m, h, d)"
-                ));
+                return Err(format!("`{other}` in `{text}` is not a unit (ms, s, m, h, d)"));
             }
         };
         total += number * seconds;
@@ -65,11 +60,7 @@ mod tests {
             ("0", 0),
             (" 3s ", 3_000),
         ] {
-            assert_eq!(
-                parse(text).unwrap(),
-                Duration::from_millis(millis),
-                "{text}"
-            );
+            assert_eq!(parse(text).unwrap(), Duration::from_millis(millis), "{text}");
         }
     }
 

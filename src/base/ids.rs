@@ -59,23 +59,13 @@ mod tests {
 
     #[test]
     fn harmless_values_are_taken_over() {
-        assert_eq!(
-            RequestId::accept(b"my-req.4_2:a").unwrap().as_str(),
-            "my-req.4_2:a"
-        );
+        assert_eq!(RequestId::accept(b"my-req.4_2:a").unwrap().as_str(), "my-req.4_2:a");
         assert!(RequestId::accept(&[b'a'; MAX_LEN]).is_some());
     }
 
     #[test]
     fn harmful_values_are_refused() {
-        for bad in [
-            &b""[..],
-            b"a b",
-            b"a\"b",
-            b"a\r\nb",
-            "é".as_bytes(),
-            &[b'a'; MAX_LEN + 1],
-        ] {
+        for bad in [&b""[..], b"a b", b"a\"b", b"a\r\nb", "é".as_bytes(), &[b'a'; MAX_LEN + 1]] {
             assert!(RequestId::accept(bad).is_none(), "{bad:?}");
         }
     }

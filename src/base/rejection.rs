@@ -68,12 +68,8 @@ impl Rejection {
 
     /// 400: the body is not a JSON object; `why` says where it stops being one.
     pub fn not_json(why: impl std::fmt::Display) -> Self {
-        Self::new(
-            400,
-            INVALID,
-            format!("We could not parse the JSON body of your request: {why}"),
-        )
-        .code("invalid_json")
+        Self::new(400, INVALID, format!("We could not parse the JSON body of your request: {why}"))
+            .code("invalid_json")
     }
 
     /// 400: a field has a value that cannot be meant.
@@ -122,6 +118,14 @@ impl Rejection {
         no
     }
 
+    /// 400: `Content-Length` cannot be read, or says two things.
+    pub fn bad_length() -> Self {
+        let mut no = Self::new(400, INVALID, "The Content-Length of the request is not valid")
+            .code("invalid_content_length");
+        no.close = true;
+        no
+    }
+
     /// 408: the client did not send its body in time.
     pub fn body_timeout() -> Self {
         let mut no = Self::new(408, INVALID, "Timed out while waiting for the request body")
@@ -132,12 +136,9 @@ impl Rejection {
 
     /// 503: every backend that serves the model is down.
     pub fn no_healthy_backend(retry_after: u64) -> Self {
-        let mut no = Self::new(
-            503,
-            "server_error",
-            "No healthy backend is available for this model",
-        )
-        .code("no_healthy_backend");
+        let mut no =
+            Self::new(503, "server_error", "No healthy backend is available for this model")
+                .code("no_healthy_backend");
         no.retry_after = Some(retry_after);
         no
     }

@@ -56,9 +56,6 @@ mod tests {
     fn masks() {
         assert_eq!(mask("sk-prod-0123456789"), "sk-p***6789");
         assert_eq!(mask("short"), "***");
-        assert_eq!(
-            mask("短い鍵短い鍵短い鍵短い鍵短い鍵短"),
-            "短い鍵短***短い鍵短"
-        );
+        assert_eq!(mask("短い鍵短い鍵短い鍵短い鍵短い鍵短"), "短い鍵短***短い鍵短");
     }
 }

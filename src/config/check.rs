@@ -27,12 +27,8 @@ pub struct Loaded {
 /// # Errors
 /// All problems of the file.
 pub fn load(path: &Path) -> Result<Plan, Vec<Problem>> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        vec![Problem::new(
-            "",
-            format!("cannot read {}: {e}", path.display()),
-        )]
-    })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| vec![Problem::new("", format!("cannot read {}: {e}", path.display()))])?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let loaded = load_text(&text, folder, &|name| std::env::var(name).ok());
     loaded.plan.ok_or(loaded.problems)
@@ -54,15 +50,10 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
         plan
     });
     for problem in &mut problems {
-        problem.line = problem
-            .line
-            .or_else(|| locate::line_of(text, &problem.path));
+        problem.line = problem.line.or_else(|| locate::line_of(text, &problem.path));
     }
     problems.sort_by_key(|p| p.line.unwrap_or(0));
-    Loaded {
-        plan: plan.filter(|_| problems.is_empty()),
-        problems,
-    }
+    Loaded { plan: plan.filter(|_| problems.is_empty()), problems }
 }
 
 fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value> {
@@ -71,14 +62,12 @@ fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value> {
             if let Err(e) = document.apply_merge() {
                 problems.push(Problem::new("", format!("bad merge key: {e}")));
             }
+            value::name_keys(&mut document);
             Some(document)
         }
         Ok(Value::Null) => Some(Value::Mapping(serde_yaml::Mapping::new())),
         Ok(_) => {
-            problems.push(Problem::new(
-                "",
-                "the file is not a mapping of keys to values",
-            ));
+            problems.push(Problem::new("", "the file is not a mapping of keys to values"));
             None
         }
         Err(e) => {

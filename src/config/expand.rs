@@ -62,11 +62,10 @@ enum Bad {
 impl Bad {
     fn problem(self, path: String) -> Problem {
         match self {
-            Self::Missing(name) => Problem::new(
-                path,
-                format!("the environment variable `{name}` is not set"),
-            )
-            .hint(format!("set it, or give a default: ${{{name}:-value}}")),
+            Self::Missing(name) => {
+                Problem::new(path, format!("the environment variable `{name}` is not set"))
+                    .hint(format!("set it, or give a default: ${{{name}:-value}}"))
+            }
             Self::Malformed(text) => Problem::new(path, format!("`{text}` is not a variable"))
                 .hint("write ${NAME}, ${NAME:-default}, or $$ for a dollar sign"),
         }
@@ -83,9 +82,7 @@ fn expand_text(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Strin
             out.push('$');
             rest = after;
         } else if let Some(inner) = rest.strip_prefix('{') {
-            let end = inner
-                .find('}')
-                .ok_or_else(|| Bad::Malformed(format!("${rest}")))?;
+            let end = inner.find('}').ok_or_else(|| Bad::Malformed(format!("${rest}")))?;
             out.push_str(&variable(&inner[..end], env)?);
             rest = &inner[end + 1..];
         } else {
@@ -140,15 +137,9 @@ mod tests {
         ] {
             assert_eq!(expand_text(text, &env).unwrap(), expected);
         }
-        assert_eq!(
-            expand_text("${NONE}", &env),
-            Err(Bad::Missing("NONE".to_owned()))
-        );
+        assert_eq!(expand_text("${NONE}", &env), Err(Bad::Missing("NONE".to_owned())));
         assert!(matches!(expand_text("${KEY", &env), Err(Bad::Malformed(_))));
-        assert!(matches!(
-            expand_text("${K-Y}", &env),
-            Err(Bad::Malformed(_))
-        ));
+        assert!(matches!(expand_text("${K-Y}", &env), Err(Bad::Malformed(_))));
     }
 
     #[test]

@@ -12,18 +12,14 @@ use super::value::{self, Step};
 /// The line (from 1) of the value at `path`, or of its closest parent that exists.
 pub fn line_of(text: &str, path: &str) -> Option<usize> {
     let steps = value::parse(path);
-    (0..=steps.len())
-        .rev()
-        .find_map(|n| find(text, &steps[..n]))
+    (0..=steps.len()).rev().find_map(|n| find(text, &steps[..n]))
 }
 
 fn find(text: &str, steps: &[Step]) -> Option<usize> {
     if steps.is_empty() {
         return None;
     }
-    let error = Walk(steps)
-        .deserialize(serde_yaml::Deserializer::from_str(text))
-        .err()?;
+    let error = Walk(steps).deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
     // Any other error has nothing to do with the path that is looked for.
     if !error.to_string().contains(ARRIVED) {
         return None;
@@ -54,10 +50,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
         let Some((Step::Key(wanted), rest)) = self.0.split_first() else {
             return Ok(());
         };
-        while let Some(found) = map.next_key_seed(KeyIs {
-            wanted,
-            last: rest.is_empty(),
-        })? {
+        while let Some(found) = map.next_key_seed(KeyIs { wanted, last: rest.is_empty() })? {
             if found {
                 map.next_value_seed(Walk(rest))?;
             } else {

@@ -55,6 +55,10 @@ pub struct Fixed {
     pub threads: usize,
     /// Certificate chain and private key files.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// HTTP/2 without TLS is understood.
+    pub h2c: bool,
+    /// The log is JSON.
+    pub json_log: bool,
 }
 
 impl Fixed {
@@ -67,12 +71,11 @@ impl Fixed {
             }
         };
         differs("listen", self.listen == other.listen);
-        differs(
-            "server.metrics_listen",
-            self.metrics_listen == other.metrics_listen,
-        );
+        differs("server.metrics_listen", self.metrics_listen == other.metrics_listen);
         differs("server.threads", self.threads == other.threads);
         differs("server.tls", self.tls == other.tls);
+        differs("server.h2c", self.h2c == other.h2c);
+        differs("log.format", self.json_log == other.json_log);
         keys
     }
 }
@@ -180,7 +183,7 @@ pub struct HookPlan {
     /// Records that may wait.
     pub queue_size: usize,
     /// How the caller's key is written.
-    pub api_key: KeyForm,
+    pub caller_key: KeyForm,
 }
 
 /// Understands a raw configuration. Relative paths start at `folder`.
@@ -235,11 +238,7 @@ struct Maker<'a> {
 impl Maker<'_> {
     fn problem(&mut self, path: impl Into<String>, message: impl Into<String>, hint: &str) {
         let problem = Problem::new(path, message);
-        self.problems.push(if hint.is_empty() {
-            problem
-        } else {
-            problem.hint(hint)
-        });
+        self.problems.push(if hint.is_empty() { problem } else { problem.hint(hint) });
     }
 
     fn fixed(&mut self, raw: &Raw) -> Option<Fixed> {
@@ -255,58 +254,44 @@ impl Maker<'_> {
         }
         let tls = raw.server.tls.as_ref().and_then(|tls| self.tls(tls));
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if raw.server.threads == 0 {
-            cores()
-        } else {
-            raw.server.threads
-        };
+        let threads = if raw.server.threads == 0 { cores() } else { raw.server.threads };
         if threads > 1024 {
-            self.problem(
-                "server.threads",
-                "is more than 1024",
-                "0 means one for each core",
-            );
+            self.problem("server.threads", "is more than 1024", "0 means one for each core");
         }
-        Some(Fixed {
-            listen: listen?,
-            metrics_listen,
-            threads,
-            tls,
-        })
+        let json_log = raw.log.format == raw::LogFormat::Json;
+        Some(Fixed { listen: listen?, metrics_listen, threads, tls, h2c: raw.server.h2c, json_log })
     }
 
     fn sizes(&mut self, raw: &raw::Server) -> (u64, usize) {
         let body = raw.max_body_size.0;
         if body == 0 || body > 1 << 32 {
-            self.problem("server.max_body_size", "is not between 1 byte and 4GiB", "");
+            self.problem(
+                "server.max_body_size",
+                "is not between 1 byte and 4GiB",
+                "the default is 32MiB",
+            );
         }
         let header = raw.max_header_size.0;
         if !(1 << 10..=1 << 20).contains(&header) {
-            self.problem("server.max_header_size", "is not between 1KiB and 1MiB", "");
+            self.problem(
+                "server.max_header_size",
+                "is not between 1KiB and 1MiB",
+                "the default is 64KiB",
+            );
         }
         (body, usize::try_from(header).unwrap_or(usize::MAX))
     }
 
     fn address(&mut self, path: &str, text: &str) -> Option<SocketAddr> {
-        let full = if text.starts_with(':') {
-            format!("0.0.0.0{text}")
-        } else {
-            text.to_owned()
-        };
+        let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
         // `localhost:8000` is a fair thing to write; it needs no name server.
         match full.parse().ok().or_else(|| {
-            full.starts_with("localhost:")
-                .then(|| full.to_socket_addrs().ok()?.next())
-                .flatten()
+            full.starts_with("localhost:").then(|| full.to_socket_addrs().ok()?.next()).flatten()
         }) {
             Some(address) => Some(address),
             None => {
                 let message = format!("`{text}` is not an address to listen on");
-                self.problem(
-                    path,
-                    message,
-                    "write `:8000`, `127.0.0.1:8000` or `[::]:8000`",
-                );
+                self.problem(path, message, "write `:8000`, `127.0.0.1:8000` or `[::]:8000`");
                 None
             }
         }
@@ -364,7 +349,11 @@ impl Maker<'_> {
 
     fn backend(&mut self, at: &str, raw: &raw::Backend) -> Option<BackendPlan> {
         if !(1..=1000).contains(&raw.weight) {
-            self.problem(format!("{at}.weight"), "is not between 1 and 1000", "");
+            self.problem(
+                format!("{at}.weight"),
+                "is not between 1 and 1000",
+                "without it the weight is 1",
+            );
         }
         let mut models = Vec::new();
         for (i, text) in raw.models.iter().enumerate() {
@@ -403,7 +392,9 @@ impl Maker<'_> {
         let uri = match url.parse::<Uri>() {
             Ok(uri) if url.contains("://") && uri.host().is_some_and(|h| !h.is_empty()) => uri,
             _ => {
-                self.problem(path, format!("`{url}` is not a URL"), hint);
+                // Whatever stands before an `@` may be a password.
+                let shown = url.rsplit('@').next().unwrap_or_default();
+                self.problem(path, format!("`{shown}` is not a URL"), hint);
                 return None;
             }
         };
@@ -456,12 +447,7 @@ impl Maker<'_> {
     }
 
     fn authorization(&mut self, at: &str, raw: &raw::Backend) -> Option<HeaderValue> {
-        let key = self.secret(
-            at,
-            "api_key",
-            raw.api_key.as_ref(),
-            raw.api_key_file.as_deref(),
-        )?;
+        let key = self.secret(at, "api_key", raw.api_key.as_ref(), raw.api_key_file.as_deref())?;
         match HeaderValue::from_str(&format!("Bearer {}", key.expose())) {
             Ok(mut value) if !key.expose().is_empty() => {
                 value.set_sensitive(true);
@@ -482,10 +468,10 @@ impl Maker<'_> {
         let raw = raw.filter(|h| h.enabled)?;
         let at = |key: &str| format!("health_check.{key}");
         if raw.interval.0 < Duration::from_millis(10) {
-            self.problem(at("interval"), "is shorter than 10ms", "");
+            self.problem(at("interval"), "is shorter than 10ms", "the default is 30s");
         }
         if raw.timeout.0.is_zero() {
-            self.problem(at("timeout"), "is zero", "");
+            self.problem(at("timeout"), "is zero", "the default is 5s");
         }
         for (key, n) in [
             ("unhealthy_threshold", raw.unhealthy_threshold),
@@ -496,10 +482,10 @@ impl Maker<'_> {
             }
         }
         if !(100..=599).contains(&raw.expected_status) {
-            self.problem(at("expected_status"), "is not an HTTP status", "");
+            self.problem(at("expected_status"), "is not an HTTP status", "the default is 200");
         }
-        if !raw.path.starts_with('/') {
-            self.problem(at("path"), "does not start with a slash", "");
+        if !raw.path.starts_with('/') || raw.path.parse::<Uri>().is_err() {
+            self.problem(at("path"), "is not a path", "write `/health`");
         }
         let method = match raw.method.parse::<Method>() {
             Ok(method) if raw.method == raw.method.to_uppercase() => method,
@@ -543,29 +529,28 @@ impl Maker<'_> {
         if !raw.url.parse::<Uri>().is_ok_and(|uri| {
             matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
         }) {
-            self.problem("usage_hook.url", "is not an http or https URL", "");
+            self.problem(
+                "usage_hook.url",
+                "is not an http or https URL",
+                "write `https://host/path`",
+            );
         }
         if raw.timeout.0.is_zero() {
-            self.problem("usage_hook.timeout", "is zero", "");
+            self.problem("usage_hook.timeout", "is zero", "the default is 3s");
         }
         if !(1..=10_000_000).contains(&raw.queue_size) {
             self.problem("usage_hook.queue_size", "is not between 1 and 10000000", "");
         }
         let mut headers = Vec::new();
         for (name, value) in &raw.headers {
-            match (
-                name.parse::<HeaderName>(),
-                HeaderValue::from_str(value.0.expose()),
-            ) {
+            match (name.parse::<HeaderName>(), HeaderValue::from_str(value.0.expose())) {
                 (Ok(name), Ok(mut value)) => {
                     value.set_sensitive(true);
                     headers.push((name, value));
                 }
-                _ => self.problem(
-                    format!("usage_hook.headers.{name}"),
-                    "is not a header field",
-                    "",
-                ),
+                _ => {
+                    self.problem(format!("usage_hook.headers.{name}"), "is not a header field", "")
+                }
             }
         }
         Some(HookPlan {
@@ -574,7 +559,7 @@ impl Maker<'_> {
             retry: raw.retry,
             headers,
             queue_size: raw.queue_size,
-            api_key: raw.api_key,
+            caller_key: raw.caller_key,
         })
     }
 }

@@ -18,12 +18,7 @@ pub struct Problem {
 impl Problem {
     /// A problem at a path.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            path: path.into(),
-            message: message.into(),
-            hint: None,
-            line: None,
-        }
+        Self { path: path.into(), message: message.into(), hint: None, line: None }
     }
 
     /// Adds a hint.

@@ -68,6 +68,9 @@ pub struct Server {
     pub metrics_listen: Option<String>,
     /// Serve HTTPS instead of HTTP.
     pub tls: Option<Tls>,
+    /// Understand HTTP/2 without TLS. It is told from HTTP/1 by the first 24 bytes of a
+    /// connection: a client that sends less and then waits is not answered.
+    pub h2c: bool,
 }
 
 impl Default for Server {
@@ -79,6 +82,7 @@ impl Default for Server {
             graceful_shutdown_timeout: Span(Duration::from_secs(60)),
             metrics_listen: None,
             tls: None,
+            h2c: true,
         }
     }
 }
@@ -214,7 +218,7 @@ pub struct Timeouts {
     pub client_read: Span,
     /// For a client to take the bytes that are sent to it.
     pub client_write: Span,
-    /// How long an idle connection to a backend is kept. uvicorn, which serves vLLM and SGLang,
+    /// How long an idle connection to a backend is kept; `0` not at all. uvicorn, which serves vLLM and SGLang,
     /// closes it after 5s; longer than that means failed requests.
     pub upstream_idle: Span,
 }
@@ -279,7 +283,7 @@ pub struct UsageHook {
     pub queue_size: usize,
     /// How the caller's key is written into records.
     #[serde(default)]
-    pub api_key: KeyForm,
+    pub caller_key: KeyForm,
 }
 
 /// How a key is written into a usage record.
@@ -410,9 +414,7 @@ impl fmt::Debug for ByteSize {
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = scalar(deserializer, "a size like `32MiB`")?;
-        let digits = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let factor: Option<u64> = match text[digits..].trim().to_ascii_lowercase().as_str() {
             "" | "b" => Some(1),
             "k" | "kb" => Some(1000),
@@ -426,9 +428,9 @@ impl<'de> Deserialize<'de> for ByteSize {
         let number = text[..digits].parse::<u64>().ok();
         match number.zip(factor).and_then(|(n, f)| n.checked_mul(f)) {
             Some(bytes) => Ok(Self(bytes)),
-            None => Err(de::Error::custom(format!(
-                "`{text}` is not a size; write `64KiB` or `32MiB`"
-            ))),
+            None => {
+                Err(de::Error::custom(format!("`{text}` is not a size; write `64KiB` or `32MiB`")))
+            }
         }
     }
 }

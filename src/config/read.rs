@@ -104,9 +104,7 @@ fn reinterpret(document: &mut Value, path: &[Step]) -> bool {
     let Some(slot) = value::get_mut(document, path) else {
         return false;
     };
-    let Some(scalar) = slot
-        .as_str()
-        .and_then(|text| serde_yaml::from_str::<Value>(text).ok())
+    let Some(scalar) = slot.as_str().and_then(|text| serde_yaml::from_str::<Value>(text).ok())
     else {
         return false;
     };
@@ -137,13 +135,23 @@ fn unknown_key(path: &[Step], unknown: &str, message: &str) -> Problem {
     }
 }
 
-/// The message without serde's own account of the position, which the path tells better.
+/// The message without serde's own account of the position, which the path tells better, and
+/// without the value that is wrong: it may be a secret in a wrong place.
 fn plain(message: &str) -> String {
     let cut = message.find(" at line ").unwrap_or(message.len());
-    let text = &message[..cut];
-    // "backends[0].url: invalid type: ..." repeats the path.
-    match text.split_once(": ") {
-        Some((head, rest)) if !head.contains(' ') => rest.to_owned(),
+    let text = match message[..cut].split_once(": ") {
+        // "backends[0].url: invalid type: ..." repeats the path.
+        Some((head, rest)) if !head.contains(' ') => rest,
+        _ => &message[..cut],
+    };
+    if let Some((kind, expected)) =
+        text.strip_prefix("invalid type: ").and_then(|t| t.rsplit_once(", expected "))
+    {
+        let kind = kind.split([' ', '`', '"']).next().unwrap_or_default();
+        return format!("is a {kind}, not {expected}");
+    }
+    match text.split_once(", expected ") {
+        Some((head, known)) if head.starts_with("unknown variant") => format!("must be {known}"),
         _ => text.to_owned(),
     }
 }

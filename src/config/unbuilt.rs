@@ -20,21 +20,9 @@ pub fn refuse(raw: &Raw, problems: &mut Vec<Problem>) {
     };
     section(&raw.auth, "auth", "authentication");
     section(&raw.rate_limit, "rate_limit", "rate limiting");
-    section(
-        &raw.api_keys,
-        "api_keys",
-        "the key list (part of authentication)",
-    );
-    section(
-        &raw.routing.retry,
-        "routing.retry",
-        "retrying after an answer",
-    );
-    section(
-        &raw.routing.fallback,
-        "routing.fallback",
-        "fallback routing",
-    );
+    section(&raw.api_keys, "api_keys", "the key list (part of authentication)");
+    section(&raw.routing.retry, "routing.retry", "retrying after an answer");
+    section(&raw.routing.fallback, "routing.fallback", "fallback routing");
     let strategy = raw.routing.load_balance_strategy;
     if strategy != Strategy::RoundRobin {
         let path = "routing.load_balance_strategy";
@@ -44,11 +32,8 @@ pub fn refuse(raw: &Raw, problems: &mut Vec<Problem>) {
             Strategy::LatencyBased => "latency_based",
         };
         problems.push(
-            Problem::new(
-                path,
-                format!("the strategy `{word}` is not available in this version"),
-            )
-            .hint("available: round_robin"),
+            Problem::new(path, format!("the strategy `{word}` is not available in this version"))
+                .hint("available: round_robin"),
         );
     }
 }
@@ -58,9 +43,7 @@ fn is_on(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Sequence(items) => !items.is_empty(),
-        Value::Mapping(map) => map
-            .get("enabled")
-            .is_none_or(|on| on.as_bool() != Some(false)),
+        Value::Mapping(map) => map.get("enabled").is_none_or(|on| on.as_bool() != Some(false)),
         _ => true,
     }
 }

@@ -70,3 +70,23 @@ pub fn remove(value: &mut Value, path: &[Step]) -> bool {
         _ => false,
     }
 }
+
+/// Makes every key a string: no key of ours is anything else, and as a string a wrong one can be
+/// told with its path.
+pub fn name_keys(node: &mut Value) {
+    match node {
+        Value::Sequence(items) => items.iter_mut().for_each(name_keys),
+        Value::Mapping(map) => {
+            let named = std::mem::take(map).into_iter().map(|(key, mut item)| {
+                name_keys(&mut item);
+                let text = match &key {
+                    Value::String(_) => return (key, item),
+                    other => serde_yaml::to_string(other).unwrap_or_default(),
+                };
+                (Value::String(text.trim().to_owned()), item)
+            });
+            *map = named.collect();
+        }
+        _ => {}
+    }
+}

@@ -39,21 +39,9 @@ pub enum Kind {
 static ROUTES: [&[Route]; 2] = [
     &openai::ROUTES,
     &[
-        Route {
-            path: "/health",
-            allow: "GET, HEAD",
-            kind: Kind::Health,
-        },
-        Route {
-            path: "/ready",
-            allow: "GET, HEAD",
-            kind: Kind::Ready,
-        },
-        Route {
-            path: "/metrics",
-            allow: "GET, HEAD",
-            kind: Kind::Metrics,
-        },
+        Route { path: "/health", allow: "GET, HEAD", kind: Kind::Health },
+        Route { path: "/ready", allow: "GET, HEAD", kind: Kind::Ready },
+        Route { path: "/metrics", allow: "GET, HEAD", kind: Kind::Metrics },
     ],
 ];
 
@@ -84,11 +72,7 @@ pub fn index(route: &Route) -> Option<usize> {
 
 /// The label of a path in metrics.
 pub fn label(path: &str) -> &'static str {
-    ROUTES
-        .iter()
-        .flat_map(|list| list.iter())
-        .find(|r| r.path == path)
-        .map_or("other", |r| r.path)
+    ROUTES.iter().flat_map(|list| list.iter()).find(|r| r.path == path).map_or("other", |r| r.path)
 }
 
 #[cfg(test)]
@@ -106,10 +90,7 @@ mod tests {
     #[test]
     fn the_list_is_exact() {
         assert!(find("POST", "/v1/chat/completions").is_ok());
-        assert_eq!(
-            find("GET", "/v1/chat/completions").unwrap_err().allow,
-            Some("POST")
-        );
+        assert_eq!(find("GET", "/v1/chat/completions").unwrap_err().allow, Some("POST"));
         for path in [
             "/",
             "/v1/chat/completions/",

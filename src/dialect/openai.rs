@@ -7,26 +7,10 @@ use crate::base::Rejection;
 
 /// Its paths.
 pub static ROUTES: [Route; 4] = [
-    Route {
-        path: "/v1/chat/completions",
-        allow: "POST",
-        kind: Kind::Inference { streams: true },
-    },
-    Route {
-        path: "/v1/completions",
-        allow: "POST",
-        kind: Kind::Inference { streams: true },
-    },
-    Route {
-        path: "/v1/embeddings",
-        allow: "POST",
-        kind: Kind::Inference { streams: false },
-    },
-    Route {
-        path: "/v1/models",
-        allow: "GET, HEAD",
-        kind: Kind::Models,
-    },
+    Route { path: "/v1/chat/completions", allow: "POST", kind: Kind::Inference { streams: true } },
+    Route { path: "/v1/completions", allow: "POST", kind: Kind::Inference { streams: true } },
+    Route { path: "/v1/embeddings", allow: "POST", kind: Kind::Inference { streams: false } },
+    Route { path: "/v1/models", allow: "GET, HEAD", kind: Kind::Models },
 ];
 
 /// The body of a refusal.

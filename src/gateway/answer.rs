@@ -30,9 +30,7 @@ pub async fn write(
     }
     ctx.end.status = Some(status);
     let empty = head_only || body.is_empty();
-    session
-        .write_response_header(Box::new(response), empty)
-        .await?;
+    session.write_response_header(Box::new(response), empty).await?;
     if !empty {
         session.write_response_body(Some(body), true).await?;
     }

@@ -115,7 +115,10 @@ fn edited(bytes: Bytes, edits: Vec<Edit>) -> Bytes {
 pub async fn read(session: &mut Session, ctx: &mut Ctx) -> Result<Result<(), Rejection>> {
     let cap = ctx.snapshot.plan.max_body_size;
     let wait = ctx.snapshot.plan.timeouts.client_read;
-    let length = content_length(session);
+    let length = match content_length(session) {
+        Ok(length) => length,
+        Err(no) => return Ok(Err(no)),
+    };
     if length.is_some_and(|n| n > cap) {
         return Ok(Err(Rejection::body_too_large(cap)));
     }
@@ -159,7 +162,8 @@ impl Pieces {
             self.first = piece;
         } else {
             // Room for edits at the end, so that they need no new buffer.
-            let room = expected.map_or(2 * (self.first.len() + piece.len()), |n| n as usize) + EDIT_ROOM;
+            let room =
+                expected.map_or(2 * (self.first.len() + piece.len()), |n| n as usize) + EDIT_ROOM;
             let mut all = BytesMut::with_capacity(room);
             all.extend_from_slice(&std::mem::take(&mut self.first));
             all.extend_from_slice(&piece);
@@ -230,10 +234,14 @@ impl Reader<'_> {
                 break;
             }
         }
-        Ok(match self.session.retry_buffer_truncated() {
-            true => Framing::LargeChunked,
-            false => Framing::SmallChunked,
-        })
+        match (self.session.retry_buffer_truncated(), self.session.is_body_done()) {
+            (false, _) => Ok(Framing::SmallChunked),
+            (true, false) => Ok(Framing::LargeChunked),
+            // It could not be sent even once.
+            (true, true) => {
+                Err(Stop::Refuse(Rejection::not_json("it ends before its document does")))
+            }
+        }
     }
 
     async fn http2(&mut self) -> Result<Framing, Stop> {
@@ -267,9 +275,7 @@ impl Reader<'_> {
             Some(Some(Ok(piece))) => Ok(Some(piece)),
             Some(Some(Err(e))) => {
                 let why = "while reading the request body";
-                Err(Stop::Broken(
-                    Error::because(ErrorType::ReadError, why, e).into_down(),
-                ))
+                Err(Stop::Broken(Error::because(ErrorType::ReadError, why, e).into_down()))
             }
             None => Err(Stop::Refuse(Rejection::body_timeout())),
         }
@@ -283,14 +289,24 @@ async fn timed<T>(wait: Option<Duration>, read: impl Future<Output = T>) -> Opti
     }
 }
 
-fn content_length(session: &Session) -> Option<u64> {
+/// The length that the client says; `None` for a chunked body, or by HTTP/2 if it says none.
+fn content_length(session: &Session) -> Result<Option<u64>, Rejection> {
     let headers = &session.req_header().headers;
     if headers.contains_key(header::TRANSFER_ENCODING) {
-        return None;
+        return Ok(None);
     }
-    let value = headers.get(header::CONTENT_LENGTH);
-    let none = if session.is_http2() { None } else { Some(0) };
-    value.map_or(none, |v| v.to_str().ok()?.trim().parse().ok())
+    let mut lengths = headers
+        .get_all(header::CONTENT_LENGTH)
+        .iter()
+        // RFC 9110, section 8.6: the same length may be repeated in a list.
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .map(|text| std::str::from_utf8(text.trim_ascii()).ok()?.parse::<u64>().ok());
+    match lengths.next() {
+        None if session.is_http2() => Ok(None),
+        None => Ok(Some(0)),
+        Some(Some(first)) if lengths.all(|other| other == Some(first)) => Ok(Some(first)),
+        Some(_) => Err(Rejection::bad_length()),
+    }
 }
 
 fn expects_continue(session: &Session) -> bool {
@@ -312,10 +328,6 @@ pub fn replayable(session: &mut Session, ctx: &Ctx) -> bool {
 
 /// The body for the present backend.
 pub fn for_backend(ctx: &mut Ctx) -> Bytes {
-    let usage = ctx
-        .way
-        .endpoint
-        .as_ref()
-        .map_or(StreamUsage::Off, |e| e.plan.stream_usage);
+    let usage = ctx.way.endpoint.as_ref().map_or(StreamUsage::Off, |e| e.plan.stream_usage);
     ctx.body.version(usage)
 }

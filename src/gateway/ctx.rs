@@ -52,8 +52,8 @@ pub struct Call {
     pub model: Option<String>,
     /// A stream was asked for.
     pub stream: bool,
-    /// The client itself asked for usage: at the end, and in every chunk.
-    pub usage_asked: (bool, bool),
+    /// What `stream_options` of the client say: `include_usage`, and `continuous_usage_stats`.
+    pub usage_asked: Option<(Option<bool>, bool)>,
 }
 
 /// The caller's key, in the header field in which it came: shared, not copied.
@@ -68,11 +68,7 @@ impl CallerKey {
     /// The key itself, for records and for comparing.
     pub fn expose(&self) -> &str {
         let text = self.field.to_str().unwrap_or_default();
-        if self.bearer {
-            text[BEARER.len()..].trim()
-        } else {
-            text
-        }
+        if self.bearer { text[BEARER.len()..].trim() } else { text }
     }
 }
 
@@ -123,7 +119,7 @@ impl Ctx {
                 route: None,
                 model: None,
                 stream: false,
-                usage_asked: (false, false),
+                usage_asked: None,
             },
             body: Body::default(),
             way: Way::default(),

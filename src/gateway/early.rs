@@ -1,16 +1,25 @@
 //! The first look at a request: its id, its client, its size.
 
-use std::sync::atomic::Ordering;
+use std::{os::fd::RawFd, sync::atomic::Ordering};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora_proxy::Session;
 
 use super::{
+    answer::REQUEST_ID,
     body_in,
     ctx::{BEARER, CallerKey, Ctx},
 };
-use crate::base::{Rejection, RequestId};
+use crate::{
+    base::{Rejection, RequestId},
+    runtime::watch::Connection,
+};
+
+/// Seconds for which an idle connection of a client is kept.
+const KEEP_ALIVE: u64 = 75;
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Fills in what is known before anything is decided. A refusal is only noted here; `request`
 /// answers it.
@@ -25,32 +34,50 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     // the rest is read and thrown away, for as long as that takes no more than this.
     session.set_close_on_response_before_downstream_finish(false);
     session.set_total_drain_timeout(Some(body_in::LINGER));
+    session.set_keepalive(Some(KEEP_ALIVE));
     let timeouts = &ctx.snapshot.plan.timeouts;
     session.set_read_timeout(timeouts.client_read);
     session.set_write_timeout(timeouts.client_write);
 
-    ctx.call.client = session
-        .client_addr()
-        .and_then(SocketAddr::as_inet)
-        .map(|a| a.ip());
+    watch(session, ctx);
+    ctx.call.client = session.client_addr().and_then(SocketAddr::as_inet).map(|a| a.ip());
     let headers = &session.req_header().headers;
-    if let Some(id) = headers
-        .get("x-request-id")
-        .and_then(|v| RequestId::accept(v.as_bytes()))
-    {
+    if let Some(id) = headers.get(&REQUEST_ID).and_then(|v| RequestId::accept(v.as_bytes())) {
         ctx.call.id = id;
     }
     ctx.call.key = key(headers);
 
     // 4 bytes for `: ` and the line end, as on the wire.
-    let size: usize = headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + 4)
-        .sum();
+    let size: usize =
+        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     let limit = ctx.snapshot.plan.max_header_size;
     if size + session.req_header().raw_path().len() > limit {
         ctx.end.rejection = Some(Rejection::headers_too_large(limit));
     }
+}
+
+/// Enters the request among those that can be ended from outside: by its deadlines, or when the
+/// process stops.
+fn watch(session: &Session, ctx: &mut Ctx) {
+    let entry = ctx.carry.watches.enter();
+    if let Some(total) = ctx.snapshot.plan.timeouts.total {
+        entry.set_whole(ctx.call.arrived + total);
+    }
+    // By HTTP/2 the connection is not this request's alone.
+    if let Some(stream) = session.stream() {
+        entry.set_client(connection(stream.id(), session.server_addr(), session.client_addr()));
+    }
+    ctx.way.watch = Some(entry);
+}
+
+/// A connection and its two ends, if they are internet addresses.
+pub fn connection(
+    fd: RawFd,
+    local: Option<&SocketAddr>,
+    peer: Option<&SocketAddr>,
+) -> Option<Connection> {
+    let inet = |address: Option<&SocketAddr>| address.and_then(SocketAddr::as_inet).copied();
+    Some(Connection { fd, ends: (inet(local)?, inet(peer)?) })
 }
 
 /// The caller's key: a bearer token, or else `X-API-Key`.
@@ -60,14 +87,8 @@ fn key(headers: &HeaderMap) -> Option<CallerKey> {
         start.is_some_and(|s| s.eq_ignore_ascii_case(BEARER))
     });
     let key = match bearer {
-        Some(field) => CallerKey {
-            field: field.clone(),
-            bearer: true,
-        },
-        None => CallerKey {
-            field: headers.get("x-api-key")?.clone(),
-            bearer: false,
-        },
+        Some(field) => CallerKey { field: field.clone(), bearer: true },
+        None => CallerKey { field: headers.get(&X_API_KEY)?.clone(), bearer: false },
     };
     Some(key).filter(|k| !k.expose().is_empty())
 }

@@ -14,37 +14,23 @@ use crate::{
 /// Status, code and sentence for each fault. The only place where faults become statuses.
 fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
     match kind {
-        FaultKind::Connect => (
-            502,
-            "backend_unreachable",
-            "The backend could not be reached",
-        ),
-        FaultKind::ConnectTimeout => (
-            504,
-            "backend_timeout",
-            "The backend did not accept a connection in time",
-        ),
-        FaultKind::Broken | FaultKind::StaleConnection => (
-            502,
-            "backend_failed",
-            "The backend closed the connection before it had answered",
-        ),
-        FaultKind::FirstByteTimeout => (
-            504,
-            "backend_timeout",
-            "The backend did not begin to answer in time",
-        ),
+        FaultKind::Connect => (502, "backend_unreachable", "The backend could not be reached"),
+        FaultKind::ConnectTimeout => {
+            (504, "backend_timeout", "The backend did not accept a connection in time")
+        }
+        FaultKind::Broken | FaultKind::StaleConnection => {
+            (502, "backend_failed", "The backend closed the connection before it had answered")
+        }
+        FaultKind::FirstByteTimeout => {
+            (504, "backend_timeout", "The backend did not begin to answer in time")
+        }
         FaultKind::ChunkTimeout => (504, "backend_timeout", "The backend stopped answering"),
-        FaultKind::TotalTimeout => (
-            504,
-            "request_timeout",
-            "The request took longer than is allowed",
-        ),
-        FaultKind::Protocol => (
-            502,
-            "backend_failed",
-            "The backend answered with something that is not HTTP",
-        ),
+        FaultKind::TotalTimeout => {
+            (504, "request_timeout", "The request took longer than is allowed")
+        }
+        FaultKind::Protocol => {
+            (502, "backend_failed", "The backend answered with something that is not HTTP")
+        }
         // Nobody is left to read it; the status is for logs and records.
         FaultKind::Gone => (499, "client_gone", "The client closed the connection"),
         FaultKind::NotReplayable => (
@@ -53,11 +39,7 @@ fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
             "The backend failed, and a chunked body cannot be sent a second time",
         ),
         FaultKind::Shutdown => (503, "shutting_down", "The gateway is shutting down"),
-        FaultKind::Internal => (
-            500,
-            "internal_error",
-            "The gateway failed to handle the request",
-        ),
+        FaultKind::Internal => (500, "internal_error", "The gateway failed to handle the request"),
     }
 }
 
@@ -67,18 +49,15 @@ pub fn connect(mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => FaultKind::ConnectTimeout,
         _ => FaultKind::Connect,
     };
-    ctx.end.fault = Some(Fault {
-        side: Side::Backend,
-        kind,
-    });
+    ctx.end.fault = Some(Fault { side: Side::Backend, kind });
     if let Some(endpoint) = &ctx.way.endpoint {
         log::warn!("backend {}: {}", endpoint.plan.name, brief(&error));
         ctx.way.tried.push(endpoint.id);
     }
-    let next = ctx
-        .way
-        .pool
-        .is_some_and(|id| ctx.snapshot.pools[id].pick(&ctx.way.tried).is_some());
+    let next = ctx.way.pool.is_some_and(|id| {
+        let mut members = ctx.snapshot.pools[id].members();
+        members.any(|(e, up)| up && !ctx.way.tried.contains(&e.id))
+    });
     if next {
         again(ctx, kind);
     }
@@ -125,31 +104,18 @@ pub fn proxying(
 
 fn again(ctx: &mut Ctx, kind: FaultKind) {
     ctx.way.retries += 1;
-    let fault = Fault {
-        side: Side::Backend,
-        kind,
-    };
-    ctx.carry
-        .metrics
-        .retries
-        .with_label_values(&[fault.word()])
-        .inc();
+    let fault = Fault { side: Side::Backend, kind };
+    ctx.carry.metrics.retries.with_label_values(&[fault.word()]).inc();
 }
 
 /// Whose fault it was. `stale`: it hit a kept-alive connection before any byte of an answer.
 fn classify(error: &Error, ctx: &Ctx, stale: bool) -> Fault {
-    let backend = |kind| Fault {
-        side: Side::Backend,
-        kind,
-    };
+    let backend = |kind| Fault { side: Side::Backend, kind };
     if let Some(kind) = ctx.way.watch.as_ref().and_then(|w| w.fired()) {
         return backend(kind);
     }
     if *error.esource() == ErrorSource::Downstream {
-        return Fault {
-            side: Side::Client,
-            kind: FaultKind::Gone,
-        };
+        return Fault { side: Side::Client, kind: FaultKind::Gone };
     }
     match error.etype() {
         ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError if stale => {
@@ -157,33 +123,27 @@ fn classify(error: &Error, ctx: &Ctx, stale: bool) -> Fault {
         }
         ErrorType::InvalidHTTPHeader => backend(FaultKind::Protocol),
         _ if *error.esource() == ErrorSource::Upstream => backend(FaultKind::Broken),
-        _ => Fault {
-            side: Side::Gateway,
-            kind: FaultKind::Internal,
-        },
+        _ => Fault { side: Side::Gateway, kind: FaultKind::Internal },
     }
 }
 
 /// No attempt is left: answers the client, if it can still be answered.
 pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
     let code = if ctx.answer.begun
-        || session
-            .response_written()
-            .is_some_and(|r| !r.status.is_informational())
+        || session.response_written().is_some_and(|r| !r.status.is_informational())
     {
         end_stream(session, error, ctx).await
     } else {
         refuse(session, error, ctx).await
     };
-    FailToProxy {
-        error_code: code,
-        can_reuse_downstream: false,
-    }
+    FailToProxy { error_code: code, can_reuse_downstream: false }
 }
 
 /// Nothing has been answered yet.
 async fn refuse(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
-    if let Some(no) = ctx.end.rejection.clone() {
+    if let Some(mut no) = ctx.end.rejection.clone() {
+        // Pingora closes the connection after this; the client is told so.
+        no.close = true;
         let body = Bytes::from(openai::rejection(&no));
         written(answer::refusal(session, ctx, &no, body).await);
         return no.status;
@@ -204,16 +164,10 @@ async fn refuse(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
 /// A fault from before there was a backend.
 fn early(error: &Error) -> Fault {
     match error.esource() {
-        ErrorSource::Downstream => Fault {
-            side: Side::Client,
-            kind: FaultKind::Gone,
-        },
+        ErrorSource::Downstream => Fault { side: Side::Client, kind: FaultKind::Gone },
         _ => {
             log::error!("internal error: {error}");
-            Fault {
-                side: Side::Gateway,
-                kind: FaultKind::Internal,
-            }
+            Fault { side: Side::Gateway, kind: FaultKind::Internal }
         }
     }
 }
@@ -234,15 +188,10 @@ async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 
     };
     let mut rest = meter.abandon().to_vec();
     rest.extend_from_slice(&openai::error_event(message, code));
-    let keeps = session
-        .response_written()
-        .is_some_and(|r| r.headers.contains_key(header::CONTENT_LENGTH));
+    let keeps =
+        session.response_written().is_some_and(|r| r.headers.contains_key(header::CONTENT_LENGTH));
     if !keeps {
-        written(
-            session
-                .write_response_body(Some(Bytes::from(rest)), true)
-                .await,
-        );
+        written(session.write_response_body(Some(Bytes::from(rest)), true).await);
     }
     status
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     base::{Outcome, Side, TokenCounts, UsageSource, secret},
-    config::raw::{KeyForm, LogFormat},
+    config::raw::KeyForm,
     dialect::{self, Kind},
     telemetry::access,
     usage::Record,
@@ -101,9 +101,10 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
     let key = ctx.call.key.as_ref().map(CallerKey::expose);
     let arrived = jiff::Timestamp::now() - summary.duration;
     let mut record = Record {
+        record_id: format!("rec_{:032x}", rand::random::<u128>()),
         request_id: ctx.call.id.as_str().to_owned(),
         user_id: String::new(),
-        api_key: match hook.api_key {
+        api_key: match hook.caller_key {
             KeyForm::Masked => key.map(secret::mask).unwrap_or_default(),
             KeyForm::Plain => key.unwrap_or_default().to_owned(),
             KeyForm::None => String::new(),
@@ -114,13 +115,9 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
         total_tokens: 0,
         is_stream: summary.stream,
         endpoint: route.path.to_owned(),
+        path: route.path.to_owned(),
         timestamp: format!("{arrived:.3}"),
-        backend_url: ctx
-            .way
-            .endpoint
-            .as_ref()
-            .map(|e| e.plan.url.clone())
-            .unwrap_or_default(),
+        backend_url: ctx.way.endpoint.as_ref().map(|e| e.plan.url.clone()).unwrap_or_default(),
         method: session.req_header().method.as_str().to_owned(),
         status_code: summary.status,
         latency_ms: summary.duration.as_millis() as u64,
@@ -133,10 +130,7 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
     let metrics = &ctx.carry.metrics;
     if !ctx.carry.usage.put(record, hook.queue_size) {
         metrics.webhook_failure.inc();
-        log::error!(
-            "usage record of request {} lost: the queue is full",
-            ctx.call.id
-        );
+        log::error!("usage record of request {} lost: the queue is full", ctx.call.id);
     }
     metrics.webhook_queue.set(ctx.carry.usage.waiting());
 }
@@ -155,11 +149,7 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         path: header.uri.path(),
         status: summary.status,
         model: ctx.call.model.as_deref().unwrap_or(""),
-        backend: ctx
-            .way
-            .endpoint
-            .as_ref()
-            .map_or("", |e| e.plan.name.as_str()),
+        backend: ctx.way.endpoint.as_ref().map_or("", |e| e.plan.name.as_str()),
         stream: summary.stream,
         outcome: summary.outcome.word(),
         tokens: summary.counts,
@@ -169,5 +159,5 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         retries: ctx.way.retries,
         fault: ctx.end.fault.map(|f| f.word()),
     };
-    access::write(&line, log.format == LogFormat::Json);
+    access::write(&line, ctx.snapshot.plan.fixed.json_log);
 }

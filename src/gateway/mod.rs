@@ -110,11 +110,11 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        response::headers(response, ctx)
+        response::headers(session, response, ctx)
     }
 
     fn response_body_filter(
@@ -124,7 +124,7 @@ impl ProxyHttp for Gateway {
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<std::time::Duration>> {
-        stream::filter(body, end_of_stream, ctx);
+        stream::filter(body, end_of_stream, ctx)?;
         Ok(None)
     }
 

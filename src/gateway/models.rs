@@ -14,13 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The list, in OpenAI's form. A model of several backends stands once, as the first told it.
 pub async fn list(ctx: &Ctx) -> Vec<u8> {
-    let healthy: Vec<_> = ctx
-        .snapshot
-        .health()
-        .into_iter()
-        .filter(|(_, up)| *up)
-        .map(|(e, _)| e)
-        .collect();
+    let healthy: Vec<_> =
+        ctx.snapshot.health().into_iter().filter(|(_, up)| *up).map(|(e, _)| e).collect();
     let told = join_all(healthy.iter().map(|e| ask(&ctx.carry.client, e))).await;
     let mut seen = HashSet::new();
     let mut data = Vec::new();
@@ -47,9 +42,7 @@ pub async fn list(ctx: &Ctx) -> Vec<u8> {
             );
         }
     }
-    json!({"object": "list", "data": data})
-        .to_string()
-        .into_bytes()
+    json!({"object": "list", "data": data}).to_string().into_bytes()
 }
 
 async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Value> {
@@ -74,11 +67,7 @@ async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Value> {
             _ => Vec::new(),
         },
         Err(e) => {
-            log::warn!(
-                "backend {} does not tell its models: {}",
-                backend.name,
-                e.without_url()
-            );
+            log::warn!("backend {} does not tell its models: {}", backend.name, e.without_url());
             Vec::new()
         }
     }

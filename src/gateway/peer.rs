@@ -2,17 +2,10 @@
 
 use std::{os::fd::RawFd, sync::atomic::Ordering};
 
-use pingora::{
-    Error, ErrorType, Result,
-    protocols::{Digest, l4::socket::SocketAddr},
-    upstreams::peer::HttpPeer,
-};
+use pingora::{Error, ErrorType, Result, protocols::Digest, upstreams::peer::HttpPeer};
 
-use super::ctx::Ctx;
-use crate::{
-    base::{Fault, FaultKind, Rejection, Side},
-    runtime::watch::Connection,
-};
+use super::{ctx::Ctx, early};
+use crate::base::{Fault, FaultKind, Rejection, Side};
 
 /// Seconds after which a client may try again when no backend is healthy and nothing is probed.
 const RETRY_AFTER: u64 = 5;
@@ -34,40 +27,19 @@ pub fn choose(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         let peer = endpoint.peer();
         if let Some(peer) = peer {
             ctx.way.endpoint = Some(endpoint);
-            watch(ctx);
             return Ok(Box::new(peer));
         }
         // A name that leads nowhere is a backend that cannot be reached.
-        ctx.end.fault = Some(Fault {
-            side: Side::Backend,
-            kind: FaultKind::Connect,
-        });
+        ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Connect });
         ctx.way.tried.push(endpoint.id);
         ctx.way.endpoint = Some(endpoint);
     }
     if ctx.end.fault.is_none() {
-        let interval = snapshot
-            .plan
-            .health_check
-            .as_ref()
-            .map(|h| h.interval.as_secs().max(1));
+        let interval = snapshot.plan.health_check.as_ref().map(|h| h.interval.as_secs().max(1));
         let no = Rejection::no_healthy_backend(interval.unwrap_or(RETRY_AFTER));
         ctx.end.rejection = Some(no);
     }
     Error::e_explain(ErrorType::InternalError, "no backend is left to try")
-}
-
-/// Enters the request among those that can be ended from outside: by its deadlines, or when the
-/// process stops.
-fn watch(ctx: &mut Ctx) {
-    if ctx.way.watch.is_some() {
-        return;
-    }
-    let entry = ctx.carry.watches.enter();
-    if let Some(total) = ctx.snapshot.plan.timeouts.total {
-        entry.set_whole(ctx.call.arrived + total);
-    }
-    ctx.way.watch = Some(entry);
 }
 
 /// A connection stands: from now on its silence is watched.
@@ -75,13 +47,14 @@ pub fn connected(fd: RawFd, digest: Option<&Digest>, ctx: &mut Ctx) -> Result<()
     let Some(watch) = &ctx.way.watch else {
         return Ok(());
     };
-    if watch.fired().is_some() {
-        return Error::e_explain(ErrorType::ReadTimedout, "the time for the request is over");
-    }
     let socket = digest.and_then(|d| d.socket_digest.as_ref());
-    let inet = |address: Option<&SocketAddr>| address.and_then(SocketAddr::as_inet).copied();
-    let ends = socket.and_then(|s| inet(s.local_addr()).zip(inet(s.peer_addr())));
-    watch.set_connection(ends.map(|ends| Connection { fd, ends }));
+    watch.set_connection(socket.and_then(|s| early::connection(fd, s.local_addr(), s.peer_addr())));
     watch.set_first_byte(Ctx::after(ctx.snapshot.plan.timeouts.first_byte));
+    // Only now: a deadline that passes from here on finds the connection.
+    if watch.fired().is_some() {
+        return Err(
+            Error::explain(ErrorType::ReadTimedout, "the time for the request is over").into_up()
+        );
+    }
     Ok(())
 }

@@ -34,11 +34,13 @@ enum Step {
 }
 
 async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
+    let header = session.req_header();
+    let route = dialect::find(header.method.as_str(), header.uri.path());
     if let Some(no) = ctx.end.rejection.take() {
+        ctx.call.route = route.ok();
         return Ok(Step::Refuse(no));
     }
-    let header = session.req_header();
-    let route = match dialect::find(header.method.as_str(), header.uri.path()) {
+    let route = match route {
         Ok(route) => route,
         Err(no) => return Ok(Step::Refuse(no)),
     };
@@ -81,19 +83,15 @@ async fn inference(session: &mut Session, ctx: &mut Ctx, route: &'static Route) 
         Err(why) => return Ok(Step::Refuse(Rejection::not_json(why))),
     };
     if found.model_invalid {
-        return Ok(Step::Refuse(Rejection::bad_field(
-            "model",
-            "it must be a string",
-        )));
+        return Ok(Step::Refuse(Rejection::bad_field("model", "it must be a string")));
+    }
+    if let Some(param) = found.bad_switch {
+        let why = "the switch must be true or false";
+        return Ok(Step::Refuse(Rejection::bad_field(param, why)));
     }
     ctx.call.model.clone_from(&found.model);
     ctx.call.stream = found.stream;
-    if let Some(options) = &found.stream_options {
-        ctx.call.usage_asked = (
-            options.include_usage,
-            options.include_usage && options.continuous,
-        );
-    }
+    ctx.call.usage_asked = found.stream_options.as_ref().map(|o| (o.include_usage, o.continuous));
     match snapshot.router.find(found.model.as_deref()) {
         Ok(pool) => ctx.way.pool = Some(pool),
         Err(no) => return Ok(Step::Refuse(no)),
@@ -115,11 +113,7 @@ fn prepare(ctx: &mut Ctx, route: &Route, found: &Peek) {
         return;
     }
     // The offsets of the first look are void after an edit.
-    let again = if found.guarded {
-        peek::peek(ctx.body.bytes(), &[]).ok()
-    } else {
-        None
-    };
+    let again = if found.guarded { peek::peek(ctx.body.bytes(), &[]).ok() } else { None };
     let found = again.as_ref().unwrap_or(found);
     let pool = ctx.way.pool.map(|id| &ctx.snapshot.pools[id]);
     let wanted =

@@ -1,7 +1,8 @@
 //! The head of an answer.
 
-use http::{HeaderName, header};
+use http::{HeaderName, Version, header};
 use pingora::{Result, http::ResponseHeader};
+use pingora_proxy::Session;
 
 use super::{answer::REQUEST_ID, ctx::Ctx, stream::Reading};
 use crate::{
@@ -21,14 +22,13 @@ pub fn arrived(response: &ResponseHeader, ctx: &mut Ctx) {
 }
 
 /// Prepares the head for the client, and the reading of the body.
-pub fn headers(response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     if response.status.is_informational() {
         return Ok(());
     }
-    let connection = response.headers.get(header::CONNECTION);
-    let nominated: Vec<String> = connection
-        .map(|v| headers::nominated(v.as_bytes()).collect())
-        .unwrap_or_default();
+    let connection = response.headers.get_all(header::CONNECTION);
+    let nominated: Vec<String> =
+        connection.iter().flat_map(|v| headers::nominated(v.as_bytes())).collect();
     let removed: Vec<HeaderName> = response
         .headers
         .keys()
@@ -52,6 +52,10 @@ pub fn headers(response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         // Events may be taken out: the length is not known.
         response.remove_header(&header::CONTENT_LENGTH);
         response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    if session.req_header().version == Version::HTTP_10 {
+        // HTTP/1.0 has no chunks: the end of the connection ends the body.
+        response.remove_header(&header::TRANSFER_ENCODING);
     }
     Ok(())
 }
@@ -79,25 +83,21 @@ fn reading(response: &ResponseHeader, ctx: &Ctx) -> Reading {
 
 /// What was added to the stream by asking for more than the client did.
 fn strip(ctx: &Ctx) -> Strip {
-    let usage = ctx
-        .way
-        .endpoint
-        .as_ref()
-        .map_or(StreamUsage::Off, |e| e.plan.stream_usage);
-    let inference = ctx
-        .call
-        .route
-        .is_some_and(|r| r.kind == Kind::Inference { streams: true });
+    let usage = ctx.way.endpoint.as_ref().map_or(StreamUsage::Off, |e| e.plan.stream_usage);
+    let inference = ctx.call.route.is_some_and(|r| r.kind == Kind::Inference { streams: true });
     if !inference || !ctx.body.asks(usage) {
         return Strip::Nothing;
     }
-    match (ctx.call.usage_asked, usage) {
-        ((true, true), _) | (_, StreamUsage::Off) => Strip::Nothing,
-        ((true, false), StreamUsage::Continuous) => Strip::Running,
-        ((true, false), StreamUsage::Final) => Strip::Nothing,
-        ((false, _), usage) => Strip::All {
-            nulls: usage == StreamUsage::Final,
-        },
+    let asked = ctx.call.usage_asked.is_some_and(|(include, _)| {
+        // vLLM takes `stream_options` without `include_usage` for a question; OpenAI does not.
+        include.unwrap_or(usage == StreamUsage::Continuous)
+    });
+    let running = ctx.call.usage_asked.is_some_and(|(_, running)| running);
+    match usage {
+        StreamUsage::Off => Strip::Nothing,
+        _ if !asked => Strip::All { nulls: usage == StreamUsage::Final },
+        StreamUsage::Continuous if !running => Strip::Running,
+        _ => Strip::Nothing,
     }
 }
 

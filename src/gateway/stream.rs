@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use pingora::{Error, ErrorType, Result};
 
 use super::ctx::Ctx;
 use crate::{
@@ -59,7 +60,13 @@ impl Answer {
 }
 
 /// Reads the next piece; what is put back goes to the client.
-pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
+///
+/// # Errors
+/// If a deadline has cut the answer off: without a length or chunks its end looks like any other.
+pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> Result<()> {
+    if end_of_stream && ctx.way.watch.as_ref().is_some_and(|w| w.fired().is_some()) {
+        return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
+    }
     let answer = &mut ctx.answer;
     answer.whole |= end_of_stream;
     if body.is_some() && !answer.begun {
@@ -68,12 +75,7 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
         ctx.body.forget();
     }
     if let Some(watch) = &ctx.way.watch {
-        let wait = ctx
-            .snapshot
-            .plan
-            .timeouts
-            .between_chunks
-            .filter(|_| !end_of_stream);
+        let wait = ctx.snapshot.plan.timeouts.between_chunks.filter(|_| !end_of_stream);
         watch.set_chunk(Ctx::after(wait));
     }
     match &mut answer.reading {
@@ -92,11 +94,7 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
             let events = meter.events() - before;
             if end_of_stream {
                 let rest = meter.finish();
-                out = if out.is_empty() {
-                    rest
-                } else {
-                    joined(out, &rest)
-                };
+                out = if out.is_empty() { rest } else { joined(out, &rest) };
             }
             *body = Some(out);
             if events > 0 {
@@ -104,6 +102,7 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
             }
         }
     }
+    Ok(())
 }
 
 fn joined(first: Bytes, second: &Bytes) -> Bytes {

@@ -35,10 +35,7 @@ impl Router {
                 }
             }
         };
-        let mut router = Self {
-            any: pool(&|_| false),
-            ..Self::default()
-        };
+        let mut router = Self { any: pool(&|_| false), ..Self::default() };
         for pattern in models.iter().flatten() {
             match pattern {
                 ModelPattern::Exact(name) => {
@@ -53,9 +50,7 @@ impl Router {
                 }
             }
         }
-        router
-            .prefixes
-            .sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        router.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
         router.prefixes.dedup();
         (router, pools)
     }
@@ -68,12 +63,8 @@ impl Router {
         let Some(model) = model else {
             return self.any.ok_or_else(Rejection::missing_model);
         };
-        let prefix = || {
-            self.prefixes
-                .iter()
-                .find(|(p, _)| model.starts_with(p.as_str()))
-                .map(|(_, id)| *id)
-        };
+        let prefix =
+            || self.prefixes.iter().find(|(p, _)| model.starts_with(p.as_str())).map(|(_, id)| *id);
         self.exact
             .get(model)
             .copied()
@@ -90,24 +81,15 @@ mod tests {
     fn router(models: &[&[&str]]) -> (Router, Vec<Vec<usize>>) {
         let parsed: Vec<Vec<_>> = models
             .iter()
-            .map(|list| {
-                list.iter()
-                    .map(|m| ModelPattern::parse(m).unwrap())
-                    .collect()
-            })
+            .map(|list| list.iter().map(|m| ModelPattern::parse(m).unwrap()).collect())
             .collect();
         Router::new(&parsed)
     }
 
     #[test]
     fn sorts_models_to_their_backends() {
-        let (router, pools) = router(&[
-            &["qwen-72b"],
-            &[],
-            &["qwen-*"],
-            &["qwen-7*", "llama"],
-            &["qwen-72b"],
-        ]);
+        let (router, pools) =
+            router(&[&["qwen-72b"], &[], &["qwen-*"], &["qwen-7*", "llama"], &["qwen-72b"]]);
         let members = |model| pools[router.find(Some(model)).unwrap()].clone();
         assert_eq!(members("qwen-72b"), [0, 1, 2, 3, 4]);
         assert_eq!(members("qwen-7b"), [1, 2, 3]);
@@ -120,10 +102,7 @@ mod tests {
     #[test]
     fn refuses_models_that_nobody_serves() {
         let (router, _) = router(&[&["a"], &["b*"]]);
-        assert_eq!(
-            router.find(Some("c")).unwrap_err().code,
-            Some("model_not_found")
-        );
+        assert_eq!(router.find(Some("c")).unwrap_err().code, Some("model_not_found"));
         assert_eq!(router.find(Some("c")).unwrap_err().status, 404);
         assert_eq!(router.find(None).unwrap_err().status, 400);
         assert!(router.find(Some("b")).is_ok());

@@ -28,8 +28,10 @@ pub struct Carry {
     pub probe_now: Notify,
     /// Identities of the backends.
     pub ids: Ids,
-    /// For everything that is not a client's request.
+    /// For asking backends what is not a client's request.
     pub client: reqwest::Client,
+    /// For everything outside of the fleet.
+    pub outside: reqwest::Client,
     /// Usage records on their way.
     pub usage: UsageQueue,
     /// Deadlines of the requests under way.
@@ -59,10 +61,8 @@ impl Carry {
             probe_now: Notify::new(),
             ids: Ids::default(),
             client,
-            usage: UsageQueue {
-                sender,
-                waiting: AtomicI64::new(0),
-            },
+            outside: store::http::outside(),
+            usage: UsageQueue { sender, waiting: AtomicI64::new(0) },
             watches: Arc::default(),
             draining: AtomicBool::new(false),
             in_flight: AtomicI64::new(0),

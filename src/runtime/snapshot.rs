@@ -41,13 +41,7 @@ impl Snapshot {
                 Pool::new(members, &carry.health, probed)
             })
             .collect();
-        Self {
-            generation,
-            plan,
-            router,
-            pools,
-            endpoints,
-        }
+        Self { generation, plan, router, pools, endpoints }
     }
 
     /// The backends with their health, each once.

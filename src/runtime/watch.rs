@@ -4,7 +4,8 @@
 //! cannot tell the wait for a first byte from a pause later on. So a request that waits is
 //! entered here, and a task looks through the entries every few milliseconds. When a deadline has
 //! passed it shuts the connection to the backend down; the pending read then ends, and the
-//! request learns from its entry why.
+//! request learns from its entry why. A second later it shuts the client's connection down as
+//! well, if the request is still there.
 
 use std::{
     net::{Shutdown, SocketAddr, TcpStream},
@@ -33,11 +34,7 @@ pub struct Watches {
 
 impl Default for Watches {
     fn default() -> Self {
-        Self {
-            start: Instant::now(),
-            shards: Default::default(),
-            next: AtomicU64::new(0),
-        }
+        Self { start: Instant::now(), shards: Default::default(), next: AtomicU64::new(0) }
     }
 }
 
@@ -62,7 +59,10 @@ pub struct Watch {
     /// What it means when the phase's deadline passes.
     phase_kind: AtomicU8,
     fired: AtomicU8,
+    /// When, in the same milliseconds.
+    fired_at: AtomicU64,
     connection: Mutex<Option<Connection>>,
+    client: Mutex<Option<Connection>>,
 }
 
 /// A connection, and how to recognise it.
@@ -73,6 +73,10 @@ pub struct Connection {
     /// Its two ends.
     pub ends: (SocketAddr, SocketAddr),
 }
+
+/// Milliseconds that a client has, after its request was ended, to take what is still sent to it.
+/// Then its connection is shut down too, so that a client that does not read holds nothing up.
+const LAST_WORDS: u64 = 1000;
 
 const FIRST_BYTE: u8 = 1;
 const CHUNK: u8 = 2;
@@ -92,7 +96,9 @@ impl Watches {
             whole: AtomicU64::new(NEVER),
             phase_kind: AtomicU8::new(0),
             fired: AtomicU8::new(0),
+            fired_at: AtomicU64::new(NEVER),
             connection: Mutex::new(None),
+            client: Mutex::new(None),
         });
         let mut entries = lock(&self.shards[shard]);
         let place = entries.free.pop().unwrap_or_else(|| {
@@ -101,12 +107,7 @@ impl Watches {
         });
         entries.places[place] = Some(Arc::clone(&watch));
         drop(entries);
-        Entry {
-            watches: Arc::clone(self),
-            shard,
-            place,
-            watch,
-        }
+        Entry { watches: Arc::clone(self), shard, place, watch }
     }
 
     /// Ends the wait of every request whose deadline has passed at `now`.
@@ -114,11 +115,7 @@ impl Watches {
         let now = self.millis(now);
         for shard in &self.shards {
             // Collected first: nothing is shut down under the lock.
-            let late: Vec<_> = lock(shard)
-                .all()
-                .filter(|w| w.is_late(now))
-                .cloned()
-                .collect();
+            let late: Vec<_> = lock(shard).all().filter(|w| w.is_late(now)).cloned().collect();
             for watch in late {
                 watch.fire(now);
             }
@@ -126,42 +123,46 @@ impl Watches {
     }
 
     /// Ends the wait of every request, because the process is about to end.
-    pub fn end_all(&self) {
+    pub fn end_all(&self, now: Instant) {
+        let now = self.millis(now);
         for shard in &self.shards {
             let all: Vec<_> = lock(shard).all().cloned().collect();
             for watch in all {
-                watch.end(SHUTDOWN);
+                watch.end(SHUTDOWN, now);
             }
         }
     }
 
     fn millis(&self, at: Instant) -> u64 {
-        at.saturating_duration_since(self.start)
-            .as_millis()
-            .try_into()
-            .unwrap_or(NEVER - 1)
+        at.saturating_duration_since(self.start).as_millis().try_into().unwrap_or(NEVER - 1)
     }
 }
 
 impl Watch {
     fn is_late(&self, now: u64) -> bool {
-        let due = self
-            .phase
-            .load(Ordering::Relaxed)
-            .min(self.whole.load(Ordering::Relaxed));
-        due <= now && self.fired.load(Ordering::Relaxed) == 0
+        if self.fired.load(Ordering::Relaxed) != 0 {
+            return self.fired_at.load(Ordering::Relaxed).saturating_add(LAST_WORDS) <= now;
+        }
+        let due = self.phase.load(Ordering::Relaxed).min(self.whole.load(Ordering::Relaxed));
+        due <= now
     }
 
     fn fire(&self, now: u64) {
+        if self.fired.load(Ordering::Relaxed) != 0 {
+            // The client has had its time to take the last words.
+            self.fired_at.store(NEVER, Ordering::Relaxed);
+            let client = *lock(&self.client);
+            if let Some(client) = client {
+                client.shut_down();
+            }
+            return;
+        }
         let whole = self.whole.load(Ordering::Relaxed) <= now;
-        self.end(if whole {
-            TOTAL
-        } else {
-            self.phase_kind.load(Ordering::Relaxed)
-        });
+        self.end(if whole { TOTAL } else { self.phase_kind.load(Ordering::Relaxed) }, now);
     }
 
-    fn end(&self, kind: u8) {
+    fn end(&self, kind: u8, now: u64) {
+        self.fired_at.store(now, Ordering::Relaxed);
         self.fired.store(kind, Ordering::Release);
         let connection = *lock(&self.connection);
         if let Some(connection) = connection {
@@ -198,9 +199,7 @@ pub struct Entry {
 impl Entry {
     /// The whole request must end by then.
     pub fn set_whole(&self, deadline: Instant) {
-        self.watch
-            .whole
-            .store(self.watches.millis(deadline), Ordering::Relaxed);
+        self.watch.whole.store(self.watches.millis(deadline), Ordering::Relaxed);
     }
 
     /// The first byte must come by then.
@@ -222,6 +221,11 @@ impl Entry {
     /// The connection that is waited on; `None` when there is none.
     pub fn set_connection(&self, connection: Option<Connection>) {
         *lock(&self.watch.connection) = connection;
+    }
+
+    /// The client's own connection, if it serves this request alone.
+    pub fn set_client(&self, connection: Option<Connection>) {
+        *lock(&self.watch.client) = connection;
     }
 
     /// Which deadline has passed, if one has.
@@ -259,10 +263,7 @@ mod tests {
 
     fn connection(stream: &TcpStream) -> Connection {
         let ends = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
-        Connection {
-            fd: stream.as_raw_fd(),
-            ends,
-        }
+        Connection { fd: stream.as_raw_fd(), ends }
     }
 
     #[test]
@@ -287,10 +288,7 @@ mod tests {
         let (other, _other_far) = pair();
         let entry = watches.enter();
         // As if `near` had been closed and its number given to `other`.
-        entry.set_connection(Some(Connection {
-            fd: other.as_raw_fd(),
-            ..connection(&near)
-        }));
+        entry.set_connection(Some(Connection { fd: other.as_raw_fd(), ..connection(&near) }));
         let now = Instant::now();
         entry.set_whole(now);
         watches.sweep(now + Duration::from_secs(1));
@@ -304,14 +302,8 @@ mod tests {
     fn entries_go_with_their_requests() {
         let watches = Arc::<Watches>::default();
         let entries: Vec<_> = (0..100).map(|_| watches.enter()).collect();
-        assert_eq!(
-            watches.shards.iter().map(|s| lock(s).all().count()).sum::<usize>(),
-            100
-        );
+        assert_eq!(watches.shards.iter().map(|s| lock(s).all().count()).sum::<usize>(), 100);
         drop(entries);
-        assert_eq!(
-            watches.shards.iter().map(|s| lock(s).all().count()).sum::<usize>(),
-            0
-        );
+        assert_eq!(watches.shards.iter().map(|s| lock(s).all().count()).sum::<usize>(), 0);
     }
 }

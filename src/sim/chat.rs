@@ -85,29 +85,23 @@ pub async fn answer(
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0,
                       "prompt_tokens_details": null},
         });
-        conn.answer(200, "", JSON, body.to_string().as_bytes())
-            .await?;
+        conn.answer(200, "", JSON, body.to_string().as_bytes()).await?;
         control::count(shared, ask.prompt, 0);
         return Ok(After::Keep);
     }
-    if stream {
-        ask.stream(conn, shared).await
-    } else {
-        ask.whole(conn, shared).await
-    }
+    if stream { ask.stream(conn, shared).await } else { ask.whole(conn, shared).await }
 }
 
 fn ask<'a>(behaviour: &'a Behaviour, chat: bool, body: &Value, seen: &Seen, fail: Fail) -> Ask<'a> {
-    let limit = body["max_completion_tokens"]
-        .as_u64()
-        .or(body["max_tokens"].as_u64());
+    let limit = body["max_completion_tokens"].as_u64().or(body["max_tokens"].as_u64());
     let tokens = limit.unwrap_or(u64::MAX).min(behaviour.tokens);
-    let prompt = ["messages", "prompt", "input"]
-        .iter()
-        .map(|k| &body[*k])
-        .find(|v| !v.is_null());
+    let prompt = ["messages", "prompt", "input"].iter().map(|k| &body[*k]).find(|v| !v.is_null());
     let options = &body["stream_options"];
-    let include_usage = options["include_usage"] == true;
+    // vLLM's own default for `include_usage` is `true`.
+    let include_usage = match options.get("include_usage") {
+        Some(value) => *value == true,
+        None => options.is_object(),
+    };
     let suffix = seen
         .header("x-request-id")
         .map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
@@ -118,17 +112,10 @@ fn ask<'a>(behaviour: &'a Behaviour, chat: bool, body: &Value, seen: &Seen, fail
         chat,
         id: format!("{}-{suffix}", if chat { "chatcmpl" } else { "cmpl" }),
         created: control::now(),
-        model: body["model"]
-            .as_str()
-            .unwrap_or(&behaviour.models[0])
-            .to_owned(),
+        model: body["model"].as_str().unwrap_or(&behaviour.models[0]).to_owned(),
         prompt: prompt.map_or(0, |p| p.to_string().len()),
         tokens,
-        finish: if limit.is_some_and(|l| l <= behaviour.tokens) {
-            "length"
-        } else {
-            "stop"
-        },
+        finish: if limit.is_some_and(|l| l <= behaviour.tokens) { "length" } else { "stop" },
         tool: tool.map(str::to_owned),
         include_usage,
         continuous: include_usage && options["continuous_usage_stats"] == true,
@@ -154,10 +141,7 @@ fn refusal(behaviour: &Behaviour, path: &str, body: &Value, stream: bool) -> Opt
     if !body["stream_options"].is_null() && !stream {
         let text =
             "Stream options can only be defined when `stream=True`. (parameter=stream_options)";
-        return Some((
-            400,
-            error(text, "BadRequestError", Some("stream_options"), 400),
-        ));
+        return Some((400, error(text, "BadRequestError", Some("stream_options"), 400)));
     }
     let model = body["model"].as_str()?;
     if behaviour.models.iter().any(|m| m == model) {
@@ -171,8 +155,7 @@ fn refusal(behaviour: &Behaviour, path: &str, body: &Value, stream: bool) -> Opt
 }
 
 async fn refuse(conn: &mut Conn, status: u16, headers: &str, body: Value) -> Result<After, Gone> {
-    conn.answer(status, headers, JSON, body.to_string().as_bytes())
-        .await?;
+    conn.answer(status, headers, JSON, body.to_string().as_bytes()).await?;
     Ok(After::Keep)
 }
 
@@ -193,11 +176,7 @@ impl Ask<'_> {
             conn.wait(Duration::from_millis(time)).await?;
         }
         let aborted = self.fail == Fail::Abort;
-        let finish = if aborted {
-            "abort"
-        } else {
-            self.finish_reason()
-        };
+        let finish = if aborted { "abort" } else { self.finish_reason() };
         let content = text::answer(self.tokens);
         let mut choice = match (&self.tool, self.chat) {
             (Some(name), _) => {
@@ -215,7 +194,9 @@ impl Ask<'_> {
         };
         choice["logprobs"] = Value::Null;
         choice["finish_reason"] = finish.into();
-        choice["stop_reason"] = Value::Null;
+        for null in ["stop_reason", "token_ids", "routed_experts"] {
+            choice[null] = Value::Null;
+        }
         let prompt = text::prompt_tokens(self.prompt);
         let generated = self.generated();
         let body = json!({
@@ -252,8 +233,7 @@ impl Ask<'_> {
         )
         .await?;
         if self.behaviour.first_token_ms > 0 {
-            conn.wait(Duration::from_millis(self.behaviour.first_token_ms))
-                .await?;
+            conn.wait(Duration::from_millis(self.behaviour.first_token_ms)).await?;
         }
         match self.fail {
             Fail::AfterHeaders => return Ok(After::Close),
@@ -267,8 +247,7 @@ impl Ask<'_> {
         }
         for (i, delta) in deltas.iter().enumerate() {
             if i > 0 && self.behaviour.inter_token_ms > 0 {
-                conn.wait(Duration::from_millis(self.behaviour.inter_token_ms))
-                    .await?;
+                conn.wait(Duration::from_millis(self.behaviour.inter_token_ms)).await?;
             }
             let last = i + 1 == deltas.len();
             match self.fail {
@@ -279,8 +258,7 @@ impl Ask<'_> {
                     return Ok(After::Close);
                 }
                 Fail::Abort if i == half => {
-                    conn.chunk(&self.event(delta, Some("abort"), i as u64 + 1))
-                        .await?;
+                    conn.chunk(&self.event(delta, Some("abort"), i as u64 + 1)).await?;
                     return self.end(conn, shared, i as u64 + 1).await;
                 }
                 _ => {}
@@ -297,14 +275,9 @@ impl Ask<'_> {
             let event = self.document("", &self.usage(generated, false), true);
             rest.push_str(&format!("{:x}\r\n{event}\r\n", event.len()));
         }
-        conn.write(format!("{rest}{:x}\r\n{DONE}\r\n0\r\n\r\n", DONE.len()).as_bytes())
-            .await?;
+        conn.write(format!("{rest}{:x}\r\n{DONE}\r\n0\r\n\r\n", DONE.len()).as_bytes()).await?;
         control::count(shared, self.prompt, generated);
-        Ok(if self.behaviour.close_after_stream {
-            After::Close
-        } else {
-            After::Keep
-        })
+        Ok(if self.behaviour.close_after_stream { After::Close } else { After::Keep })
     }
 
     async fn end_with_error(&self, conn: &mut Conn) -> Result<After, Gone> {
@@ -316,11 +289,7 @@ impl Ask<'_> {
 
     /// One event: everything but the choices is the same in all of them.
     fn document(&self, choices: &str, tail: &str, fingerprint: bool) -> String {
-        let object = if self.chat {
-            "chat.completion.chunk"
-        } else {
-            "text_completion"
-        };
+        let object = if self.chat { "chat.completion.chunk" } else { "text_completion" };
         let model = Value::from(self.model.as_str());
         let fingerprint = if fingerprint {
             format!(r#","system_fingerprint":"{FINGERPRINT}""#)
@@ -343,14 +312,7 @@ impl Ask<'_> {
     fn event(&self, delta: &str, finish: Option<&str>, generated: u64) -> String {
         let (reason, stop) = match finish {
             Some(reason) => (format!("\"{reason}\""), r#","stop_reason":null"#),
-            None => (
-                "null".to_owned(),
-                if self.chat {
-                    ""
-                } else {
-                    r#","stop_reason":null"#
-                },
-            ),
+            None => ("null".to_owned(), if self.chat { "" } else { r#","stop_reason":null"# }),
         };
         let choice = if self.chat {
             format!(
@@ -370,20 +332,12 @@ impl Ask<'_> {
     }
 
     fn running_usage(&self, generated: u64) -> String {
-        if self.continuous {
-            self.usage(generated, true)
-        } else {
-            String::new()
-        }
+        if self.continuous { self.usage(generated, true) } else { String::new() }
     }
 
     fn usage(&self, generated: u64, running: bool) -> String {
         let prompt = text::prompt_tokens(self.prompt);
-        let details = if running {
-            r#","completion_tokens_details":null"#
-        } else {
-            ""
-        };
+        let details = if running { r#","completion_tokens_details":null"# } else { "" };
         format!(
             r#","usage":{{"prompt_tokens":{prompt},"total_tokens":{},"completion_tokens":{generated}{details}}}"#,
             prompt + generated
@@ -402,29 +356,17 @@ impl Ask<'_> {
         }
         let word = |i| Value::from(text::token(i)).to_string();
         let delta = |i| {
-            if self.chat {
-                format!(r#"{{"content":{}}}"#, word(i))
-            } else {
-                word(i)
-            }
+            if self.chat { format!(r#"{{"content":{}}}"#, word(i)) } else { word(i) }
         };
         (0..self.tokens).map(delta).collect()
     }
 
     fn generated(&self) -> u64 {
-        if self.tool.is_some() {
-            ARGUMENTS.len() as u64 + 1
-        } else {
-            self.tokens
-        }
+        if self.tool.is_some() { ARGUMENTS.len() as u64 + 1 } else { self.tokens }
     }
 
     fn finish_reason(&self) -> &'static str {
-        if self.tool.is_some() {
-            "tool_calls"
-        } else {
-            self.finish
-        }
+        if self.tool.is_some() { "tool_calls" } else { self.finish }
     }
 
     fn call_id(&self) -> String {

@@ -30,10 +30,7 @@ impl From<io::Error> for Gone {
 impl Conn {
     /// Takes a connection.
     pub fn new(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            buffer: BytesMut::with_capacity(8 * 1024),
-        }
+        Self { stream, buffer: BytesMut::with_capacity(8 * 1024) }
     }
 
     /// The next request; `None` when the connection is over or has been idle for too long.
@@ -52,39 +49,24 @@ impl Conn {
             self.more().await?;
         };
         self.buffer.advance(head);
-        if seen
-            .header("expect")
-            .is_some_and(|v| v.eq_ignore_ascii_case("100-continue"))
-        {
-            self.stream
-                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
-                .await
-                .ok()?;
+        if seen.header("expect").is_some_and(|v| v.eq_ignore_ascii_case("100-continue")) {
+            self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.ok()?;
         }
         seen.body = if seen.header("transfer-encoding").is_some() {
             self.chunked().await?
         } else {
-            let length = seen
-                .header("content-length")
-                .and_then(|v| v.parse().ok())
-                .unwrap_or(0);
+            let length = seen.header("content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
             self.exactly(length).await?
         };
         Some(seen)
     }
 
     async fn more(&mut self) -> Option<()> {
-        self.stream
-            .read_buf(&mut self.buffer)
-            .await
-            .ok()
-            .filter(|n| *n > 0)
-            .map(|_| ())
+        self.stream.read_buf(&mut self.buffer).await.ok().filter(|n| *n > 0).map(|_| ())
     }
 
     async fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
-        self.buffer
-            .reserve(length.saturating_sub(self.buffer.len()));
+        self.buffer.reserve(length.saturating_sub(self.buffer.len()));
         while self.buffer.len() < length {
             self.more().await?;
         }
@@ -148,8 +130,7 @@ impl Conn {
 
     /// Writes one chunk of a chunked body.
     pub async fn chunk(&mut self, text: &str) -> Result<(), Gone> {
-        self.write(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes())
-            .await
+        self.write(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).await
     }
 
     /// Waits, and notices if the reader goes away meanwhile.
@@ -170,18 +151,13 @@ impl Conn {
 
     /// Closes with a reset where the system allows it, as a killed process does.
     pub fn reset(self) {
-        socket2::SockRef::from(&self.stream)
-            .set_linger(Some(Duration::ZERO))
-            .ok();
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).ok();
     }
 }
 
 /// Parses a request head: the request without its body, and the length of the head. `Some(None)`
 /// means that there is more to come, `None` that this is not HTTP.
-#[expect(
-    clippy::option_option,
-    reason = "broken, unfinished and whole are three things"
-)]
+#[expect(clippy::option_option, reason = "broken, unfinished and whole are three things")]
 fn parse(buffer: &[u8]) -> Option<Option<(Seen, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 100];
     let mut request = httparse::Request::new(&mut headers);
@@ -193,20 +169,10 @@ fn parse(buffer: &[u8]) -> Option<Option<(Seen, usize)>> {
                 .headers
                 .iter()
                 .map(|h| {
-                    (
-                        h.name.to_ascii_lowercase(),
-                        String::from_utf8_lossy(h.value).into_owned(),
-                    )
+                    (h.name.to_ascii_lowercase(), String::from_utf8_lossy(h.value).into_owned())
                 })
                 .collect();
-            Some(Some((
-                Seen {
-                    line,
-                    headers,
-                    body: Vec::new(),
-                },
-                length,
-            )))
+            Some(Some((Seen { line, headers, body: Vec::new() }, length)))
         }
     }
 }

@@ -48,8 +48,7 @@ async fn route(conn: &mut Conn, shared: &Arc<Shared>, seen: Seen) -> Result<Afte
     let (method, target) = seen.line.split_once(' ').unwrap_or_default();
     let path = target.split('?').next().unwrap_or_default();
     if path.starts_with("/v1") && !authorized(&seen, &behaviour) {
-        conn.answer(401, "", JSON, br#"{"error":"Unauthorized"}"#)
-            .await?;
+        conn.answer(401, "", JSON, br#"{"error":"Unauthorized"}"#).await?;
         return Ok(After::Keep);
     }
     match (method, path) {
@@ -58,17 +57,14 @@ async fn route(conn: &mut Conn, shared: &Arc<Shared>, seen: Seen) -> Result<Afte
             return inference(conn, shared, &behaviour, &path, seen).await;
         }
         (_, "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings") => {
-            conn.answer(
-                405,
-                "allow: POST\r\n",
-                JSON,
-                br#"{"detail":"Method Not Allowed"}"#,
-            )
-            .await?;
+            conn.answer(405, "allow: POST\r\n", JSON, br#"{"detail":"Method Not Allowed"}"#)
+                .await?;
+        }
+        ("GET", "/v1/models") => {
+            conn.answer(200, "", JSON, models(&behaviour).to_string().as_bytes()).await?
         }
         (_, "/v1/models") => {
-            conn.answer(200, "", JSON, models(&behaviour).to_string().as_bytes())
-                .await?
+            conn.answer(405, "allow: GET\r\n", JSON, br#"{"detail":"Method Not Allowed"}"#).await?;
         }
         (_, "/health") => {
             shared.stats.probes.fetch_add(1, Ordering::Relaxed);
@@ -76,12 +72,10 @@ async fn route(conn: &mut Conn, shared: &Arc<Shared>, seen: Seen) -> Result<Afte
         }
         (_, "/metrics") => {
             let kind = "text/plain; version=1.0.0; charset=utf-8";
-            conn.answer(200, "", kind, metrics(shared, &behaviour).as_bytes())
-                .await?;
+            conn.answer(200, "", kind, metrics(shared, &behaviour).as_bytes()).await?;
         }
         ("GET", "/sim/stats") => {
-            conn.answer(200, "", JSON, stats(shared).to_string().as_bytes())
-                .await?
+            conn.answer(200, "", JSON, stats(shared).to_string().as_bytes()).await?
         }
         ("POST", "/sim/behaviour") => match changed(&behaviour, &seen.body) {
             Ok(next) => {
@@ -90,10 +84,7 @@ async fn route(conn: &mut Conn, shared: &Arc<Shared>, seen: Seen) -> Result<Afte
             }
             Err(why) => conn.answer(400, "", "text/plain", why.as_bytes()).await?,
         },
-        _ => {
-            conn.answer(404, "", JSON, br#"{"detail":"Not Found"}"#)
-                .await?
-        }
+        _ => conn.answer(404, "", JSON, br#"{"detail":"Not Found"}"#).await?,
     }
     Ok(After::Keep)
 }
@@ -131,7 +122,7 @@ fn models(behaviour: &Behaviour) -> Value {
         .iter()
         .map(|id| {
             json!({"id": id, "object": "model", "created": now(), "owned_by": "vllm", "root": id,
-                   "parent": null, "max_model_len": 32768})
+                   "parent": null, "max_model_len": 32768, "permission": []})
         })
         .collect();
     json!({"object": "list", "data": data})
@@ -139,9 +130,7 @@ fn models(behaviour: &Behaviour) -> Value {
 
 /// Seconds since 1970.
 pub fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 fn metrics(shared: &Shared, behaviour: &Behaviour) -> String {
@@ -151,11 +140,7 @@ fn metrics(shared: &Shared, behaviour: &Behaviour) -> String {
     for (name, kind, value) in [
         ("vllm:num_requests_running", "gauge", &stats.running),
         ("vllm:prompt_tokens_total", "counter", &stats.prompt_tokens),
-        (
-            "vllm:generation_tokens_total",
-            "counter",
-            &stats.generated_tokens,
-        ),
+        ("vllm:generation_tokens_total", "counter", &stats.generated_tokens),
     ] {
         let value = value.load(Ordering::Relaxed);
         out.push_str(&format!(
@@ -192,12 +177,6 @@ fn changed(present: &Behaviour, body: &[u8]) -> Result<Behaviour, String> {
 
 /// Counts the tokens of an answer.
 pub fn count(shared: &Shared, prompt_bytes: usize, generated: u64) {
-    shared
-        .stats
-        .prompt_tokens
-        .fetch_add(text::prompt_tokens(prompt_bytes), Ordering::Relaxed);
-    shared
-        .stats
-        .generated_tokens
-        .fetch_add(generated, Ordering::Relaxed);
+    shared.stats.prompt_tokens.fetch_add(text::prompt_tokens(prompt_bytes), Ordering::Relaxed);
+    shared.stats.generated_tokens.fetch_add(generated, Ordering::Relaxed);
 }

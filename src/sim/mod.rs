@@ -128,10 +128,7 @@ pub struct Seen {
 impl Seen {
     /// The value of a header field.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, v)| v.as_str())
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 }
 
@@ -163,10 +160,7 @@ impl Stats {
 
     /// The last inference request.
     pub fn last(&self) -> Option<Seen> {
-        self.last
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -178,19 +172,11 @@ struct Shared {
 
 impl Shared {
     fn behaviour(&self) -> Arc<Behaviour> {
-        Arc::clone(
-            &self
-                .behaviour
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        Arc::clone(&self.behaviour.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn set(&self, behaviour: Behaviour) {
-        *self
-            .behaviour
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(behaviour);
+        *self.behaviour.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(behaviour);
     }
 }
 
@@ -215,11 +201,7 @@ impl Sim {
             stats: Stats::default(),
         });
         let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Ok(Self {
-            address,
-            shared,
-            task,
-        })
+        Ok(Self { address, shared, task })
     }
 
     /// `http://address`.

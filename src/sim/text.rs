@@ -1,20 +1,8 @@
 //! What the simulated model says.
 
 /// The words, one a token.
-const WORDS: [&str; 12] = [
-    "Hello",
-    "!",
-    " I",
-    " am",
-    " a",
-    " simulated",
-    " model",
-    ",",
-    " and",
-    " I",
-    " count",
-    ".",
-];
+const WORDS: [&str; 12] =
+    ["Hello", "!", " I", " am", " a", " simulated", " model", ",", " and", " I", " count", "."];
 
 /// The token at a place in an answer.
 pub fn token(at: u64) -> &'static str {

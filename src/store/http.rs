@@ -4,15 +4,28 @@ use std::time::Duration;
 
 use super::tls;
 
-/// Makes a client. It keeps idle connections for less time than uvicorn does, and follows no
+/// A client for what is outside of the fleet: it uses the proxy that the environment names.
+///
+/// See [`client`] for the rest.
+pub fn outside() -> reqwest::Client {
+    build(builder())
+}
+
+/// A client for the backends. Like the requests themselves it uses no proxy. It keeps idle connections for less time than uvicorn does, and follows no
 /// redirects: a webhook that moves must be configured anew.
 pub fn client() -> reqwest::Client {
+    build(builder().no_proxy())
+}
+
+fn builder() -> reqwest::ClientBuilder {
     tls::install_crypto();
     reqwest::Client::builder()
         .user_agent(concat!("llmproxy/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(Duration::from_secs(5))
         .pool_idle_timeout(Duration::from_secs(3))
-        .build()
-        .expect("a client without files of its own can always be built")
+}
+
+fn build(builder: reqwest::ClientBuilder) -> reqwest::Client {
+    builder.build().expect("a client without files of its own can always be built")
 }

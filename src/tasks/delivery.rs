@@ -40,13 +40,12 @@ async fn deliver(live: &Live, carry: &Carry, record: &Record) {
         // Read anew each time: a reload may have mended the URL.
         let Some(plan) = live.load().plan.usage_hook.clone() else {
             carry.metrics.webhook_failure.inc();
+            let id = &record.request_id;
+            log::error!("usage record of request {id} given up: there is no usage_hook any more");
             return;
         };
         let retry = plan.retry;
-        let failure = match Webhook::new(carry.client.clone(), plan)
-            .deliver(record)
-            .await
-        {
+        let failure = match Webhook::new(carry.outside.clone(), plan).deliver(record).await {
             Ok(()) => return carry.metrics.webhook_success.inc(),
             Err(failure) => failure,
         };
@@ -60,11 +59,7 @@ async fn deliver(live: &Live, carry: &Carry, record: &Record) {
             );
             return;
         }
-        log::warn!(
-            "usage record of request {}: the webhook {}",
-            record.request_id,
-            failure.why
-        );
+        log::warn!("usage record of request {}: the webhook {}", record.request_id, failure.why);
         tokio::time::sleep(pause(attempt, rand::random())).await;
         attempt += 1;
     }
@@ -73,9 +68,7 @@ async fn deliver(live: &Live, carry: &Carry, record: &Record) {
 /// The pause after an attempt: doubled each time, and shortened by up to a half at random (`dice`
 /// from 0 to 1), so that many records do not come back together.
 fn pause(attempt: u32, dice: f64) -> Duration {
-    let full = FIRST_PAUSE
-        .saturating_mul(1 << attempt.min(16))
-        .min(LONGEST_PAUSE);
+    let full = FIRST_PAUSE.saturating_mul(1 << attempt.min(16)).min(LONGEST_PAUSE);
     full.mul_f64(1.0 - dice / 2.0)
 }
 

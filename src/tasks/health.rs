@@ -14,20 +14,13 @@ const RESOLVE: Duration = Duration::from_secs(30);
 pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: impl FnOnce()) {
     let round = round(&live, &carry);
     tokio::pin!(round);
-    let late = tokio::time::timeout(Duration::from_secs(1), &mut round)
-        .await
-        .is_err();
+    let late = tokio::time::timeout(Duration::from_secs(1), &mut round).await.is_err();
     first();
     if late {
         round.await;
     }
     loop {
-        let interval = live
-            .load()
-            .plan
-            .health_check
-            .as_ref()
-            .map_or(RESOLVE, |h| h.interval);
+        let interval = live.load().plan.health_check.as_ref().map_or(RESOLVE, |h| h.interval);
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
             () = carry.probe_now.notified() => {}
@@ -59,10 +52,7 @@ pub async fn resolve(snapshot: &Snapshot) {
 
 fn show(snapshot: &Snapshot, carry: &Carry) {
     for (endpoint, healthy) in snapshot.health() {
-        let gauge = carry
-            .metrics
-            .backend_up
-            .with_label_values(&[&endpoint.plan.name]);
+        let gauge = carry.metrics.backend_up.with_label_values(&[&endpoint.plan.name]);
         gauge.set(i64::from(healthy));
     }
 }

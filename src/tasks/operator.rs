@@ -40,8 +40,5 @@ async fn ready(State((live, carry)): State<Parts>) -> (StatusCode, &'static str)
 async fn metrics(
     State((_, carry)): State<Parts>,
 ) -> ([(header::HeaderName, &'static str); 1], Vec<u8>) {
-    (
-        [(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)],
-        carry.metrics.render(),
-    )
+    ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], carry.metrics.render())
 }

@@ -37,11 +37,7 @@ pub async fn run(file: PathBuf, live: Arc<Live>, carry: Arc<Carry>) {
             log::info!(
                 "reloading {}{}",
                 file.display(),
-                if asked {
-                    " on SIGHUP"
-                } else {
-                    ": it has changed"
-                }
+                if asked { " on SIGHUP" } else { ": it has changed" }
             );
             reload(&file, &live, &carry).await;
             known = found;
@@ -55,10 +51,7 @@ async fn reload(file: &Path, live: &Live, carry: &Carry) {
         Ok(plan) => plan,
         Err(problems) => {
             carry.metrics.reload_success.set(0);
-            log::error!(
-                "{} is not valid; the configuration in force stays:",
-                file.display()
-            );
+            log::error!("{} is not valid; the configuration in force stays:", file.display());
             for problem in problems {
                 log::error!("{}: {problem}", file.display());
             }
@@ -75,20 +68,17 @@ async fn reload(file: &Path, live: &Live, carry: &Carry) {
         );
     }
     let next = Snapshot::build(plan, old.generation + 1, carry);
-    tokio::time::timeout(Duration::from_secs(5), health::resolve(&next))
-        .await
-        .ok();
-    carry
-        .probe
-        .set(next.plan.health_check.clone(), &next.endpoints);
+    for endpoint in &next.endpoints {
+        if let Some(earlier) = old.endpoints.iter().find(|e| e.id == endpoint.id) {
+            endpoint.adopt(earlier);
+        }
+    }
+    tokio::time::timeout(Duration::from_secs(5), health::resolve(&next)).await.ok();
+    carry.probe.set(next.plan.health_check.clone(), &next.endpoints);
     logger::start(level(next.plan.log.level), false);
     for gone in &old.endpoints {
         if !next.endpoints.iter().any(|e| e.plan.name == gone.plan.name) {
-            carry
-                .metrics
-                .backend_up
-                .remove_label_values(&[&gone.plan.name])
-                .ok();
+            carry.metrics.backend_up.remove_label_values(&[&gone.plan.name]).ok();
         }
     }
     log::info!("configuration {} is in force", next.generation);

@@ -5,7 +5,8 @@ use std::{
     io::{self, Write},
     sync::{
         OnceLock,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     time::Duration,
 };
@@ -16,7 +17,7 @@ use log::{LevelFilter, Record};
 /// The `target` of access lines; their message is a whole line already.
 pub const ACCESS: &str = "access";
 
-/// Lines that may wait for the writer before a logging thread has to wait too.
+/// Lines that may wait for the writer; what comes beyond is lost and counted.
 const BACKLOG: usize = 8192;
 
 /// Starts the log of the process. Later calls only change the level.
@@ -34,34 +35,19 @@ pub fn start(level: LevelFilter, json: bool) {
     let mut builder = Builder::new();
     // Every level is let through to the logger itself; `max_level` decides, which a reload can set.
     builder.filter_level(LevelFilter::Trace);
-    for noisy in [
-        "h2",
-        "hyper",
-        "hyper_util",
-        "reqwest",
-        "rustls",
-        "mio",
-        "tracing",
-    ] {
+    for noisy in ["h2", "hyper", "hyper_util", "reqwest", "rustls", "mio", "tracing"] {
         builder.filter_module(noisy, LevelFilter::Info);
     }
     // Pingora tells its own life story at info.
-    for chatty in [
-        "pingora_core",
-        "pingora_proxy",
-        "pingora_load_balancing",
-        "pingora_pool",
-    ] {
+    for chatty in ["pingora_core", "pingora_proxy", "pingora_load_balancing", "pingora_pool"] {
         builder.filter_module(chatty, LevelFilter::Warn);
     }
     builder.parse_default_env();
     builder.target(Target::Pipe(Box::new(Lines::start())));
-    builder.format(move |out, record| {
-        if json {
-            write_json(out, record)
-        } else {
-            write_text(out, record)
-        }
+    builder.format(move |out, record| match json {
+        _ if is_noise(record) => Ok(()),
+        true => write_json(out, record),
+        false => write_text(out, record),
     });
     builder.init();
     if std::env::var_os("RUST_LOG").is_none() {
@@ -69,18 +55,25 @@ pub fn start(level: LevelFilter, json: bool) {
     }
 }
 
+/// What Pingora tells as errors and warnings and is none: clients that go away in the middle of a
+/// header or a handshake, and what the health task tells by itself.
+fn is_noise(record: &Record<'_>) -> bool {
+    let says = |start: &str| record.args().to_string().starts_with(start);
+    log::max_level() < LevelFilter::Debug
+        && match record.target() {
+            "pingora_proxy" => says("Fail to proxy"),
+            "pingora_load_balancing" => says("backend "),
+            "pingora_core::services::listening" => says("Downstream handshake"),
+            _ => false,
+        }
+}
+
 fn write_text(out: &mut impl Write, record: &Record<'_>) -> io::Result<()> {
     let now = timestamp();
     if record.target() == ACCESS {
         return writeln!(out, "{now} ACCESS {}", record.args());
     }
-    writeln!(
-        out,
-        "{now} {:5} {}: {}",
-        record.level(),
-        record.target(),
-        record.args()
-    )
+    writeln!(out, "{now} {:5} {}: {}", record.level(), record.target(), record.args())
 }
 
 fn write_json(out: &mut impl Write, record: &Record<'_>) -> io::Result<()> {
@@ -106,13 +99,16 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
+/// Lines lost since the last one that was written.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
 static WRITER: OnceLock<SyncSender<Message>> = OnceLock::new();
 
 /// Waits, for a second at most, until every line so far is written. For the end of the process.
 pub fn flush() {
     let Some(writer) = WRITER.get() else { return };
     let (done, wait) = sync_channel(1);
-    if writer.send(Message::Flush(done)).is_ok() {
+    if writer.try_send(Message::Flush(done)).is_ok() {
         wait.recv_timeout(Duration::from_secs(1)).ok();
     }
 }
@@ -131,10 +127,7 @@ impl Lines {
             .name("log".to_owned())
             .spawn(move || write_lines(&lines))
             .expect("the system can start a thread");
-        Self {
-            writer,
-            line: Vec::new(),
-        }
+        Self { writer, line: Vec::new() }
     }
 }
 
@@ -142,9 +135,11 @@ impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.line.extend_from_slice(bytes);
         if self.line.ends_with(b"\n") {
-            self.writer
-                .send(Message::Line(std::mem::take(&mut self.line)))
-                .ok();
+            let line = std::mem::take(&mut self.line);
+            // A terminal or a pipe that takes nothing must not stop the traffic.
+            if let Err(TrySendError::Full(_)) = self.writer.try_send(Message::Line(line)) {
+                LOST.fetch_add(1, Ordering::Relaxed);
+            }
         }
         Ok(bytes.len())
     }
@@ -173,11 +168,13 @@ fn write_lines(lines: &Receiver<Message>) {
                 Message::Line(line) => batch.extend_from_slice(&line),
                 Message::Flush(done) => flushed.push(done),
             }
-            next = if batch.len() < 64 * 1024 {
-                lines.try_recv().ok()
-            } else {
-                None
-            };
+            next = if batch.len() < 64 * 1024 { lines.try_recv().ok() } else { None };
+        }
+        match LOST.swap(0, Ordering::Relaxed) {
+            0 => {}
+            n => batch.extend_from_slice(
+                format!("{n} log lines lost: the output was too slow\n").as_bytes(),
+            ),
         }
         // A log that cannot be written must not take the traffic down with it.
         out.write_all(&batch).ok();

@@ -51,15 +51,12 @@ pub struct Usual {
 }
 
 /// Milliseconds: the seeds' buckets from 10 to 10000, and finer ones below.
-const LATENCY_MS: [f64; 13] = [
-    0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0,
-];
-const FIRST_TOKEN: [f64; 15] = [
-    0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
-];
-const INTER_TOKEN: [f64; 13] = [
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0,
-];
+const LATENCY_MS: [f64; 13] =
+    [0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0];
+const FIRST_TOKEN: [f64; 15] =
+    [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+const INTER_TOKEN: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 impl Default for Metrics {
     fn default() -> Self {
@@ -172,8 +169,6 @@ fn register<C: Collector + Clone + 'static>(
     metric: prometheus::Result<C>,
 ) -> C {
     let metric = metric.expect("the name of a metric is legal");
-    registry
-        .register(Box::new(metric.clone()))
-        .expect("the name of a metric is unique");
+    registry.register(Box::new(metric.clone())).expect("the name of a metric is unique");
     metric
 }

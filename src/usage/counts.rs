@@ -10,12 +10,7 @@ pub fn read(value: &[u8]) -> Option<TokenCounts> {
     let mut total = None;
     for member in json::members(value, 0) {
         let member = member.ok()?;
-        let number = || {
-            std::str::from_utf8(&value[member.value.clone()])
-                .ok()?
-                .parse::<u64>()
-                .ok()
-        };
+        let number = || std::str::from_utf8(&value[member.value.clone()]).ok()?.parse::<u64>().ok();
         match &value[member.key.clone()] {
             b"prompt_tokens" => (counts.prompt, seen) = (number().unwrap_or(0), true),
             b"completion_tokens" => (counts.completion, seen) = (number().unwrap_or(0), true),
@@ -34,23 +29,9 @@ mod tests {
     #[test]
     fn reads_counts() {
         let vllm = br#"{"prompt_tokens":21,"total_tokens":33,"completion_tokens":12,"prompt_tokens_details":null}"#;
-        assert_eq!(
-            read(vllm),
-            Some(TokenCounts {
-                prompt: 21,
-                completion: 12,
-                total: 33
-            })
-        );
+        assert_eq!(read(vllm), Some(TokenCounts { prompt: 21, completion: 12, total: 33 }));
         let embeddings = br#"{"prompt_tokens": 5, "total_tokens": 5}"#;
-        assert_eq!(
-            read(embeddings),
-            Some(TokenCounts {
-                prompt: 5,
-                completion: 0,
-                total: 5
-            })
-        );
+        assert_eq!(read(embeddings), Some(TokenCounts { prompt: 5, completion: 0, total: 5 }));
         let no_total = br#"{"prompt_tokens":1,"completion_tokens":2}"#;
         assert_eq!(read(no_total).unwrap().total, 3);
         for none in [&b"null"[..], b"{}", b"7", br#"{"seconds":3}"#, b"{"] {

@@ -4,11 +4,14 @@ use serde::Serialize;
 
 use crate::base::{Outcome, TokenCounts, UsageSource};
 
-/// One record. Its JSON form is the body of the webhook; the first eleven keys are those of
-/// LLMProxy 0.1, in its order.
+/// One record. Its JSON form is the body of the webhook; the keys from `request_id` to
+/// `backend_url` are those of LLMProxy 0.1, in its order.
 #[derive(Clone, Debug, Serialize)]
 pub struct Record {
-    /// The `X-Request-Id` that the client saw; the same in every attempt to deliver.
+    /// Names this record alone, and is the same in every attempt to deliver it: what a receiver
+    /// tells repeats by. (`request_id` may be the client's choice.)
+    pub record_id: String,
+    /// The `X-Request-Id` that the client saw.
     pub request_id: String,
     /// Who called; empty without authentication.
     pub user_id: String,
@@ -30,6 +33,8 @@ pub struct Record {
     pub timestamp: String,
     /// The backend that answered; empty if none was reached.
     pub backend_url: String,
+    /// The path once more, under the name that later versions of the seed use.
+    pub path: String,
     /// The HTTP method.
     pub method: String,
     /// Status of the answer; 499 if the client left before there was one.

@@ -43,8 +43,10 @@ const OWNED_BY_USAGE: [&str; 2] = ["usage", "metrics"];
 pub struct StreamMeter {
     strip: Strip,
     splitter: Splitter,
-    held: Option<Bytes>,
+    held: Option<Held>,
     counts: Option<TokenCounts>,
+    /// Running figures of each choice, where the engine counts choices apart.
+    choices: Vec<(u64, TokenCounts)>,
     done: bool,
     ended: bool,
     aborted: bool,
@@ -65,10 +67,24 @@ static FINDERS: std::sync::LazyLock<Finders> = std::sync::LazyLock::new(|| Finde
     error: memmem::Finder::new(b"\"error\""),
 });
 
+/// A chunk that ends a choice, until it is known what follows.
+struct Held {
+    event: Bytes,
+    /// With its usage, for a client that asked for usage, in case no usage chunk comes.
+    original: Bytes,
+    /// Comments that came meanwhile.
+    behind: Vec<Bytes>,
+}
+
 /// What becomes of an event.
 enum Fate {
     Pass(Bytes),
-    Hold(Bytes),
+    /// Hold the event; the second is the event as it came.
+    Hold(Bytes, Bytes),
+    /// A comment: it goes where the event before it goes.
+    Comment(Bytes),
+    /// The end of the stream.
+    Done(Bytes),
     /// Take the event out; the bytes are its JSON document.
     Drop(Bytes),
 }
@@ -81,6 +97,7 @@ impl StreamMeter {
             splitter: Splitter::default(),
             held: None,
             counts: None,
+            choices: Vec::new(),
             done: false,
             ended: false,
             aborted: false,
@@ -140,10 +157,12 @@ impl StreamMeter {
     pub fn finish(&mut self) -> Bytes {
         self.ended = true;
         let mut out = Output::new(Bytes::new());
-        if let Some(piece) = self.splitter.finish() {
-            self.piece(piece, &mut out);
+        match self.splitter.finish() {
+            // A last event without its blank line is an event all the same.
+            Some(Piece::Event(event) | Piece::Raw(event)) => self.event(&event, &mut out),
+            None => {}
         }
-        self.release(&mut out);
+        self.release_original(&mut out);
         out.finish()
     }
 
@@ -151,53 +170,75 @@ impl StreamMeter {
     /// that never ended is thrown away, so that an error event can follow.
     pub fn abandon(&mut self) -> Bytes {
         self.splitter = Splitter::default();
-        self.held.take().unwrap_or_default()
+        let mut out = Output::new(Bytes::new());
+        self.release(&mut out);
+        out.finish()
     }
 
     fn release(&mut self, out: &mut Output) {
         if let Some(held) = self.held.take() {
-            out.put(held);
+            out.put(held.event);
+            held.behind.into_iter().for_each(|comment| out.put(comment));
         }
     }
 
+    /// No usage chunk has come: a client that asked gets the usage of the last chunk.
+    fn release_original(&mut self, out: &mut Output) {
+        if self.strip == Strip::Running
+            && let Some(held) = &mut self.held
+        {
+            held.event = held.original.clone();
+        }
+        self.release(out);
+    }
+
     fn piece(&mut self, piece: Piece, out: &mut Output) {
-        let event = match piece {
-            Piece::Event(event) => event,
-            Piece::Raw(raw) => {
-                // Possibly a last event without its blank line: still worth a look.
-                self.look(&raw);
+        match piece {
+            Piece::Event(event) => self.event(&event, out),
+            Piece::Raw(part) => {
                 self.release(out);
-                return out.put(raw);
+                out.put(part);
             }
-        };
-        match self.look(&event) {
+        }
+    }
+
+    fn event(&mut self, event: &Bytes, out: &mut Output) {
+        match self.look(event) {
             Fate::Pass(bytes) => {
                 self.release(out);
                 out.put(bytes);
             }
-            Fate::Hold(bytes) => {
+            Fate::Hold(event, original) => {
                 self.release(out);
-                self.held = Some(bytes);
+                self.held = Some(Held { event, original, behind: Vec::new() });
+            }
+            Fate::Comment(bytes) => match &mut self.held {
+                Some(held) => held.behind.push(bytes),
+                None => out.put(bytes),
+            },
+            Fate::Done(bytes) => {
+                self.release_original(out);
+                out.put(bytes);
             }
             Fate::Drop(document) => {
-                let held = self.held.take();
-                if let Some(held) = held {
-                    out.put(give_back(held, &document));
+                if let Some(held) = &mut self.held {
+                    held.event = give_back(held.event.clone(), &document);
                 }
+                self.release(out);
             }
         }
     }
 
     fn look(&mut self, event: &Bytes) -> Fate {
         let (document, at) = match sse::data(event) {
-            Data::None => return Fate::Pass(event.clone()),
+            Data::None => return Fate::Comment(event.clone()),
             Data::One(range) => (event.slice(range.clone()), Some(range.start)),
             Data::Many(joined) => (Bytes::copy_from_slice(&joined), None),
         };
         self.events += 1;
         if document.as_ref() == b"[DONE]" {
             self.done = true;
-            return Fate::Pass(event.clone());
+            return Fate::Done(event.clone());
         }
         let ends_choice = self.look_at_finish(&document);
         if self.find.error.find(&document).is_some()
@@ -209,23 +250,44 @@ impl StreamMeter {
         if self.find.usage.find(&document).is_some()
             && let Some(usage) = json::find(&document, "usage")
         {
-            let value = &document[usage.value];
-            let counts = counts::read(value);
-            self.counts = counts.or(self.counts);
-            let only = is_usage_only(&document);
-            match (self.strip, only, counts.is_some()) {
-                (Strip::All { .. }, true, true) => return Fate::Drop(document),
-                (Strip::All { .. } | Strip::Running, false, true)
-                | (Strip::All { nulls: true }, false, false) => {
+            let counts = counts::read(&document[usage.value]);
+            let choice = first_choice(&document);
+            if let Some(counts) = counts {
+                self.count(counts, choice);
+            }
+            match (self.strip, choice.is_some(), counts.is_some()) {
+                (Strip::All { .. }, false, true) => return Fate::Drop(document),
+                (Strip::All { .. } | Strip::Running, true, true)
+                | (Strip::All { nulls: true }, true, false) => {
                     passed = without_usage(event, &document, at);
                 }
                 _ => {}
             }
         }
-        if matches!(self.strip, Strip::All { .. }) && ends_choice && at.is_some() {
-            return Fate::Hold(passed);
+        if self.strip != Strip::Nothing && ends_choice && at.is_some() {
+            return Fate::Hold(passed, event.clone());
         }
         Fate::Pass(passed)
+    }
+
+    /// Notes counts: of one choice so far, or of the whole answer.
+    fn count(&mut self, counts: TokenCounts, choice: Option<u64>) {
+        let Some(index) = choice else {
+            self.choices.clear();
+            self.counts = Some(counts);
+            return;
+        };
+        match self.choices.iter_mut().find(|(i, _)| *i == index) {
+            Some((_, known)) => *known = counts,
+            None => self.choices.push((index, counts)),
+        }
+        // vLLM's running figures are those of one choice; the prompt is the same in all.
+        let prompt = self.choices.iter().map(|(_, c)| c.prompt).max().unwrap_or(0);
+        let completion = self.choices.iter().map(|(_, c)| c.completion).sum();
+        self.counts = Some(match self.choices.len() {
+            1 => counts,
+            _ => TokenCounts { prompt, completion, total: prompt + completion },
+        });
     }
 
     /// Notes an abort; returns whether the event ends a choice.
@@ -246,10 +308,12 @@ impl StreamMeter {
     }
 }
 
-/// A chunk without choices that carries usage.
-fn is_usage_only(document: &[u8]) -> bool {
-    json::find(document, "choices")
-        .is_some_and(|m| json::elements(&document[m.value]).next().is_none())
+/// The index of the first choice of a chunk; `None` if it has none, as the usage chunk.
+fn first_choice(document: &[u8]) -> Option<u64> {
+    let choices = &document[json::find(document, "choices")?.value];
+    let first = &choices[json::elements(choices).next()?];
+    let index = json::find(first, "index").map(|m| &first[m.value]);
+    Some(index.and_then(|i| std::str::from_utf8(i).ok()?.parse().ok()).unwrap_or(0))
 }
 
 /// The event without its `usage` member; unchanged if its data is spread over several lines.
@@ -278,9 +342,7 @@ fn give_back(held: Bytes, usage_chunk: &[u8]) -> Bytes {
     for member in json::members(usage_chunk, 0).flatten() {
         let key = &usage_chunk[member.key.clone()];
         let has = |m: json::Member| document[m.key] == *key;
-        if OWNED_BY_USAGE
-            .iter()
-            .any(|name| member.is(usage_chunk, name))
+        if OWNED_BY_USAGE.iter().any(|name| member.is(usage_chunk, name))
             || json::members(document, 0).flatten().any(has)
         {
             continue;
@@ -312,11 +374,7 @@ struct Output {
 
 impl Output {
     fn new(chunk: Bytes) -> Self {
-        Self {
-            chunk,
-            same: 0,
-            other: None,
-        }
+        Self { chunk, same: 0, other: None }
     }
 
     fn put(&mut self, bytes: Bytes) {
@@ -385,11 +443,7 @@ mod tests {
             "\n\ndata: [DONE]\n\n"
         );
         assert_eq!(out, expected);
-        let counts = TokenCounts {
-            prompt: 3,
-            completion: 2,
-            total: 5,
-        };
+        let counts = TokenCounts { prompt: 3, completion: 2, total: 5 };
         assert_eq!(meter.usage(), (counts, UsageSource::Final));
     }
 
@@ -398,6 +452,50 @@ mod tests {
         let (out, _) = run(Strip::Running, &[ROLE, LAST, USAGE, DONE]);
         assert!(out.contains(USAGE) && !out.contains(r#""completion_tokens":0"#));
         assert!(out.contains(r#""finish_reason":"stop"}]}"#));
+    }
+
+    #[test]
+    fn a_client_that_asked_gets_usage_also_where_no_usage_chunk_comes() {
+        let (out, _) = run(Strip::Running, &[ROLE, LAST, DONE]);
+        assert!(out.contains(LAST) && !out.contains(r#""completion_tokens":0"#));
+        let (out, _) = run(Strip::Running, &[ROLE, LAST]);
+        assert!(out.contains(LAST));
+        let (out, _) = run(ALL, &[ROLE, LAST, DONE]);
+        assert!(!out.contains("usage"));
+    }
+
+    #[test]
+    fn a_comment_does_not_come_between() {
+        let (out, _) = run(ALL, &[LAST, ": keep-alive\n\n", USAGE, DONE]);
+        assert!(
+            out.contains(
+                "\"stop\"}],\"system_fingerprint\":\"f\"}\n\n: keep-alive\n\ndata: [DONE]"
+            ),
+            "{out}"
+        );
+    }
+
+    #[test]
+    fn a_usage_chunk_may_lack_choices_or_its_blank_line() {
+        let bare = "data: {\"id\":\"a\",\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}";
+        let (out, meter) = run(ALL, &[&format!("{bare}\n\n"), DONE]);
+        assert_eq!((out.as_str(), meter.usage().0.total), (DONE, 3));
+        let (out, meter) = run(ALL, &[bare]);
+        assert_eq!((out.as_str(), meter.usage().0.total), ("", 3));
+    }
+
+    #[test]
+    fn choices_are_counted_apart_until_the_engine_adds_them_up() {
+        let chunk = |index: u32, n: u32| {
+            format!(
+                "data: {{\"choices\":[{{\"index\":{index},\"delta\":{{}}}}],\"usage\":{{\"prompt_tokens\":5,\"completion_tokens\":{n},\"total_tokens\":{}}}}}\n\n",
+                5 + n
+            )
+        };
+        let (_, meter) = run(ALL, &[&chunk(0, 1), &chunk(1, 1), &chunk(0, 2), &chunk(1, 7)]);
+        assert_eq!(meter.usage().0, TokenCounts { prompt: 5, completion: 9, total: 14 });
+        let (_, meter) = run(ALL, &[&chunk(0, 1), &chunk(1, 1), USAGE, DONE]);
+        assert_eq!(meter.usage().0, TokenCounts { prompt: 3, completion: 2, total: 5 });
     }
 
     #[test]
@@ -429,11 +527,7 @@ mod tests {
     fn a_stream_that_breaks_keeps_its_last_figures() {
         let mut meter = StreamMeter::new(ALL);
         meter.push(Bytes::from(format!("{ROLE}{LAST}data: {{\"hal")));
-        let counts = TokenCounts {
-            prompt: 3,
-            completion: 2,
-            total: 5,
-        };
+        let counts = TokenCounts { prompt: 3, completion: 2, total: 5 };
         assert_eq!(meter.usage(), (counts, UsageSource::Partial));
         let rest = meter.abandon();
         assert!(rest.ends_with(b"}]}\n\n"));
@@ -465,14 +559,7 @@ mod tests {
         assert_eq!(out, parts.concat());
         assert_eq!(
             meter.usage(),
-            (
-                TokenCounts {
-                    prompt: 1,
-                    completion: 2,
-                    total: 3
-                },
-                UsageSource::Final
-            )
+            (TokenCounts { prompt: 1, completion: 2, total: 3 }, UsageSource::Final)
         );
         let (out, _) = run(ALL, &parts);
         assert_eq!(out, [parts[0], parts[1], parts[3]].concat());

@@ -17,18 +17,12 @@ pub struct Edit {
 impl Edit {
     /// Deletes a range.
     pub fn cut(range: Range<usize>) -> Self {
-        Self {
-            range,
-            with: Cow::Borrowed(b""),
-        }
+        Self { range, with: Cow::Borrowed(b"") }
     }
 
     /// Inserts before `at`.
     pub fn insert(at: usize, with: impl Into<Cow<'static, [u8]>>) -> Self {
-        Self {
-            range: at..at,
-            with: with.into(),
-        }
+        Self { range: at..at, with: with.into() }
     }
 }
 
@@ -55,16 +49,10 @@ mod tests {
     fn edits_in_any_order() {
         let mut buf = BytesMut::from(&b"0123456789"[..]);
         let edits = vec![
-            Edit {
-                range: 1..3,
-                with: Cow::Borrowed(b"abcd"),
-            },
+            Edit { range: 1..3, with: Cow::Borrowed(b"abcd") },
             Edit::insert(10, &b"!"[..]),
             Edit::cut(5..8),
-            Edit {
-                range: 4..5,
-                with: Cow::Borrowed(b"x"),
-            },
+            Edit { range: 4..5, with: Cow::Borrowed(b"x") },
         ];
         apply(&mut buf, edits);
         assert_eq!(&buf[..], b"0abcd3x89!");

@@ -72,10 +72,7 @@ enum State {
 
 /// Walks the object that starts at `at` (leading white space allowed).
 pub fn members(doc: &[u8], at: usize) -> Members<'_> {
-    Members {
-        scan: Scan { doc, pos: at },
-        state: State::First,
-    }
+    Members { scan: Scan { doc, pos: at }, state: State::First }
 }
 
 impl Members<'_> {
@@ -118,10 +115,7 @@ impl Members<'_> {
         s.space();
         let start = s.pos;
         s.value()?;
-        Ok(Some(Member {
-            key,
-            value: start..s.pos,
-        }))
+        Ok(Some(Member { key, value: start..s.pos }))
     }
 }
 
@@ -140,9 +134,7 @@ impl Iterator for Members<'_> {
 /// The first member of the object at the start of `doc` whose key is `name`; `None` if there is
 /// none or the document is broken before it.
 pub fn find(doc: &[u8], name: &str) -> Option<Member> {
-    members(doc, 0)
-        .map_while(Result::ok)
-        .find(|m| m.is(doc, name))
+    members(doc, 0).map_while(Result::ok).find(|m| m.is(doc, name))
 }
 
 /// The elements of the array at the start of `doc`, as ranges; stops at the first that is broken.
@@ -189,11 +181,7 @@ pub fn cuts(
         }
         if let Some(run) = open.take() {
             // A run at the head takes the comma behind it, any other the comma before it.
-            let end = if last_kept_end.is_none() {
-                span.start
-            } else {
-                run.end
-            };
+            let end = if last_kept_end.is_none() { span.start } else { run.end };
             cuts.push(run.start..end);
         }
         last_kept_end = Some(span.end);
@@ -274,11 +262,7 @@ impl Scan<'_> {
         while self.peek().is_some_and(|b| b.is_ascii_digit()) {
             self.pos += 1;
         }
-        if self.pos == start {
-            Err(self.error("expected a digit"))
-        } else {
-            Ok(())
-        }
+        if self.pos == start { Err(self.error("expected a digit")) } else { Ok(()) }
     }
 
     fn number(&mut self) -> Result<(), SyntaxError> {
@@ -334,8 +318,7 @@ impl Scan<'_> {
                     self.space();
                     let close = if open == b'{' { b'}' } else { b']' };
                     if self.peek() != Some(close) {
-                        nest.push(open == b'{')
-                            .ok_or(self.error("nested too deeply"))?;
+                        nest.push(open == b'{').ok_or(self.error("nested too deeply"))?;
                         if open == b'{' {
                             self.key()?;
                         }
@@ -463,16 +446,12 @@ mod tests {
     use super::*;
 
     fn keys(doc: &str) -> Result<Vec<String>, SyntaxError> {
-        members(doc.as_bytes(), 0)
-            .map(|m| m.map(|m| doc[m.key].to_owned()))
-            .collect()
+        members(doc.as_bytes(), 0).map(|m| m.map(|m| doc[m.key].to_owned())).collect()
     }
 
     fn without(doc: &str, names: &[&str]) -> String {
         let mut out = doc.to_owned();
-        let found = cuts(doc.as_bytes(), |m| {
-            names.iter().any(|n| m.is(doc.as_bytes(), n))
-        });
+        let found = cuts(doc.as_bytes(), |m| names.iter().any(|n| m.is(doc.as_bytes(), n)));
         for cut in found.unwrap().into_iter().rev() {
             out.replace_range(cut, "");
         }
@@ -481,10 +460,7 @@ mod tests {
 
     #[test]
     fn walks_members() {
-        assert_eq!(
-            keys(r#" { "a" : [1,{"b":2}] , "c":"}" } "#).unwrap(),
-            ["a", "c"]
-        );
+        assert_eq!(keys(r#" { "a" : [1,{"b":2}] , "c":"}" } "#).unwrap(), ["a", "c"]);
         assert_eq!(keys("{}").unwrap(), Vec::<String>::new());
     }
 
@@ -516,17 +492,9 @@ mod tests {
 
     #[test]
     fn refuses_deep_nesting() {
-        let fits = format!(
-            "{{\"a\":{}{}}}",
-            "[".repeat(MAX_DEPTH),
-            "]".repeat(MAX_DEPTH)
-        );
+        let fits = format!("{{\"a\":{}{}}}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
         assert!(keys(&fits).is_ok());
-        let deep = format!(
-            "{{\"a\":{}{}}}",
-            "[".repeat(MAX_DEPTH + 2),
-            "]".repeat(MAX_DEPTH + 2)
-        );
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(MAX_DEPTH + 2), "]".repeat(MAX_DEPTH + 2));
         assert_eq!(keys(&deep).unwrap_err().what, "nested too deeply");
     }
 
@@ -552,9 +520,7 @@ mod tests {
     #[test]
     fn walks_elements() {
         let doc = br#" [ {"a":[1]} , 2 ] "#;
-        let found: Vec<_> = elements(doc)
-            .map(|r| std::str::from_utf8(&doc[r]).unwrap())
-            .collect();
+        let found: Vec<_> = elements(doc).map(|r| std::str::from_utf8(&doc[r]).unwrap()).collect();
         assert_eq!(found, [r#"{"a":[1]}"#, "2"]);
         assert_eq!(elements(b"[]").count(), 0);
         assert_eq!(elements(b"{}").count(), 0);

@@ -17,6 +17,9 @@ pub struct Peek {
     pub model_invalid: bool,
     /// `stream` is `true`.
     pub stream: bool,
+    /// A switch that is neither `true`, `false` nor `null`. Engines read some of these as `true`,
+    /// and not all in the same way.
+    pub bad_switch: Option<&'static str>,
     /// `stream_options`, when it is there.
     pub stream_options: Option<StreamOptions>,
     /// `max_completion_tokens`, else `max_tokens`.
@@ -30,8 +33,8 @@ pub struct Peek {
 /// `stream_options` of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// `include_usage` is `true`.
-    pub include_usage: bool,
+    /// `include_usage`; `None` if it is not there. `null` is `false`, for the whole as well.
+    pub include_usage: Option<bool>,
     /// `continuous_usage_stats` is `true` (vLLM).
     pub continuous: bool,
     range: Range<usize>,
@@ -52,10 +55,7 @@ enum OptionsKind {
 /// If the body is not one JSON object, in UTF-8, with nothing but white space behind it.
 pub fn peek(doc: &[u8], guarded: &[String]) -> Result<Peek, SyntaxError> {
     if let Err(e) = std::str::from_utf8(doc) {
-        return Err(SyntaxError {
-            at: e.valid_up_to(),
-            what: "invalid UTF-8",
-        });
+        return Err(SyntaxError { at: e.valid_up_to(), what: "invalid UTF-8" });
     }
     let mut found = Peek::default();
     let mut limits = (None, None);
@@ -67,9 +67,15 @@ pub fn peek(doc: &[u8], guarded: &[String]) -> Result<Peek, SyntaxError> {
             found.model = string(value);
             found.model_invalid = found.model.is_none() && value != b"null";
         } else if member.is(doc, "stream") {
-            found.stream = value == b"true";
+            match switch(value) {
+                Ok(on) => found.stream = on == Some(true),
+                Err(()) => found.bad_switch = Some("stream"),
+            }
         } else if member.is(doc, "stream_options") {
-            found.stream_options = Some(stream_options(doc, member.value.clone()));
+            match stream_options(doc, member.value.clone()) {
+                Ok(options) => found.stream_options = Some(options),
+                Err(()) => found.bad_switch = Some("stream_options"),
+            }
         } else if member.is(doc, "max_tokens") {
             limits.0 = number(value);
         } else if member.is(doc, "max_completion_tokens") {
@@ -79,15 +85,9 @@ pub fn peek(doc: &[u8], guarded: &[String]) -> Result<Peek, SyntaxError> {
     }
     found.close = walk.position() - 1;
     found.max_tokens = limits.1.or(limits.0);
-    if let Some(extra) = doc[walk.position()..]
-        .iter()
-        .position(|b| !b.is_ascii_whitespace())
-    {
+    if let Some(extra) = doc[walk.position()..].iter().position(|b| !b.is_ascii_whitespace()) {
         let at = walk.position() + extra;
-        return Err(SyntaxError {
-            at,
-            what: "unexpected text after the document",
-        });
+        return Err(SyntaxError { at, what: "unexpected text after the document" });
     }
     Ok(found)
 }
@@ -104,20 +104,36 @@ fn number(value: &[u8]) -> Option<u64> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }
 
-fn stream_options(doc: &[u8], range: Range<usize>) -> StreamOptions {
+fn switch(value: &[u8]) -> Result<Option<bool>, ()> {
+    match value {
+        b"true" => Ok(Some(true)),
+        b"false" => Ok(Some(false)),
+        b"null" => Ok(None),
+        _ => Err(()),
+    }
+}
+
+fn stream_options(doc: &[u8], range: Range<usize>) -> Result<StreamOptions, ()> {
     let value = &doc[range.clone()];
-    let on = |name| json::find(value, name).is_some_and(|m| &value[m.value] == b"true");
     let kind = match value.first() {
         Some(b'{') => OptionsKind::Object,
         Some(b'n') => OptionsKind::Null,
         _ => OptionsKind::Other,
     };
-    StreamOptions {
-        include_usage: on("include_usage"),
-        continuous: on("continuous_usage_stats"),
-        range,
-        kind,
+    let (mut include_usage, mut continuous) = (None, None);
+    if kind == OptionsKind::Null {
+        include_usage = Some(false);
     }
+    // As above, the last of two equal keys counts.
+    for member in json::members(value, 0).map_while(Result::ok) {
+        let set = || switch(&value[member.value.clone()]);
+        if member.is(value, "include_usage") {
+            include_usage = Some(set()? == Some(true));
+        } else if member.is(value, "continuous_usage_stats") {
+            continuous = set()?;
+        }
+    }
+    Ok(StreamOptions { include_usage, continuous: continuous == Some(true), range, kind })
 }
 
 /// What is asked of an engine beyond what the client asked.
@@ -149,16 +165,13 @@ pub fn usage_edits(doc: &[u8], peek: &Peek, ask: Ask) -> Vec<Edit> {
         let text = format!(r#","stream_options":{{{wanted}}}"#);
         return vec![Edit::insert(peek.close, text.into_bytes())];
     };
-    let already = options.include_usage && (options.continuous || ask == Ask::Final);
+    let already = options.include_usage == Some(true) && (options.continuous || ask == Ask::Final);
     match options.kind {
         OptionsKind::Other => Vec::new(),
         _ if already => Vec::new(),
         OptionsKind::Null => {
             let with = Cow::Owned(format!("{{{wanted}}}").into_bytes());
-            vec![Edit {
-                range: options.range.clone(),
-                with,
-            }]
+            vec![Edit { range: options.range.clone(), with }]
         }
         OptionsKind::Object => {
             let value = &doc[options.range.clone()];
@@ -169,10 +182,8 @@ pub fn usage_edits(doc: &[u8], peek: &Peek, ask: Ask) -> Vec<Edit> {
             };
             let others = json::members(value, 0).flatten().any(|m| !is_ours(&m));
             let base = options.range.start;
-            let mut edits: Vec<Edit> = cuts
-                .into_iter()
-                .map(|c| Edit::cut(base + c.start..base + c.end))
-                .collect();
+            let mut edits: Vec<Edit> =
+                cuts.into_iter().map(|c| Edit::cut(base + c.start..base + c.end)).collect();
             let comma = if others { "," } else { "" };
             let text = format!("{comma}{wanted}");
             edits.push(Edit::insert(options.range.end - 1, text.into_bytes()));
@@ -208,30 +219,40 @@ mod tests {
         assert!(p.stream && !p.guarded);
         assert_eq!(p.max_tokens, Some(7));
         let options = p.stream_options.unwrap();
-        assert!(options.include_usage && !options.continuous);
+        assert!(options.include_usage == Some(true) && !options.continuous);
     }
 
     #[test]
     fn the_last_of_two_keys_counts() {
-        let p = peek(
-            br#"{"model":"a","model":"b","stream":true,"stream":false}"#,
-            &[],
-        )
-        .unwrap();
+        let p = peek(br#"{"model":"a","model":"b","stream":true,"stream":false}"#, &[]).unwrap();
         assert_eq!(p.model.as_deref(), Some("b"));
         assert!(!p.stream);
     }
 
     #[test]
+    fn the_last_of_two_options_counts() {
+        let doc = r#"{"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true,"include_usage":false}}"#;
+        assert_eq!(
+            asking(doc, Ask::Continuous),
+            r#"{"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#
+        );
+    }
+
+    #[test]
+    fn switches_are_true_or_false() {
+        for bad in ["1", "\"true\"", "[]", "1.0"] {
+            let doc = format!(r#"{{"stream":{bad}}}"#);
+            assert_eq!(peek(doc.as_bytes(), &[]).unwrap().bad_switch, Some("stream"));
+            let doc = format!(r#"{{"stream_options":{{"include_usage":{bad}}}}}"#);
+            assert_eq!(peek(doc.as_bytes(), &[]).unwrap().bad_switch, Some("stream_options"));
+        }
+        assert_eq!(peek(br#"{"stream":null}"#, &[]).unwrap().bad_switch, None);
+    }
+
+    #[test]
     fn refuses_what_is_no_document() {
-        assert_eq!(
-            peek(b"{} x", &[]).unwrap_err().what,
-            "unexpected text after the document"
-        );
-        assert_eq!(
-            peek(b"{\"a\":\"\xff\"}", &[]).unwrap_err().what,
-            "invalid UTF-8"
-        );
+        assert_eq!(peek(b"{} x", &[]).unwrap_err().what, "unexpected text after the document");
+        assert_eq!(peek(b"{\"a\":\"\xff\"}", &[]).unwrap_err().what, "invalid UTF-8");
         assert!(peek(b"[1]", &[]).is_err());
         assert!(peek(br#"{"model":1}"#, &[]).unwrap().model_invalid);
     }
@@ -247,10 +268,7 @@ mod tests {
             r#"{"stream":true,"stream_options":{"include_usage":true}}"#
         );
         assert_eq!(
-            asking(
-                r#"{"stream_options":{"include_usage":false,"x":1},"a":2}"#,
-                Ask::Final
-            ),
+            asking(r#"{"stream_options":{"include_usage":false,"x":1},"a":2}"#, Ask::Final),
             r#"{"stream_options":{"x":1,"include_usage":true},"a":2}"#
         );
         assert_eq!(

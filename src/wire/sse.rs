@@ -77,11 +77,7 @@ impl Splitter {
             return;
         }
         let whole = !std::mem::take(&mut self.oversized);
-        out(if whole {
-            Piece::Event(bytes)
-        } else {
-            Piece::Raw(bytes)
-        });
+        out(if whole { Piece::Event(bytes) } else { Piece::Raw(bytes) });
     }
 
     fn keep(&mut self, chunk: &Bytes, start: usize, out: &mut impl FnMut(Piece)) {
@@ -229,10 +225,7 @@ mod tests {
     #[test]
     fn cuts_at_blank_lines_of_every_kind() {
         assert_eq!(split(&[b"a\n\nb\n\n"]), [event("a\n\n"), event("b\n\n")]);
-        assert_eq!(
-            split(&[b"a\r\n\r\nb\r\n\r\n"]),
-            [event("a\r\n\r\n"), event("b\r\n\r\n")]
-        );
+        assert_eq!(split(&[b"a\r\n\r\nb\r\n\r\n"]), [event("a\r\n\r\n"), event("b\r\n\r\n")]);
         assert_eq!(split(&[b"a\r\rb\r\r"]), [event("a\r\r"), event("b\r\r")]);
         assert_eq!(split(&[b"a\r\n\n"]), [event("a\r\n\n")]);
         assert_eq!(split(&[b": ping\n\n"]), [event(": ping\n\n")]);
@@ -252,10 +245,7 @@ mod tests {
         splitter.push(&big, |p| got.push(p));
         assert_eq!(got, [Piece::Raw(big)]);
         splitter.push(&Bytes::from_static(b"y\n\nz\n\n"), |p| got.push(p));
-        assert_eq!(
-            got[1..],
-            [Piece::Raw(Bytes::from_static(b"y\n\n")), event("z\n\n")]
-        );
+        assert_eq!(got[1..], [Piece::Raw(Bytes::from_static(b"y\n\n")), event("z\n\n")]);
     }
 
     #[test]
@@ -264,10 +254,7 @@ mod tests {
         assert_eq!(data(b"event: e\r\ndata:x\r\n\r\n"), Data::One(15..16));
         assert_eq!(data(b": comment\n\n"), Data::None);
         assert_eq!(data(b"database: x\n\n"), Data::None);
-        assert_eq!(
-            data(b"data: a\ndata: b\r\n\n"),
-            Data::Many(Cow::Owned(b"a\nb".to_vec()))
-        );
+        assert_eq!(data(b"data: a\ndata: b\r\n\n"), Data::Many(Cow::Owned(b"a\nb".to_vec())));
         assert_eq!(data(b"data\n\n"), Data::One(4..4));
     }
 

@@ -18,12 +18,8 @@ enum Framing {
     Http2NoLength,
 }
 
-const FRAMINGS: [Framing; 4] = [
-    Framing::Length,
-    Framing::Chunked,
-    Framing::Http2,
-    Framing::Http2NoLength,
-];
+const FRAMINGS: [Framing; 4] =
+    [Framing::Length, Framing::Chunked, Framing::Http2, Framing::Http2NoLength];
 
 fn chunked(body: &[u8], piece: usize) -> Vec<u8> {
     let mut out = Vec::new();
@@ -50,10 +46,7 @@ async fn post(gateway: &Gateway, framing: Framing, body: Vec<u8>) -> u16 {
             client.answer().await.status
         }
         Framing::Http2 | Framing::Http2NoLength => {
-            let client = reqwest::Client::builder()
-                .http2_prior_knowledge()
-                .build()
-                .unwrap();
+            let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
             let body = if framing == Framing::Http2 {
                 reqwest::Body::from(body)
             } else {
@@ -69,14 +62,9 @@ async fn post(gateway: &Gateway, framing: Framing, body: Vec<u8>) -> u16 {
 }
 
 fn unsized_body(body: Vec<u8>) -> reqwest::Body {
-    let pieces: Vec<_> = body
-        .chunks(10_000)
-        .map(bytes::Bytes::copy_from_slice)
-        .collect();
+    let pieces: Vec<_> = body.chunks(10_000).map(bytes::Bytes::copy_from_slice).collect();
     reqwest::Body::wrap(http_body_util::StreamBody::new(futures::stream::iter(
-        pieces
-            .into_iter()
-            .map(|p| Ok::<_, std::io::Error>(http_body::Frame::data(p))),
+        pieces.into_iter().map(|p| Ok::<_, std::io::Error>(http_body::Frame::data(p))),
     )))
 }
 
@@ -91,15 +79,8 @@ async fn every_size_arrives_unchanged_in_every_framing() {
     for framing in FRAMINGS {
         for size in SIZES {
             let body = chat_of(size, false);
-            assert_eq!(
-                post(&gateway, framing, body.clone()).await,
-                200,
-                "{framing:?} {size}"
-            );
-            assert!(
-                received(&sim) == body,
-                "{framing:?} {size}: the body was changed"
-            );
+            assert_eq!(post(&gateway, framing, body.clone()).await, 200, "{framing:?} {size}");
+            assert!(received(&sim) == body, "{framing:?} {size}: the body was changed");
         }
     }
 }
@@ -115,25 +96,13 @@ async fn every_size_survives_a_backend_that_cannot_be_reached() {
             let body = chat_of(size, false);
             // Two in a row: one of them is the dead backend's turn.
             for _ in 0..2 {
-                assert_eq!(
-                    post(&gateway, framing, body.clone()).await,
-                    200,
-                    "{framing:?} {size}"
-                );
-                assert!(
-                    received(&sim) == body,
-                    "{framing:?} {size}: the body was changed"
-                );
+                assert_eq!(post(&gateway, framing, body.clone()).await, 200, "{framing:?} {size}");
+                assert!(received(&sim) == body, "{framing:?} {size}: the body was changed");
             }
         }
     }
-    let retries = gateway
-        .metric("llmproxy_retries_total{reason=\"connect_failure\"}")
-        .await;
-    assert!(
-        retries >= (FRAMINGS.len() * SIZES.len()) as f64,
-        "{retries}"
-    );
+    let retries = gateway.metric("llmproxy_retries_total{reason=\"connect_failure\"}").await;
+    assert!(retries >= (FRAMINGS.len() * SIZES.len()) as f64, "{retries}");
 }
 
 #[tokio::test]
@@ -144,11 +113,7 @@ async fn usage_is_spliced_into_every_size() {
     for framing in FRAMINGS {
         for size in SIZES {
             let body = chat_of(size, true);
-            assert_eq!(
-                post(&gateway, framing, body.clone()).await,
-                200,
-                "{framing:?} {size}"
-            );
+            assert_eq!(post(&gateway, framing, body.clone()).await, 200, "{framing:?} {size}");
             let expected = [&body[..body.len() - 1], splice].concat();
             assert!(received(&sim) == expected, "{framing:?} {size}");
         }
@@ -160,18 +125,10 @@ async fn one_byte_more_than_the_cap_is_refused() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], &format!("server: {{max_body_size: {CAP}}}")).await;
     for framing in FRAMINGS {
-        assert_eq!(
-            post(&gateway, framing, chat_of(CAP + 1, false)).await,
-            413,
-            "{framing:?}"
-        );
+        assert_eq!(post(&gateway, framing, chat_of(CAP + 1, false)).await, 413, "{framing:?}");
     }
     assert_eq!(sim.stats().requests(), 0);
-    let answer = gateway
-        .client()
-        .await
-        .ask("/v1/chat/completions", chat_of(CAP + 1, false))
-        .await;
+    let answer = gateway.client().await.ask("/v1/chat/completions", chat_of(CAP + 1, false)).await;
     assert_eq!(answer.json()["error"]["code"], "request_too_large");
 }
 
@@ -179,14 +136,8 @@ async fn one_byte_more_than_the_cap_is_refused() {
 async fn the_default_cap_is_32_mib() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
-    assert_eq!(
-        post(&gateway, Framing::Length, chat_of(32 << 20, false)).await,
-        200
-    );
-    assert_eq!(
-        post(&gateway, Framing::Length, chat_of((32 << 20) + 1, false)).await,
-        413
-    );
+    assert_eq!(post(&gateway, Framing::Length, chat_of(32 << 20, false)).await, 200);
+    assert_eq!(post(&gateway, Framing::Length, chat_of((32 << 20) + 1, false)).await, 413);
 }
 
 #[tokio::test]
@@ -209,11 +160,7 @@ async fn a_client_that_asks_before_it_sends_is_answered() {
 
     let mut client = gateway.client().await;
     client.send(head(2 << 20).as_bytes()).await;
-    assert_eq!(
-        client.head().await.status,
-        413,
-        "refused without having been sent"
-    );
+    assert_eq!(client.head().await.status, 413, "refused without having been sent");
 }
 
 #[tokio::test]
@@ -222,20 +169,12 @@ async fn a_large_chunked_body_that_cannot_be_sent_again_is_an_error_and_no_hang(
     let gateway = Gateway::before(&[sim.url()], "").await;
     // A connection that is kept alive, and then breaks under the next request.
     let mut client = gateway.client().await;
-    assert_eq!(
-        client
-            .ask("/v1/chat/completions", chat_of(100, false))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(client.ask("/v1/chat/completions", chat_of(100, false)).await.status, 200);
     sim.change(|b| b.fail = Fail::BeforeHeaders);
     let head =
         "POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n";
     client.send(head.as_bytes()).await;
-    client
-        .send(&chunked(&chat_of(300_000, false), 10_000))
-        .await;
+    client.send(&chunked(&chat_of(300_000, false), 10_000)).await;
     let answer = client.answer().await;
     assert_eq!(answer.status, 502);
     assert_eq!(answer.json()["error"]["type"], "server_error");
@@ -264,33 +203,15 @@ async fn a_body_is_read_in_any_pieces() {
 async fn what_is_not_json_is_told_so() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
-    for bad in [
-        "",
-        "hello",
-        "[1]",
-        r#"{"model":"sim-model""#,
-        "{\"a\":\"\u{1}\"}",
-        "{} {}",
-    ] {
-        let answer = gateway
-            .client()
-            .await
-            .ask("/v1/chat/completions", bad)
-            .await;
+    for bad in ["", "hello", "[1]", r#"{"model":"sim-model""#, "{\"a\":\"\u{1}\"}", "{} {}"] {
+        let answer = gateway.client().await.ask("/v1/chat/completions", bad).await;
         assert_eq!(answer.status, 400, "{bad}");
         let error = &answer.json()["error"];
         assert_eq!(error["code"], "invalid_json", "{bad}");
         assert_eq!(error["type"], "invalid_request_error");
     }
-    let answer = gateway
-        .client()
-        .await
-        .ask("/v1/chat/completions", r#"{"model":7}"#)
-        .await;
-    assert_eq!(
-        (answer.status, &answer.json()["error"]["param"]),
-        (400, &"model".into())
-    );
+    let answer = gateway.client().await.ask("/v1/chat/completions", r#"{"model":7}"#).await;
+    assert_eq!((answer.status, &answer.json()["error"]["param"]), (400, &"model".into()));
     assert_eq!(sim.stats().requests(), 0);
 }
 
@@ -307,4 +228,76 @@ async fn requests_may_be_pipelined() {
     client.send(format!("{one}{one}").as_bytes()).await;
     assert_eq!(client.answer().await.status, 200);
     assert_eq!(client.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_length_may_be_repeated_but_not_contradicted() {
+    let sim = sim().await;
+    let gateway = Gateway::before(&[sim.url()], "").await;
+    // Large enough that Pingora's buffer alone could not resend it.
+    let body = chat_of(300_000, false);
+    let head = |length: &str| {
+        format!("POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Length: {length}\r\n\r\n")
+    };
+    let mut client = gateway.client().await;
+    client.send(head("300000, 300000").as_bytes()).await;
+    client.send(&body).await;
+    assert_eq!(client.answer().await.status, 200);
+    assert!(received(&sim) == body);
+    for wrong in ["300000, 300001", "-1", "3e5", "0x10"] {
+        let mut client = gateway.client().await;
+        client.send(head(wrong).as_bytes()).await;
+        client.try_send(&body).await;
+        assert_eq!(client.head().await.status, 400, "{wrong}");
+    }
+    assert_eq!(sim.stats().requests(), 1);
+}
+
+#[tokio::test]
+async fn switches_that_engines_read_differently_are_refused() {
+    let sim = sim().await;
+    let gateway = Gateway::before(&[sim.url()], "").await;
+    for bad in [
+        r#""stream":1"#,
+        r#""stream":"true""#,
+        r#""stream":true,"stream_options":{"include_usage":1}"#,
+    ] {
+        let body = format!(r#"{{"model":"sim-model","messages":[],{bad}}}"#);
+        let answer = gateway.client().await.ask("/v1/chat/completions", body).await;
+        assert_eq!(
+            (answer.status, answer.json()["error"]["code"].as_str()),
+            (400, Some("invalid_value")),
+            "{bad}"
+        );
+    }
+    assert_eq!(sim.stats().requests(), 0);
+}
+
+#[tokio::test]
+async fn every_framing_survives_a_dead_connection() {
+    for framing in FRAMINGS {
+        // A chunked body can be sent again while it fits into Pingora's buffer.
+        for size in [200, 60_000, 300_000] {
+            if framing == Framing::Chunked && size > 64_000 {
+                continue;
+            }
+            let sim = sim().await;
+            // One thread: the kept connection is the one that is used again.
+            let gateway = Gateway::before(&[sim.url()], "server: {threads: 1}\n").await;
+            assert_eq!(
+                gateway
+                    .client()
+                    .await
+                    .ask("/v1/chat/completions", chat_of(100, false))
+                    .await
+                    .status,
+                200
+            );
+            sim.change(|b| (b.fail, b.fail_every) = (Fail::BeforeHeaders, 2));
+            let body = chat_of(size, false);
+            assert_eq!(post(&gateway, framing, body.clone()).await, 200, "{framing:?} {size}");
+            assert!(received(&sim) == body, "{framing:?} {size}");
+            assert_eq!(sim.stats().requests(), 3, "{framing:?} {size}");
+        }
+    }
 }

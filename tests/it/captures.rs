@@ -13,12 +13,8 @@ use tokio::{
 
 use crate::support::{Gateway, Receiver};
 
-const STRIPS: [Strip; 4] = [
-    Strip::Nothing,
-    Strip::Running,
-    Strip::All { nulls: false },
-    Strip::All { nulls: true },
-];
+const STRIPS: [Strip; 4] =
+    [Strip::Nothing, Strip::Running, Strip::All { nulls: false }, Strip::All { nulls: true }];
 
 /// Name and body of every captured stream of events.
 fn captures() -> Vec<(String, Vec<u8>)> {
@@ -39,11 +35,7 @@ fn captures() -> Vec<(String, Vec<u8>)> {
         }
     }
     found.sort();
-    assert!(
-        found.len() >= 30,
-        "only {} captures of streams",
-        found.len()
-    );
+    assert!(found.len() >= 30, "only {} captures of streams", found.len());
     found
 }
 
@@ -84,21 +76,14 @@ fn cut_at_every_position() {
                 len => (0..300).map(|_| random.random_range(0..=len)).collect(),
             };
             for cut in single {
-                assert!(
-                    run(strip, &stream, &[cut]) == whole,
-                    "{name} {strip:?} cut at {cut}"
-                );
+                assert!(run(strip, &stream, &[cut]) == whole, "{name} {strip:?} cut at {cut}");
             }
             for _ in 0..20 {
                 let n = random.random_range(2..40);
-                let mut cuts: Vec<usize> = (0..n)
-                    .map(|_| random.random_range(0..=stream.len()))
-                    .collect();
+                let mut cuts: Vec<usize> =
+                    (0..n).map(|_| random.random_range(0..=stream.len())).collect();
                 cuts.sort_unstable();
-                assert!(
-                    run(strip, &stream, &cuts) == whole,
-                    "{name} {strip:?} cut at {cuts:?}"
-                );
+                assert!(run(strip, &stream, &cuts) == whole, "{name} {strip:?} cut at {cuts:?}");
             }
         }
     }
@@ -109,10 +94,7 @@ fn every_byte_alone() {
     for (name, stream) in captures().into_iter().filter(|(_, s)| s.len() < 10_000) {
         let cuts: Vec<usize> = (1..stream.len()).collect();
         for strip in STRIPS {
-            assert!(
-                run(strip, &stream, &cuts) == run(strip, &stream, &[]),
-                "{name} {strip:?}"
-            );
+            assert!(run(strip, &stream, &cuts) == run(strip, &stream, &[]), "{name} {strip:?}");
         }
     }
 }
@@ -120,23 +102,15 @@ fn every_byte_alone() {
 #[test]
 fn line_ends_may_be_crlf() {
     for (name, stream) in captures().into_iter().filter(|(_, s)| s.len() < 10_000) {
-        let crlf = String::from_utf8(stream.clone())
-            .unwrap()
-            .replace('\n', "\r\n")
-            .into_bytes();
+        let crlf = String::from_utf8(stream.clone()).unwrap().replace('\n', "\r\n").into_bytes();
         for strip in STRIPS {
             let (out, seen) = run(strip, &crlf, &[]);
             let (plain, plain_seen) = run(strip, &stream, &[]);
             assert_eq!(seen, plain_seen, "{name}");
-            let back = String::from_utf8(out.clone())
-                .unwrap()
-                .replace("\r\n", "\n");
+            let back = String::from_utf8(out.clone()).unwrap().replace("\r\n", "\n");
             assert_eq!(back.as_bytes(), plain, "{name}");
             for cut in (0..crlf.len()).step_by(7) {
-                assert!(
-                    run(strip, &crlf, &[cut]).0 == out,
-                    "{name} {strip:?} cut at {cut}"
-                );
+                assert!(run(strip, &crlf, &[cut]).0 == out, "{name} {strip:?} cut at {cut}");
             }
         }
     }
@@ -144,11 +118,7 @@ fn line_ends_may_be_crlf() {
 
 /// The members of the chunk that ends the answer, in order.
 fn last_chunk(stream: &str) -> Vec<String> {
-    let event = stream
-        .split("\n\n")
-        .filter(|e| e.contains("finish_reason\":\""))
-        .last()
-        .unwrap();
+    let event = stream.split("\n\n").filter(|e| e.contains("finish_reason\":\"")).last().unwrap();
     let value: serde_json::Value =
         serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
     value.as_object().unwrap().keys().cloned().collect()
@@ -238,9 +208,7 @@ async fn replayed_through_the_gateway() {
         .collect();
     let mut backends = String::from("backends:\n");
     for (name, stream) in &streams {
-        let mut cuts: Vec<usize> = (0..30)
-            .map(|_| random.random_range(0..=stream.len()))
-            .collect();
+        let mut cuts: Vec<usize> = (0..30).map(|_| random.random_range(0..=stream.len())).collect();
         cuts.sort_unstable();
         let url = replay(stream.clone(), cuts).await;
         backends.push_str(&format!("  - url: \"{url}\"\n    models: [\"{name}\"]\n"));
@@ -250,29 +218,17 @@ async fn replayed_through_the_gateway() {
     for (n, (name, stream)) in streams.iter().enumerate() {
         for (options, strip) in [
             ("", Strip::All { nulls: false }),
-            (
-                r#","stream_options":{"include_usage":true}"#,
-                Strip::Running,
-            ),
+            (r#","stream_options":{"include_usage":true}"#, Strip::Running),
             (
                 r#","stream_options":{"include_usage":true,"continuous_usage_stats":true}"#,
                 Strip::Nothing,
             ),
         ] {
             let body = format!(r#"{{"model":"{name}","messages":[],"stream":true{options}}}"#);
-            let answer = gateway
-                .client()
-                .await
-                .ask("/v1/chat/completions", body)
-                .await;
+            let answer = gateway.client().await.ask("/v1/chat/completions", body).await;
             assert_eq!(answer.status, 200);
             let expected = run(strip, stream, &[]).0;
-            let same = answer
-                .body
-                .iter()
-                .zip(&expected)
-                .take_while(|(a, b)| a == b)
-                .count();
+            let same = answer.body.iter().zip(&expected).take_while(|(a, b)| a == b).count();
             let from = |bytes: &[u8]| {
                 let part = &bytes[same.saturating_sub(100)..bytes.len().min(same + 200)];
                 String::from_utf8_lossy(part).into_owned()
@@ -286,19 +242,13 @@ async fn replayed_through_the_gateway() {
             );
         }
         let records = receiver.wait_for(3 * (n + 1)).await;
-        let totals: Vec<_> = records[3 * n..]
-            .iter()
-            .map(|r| r["total_tokens"].clone())
-            .collect();
+        let totals: Vec<_> = records[3 * n..].iter().map(|r| r["total_tokens"].clone()).collect();
         assert!(totals.iter().all(|t| *t == totals[0]), "{name}: {totals:?}");
         let outcome = if name.contains("death") || name.contains("sigterm") {
             "upstream_error"
         } else {
             "complete"
         };
-        assert!(
-            records[3 * n..].iter().all(|r| r["outcome"] == outcome),
-            "{name}: {records:?}"
-        );
+        assert!(records[3 * n..].iter().all(|r| r["outcome"] == outcome), "{name}: {records:?}");
     }
 }

@@ -22,10 +22,8 @@ async fn a_stream_that_breaks_ends_with_an_error_event() {
         assert!(!answer.text().contains("[DONE]") && !answer.text().contains("usage"));
         let record = receiver.one().await;
         assert_eq!(record["outcome"], "upstream_error");
-        let (tokens, source) = (
-            record["completion_tokens"].as_u64(),
-            record["usage_source"].as_str(),
-        );
+        let (tokens, source) =
+            (record["completion_tokens"].as_u64(), record["usage_source"].as_str());
         match fail {
             // Eight of sixteen tokens had come, and were counted as they passed.
             Fail::MidStream => assert_eq!((tokens, source), (Some(8), Some("partial"))),
@@ -60,10 +58,7 @@ async fn what_an_engine_aborts_is_recorded_as_that() {
         assert_eq!(answer.status, 200);
         assert!(answer.whole);
         if stream {
-            assert!(
-                answer.text().ends_with("data: [DONE]\n\n"),
-                "passed on as it came"
-            );
+            assert!(answer.text().ends_with("data: [DONE]\n\n"), "passed on as it came");
         }
         let record = receiver.one().await;
         assert_eq!(record["outcome"], "upstream_error", "{fail:?} {stream}");
@@ -96,10 +91,7 @@ async fn something_that_is_not_http_is_an_error() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         while let Ok((mut socket, _)) = listener.accept().await {
             socket.read_u8().await.unwrap();
-            socket
-                .write_all(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")
-                .await
-                .unwrap();
+            socket.write_all(b"SSH-2.0-OpenSSH_9.9\r\n\r\n").await.unwrap();
         }
     });
     let gateway = Gateway::before(&[url], "").await;

@@ -26,9 +26,7 @@ const FLOORS: [(&str, u32); 17] = [
 
 fn floor(module: &str) -> u32 {
     let known = FLOORS.iter().find(|(name, _)| *name == module);
-    known
-        .unwrap_or_else(|| panic!("`{module}` stands on no floor"))
-        .1
+    known.unwrap_or_else(|| panic!("`{module}` stands on no floor")).1
 }
 
 /// Every `crate::module` that a file names outside of its tests and comments.
@@ -51,10 +49,7 @@ fn imports(text: &str) -> Vec<String> {
 }
 
 fn word(text: &str) -> String {
-    text.trim_start()
-        .chars()
-        .take_while(|c| c.is_alphanumeric() || *c == '_')
-        .collect()
+    text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
 /// The first words of a group `a::b, c::{d, e}, f}`.
@@ -116,10 +111,7 @@ fn imports_go_down() {
             }
         }
     }
-    assert!(
-        seen > 80,
-        "only {seen} imports were found: the test has gone blind"
-    );
+    assert!(seen > 80, "only {seen} imports were found: the test has gone blind");
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
@@ -134,10 +126,6 @@ fn every_module_says_what_it_is_for() {
     let mut all = Vec::new();
     files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut all);
     for path in all {
-        assert!(
-            fs::read_to_string(&path).unwrap().starts_with("//! "),
-            "{}",
-            path.display()
-        );
+        assert!(fs::read_to_string(&path).unwrap().starts_with("//! "), "{}", path.display());
     }
 }

@@ -8,9 +8,7 @@ async fn seen_by_backend(more: &str, headers: &str, body: &str) -> Seen {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], more).await;
     let mut client = gateway.client().await;
-    client
-        .post_with("/v1/chat/completions", headers, body.as_bytes())
-        .await;
+    client.post_with("/v1/chat/completions", headers, body.as_bytes()).await;
     assert_eq!(client.answer().await.status, 200);
     sim.stats().last().unwrap()
 }
@@ -68,34 +66,19 @@ async fn the_clients_key_stays_with_the_gateway() {
     let body = crate::support::chat(false);
     let seen = seen_by_backend("", headers, &body).await;
     let text = format!("{:?}", seen.headers);
-    assert!(
-        !text.contains("sk-client") && !text.contains("root"),
-        "{text}"
-    );
+    assert!(!text.contains("sk-client") && !text.contains("root"), "{text}");
 }
 
 #[tokio::test]
 async fn the_backends_own_key_is_sent() {
     let sim = sim_with(|b| b.api_key = "sk-backend".to_owned()).await;
-    let backend = format!(
-        "backends:\n  - url: \"{}\"\n    api_key: \"sk-backend\"\n",
-        sim.url()
-    );
+    let backend = format!("backends:\n  - url: \"{}\"\n    api_key: \"sk-backend\"\n", sim.url());
     let gateway = Gateway::start(&backend).await;
     let mut client = gateway.client().await;
     let headers = "Authorization: Bearer sk-client\r\n";
-    client
-        .post_with(
-            "/v1/chat/completions",
-            headers,
-            crate::support::chat(false).as_bytes(),
-        )
-        .await;
+    client.post_with("/v1/chat/completions", headers, crate::support::chat(false).as_bytes()).await;
     assert_eq!(client.answer().await.status, 200);
-    assert_eq!(
-        sim.stats().last().unwrap().header("authorization"),
-        Some("Bearer sk-backend")
-    );
+    assert_eq!(sim.stats().last().unwrap().header("authorization"), Some("Bearer sk-backend"));
     let models = gateway.client().await.get("/v1/models").await;
     assert_eq!(models.json()["data"][0]["id"], "sim-model");
     assert!(!gateway.log().contains("sk-backend"));
@@ -120,11 +103,7 @@ async fn header_fields_are_handled_by_the_rules() {
     assert_eq!(answer.status, 200);
     assert_eq!(answer.header("x-request-id"), Some("my-req-42"));
     assert_eq!(answer.json()["id"], "chatcmpl-my-req-42");
-    assert_eq!(
-        answer.header("server"),
-        Some("uvicorn"),
-        "the backend's own fields pass"
-    );
+    assert_eq!(answer.header("server"), Some("uvicorn"), "the backend's own fields pass");
     let seen = sim.stats().last().unwrap();
     assert_eq!(seen.line, "POST /v1/chat/completions?a=1&b=%20x");
     assert_eq!(seen.header("host"), Some(sim.address.to_string().as_str()));
@@ -150,11 +129,7 @@ async fn a_request_id_that_could_do_harm_is_replaced() {
         let mut client = gateway.client().await;
         let header = format!("X-Request-Id: {bad}\r\n");
         client
-            .post_with(
-                "/v1/chat/completions",
-                &header,
-                crate::support::chat(false).as_bytes(),
-            )
+            .post_with("/v1/chat/completions", &header, crate::support::chat(false).as_bytes())
             .await;
         let answer = client.answer().await;
         let id = answer.header("x-request-id").unwrap();

@@ -14,33 +14,21 @@ async fn thresholds_decide() {
 
     let before = a.stats().probes();
     a.change(|s| s.health = 503);
-    eventually("the backend is taken out", async || {
-        gateway.metric(&up).await == 0.0
-    })
-    .await;
+    eventually("the backend is taken out", async || gateway.metric(&up).await == 0.0).await;
     let probes = a.stats().probes() - before;
-    assert!(probes >= 3, "taken out after {probes} probes");
+    // Three, and those that came until this test saw it.
+    assert!((3..15).contains(&probes), "taken out after {probes} probes");
     let served = a.stats().requests();
     for _ in 0..6 {
-        assert_eq!(
-            gateway.client().await.ask(PATH, chat(false)).await.status,
-            200
-        );
+        assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
     }
-    assert_eq!(
-        a.stats().requests(),
-        served,
-        "a backend that is down gets nothing"
-    );
+    assert_eq!(a.stats().requests(), served, "a backend that is down gets nothing");
 
     let before = a.stats().probes();
     a.change(|s| s.health = 200);
-    eventually("the backend is back", async || {
-        gateway.metric(&up).await == 1.0
-    })
-    .await;
+    eventually("the backend is back", async || gateway.metric(&up).await == 1.0).await;
     let probes = a.stats().probes() - before;
-    assert!(probes >= 2, "back after {probes} probes");
+    assert!((2..15).contains(&probes), "back after {probes} probes");
     eventually("it is used again", async || {
         gateway.client().await.ask(PATH, chat(false)).await;
         a.stats().requests() > served
@@ -57,10 +45,7 @@ async fn the_first_probe_decides_at_once() {
     let probes = "health_check: {interval: 1h, unhealthy_threshold: 3}\n";
     let gateway = Gateway::before(&[sick.url(), well.url()], probes).await;
     for _ in 0..4 {
-        assert_eq!(
-            gateway.client().await.ask(PATH, chat(false)).await.status,
-            200
-        );
+        assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
     }
     assert_eq!((sick.stats().requests(), well.stats().requests()), (0, 4));
     assert_eq!(sick.stats().probes(), 1);
@@ -77,11 +62,7 @@ async fn without_a_healthy_backend_requests_are_refused_and_readiness_says_so() 
     assert_eq!(answer.json()["error"]["code"], "no_healthy_backend");
     let mut client = gateway.client().await;
     assert_eq!(client.get("/ready").await.status, 503);
-    assert_eq!(
-        client.get("/health").await.status,
-        200,
-        "alive all the same"
-    );
+    assert_eq!(client.get("/health").await.status, 200, "alive all the same");
 }
 
 #[tokio::test]
@@ -96,10 +77,7 @@ async fn readiness_wants_a_healthy_backend_for_every_model() {
     .await;
     assert_eq!(gateway.client().await.get("/ready").await.status, 503);
     b.change(|s| s.health = 200);
-    eventually("ready", async || {
-        gateway.client().await.get("/ready").await.status == 200
-    })
-    .await;
+    eventually("ready", async || gateway.client().await.get("/ready").await.status == 200).await;
 }
 
 #[tokio::test]
@@ -109,14 +87,8 @@ async fn probes_ask_as_configured() {
     for (check, healthy) in [
         ("{path: /nowhere, expected_status: 404}", true),
         ("{path: /nowhere}", false),
-        (
-            "{path: /v1/completions, method: GET, expected_status: 405}",
-            true,
-        ),
-        (
-            "{path: /v1/completions, method: POST, expected_status: 405}",
-            false,
-        ),
+        ("{path: /v1/completions, method: GET, expected_status: 405}", true),
+        ("{path: /v1/completions, method: POST, expected_status: 405}", false),
     ] {
         let gateway = Gateway::before(&[sim.url()], &format!("health_check: {check}\n")).await;
         let ready = gateway.client().await.get("/ready").await.status;

@@ -15,10 +15,7 @@ async fn a_server_that_closes_after_each_stream_loses_none() {
     for n in 0..500 {
         let answer = client.ask(PATH, chat(true)).await;
         assert_eq!(answer.status, 200, "stream {n}");
-        assert!(
-            answer.whole && answer.text().ends_with("data: [DONE]\n\n"),
-            "stream {n}"
-        );
+        assert!(answer.whole && answer.text().ends_with("data: [DONE]\n\n"), "stream {n}");
     }
     assert_eq!(sim.stats().requests(), 500);
 }
@@ -51,11 +48,7 @@ async fn idle_connections_are_given_up_before_the_server_does() {
 
 #[tokio::test]
 async fn a_request_that_meets_a_dead_connection_is_sent_again_on_a_new_one() {
-    for body in [
-        chat_of(200, false),
-        chat_of(65_537, true),
-        chat_of(1 << 20, false),
-    ] {
+    for body in [chat_of(200, false), chat_of(65_537, true), chat_of(1 << 20, false)] {
         let sim = sim().await;
         let gateway = Gateway::before(&[sim.url()], "").await;
         let mut client = gateway.client().await;
@@ -67,9 +60,7 @@ async fn a_request_that_meets_a_dead_connection_is_sent_again_on_a_new_one() {
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!((sim.stats().requests(), sim.stats().connections()), (3, 2));
         assert_eq!(
-            gateway
-                .metric("llmproxy_retries_total{reason=\"stale_connection\"}")
-                .await,
+            gateway.metric("llmproxy_retries_total{reason=\"stale_connection\"}").await,
             1.0
         );
     }

@@ -7,10 +7,7 @@ use crate::support::{Client, Gateway, Receiver, chat, eventually, sim, sim_with}
 const PATH: &str = "/v1/chat/completions";
 
 fn backends(urls: &[String]) -> String {
-    let list: String = urls
-        .iter()
-        .map(|url| format!("  - url: \"{url}\"\n"))
-        .collect();
+    let list: String = urls.iter().map(|url| format!("  - url: \"{url}\"\n")).collect();
     format!("backends:\n{list}")
 }
 
@@ -20,17 +17,11 @@ async fn a_changed_file_is_loaded() {
     let gateway = Gateway::start(&backends(&[a.url()])).await;
     gateway.rewrite(&backends(&[b.url()]));
     gateway.logs("configuration 2 is in force").await;
-    assert_eq!(
-        gateway.client().await.ask(PATH, chat(false)).await.status,
-        200
-    );
+    assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
     assert_eq!((a.stats().requests(), b.stats().requests()), (0, 1));
     let old = format!("llmproxy_backend_up{{backend=\"{}\"}}", a.url());
     let metrics = gateway.client().await.get("/metrics").await;
-    assert!(
-        !metrics.text().contains(&old),
-        "a backend that is gone has no gauge"
-    );
+    assert!(!metrics.text().contains(&old), "a backend that is gone has no gauge");
 }
 
 #[tokio::test]
@@ -41,9 +32,7 @@ async fn sighup_loads_at_once() {
         let next = if n % 2 == 0 { &b } else { &a };
         gateway.rewrite(&backends(&[next.url()]));
         gateway.signal("HUP");
-        gateway
-            .logs(&format!("configuration {n} is in force"))
-            .await;
+        gateway.logs(&format!("configuration {n} is in force")).await;
     }
     assert_eq!(gateway.metric("llmproxy_config_reload_success").await, 1.0);
 }
@@ -61,15 +50,9 @@ async fn a_bad_file_leaves_the_old_one_in_force() {
         ),
         "{log}"
     );
-    assert!(
-        log.contains("line 3: backends[0].url: `nonsense` is not a URL"),
-        "{log}"
-    );
+    assert!(log.contains("line 3: backends[0].url: `nonsense` is not a URL"), "{log}");
     assert_eq!(gateway.metric("llmproxy_config_reload_success").await, 0.0);
-    assert_eq!(
-        gateway.client().await.ask(PATH, chat(false)).await.status,
-        200
-    );
+    assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
 
     gateway.rewrite(&backends(&[sim.url()]));
     gateway.logs("configuration 2 is in force").await;
@@ -80,25 +63,18 @@ async fn a_bad_file_leaves_the_old_one_in_force() {
 async fn what_needs_a_restart_is_refused_with_that_word() {
     let sim = sim().await;
     let gateway = Gateway::start(&backends(&[sim.url()])).await;
-    for (key, value) in [
-        ("server.threads", "threads: 3"),
-        ("server.metrics_listen", "metrics_listen: \":1\""),
-    ] {
+    for (key, value) in
+        [("server.threads", "threads: 3"), ("server.metrics_listen", "metrics_listen: \":1\"")]
+    {
         gateway.rewrite(&format!("server: {{{value}}}\n{}", backends(&[sim.url()])));
-        gateway
-            .logs(&format!("a change of {key} needs a restart"))
-            .await;
+        gateway.logs(&format!("a change of {key} needs a restart")).await;
         assert_eq!(gateway.metric("llmproxy_config_reload_success").await, 0.0);
     }
-    let text = std::fs::read_to_string(&gateway.file)
-        .unwrap()
-        .replace("listen: \"127", "listen: \"0");
+    let text =
+        std::fs::read_to_string(&gateway.file).unwrap().replace("listen: \"127", "listen: \"0");
     std::fs::write(&gateway.file, text.replace("0.0.0.1", "127.0.0.2")).unwrap();
     gateway.signal("HUP");
-    eventually("refused", async || {
-        gateway.log().contains("a change of listen")
-    })
-    .await;
+    eventually("refused", async || gateway.log().contains("a change of listen")).await;
 }
 
 #[tokio::test]
@@ -124,9 +100,7 @@ async fn no_stream_is_lost_in_a_reload() {
         let next = if n % 2 == 0 { &b } else { &a };
         gateway.rewrite(&backends(&[next.url()]));
         gateway.signal("HUP");
-        gateway
-            .logs(&format!("configuration {n} is in force"))
-            .await;
+        gateway.logs(&format!("configuration {n} is in force")).await;
         tokio::time::sleep(Duration::from_millis(60)).await;
     }
     for stream in streams {
@@ -151,10 +125,7 @@ async fn health_outlives_a_reload() {
     gateway.signal("HUP");
     gateway.logs("configuration 2 is in force").await;
     for _ in 0..6 {
-        assert_eq!(
-            gateway.client().await.ask(PATH, chat(false)).await.status,
-            200
-        );
+        assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
     }
     assert_eq!(sick.stats().requests(), 0, "it was known to be down");
 }
@@ -164,10 +135,7 @@ async fn sigterm_drains() {
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (100, 12)).await;
     let receiver = Receiver::start().await;
     let operator = crate::support::free_address();
-    let more = format!(
-        "{}server: {{metrics_listen: \"{operator}\"}}\n",
-        receiver.hook()
-    );
+    let more = format!("{}server: {{metrics_listen: \"{operator}\"}}\n", receiver.hook());
     let mut gateway = Gateway::before(&[sim.url()], &more).await;
     let mut client = gateway.client().await;
     client.post(PATH, chat(true)).await;
@@ -175,36 +143,21 @@ async fn sigterm_drains() {
     assert!(!client.chunk().await.unwrap().is_empty());
     let mut idle = gateway.client().await;
     assert_eq!(idle.get("/ready").await.status, 200);
-    assert_eq!(
-        Client::connect(operator).await.get("/ready").await.status,
-        200
-    );
+    assert_eq!(Client::connect(operator).await.get("/ready").await.status, 200);
 
     gateway.signal("TERM");
     eventually("no new connections", async || {
-        tokio::net::TcpStream::connect(gateway.address)
-            .await
-            .is_err()
+        tokio::net::TcpStream::connect(gateway.address).await.is_err()
     })
     .await;
-    assert_eq!(
-        Client::connect(operator).await.get("/ready").await.status,
-        503
-    );
+    assert_eq!(Client::connect(operator).await.get("/ready").await.status, 503);
     let mut rest = Vec::new();
     while let Some(chunk) = client.chunk().await.filter(|c| !c.is_empty()) {
         rest.extend(chunk);
     }
-    assert!(
-        rest.ends_with(b"data: [DONE]\n\n"),
-        "the stream goes on to its end"
-    );
+    assert!(rest.ends_with(b"data: [DONE]\n\n"), "the stream goes on to its end");
     assert!(gateway.ended().await.success());
-    assert_eq!(
-        receiver.one().await["outcome"],
-        "complete",
-        "its record was delivered"
-    );
+    assert_eq!(receiver.one().await["outcome"], "complete", "its record was delivered");
     assert_eq!(sim.stats().aborted(), 0);
 }
 
@@ -212,10 +165,7 @@ async fn sigterm_drains() {
 async fn when_the_time_to_drain_is_over_streams_are_ended_and_recorded() {
     let sim = sim_with(|b| b.inter_token_ms = 3_600_000).await;
     let receiver = Receiver::start().await;
-    let more = format!(
-        "{}server: {{graceful_shutdown_timeout: 300ms}}\n",
-        receiver.hook()
-    );
+    let more = format!("{}server: {{graceful_shutdown_timeout: 300ms}}\n", receiver.hook());
     let mut gateway = Gateway::before(&[sim.url()], &more).await;
     let mut client = gateway.client().await;
     client.post(PATH, chat(true)).await;
@@ -264,8 +214,80 @@ fn an_address_that_is_taken_is_told() {
 }
 
 fn run(arguments: &[&str]) -> std::process::Output {
-    Command::new(Path::new(env!("CARGO_BIN_EXE_llmproxy")))
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(Path::new(env!("CARGO_BIN_EXE_llmproxy"))).args(arguments).output().unwrap()
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_or_write_hold_nothing_up_and_are_recorded() {
+    // Megabytes at once: more than the sockets take, so that the gateway has to wait for the client.
+    let sim = sim_with(|b| b.tokens = 100_000).await;
+    let receiver = Receiver::start().await;
+    let more = format!("{}server: {{graceful_shutdown_timeout: 200ms}}\n", receiver.hook());
+    let mut gateway = Gateway::before(&[sim.url()], &more).await;
+    let mut deaf = gateway.client().await;
+    deaf.post(PATH, chat(true)).await;
+    deaf.head().await;
+    let mut slow = gateway.client().await;
+    slow.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Length: 1000\r\n\r\n{")
+        .await;
+    eventually("both are under way", async || {
+        gateway.metric("llmproxy_requests_in_flight").await == 3.0
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    gateway.signal("TERM");
+    assert!(gateway.ended().await.success());
+    let records = receiver.wait_for(2).await;
+    assert!(
+        records.iter().any(|r| r["prompt_tokens"] == 9 && r["usage_source"] == "partial"),
+        "{records:?}"
+    );
+    assert!(!gateway.log().contains("could not be ended"), "{}", gateway.log());
+    drop((deaf, slow));
+}
+
+#[tokio::test]
+async fn a_change_of_the_log_format_needs_a_restart() {
+    let sim = sim().await;
+    let gateway = Gateway::start(&backends(&[sim.url()])).await;
+    gateway.rewrite(&format!("log: {{format: json}}\n{}", backends(&[sim.url()])));
+    gateway.logs("a change of log.format needs a restart").await;
+}
+
+#[tokio::test]
+async fn a_proxy_in_the_environment_does_not_come_between_gateway_and_backends() {
+    let sim = sim().await;
+    let configuration = format!("{}health_check: {{interval: 1h}}\n", backends(&[sim.url()]));
+    let nowhere = format!("http://{}", crate::support::free_address());
+    let gateway =
+        Gateway::spawn(&configuration, &[("HTTP_PROXY", &nowhere), ("http_proxy", &nowhere)]);
+    eventually("it answers", async || {
+        tokio::net::TcpStream::connect(gateway.address).await.is_ok()
+    })
+    .await;
+    assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
+    let models = gateway.client().await.get("/v1/models").await;
+    assert_eq!(models.json()["data"][0]["id"], "sim-model");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_stops_nothing() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("c.yaml");
+    let address = crate::support::free_address();
+    std::fs::write(&file, format!("listen: \"{address}\"\n{}", backends(&[sim.url()]))).unwrap();
+    // A pipe that is never read from: it is full after 64 KiB.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_llmproxy"))
+        .args(["--config", file.to_str().unwrap()])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("it answers", async || tokio::net::TcpStream::connect(address).await.is_ok()).await;
+    let mut client = Client::connect(address).await;
+    for _ in 0..10_000 {
+        assert_eq!(client.get("/health").await.status, 200);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -8,11 +8,8 @@ const PATH: &str = "/v1/chat/completions";
 async fn metrics_have_their_names_types_and_labels() {
     let sim = sim().await;
     let receiver = Receiver::start().await;
-    let backend = format!(
-        "backends:\n  - {{name: one, url: \"{}\"}}\n{}",
-        sim.url(),
-        receiver.hook()
-    );
+    let backend =
+        format!("backends:\n  - {{name: one, url: \"{}\"}}\n{}", sim.url(), receiver.hook());
     let gateway = Gateway::start(&backend).await;
     gateway.client().await.ask(PATH, chat(true)).await;
     gateway.client().await.ask(PATH, chat(false)).await;
@@ -23,10 +20,7 @@ async fn metrics_have_their_names_types_and_labels() {
     })
     .await;
     let answer = gateway.client().await.get("/metrics").await;
-    assert_eq!(
-        answer.header("content-type"),
-        Some("text/plain; version=0.0.4; charset=utf-8")
-    );
+    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let text = answer.text();
     for (name, kind) in [
         ("llmproxy_requests_total", "counter"),
@@ -55,15 +49,11 @@ async fn metrics_have_their_names_types_and_labels() {
     ] {
         assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
     }
-    for le in [
-        "10", "50", "100", "200", "500", "1000", "2000", "5000", "10000", "+Inf",
-    ] {
+    for le in ["10", "50", "100", "200", "500", "1000", "2000", "5000", "10000", "+Inf"] {
         assert!(text.contains(&format!("le=\"{le}\"}}")), "{le}");
     }
     // Sixteen tokens and the first event: gaps between them, and after them `[DONE]`.
-    let gaps = gateway
-        .metric("llmproxy_inter_token_latency_seconds_count")
-        .await;
+    let gaps = gateway.metric("llmproxy_inter_token_latency_seconds_count").await;
     assert!((1.0..=18.0).contains(&gaps), "{gaps}");
 }
 
@@ -71,28 +61,16 @@ async fn metrics_have_their_names_types_and_labels() {
 async fn metrics_can_have_a_listener_of_their_own() {
     let sim = sim().await;
     let address = free_address();
-    let gateway = Gateway::before(
-        &[sim.url()],
-        &format!("server: {{metrics_listen: \"{address}\"}}\n"),
-    )
-    .await;
+    let gateway =
+        Gateway::before(&[sim.url()], &format!("server: {{metrics_listen: \"{address}\"}}\n"))
+            .await;
     assert_eq!(gateway.client().await.get("/metrics").await.status, 404);
     assert_eq!(gateway.client().await.get("/health").await.status, 200);
     let mut operator = Client::connect(address).await;
-    assert!(
-        operator
-            .get("/metrics")
-            .await
-            .text()
-            .contains("llmproxy_requests_total")
-    );
+    assert!(operator.get("/metrics").await.text().contains("llmproxy_requests_total"));
     assert_eq!(operator.get("/health").await.text(), "OK");
     assert_eq!(operator.get("/ready").await.status, 200);
-    assert_eq!(
-        operator.ask(PATH, chat(false)).await.status,
-        404,
-        "no traffic here"
-    );
+    assert_eq!(operator.ask(PATH, chat(false)).await.status, 404, "no traffic here");
 }
 
 #[tokio::test]
@@ -125,9 +103,7 @@ async fn the_log_can_be_json() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "log: {format: json}\n").await;
     let mut client = gateway.client().await;
-    client
-        .post_with(PATH, "X-Request-Id: line-2\r\n", chat(false).as_bytes())
-        .await;
+    client.post_with(PATH, "X-Request-Id: line-2\r\n", chat(false).as_bytes()).await;
     client.answer().await;
     gateway.client().await.get("/no\"where\\").await;
     gateway.logs("no\\\"where").await;

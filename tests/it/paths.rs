@@ -27,11 +27,7 @@ async fn no_other_path_of_an_engine_can_be_reached() {
         "/V1/CHAT/COMPLETIONS",
         "/sim/stats",
     ] {
-        let answer = gateway
-            .client()
-            .await
-            .ask(path, r#"{"model":"sim-model"}"#)
-            .await;
+        let answer = gateway.client().await.ask(path, r#"{"model":"sim-model"}"#).await;
         assert_eq!(answer.status, 404, "{path}");
         let error = &answer.json()["error"];
         assert_eq!(
@@ -52,19 +48,11 @@ async fn a_wrong_method_is_told_the_right_one() {
     let gateway = Gateway::before(&[sim.url()], "").await;
     for path in ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"] {
         let answer = gateway.client().await.get(path).await;
-        assert_eq!(
-            (answer.status, answer.header("allow")),
-            (405, Some("POST")),
-            "{path}"
-        );
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")), "{path}");
     }
     for path in ["/v1/models", "/health", "/ready", "/metrics"] {
         let answer = gateway.client().await.ask(path, "{}").await;
-        assert_eq!(
-            (answer.status, answer.header("allow")),
-            (405, Some("GET, HEAD")),
-            "{path}"
-        );
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD")), "{path}");
     }
 }
 
@@ -80,13 +68,7 @@ async fn headers_over_the_cap_are_refused() {
     assert_eq!(answer.json()["error"]["code"], "headers_too_large");
     let fits = format!("X-Long: {}\r\n", "a".repeat(7 * 1024));
     let mut client = gateway.client().await;
-    client
-        .post_with(
-            "/v1/chat/completions",
-            &fits,
-            crate::support::chat(false).as_bytes(),
-        )
-        .await;
+    client.post_with("/v1/chat/completions", &fits, crate::support::chat(false).as_bytes()).await;
     assert_eq!(client.answer().await.status, 200);
 }
 
@@ -96,17 +78,8 @@ async fn the_connection_lives_on_after_a_refusal() {
     let gateway = Gateway::before(&[sim.url()], "").await;
     let mut client = gateway.client().await;
     assert_eq!(client.ask("/nowhere", "some body").await.status, 404);
-    assert_eq!(
-        client.ask("/v1/chat/completions", "not json").await.status,
-        400
-    );
-    assert_eq!(
-        client
-            .ask("/v1/chat/completions", crate::support::chat(false))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(client.ask("/v1/chat/completions", "not json").await.status, 400);
+    assert_eq!(client.ask("/v1/chat/completions", crate::support::chat(false)).await.status, 200);
     assert_eq!(client.get("/health").await.text(), "OK");
 }
 
@@ -115,15 +88,8 @@ async fn embeddings_and_completions_are_served() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let mut client = gateway.client().await;
-    let answer = client
-        .ask("/v1/embeddings", r#"{"model":"sim-model","input":"hello"}"#)
-        .await;
+    let answer = client.ask("/v1/embeddings", r#"{"model":"sim-model","input":"hello"}"#).await;
     assert_eq!(answer.json()["data"][0]["object"], "embedding");
-    let answer = client
-        .ask(
-            "/v1/completions",
-            r#"{"model":"sim-model","prompt":"hello"}"#,
-        )
-        .await;
+    let answer = client.ask("/v1/completions", r#"{"model":"sim-model","prompt":"hello"}"#).await;
     assert_eq!(answer.json()["object"], "text_completion");
 }

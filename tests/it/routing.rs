@@ -48,11 +48,7 @@ async fn models_find_their_backends() {
     }
     assert_eq!(counts(&[&qwen, &llama]), [3, 3]);
 
-    let answer = gateway
-        .client()
-        .await
-        .ask(PATH, r#"{"model":"gpt","messages":[]}"#)
-        .await;
+    let answer = gateway.client().await.ask(PATH, r#"{"model":"gpt","messages":[]}"#).await;
     assert_eq!(answer.status, 404);
     let error = answer.json()["error"].clone();
     assert_eq!(error["code"], "model_not_found");
@@ -73,15 +69,7 @@ async fn a_backend_without_models_takes_every_model_and_none() {
     // The engine itself knows which models it has.
     assert_eq!(ask(&gateway, "other").await, 404);
     assert_eq!(sim.stats().requests(), 1);
-    assert_eq!(
-        gateway
-            .client()
-            .await
-            .ask(PATH, r#"{"messages":[]}"#)
-            .await
-            .status,
-        200
-    );
+    assert_eq!(gateway.client().await.ask(PATH, r#"{"messages":[]}"#).await.status, 200);
 }
 
 #[tokio::test]
@@ -97,42 +85,26 @@ async fn the_list_of_models_is_merged() {
     .await;
     let list = gateway.client().await.get("/v1/models").await.json();
     assert_eq!(list["object"], "list");
-    let ids: Vec<_> = list["data"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|m| m["id"].as_str().unwrap())
-        .collect();
+    let ids: Vec<_> =
+        list["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["one", "two", "three", "configured"]);
-    assert_eq!(
-        list["data"][0]["owned_by"], "vllm",
-        "as the backend told it"
-    );
+    assert_eq!(list["data"][0]["owned_by"], "vllm", "as the backend told it");
 }
 
 #[tokio::test]
 async fn a_backend_that_cannot_be_reached_is_not_the_clients_problem() {
     let sim = sim().await;
-    let dead = [
-        format!("http://{}", free_address()),
-        format!("http://{}", free_address()),
-    ];
+    let dead = [format!("http://{}", free_address()), format!("http://{}", free_address())];
     let gateway = Gateway::before(&[dead[0].clone(), sim.url(), dead[1].clone()], "").await;
     for stream in [true, false, true, false, true, false] {
-        assert_eq!(
-            gateway.client().await.ask(PATH, chat(stream)).await.status,
-            200
-        );
+        assert_eq!(gateway.client().await.ask(PATH, chat(stream)).await.status, 200);
     }
     assert_eq!(sim.stats().requests(), 6);
 }
 
 #[tokio::test]
 async fn when_no_backend_can_be_reached_the_client_is_told() {
-    let dead = [
-        format!("http://{}", free_address()),
-        "http://no-such-host.invalid:1".to_owned(),
-    ];
+    let dead = [format!("http://{}", free_address()), "http://no-such-host.invalid:1".to_owned()];
     let gateway = Gateway::before(&dead, "").await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;
     assert_eq!(answer.status, 502);

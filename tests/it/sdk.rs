@@ -22,18 +22,10 @@ fn python() -> PathBuf {
     }
     let run = |command: &mut Command| {
         let out = command.stdin(Stdio::null()).output().unwrap();
-        assert!(
-            out.status.success(),
-            "{command:?}\n{}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        assert!(out.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&out.stderr));
     };
-    run(Command::new("python3")
-        .args(["-m", "venv", "--clear"])
-        .arg(&venv));
-    run(Command::new(&python)
-        .args(["-m", "pip", "install", "--quiet", "-r"])
-        .arg(&requirements));
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "-r"]).arg(&requirements));
     std::fs::write(stamp, wanted).unwrap();
     python
 }
@@ -89,13 +81,8 @@ async fn forbidding() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let body = r#"{"error":{"message":"not for you","type":"permission_error","param":null,"code":"forbidden"}}"#;
-    let answer = async move || {
-        (
-            StatusCode::FORBIDDEN,
-            [("content-type", "application/json")],
-            body,
-        )
-    };
+    let answer =
+        async move || (StatusCode::FORBIDDEN, [("content-type", "application/json")], body);
     let app = Router::new().route("/v1/chat/completions", post(answer));
     tokio::spawn(async move { axum::serve(listener, app).await });
     url

@@ -31,10 +31,7 @@ async fn headers_reach_the_client_before_the_first_event() {
     client.post(PATH, chat(true)).await;
     let head = client.head().await;
     assert_eq!(head.status, 200);
-    assert_eq!(
-        head.header("content-type"),
-        Some("text/event-stream; charset=utf-8")
-    );
+    assert_eq!(head.header("content-type"), Some("text/event-stream; charset=utf-8"));
 }
 
 #[tokio::test]
@@ -45,6 +42,7 @@ async fn a_stream_is_what_it_would_be_without_the_gateway() {
         "",
         r#","stream_options":null"#,
         r#","stream_options":{"include_usage":false}"#,
+        r#","stream_options":{}"#,
         r#","stream_options":{"include_usage":true}"#,
         r#","stream_options":{"include_usage":true,"continuous_usage_stats":true}"#,
     ];
@@ -122,16 +120,9 @@ async fn a_client_that_leaves_stops_the_backend() {
             eventually("the backend stops", async || sim.stats().aborted() == n).await;
             fastest = fastest.min(left.elapsed());
         }
-        assert_eq!(
-            sim.stats().connections(),
-            10,
-            "a connection that was left is not used again"
-        );
+        assert_eq!(sim.stats().connections(), 10, "a connection that was left is not used again");
         // The fastest of ten: a bound that a busy machine does not break.
-        assert!(
-            fastest < Duration::from_millis(100),
-            "stream: {stream}, {fastest:?}"
-        );
+        assert!(fastest < Duration::from_millis(100), "stream: {stream}, {fastest:?}");
     }
 }
 
@@ -139,16 +130,8 @@ async fn a_client_that_leaves_stops_the_backend() {
 async fn a_client_that_leaves_by_http2_stops_the_backend() {
     let sim = sim_with(|b| b.inter_token_ms = 3_600_000).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
-    let client = reqwest::Client::builder()
-        .http2_prior_knowledge()
-        .build()
-        .unwrap();
-    let mut answer = client
-        .post(gateway.url(PATH))
-        .body(chat(true))
-        .send()
-        .await
-        .unwrap();
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let mut answer = client.post(gateway.url(PATH)).body(chat(true)).send().await.unwrap();
     assert!(answer.chunk().await.unwrap().is_some());
     drop(answer);
     eventually("the backend stops", async || sim.stats().aborted() == 1).await;
@@ -172,16 +155,8 @@ async fn a_client_that_leaves_is_no_error_in_the_log() {
 async fn streams_go_on_by_http2() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
-    let client = reqwest::Client::builder()
-        .http2_prior_knowledge()
-        .build()
-        .unwrap();
-    let answer = client
-        .post(gateway.url(PATH))
-        .body(chat(true))
-        .send()
-        .await
-        .unwrap();
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let answer = client.post(gateway.url(PATH)).body(chat(true)).send().await.unwrap();
     let text = answer.text().await.unwrap();
     assert!(text.ends_with("data: [DONE]\n\n"));
     assert!(!text.contains("usage"));
@@ -208,9 +183,21 @@ async fn memory_does_not_grow_with_a_stream() {
     }
     assert!(read > 30 << 20, "{read}");
     let grown = resident().saturating_sub(early);
-    assert!(
-        grown < 8 * 1024,
-        "{grown} KiB more after {} MiB",
-        read >> 20
-    );
+    assert!(grown < 8 * 1024, "{grown} KiB more after {} MiB", read >> 20);
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_gets_no_chunks() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let sim = sim().await;
+    let gateway = Gateway::before(&[sim.url()], "").await;
+    let mut socket = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+    let body = chat(true);
+    let request = format!("POST {PATH} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(!head.to_ascii_lowercase().contains("transfer-encoding"), "{head}");
+    assert!(body.starts_with("data: {") && body.ends_with("data: [DONE]\n\n"), "{body}");
 }

@@ -26,11 +26,7 @@ async fn a_backend_that_does_not_begin_is_given_up() {
         );
     }
     let records = receiver.wait_for(2).await;
-    assert!(
-        records
-            .iter()
-            .all(|r| r["outcome"] == "upstream_error" && r["status_code"] == 504)
-    );
+    assert!(records.iter().all(|r| r["outcome"] == "upstream_error" && r["status_code"] == 504));
     crate::support::eventually("the backend is let go", async || sim.stats().running() == 0).await;
 }
 
@@ -74,11 +70,7 @@ async fn a_pause_between_tokens_is_not_a_late_first_byte() {
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (400, 4)).await;
     let gateway = Gateway::before(&[sim.url()], "timeouts: {first_byte: 300ms}\n").await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;
-    assert!(
-        answer.text().ends_with("data: [DONE]\n\n"),
-        "{}",
-        answer.text()
-    );
+    assert!(answer.text().ends_with("data: [DONE]\n\n"), "{}", answer.text());
 }
 
 #[tokio::test]
@@ -99,17 +91,9 @@ async fn a_backend_that_does_not_accept_in_time_is_replaced() {
     let more = "timeouts: {connect: 200ms}\n";
     let gateway = Gateway::before(&[format!("http://{address}"), sim.url()], more).await;
     for _ in 0..4 {
-        assert_eq!(
-            gateway.client().await.ask(PATH, chat(true)).await.status,
-            200
-        );
+        assert_eq!(gateway.client().await.ask(PATH, chat(true)).await.status, 200);
     }
-    assert!(
-        gateway
-            .metric("llmproxy_retries_total{reason=\"connect_timeout\"}")
-            .await
-            >= 1.0
-    );
+    assert!(gateway.metric("llmproxy_retries_total{reason=\"connect_timeout\"}").await >= 1.0);
     drop(gateway);
     let gateway = Gateway::before(&[format!("http://{address}")], more).await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;
@@ -132,4 +116,42 @@ async fn a_client_that_does_not_send_its_body_is_refused() {
         (answer.status, answer.json()["error"]["code"].as_str()),
         (408, Some("request_timeout"))
     );
+}
+
+#[tokio::test]
+async fn an_answer_without_a_length_that_is_cut_off_is_no_success() {
+    // Neither length nor chunks: its end is the end of the connection.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut open = Vec::new();
+        while let Ok((mut socket, _)) = listener.accept().await {
+            socket.read_u8().await.unwrap();
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"choices\":[]}\n\n";
+            socket.write_all(head.as_bytes()).await.unwrap();
+            open.push(socket);
+        }
+    });
+    let receiver = Receiver::start().await;
+    let gateway = Gateway::before(
+        &[url],
+        &format!("timeouts: {{between_chunks: 100ms}}\n{}", receiver.hook()),
+    )
+    .await;
+    let answer = gateway.client().await.ask(PATH, chat(true)).await;
+    assert_eq!(last_error(answer.text())["code"], "backend_timeout");
+    assert_eq!(receiver.one().await["outcome"], "upstream_error");
+}
+
+#[tokio::test]
+async fn the_limit_of_a_request_also_holds_for_a_client_that_does_not_read() {
+    let sim = sim_with(|b| b.tokens = 100_000).await;
+    let receiver = Receiver::start().await;
+    let more = format!("timeouts: {{total: 200ms, client_write: 1h}}\n{}", receiver.hook());
+    let gateway = Gateway::before(&[sim.url()], &more).await;
+    let mut deaf = gateway.client().await;
+    deaf.post(PATH, chat(true)).await;
+    deaf.head().await;
+    assert_eq!(receiver.one().await["usage_source"], "partial");
 }

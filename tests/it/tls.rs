@@ -18,20 +18,12 @@ async fn https_with_http2_and_http1() {
     let more =
         format!("server: {{tls: {{cert_file: {files}/cert.pem, key_file: {files}/key.pem}}}}\n");
     let gateway = Gateway::before(&[sim.url()], &more).await;
-    let url = format!(
-        "https://localhost:{}/v1/chat/completions",
-        gateway.address.port()
-    );
-    for (http1, version) in [
-        (false, http::Version::HTTP_2),
-        (true, http::Version::HTTP_11),
-    ] {
+    let url = format!("https://localhost:{}/v1/chat/completions", gateway.address.port());
+    for (http1, version) in [(false, http::Version::HTTP_2), (true, http::Version::HTTP_11)] {
         let builder = reqwest::Client::builder()
             .tls_certs_only([root.clone()])
             .resolve("localhost", gateway.address);
-        let client = if http1 { builder.http1_only() } else { builder }
-            .build()
-            .unwrap();
+        let client = if http1 { builder.http1_only() } else { builder }.build().unwrap();
         let answer = client.post(&url).body(chat(true)).send().await.unwrap();
         assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
         assert!(answer.text().await.unwrap().ends_with("data: [DONE]\n\n"));

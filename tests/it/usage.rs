@@ -16,6 +16,8 @@ async fn a_record_has_the_seeds_fields_and_more() {
     let record = receiver.one().await;
     assert_eq!(record["request_id"], answer.header("x-request-id").unwrap());
     assert_eq!(record["user_id"], "");
+    assert!(record["record_id"].as_str().unwrap().starts_with("rec_"));
+    assert_eq!(record["path"], PATH);
     assert_eq!(record["api_key"], "sk-p***6789");
     assert_eq!(record["model"], "sim-model");
     assert_eq!(record["prompt_tokens"], 9);
@@ -42,16 +44,8 @@ async fn every_kind_of_request_is_counted() {
     let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
     let mut client = gateway.client().await;
     let asks = [
-        (
-            PATH,
-            r#"{"model":"sim-model","messages":[],"max_tokens":3}"#,
-            (1, 3),
-        ),
-        (
-            PATH,
-            r#"{"model":"sim-model","messages":[],"max_tokens":3,"stream":true}"#,
-            (1, 3),
-        ),
+        (PATH, r#"{"model":"sim-model","messages":[],"max_tokens":3}"#, (1, 3)),
+        (PATH, r#"{"model":"sim-model","messages":[],"max_tokens":3,"stream":true}"#, (1, 3)),
         (
             PATH,
             r#"{"model":"sim-model","messages":[],"max_tokens":3,"stream":true,"stream_options":{"include_usage":true}}"#,
@@ -62,16 +56,8 @@ async fn every_kind_of_request_is_counted() {
             r#"{"model":"sim-model","prompt":"abcdef","max_tokens":2,"stream":true}"#,
             (3, 2),
         ),
-        (
-            "/v1/completions",
-            r#"{"model":"sim-model","prompt":"abcdef","max_tokens":2}"#,
-            (3, 2),
-        ),
-        (
-            "/v1/embeddings",
-            r#"{"model":"sim-model","input":"abcdefghij"}"#,
-            (4, 0),
-        ),
+        ("/v1/completions", r#"{"model":"sim-model","prompt":"abcdef","max_tokens":2}"#, (3, 2)),
+        ("/v1/embeddings", r#"{"model":"sim-model","input":"abcdefghij"}"#, (4, 0)),
     ];
     for (n, (path, body, (prompt, completion))) in asks.iter().enumerate() {
         assert_eq!(client.ask(path, body).await.status, 200, "{body}");
@@ -112,40 +98,23 @@ async fn a_stream_that_is_left_is_counted_to_the_token() {
 async fn refusals_are_recorded() {
     let sim = sim().await;
     let receiver = Receiver::start().await;
-    let backends = format!(
-        "backends:\n  - {{url: \"{}\", models: [sim-model]}}\n",
-        sim.url()
-    );
+    let backends = format!("backends:\n  - {{url: \"{}\", models: [sim-model]}}\n", sim.url());
     let gateway = Gateway::start(&format!("{backends}{}", receiver.hook())).await;
     let mut client = gateway.client().await;
     client.ask(PATH, "not json").await;
-    client
-        .ask(PATH, r#"{"model":"unknown","messages":[]}"#)
-        .await;
+    client.ask(PATH, r#"{"model":"unknown","messages":[]}"#).await;
     client.ask(PATH, r#"{"model":"sim-model"}"#).await;
     client.get("/v1/models").await;
     let records = receiver.wait_for(3).await;
     let seen: Vec<_> = records
         .iter()
-        .map(|r| {
-            (
-                r["status_code"].as_u64().unwrap(),
-                r["outcome"].as_str().unwrap(),
-            )
-        })
+        .map(|r| (r["status_code"].as_u64().unwrap(), r["outcome"].as_str().unwrap()))
         .collect();
-    assert!(
-        seen.iter().all(|(_, outcome)| *outcome == "rejected"),
-        "{seen:?}"
-    );
+    assert!(seen.iter().all(|(_, outcome)| *outcome == "rejected"), "{seen:?}");
     let mut statuses: Vec<_> = seen.iter().map(|(status, _)| *status).collect();
     statuses.sort_unstable();
     assert_eq!(statuses, [400, 400, 404]);
-    assert!(
-        records
-            .iter()
-            .all(|r| r["usage"].is_null() && r["usage_source"] == "none")
-    );
+    assert!(records.iter().all(|r| r["usage"].is_null() && r["usage_source"] == "none"));
 }
 
 #[tokio::test]
@@ -153,10 +122,7 @@ async fn injection_can_be_changed_for_each_backend() {
     for (setting, asked) in [
         ("off", None),
         ("final", Some(r#"{"include_usage":true}"#)),
-        (
-            "continuous",
-            Some(r#"{"include_usage":true,"continuous_usage_stats":true}"#),
-        ),
+        ("continuous", Some(r#"{"include_usage":true,"continuous_usage_stats":true}"#)),
     ] {
         let sim = sim().await;
         let receiver = Receiver::start().await;
@@ -171,9 +137,7 @@ async fn injection_can_be_changed_for_each_backend() {
         let body: serde_json::Value =
             serde_json::from_slice(&sim.stats().last().unwrap().body).unwrap();
         assert_eq!(
-            body.get("stream_options")
-                .map(ToString::to_string)
-                .as_deref(),
+            body.get("stream_options").map(ToString::to_string).as_deref(),
             asked,
             "{setting}"
         );
@@ -196,10 +160,8 @@ async fn backends_of_one_pool_may_be_asked_differently() {
         let answer = gateway.client().await.ask(PATH, chat(true)).await;
         assert!(answer.text().ends_with("data: [DONE]\n\n") && !answer.text().contains("usage"));
     }
-    let bodies: Vec<_> = sims
-        .iter()
-        .map(|s| String::from_utf8(s.stats().last().unwrap().body).unwrap())
-        .collect();
+    let bodies: Vec<_> =
+        sims.iter().map(|s| String::from_utf8(s.stats().last().unwrap().body).unwrap()).collect();
     assert_eq!(bodies[0], chat(true));
     assert!(bodies[1].contains("include_usage") && !bodies[1].contains("continuous"));
     assert!(bodies[2].contains("continuous_usage_stats"));
@@ -210,15 +172,9 @@ async fn a_webhook_that_fails_is_tried_again_and_holds_no_request_up() {
     let sim = sim().await;
     let receiver = Receiver::start().await;
     receiver.refuse(2);
-    let more = format!(
-        "{}  retry: 2\n  headers: {{X-Token: \"secret-token\"}}\n",
-        receiver.hook()
-    );
+    let more = format!("{}  retry: 2\n  headers: {{X-Token: \"secret-token\"}}\n", receiver.hook());
     let gateway = Gateway::before(&[sim.url()], &more).await;
-    assert_eq!(
-        gateway.client().await.ask(PATH, chat(false)).await.status,
-        200
-    );
+    assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
     receiver.one().await;
     assert_eq!(receiver.attempts(), 3);
     assert_eq!(receiver.headers()["x-token"], "secret-token");
@@ -229,14 +185,10 @@ async fn a_webhook_that_fails_is_tried_again_and_holds_no_request_up() {
 
     receiver.refuse(3);
     gateway.client().await.ask(PATH, chat(false)).await;
-    eventually("given up", async || {
-        gateway.metric("llmproxy_webhook_failure_total").await == 1.0
-    })
-    .await;
-    assert_eq!(receiver.attempts(), 6);
-    gateway
-        .logs("given up after 3 attempts: the webhook answered 500")
+    eventually("given up", async || gateway.metric("llmproxy_webhook_failure_total").await == 1.0)
         .await;
+    assert_eq!(receiver.attempts(), 6);
+    gateway.logs("given up after 3 attempts: the webhook answered 500").await;
     assert!(!gateway.log().contains("secret-token"));
 }
 
@@ -251,10 +203,7 @@ async fn a_webhook_that_is_away_loses_records_beyond_the_queue_and_says_so() {
     );
     let gateway = Gateway::before(&[sim.url()], &more).await;
     for _ in 0..8 {
-        assert_eq!(
-            gateway.client().await.ask(PATH, chat(false)).await.status,
-            200
-        );
+        assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
     }
     eventually("three lost", async || {
         gateway.metric("llmproxy_webhook_failure_total").await == 3.0
@@ -270,10 +219,7 @@ async fn a_webhook_that_cannot_be_reached_is_told_without_its_secrets() {
     let address = free_address();
     let more = format!("usage_hook: {{url: \"http://{address}/?token=hidden\", retry: 0}}\n");
     let gateway = Gateway::before(&[sim.url()], &more).await;
-    assert_eq!(
-        gateway.client().await.ask(PATH, chat(false)).await.status,
-        200
-    );
+    assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
     gateway.logs("given up after 1 attempts").await;
     assert!(!gateway.log().contains("hidden"), "{}", gateway.log());
 }
@@ -283,18 +229,12 @@ async fn the_key_can_be_sent_plain_or_not_at_all() {
     for (form, shown) in [("plain", "sk-prod-0123456789"), ("none", "")] {
         let sim = sim().await;
         let receiver = Receiver::start().await;
-        let gateway = Gateway::before(
-            &[sim.url()],
-            &format!("{}  api_key: {form}\n", receiver.hook()),
-        )
-        .await;
+        let gateway =
+            Gateway::before(&[sim.url()], &format!("{}  caller_key: {form}\n", receiver.hook()))
+                .await;
         let mut client = gateway.client().await;
         client
-            .post_with(
-                PATH,
-                "Authorization: bearer sk-prod-0123456789\r\n",
-                chat(false).as_bytes(),
-            )
+            .post_with(PATH, "Authorization: bearer sk-prod-0123456789\r\n", chat(false).as_bytes())
             .await;
         client.answer().await;
         assert_eq!(receiver.one().await["api_key"], shown);

@@ -34,20 +34,12 @@ impl BackendSelection for RoundRobin {
     fn build(backends: &BTreeSet<Backend>) -> Self {
         let backends: Box<[Backend]> = backends.iter().cloned().collect();
         let weights: Vec<usize> = backends.iter().map(|b| b.weight.max(1)).collect();
-        Self {
-            turns: turns(&weights),
-            backends,
-            next: AtomicUsize::new(0),
-        }
+        Self { turns: turns(&weights), backends, next: AtomicUsize::new(0) }
     }
 
     fn iter(self: &Arc<Self>, _key: &[u8]) -> Turn {
         let start = self.next.fetch_add(1, Ordering::Relaxed);
-        Turn {
-            of: Arc::clone(self),
-            start,
-            step: 0,
-        }
+        Turn { of: Arc::clone(self), start, step: 0 }
     }
 }
 
@@ -61,9 +53,7 @@ pub struct Turn {
 
 impl BackendIter for Turn {
     fn next(&mut self) -> Option<&Backend> {
-        let RoundRobin {
-            backends, turns, ..
-        } = &*self.of;
+        let RoundRobin { backends, turns, .. } = &*self.of;
         let step = self.step;
         self.step += 1;
         let index = match step.checked_sub(RoundRobin::WEIGHTED_TRIES) {
@@ -139,10 +129,7 @@ mod tests {
         let selection = selection(&[5, 3]);
         for _ in 0..4 {
             let picks: Vec<_> = (0..8).filter_map(|_| pick(&selection, |_| true)).collect();
-            assert_eq!(
-                picks.iter().filter(|p| p.starts_with("10.0.0.1")).count(),
-                5
-            );
+            assert_eq!(picks.iter().filter(|p| p.starts_with("10.0.0.1")).count(), 5);
         }
     }
 

@@ -21,10 +21,8 @@ impl Webhook {
 #[async_trait]
 impl Sink for Webhook {
     async fn deliver(&self, record: &Record) -> Result<(), Failure> {
-        let body = serde_json::to_vec(record).map_err(|e| Failure {
-            why: format!("cannot write the record: {e}"),
-            again: false,
-        })?;
+        let body = serde_json::to_vec(record)
+            .map_err(|e| Failure { why: format!("cannot write the record: {e}"), again: false })?;
         let mut request = self
             .client
             .post(&self.plan.url)
@@ -36,15 +34,16 @@ impl Sink for Webhook {
         }
         // The URL may hold a token in its query: errors are told without it.
         match request.send().await {
-            Ok(answer) if answer.status().is_success() => Ok(()),
-            Ok(answer) => Err(Failure {
-                why: format!("answered {}", answer.status()),
-                again: true,
-            }),
-            Err(e) => Err(Failure {
-                why: describe(&e.without_url()),
-                again: true,
-            }),
+            Ok(answer) => {
+                let status = answer.status();
+                // Read to its end, so that the connection can be used again.
+                answer.bytes().await.ok();
+                match status.is_success() {
+                    true => Ok(()),
+                    false => Err(Failure { why: format!("answered {status}"), again: true }),
+                }
+            }
+            Err(e) => Err(Failure { why: describe(&e.without_url()), again: true }),
         }
     }
 }

@@ -28,10 +28,7 @@ pub struct Answer {
 
 impl Answer {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, v)| v.as_str())
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
     pub fn text(&self) -> &str {
@@ -47,10 +44,7 @@ impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self {
-            stream,
-            buffer: Vec::new(),
-        }
+        Self { stream, buffer: Vec::new() }
     }
 
     /// Sends bytes; an error means that the other side is gone.
@@ -59,10 +53,7 @@ impl Client {
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
-        assert!(
-            self.try_send(bytes).await,
-            "the gateway has closed the connection"
-        );
+        assert!(self.try_send(bytes).await, "the gateway has closed the connection");
     }
 
     /// Sends a POST with a JSON body, and more header lines.
@@ -85,8 +76,7 @@ impl Client {
     }
 
     pub async fn get(&mut self, path: &str) -> Answer {
-        self.send(format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n").as_bytes())
-            .await;
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n").as_bytes()).await;
         self.answer().await
     }
 
@@ -106,11 +96,7 @@ impl Client {
                 let head: Vec<u8> = self.buffer.drain(..end + 4).collect();
                 return parse_head(&String::from_utf8(head).unwrap());
             }
-            assert!(
-                self.more().await,
-                "no answer: {:?}",
-                String::from_utf8_lossy(&self.buffer)
-            );
+            assert!(self.more().await, "no answer: {:?}", String::from_utf8_lossy(&self.buffer));
         }
     }
 
@@ -133,9 +119,7 @@ impl Client {
             }
             return answer;
         }
-        let length = answer
-            .header("content-length")
-            .map_or(0, |v| v.parse().unwrap());
+        let length = answer.header("content-length").map_or(0, |v| v.parse().unwrap());
         while self.buffer.len() < length && self.more().await {}
         let taken = length.min(self.buffer.len());
         answer.body = self.buffer.drain(..taken).collect();
@@ -167,22 +151,10 @@ impl Client {
 
 fn parse_head(head: &str) -> Answer {
     let mut lines = head.trim_end().split("\r\n");
-    let status = lines
-        .next()
-        .unwrap()
-        .split(' ')
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     let headers = lines
         .map(|line| line.split_once(':').unwrap())
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    Answer {
-        status,
-        headers,
-        body: Vec::new(),
-        whole: true,
-    }
+    Answer { status, headers, body: Vec::new(), whole: true }
 }

@@ -30,10 +30,7 @@ impl Gateway {
 
     /// Starts a gateway in front of these backends, with more configuration after them.
     pub async fn before(backends: &[String], more: &str) -> Self {
-        let list: String = backends
-            .iter()
-            .map(|url| format!("  - url: \"{url}\"\n"))
-            .collect();
+        let list: String = backends.iter().map(|url| format!("  - url: \"{url}\"\n")).collect();
         Self::start(&format!("backends:\n{list}{more}")).await
     }
 
@@ -54,12 +51,7 @@ impl Gateway {
             .stderr(log)
             .spawn()
             .unwrap();
-        Self {
-            address,
-            file,
-            child,
-            folder,
-        }
+        Self { address, file, child, folder }
     }
 
     async fn wait_until_it_answers(&self) {
@@ -94,17 +86,13 @@ impl Gateway {
 
     /// Waits for a text in the log.
     pub async fn logs(&self, text: &str) {
-        eventually(&format!("`{text}` in the log"), async || {
-            self.log().contains(text)
-        })
-        .await;
+        eventually(&format!("`{text}` in the log"), async || self.log().contains(text)).await;
     }
 
     /// Sends a signal.
     pub fn signal(&self, name: &str) {
-        let done = Command::new("kill")
-            .args([format!("-{name}"), self.child.id().to_string()])
-            .status();
+        let done =
+            Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status();
         assert!(done.unwrap().success());
     }
 
@@ -122,15 +110,8 @@ impl Gateway {
 
     /// The value of a metric, by its line up to the value; 0 if there is none.
     pub async fn metric(&self, name: &str) -> f64 {
-        let text = reqwest::get(self.url("/metrics"))
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap();
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let text = reqwest::get(self.url("/metrics")).await.unwrap().text().await.unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 }
@@ -153,10 +134,7 @@ impl Gateway {
     /// Resident memory of the process, in KiB.
     pub fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status
-            .lines()
-            .find_map(|l| l.strip_prefix("VmRSS:"))
-            .unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").trim().parse().unwrap()
     }
 }

@@ -31,9 +31,7 @@ pub async fn sim() -> Sim {
 pub async fn sim_with(change: impl FnOnce(&mut Behaviour)) -> Sim {
     let mut behaviour = Behaviour::default();
     change(&mut behaviour);
-    Sim::start((Ipv4Addr::LOCALHOST, 0).into(), behaviour)
-        .await
-        .unwrap()
+    Sim::start((Ipv4Addr::LOCALHOST, 0).into(), behaviour).await.unwrap()
 }
 
 /// Waits until something is so.
@@ -58,12 +56,8 @@ pub fn chat_of(size: usize, stream: bool) -> Vec<u8> {
         r#"{{"model":"sim-model","stream":{stream},"messages":[{{"role":"user","content":""#
     );
     let tail = r#""}]}"#;
-    let fill = size
-        .checked_sub(head.len() + tail.len())
-        .expect("the size has room for a request");
+    let fill = size.checked_sub(head.len() + tail.len()).expect("the size has room for a request");
     // Not all the same byte: a piece in the wrong place must show.
-    let fill: String = (0..fill)
-        .map(|i| char::from(b'a' + (i / 7 % 26) as u8))
-        .collect();
+    let fill: String = (0..fill).map(|i| char::from(b'a' + (i / 7 % 26) as u8)).collect();
     format!("{head}{fill}{tail}").into_bytes()
 }

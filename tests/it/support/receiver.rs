@@ -33,20 +33,12 @@ pub struct Receiver {
 
 impl Receiver {
     pub async fn start() -> Self {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .await
-            .unwrap();
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Shared::default();
-        let app = Router::new()
-            .route("/usage", post(receive))
-            .with_state(shared.clone());
+        let app = Router::new().route("/usage", post(receive)).with_state(shared.clone());
         let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self {
-            address,
-            shared,
-            task,
-        }
+        Self { address, shared, task }
     }
 
     /// The section of a configuration that sends records here.
@@ -64,13 +56,7 @@ impl Receiver {
     }
 
     pub fn all(&self) -> Vec<Value> {
-        self.shared
-            .records
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(_, record)| record.clone())
-            .collect()
+        self.shared.records.lock().unwrap().iter().map(|(_, record)| record.clone()).collect()
     }
 
     /// The headers with which the first record came.
@@ -80,10 +66,7 @@ impl Receiver {
 
     /// Waits for so many records in all and returns them.
     pub async fn wait_for(&self, n: usize) -> Vec<Value> {
-        eventually(&format!("{n} usage records"), async || {
-            self.all().len() >= n
-        })
-        .await;
+        eventually(&format!("{n} usage records"), async || self.all().len() >= n).await;
         self.all()
     }
 

@@ -197,6 +197,9 @@ fn targets(
     add("bare Pingora", &|listen| {
         Process::start(&bare, &[&listen.to_string(), &backend.to_string()], core)
     });
+    add("bare Pingora, simple runtime", &|listen| {
+        Process::start(&bare, &[&listen.to_string(), &backend.to_string(), "1", "simple"], core)
+    });
     if Command::new("nginx").arg("-v").output().is_ok() {
         add("nginx", &|listen| nginx(folder, listen, backend, core));
     }

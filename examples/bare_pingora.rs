@@ -1,7 +1,8 @@
 //! The least that a proxy on Pingora can be: every request goes to one backend, nothing is looked
 //! at. What the benchmark measures LLMProxy against.
 //!
-//! `bare_pingora LISTEN BACKEND [THREADS]`
+//! `bare_pingora LISTEN BACKEND [THREADS [simple]]`; `simple` takes the runtime without work stealing,
+//! which LLMProxy takes when it has one thread.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -31,7 +32,12 @@ impl ProxyHttp for Bare {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let threads = arguments.get(2).map_or(1, |n| n.parse().expect("a number of threads"));
-    let conf = ServerConf { threads, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
+    let conf = ServerConf {
+        threads,
+        upstream_keepalive_pool_size: 1024,
+        work_stealing: arguments.get(3).is_none_or(|a| a != "simple"),
+        ..ServerConf::default()
+    };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let backend = arguments[1].parse().expect("the address of a backend");

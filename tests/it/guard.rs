@@ -81,6 +81,7 @@ async fn the_backends_own_key_is_sent() {
     assert_eq!(sim.stats().last().unwrap().header("authorization"), Some("Bearer sk-backend"));
     let models = gateway.client().await.get("/v1/models").await;
     assert_eq!(models.json()["data"][0]["id"], "sim-model");
+    gateway.logs("GET /v1/models").await;
     assert!(!gateway.log().contains("sk-backend"));
 }
 

@@ -6,12 +6,15 @@ use futures::FutureExt;
 use pingora_load_balancing::{Backends, HealthRegistry, LoadBalancer, discovery::Static};
 
 use super::{Endpoint, strategy::RoundRobin};
+use crate::config::raw::StreamUsage;
 
 /// A set of backends and the strategy that chooses among them.
 pub struct Pool {
     members: Vec<Arc<Endpoint>>,
     balancer: LoadBalancer<RoundRobin>,
     probed: bool,
+    /// The ways in which its backends want to be asked for usage.
+    asks: Vec<StreamUsage>,
 }
 
 impl Pool {
@@ -26,7 +29,9 @@ impl Pool {
             .now_or_never()
             .expect("a static list does not wait")
             .expect("a static list does not fail");
-        Self { members, balancer, probed }
+        let mut asks: Vec<_> = members.iter().map(|e| e.plan.stream_usage).collect();
+        asks.dedup();
+        Self { members, balancer, probed, asks }
     }
 
     /// Chooses a healthy backend that is not among `tried`.
@@ -38,6 +43,11 @@ impl Pool {
         })?;
         let id = Endpoint::id_of(&chosen);
         self.members.iter().find(|e| e.id == id).cloned()
+    }
+
+    /// Whether one of its backends wants to be asked for usage in this way.
+    pub fn asks(&self, usage: StreamUsage) -> bool {
+        self.asks.contains(&usage)
     }
 
     /// The backends with their health.

@@ -3,7 +3,7 @@
 
 use std::{
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -101,8 +101,28 @@ pub struct End {
     pub fault: Option<Fault>,
     /// Status of an answer made by the gateway.
     pub status: Option<u16>,
-    /// It has been counted as one in flight.
-    pub counted: bool,
+    /// Its place among the requests in flight.
+    pub in_flight: Option<InFlight>,
+}
+
+/// A place among the requests in flight; given back when dropped, also if the request's task
+/// panics.
+pub struct InFlight(Arc<Carry>);
+
+impl InFlight {
+    /// Takes a place.
+    pub fn new(carry: &Arc<Carry>) -> Self {
+        carry.in_flight.fetch_add(1, Ordering::Relaxed);
+        carry.metrics.in_flight.inc();
+        Self(Arc::clone(carry))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.in_flight.dec();
+    }
 }
 
 impl Ctx {

@@ -1,6 +1,6 @@
 //! The first look at a request: its id, its client, its size.
 
-use std::{os::fd::RawFd, sync::atomic::Ordering};
+use std::os::fd::RawFd;
 
 use http::{HeaderMap, HeaderName};
 use pingora::protocols::l4::socket::SocketAddr;
@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 use super::{
     answer::REQUEST_ID,
     body_in,
-    ctx::{BEARER, CallerKey, Ctx},
+    ctx::{BEARER, CallerKey, Ctx, InFlight},
 };
 use crate::{
     base::{Rejection, RequestId},
@@ -24,9 +24,7 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Fills in what is known before anything is decided. A refusal is only noted here; `request`
 /// answers it.
 pub fn filter(session: &mut Session, ctx: &mut Ctx) {
-    ctx.carry.in_flight.fetch_add(1, Ordering::Relaxed);
-    ctx.carry.metrics.in_flight.inc();
-    ctx.end.counted = true;
+    ctx.end.in_flight = Some(InFlight::new(&ctx.carry));
     // RFC 9112, section 9.3.2: requests may be pipelined. Without this Pingora takes the next
     // request for garbage and ends the present one.
     session.set_pipelining_enabled(true);

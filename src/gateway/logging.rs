@@ -1,6 +1,6 @@
 //! The one exit of every request: counts, the usage record, the access line.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
@@ -20,10 +20,6 @@ use crate::{
 /// Settles a request.
 pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     ctx.way.watch = None;
-    if std::mem::take(&mut ctx.end.counted) {
-        ctx.carry.in_flight.fetch_sub(1, Ordering::Relaxed);
-        ctx.carry.metrics.in_flight.dec();
-    }
     let (counts, source) = ctx.answer.usage();
     let summary = Summary {
         outcome: outcome(error, ctx),
@@ -36,6 +32,8 @@ pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     count(session, ctx, &summary);
     record(session, ctx, &summary);
     access_line(session, ctx, &summary);
+    // Last: when nothing is in flight any more, every record is on its way.
+    ctx.end.in_flight = None;
 }
 
 /// What the three accounts have in common.

@@ -116,8 +116,7 @@ fn prepare(ctx: &mut Ctx, route: &Route, found: &Peek) {
     let again = if found.guarded { peek::peek(ctx.body.bytes(), &[]).ok() } else { None };
     let found = again.as_ref().unwrap_or(found);
     let pool = ctx.way.pool.map(|id| &ctx.snapshot.pools[id]);
-    let wanted =
-        |usage| pool.is_some_and(|p| p.members().any(|(e, _)| e.plan.stream_usage == usage));
+    let wanted = |usage| pool.is_some_and(|p| p.asks(usage));
     let (plain, fin) = (wanted(StreamUsage::Off), wanted(StreamUsage::Final));
     let versions: &[(StreamUsage, peek::Ask)] = match (plain, fin, wanted(StreamUsage::Continuous))
     {

@@ -136,6 +136,11 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
     } else {
         refuse(session, error, ctx).await
     };
+    // The connection is closed after this. What the client has sent and nobody has read, the last
+    // chunk of a body for instance, would turn the close into a reset.
+    if code > 0 && !session.is_body_done() {
+        body_in::linger(session).await;
+    }
     FailToProxy { error_code: code, can_reuse_downstream: false }
 }
 

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the command line talks to people")]
 
 use std::{
+    io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -95,7 +96,8 @@ pub fn main() -> ExitCode {
         (Some(Command::Serve(ConfigFile { config })), _) | (None, Some(config)) => serve(&config),
         (Some(Command::Check(ConfigFile { config })), _) => check(&config),
         (Some(Command::Schema), _) => {
-            println!("{:#}", config::schema());
+            // Whoever reads only the beginning has had enough: no reason to panic.
+            writeln!(std::io::stdout(), "{:#}", config::schema()).ok();
             ExitCode::SUCCESS
         }
         (Some(Command::Demo { listen }), _) => end(demo::run(listen)),
@@ -124,7 +126,8 @@ fn serve(file: &Path) -> ExitCode {
 fn check(file: &Path) -> ExitCode {
     match config::load(file) {
         Ok(plan) => {
-            println!("{} is valid: {} backends", file.display(), plan.backends.len());
+            let n = plan.backends.len();
+            println!("{} is valid: {n} backend{}", file.display(), if n == 1 { "" } else { "s" });
             ExitCode::SUCCESS
         }
         Err(problems) => tell(file, &problems),

@@ -20,6 +20,8 @@ pub struct Probe {
     plan: ArcSwapOption<HealthPlan>,
     /// The backends of the current configuration, by id.
     endpoints: ArcSwap<HashMap<u32, Arc<Endpoint>>>,
+    /// Why the last probe of a backend failed, by id.
+    failures: Mutex<HashMap<u32, String>>,
     /// Ids of the endpoints that have been probed before.
     probed: Mutex<HashSet<u32>>,
 }
@@ -38,6 +40,7 @@ impl Probe {
             client,
             plan: ArcSwapOption::empty(),
             endpoints: ArcSwap::default(),
+            failures: Mutex::default(),
             probed: Mutex::default(),
         }
     }
@@ -104,6 +107,8 @@ impl HealthCheck for Probe {
         WAS_FIRST.set(first);
         answer.map_err(|why| {
             log::debug!("probe of {} failed: {why}", endpoint.plan.name);
+            let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            failures.insert(endpoint.id, why.clone());
             Error::explain(ErrorType::Custom("probe failed"), why)
         })
     }
@@ -113,7 +118,9 @@ impl HealthCheck for Probe {
         if healthy {
             log::info!("backend {name} is up");
         } else {
-            log::warn!("backend {name} is down");
+            let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            let why = failures.get(&Endpoint::id_of(target)).map_or("", String::as_str);
+            log::warn!("backend {name} is down: {why}");
         }
     }
 

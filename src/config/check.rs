@@ -28,7 +28,7 @@ pub struct Loaded {
 /// All problems of the file.
 pub fn load(path: &Path) -> Result<Plan, Vec<Problem>> {
     let text = std::fs::read_to_string(path)
-        .map_err(|e| vec![Problem::new("", format!("cannot read {}: {e}", path.display()))])?;
+        .map_err(|e| vec![Problem::new("", format!("cannot be read: {e}"))])?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let loaded = load_text(&text, folder, &|name| std::env::var(name).ok());
     loaded.plan.ok_or(loaded.problems)

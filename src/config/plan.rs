@@ -217,6 +217,12 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
     })
 }
 
+/// Whether something stands where a port stands, even if it is none.
+fn names_port(uri: &Uri) -> bool {
+    let authority = uri.authority().map_or("", |a| a.as_str());
+    authority.rsplit(']').next().is_some_and(|tail| tail.contains(':'))
+}
+
 fn timeouts(raw: &raw::Timeouts) -> TimeoutPlan {
     let some = |span: raw::Span| (!span.0.is_zero()).then_some(span.0);
     TimeoutPlan {
@@ -303,12 +309,20 @@ impl Maker<'_> {
 
     fn tls(&mut self, tls: &raw::Tls) -> Option<(PathBuf, PathBuf)> {
         let files = (self.path(&tls.cert_file), self.path(&tls.key_file));
+        let mut readable = true;
         for (key, file) in [("cert_file", &files.0), ("key_file", &files.1)] {
             if let Err(e) = std::fs::read(file) {
                 let message = format!("cannot read {}: {e}", file.display());
-                self.problem(format!("server.tls.{key}"), message, "");
-                return None;
+                self.problem(
+                    format!("server.tls.{key}"),
+                    message,
+                    "the path starts at the folder of the configuration",
+                );
+                readable = false;
             }
+        }
+        if !readable {
+            return None;
         }
         match crate::store::tls::listener(&files.0, &files.1) {
             Ok(_) => Some(files),
@@ -405,6 +419,14 @@ impl Maker<'_> {
             }
             () if uri.authority().is_some_and(|a| a.as_str().contains('@')) => {
                 self.problem(path, "holds a user name", "give the key in `api_key`");
+                false
+            }
+            () if names_port(&uri) && uri.port_u16().is_none_or(|p| p == 0) => {
+                self.problem(path, "the port is not between 1 and 65535", hint);
+                false
+            }
+            () if url.contains('#') => {
+                self.problem(path, "holds a fragment", "only a path prefix is possible");
                 false
             }
             () if uri.query().is_some() => {

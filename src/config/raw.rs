@@ -271,8 +271,10 @@ pub struct UsageHook {
     /// How long one attempt may take.
     #[serde(default = "three_seconds")]
     pub timeout: Span,
-    /// Further attempts after a first one that failed, with growing pauses.
-    #[serde(default = "two")]
+    /// Further attempts after a first one that failed, with pauses that grow from half a second to
+    /// a minute: 2 last for about a second, 5 for 10 seconds, 10 for 4 minutes. Then the record is
+    /// given up.
+    #[serde(default = "ten")]
     pub retry: u32,
     /// Header fields to send along, for instance `Authorization`.
     #[serde(default)]
@@ -354,8 +356,8 @@ fn one() -> u32 {
     1
 }
 
-fn two() -> u32 {
-    2
+fn ten() -> u32 {
+    10
 }
 
 fn yes() -> bool {

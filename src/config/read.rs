@@ -148,7 +148,9 @@ fn plain(message: &str) -> String {
         text.strip_prefix("invalid type: ").and_then(|t| t.rsplit_once(", expected "))
     {
         let kind = kind.split([' ', '`', '"']).next().unwrap_or_default();
-        return format!("is a {kind}, not {expected}");
+        let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+        let expected = if expected.starts_with("struct ") { "a mapping of keys" } else { expected };
+        return format!("is {article} {kind}, not {expected}");
     }
     match text.split_once(", expected ") {
         Some((head, known)) if head.starts_with("unknown variant") => format!("must be {known}"),

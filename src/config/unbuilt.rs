@@ -13,8 +13,14 @@ pub fn refuse(raw: &Raw, problems: &mut Vec<Problem>) {
     let mut section = |value: &Option<Value>, path: &str, what: &str| {
         if value.as_ref().is_some_and(is_on) {
             problems.push(
-                Problem::new(path, format!("{what} is not available in this version"))
-                    .hint(format!("remove `{path}`, or set `enabled: false` in it")),
+                Problem::new(path, format!("{what} is not available in this version")).hint(
+                    match value {
+                        Some(Value::Mapping(_)) => {
+                            format!("remove `{path}`, or set `enabled: false` in it")
+                        }
+                        _ => format!("remove `{path}`"),
+                    },
+                ),
             );
         }
     };

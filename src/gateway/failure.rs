@@ -18,9 +18,11 @@ fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
         FaultKind::ConnectTimeout => {
             (504, "backend_timeout", "The backend did not accept a connection in time")
         }
-        FaultKind::Broken | FaultKind::StaleConnection => {
-            (502, "backend_failed", "The backend closed the connection before it had answered")
-        }
+        FaultKind::Broken | FaultKind::StaleConnection => (
+            502,
+            "backend_failed",
+            "The backend closed the connection before its answer was complete",
+        ),
         FaultKind::FirstByteTimeout => {
             (504, "backend_timeout", "The backend did not begin to answer in time")
         }

@@ -86,7 +86,7 @@ async fn inference(session: &mut Session, ctx: &mut Ctx, route: &'static Route) 
         return Ok(Step::Refuse(Rejection::bad_field("model", "it must be a string")));
     }
     if let Some(param) = found.bad_switch {
-        let why = "the switch must be true or false";
+        let why = "its switches must be true, false or null";
         return Ok(Step::Refuse(Rejection::bad_field(param, why)));
     }
     ctx.call.model.clone_from(&found.model);

@@ -14,8 +14,8 @@ use crate::{
 
 /// Records being sent at the same time.
 const PARALLEL: usize = 64;
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Runs until no record can come any more.
 pub async fn run(live: Arc<Live>, carry: Arc<Carry>, mut records: mpsc::UnboundedReceiver<Record>) {
@@ -78,9 +78,9 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_end_growing() {
-        assert_eq!(pause(0, 0.0), Duration::from_millis(100));
-        assert_eq!(pause(3, 0.0), Duration::from_millis(800));
-        assert_eq!(pause(3, 1.0), Duration::from_millis(400));
+        assert_eq!(pause(0, 0.0), Duration::from_millis(500));
+        assert_eq!(pause(3, 0.0), Duration::from_millis(4000));
+        assert_eq!(pause(3, 1.0), Duration::from_millis(2000));
         assert_eq!(pause(60, 0.0), LONGEST_PAUSE);
     }
 }

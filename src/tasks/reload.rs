@@ -26,12 +26,17 @@ pub async fn run(file: PathBuf, live: Arc<Live>, carry: Arc<Carry>) {
         Err(e) => return log::error!("cannot listen for SIGHUP, reloading is off: {e}"),
     };
     let mut known = std::fs::read(&file).ok();
+    let mut missed = false;
     loop {
         let asked = tokio::select! {
             got = hangup.recv() => got.is_some(),
             () = tokio::time::sleep(LOOK) => false,
         };
         let found = std::fs::read(&file).ok();
+        if found.is_none() && !missed {
+            log::warn!("{} cannot be read; the configuration in force stays", file.display());
+        }
+        missed = found.is_none();
         // A file that is gone for the moment is being replaced.
         if asked || (found.is_some() && found != known) {
             log::info!(

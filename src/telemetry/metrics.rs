@@ -79,6 +79,15 @@ impl Metrics {
             register(r, IntCounterVec::new(Opts::new(name, help), labels))
         };
         let tokens = counters("llmproxy_usage_tokens_total", "Metered tokens", &["type"]);
+        let retries = counters(
+            "llmproxy_retries_total",
+            "Further attempts after one that failed before anything was answered",
+            &["reason"],
+        );
+        // There from the start, so that a first retry is seen as an increase.
+        for reason in ["connect_failure", "connect_timeout", "stale_connection"] {
+            retries.with_label_values(&[reason]);
+        }
         Self {
             requests: counters(
                 "llmproxy_requests_total",
@@ -117,11 +126,7 @@ impl Metrics {
                     &["backend"],
                 ),
             ),
-            retries: counters(
-                "llmproxy_retries_total",
-                "Further attempts after one that failed before anything was answered",
-                &["reason"],
-            ),
+            retries,
             prompt_tokens: tokens.with_label_values(&["prompt"]),
             completion_tokens: tokens.with_label_values(&["completion"]),
             webhook_success: counter(

@@ -203,6 +203,11 @@ fn other_mistakes() {
         ),
         ("backends: [{url: \"http://x\"}]\nbackends: []\n", "duplicate"),
         ("1: 2\n", "unknown key `1`"),
+        ("backends: [{url: \"http://h:99999\"}]\n", "the port is not between"),
+        ("backends: [{url: \"http://h:0\"}]\n", "the port is not between"),
+        ("backends: [{url: \"http://[::1]:0\"}]\n", "the port is not between"),
+        ("backends: [{url: \"http://h#x\"}]\n", "holds a fragment"),
+        ("log: 7\n", "log: is an integer, not a mapping of keys"),
         ("backends: [{url: \"http://x\"}]\nhealth_check: {path: \"/a b\"}\n", "is not a path"),
     ] {
         let found = told(text);

@@ -43,7 +43,10 @@ impl Sink for Webhook {
                     false => Err(Failure { why: format!("answered {status}"), again: true }),
                 }
             }
-            Err(e) => Err(Failure { why: describe(&e.without_url()), again: true }),
+            Err(e) => Err(Failure {
+                why: format!("cannot be reached: {}", describe(&e.without_url())),
+                again: true,
+            }),
         }
     }
 }

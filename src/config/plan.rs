@@ -563,15 +563,32 @@ impl Maker<'_> {
         if !(1..=10_000_000).contains(&raw.queue_size) {
             self.problem("usage_hook.queue_size", "is not between 1 and 10000000", "");
         }
+        let mut values: Vec<(&String, Secret)> =
+            raw.headers.iter().map(|(name, value)| (name, value.0.clone())).collect();
+        for (name, file) in &raw.headers_file {
+            let at = format!("usage_hook.headers_file.{name}");
+            if raw.headers.contains_key(name) {
+                self.problem(at, "stands in `headers` as well", "keep one");
+                continue;
+            }
+            match std::fs::read_to_string(self.path(file)) {
+                Ok(text) => values.push((name, Secret::new(text.trim()))),
+                Err(e) => {
+                    let message = format!("cannot read {}: {e}", self.path(file).display());
+                    self.problem(at, message, "the path starts at the folder of the configuration");
+                }
+            }
+        }
         let mut headers = Vec::new();
-        for (name, value) in &raw.headers {
-            match (name.parse::<HeaderName>(), HeaderValue::from_str(value.0.expose())) {
+        for (name, value) in values {
+            match (name.parse::<HeaderName>(), HeaderValue::from_str(value.expose())) {
                 (Ok(name), Ok(mut value)) => {
                     value.set_sensitive(true);
                     headers.push((name, value));
                 }
                 _ => {
-                    self.problem(format!("usage_hook.headers.{name}"), "is not a header field", "")
+                    let at = format!("usage_hook.headers.{name}");
+                    self.problem(at, "is not a header field", "a value is one line of text");
                 }
             }
         }

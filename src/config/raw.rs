@@ -280,6 +280,9 @@ pub struct UsageHook {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub headers: BTreeMap<String, SecretText>,
+    /// Header fields whose values stand in files of their own.
+    #[serde(default)]
+    pub headers_file: BTreeMap<String, String>,
     /// Records that may wait in memory; when there are more, new ones are lost and counted.
     #[serde(default = "queue_size")]
     pub queue_size: usize,

@@ -56,7 +56,8 @@ fn outcome(error: Option<&Error>, ctx: &Ctx) -> Outcome {
         _ if ctx.answer.broken_off() => Outcome::UpstreamError,
         _ if gone => Outcome::ClientAborted,
         _ if ctx.end.fault.is_some() || error.is_some() => Outcome::UpstreamError,
-        Some(500..) => Outcome::UpstreamError,
+        // What the gateway itself answers with 503, `/ready` for instance, is nobody's failure.
+        Some(500..) if ctx.answer.status.is_some() => Outcome::UpstreamError,
         Some(400..) => Outcome::Rejected,
         _ => Outcome::Complete,
     }

@@ -165,6 +165,10 @@ fn a_secret_may_stand_in_a_file() {
         &|_| None,
     );
     assert!(found.problems[0].message.contains("cannot read"), "{:?}", found.problems);
+    let hook = "backends: [{url: \"http://x\"}]\nusage_hook: {url: \"http://y\", headers_file: {X-Token: key}}\n";
+    let plan = config::load_text(hook, folder.path(), &|_| None).plan.unwrap();
+    assert_eq!(plan.usage_hook.as_ref().unwrap().headers[0].1, "sk-from-file");
+    assert!(!format!("{plan:?}").contains("sk-from-file"));
     let both = told("backends:\n  - {url: \"http://x\", api_key: a, api_key_file: b}\n");
     assert!(both[0].contains("both `api_key` and `api_key_file` are given"), "{both:?}");
 }

@@ -191,7 +191,7 @@ impl ShutdownSignalWatch for Signals {
         };
         self.carry.draining.store(true, Ordering::Relaxed);
         let patience = self.live.load().plan.graceful_shutdown_timeout;
-        let open = self.carry.in_flight.load(Ordering::Relaxed);
+        let open = self.carry.metrics.in_flight.get();
         let carry = Arc::clone(&self.carry);
         let hurry = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&hurry);
@@ -217,15 +217,15 @@ fn drain(carry: &Carry, patience: Duration, hurry: &AtomicBool) {
             std::thread::sleep(Duration::from_millis(10));
         }
     };
-    let idle = || carry.in_flight.load(Ordering::Relaxed) <= 0;
+    let idle = || carry.metrics.in_flight.get() <= 0;
     wait(patience, &idle);
     if !idle() {
-        let open = carry.in_flight.load(Ordering::Relaxed);
+        let open = carry.metrics.in_flight.get();
         log::warn!("the time to drain is over, {open} requests are ended");
         carry.watches.end_all(Instant::now());
         wait(Duration::from_secs(3), &idle);
         if !idle() {
-            let open = carry.in_flight.load(Ordering::Relaxed);
+            let open = carry.metrics.in_flight.get();
             log::error!("{open} requests could not be ended; they have no usage record");
         }
     }

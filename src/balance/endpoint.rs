@@ -3,15 +3,18 @@
 use std::{
     collections::HashMap,
     net::{Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
+use http::{Method, header::AUTHORIZATION};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_load_balancing::{Backend, Extensions};
+use reqwest::RequestBuilder;
 
 use crate::{
+    base::lock,
     config::plan::{BackendPlan, TimeoutPlan},
     dialect::{self, Route},
     telemetry::{Metrics, metrics::Usual},
@@ -80,6 +83,18 @@ impl Endpoint {
         }
     }
 
+    /// A request of our own to the backend: `path` stands below its prefix.
+    pub fn request(&self, client: &reqwest::Client, method: Method, path: &str) -> RequestBuilder {
+        let scheme = if self.plan.tls { "https" } else { "http" };
+        let authority = self.plan.authority.to_str().unwrap_or_default();
+        let url = format!("{scheme}://{authority}{}{path}", self.plan.prefix);
+        let request = client.request(method, url);
+        match &self.plan.authorization {
+            Some(key) => request.header(AUTHORIZATION, key),
+            None => request,
+        }
+    }
+
     /// Looks the name up again. Keeps the last address when the name server fails.
     ///
     /// # Errors
@@ -134,7 +149,7 @@ pub struct Ids(Mutex<HashMap<(String, String), u32>>);
 impl Ids {
     /// The id of the backend with this name and URL.
     pub fn of(&self, plan: &BackendPlan) -> u32 {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.0);
         let next = known.len() as u32 + 1;
         *known.entry((plan.name.clone(), plan.url.clone())).or_insert(next)
     }

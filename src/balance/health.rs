@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -12,7 +12,7 @@ use pingora::{Error, ErrorType, Result};
 use pingora_load_balancing::{Backend, health_check::HealthCheck};
 
 use super::Endpoint;
-use crate::config::plan::HealthPlan;
+use crate::{base::lock, config::plan::HealthPlan, store::http};
 
 /// Probes backends as the current plan says.
 pub struct Probe {
@@ -50,7 +50,7 @@ impl Probe {
         let by_id = endpoints.iter().map(|e| (e.id, Arc::clone(e))).collect();
         self.endpoints.store(Arc::new(by_id));
         // A backend that went and comes back is a new one.
-        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut probed = lock(&self.probed);
         probed.retain(|id| endpoints.iter().any(|e| e.id == *id));
         drop(probed);
         self.plan.store(plan.map(Into::into));
@@ -66,18 +66,11 @@ impl Probe {
 
     async fn ask(&self, endpoint: &Endpoint, plan: &HealthPlan) -> Result<(), String> {
         endpoint.resolve().await?;
-        let backend = &endpoint.plan;
-        let scheme = if backend.tls { "https" } else { "http" };
-        let authority = backend.authority.to_str().unwrap_or_default();
-        let url = format!("{scheme}://{authority}{}{}", backend.prefix, plan.path);
-        let mut request = self.client.request(plan.method.clone(), url).timeout(plan.timeout);
-        if let Some(key) = &backend.authorization {
-            request = request.header(http::header::AUTHORIZATION, key);
-        }
-        let answer = request.send().await.map_err(|e| root_cause(&e.without_url()))?;
+        let request = endpoint.request(&self.client, plan.method.clone(), &plan.path);
+        let answer = request.timeout(plan.timeout).send().await.map_err(http::cause)?;
         let status = answer.status().as_u16();
         // Read the rest, so that the connection can be used again.
-        answer.bytes().await.map_err(|e| root_cause(&e.without_url()))?;
+        answer.bytes().await.map_err(http::cause)?;
         if status == plan.expected_status {
             return Ok(());
         }
@@ -85,53 +78,49 @@ impl Probe {
     }
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut last: &dyn std::error::Error = error;
-    while let Some(inner) = last.source() {
-        last = inner;
-    }
-    last.to_string()
-}
+/// The probe as pingora-load-balancing runs it, shared with the reload that changes its plan.
+pub struct Shared(pub Arc<Probe>);
 
 #[async_trait]
-impl HealthCheck for Probe {
+impl HealthCheck for Shared {
     async fn check(&self, target: &Backend) -> Result<()> {
-        let (Some(plan), Some(endpoint)) = (self.plan.load_full(), self.endpoint(target)) else {
+        let (Some(plan), Some(endpoint)) = (self.0.plan.load_full(), self.0.endpoint(target))
+        else {
             return Ok(());
         };
-        let answer = self.ask(&endpoint, &plan).await;
+        let answer = self.0.ask(&endpoint, &plan).await;
         let first = {
-            let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut probed = lock(&self.0.probed);
             probed.insert(endpoint.id)
         };
         WAS_FIRST.set(first);
         answer.map_err(|why| {
             log::debug!("probe of {} failed: {why}", endpoint.plan.name);
-            let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut failures = lock(&self.0.failures);
             failures.insert(endpoint.id, why.clone());
             Error::explain(ErrorType::Custom("probe failed"), why)
         })
     }
 
     async fn health_status_change(&self, target: &Backend, healthy: bool) {
-        let name = self.name(target);
+        let name = self.0.name(target);
         if healthy {
             log::info!("backend {name} is up");
         } else {
-            let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            let failures = lock(&self.0.failures);
             let why = failures.get(&Endpoint::id_of(target)).map_or("", String::as_str);
             log::warn!("backend {name} is down: {why}");
         }
     }
 
     fn backend_summary(&self, target: &Backend) -> String {
-        format!("backend {}", self.name(target))
+        format!("backend {}", self.0.name(target))
     }
 
     /// The first probe of a backend decides at once: nothing is known of it that would have to
     /// be outweighed.
     fn health_threshold(&self, success: bool) -> usize {
-        let plan = self.plan.load();
+        let plan = self.0.plan.load();
         match plan.as_ref() {
             Some(plan) if !WAS_FIRST.replace(false) => {
                 if success {
@@ -142,27 +131,5 @@ impl HealthCheck for Probe {
             }
             _ => 1,
         }
-    }
-}
-
-/// The probe, shared between the registry that runs it and the reload that changes its plan.
-pub struct Shared(pub Arc<Probe>);
-
-#[async_trait]
-impl HealthCheck for Shared {
-    async fn check(&self, target: &Backend) -> Result<()> {
-        self.0.check(target).await
-    }
-
-    async fn health_status_change(&self, target: &Backend, healthy: bool) {
-        self.0.health_status_change(target, healthy).await;
-    }
-
-    fn backend_summary(&self, target: &Backend) -> String {
-        self.0.backend_summary(target)
-    }
-
-    fn health_threshold(&self, success: bool) -> usize {
-        self.0.health_threshold(success)
     }
 }

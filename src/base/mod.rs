@@ -2,6 +2,8 @@
 //!
 //! Nothing here knows about HTTP servers, configuration files or Pingora.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 pub mod duration;
 pub mod fault;
 pub mod ids;
@@ -14,3 +16,9 @@ pub use ids::RequestId;
 pub use rejection::Rejection;
 pub use secret::Secret;
 pub use usage::{Outcome, TokenCounts, UsageSource};
+
+/// Takes a lock. What it protects here is whole after every statement, so that a panic elsewhere
+/// is no reason to stop.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -456,15 +456,20 @@ impl Maker<'_> {
                 None
             }
             (Some(text), None) => Some(text.0.clone()),
-            (None, Some(file)) => match std::fs::read_to_string(self.path(file)) {
-                Ok(text) => Some(Secret::new(text.trim())),
-                Err(e) => {
-                    let message = format!("cannot read {}: {e}", self.path(file).display());
-                    self.problem(format!("{at}.{key}_file"), message, "");
-                    None
-                }
-            },
+            (None, Some(file)) => self.secret_file(format!("{at}.{key}_file"), file),
             (None, None) => None,
+        }
+    }
+
+    fn secret_file(&mut self, at: String, file: &str) -> Option<Secret> {
+        let path = self.path(file);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Some(Secret::new(text.trim())),
+            Err(e) => {
+                let message = format!("cannot read {}: {e}", path.display());
+                self.problem(at, message, "the path starts at the folder of the configuration");
+                None
+            }
         }
     }
 
@@ -571,13 +576,7 @@ impl Maker<'_> {
                 self.problem(at, "stands in `headers` as well", "keep one");
                 continue;
             }
-            match std::fs::read_to_string(self.path(file)) {
-                Ok(text) => values.push((name, Secret::new(text.trim()))),
-                Err(e) => {
-                    let message = format!("cannot read {}: {e}", self.path(file).display());
-                    self.problem(at, message, "the path starts at the folder of the configuration");
-                }
-            }
+            values.extend(self.secret_file(at, file).map(|value| (name, value)));
         }
         let mut headers = Vec::new();
         for (name, value) in values {

@@ -3,7 +3,7 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -112,7 +112,6 @@ pub struct InFlight(Arc<Carry>);
 impl InFlight {
     /// Takes a place.
     pub fn new(carry: &Arc<Carry>) -> Self {
-        carry.in_flight.fetch_add(1, Ordering::Relaxed);
         carry.metrics.in_flight.inc();
         Self(Arc::clone(carry))
     }
@@ -120,7 +119,6 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.0.metrics.in_flight.dec();
     }
 }

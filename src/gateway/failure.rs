@@ -1,11 +1,10 @@
 //! What becomes of a fault: another attempt, or one status and one sentence for the client.
 
 use bytes::Bytes;
-use http::header;
 use pingora::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
 
-use super::{answer, body_in, ctx::Ctx, response, stream::Reading};
+use super::{answer, body_in, ctx::Ctx, stream::Reading};
 use crate::{
     base::{Fault, FaultKind, Side},
     dialect::openai,
@@ -187,19 +186,12 @@ async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 
         return 0;
     }
     let (status, code, message) = table(fault.kind);
-    if !response::is_stream(ctx) {
-        return status;
-    }
     let Reading::Stream(meter) = &mut ctx.answer.reading else {
         return status;
     };
     let mut rest = meter.abandon().to_vec();
     rest.extend_from_slice(&openai::error_event(message, code));
-    let keeps =
-        session.response_written().is_some_and(|r| r.headers.contains_key(header::CONTENT_LENGTH));
-    if !keeps {
-        written(session.write_response_body(Some(Bytes::from(rest)), true).await);
-    }
+    written(session.write_response_body(Some(Bytes::from(rest)), true).await);
     status
 }
 

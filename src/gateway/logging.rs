@@ -131,7 +131,6 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
         metrics.webhook_failure.inc();
         log::error!("usage record of request {} lost: the queue is full", ctx.call.id);
     }
-    metrics.webhook_queue.set(ctx.carry.usage.waiting());
 }
 
 fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {

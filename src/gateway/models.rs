@@ -3,11 +3,11 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use http::header;
+use http::Method;
 use serde_json::{Value, json};
 
 use super::ctx::Ctx;
-use crate::{balance::Endpoint, config::plan::ModelPattern};
+use crate::{balance::Endpoint, config::plan::ModelPattern, store};
 
 /// How long one backend may take to tell its models.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -46,14 +46,7 @@ pub async fn list(ctx: &Ctx) -> Vec<u8> {
 }
 
 async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Value> {
-    let backend = &endpoint.plan;
-    let scheme = if backend.tls { "https" } else { "http" };
-    let authority = backend.authority.to_str().unwrap_or_default();
-    let url = format!("{scheme}://{authority}{}/v1/models", backend.prefix);
-    let mut request = client.get(url).timeout(PATIENCE);
-    if let Some(key) = &backend.authorization {
-        request = request.header(header::AUTHORIZATION, key);
-    }
+    let request = endpoint.request(client, Method::GET, "/v1/models").timeout(PATIENCE);
     let told = async {
         let answer = request.send().await?.error_for_status()?;
         answer.bytes().await
@@ -67,7 +60,11 @@ async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Value> {
             _ => Vec::new(),
         },
         Err(e) => {
-            log::warn!("backend {} does not tell its models: {}", backend.name, e.without_url());
+            log::warn!(
+                "backend {} does not tell its models: {}",
+                endpoint.plan.name,
+                store::http::cause(e)
+            );
             Vec::new()
         }
     }

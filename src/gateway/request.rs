@@ -1,7 +1,5 @@
 //! The request phase: what is asked, may it be asked, who can answer it.
 
-use std::sync::atomic::Ordering;
-
 use bytes::Bytes;
 use pingora::Result;
 use pingora_proxy::Session;
@@ -64,11 +62,11 @@ async fn operator(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<()
     let (status, content_type, body) = match kind {
         Kind::Models => (200, "application/json", models::list(ctx).await),
         Kind::Metrics => (200, Metrics::CONTENT_TYPE, ctx.carry.metrics.render()),
-        Kind::Ready if ctx.carry.draining.load(Ordering::Relaxed) => {
-            (503, TEXT, b"draining\n".to_vec())
-        }
-        Kind::Ready if !ctx.snapshot.ready() => (503, TEXT, b"no healthy backend\n".to_vec()),
-        Kind::Ready | Kind::Health | Kind::Inference { .. } => (200, TEXT, b"OK".to_vec()),
+        Kind::Ready => match ctx.carry.ready(&ctx.snapshot) {
+            Ok(()) => (200, TEXT, b"OK".to_vec()),
+            Err(why) => (503, TEXT, why.into()),
+        },
+        Kind::Health | Kind::Inference { .. } => (200, TEXT, b"OK".to_vec()),
     };
     answer::write(session, ctx, status, content_type, Bytes::from(body), &[]).await
 }

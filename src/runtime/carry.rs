@@ -6,9 +6,10 @@ use std::sync::{
 };
 
 use pingora_load_balancing::{Backend, HealthRegistry};
+use prometheus::IntGauge;
 use tokio::sync::{Notify, mpsc};
 
-use super::watch::Watches;
+use super::{Snapshot, watch::Watches};
 use crate::{
     balance::{Endpoint, Probe, endpoint::Ids, health},
     store,
@@ -38,8 +39,6 @@ pub struct Carry {
     pub watches: Arc<Watches>,
     /// The process is about to end: `/ready` says so.
     pub draining: AtomicBool,
-    /// Requests under way.
-    pub in_flight: AtomicI64,
     /// For connections that must not be shared.
     pub unique: AtomicU64,
 }
@@ -54,21 +53,36 @@ impl Carry {
         let registry = Arc::new(HealthRegistry::with_equivalence(key));
         registry.set_health_check(Box::new(health::Shared(Arc::clone(&probe))));
         let (sender, receiver) = mpsc::unbounded_channel();
+        let metrics = Metrics::new();
+        let depth = metrics.webhook_queue.clone();
         let carry = Self {
-            metrics: Metrics::new(),
+            metrics,
             health: registry,
             probe,
             probe_now: Notify::new(),
             ids: Ids::default(),
             client,
             outside: store::http::outside(),
-            usage: UsageQueue { sender, waiting: AtomicI64::new(0) },
+            usage: UsageQueue { sender, waiting: AtomicI64::new(0), depth },
             watches: Arc::default(),
             draining: AtomicBool::new(false),
-            in_flight: AtomicI64::new(0),
             unique: AtomicU64::new(1),
         };
         (Arc::new(carry), receiver)
+    }
+}
+
+impl Carry {
+    /// Whether new traffic is welcome.
+    ///
+    /// # Errors
+    /// Why not, in two words.
+    pub fn ready(&self, snapshot: &Snapshot) -> Result<(), &'static str> {
+        match () {
+            () if self.draining.load(Ordering::Relaxed) => Err("draining\n"),
+            () if !snapshot.ready() => Err("no healthy backend\n"),
+            () => Ok(()),
+        }
     }
 }
 
@@ -77,6 +91,8 @@ impl Carry {
 pub struct UsageQueue {
     sender: mpsc::UnboundedSender<Record>,
     waiting: AtomicI64,
+    /// Shows `waiting`.
+    depth: IntGauge,
 }
 
 impl UsageQueue {
@@ -86,15 +102,17 @@ impl UsageQueue {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= limit
             || self.sender.send(record).is_err()
         {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.finished();
             return false;
         }
+        self.depth.set(self.waiting());
         true
     }
 
     /// A record has been delivered or given up.
     pub fn finished(&self) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.depth.set(self.waiting());
     }
 
     /// Records waiting or being sent.

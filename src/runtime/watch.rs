@@ -11,13 +11,13 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     os::fd::{BorrowedFd, RawFd},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use crate::base::FaultKind;
+use crate::base::{FaultKind, lock};
 
 /// How often the entries are looked through: what a deadline may be late by.
 pub const SWEEP: Duration = Duration::from_millis(20);
@@ -82,10 +82,6 @@ const FIRST_BYTE: u8 = 1;
 const CHUNK: u8 = 2;
 const TOTAL: u8 = 3;
 const SHUTDOWN: u8 = 4;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Watches {
     /// Enters a request; it stays until the entry is dropped.

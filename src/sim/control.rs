@@ -4,11 +4,13 @@
 //! behaves (members as in [`Behaviour`]; those not given stay).
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::{Value, json};
+
+use crate::base::lock;
 
 use super::{
     Behaviour, Seen, Shared, chat,
@@ -106,7 +108,7 @@ async fn inference(
     let stats = &shared.stats;
     let number = stats.requests.fetch_add(1, Ordering::Relaxed) + 1;
     stats.running.fetch_add(1, Ordering::Relaxed);
-    *stats.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen.clone());
+    *lock(&stats.last) = Some(seen.clone());
     let fails = number.is_multiple_of(behaviour.fail_every.max(1));
     let result = chat::answer(conn, behaviour, path, &seen, fails, shared).await;
     stats.running.fetch_sub(1, Ordering::Relaxed);

@@ -14,7 +14,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -22,6 +22,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::JoinHandle};
+
+use crate::base::lock;
 
 /// How a simulated server behaves. Everything can be changed while it runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,7 +162,7 @@ impl Stats {
 
     /// The last inference request.
     pub fn last(&self) -> Option<Seen> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.last).clone()
     }
 }
 
@@ -172,11 +174,11 @@ struct Shared {
 
 impl Shared {
     fn behaviour(&self) -> Arc<Behaviour> {
-        Arc::clone(&self.behaviour.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&lock(&self.behaviour))
     }
 
     fn set(&self, behaviour: Behaviour) {
-        *self.behaviour.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(behaviour);
+        *lock(&self.behaviour) = Arc::new(behaviour);
     }
 }
 

@@ -17,6 +17,17 @@ pub fn client() -> reqwest::Client {
     build(builder().no_proxy())
 }
 
+/// What a failed request failed from. `reqwest` itself prints only that it failed; the URL, which
+/// may hold a secret, is not told.
+pub fn cause(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut last: &dyn std::error::Error = &error;
+    while let Some(inner) = last.source() {
+        last = inner;
+    }
+    last.to_string()
+}
+
 fn builder() -> reqwest::ClientBuilder {
     tls::install_crypto();
     reqwest::Client::builder()

@@ -28,7 +28,6 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>, mut records: mpsc::Unbounde
         tokio::spawn(async move {
             deliver(&live, &carry, &record).await;
             carry.usage.finished();
-            carry.metrics.webhook_queue.set(carry.usage.waiting());
             drop(place);
         });
     }

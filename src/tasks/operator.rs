@@ -1,7 +1,7 @@
 //! The operator's own listener: `/metrics`, `/health` and `/ready` on an address that clients do
 //! not reach. It answers until the process ends, so that `/ready` can say that it is draining.
 
-use std::{io, net::TcpListener, sync::Arc, sync::atomic::Ordering};
+use std::{io, net::TcpListener, sync::Arc};
 
 use axum::{Router, extract::State, http::StatusCode, http::header, routing::get};
 
@@ -28,12 +28,9 @@ pub async fn run(listener: TcpListener, live: Arc<Live>, carry: Arc<Carry>) -> i
 }
 
 async fn ready(State((live, carry)): State<Parts>) -> (StatusCode, &'static str) {
-    if carry.draining.load(Ordering::Relaxed) {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
-    } else if live.load().ready() {
-        (StatusCode::OK, "OK")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "no healthy backend\n")
+    match carry.ready(&live.load()) {
+        Ok(()) => (StatusCode::OK, "OK"),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }
 

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::{Failure, Sink};
-use crate::{config::plan::HookPlan, usage::Record};
+use crate::{config::plan::HookPlan, store::http, usage::Record};
 
 /// Sends records to one URL.
 pub struct Webhook {
@@ -27,7 +27,7 @@ impl Sink for Webhook {
             .client
             .post(&self.plan.url)
             .timeout(self.plan.timeout)
-            .header(http::header::CONTENT_TYPE, "application/json")
+            .header(::http::header::CONTENT_TYPE, "application/json")
             .body(body);
         for (name, value) in &self.plan.headers {
             request = request.header(name, value);
@@ -43,22 +43,9 @@ impl Sink for Webhook {
                     false => Err(Failure { why: format!("answered {status}"), again: true }),
                 }
             }
-            Err(e) => Err(Failure {
-                why: format!("cannot be reached: {}", describe(&e.without_url())),
-                again: true,
-            }),
+            Err(e) => {
+                Err(Failure { why: format!("cannot be reached: {}", http::cause(e)), again: true })
+            }
         }
     }
-}
-
-/// The error with its causes, which `reqwest` does not print by itself.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

@@ -14,7 +14,8 @@ help:
 setup:
 	@scripts/setup.sh
 
-run: setup
+run:
+	@scripts/setup.sh build
 	$(CARGO) run --quiet --release -- demo
 
 # cargo-nextest runs the tests when it is there; it is not needed.
@@ -28,7 +29,8 @@ test: setup
 		echo "$(CARGO) test"; $(CARGO) test --locked; \
 	fi
 
-bench: setup
+bench:
+	@scripts/setup.sh build
 	$(CARGO) build --release --locked --bin llmproxy --example bare_pingora
 	$(CARGO) bench --locked --bench gateway
 

@@ -1,6 +1,8 @@
 //! Arguments to a call.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the command line talks to people")]
 
+mod lua;
+
 use std::{
     io::Write,
     net::SocketAddr,
@@ -49,6 +51,9 @@ enum Command {
     },
     /// Run a simulated vLLM server.
     Sim(SimArgs),
+    /// Try a script.
+    #[command(subcommand)]
+    Lua(lua::Command),
 }
 
 #[derive(Args)]
@@ -102,6 +107,7 @@ pub fn main() -> ExitCode {
         }
         (Some(Command::Demo { listen }), _) => end(demo::run(listen)),
         (Some(Command::Sim(args)), _) => end(sim(args)),
+        (Some(Command::Lua(command)), _) => lua::run(command),
         (None, None) => unreachable!("clap prints the help"),
     }
 }
@@ -127,6 +133,9 @@ fn check(file: &Path) -> ExitCode {
     match config::load(file) {
         Ok(plan) => {
             let n = plan.backends.len();
+            for warning in &plan.warnings {
+                eprintln!("{}: warning: {warning}", file.display());
+            }
             println!("{} is valid: {n} backend{}", file.display(), if n == 1 { "" } else { "s" });
             ExitCode::SUCCESS
         }

@@ -10,18 +10,18 @@
 //! | 8 | [`cli`] | arguments to a call |
 //! | 7 | [`demo`] | a gateway with everything around it, in one process |
 //! | 6 | [`server`] | the composition root: listeners, services, signals |
-//! | 5 | [`gateway`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; what runs beside the requests |
+//! | 5 | [`gateway`], [`admin`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; the operator's API; what runs beside the requests |
 //! | 4 | [`runtime`] | the snapshot of a configuration, and what outlives it |
-//! | 3 | [`balance`], [`route`], [`usage`] | policies, each on its own |
+//! | 3 | [`auth`], [`balance`], [`route`], [`usage`] | policies, each on its own |
 //! | 2 | [`config`], [`dialect`], [`sim`] | what the file means; API languages; a simulated vLLM |
-//! | 1 | [`store`], [`telemetry`], [`wire`] | clients and certificates; metrics and logs; bytes |
-//! | 0 | [`base`] | words: ids, refusals, faults, counts, secrets |
+//! | 1 | [`lua`], [`store`], [`telemetry`], [`wire`] | scripts; clients and certificates; metrics and logs; bytes |
+//! | 0 | [`base`] | words: ids, callers, refusals, faults, counts, secrets |
 //!
 //! # A request's walk
 //!
 //! 1. `gateway/early.rs`: request id, client, size of the headers.
-//! 2. `gateway/request.rs`: the path is on the allow-list of [`dialect`]; `gateway/body_in.rs`
-//!    reads the body, [`wire::peek`] finds model and stream in it; guarded fields go, usage is
+//! 2. `gateway/request.rs`: the path is on the allow-list of [`dialect`]; `gateway/policy.rs` finds
+//!    out who is calling, and later asks [`auth`] to decide; `gateway/body_in.rs` reads the body, [`wire::peek`] finds model and stream in it; guarded fields go, usage is
 //!    asked for; [`route`] finds the pool of the model.
 //! 3. `gateway/peer.rs`: [`balance`] picks a healthy backend, once for each attempt.
 //! 4. `gateway/outbound.rs`: the backend's header and the prepared body.
@@ -36,6 +36,8 @@
 //! builds the next snapshot whole and swaps once. Health, counters, connections and records that
 //! wait are in [`runtime::Carry`] and live through it.
 
+pub mod admin;
+pub mod auth;
 pub mod balance;
 pub mod base;
 pub mod cli;
@@ -43,6 +45,7 @@ pub mod config;
 pub mod demo;
 pub mod dialect;
 pub mod gateway;
+pub mod lua;
 pub mod route;
 pub mod runtime;
 pub mod server;

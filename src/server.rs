@@ -25,17 +25,20 @@ use pingora::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{Mutex, mpsc},
+    sync::Mutex,
 };
 
 use crate::{
-    config::Plan,
+    admin,
+    config::{
+        Plan,
+        plan::{ProviderPlan, Source},
+    },
     gateway::Gateway,
-    runtime::{Carry, Live, Snapshot},
+    runtime::{Carry, Live, Outlets, Snapshot},
     store,
     tasks::{deadline, delivery, health, operator, reload},
     telemetry::logger,
-    usage::Record,
 };
 
 /// How long records may still be delivered after the last request has ended.
@@ -52,11 +55,13 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     // Pingora panics in a task of its own when it cannot listen; this tells it before.
     drop(listen(fixed.listen)?);
     let operator = fixed.metrics_listen.map(listen).transpose()?;
+    let admin = fixed.admin.as_ref().map(|admin| listen(admin.listen)).transpose()?;
 
-    let (carry, records) = Carry::new();
+    let (carry, outlets) = Carry::new(fixed.keys_db.clone());
     carry.metrics.reload_success.set(1);
     announce(&plan);
-    let first = Snapshot::build(plan, 1, &carry);
+    open_keys(&plan, &carry)?;
+    let first = Snapshot::build(plan, None, &carry);
     carry.probe.set(first.plan.health_check.clone(), &first.endpoints);
     let live = Arc::new(Live::new(first));
 
@@ -82,7 +87,7 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
         live: Arc::clone(&live),
         carry: Arc::clone(&carry),
         file,
-        once: Mutex::new(Some((records, operator))),
+        once: Mutex::new(Some(Once { outlets, operator, admin })),
     };
     let tasks = server.add_service(background_service("tasks", tasks));
     let proxy = server.add_service(proxy);
@@ -99,12 +104,30 @@ fn announce(plan: &Plan) {
     if let Some(address) = plan.fixed.metrics_listen {
         log::info!("metrics on http://{address}/metrics");
     }
+    if let Some(admin) = &plan.fixed.admin {
+        log::info!("admin API on http://{}/admin/v1/", admin.listen);
+    }
+    for warning in &plan.warnings {
+        log::warn!("{warning}");
+    }
     for backend in &plan.backends {
         log::info!("backend {} at {}, weight {}", backend.name, backend.url, backend.weight);
     }
     if plan.usage_hook.is_none() {
         log::info!("no usage_hook: usage records are not sent anywhere");
     }
+}
+
+/// Opens the file with the keys of the admin API, if it is used: what is wrong with it is told
+/// before the first request.
+fn open_keys(plan: &Plan, carry: &Carry) -> io::Result<()> {
+    let builtin = |p: &ProviderPlan| matches!(p.source, Source::Builtin(_));
+    let used = plan.auth.as_ref().is_some_and(|auth| auth.pipeline.iter().any(builtin));
+    if !used && plan.fixed.admin.is_none() {
+        return Ok(());
+    }
+    let opened = carry.stores.handle().block_on(carry.keys.open());
+    opened.map(drop).map_err(|e| io::Error::other(e.to_string()))
 }
 
 /// Listens on an address.
@@ -136,21 +159,28 @@ struct Tasks {
     live: Arc<Live>,
     carry: Arc<Carry>,
     file: Option<PathBuf>,
-    once: Mutex<Option<(mpsc::UnboundedReceiver<Record>, Option<TcpListener>)>>,
+    once: Mutex<Option<Once>>,
+}
+
+/// What the tasks take over when they start.
+struct Once {
+    outlets: Outlets,
+    operator: Option<TcpListener>,
+    admin: Option<TcpListener>,
 }
 
 #[async_trait]
 impl BackgroundService for Tasks {
     /// The tasks outlive the signal to stop: streams drain under their care.
     async fn start_with_ready_notifier(&self, _: ShutdownWatch, ready: ServiceReadyNotifier) {
-        let Some((records, operator)) = self.once.lock().await.take() else {
+        let Some(Once { outlets, operator, admin }) = self.once.lock().await.take() else {
             return;
         };
         let both = || (Arc::clone(&self.live), Arc::clone(&self.carry));
         let (live, carry) = both();
         let reload = async {
             if let Some(file) = &self.file {
-                reload::run(file.clone(), live, carry).await;
+                reload::run(file.clone(), live, carry, outlets.reloads).await;
             }
         };
         let (live, carry) = both();
@@ -162,11 +192,20 @@ impl BackgroundService for Tasks {
             }
         };
         let (live, carry) = both();
-        let delivery = delivery::run(live, carry, records);
+        let delivery = delivery::run(live, carry, outlets.records);
         let (live, carry) = both();
         let health = health::run(live, carry, || ready.notify_ready());
         let deadlines = deadline::run(Arc::clone(&self.carry));
-        tokio::join!(reload, operator, delivery, health, deadlines);
+        let (live, carry) = both();
+        let plan = live.load().plan.fixed.admin.clone();
+        let admin = async {
+            if let Some((listener, plan)) = admin.zip(plan)
+                && let Err(e) = admin::run(listener, &plan.token, live, carry).await
+            {
+                log::error!("the admin listener broke: {e}");
+            }
+        };
+        tokio::join!(reload, operator, admin, delivery, health, deadlines);
     }
 }
 

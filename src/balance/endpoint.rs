@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::{Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,6 +29,8 @@ pub struct Endpoint {
     pub id: u32,
     /// As configured.
     pub plan: BackendPlan,
+    /// What lives through reloads.
+    state: Arc<State>,
     /// Where its name leads; `None` until it was resolved.
     address: ArcSwapOption<SocketAddr>,
     /// Counters of its usual requests, by [`dialect::index`] and stream.
@@ -34,9 +39,26 @@ pub struct Endpoint {
     template: HttpPeer,
 }
 
+/// What is known of a backend over all generations of the configuration.
+#[derive(Default)]
+pub struct State {
+    draining: AtomicBool,
+    in_flight: AtomicUsize,
+}
+
+/// A request's place at a backend; given back when dropped.
+pub struct Lease(Arc<State>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Endpoint {
     /// Makes an endpoint. A literal address is used at once; a name waits for [`Self::resolve`].
-    pub fn new(id: u32, plan: BackendPlan, timeouts: &TimeoutPlan) -> Self {
+    pub fn new(identity: Identity, plan: BackendPlan, timeouts: &TimeoutPlan) -> Self {
+        let (id, state) = identity;
         let literal = plan.host.parse().ok().map(|ip| Arc::new(SocketAddr::new(ip, plan.port)));
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut template = HttpPeer::new(
@@ -49,7 +71,14 @@ impl Endpoint {
         template.options.connection_timeout = timeouts.connect;
         template.options.total_connection_timeout = timeouts.connect;
         template.options.idle_timeout = Some(timeouts.upstream_idle);
-        Self { id, plan, address: ArcSwapOption::new(literal), usual: Default::default(), template }
+        Self {
+            id,
+            plan,
+            state,
+            address: ArcSwapOption::new(literal),
+            usual: Default::default(),
+            template,
+        }
     }
 
     /// The counters of usual requests to a path.
@@ -57,6 +86,27 @@ impl Endpoint {
         let slot = self.usual.get(2 * dialect::index(route)? + usize::from(stream))?;
         let word = if stream { "true" } else { "false" };
         Some(slot.get_or_init(|| metrics.usual(route.path, word, &self.plan.name)))
+    }
+
+    /// Takes a place for a request.
+    pub fn lease(&self) -> Lease {
+        self.state.in_flight.fetch_add(1, Ordering::Relaxed);
+        Lease(Arc::clone(&self.state))
+    }
+
+    /// Requests that are with it now.
+    pub fn in_flight(&self) -> usize {
+        self.state.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Whether it gets no new requests, because an operator said so.
+    pub fn draining(&self) -> bool {
+        self.state.draining.load(Ordering::Relaxed)
+    }
+
+    /// Takes it out of use for new requests, or back in. Holds through reloads.
+    pub fn drain(&self, on: bool) {
+        self.state.draining.store(on, Ordering::Relaxed);
     }
 
     /// The peer to connect to; `None` while the name does not resolve.
@@ -144,13 +194,17 @@ impl Endpoint {
 
 /// Hands out the same id for the same backend over all reloads.
 #[derive(Default)]
-pub struct Ids(Mutex<HashMap<(String, String), u32>>);
+pub struct Ids(Mutex<HashMap<(String, String), Identity>>);
+
+/// The id of a backend, and what is known of it.
+pub type Identity = (u32, Arc<State>);
 
 impl Ids {
-    /// The id of the backend with this name and URL.
-    pub fn of(&self, plan: &BackendPlan) -> u32 {
+    /// The id of the backend with this name and URL, and what is known of it.
+    pub fn of(&self, plan: &BackendPlan) -> Identity {
         let mut known = lock(&self.0);
         let next = known.len() as u32 + 1;
-        *known.entry((plan.name.clone(), plan.url.clone())).or_insert(next)
+        let name = (plan.name.clone(), plan.url.clone());
+        known.entry(name).or_insert_with(|| (next, Arc::default())).clone()
     }
 }

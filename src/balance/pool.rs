@@ -39,7 +39,8 @@ impl Pool {
         // Each backend is offered once, after a few weighted attempts.
         let most = self.members.len() + RoundRobin::WEIGHTED_TRIES;
         let chosen = self.balancer.select_with(b"", most, |backend, healthy| {
-            (healthy || !self.probed) && !tried.contains(&Endpoint::id_of(backend))
+            let id = Endpoint::id_of(backend);
+            (healthy || !self.probed) && !tried.contains(&id) && !self.draining(id)
         })?;
         let id = Endpoint::id_of(&chosen);
         self.members.iter().find(|e| e.id == id).cloned()
@@ -50,14 +51,23 @@ impl Pool {
         self.asks.contains(&usage)
     }
 
+    fn draining(&self, id: u32) -> bool {
+        self.members.iter().any(|e| e.id == id && e.draining())
+    }
+
     /// The backends with their health.
-    pub fn members(&self) -> impl Iterator<Item = (&Arc<Endpoint>, bool)> {
+    pub fn health(&self) -> impl Iterator<Item = (&Arc<Endpoint>, bool)> {
         let ready =
             |e: &Arc<Endpoint>| !self.probed || self.balancer.backends().ready(&e.backend());
         self.members.iter().map(move |e| (e, ready(e)))
     }
 
-    /// Whether there is a healthy backend.
+    /// The backends, and whether they may be chosen.
+    pub fn members(&self) -> impl Iterator<Item = (&Arc<Endpoint>, bool)> {
+        self.health().map(|(e, healthy)| (e, healthy && !e.draining()))
+    }
+
+    /// Whether there is a backend to choose.
     pub fn ready(&self) -> bool {
         self.members().any(|(_, healthy)| healthy)
     }

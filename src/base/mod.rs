@@ -7,12 +7,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub mod duration;
 pub mod fault;
 pub mod ids;
+pub mod ip;
+pub mod principal;
 pub mod rejection;
 pub mod secret;
+pub mod terms;
 pub mod usage;
 
 pub use fault::{Fault, FaultKind, Side};
 pub use ids::RequestId;
+pub use principal::Principal;
 pub use rejection::Rejection;
 pub use secret::Secret;
 pub use usage::{Outcome, TokenCounts, UsageSource};

@@ -1,6 +1,8 @@
 //! A refusal: the gateway said no. It is a value, not an error; its status and its words stand
 //! beside the rule that refuses.
 
+use std::borrow::Cow;
+
 /// A refusal, ready to be written in the client's dialect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
@@ -11,7 +13,7 @@ pub struct Rejection {
     /// The error class in OpenAI's words (`invalid_request_error`, ...).
     pub kind: &'static str,
     /// A machine-readable code (`model_not_found`, ...).
-    pub code: Option<&'static str>,
+    pub code: Option<Cow<'static, str>>,
     /// The request parameter at fault, when there is one.
     pub param: Option<&'static str>,
     /// Seconds for `Retry-After`.
@@ -39,7 +41,7 @@ impl Rejection {
     }
 
     fn code(mut self, code: &'static str) -> Self {
-        self.code = Some(code);
+        self.code = Some(Cow::Borrowed(code));
         self
     }
 
@@ -132,6 +134,23 @@ impl Rejection {
             .code("request_timeout");
         no.close = true;
         no
+    }
+
+    /// The caller is not let in: status, code and sentence are the operator's.
+    pub fn not_let_in(status: u16, code: impl Into<Cow<'static, str>>, message: &str) -> Self {
+        let kind = match status {
+            402 | 429 => "insufficient_quota",
+            500.. => "server_error",
+            _ => INVALID,
+        };
+        let mut no = Self::new(status, kind, message);
+        no.code = Some(code.into());
+        no
+    }
+
+    /// 403: the client's address is not allowed.
+    pub fn address_not_allowed() -> Self {
+        Self::not_let_in(403, "IP_NOT_ALLOWED", "This address may not call the gateway")
     }
 
     /// 503: every backend that serves the model is down.

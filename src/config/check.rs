@@ -49,7 +49,9 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
         }
         plan
     });
-    for problem in &mut problems {
+    let mut plan = plan;
+    let warnings = plan.iter_mut().flat_map(|p| &mut p.warnings);
+    for problem in problems.iter_mut().chain(warnings) {
         problem.line = problem.line.or_else(|| locate::line_of(text, &problem.path));
     }
     problems.sort_by_key(|p| p.line.unwrap_or(0));

@@ -1,6 +1,9 @@
 //! What the file means: addresses read, files opened, names checked. A plan is valid; a request
 //! never meets a configuration error.
 
+mod auth;
+mod storage;
+
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, ToSocketAddrs},
@@ -9,13 +12,20 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue, Method, Uri};
+use ipnet::IpNet;
 
+pub use self::auth::{
+    Answer, Answers, AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, SHIPPED, Source,
+};
 use super::{
     problem::Problem,
-    raw::{self, HealthCheck, KeyForm, Log, Raw, SecretText, StreamUsage},
+    raw::{self, ErrorFormat, HealthCheck, KeyForm, Log, Raw, SecretText, StreamUsage},
     unbuilt,
 };
-use crate::base::Secret;
+use crate::base::{
+    Secret,
+    ip::{self, IpRules},
+};
 
 /// A configuration that has been understood.
 #[derive(Clone, Debug)]
@@ -42,6 +52,20 @@ pub struct Plan {
     pub usage_hook: Option<HookPlan>,
     /// Logging.
     pub log: Log,
+    /// Who may call; `None`: everybody.
+    pub auth: Option<AuthPlan>,
+    /// Addresses that may call at all.
+    pub ip_rules: IpRules,
+    /// Proxies that are believed about their clients' addresses.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The form of the gateway's own errors.
+    pub error_format: ErrorFormat,
+    /// Files that were read beside the configuration, to be watched like it.
+    pub files: Vec<PathBuf>,
+    /// What is no mistake but may not be meant.
+    pub warnings: Vec<Problem>,
+    /// The whole configuration with its defaults and without its secrets.
+    pub shown: serde_json::Value,
 }
 
 /// Settings that are bound to the process.
@@ -59,6 +83,19 @@ pub struct Fixed {
     pub h2c: bool,
     /// The log is JSON.
     pub json_log: bool,
+    /// The admin API, if it is served.
+    pub admin: Option<AdminPlan>,
+    /// The file with the keys of the admin API.
+    pub keys_db: PathBuf,
+}
+
+/// The admin API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminPlan {
+    /// Its address.
+    pub listen: SocketAddr,
+    /// What callers must show.
+    pub token: Secret,
 }
 
 impl Fixed {
@@ -76,6 +113,8 @@ impl Fixed {
         differs("server.tls", self.tls == other.tls);
         differs("server.h2c", self.h2c == other.h2c);
         differs("log.format", self.json_log == other.json_log);
+        differs("admin", self.admin == other.admin);
+        differs("admin.db_path", self.keys_db == other.keys_db);
         keys
     }
 }
@@ -186,19 +225,30 @@ pub struct HookPlan {
     pub caller_key: KeyForm,
 }
 
+/// A token that can be guessed is no lock.
+const SHORTEST_TOKEN: usize = 8;
+
 /// Understands a raw configuration. Relative paths start at `folder`.
 ///
 /// Returns a plan only if it added no problem.
 pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Plan> {
     let before = problems.len();
     unbuilt::refuse(raw, problems);
-    let mut make = Maker { folder, problems };
+    let mut make = Maker { folder, problems, files: Vec::new(), warnings: Vec::new() };
     let fixed = make.fixed(raw);
     let backends = make.backends(raw);
     let health_check = make.health_check(raw.health_check.as_ref());
     let guard_headers = make.guard_headers(&raw.edge_guard);
     let usage_hook = make.usage_hook(raw.usage_hook.as_ref());
     let sizes = make.sizes(&raw.server);
+    make.storage(raw);
+    let auth = make.auth(raw);
+    let ip_rules = IpRules {
+        allowed: make.nets("server.allowed_ips", &raw.server.allowed_ips),
+        denied: make.nets("server.denied_ips", &raw.server.denied_ips),
+    };
+    let trusted_proxies = make.nets("server.trusted_proxies", &raw.server.trusted_proxies);
+    let Maker { files, warnings, .. } = make;
     if problems.len() > before {
         return None;
     }
@@ -214,6 +264,13 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         guard_fields: raw.edge_guard.remove_fields.clone(),
         usage_hook,
         log: raw.log.clone(),
+        auth,
+        ip_rules,
+        trusted_proxies,
+        error_format: raw.server.error_format,
+        files,
+        warnings,
+        shown: serde_json::to_value(raw).unwrap_or_default(),
     })
 }
 
@@ -239,12 +296,50 @@ fn timeouts(raw: &raw::Timeouts) -> TimeoutPlan {
 struct Maker<'a> {
     folder: &'a Path,
     problems: &'a mut Vec<Problem>,
+    files: Vec<PathBuf>,
+    warnings: Vec<Problem>,
 }
 
 impl Maker<'_> {
     fn problem(&mut self, path: impl Into<String>, message: impl Into<String>, hint: &str) {
         let problem = Problem::new(path, message);
         self.problems.push(if hint.is_empty() { problem } else { problem.hint(hint) });
+    }
+
+    fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.warnings.push(Problem::new(path, message));
+    }
+
+    fn nets(&mut self, at: &str, texts: &[String]) -> Vec<IpNet> {
+        let mut nets = Vec::new();
+        for (i, text) in texts.iter().enumerate() {
+            match ip::parse(text) {
+                Some(net) => nets.push(net),
+                None => self.problem(
+                    format!("{at}[{i}]"),
+                    format!("`{text}` is not an address or a network"),
+                    "write `10.0.0.0/8` or `192.0.2.7`",
+                ),
+            }
+        }
+        nets
+    }
+
+    /// The admin API's part; `None` also if it is switched off.
+    fn admin(&mut self, raw: &raw::Admin) -> Option<AdminPlan> {
+        if !raw.enabled {
+            return None;
+        }
+        let listen = self.address("admin.listen", &raw.listen);
+        let token = self.secret("admin", "token", raw.token.as_ref(), raw.token_file.as_deref());
+        if token.as_ref().is_none_or(|t| t.expose().len() < SHORTEST_TOKEN) {
+            self.problem(
+                "admin.token",
+                format!("the admin API needs a token of at least {SHORTEST_TOKEN} characters"),
+                "write `token: \"${ADMIN_TOKEN}\"` or `token_file`",
+            );
+        }
+        Some(AdminPlan { listen: listen?, token: token? })
     }
 
     fn fixed(&mut self, raw: &Raw) -> Option<Fixed> {
@@ -265,7 +360,23 @@ impl Maker<'_> {
             self.problem("server.threads", "is more than 1024", "0 means one for each core");
         }
         let json_log = raw.log.format == raw::LogFormat::Json;
-        Some(Fixed { listen: listen?, metrics_listen, threads, tls, h2c: raw.server.h2c, json_log })
+        let admin = self.admin(&raw.admin);
+        for (other, name) in [(listen, "listen"), (metrics_listen, "server.metrics_listen")] {
+            if other.is_some() && other == admin.as_ref().map(|a| a.listen) {
+                let message = format!("is the same address as `{name}`");
+                self.problem("admin.listen", message, "give it a port of its own");
+            }
+        }
+        Some(Fixed {
+            listen: listen?,
+            metrics_listen,
+            threads,
+            tls,
+            h2c: raw.server.h2c,
+            json_log,
+            admin,
+            keys_db: self.path(&raw.admin.db_path),
+        })
     }
 
     fn sizes(&mut self, raw: &raw::Server) -> (u64, usize) {
@@ -568,11 +679,29 @@ impl Maker<'_> {
         if !(1..=10_000_000).contains(&raw.queue_size) {
             self.problem("usage_hook.queue_size", "is not between 1 and 10000000", "");
         }
+        let headers = self.header_fields("usage_hook", &raw.headers, &raw.headers_file);
+        Some(HookPlan {
+            url: raw.url.clone(),
+            timeout: raw.timeout.0,
+            retry: raw.retry,
+            headers,
+            queue_size: raw.queue_size,
+            caller_key: raw.caller_key,
+        })
+    }
+
+    /// Header fields with secret values, which may stand in files of their own.
+    fn header_fields(
+        &mut self,
+        at: &str,
+        texts: &BTreeMap<String, SecretText>,
+        files: &BTreeMap<String, String>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
         let mut values: Vec<(&String, Secret)> =
-            raw.headers.iter().map(|(name, value)| (name, value.0.clone())).collect();
-        for (name, file) in &raw.headers_file {
-            let at = format!("usage_hook.headers_file.{name}");
-            if raw.headers.contains_key(name) {
+            texts.iter().map(|(name, value)| (name, value.0.clone())).collect();
+        for (name, file) in files {
+            let at = format!("{at}.headers_file.{name}");
+            if texts.contains_key(name) {
                 self.problem(at, "stands in `headers` as well", "keep one");
                 continue;
             }
@@ -586,18 +715,11 @@ impl Maker<'_> {
                     headers.push((name, value));
                 }
                 _ => {
-                    let at = format!("usage_hook.headers.{name}");
+                    let at = format!("{at}.headers.{name}");
                     self.problem(at, "is not a header field", "a value is one line of text");
                 }
             }
         }
-        Some(HookPlan {
-            url: raw.url.clone(),
-            timeout: raw.timeout.0,
-            retry: raw.retry,
-            headers,
-            queue_size: raw.queue_size,
-            caller_key: raw.caller_key,
-        })
+        headers
     }
 }

@@ -1,18 +1,21 @@
 //! What the file says: one struct a section, every key with its default. The JSON Schema printed
 //! by `llmproxy schema` is derived from these types and their comments.
 
+mod auth;
+
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_yaml::Value;
 
+pub use self::auth::*;
 use crate::base::{Secret, duration};
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
 /// sign. Durations are written `500ms`, `10s`, `5m`. Relative paths start at the folder of this
 /// file.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Raw {
     /// Address of the gateway, `host:port` or `:port`.
@@ -40,19 +43,24 @@ pub struct Raw {
     /// What is logged, and how.
     #[serde(default)]
     pub log: Log,
-    /// Who may call. Not available in this version.
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub auth: Option<Value>,
+    /// Who may call. Without this section everybody may.
+    pub auth: Option<Auth>,
+    /// Keys for the provider `file` of `auth`.
+    #[serde(default)]
+    pub api_keys: Vec<ApiKey>,
+    /// Connections that several sections may name.
+    #[serde(default)]
+    pub storage: Storage,
+    /// The admin API.
+    #[serde(default)]
+    pub admin: Admin,
     /// How much one may call. Not available in this version.
     #[schemars(with = "Option<serde_json::Value>")]
     pub rate_limit: Option<Value>,
-    /// Keys for the `file` provider of `auth`. Not available in this version.
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub api_keys: Option<Value>,
 }
 
 /// Process and listener settings. A change of any of them but the sizes needs a restart.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Worker threads; 0 means one for each core.
@@ -71,6 +79,26 @@ pub struct Server {
     /// Understand HTTP/2 without TLS. It is told from HTTP/1 by the first 24 bytes of a
     /// connection: a client that sends less and then waits is not answered.
     pub h2c: bool,
+    /// Proxies in front of the gateway, addresses or networks. Only from these is
+    /// `X-Forwarded-For` (or `X-Real-IP`) believed.
+    pub trusted_proxies: Vec<String>,
+    /// Addresses that may call at all; none: every address.
+    pub allowed_ips: Vec<String>,
+    /// Addresses that may not call.
+    pub denied_ips: Vec<String>,
+    /// The form of the gateway's own errors.
+    pub error_format: ErrorFormat,
+}
+
+/// The form of the gateway's own errors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorFormat {
+    /// As the API of the path has them, so that its SDKs raise their own errors.
+    #[default]
+    Openai,
+    /// `{"error": "...", "code": 403}`, as version 0.3 had it; `code` is the HTTP status.
+    Simple,
 }
 
 impl Default for Server {
@@ -83,12 +111,16 @@ impl Default for Server {
             metrics_listen: None,
             tls: None,
             h2c: true,
+            trusted_proxies: Vec::new(),
+            allowed_ips: Vec::new(),
+            denied_ips: Vec::new(),
+            error_format: ErrorFormat::default(),
         }
     }
 }
 
 /// Certificate of the listener.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// PEM file with the certificate chain, the server's own first.
@@ -98,7 +130,7 @@ pub struct Tls {
 }
 
 /// One LLM server.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
     /// `http://host:port` or `https://host`, with a path prefix if the server has one. A `/v1` at
@@ -123,7 +155,7 @@ pub struct Backend {
 }
 
 /// How to ask an engine for the token counts of a stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StreamUsage {
     /// In every chunk (`include_usage` and vLLM's `continuous_usage_stats`), so that a stream
@@ -137,7 +169,7 @@ pub enum StreamUsage {
 }
 
 /// How a backend is chosen.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Routing {
     /// The balancing strategy.
@@ -152,7 +184,7 @@ pub struct Routing {
 }
 
 /// Balancing strategies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
     /// By turns, in proportion to the weights.
@@ -165,7 +197,7 @@ pub enum Strategy {
 }
 
 /// Active probes.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthCheck {
     /// Whether to probe at all.
@@ -202,7 +234,7 @@ impl Default for HealthCheck {
 }
 
 /// How long to wait for what; `0` means for ever.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// For a connection to a backend, TLS included.
@@ -240,7 +272,7 @@ impl Default for Timeouts {
 /// Privileged inputs of the engines. vLLM acts on these whoever sends them; its own security
 /// guide says to remove them at a reverse proxy. A list given here replaces the default list; an
 /// empty one lets everything pass.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EdgeGuard {
     /// Request headers that never reach a backend.
@@ -260,13 +292,14 @@ impl Default for EdgeGuard {
 }
 
 /// Where usage records are sent.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UsageHook {
     /// Whether to send records at all.
     #[serde(default = "yes")]
     pub enabled: bool,
     /// Each record is sent here, as JSON by POST; any 2xx answer accepts it.
+    #[serde(serialize_with = "without_query")]
     pub url: String,
     /// How long one attempt may take.
     #[serde(default = "three_seconds")]
@@ -292,7 +325,7 @@ pub struct UsageHook {
 }
 
 /// How a key is written into a usage record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyForm {
     /// The first and the last four characters.
@@ -305,7 +338,7 @@ pub enum KeyForm {
 }
 
 /// Logging.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// What is written: `error`, `warn`, `info`, `debug` or `trace`.
@@ -317,7 +350,7 @@ pub struct Log {
 }
 
 /// Log levels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Level {
@@ -330,7 +363,7 @@ pub enum Level {
 }
 
 /// Log formats.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// For people.
@@ -341,7 +374,7 @@ pub enum LogFormat {
 }
 
 /// The access log: on unless it is set to `false`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct AccessLog(pub bool);
 
@@ -368,7 +401,20 @@ fn yes() -> bool {
 }
 
 fn three_seconds() -> Span {
-    Span(Duration::from_secs(3))
+    secs(3)
+}
+
+fn secs(n: u64) -> Span {
+    Span(Duration::from_secs(n))
+}
+
+/// Writes a URL without what may be secret in it.
+fn without_query<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = host.rsplit('@').next().unwrap_or_default();
+    serializer.serialize_str(&format!("{scheme}://{host}{path}"))
 }
 
 fn queue_size() -> usize {
@@ -389,6 +435,15 @@ impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = scalar(deserializer, "a duration like `10s`")?;
         duration::parse(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Duration::ZERO => serializer.serialize_str("0"),
+            some => serializer.serialize_str(&format!("{some:?}")),
+        }
     }
 }
 
@@ -440,6 +495,12 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
 impl JsonSchema for ByteSize {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "ByteSize".into()
@@ -460,6 +521,12 @@ pub struct SecretText(pub Secret);
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         scalar(deserializer, "a secret text").map(|text| Self(Secret::new(text)))
+    }
+}
+
+impl Serialize for SecretText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("[secret]")
     }
 }
 

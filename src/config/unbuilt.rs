@@ -24,9 +24,7 @@ pub fn refuse(raw: &Raw, problems: &mut Vec<Problem>) {
             );
         }
     };
-    section(&raw.auth, "auth", "authentication");
     section(&raw.rate_limit, "rate_limit", "rate limiting");
-    section(&raw.api_keys, "api_keys", "the key list (part of authentication)");
     section(&raw.routing.retry, "routing.retry", "retrying after an answer");
     section(&raw.routing.fallback, "routing.fallback", "fallback routing");
     let strategy = raw.routing.load_balance_strategy;

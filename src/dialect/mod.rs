@@ -4,6 +4,7 @@
 //! a language; OpenAI's is the only one so far.
 
 pub mod openai;
+pub mod simple;
 
 use crate::base::Rejection;
 

@@ -15,20 +15,12 @@ pub static ROUTES: [Route; 4] = [
 
 /// The body of a refusal.
 pub fn rejection(no: &Rejection) -> Vec<u8> {
-    body(&no.message, no.kind, no.param, no.code)
+    body(&no.message, no.kind, no.param, no.code.as_deref())
 }
 
-/// The body of an error that is nobody's refusal.
+/// The body of an error that is nobody's refusal; as an event of a stream, the SDKs raise it.
 pub fn failure(message: &str, code: &str) -> Vec<u8> {
     body(message, "server_error", None, Some(code))
-}
-
-/// The last event of a stream that cannot go on. The SDKs raise an error when they read it.
-pub fn error_event(message: &str, code: &str) -> Vec<u8> {
-    let mut event = b"data: ".to_vec();
-    event.extend_from_slice(&failure(message, code));
-    event.extend_from_slice(b"\n\n");
-    event
 }
 
 fn body(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> Vec<u8> {

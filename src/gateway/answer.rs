@@ -6,7 +6,11 @@ use pingora::{Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
 use super::ctx::Ctx;
-use crate::base::Rejection;
+use crate::{
+    base::Rejection,
+    config::raw::ErrorFormat,
+    dialect::{openai, simple},
+};
 
 /// The name of the header that carries request ids.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,15 +42,18 @@ pub async fn write(
 }
 
 /// Writes a refusal.
-pub async fn refusal(
-    session: &mut Session,
-    ctx: &mut Ctx,
-    no: &Rejection,
-    body: Bytes,
-) -> Result<()> {
+pub async fn refusal(session: &mut Session, ctx: &mut Ctx, no: &Rejection) -> Result<()> {
+    let body = match ctx.snapshot.plan.error_format {
+        ErrorFormat::Openai => openai::rejection(no),
+        ErrorFormat::Simple => simple::error(no.status, &no.message),
+    };
     let mut more = Vec::new();
     if let Some(seconds) = no.retry_after {
         more.push((header::RETRY_AFTER, HeaderValue::from(seconds)));
+    }
+    if no.status == 401 {
+        // RFC 9110, section 11.6.1: a 401 says how to do better.
+        more.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
     }
     if let Some(allow) = no.allow {
         more.push((header::ALLOW, HeaderValue::from_static(allow)));
@@ -54,5 +61,13 @@ pub async fn refusal(
     if no.close {
         session.set_keepalive(None);
     }
-    write(session, ctx, no.status, "application/json", body, &more).await
+    write(session, ctx, no.status, "application/json", body.into(), &more).await
+}
+
+/// The body of an answer to a failure.
+pub fn failure(ctx: &Ctx, status: u16, message: &str, code: &str) -> Bytes {
+    Bytes::from(match ctx.snapshot.plan.error_format {
+        ErrorFormat::Openai => openai::failure(message, code),
+        ErrorFormat::Simple => simple::error(status, message),
+    })
 }

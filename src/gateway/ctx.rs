@@ -7,12 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::HeaderValue;
-
 use super::{body_in::Body, stream::Answer};
 use crate::{
-    balance::Endpoint,
-    base::{Fault, Rejection, RequestId},
+    auth::{Credential, Found},
+    balance::{Endpoint, endpoint::Lease},
+    base::{Fault, Principal, Rejection, RequestId},
     dialect::Route,
     runtime::{Carry, Snapshot, watch},
 };
@@ -25,6 +24,8 @@ pub struct Ctx {
     pub carry: Arc<Carry>,
     /// What the client asked. Written by `early` and `request`, read by all later phases.
     pub call: Call,
+    /// Who asks. Written by `early` and `policy`, read by `outbound`, `logging`.
+    pub who: Who,
     /// The body on its way to the backend. Written by `body_in`, read by `outbound`; emptied by
     /// `stream` when it can no longer be needed.
     pub body: Body,
@@ -44,8 +45,6 @@ pub struct Call {
     pub id: RequestId,
     /// The client's address.
     pub client: Option<IpAddr>,
-    /// The caller's key.
-    pub key: Option<CallerKey>,
     /// What stands at the path; `None` until it was looked up, or if there is nothing.
     pub route: Option<&'static Route>,
     /// The model asked for.
@@ -56,24 +55,23 @@ pub struct Call {
     pub usage_asked: Option<(Option<bool>, bool)>,
 }
 
-/// The caller's key, in the header field in which it came: shared, not copied.
-pub struct CallerKey {
-    /// The field.
-    pub field: HeaderValue,
-    /// Whether it reads `Bearer KEY`, and not just `KEY`.
-    pub bearer: bool,
+/// Who asks.
+#[derive(Default)]
+pub struct Who {
+    /// The key that was shown.
+    pub shown: Option<Credential>,
+    /// Whose key it is, before anything was decided.
+    pub found: Option<Found>,
+    /// The caller, once it was let in; `None` also where no key is needed.
+    pub principal: Option<Arc<Principal>>,
 }
 
-impl CallerKey {
-    /// The key itself, for records and for comparing.
-    pub fn expose(&self) -> &str {
-        let text = self.field.to_str().unwrap_or_default();
-        if self.bearer { text[BEARER.len()..].trim() } else { text }
+impl Who {
+    /// The caller's key, for records and logs.
+    pub fn key(&self) -> Option<&str> {
+        self.shown.as_ref().map(Credential::expose)
     }
 }
-
-/// How the value of `Authorization` begins.
-pub const BEARER: &str = "bearer ";
 
 /// Where the request went.
 #[derive(Default)]
@@ -82,6 +80,8 @@ pub struct Way {
     pub pool: Option<usize>,
     /// The backend of the present attempt, or of the last.
     pub endpoint: Option<Arc<Endpoint>>,
+    /// Its place at that backend.
+    lease: Option<Lease>,
     /// Ids of backends that could not be reached.
     pub tried: Vec<u32>,
     /// The next attempt goes to the same backend on a connection of its own.
@@ -90,6 +90,20 @@ pub struct Way {
     pub retries: u32,
     /// Its deadlines; `None` until there is a backend to wait for.
     pub watch: Option<watch::Entry>,
+}
+
+impl Way {
+    /// The next attempt goes to this backend.
+    pub fn choose(&mut self, endpoint: Arc<Endpoint>) {
+        self.lease = Some(endpoint.lease());
+        self.endpoint = Some(endpoint);
+    }
+
+    /// Gives its place back.
+    pub fn leave(&mut self) {
+        self.lease = None;
+        self.watch = None;
+    }
 }
 
 /// How a request ended.
@@ -133,12 +147,12 @@ impl Ctx {
                 arrived: Instant::now(),
                 id: RequestId::from_random(rand::random()),
                 client: None,
-                key: None,
                 route: None,
                 model: None,
                 stream: false,
                 usage_asked: None,
             },
+            who: Who::default(),
             body: Body::default(),
             way: Way::default(),
             answer: Answer::default(),

@@ -2,18 +2,20 @@
 
 use std::os::fd::RawFd;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderName, header::AUTHORIZATION};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora_proxy::Session;
 
 use super::{
     answer::REQUEST_ID,
     body_in,
-    ctx::{BEARER, CallerKey, Ctx, InFlight},
+    ctx::{Ctx, InFlight},
 };
 use crate::{
+    auth::{Auth, Credential},
     base::{Rejection, RequestId},
     runtime::watch::Connection,
+    wire::forwarded,
 };
 
 /// Seconds for which an idle connection of a client is kept.
@@ -38,12 +40,17 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     session.set_write_timeout(timeouts.client_write);
 
     watch(session, ctx);
-    ctx.call.client = session.client_addr().and_then(SocketAddr::as_inet).map(|a| a.ip());
+    let peer = session.client_addr().and_then(SocketAddr::as_inet).map(|a| a.ip());
     let headers = &session.req_header().headers;
     if let Some(id) = headers.get(&REQUEST_ID).and_then(|v| RequestId::accept(v.as_bytes())) {
         ctx.call.id = id;
     }
-    ctx.call.key = key(headers);
+    let trusted = &ctx.snapshot.plan.trusted_proxies;
+    ctx.call.client = peer.map(|peer| forwarded::client(headers, peer, trusted));
+    ctx.who.shown = match &ctx.snapshot.auth {
+        Some(auth) => Auth::credential(auth, headers),
+        None => Credential::find(headers, &[AUTHORIZATION, X_API_KEY]),
+    };
 
     // 4 bytes for `: ` and the line end, as on the wire.
     let size: usize =
@@ -76,17 +83,4 @@ pub fn connection(
 ) -> Option<Connection> {
     let inet = |address: Option<&SocketAddr>| address.and_then(SocketAddr::as_inet).copied();
     Some(Connection { fd, ends: (inet(local)?, inet(peer)?) })
-}
-
-/// The caller's key: a bearer token, or else `X-API-Key`.
-fn key(headers: &HeaderMap) -> Option<CallerKey> {
-    let bearer = headers.get(http::header::AUTHORIZATION).filter(|value| {
-        let start = value.to_str().ok().and_then(|v| v.get(..BEARER.len()));
-        start.is_some_and(|s| s.eq_ignore_ascii_case(BEARER))
-    });
-    let key = match bearer {
-        Some(field) => CallerKey { field: field.clone(), bearer: true },
-        None => CallerKey { field: headers.get(&X_API_KEY)?.clone(), bearer: false },
-    };
-    Some(key).filter(|k| !k.expose().is_empty())
 }

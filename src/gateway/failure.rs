@@ -5,10 +5,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
 
 use super::{answer, body_in, ctx::Ctx, stream::Reading};
-use crate::{
-    base::{Fault, FaultKind, Side},
-    dialect::openai,
-};
+use crate::base::{Fault, FaultKind, Side};
 
 /// Status, code and sentence for each fault. The only place where faults become statuses.
 fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
@@ -150,8 +147,7 @@ async fn refuse(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
     if let Some(mut no) = ctx.end.rejection.clone() {
         // Pingora closes the connection after this; the client is told so.
         no.close = true;
-        let body = Bytes::from(openai::rejection(&no));
-        written(answer::refusal(session, ctx, &no, body).await);
+        written(answer::refusal(session, ctx, &no).await);
         return no.status;
     }
     let fault = *ctx.end.fault.get_or_insert_with(|| early(error));
@@ -160,7 +156,7 @@ async fn refuse(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
     if fault.side == Side::Client {
         return 0;
     }
-    let body = Bytes::from(openai::failure(message, code));
+    let body = answer::failure(ctx, status, message, code);
     // What was begun on this connection may be unfinished.
     session.set_keepalive(None);
     written(answer::write(session, ctx, status, "application/json", body, &[]).await);
@@ -190,7 +186,9 @@ async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 
         return status;
     };
     let mut rest = meter.abandon().to_vec();
-    rest.extend_from_slice(&openai::error_event(message, code));
+    rest.extend_from_slice(b"data: ");
+    rest.extend_from_slice(&answer::failure(ctx, status, message, code));
+    rest.extend_from_slice(b"\n\n");
     written(session.write_response_body(Some(Bytes::from(rest)), true).await);
     status
 }

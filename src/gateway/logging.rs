@@ -5,10 +5,7 @@ use std::time::Duration;
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
-use super::{
-    ctx::{CallerKey, Ctx},
-    response,
-};
+use super::{ctx::Ctx, response};
 use crate::{
     base::{Outcome, Side, TokenCounts, UsageSource, secret},
     config::raw::KeyForm,
@@ -19,7 +16,7 @@ use crate::{
 
 /// Settles a request.
 pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
-    ctx.way.watch = None;
+    ctx.way.leave();
     let (counts, source) = ctx.answer.usage();
     let summary = Summary {
         outcome: outcome(error, ctx),
@@ -97,12 +94,18 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
     if !matches!(route.kind, Kind::Inference { .. }) {
         return;
     }
-    let key = ctx.call.key.as_ref().map(CallerKey::expose);
+    let key = ctx.who.key();
+    let who = ctx.who.principal.as_deref();
     let arrived = jiff::Timestamp::now() - summary.duration;
     let mut record = Record {
         record_id: format!("rec_{:032x}", rand::random::<u128>()),
         request_id: ctx.call.id.as_str().to_owned(),
-        user_id: String::new(),
+        user_id: who.map(|p| p.user_id.clone()).unwrap_or_default(),
+        key_id: who.map(|p| p.key_id.clone()).unwrap_or_default(),
+        key_name: who.map(|p| p.name.clone()).unwrap_or_default(),
+        team: who.map(|p| p.team.clone()).unwrap_or_default(),
+        metadata: who.map(|p| p.metadata.clone()).unwrap_or_default(),
+        tags: who.map(|p| p.tags.clone()).unwrap_or_default(),
         api_key: match hook.caller_key {
             KeyForm::Masked => key.map(secret::mask).unwrap_or_default(),
             KeyForm::Plain => key.unwrap_or_default().to_owned(),
@@ -139,7 +142,7 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         return;
     }
     let header = session.req_header();
-    let masked = ctx.call.key.as_ref().map(|k| secret::mask(k.expose()));
+    let masked = ctx.who.key().map(secret::mask);
     let line = access::Line {
         request_id: ctx.call.id.as_str(),
         client: ctx.call.client,
@@ -154,6 +157,7 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         duration: summary.duration,
         first_token: ctx.answer.first_token,
         key: masked.as_deref(),
+        user: ctx.who.principal.as_ref().map_or("", |p| p.user_id.as_str()),
         retries: ctx.way.retries,
         fault: ctx.end.fault.map(|f| f.word()),
     };

@@ -9,6 +9,7 @@ mod logging;
 mod models;
 mod outbound;
 mod peer;
+mod policy;
 mod request;
 mod response;
 mod stream;

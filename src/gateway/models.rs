@@ -14,8 +14,13 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The list, in OpenAI's form. A model of several backends stands once, as the first told it.
 pub async fn list(ctx: &Ctx) -> Vec<u8> {
-    let healthy: Vec<_> =
-        ctx.snapshot.health().into_iter().filter(|(_, up)| *up).map(|(e, _)| e).collect();
+    let healthy: Vec<_> = ctx
+        .snapshot
+        .health()
+        .into_iter()
+        .filter(|(e, up)| *up && !e.draining())
+        .map(|(e, _)| e)
+        .collect();
     let told = join_all(healthy.iter().map(|e| ask(&ctx.carry.client, e))).await;
     let mut seen = HashSet::new();
     let mut data = Vec::new();

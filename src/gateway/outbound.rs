@@ -1,10 +1,14 @@
 //! What goes to the backend: the client's request, less what is none of the backend's business.
 
 use bytes::Bytes;
-use http::{HeaderName, Uri, header};
+use http::{HeaderName, HeaderValue, Uri, header};
 use pingora::{Error, ErrorType, OrErr, Result, http::RequestHeader};
 
 use super::{answer::REQUEST_ID, body_in, ctx::Ctx};
+use crate::auth::Auth;
+
+const USER_ID: HeaderName = HeaderName::from_static("x-api-key-userid");
+const NAME: HeaderName = HeaderName::from_static("x-api-key-name");
 
 /// Credentials of the client, and what is rewritten below. `Accept-Encoding` goes because the
 /// answer has to be read; `Expect` was answered by the gateway. In lower case, as `http` has them.
@@ -29,10 +33,15 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
         return Error::e_explain(ErrorType::InternalError, "no backend was chosen");
     };
     let guarded = &ctx.snapshot.plan.guard_headers;
+    let auth = ctx.snapshot.auth.as_ref();
     let removed: Vec<HeaderName> = request
         .headers
         .keys()
-        .filter(|name| is_removed(name.as_str()) || guarded.contains(name))
+        .filter(|name| {
+            is_removed(name.as_str())
+                || guarded.contains(name)
+                || auth.is_some_and(|auth| auth.is_key_header(name))
+        })
         .cloned()
         .collect();
     for name in &removed {
@@ -52,8 +61,26 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
     if let Some(key) = &backend.authorization {
         request.insert_header(header::AUTHORIZATION, key.clone())?;
     }
+    if auth.is_some_and(Auth::forwards_identity) {
+        identify(request, ctx)?;
+    }
     let length = body_in::for_backend(ctx).len();
     request.insert_header(header::CONTENT_LENGTH, length)?;
+    Ok(())
+}
+
+/// Tells the backend who is calling. What cannot stand in a header is left out.
+fn identify(request: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
+    let Some(who) = &ctx.who.principal else {
+        return Ok(());
+    };
+    for (name, text) in [(USER_ID, &who.user_id), (NAME, &who.name)] {
+        if !text.is_empty()
+            && let Ok(value) = HeaderValue::from_bytes(text.as_bytes())
+        {
+            request.insert_header(name, value)?;
+        }
+    }
     Ok(())
 }
 

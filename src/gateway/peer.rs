@@ -26,13 +26,13 @@ pub fn choose(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     while let Some(endpoint) = pool.and_then(|pool| pool.pick(&ctx.way.tried)) {
         let peer = endpoint.peer();
         if let Some(peer) = peer {
-            ctx.way.endpoint = Some(endpoint);
+            ctx.way.choose(endpoint);
             return Ok(Box::new(peer));
         }
         // A name that leads nowhere is a backend that cannot be reached.
         ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Connect });
         ctx.way.tried.push(endpoint.id);
-        ctx.way.endpoint = Some(endpoint);
+        ctx.way.choose(endpoint);
     }
     if ctx.end.fault.is_none() {
         let interval = snapshot.plan.health_check.as_ref().map(|h| h.interval.as_secs().max(1));

@@ -4,11 +4,11 @@ use bytes::Bytes;
 use pingora::Result;
 use pingora_proxy::Session;
 
-use super::{answer, body_in, ctx::Ctx, models};
+use super::{answer, body_in, ctx::Ctx, models, policy};
 use crate::{
     base::Rejection,
     config::raw::StreamUsage,
-    dialect::{self, Kind, Route, openai},
+    dialect::{self, Kind, Route},
     telemetry::Metrics,
     wire::peek::{self, Peek},
 };
@@ -47,9 +47,17 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
         return Ok(Step::Refuse(no));
     }
     ctx.call.route = Some(route);
+    if matches!(route.kind, Kind::Inference { .. } | Kind::Models)
+        && let Err(no) = policy::identify(session, ctx).await
+    {
+        return Ok(Step::Refuse(no));
+    }
     match route.kind {
         Kind::Inference { .. } => inference(session, ctx, route).await,
         kind => {
+            if let Err(no) = policy::decide(session, ctx).await {
+                return Ok(Step::Refuse(no));
+            }
             operator(session, ctx, kind).await?;
             Ok(Step::Answered)
         }
@@ -90,6 +98,9 @@ async fn inference(session: &mut Session, ctx: &mut Ctx, route: &'static Route) 
     ctx.call.model.clone_from(&found.model);
     ctx.call.stream = found.stream;
     ctx.call.usage_asked = found.stream_options.as_ref().map(|o| (o.include_usage, o.continuous));
+    if let Err(no) = policy::decide(session, ctx).await {
+        return Ok(Step::Refuse(no));
+    }
     match snapshot.router.find(found.model.as_deref()) {
         Ok(pool) => ctx.way.pool = Some(pool),
         Err(no) => return Ok(Step::Refuse(no)),
@@ -136,8 +147,7 @@ fn prepare(ctx: &mut Ctx, route: &Route, found: &Peek) {
 
 /// Answers a refusal.
 async fn refuse(session: &mut Session, ctx: &mut Ctx, no: Rejection) -> Result<()> {
-    let body = Bytes::from(openai::rejection(&no));
-    answer::refusal(session, ctx, &no, body).await?;
+    answer::refusal(session, ctx, &no).await?;
     if no.close {
         body_in::linger(session).await;
     }

@@ -1,21 +1,36 @@
 //! What outlives a reload: health, counters, connections, records that wait.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
 };
 
 use pingora_load_balancing::{Backend, HealthRegistry};
 use prometheus::IntGauge;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{Snapshot, watch::Watches};
 use crate::{
+    auth::{KeyStore, Resources},
     balance::{Endpoint, Probe, endpoint::Ids, health},
-    store,
+    store::{self, Stores},
     telemetry::Metrics,
     usage::Record,
 };
+
+/// Asks for a reload; told the new generation, or everything that is wrong with the file.
+pub type ReloadRequest = oneshot::Sender<Result<u64, Vec<String>>>;
+
+/// Where what requests and operators put in comes out again.
+pub struct Outlets {
+    /// Usage records.
+    pub records: mpsc::UnboundedReceiver<Record>,
+    /// Wishes for a reload.
+    pub reloads: mpsc::UnboundedReceiver<ReloadRequest>,
+}
 
 /// The lasting parts of a gateway.
 pub struct Carry {
@@ -33,6 +48,12 @@ pub struct Carry {
     pub client: reqwest::Client,
     /// For everything outside of the fleet.
     pub outside: reqwest::Client,
+    /// Redis and SQL connections.
+    pub stores: Stores,
+    /// The keys of the admin API.
+    pub keys: Arc<KeyStore>,
+    /// Asks the task that reloads to do so now.
+    pub reload: mpsc::UnboundedSender<ReloadRequest>,
     /// Usage records on their way.
     pub usage: UsageQueue,
     /// Deadlines of the requests under way.
@@ -44,8 +65,8 @@ pub struct Carry {
 }
 
 impl Carry {
-    /// Starts with nothing known. The second value is where usage records come out.
-    pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Record>) {
+    /// Starts with nothing known. `keys_db` is the file of the admin API's keys.
+    pub fn new(keys_db: PathBuf) -> (Arc<Self>, Outlets) {
         let client = store::http::client();
         let probe = Arc::new(Probe::new(client.clone()));
         // A backend keeps its health when its weight changes.
@@ -54,6 +75,7 @@ impl Carry {
         registry.set_health_check(Box::new(health::Shared(Arc::clone(&probe))));
         let (sender, receiver) = mpsc::unbounded_channel();
         let metrics = Metrics::new();
+        let (reload, reloads) = mpsc::unbounded_channel();
         let depth = metrics.webhook_queue.clone();
         let carry = Self {
             metrics,
@@ -63,16 +85,29 @@ impl Carry {
             ids: Ids::default(),
             client,
             outside: store::http::outside(),
+            stores: Stores::default(),
+            keys: Arc::new(KeyStore::new(keys_db)),
+            reload,
             usage: UsageQueue { sender, waiting: AtomicI64::new(0), depth },
             watches: Arc::default(),
             draining: AtomicBool::new(false),
             unique: AtomicU64::new(1),
         };
-        (Arc::new(carry), receiver)
+        (Arc::new(carry), Outlets { records: receiver, reloads })
     }
 }
 
 impl Carry {
+    /// What auth providers are made with.
+    pub fn resources(&self) -> Resources<'_> {
+        Resources {
+            stores: &self.stores,
+            client: &self.outside,
+            keys: &self.keys,
+            metrics: &self.metrics,
+        }
+    }
+
     /// Whether new traffic is welcome.
     ///
     /// # Errors

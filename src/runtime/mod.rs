@@ -6,6 +6,6 @@ pub mod live;
 pub mod snapshot;
 pub mod watch;
 
-pub use carry::Carry;
+pub use carry::{Carry, Outlets, ReloadRequest};
 pub use live::Live;
 pub use snapshot::Snapshot;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Carry;
 use crate::{
+    auth::Auth,
     balance::{Endpoint, Pool},
     config::Plan,
     route::Router,
@@ -15,6 +16,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// What the file means.
     pub plan: Plan,
+    /// Who may call; `None`: everybody.
+    pub auth: Option<Auth>,
     /// From a model to a pool.
     pub router: Router,
     /// The pools that the router names.
@@ -24,8 +27,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Builds a generation whole. What lives on (health, ids) comes from `carry`.
-    pub fn build(plan: Plan, generation: u64, carry: &Carry) -> Self {
+    /// Builds the generation after `earlier` whole. What lives on comes from there and from
+    /// `carry`.
+    pub fn build(plan: Plan, earlier: Option<&Self>, carry: &Carry) -> Self {
+        let generation = earlier.map_or(1, |e| e.generation + 1);
+        let known = earlier.and_then(|e| e.auth.as_ref());
+        let auth = plan.auth.as_ref().map(|auth| Auth::new(auth, &carry.resources(), known));
         let endpoints: Vec<_> = plan
             .backends
             .iter()
@@ -41,13 +48,13 @@ impl Snapshot {
                 Pool::new(members, &carry.health, probed)
             })
             .collect();
-        Self { generation, plan, router, pools, endpoints }
+        Self { generation, plan, auth, router, pools, endpoints }
     }
 
     /// The backends with their health, each once.
     pub fn health(&self) -> Vec<(Arc<Endpoint>, bool)> {
         let mut found: Vec<(Arc<Endpoint>, bool)> = Vec::new();
-        for (endpoint, healthy) in self.pools.iter().flat_map(Pool::members) {
+        for (endpoint, healthy) in self.pools.iter().flat_map(Pool::health) {
             if !found.iter().any(|(e, _)| e.id == endpoint.id) {
                 found.push((Arc::clone(endpoint), healthy));
             }

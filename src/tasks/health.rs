@@ -53,6 +53,6 @@ pub async fn resolve(snapshot: &Snapshot) {
 fn show(snapshot: &Snapshot, carry: &Carry) {
     for (endpoint, healthy) in snapshot.health() {
         let gauge = carry.metrics.backend_up.with_label_values(&[&endpoint.plan.name]);
-        gauge.set(i64::from(healthy));
+        gauge.set(i64::from(healthy && !endpoint.draining()));
     }
 }

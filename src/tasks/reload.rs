@@ -6,12 +6,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 
 use super::health;
 use crate::{
     config::{self, raw::Level},
-    runtime::{Carry, Live, Snapshot},
+    runtime::{Carry, Live, ReloadRequest, Snapshot},
     telemetry::logger,
 };
 
@@ -20,59 +23,72 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Runs for ever.
-pub async fn run(file: PathBuf, live: Arc<Live>, carry: Arc<Carry>) {
+pub async fn run(
+    file: PathBuf,
+    live: Arc<Live>,
+    carry: Arc<Carry>,
+    mut wishes: mpsc::UnboundedReceiver<ReloadRequest>,
+) {
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
         Err(e) => return log::error!("cannot listen for SIGHUP, reloading is off: {e}"),
     };
-    let mut known = std::fs::read(&file).ok();
+    let mut known = contents(&file, &live);
     let mut missed = false;
     loop {
-        let asked = tokio::select! {
-            got = hangup.recv() => got.is_some(),
-            () = tokio::time::sleep(LOOK) => false,
+        let (why, wish) = tokio::select! {
+            _ = hangup.recv() => (Some(" on SIGHUP"), None),
+            wish = wishes.recv() => (Some(" by the admin API"), wish),
+            () = tokio::time::sleep(LOOK) => (None, None),
         };
-        let found = std::fs::read(&file).ok();
-        if found.is_none() && !missed {
+        let found = contents(&file, &live);
+        let gone = found.first().is_none_or(Option::is_none);
+        if gone && !missed {
             log::warn!("{} cannot be read; the configuration in force stays", file.display());
         }
-        missed = found.is_none();
+        missed = gone;
         // A file that is gone for the moment is being replaced.
-        if asked || (found.is_some() && found != known) {
-            log::info!(
-                "reloading {}{}",
-                file.display(),
-                if asked { " on SIGHUP" } else { ": it has changed" }
-            );
-            reload(&file, &live, &carry).await;
-            known = found;
+        if why.is_some() || (!gone && found != known) {
+            log::info!("reloading {}{}", file.display(), why.unwrap_or(": it has changed"));
+            let done = reload(&file, &live, &carry).await;
+            if let Some(wish) = wish {
+                wish.send(done).ok();
+            }
+            known = contents(&file, &live);
         }
     }
 }
 
-async fn reload(file: &Path, live: &Live, carry: &Carry) {
+/// What stands in the file and in those that it names.
+fn contents(file: &Path, live: &Live) -> Vec<Option<Vec<u8>>> {
+    let snapshot = live.load();
+    let named = snapshot.plan.files.iter().map(PathBuf::as_path);
+    std::iter::once(file).chain(named).map(|f| std::fs::read(f).ok()).collect()
+}
+
+/// Loads the file; the new generation, or everything that is wrong.
+async fn reload(file: &Path, live: &Live, carry: &Carry) -> Result<u64, Vec<String>> {
     let old = live.load();
+    let refused = |why: Vec<String>| {
+        carry.metrics.reload_success.set(0);
+        for line in &why {
+            log::error!("{}: {line}", file.display());
+        }
+        log::error!("the configuration in force stays");
+        Err(why)
+    };
     let plan = match config::load(file) {
         Ok(plan) => plan,
-        Err(problems) => {
-            carry.metrics.reload_success.set(0);
-            log::error!("{} is not valid; the configuration in force stays:", file.display());
-            for problem in problems {
-                log::error!("{}: {problem}", file.display());
-            }
-            return;
-        }
+        Err(problems) => return refused(problems.iter().map(ToString::to_string).collect()),
     };
     let fixed = old.plan.fixed.differences(&plan.fixed);
     if !fixed.is_empty() {
-        carry.metrics.reload_success.set(0);
-        return log::error!(
-            "{}: a change of {} needs a restart; the configuration in force stays",
-            file.display(),
-            fixed.join(", ")
-        );
+        return refused(vec![format!("a change of {} needs a restart", fixed.join(", "))]);
     }
-    let next = Snapshot::build(plan, old.generation + 1, carry);
+    for warning in &plan.warnings {
+        log::warn!("{}: {warning}", file.display());
+    }
+    let next = Snapshot::build(plan, Some(&old), carry);
     for endpoint in &next.endpoints {
         if let Some(earlier) = old.endpoints.iter().find(|e| e.id == endpoint.id) {
             endpoint.adopt(earlier);
@@ -86,10 +102,12 @@ async fn reload(file: &Path, live: &Live, carry: &Carry) {
             carry.metrics.backend_up.remove_label_values(&[&gone.plan.name]).ok();
         }
     }
-    log::info!("configuration {} is in force", next.generation);
+    let generation = next.generation;
+    log::info!("configuration {generation} is in force");
     live.swap(next);
     carry.metrics.reload_success.set(1);
     carry.probe_now.notify_one();
+    Ok(generation)
 }
 
 /// The level as the `log` crate knows it.

@@ -23,6 +23,8 @@ pub struct Line<'a> {
     pub first_token: Option<Duration>,
     /// The caller's key, masked.
     pub key: Option<&'a str>,
+    /// Whose key it is; empty if nobody said.
+    pub user: &'a str,
     /// Attempts beyond the first.
     pub retries: u32,
     /// What broke, if something did.
@@ -60,6 +62,9 @@ impl Line<'_> {
             self.tokens.prompt,
             self.tokens.completion,
         );
+        if !self.user.is_empty() {
+            let _ = write!(out, " user={:?}", self.user);
+        }
         if let Some(first) = self.first_token {
             let _ = write!(out, " ttft={:.1}ms", millis(first));
         }
@@ -80,6 +85,7 @@ impl Line<'_> {
             "request_id": self.request_id,
             "client": self.client,
             "api_key": self.key,
+            "user_id": self.user,
             "method": self.method,
             "path": self.path,
             "status": self.status,
@@ -123,6 +129,7 @@ mod tests {
             duration: Duration::from_micros(1500),
             first_token: None,
             key: None,
+            user: "u\nu",
             retries: 0,
             fault: None,
         };

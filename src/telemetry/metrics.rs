@@ -8,7 +8,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
-/// The metrics of one process.
+/// The metrics of one process; copies are the same metrics.
+#[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
     /// `llmproxy_requests_total{path,stream,backend,status}`: finished requests, refused ones
@@ -37,6 +38,13 @@ pub struct Metrics {
     pub webhook_failure: IntCounter,
     /// `llmproxy_webhook_queue_depth`: records waiting or being sent.
     pub webhook_queue: IntGauge,
+    /// `llmproxy_auth_total{provider,decision}`: `allow`, `deny`, `script_error` (denied as well),
+    /// `error` (the provider could not be asked), `stale` (it could not, and its last answer
+    /// served). `provider` is empty where none was concerned.
+    pub auth: IntCounterVec,
+    /// `llmproxy_auth_query_seconds{provider,result}`: questions to the providers' own places,
+    /// `found`, `unknown` or `error`. Answers from the cache are none.
+    pub auth_queries: HistogramVec,
     /// `llmproxy_config_reload_success`: 1 if the last load of the configuration succeeded.
     pub reload_success: IntGauge,
 }
@@ -53,6 +61,7 @@ pub struct Usual {
 /// Milliseconds: the seeds' buckets from 10 to 10000, and finer ones below.
 const LATENCY_MS: [f64; 13] =
     [0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0];
+const QUERY: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0];
 const FIRST_TOKEN: [f64; 15] =
     [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 const INTER_TOKEN: [f64; 13] =
@@ -78,6 +87,7 @@ impl Metrics {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             register(r, IntCounterVec::new(Opts::new(name, help), labels))
         };
+        let (auth, auth_queries) = auth(r);
         let tokens = counters("llmproxy_usage_tokens_total", "Metered tokens", &["type"]);
         let retries = counters(
             "llmproxy_retries_total",
@@ -127,6 +137,8 @@ impl Metrics {
                 ),
             ),
             retries,
+            auth,
+            auth_queries,
             prompt_tokens: tokens.with_label_values(&["prompt"]),
             completion_tokens: tokens.with_label_values(&["completion"]),
             webhook_success: counter(
@@ -165,6 +177,18 @@ impl Metrics {
 
     /// Content type of [`Self::render`].
     pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+}
+
+fn auth(r: &Registry) -> (IntCounterVec, HistogramVec) {
+    let decisions = Opts::new("llmproxy_auth_total", "Decisions about callers");
+    let queries = HistogramOpts::new(
+        "llmproxy_auth_query_seconds",
+        "Questions to the places where keys come from",
+    );
+    (
+        register(r, IntCounterVec::new(decisions, &["provider", "decision"])),
+        register(r, HistogramVec::new(queries.buckets(QUERY.to_vec()), &["provider", "result"])),
+    )
 }
 
 /// Registers a metric. Names are constants of this file: a clash or an illegal name is a defect

@@ -1,6 +1,7 @@
 //! The usage record: what a finished request is billed from.
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::base::{Outcome, TokenCounts, UsageSource};
 
@@ -17,6 +18,21 @@ pub struct Record {
     pub user_id: String,
     /// The caller's key, masked unless configured otherwise.
     pub api_key: String,
+    /// Identity of the key, which the operator's own data may tell; empty without authentication.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub key_id: String,
+    /// Name of the key, if it has one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub key_name: String,
+    /// The team that the key belongs to, if any.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub team: String,
+    /// What data or script told about the caller besides.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub metadata: Map<String, Value>,
+    /// Labels that a script gave.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
     /// The model that was asked for.
     pub model: String,
     /// Tokens of the prompt.

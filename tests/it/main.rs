@@ -7,6 +7,8 @@
 
 mod support;
 
+mod admin;
+mod auth;
 mod body;
 mod captures;
 mod configuration;
@@ -19,7 +21,9 @@ mod lifecycle;
 mod operator;
 mod paths;
 mod routing;
+mod scripts;
 mod sdk;
+mod stores;
 mod streaming;
 mod timeouts;
 mod tls;

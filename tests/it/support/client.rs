@@ -82,11 +82,9 @@ impl Client {
 
     /// Reads more; `false` at the end.
     async fn more(&mut self) -> bool {
-        let mut piece = [0; 64 * 1024];
-        let read = timeout(PATIENCE, self.stream.read(&mut piece)).await;
-        let n = read.expect("the gateway is silent").unwrap_or(0);
-        self.buffer.extend_from_slice(&piece[..n]);
-        n > 0
+        self.buffer.reserve(64 * 1024);
+        let read = timeout(PATIENCE, self.stream.read_buf(&mut self.buffer)).await;
+        read.expect("the gateway is silent").unwrap_or(0) > 0
     }
 
     /// Reads the head of an answer, 100 included.
@@ -125,6 +123,11 @@ impl Client {
         answer.body = self.buffer.drain(..taken).collect();
         answer.whole = taken == length;
         answer
+    }
+
+    /// Reads chunks to the end of a chunked body.
+    pub async fn answer_rest(&mut self) {
+        while self.chunk().await.is_some_and(|chunk| !chunk.is_empty()) {}
     }
 
     /// Reads one chunk of a chunked body; empty for the last, `None` if the connection ends.

@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Client, PATIENCE, eventually, free_address};
+use super::{Client, PATIENCE, chat, client::Answer, eventually, free_address};
 
 /// A running gateway. It is killed when dropped.
 pub struct Gateway {
@@ -64,6 +64,18 @@ impl Gateway {
     /// `http://address` and the path.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+
+    /// Asks for a chat with a key, on a connection of its own.
+    pub async fn ask_as(&self, key: &str) -> Answer {
+        self.ask_with(&format!("Authorization: Bearer {key}\r\n")).await
+    }
+
+    /// Asks for a chat with more header lines, on a connection of its own.
+    pub async fn ask_with(&self, headers: &str) -> Answer {
+        let mut client = self.client().await;
+        client.post_with("/v1/chat/completions", headers, chat(false).as_bytes()).await;
+        client.answer().await
     }
 
     /// A connection to it.

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod gateway;
 pub mod receiver;
+pub mod servers;
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},

@@ -1,0 +1,112 @@
+//! The operator's HTTP API, on a listener of its own: keys, backends, configuration.
+//!
+//! `/admin/v1/...` is the API; `/admin/keys/...` are the endpoints of LLMProxy 0.5, all of them
+//! POST. The OpenAPI document is made from the handlers themselves.
+
+mod answer;
+mod backends;
+mod config;
+mod guard;
+mod keys;
+mod legacy;
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
+
+use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get};
+use utoipa::{
+    OpenApi,
+    openapi::{
+        OpenApi as Document,
+        security::{ApiKey, ApiKeyValue, SecurityScheme},
+    },
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    base::Secret,
+    runtime::{Carry, Live},
+};
+
+/// Bytes of a request's body.
+const LARGEST: usize = 1 << 20;
+
+/// What all handlers share.
+#[derive(Clone)]
+pub struct Parts {
+    live: Arc<Live>,
+    carry: Arc<Carry>,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "LLMProxy admin API", description = "Keys, backends and configuration."),
+    security(("admin_token" = []))
+)]
+struct Head;
+
+fn api() -> OpenApiRouter<Parts> {
+    OpenApiRouter::with_openapi(Head::openapi())
+        .routes(routes!(keys::list, keys::create))
+        .routes(routes!(keys::get, keys::change, keys::delete))
+        .routes(routes!(keys::rotate))
+        .routes(routes!(backends::list))
+        .routes(routes!(backends::drain, backends::undrain))
+        .routes(routes!(config::show))
+        .routes(routes!(config::reload))
+        .routes(routes!(legacy::create))
+        .routes(routes!(legacy::update))
+        .routes(routes!(legacy::delete))
+        .routes(routes!(legacy::get))
+        .routes(routes!(legacy::list))
+        .routes(routes!(legacy::sync))
+}
+
+/// The OpenAPI document.
+pub fn document() -> Document {
+    let mut document = api().into_openapi();
+    let header = ApiKeyValue::new("X-Admin-Token");
+    let scheme = SecurityScheme::ApiKey(ApiKey::Header(header));
+    document
+        .components
+        .get_or_insert_default()
+        .security_schemes
+        .insert("admin_token".to_owned(), scheme.into());
+    document
+}
+
+/// The handlers.
+fn app(parts: Parts, token: &Secret) -> Router {
+    let (router, _) = api().split_for_parts();
+    let document = document().to_json().unwrap_or_default();
+    let serve = move || {
+        let document = document.clone();
+        async move { ([("content-type", "application/json")], document) }
+    };
+    router
+        .route("/admin/v1/openapi.json", get(serve))
+        .fallback(answer::unknown_path)
+        .method_not_allowed_fallback(answer::wrong_method)
+        .layer(DefaultBodyLimit::max(LARGEST))
+        .layer(middleware::from_fn_with_state(guard::Lock::new(token), guard::check))
+        .with_state(parts)
+}
+
+/// Serves for ever.
+///
+/// # Errors
+/// If the listener breaks.
+pub async fn run(
+    listener: TcpListener,
+    token: &Secret,
+    live: Arc<Live>,
+    carry: Arc<Carry>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let app = app(Parts { live, carry }, token);
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await
+}

@@ -1,0 +1,240 @@
+//! What providers have answered, for a while. One question for each key is under way at a time;
+//! who wants to know the same waits for its answer.
+
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use arc_swap::ArcSwapOption;
+use quick_cache::sync::Cache as Map;
+
+use super::{credential::KeyDigest, provider::KeyRecord};
+use crate::{base::lock, config::plan::CachePlan, store::StoreError};
+
+/// Answers of one provider, by the digests of the keys.
+pub struct Cache {
+    plan: CachePlan,
+    slots: Map<KeyDigest, Arc<Slot>>,
+}
+
+/// All that is remembered of one key.
+#[derive(Default)]
+struct Slot {
+    answer: ArcSwapOption<Answer>,
+    /// Held by the one who asks. Nobody waits here who can be answered from `answer`.
+    asking: tokio::sync::Mutex<()>,
+    failure: Mutex<Option<(Instant, StoreError)>>,
+}
+
+struct Answer {
+    record: Option<Arc<KeyRecord>>,
+    at: Instant,
+    /// How often the place had changed when it was asked.
+    changes: u64,
+}
+
+/// Where an answer came from.
+#[derive(Debug)]
+pub struct Told {
+    /// What is known of the key.
+    pub record: Option<Arc<KeyRecord>>,
+    /// Why the provider could not be asked, if the answer is an old one therefore.
+    pub stale: Option<StoreError>,
+}
+
+impl Cache {
+    /// An empty one.
+    pub fn new(plan: CachePlan) -> Self {
+        Self { plan, slots: Map::new(plan.size) }
+    }
+
+    /// What is known and still holds at `now`; `None` if the provider must be asked.
+    pub fn fresh(
+        &self,
+        digest: &KeyDigest,
+        changes: u64,
+        now: Instant,
+    ) -> Option<Option<Arc<KeyRecord>>> {
+        let slot = self.slots.get(digest)?;
+        self.holding(&slot, changes, now)
+    }
+
+    fn holding(&self, slot: &Slot, changes: u64, now: Instant) -> Option<Option<Arc<KeyRecord>>> {
+        let answer = slot.answer.load();
+        let answer = answer.as_ref()?;
+        let ttl = match answer.record {
+            Some(_) => self.plan.ttl,
+            None => self.plan.negative_ttl,
+        };
+        let holds = answer.changes == changes && now.saturating_duration_since(answer.at) < ttl;
+        holds.then(|| answer.record.clone())
+    }
+
+    /// Asks, unless somebody else has just done so. `changes` is read before each question, so
+    /// that an answer from before a change is known as such.
+    ///
+    /// # Errors
+    /// If the provider cannot be asked and no old answer may be used.
+    pub async fn ask<F>(
+        &self,
+        digest: &KeyDigest,
+        changes: impl Fn() -> u64,
+        question: impl FnOnce() -> F,
+    ) -> Result<Told, StoreError>
+    where
+        F: Future<Output = Result<Option<KeyRecord>, StoreError>>,
+    {
+        let came = Instant::now();
+        let Ok(slot) = self.slots.get_or_insert_with(digest, || Ok::<_, ()>(Arc::default())) else {
+            return Err(StoreError::new("no memory for the key"));
+        };
+        let _turn = slot.asking.lock().await;
+        if let Some(record) = self.holding(&slot, changes(), Instant::now()) {
+            return Ok(Told { record, stale: None });
+        }
+        // Whoever waited for a question that failed does not put it once more.
+        let failed = lock(&slot.failure).clone().filter(|(at, _)| *at >= came);
+        let result = match failed {
+            Some((_, why)) => Err(why),
+            None => {
+                let (changes, at) = (changes(), Instant::now());
+                let result = question().await;
+                match result {
+                    Ok(record) => {
+                        let record = record.map(Arc::new);
+                        let answer = Answer { record: record.clone(), at, changes };
+                        slot.answer.store(Some(Arc::new(answer)));
+                        return Ok(Told { record, stale: None });
+                    }
+                    Err(why) => {
+                        *lock(&slot.failure) = Some((Instant::now(), why.clone()));
+                        Err(why)
+                    }
+                }
+            }
+        };
+        result.or_else(|why| self.old(&slot, why))
+    }
+
+    /// An old answer in place of one that cannot be had.
+    fn old(&self, slot: &Slot, why: StoreError) -> Result<Told, StoreError> {
+        let answer = slot.answer.load_full();
+        match (answer, self.plan.stale) {
+            (Some(answer), Some(most)) if answer.at.elapsed() < most => {
+                Ok(Told { record: answer.record.clone(), stale: Some(why) })
+            }
+            _ => Err(why),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicU64, Ordering},
+        time::Duration,
+    };
+
+    use futures::future::join_all;
+
+    use super::*;
+
+    fn cache(ttl: Duration, stale: Option<Duration>) -> Cache {
+        Cache::new(CachePlan { ttl, negative_ttl: ttl, size: 100, stale })
+    }
+
+    fn known() -> KeyRecord {
+        KeyRecord::new(serde_json::Map::new(), String::new)
+    }
+
+    const KEY: KeyDigest = [7; 32];
+
+    #[tokio::test]
+    async fn one_question_answers_all_who_wait() {
+        let cache = cache(Duration::from_secs(60), None);
+        let asked = AtomicU64::new(0);
+        let all = (0..1000).map(|_| {
+            cache.ask(
+                &KEY,
+                || 0,
+                async || {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Ok(Some(known()))
+                },
+            )
+        });
+        assert!(join_all(all).await.into_iter().all(|told| told.unwrap().record.is_some()));
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert!(cache.fresh(&KEY, 0, Instant::now()).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_failure_fails_all_who_wait_and_is_not_kept() {
+        let cache = cache(Duration::from_secs(60), None);
+        let asked = AtomicU64::new(0);
+        let all = (0..100).map(|_| {
+            cache.ask(
+                &KEY,
+                || 0,
+                async || {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Err(StoreError::new("down"))
+                },
+            )
+        });
+        assert!(join_all(all).await.into_iter().all(|told| told.is_err()));
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert!(cache.ask(&KEY, || 0, async || Ok(Some(known()))).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn unknown_keys_are_remembered_as_such() {
+        let cache = cache(Duration::from_secs(60), None);
+        cache.ask(&KEY, || 0, async || Ok(None)).await.unwrap();
+        assert!(matches!(cache.fresh(&KEY, 0, Instant::now()), Some(None)));
+        let later = Instant::now() + Duration::from_secs(61);
+        assert!(cache.fresh(&KEY, 0, later).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_change_ends_what_was_known_before_it() {
+        let cache = cache(Duration::from_secs(60), None);
+        cache.ask(&KEY, || 1, async || Ok(Some(known()))).await.unwrap();
+        assert!(cache.fresh(&KEY, 1, Instant::now()).is_some());
+        assert!(cache.fresh(&KEY, 2, Instant::now()).is_none());
+        // A change while the question is under way: its answer is from before the change.
+        let changes = AtomicU64::new(2);
+        let read = || changes.load(Ordering::Relaxed);
+        let question = async || {
+            changes.store(3, Ordering::Relaxed);
+            Ok(Some(known()))
+        };
+        cache.ask(&KEY, read, question).await.unwrap();
+        assert!(cache.fresh(&KEY, 3, Instant::now()).is_none());
+    }
+
+    #[tokio::test]
+    async fn an_old_answer_serves_only_where_it_may() {
+        for (stale, serves) in [(None, false), (Some(Duration::from_secs(60)), true)] {
+            let cache = cache(Duration::ZERO, stale);
+            cache.ask(&KEY, || 0, async || Ok(Some(known()))).await.unwrap();
+            let told = cache.ask(&KEY, || 0, async || Err(StoreError::new("down"))).await;
+            assert_eq!(told.is_ok_and(|t| t.record.is_some() && t.stale.is_some()), serves);
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_bounded() {
+        let cache = cache(Duration::from_secs(60), None);
+        for n in 0..1000u32 {
+            let mut key = KEY;
+            key[..4].copy_from_slice(&n.to_le_bytes());
+            cache.ask(&key, || 0, async || Ok(None)).await.unwrap();
+        }
+        assert!(cache.slots.len() <= 100, "{}", cache.slots.len());
+    }
+}

@@ -1,0 +1,227 @@
+//! What a script says about a caller.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, Method};
+use serde_json::{Map, Value};
+
+use crate::lua::{self, Globals, Job, json};
+
+/// Bytes of what a script may tell about a caller.
+const LARGEST: usize = 64 << 10;
+
+/// Characters of a message to a client.
+const LONGEST: usize = 1000;
+
+/// The request, as a script sees it.
+#[derive(Clone, Copy)]
+#[expect(missing_docs, reason = "the names are those of the script's `request`")]
+pub struct Call<'a> {
+    pub method: &'a Method,
+    pub path: &'a str,
+    pub ip: Option<IpAddr>,
+    pub headers: &'a HeaderMap,
+    pub model: Option<&'a str>,
+    pub stream: bool,
+}
+
+/// What a script decides about.
+pub struct Question<'a> {
+    /// The key.
+    pub key: &'a str,
+    /// What the provider knows of it.
+    pub data: &'a Map<String, Value>,
+    /// The request.
+    pub call: Call<'a>,
+    /// What earlier scripts have told.
+    pub metadata: &'a Map<String, Value>,
+}
+
+/// The same, for another thread.
+pub struct OwnedQuestion {
+    key: String,
+    data: Map<String, Value>,
+    method: Method,
+    path: String,
+    ip: Option<IpAddr>,
+    headers: HeaderMap,
+    model: Option<String>,
+    stream: bool,
+    metadata: Map<String, Value>,
+}
+
+/// What a script decided.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdict {
+    /// The caller is let in.
+    pub allow: bool,
+    /// Why not, for the caller.
+    pub message: Option<String>,
+    /// HTTP status of the refusal.
+    pub status: Option<u16>,
+    /// What later scripts, records and hooks should know.
+    pub metadata: Map<String, Value>,
+    /// Limits of this caller alone.
+    pub limits: Option<Value>,
+    /// Labels.
+    pub tags: Vec<String>,
+}
+
+impl Job for Question<'_> {
+    type Answer = Verdict;
+    type Owned = OwnedQuestion;
+
+    fn globals(&self, globals: &Globals<'_>) -> lua::Result<()> {
+        let (lua, table) = (globals.lua, globals.table);
+        if globals.wants("api_key") {
+            table.raw_set("api_key", self.key)?;
+        }
+        let (data, key) = (globals.wants("data"), globals.wants("key"));
+        if data || key {
+            let fields = json::object(lua, self.data)?;
+            if key {
+                table.raw_set("key", &fields)?;
+            }
+            if data {
+                table.raw_set("data", fields)?;
+            }
+        }
+        if globals.wants("metadata") {
+            table.raw_set("metadata", json::object(lua, self.metadata)?)?;
+        }
+        if globals.wants("request") {
+            table.raw_set("request", request(globals, &self.call)?)?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, returned: lua::Value) -> Result<Verdict, String> {
+        match returned {
+            lua::Value::Nil => Ok(Verdict { allow: true, ..Verdict::default() }),
+            lua::Value::Boolean(allow) => Ok(Verdict { allow, ..Verdict::default() }),
+            lua::Value::Table(table) => verdict(&table),
+            other => Err(format!("a {} is no decision", other.type_name())),
+        }
+    }
+
+    fn own(&self) -> OwnedQuestion {
+        OwnedQuestion {
+            key: self.key.to_owned(),
+            data: self.data.clone(),
+            method: self.call.method.clone(),
+            path: self.call.path.to_owned(),
+            ip: self.call.ip,
+            headers: self.call.headers.clone(),
+            model: self.call.model.map(str::to_owned),
+            stream: self.call.stream,
+            metadata: self.metadata.clone(),
+        }
+    }
+}
+
+impl OwnedQuestion {
+    fn borrowed(&self) -> Question<'_> {
+        Question {
+            key: &self.key,
+            data: &self.data,
+            call: Call {
+                method: &self.method,
+                path: &self.path,
+                ip: self.ip,
+                headers: &self.headers,
+                model: self.model.as_deref(),
+                stream: self.stream,
+            },
+            metadata: &self.metadata,
+        }
+    }
+}
+
+impl Job for OwnedQuestion {
+    type Answer = Verdict;
+    type Owned = Self;
+
+    fn globals(&self, globals: &Globals<'_>) -> lua::Result<()> {
+        self.borrowed().globals(globals)
+    }
+
+    fn answer(&self, returned: lua::Value) -> Result<Verdict, String> {
+        self.borrowed().answer(returned)
+    }
+
+    fn own(&self) -> Self {
+        self.borrowed().own()
+    }
+}
+
+fn request(globals: &Globals<'_>, call: &Call<'_>) -> lua::Result<lua::Table> {
+    let table = globals.lua.create_table_with_capacity(0, 6)?;
+    table.raw_set("method", call.method.as_str())?;
+    table.raw_set("path", call.path)?;
+    if let Some(ip) = call.ip {
+        table.raw_set("ip", ip.to_string())?;
+    }
+    if let Some(model) = call.model {
+        table.raw_set("model", model)?;
+    }
+    table.raw_set("stream", call.stream)?;
+    let headers = globals.lua.create_table_with_capacity(0, call.headers.keys_len())?;
+    for name in call.headers.keys() {
+        // The first of several fields with one name.
+        if let Some(value) = call.headers.get(name) {
+            let name = lua::canonical(name.as_str().as_bytes());
+            headers.raw_set(
+                globals.lua.create_string(name)?,
+                globals.lua.create_string(value.as_bytes())?,
+            )?;
+        }
+    }
+    headers.set_metatable(Some(globals.headers.clone()))?;
+    table.raw_set("headers", headers)?;
+    Ok(table)
+}
+
+fn verdict(table: &lua::Table) -> Result<Verdict, String> {
+    let get = |name: &str| table.raw_get::<lua::Value>(name).map_err(|e| e.to_string());
+    let mut verdict = Verdict { allow: true, ..Verdict::default() };
+    match get("allow")? {
+        lua::Value::Nil => {}
+        lua::Value::Boolean(allow) => verdict.allow = allow,
+        other => return Err(format!("`allow` is a {}, not true or false", other.type_name())),
+    }
+    match get("message")? {
+        lua::Value::Nil => {}
+        lua::Value::String(text) => {
+            verdict.message = Some(text.to_string_lossy().chars().take(LONGEST).collect());
+        }
+        other => return Err(format!("`message` is a {}, not a string", other.type_name())),
+    }
+    verdict.status = match get("status")? {
+        lua::Value::Nil => None,
+        lua::Value::Integer(n @ 400..600) => Some(n as u16),
+        lua::Value::Number(n) if n.fract() == 0.0 && (400.0..600.0).contains(&n) => Some(n as u16),
+        _ => return Err("`status` is not a number between 400 and 599".to_owned()),
+    };
+    let told = |name: &str| match get(name)? {
+        lua::Value::Nil => Ok(None),
+        value => json::from_lua(&value, LARGEST).map(Some).map_err(|e| format!("`{name}`: {e}")),
+    };
+    verdict.metadata = match told("metadata")? {
+        Some(Value::Object(map)) => map,
+        None => Map::new(),
+        Some(_) => return Err("`metadata` is not a table with names".to_owned()),
+    };
+    verdict.limits = told("limits")?;
+    verdict.tags = match told("tags")? {
+        None => Vec::new(),
+        Some(Value::Object(empty)) if empty.is_empty() => Vec::new(),
+        Some(Value::Array(tags)) => tags
+            .into_iter()
+            .map(|tag| {
+                super::provider::words(&tag).ok_or("`tags` holds something else than strings")
+            })
+            .collect::<Result<_, _>>()?,
+        Some(_) => return Err("`tags` is not a list of strings".to_owned()),
+    };
+    Ok(verdict)
+}

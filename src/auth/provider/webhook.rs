@@ -1,0 +1,91 @@
+//! `webhook`: an HTTP service that is asked about each key. It fails closed: only 2xx with a JSON
+//! object lets a key in.
+
+use std::time::Duration;
+
+use ::http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use async_trait::async_trait;
+use serde_json::{Map, Value, json};
+
+use super::{KeyRecord, Provider, Wanted};
+use crate::{
+    auth::credential::key_id,
+    base::terms,
+    store::{StoreError, http},
+};
+
+/// Bytes of an answer that are read.
+const LARGEST: usize = 1 << 20;
+
+/// An HTTP service.
+pub struct Webhook {
+    client: reqwest::Client,
+    url: String,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    timeout: Duration,
+}
+
+impl Webhook {
+    /// A service at this address.
+    pub fn new(
+        client: reqwest::Client,
+        url: String,
+        headers: Vec<(HeaderName, HeaderValue)>,
+        timeout: Duration,
+    ) -> Self {
+        Self { client, url, headers, timeout }
+    }
+
+    async fn ask(&self, key: &str) -> Result<Option<Map<String, Value>>, StoreError> {
+        let question = json!({"api_key": key, "timestamp": jiff::Timestamp::now().as_second()});
+        let mut request = self
+            .client
+            .post(&self.url)
+            .timeout(self.timeout)
+            .header(CONTENT_TYPE, "application/json")
+            .body(question.to_string());
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        let failed =
+            |e| StoreError::new(format!("the webhook cannot be reached: {}", http::cause(e)));
+        let mut answer = request.send().await.map_err(failed)?;
+        let status = answer.status();
+        let mut body = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(failed)? {
+            body.extend_from_slice(&piece);
+            if body.len() > LARGEST {
+                return Err(StoreError::new("the webhook's answer is too large"));
+            }
+        }
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Ok(None),
+            status if !status.is_success() => {
+                Err(StoreError::new(format!("the webhook answered {status}")))
+            }
+            status => match serde_json::from_slice(&body) {
+                Ok(Value::Object(mut data)) => {
+                    data.insert("_http_status".to_owned(), status.as_u16().into());
+                    Ok(Some(data))
+                }
+                _ => Err(StoreError::new("the webhook's answer is not a JSON object")),
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl Provider for Webhook {
+    async fn find(&self, wanted: &Wanted) -> Result<Option<KeyRecord>, StoreError> {
+        let Some(data) = self.ask(&wanted.key).await? else {
+            return Ok(None);
+        };
+        let code = data.get("code").cloned();
+        let mut record = KeyRecord::new(data, || key_id(&wanted.digest));
+        // `{"code": 0}` is how such services say yes. A script may read it in another way.
+        if code.is_some_and(|code| !code.is_null() && terms::number(&code) != Some(0.0)) {
+            record.terms = Err("`code` is not 0".to_owned());
+        }
+        Ok(Some(record))
+    }
+}

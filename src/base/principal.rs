@@ -1,0 +1,23 @@
+//! Who is calling.
+
+use serde_json::{Map, Value};
+
+/// The caller, as the auth pipeline found out: read by limits, routing, hooks, usage records and
+/// logs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Principal {
+    /// Identity of the key, never the key itself.
+    pub key_id: String,
+    /// Whose key it is; empty if nobody said.
+    pub user_id: String,
+    /// Name of the key; empty if it has none.
+    pub name: String,
+    /// The team that it belongs to; empty for none.
+    pub team: String,
+    /// Whatever else the key's data or a script told.
+    pub metadata: Map<String, Value>,
+    /// Limits of this key alone, as its data or a script gave them.
+    pub limits: Option<Value>,
+    /// Labels that a script gave.
+    pub tags: Vec<String>,
+}

@@ -1,0 +1,243 @@
+//! The terms on which a key is good, as its data states them: the default rules of the auth
+//! pipeline. Every store tells the same things in forms of its own (a hash of Redis has nothing but
+//! strings), and they mean the same everywhere.
+
+use std::net::IpAddr;
+
+use serde_json::{Map, Value};
+
+use super::ip::{self, IpRules};
+
+/// Why a key is not good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// It is disabled, or its data cannot be understood.
+    Disabled,
+    /// It is too late.
+    Expired,
+    /// It is too early.
+    NotYetValid,
+    /// Not from this address.
+    Address,
+    /// Quota or balance are used up.
+    Exhausted,
+}
+
+/// The terms of one key.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Terms {
+    /// What its status says, if not `active`.
+    status: Option<Unfit>,
+    starts_at: Option<i64>,
+    expires_at: Option<i64>,
+    addresses: IpRules,
+    /// Used, of how much.
+    quota: Option<(f64, f64)>,
+    balance: Option<f64>,
+}
+
+impl Terms {
+    /// Reads the terms out of a key's data.
+    ///
+    /// # Errors
+    /// What cannot be understood. Such a key is not good: a lock that cannot be read is locked.
+    pub fn read(data: &Map<String, Value>) -> Result<Self, String> {
+        let get =
+            |names: &[&str]| names.iter().filter_map(|n| data.get(*n)).find(|v| !is_nothing(v));
+        let named = |name: &str, why: &str| format!("`{name}` {why}");
+        let time = |names: &[&str]| {
+            get(names)
+                .map(|v| moment(v).ok_or_else(|| named(names[0], "is not a time")))
+                .transpose()
+        };
+        let amount = |name: &str| {
+            get(&[name])
+                .map(|v| number(v).ok_or_else(|| named(name, "is not a number")))
+                .transpose()
+        };
+        let list = |name: &str| match get(&[name]) {
+            Some(value) => nets(value).ok_or_else(|| named(name, "is not a list of addresses")),
+            None => Ok(Vec::new()),
+        };
+        let total = amount("total_quota")?.filter(|total| *total > 0.0);
+        let used = amount("used_quota")?.unwrap_or(0.0);
+        Ok(Self {
+            status: get(&["status"]).map_or(Ok(None), status)?,
+            starts_at: time(&["starts_at"])?.filter(|t| *t > 0),
+            expires_at: time(&["expires_at", "expired_at"])?.filter(|t| *t > 0),
+            addresses: IpRules { allowed: list("allowed_ips")?, denied: list("denied_ips")? },
+            quota: total.map(|total| (used, total)),
+            balance: amount("balance")?,
+        })
+    }
+
+    /// Whether the key is good at this moment (Unix seconds) and from this address.
+    ///
+    /// # Errors
+    /// The first reason why it is not.
+    pub fn check(&self, now: i64, address: Option<IpAddr>) -> Result<(), Unfit> {
+        let fit = |good: bool, why| if good { Ok(()) } else { Err(why) };
+        self.status.map_or(Ok(()), Err)?;
+        fit(self.starts_at.is_none_or(|t| now >= t), Unfit::NotYetValid)?;
+        fit(self.expires_at.is_none_or(|t| now < t), Unfit::Expired)?;
+        fit(self.addresses.allow(address), Unfit::Address)?;
+        fit(self.quota.is_none_or(|(used, total)| used < total), Unfit::Exhausted)?;
+        fit(self.balance.is_none_or(|b| b > 0.0), Unfit::Exhausted)
+    }
+}
+
+/// Stores write "nothing" in many ways.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.trim().is_empty(),
+        _ => false,
+    }
+}
+
+/// The number of a status word, if it is one: 0 active, 1 disabled, 2 quota_exceeded, 3 expired.
+pub fn status_number(value: &Value) -> Option<i64> {
+    const WORDS: [&str; 4] = ["active", "disabled", "quota_exceeded", "expired"];
+    let number = match value {
+        Value::String(text) => {
+            let text = text.trim();
+            let word = WORDS.iter().position(|w| text.eq_ignore_ascii_case(w));
+            word.map(|n| n as i64).or_else(|| text.parse().ok())
+        }
+        other => {
+            other.as_i64().or_else(|| other.as_f64().filter(|f| f.fract() == 0.0).map(|f| f as i64))
+        }
+    };
+    number.filter(|n| (0..4).contains(n))
+}
+
+fn status(value: &Value) -> Result<Option<Unfit>, String> {
+    match status_number(value) {
+        Some(0) => Ok(None),
+        Some(1) => Ok(Some(Unfit::Disabled)),
+        Some(2) => Ok(Some(Unfit::Exhausted)),
+        Some(3) => Ok(Some(Unfit::Expired)),
+        _ => Err("`status` is none that is known".to_owned()),
+    }
+}
+
+/// A number, also as text.
+pub fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::String(text) => text.trim().parse().ok().filter(|n: &f64| n.is_finite()),
+        other => other.as_f64(),
+    }
+}
+
+/// A time as Unix seconds: a number, also as text, or a date with or without time and zone.
+pub fn moment(value: &Value) -> Option<i64> {
+    if let Some(number) = number(value) {
+        return Some(number.floor() as i64);
+    }
+    let text = value.as_str()?.trim();
+    if let Ok(timestamp) = text.parse::<jiff::Timestamp>() {
+        return Some(timestamp.as_second());
+    }
+    let civil = text.parse::<jiff::civil::DateTime>().ok()?;
+    Some(civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
+}
+
+/// Networks: a list, the JSON text of one, or a text with commas.
+fn nets(value: &Value) -> Option<Vec<ipnet::IpNet>> {
+    match value {
+        Value::Array(items) => items.iter().map(|i| ip::parse(i.as_str()?)).collect(),
+        Value::String(text) if text.trim_start().starts_with('[') => {
+            nets(&serde_json::from_str(text).ok()?)
+        }
+        Value::String(text) => {
+            let parts = text.split([',', ' ', ';']).filter(|p| !p.trim().is_empty());
+            parts.map(ip::parse).collect()
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000;
+
+    fn check(data: Value) -> Result<(), Unfit> {
+        let terms = Terms::read(data.as_object().unwrap()).map_err(|_| Unfit::Disabled)?;
+        terms.check(NOW, "10.1.2.3".parse().ok())
+    }
+
+    #[test]
+    fn a_status_means_the_same_as_number_and_as_word() {
+        for (forms, expected) in [
+            ([json!(0), json!("0"), json!("active")], Ok(())),
+            ([json!(1), json!("1"), json!("disabled")], Err(Unfit::Disabled)),
+            ([json!(2), json!("2"), json!("quota_exceeded")], Err(Unfit::Exhausted)),
+            ([json!(3), json!("3"), json!("Expired")], Err(Unfit::Expired)),
+            ([json!(9), json!("paused"), json!(true)], Err(Unfit::Disabled)),
+        ] {
+            for form in forms {
+                assert_eq!(check(json!({"status": form})), expected, "{form}");
+            }
+        }
+        assert_eq!(check(json!({})), Ok(()));
+        assert_eq!(check(json!({"status": "", "expires_at": null})), Ok(()));
+    }
+
+    #[test]
+    fn times_are_understood_in_every_form() {
+        for (past, future) in [
+            (json!(NOW - 1), json!(NOW + 1)),
+            (json!("1799999999"), json!("1800000001.5")),
+            (json!("2027-01-15T07:59:59Z"), json!("2027-01-15T08:00:01Z")),
+            (json!("2027-01-15 07:59:59"), json!("2027-01-15 08:00:01")),
+            (json!("2027-01-15T08:59:59+01:00"), json!("2027-01-15T09:00:01+01:00")),
+            (json!("2027-01-15"), json!("2027-01-16")),
+        ] {
+            assert_eq!(check(json!({"expires_at": past})), Err(Unfit::Expired), "{past}");
+            assert_eq!(check(json!({"expired_at": past})), Err(Unfit::Expired), "{past}");
+            assert_eq!(check(json!({"expires_at": future})), Ok(()), "{future}");
+            assert_eq!(check(json!({"starts_at": past})), Ok(()), "{past}");
+            assert_eq!(check(json!({"starts_at": future})), Err(Unfit::NotYetValid), "{future}");
+        }
+        assert_eq!(check(json!({"expires_at": 0})), Ok(()));
+        assert_eq!(check(json!({"expires_at": "soon"})), Err(Unfit::Disabled));
+    }
+
+    #[test]
+    fn quota_and_balance_run_out() {
+        for (data, expected) in [
+            (json!({"total_quota": 10, "used_quota": 9}), Ok(())),
+            (json!({"total_quota": "10", "used_quota": "10"}), Err(Unfit::Exhausted)),
+            (json!({"total_quota": 0, "used_quota": 10}), Ok(())),
+            (json!({"used_quota": 10}), Ok(())),
+            (json!({"balance": "0.01"}), Ok(())),
+            (json!({"balance": 0}), Err(Unfit::Exhausted)),
+            (json!({"balance": "-3.5"}), Err(Unfit::Exhausted)),
+            (json!({"balance": "much"}), Err(Unfit::Disabled)),
+            (json!({"balance": "NaN"}), Err(Unfit::Disabled)),
+        ] {
+            assert_eq!(check(data.clone()), expected, "{data}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_understood_in_every_form() {
+        for (here, elsewhere) in [
+            (json!(["10.0.0.0/8"]), json!(["192.0.2.0/24"])),
+            (json!("10.1.2.3, 192.0.2.1"), json!("192.0.2.1")),
+            (json!("[\"10.1.2.3\"]"), json!("[\"192.0.2.1\"]")),
+        ] {
+            assert_eq!(check(json!({"allowed_ips": here})), Ok(()), "{here}");
+            assert_eq!(check(json!({"denied_ips": here})), Err(Unfit::Address), "{here}");
+            assert_eq!(check(json!({"allowed_ips": elsewhere})), Err(Unfit::Address));
+            assert_eq!(check(json!({"denied_ips": elsewhere})), Ok(()));
+        }
+        assert_eq!(check(json!({"allowed_ips": []})), Ok(()));
+        assert_eq!(check(json!({"allowed_ips": ["office"]})), Err(Unfit::Disabled));
+        assert_eq!(check(json!({"allowed_ips": 7})), Err(Unfit::Disabled));
+    }
+}

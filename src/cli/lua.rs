@@ -1,0 +1,167 @@
+//! `llmproxy lua test`: runs a script as the gateway would.
+
+use std::{net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Subcommand};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    auth::decision::{Call, Question, Verdict},
+    base::duration,
+    config::plan::SHIPPED,
+    lua::{Limits, Script},
+};
+
+/// Subcommands of `lua`.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a script for one request, and print decision, time and memory.
+    Test(TestArgs),
+}
+
+/// Arguments of `lua test`.
+#[derive(Args)]
+pub struct TestArgs {
+    /// A file, or the name of a script that comes with the gateway.
+    script: PathBuf,
+    /// The key: the global `api_key`.
+    #[arg(long, default_value = "sk-test")]
+    key: String,
+    /// What the provider knows of the key: the global `data`.
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    data: String,
+    /// The request: `{"method", "path", "ip", "headers", "model", "stream"}`, each optional.
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    request: String,
+    /// What earlier scripts have told: the global `metadata`.
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    metadata: String,
+    /// How long a call may take.
+    #[arg(long, default_value = "100ms", value_parser = duration::parse)]
+    timeout: Duration,
+    /// How many bytes its values may take.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().memory)]
+    max_memory: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Request {
+    method: String,
+    path: String,
+    ip: Option<IpAddr>,
+    headers: Map<String, Value>,
+    model: Option<String>,
+    stream: bool,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            method: "POST".to_owned(),
+            path: "/v1/chat/completions".to_owned(),
+            ip: Some(IpAddr::from([127, 0, 0, 1])),
+            headers: Map::new(),
+            model: None,
+            stream: false,
+        }
+    }
+}
+
+/// Runs a subcommand: success if the script let the request pass.
+pub fn run(command: Command) -> ExitCode {
+    let Command::Test(args) = command;
+    match test(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => {
+            eprintln!("llmproxy: {why}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn test(args: &TestArgs) -> Result<bool, String> {
+    let name = args.script.display().to_string();
+    let limits = Limits { time: args.timeout, memory: args.max_memory };
+    let script = Script::compile(&name, &text(args)?, limits)?;
+    let data = object("--data", &args.data)?;
+    let metadata = object("--metadata", &args.metadata)?;
+    let request: Request =
+        serde_json::from_str(&args.request).map_err(|e| format!("--request: {e}"))?;
+    let method = Method::from_bytes(request.method.as_bytes())
+        .map_err(|_| "--request: `method` is none".to_owned())?;
+    let headers = headers(&request.headers)?;
+    let call = Call {
+        method: &method,
+        path: &request.path,
+        ip: request.ip,
+        headers: &headers,
+        model: request.model.as_deref(),
+        stream: request.stream,
+    };
+    let question = Question { key: &args.key, data: &data, call, metadata: &metadata };
+    // The first call makes the interpreter: that is not the script's time.
+    script.run_here(&question).0.ok();
+    let (result, account) = script.run_here(&question);
+    for line in &account.log {
+        println!("log: {line}");
+    }
+    let allow = match &result {
+        Ok(verdict) => {
+            println!("{:#}", told(verdict));
+            verdict.allow
+        }
+        Err(why) => {
+            println!("failed: {why}");
+            false
+        }
+    };
+    let micros = account.time.as_secs_f64() * 1e6;
+    println!("time: {micros:.1} µs, memory: {} bytes", account.memory);
+    Ok(allow)
+}
+
+fn text(args: &TestArgs) -> Result<String, String> {
+    let named = args.script.to_str().and_then(|name| SHIPPED.iter().find(|(n, _)| *n == name));
+    match (std::fs::read_to_string(&args.script), named) {
+        (Ok(text), _) => Ok(text),
+        (Err(_), Some((_, text))) => Ok((*text).to_owned()),
+        (Err(e), None) => Err(format!("cannot read {}: {e}", args.script.display())),
+    }
+}
+
+fn object(what: &str, text: &str) -> Result<Map<String, Value>, String> {
+    serde_json::from_str(text).map_err(|e| format!("{what}: {e}"))
+}
+
+fn headers(fields: &Map<String, Value>) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in fields {
+        let text = value.as_str().ok_or(format!("--request: header `{name}` is not a string"))?;
+        let pair = (HeaderName::try_from(name.as_str()), HeaderValue::try_from(text));
+        let (Ok(name), Ok(value)) = pair else {
+            return Err(format!("--request: `{name}` is not a header field"));
+        };
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+fn told(verdict: &Verdict) -> Value {
+    let mut told = json!({"allow": verdict.allow});
+    for (name, value) in [
+        ("message", json!(verdict.message)),
+        ("status", json!(verdict.status)),
+        ("metadata", json!(verdict.metadata)),
+        ("limits", json!(verdict.limits)),
+        ("tags", json!(verdict.tags)),
+    ] {
+        if !value.is_null() && value != json!({}) && value != json!([]) {
+            told[name] = value;
+        }
+    }
+    told
+}

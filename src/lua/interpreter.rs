@@ -1,0 +1,215 @@
+//! Interpreters: one for each thread, used again and again, thrown away after a failure.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use mlua::{
+    Error, Function, HookTriggers, Lua, LuaOptions, StdLib, Table, Value, VmState, chunk::ChunkMode,
+};
+
+use super::{
+    natives,
+    script::{Account, Failure, Globals, Job, Limits, Script},
+};
+
+/// Instructions between two looks at the clock. One instruction may copy a string as large as the
+/// memory limit, so that this must not be many.
+const LOOK: u32 = 100;
+
+/// Scripts that an interpreter keeps loaded; after so many reloads it starts over.
+const LOADED: usize = 64;
+
+/// Characters of an error that are told.
+const LONGEST_ERROR: usize = 500;
+
+/// Time, and what is left of it. Shared by the hook and by natives that work for long.
+#[derive(Clone)]
+pub struct Clock(Rc<Times>);
+
+struct Times {
+    end: Cell<Instant>,
+    over: Cell<bool>,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self(Rc::new(Times { end: Cell::new(Instant::now()), over: Cell::new(false) }))
+    }
+
+    fn start(&self, time: Duration) {
+        self.0.end.set(Instant::now() + time);
+        self.0.over.set(false);
+    }
+
+    /// Whether the time is over.
+    pub fn over(&self) -> bool {
+        if !self.0.over.get() && Instant::now() >= self.0.end.get() {
+            self.0.over.set(true);
+        }
+        self.0.over.get()
+    }
+
+    /// Ends the script: this error, and from now on one at every instruction, so that no `pcall`
+    /// can go on after it.
+    pub fn end(&self, lua: &Lua) -> Error {
+        self.0.over.set(true);
+        watch(lua, self, 1).err().unwrap_or_else(|| Error::runtime("out of time"))
+    }
+}
+
+/// Watches the clock every so many instructions.
+fn watch(lua: &Lua, clock: &Clock, every: u32) -> mlua::Result<()> {
+    let clock = clock.clone();
+    let triggers = HookTriggers::new().every_nth_instruction(every);
+    lua.set_global_hook(triggers, move |lua, _| match clock.over() {
+        true if every == 1 => Err(Error::runtime("out of time")),
+        true => Err(clock.end(lua)),
+        false => Ok(VmState::Continue),
+    })
+}
+
+struct Interpreter {
+    lua: Lua,
+    clock: Clock,
+    log: natives::Log,
+    /// Metatable of a call's globals.
+    meta: Table,
+    /// Metatable of a table of headers.
+    headers: Table,
+    loaded: HashMap<u64, Function>,
+    /// Bytes in use before the first call.
+    at_rest: usize,
+}
+
+thread_local! {
+    static HERE: RefCell<Option<Interpreter>> = const { RefCell::new(None) };
+}
+
+/// Runs a script on this thread.
+pub fn run<J: Job>(
+    script: &Script,
+    job: &J,
+    limits: Limits,
+) -> (Result<J::Answer, Failure>, Account) {
+    let began = Instant::now();
+    let mut account = Account::default();
+    let kept = HERE.with_borrow_mut(Option::take).filter(|i| i.loaded.len() < LOADED);
+    let made = kept.map_or_else(Interpreter::new, Ok);
+    let result = made.map_err(|e| Failure::Error(plain(&e))).and_then(|mut interpreter| {
+        let result = interpreter.call(script, job, limits, &mut account);
+        // After a failure nobody knows what is left of its values.
+        if !matches!(result, Err(Failure::Time(_) | Failure::Memory(_))) {
+            HERE.with_borrow_mut(|here| *here = Some(interpreter));
+        }
+        result
+    });
+    account.time = began.elapsed();
+    (result, account)
+}
+
+/// Compiles a text to the bytecode of a function that returns the script as a function of its
+/// globals: `_ENV` is an argument, so that every call can have its own.
+pub fn compile(name: &str, text: &str) -> Result<Vec<u8>, String> {
+    let lua = Lua::new_with(StdLib::NONE, LuaOptions::default()).map_err(|e| plain(&e))?;
+    let load = |text: String| {
+        lua.load(text).set_name(format!("={name}")).set_mode(ChunkMode::Text).into_function()
+    };
+    // On its own first: what is a chunk by itself cannot close the function around it.
+    load(text.to_owned()).map_err(|e| plain(&e))?;
+    let whole = load(format!("return function(_ENV, ...) {text}\nend")).map_err(|e| plain(&e))?;
+    Ok(whole.dump(false))
+}
+
+impl Interpreter {
+    fn new() -> mlua::Result<Self> {
+        let libraries = StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::OS;
+        let lua = Lua::new_with(libraries, LuaOptions::default())?;
+        let clock = Clock::new();
+        let log = natives::Log::default();
+        let native = natives::table(&lua, &clock, &log)?;
+        let prelude = lua.load(include_str!("prelude.lua")).set_name("=prelude");
+        let (meta, headers) = prelude.call::<(Table, Table)>(native)?;
+        watch(&lua, &clock, LOOK)?;
+        let at_rest = lua.used_memory();
+        Ok(Self { lua, clock, log, meta, headers, loaded: HashMap::new(), at_rest })
+    }
+
+    fn call<J: Job>(
+        &mut self,
+        script: &Script,
+        job: &J,
+        limits: Limits,
+        account: &mut Account,
+    ) -> Result<J::Answer, Failure> {
+        let told = |e: Error, over: bool| match e {
+            _ if over => Failure::Time(limits.time),
+            e if is_memory(&e) => Failure::Memory(limits.memory),
+            e => Failure::Error(plain(&e)),
+        };
+        let function = self.function(script).map_err(|e| told(e, false))?;
+        let before = self.lua.used_memory();
+        self.lua.set_memory_limit(self.at_rest + limits.memory).map_err(|e| told(e, false))?;
+        self.clock.start(limits.time);
+        let result = self.globals(script, job).and_then(|env| function.call::<Value>(env));
+        // Also where it has caught the error that should have ended it.
+        let over = self.clock.0.over.get();
+        let result = match result {
+            Ok(_) if over => Err(Failure::Time(limits.time)),
+            Ok(value) => job.answer(value).map_err(Failure::Answer),
+            Err(e) => Err(told(e, over)),
+        };
+        account.memory = self.lua.used_memory().saturating_sub(before);
+        account.log = self.log.take();
+        result
+    }
+
+    fn globals<J: Job>(&self, script: &Script, job: &J) -> mlua::Result<Table> {
+        let table = self.lua.create_table_with_capacity(0, 5)?;
+        let globals = Globals { lua: &self.lua, table: &table, headers: &self.headers, script };
+        job.globals(&globals)?;
+        table.set_metatable(Some(self.meta.clone()))?;
+        Ok(table)
+    }
+
+    fn function(&mut self, script: &Script) -> mlua::Result<Function> {
+        if let Some(known) = self.loaded.get(&script.id()) {
+            return Ok(known.clone());
+        }
+        self.lua.set_memory_limit(0)?;
+        self.clock.start(Duration::from_secs(1));
+        let chunk = self.lua.load(script.code()).set_mode(ChunkMode::Binary);
+        let function = chunk.call::<Function>(())?;
+        self.loaded.insert(script.id(), function.clone());
+        self.lua.gc_collect()?;
+        self.at_rest = self.lua.used_memory();
+        Ok(function)
+    }
+}
+
+fn is_memory(error: &Error) -> bool {
+    match error {
+        Error::MemoryError(_) => true,
+        Error::CallbackError { cause, .. } => is_memory(cause),
+        _ => false,
+    }
+}
+
+/// The error without a traceback, on one line.
+fn plain(error: &Error) -> String {
+    let text = match error {
+        Error::CallbackError { cause, .. } => return plain(cause),
+        Error::RuntimeError(text) | Error::MemoryError(text) => text.clone(),
+        Error::SyntaxError { message, .. } => message.clone(),
+        other => other.to_string(),
+    };
+    let text = text.split("\nstack traceback:").next().unwrap_or_default();
+    text.chars().take(LONGEST_ERROR).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

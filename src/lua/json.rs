@@ -1,0 +1,213 @@
+//! Values across the border: JSON on one side, Lua on the other.
+
+use std::{collections::BTreeMap, fmt};
+
+use mlua::{Lua, Table, Value};
+use serde::{
+    Deserializer,
+    de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Map, Number};
+
+/// How deep a value may be nested.
+const DEEPEST: usize = 64;
+
+/// A Lua value for a JSON value. `null` in an object is an absent field, in a list `json.null`.
+///
+/// # Errors
+/// If the interpreter has no memory for it.
+pub fn to_lua(lua: &Lua, value: &serde_json::Value) -> mlua::Result<Value> {
+    Ok(match value {
+        serde_json::Value::Null => Value::NULL,
+        serde_json::Value::Bool(b) => Value::Boolean(*b),
+        serde_json::Value::Number(n) => number(n),
+        serde_json::Value::String(s) => Value::String(lua.create_string(s)?),
+        serde_json::Value::Array(items) => {
+            let table = lua.create_table_with_capacity(items.len(), 0)?;
+            for item in items {
+                table.raw_push(to_lua(lua, item)?)?;
+            }
+            Value::Table(table)
+        }
+        serde_json::Value::Object(map) => Value::Table(object(lua, map)?),
+    })
+}
+
+/// A Lua table for a JSON object.
+///
+/// # Errors
+/// As [`to_lua`].
+pub fn object(lua: &Lua, map: &Map<String, serde_json::Value>) -> mlua::Result<Table> {
+    let table = lua.create_table_with_capacity(0, map.len())?;
+    for (name, value) in map.iter().filter(|(_, v)| !v.is_null()) {
+        table.raw_set(name.as_str(), to_lua(lua, value)?)?;
+    }
+    Ok(table)
+}
+
+fn number(n: &Number) -> Value {
+    match n.as_i64() {
+        Some(integer) => Value::Integer(integer),
+        None => Value::Number(n.as_f64().unwrap_or(f64::NAN)),
+    }
+}
+
+/// Reads a JSON text straight into Lua values, so that the memory limit holds for it.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn decode(lua: &Lua, text: &[u8]) -> Result<Value, String> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = Into(lua).deserialize(&mut reader).map_err(|e| e.to_string())?;
+    reader.end().map_err(|e| e.to_string())?;
+    Ok(value)
+}
+
+struct Into<'l>(&'l Lua);
+
+impl<'de> DeserializeSeed<'de> for Into<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Into<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::NULL)
+    }
+
+    fn visit_bool<E: Error>(self, b: bool) -> Result<Value, E> {
+        Ok(Value::Boolean(b))
+    }
+
+    fn visit_i64<E: Error>(self, n: i64) -> Result<Value, E> {
+        Ok(Value::Integer(n))
+    }
+
+    fn visit_u64<E: Error>(self, n: u64) -> Result<Value, E> {
+        Ok(i64::try_from(n).map_or(Value::Number(n as f64), Value::Integer))
+    }
+
+    fn visit_f64<E: Error>(self, n: f64) -> Result<Value, E> {
+        Ok(Value::Number(n))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
+        self.0.create_string(text).map(Value::String).map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let table = self.0.create_table().map_err(A::Error::custom)?;
+        while let Some(item) = items.next_element_seed(Into(self.0))? {
+            table.raw_push(item).map_err(A::Error::custom)?;
+        }
+        Ok(Value::Table(table))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+        let table = self.0.create_table().map_err(A::Error::custom)?;
+        while let Some(name) = fields.next_key::<String>()? {
+            let value = fields.next_value_seed(Into(self.0))?;
+            if !value.is_null() {
+                table.raw_set(name, value).map_err(A::Error::custom)?;
+            }
+        }
+        Ok(Value::Table(table))
+    }
+}
+
+/// A JSON text of at most `largest` bytes. `over` says whether there is still time.
+///
+/// # Errors
+/// Why the value has no such text.
+pub fn encode(value: &Value, largest: usize, over: &dyn Fn() -> bool) -> Result<String, String> {
+    let value = Reader { left: largest, over, steps: 0 }.value(value, 0)?;
+    Ok(value.to_string())
+}
+
+/// A JSON value of at most about `largest` bytes.
+///
+/// # Errors
+/// Why the value cannot be told in JSON.
+pub fn from_lua(value: &Value, largest: usize) -> Result<serde_json::Value, String> {
+    Reader { left: largest, over: &|| false, steps: 0 }.value(value, 0)
+}
+
+/// Reads Lua values. One table may stand in many places, so that a small value can have a text
+/// without end: what has been read is counted.
+struct Reader<'a> {
+    left: usize,
+    over: &'a dyn Fn() -> bool,
+    steps: u32,
+}
+
+impl Reader<'_> {
+    fn take(&mut self, bytes: usize) -> Result<(), String> {
+        self.steps += 1;
+        if self.steps.is_multiple_of(1024) && (self.over)() {
+            return Err("out of time".to_owned());
+        }
+        self.left = self.left.checked_sub(bytes).ok_or("the value is too large")?;
+        Ok(())
+    }
+
+    fn value(&mut self, value: &Value, depth: usize) -> Result<serde_json::Value, String> {
+        if depth > DEEPEST {
+            return Err(format!("the value is nested deeper than {DEEPEST}"));
+        }
+        // Larger than the text, because that is what the value takes in memory.
+        self.take(64)?;
+        Ok(match value {
+            Value::Nil => serde_json::Value::Null,
+            value if value.is_null() => serde_json::Value::Null,
+            Value::Boolean(b) => (*b).into(),
+            Value::Integer(n) => (*n).into(),
+            // As a script sees it: 5.0 and 5 are the same number.
+            Value::Number(n) if n.fract() == 0.0 && n.abs() < 9e15 => (*n as i64).into(),
+            Value::Number(n) => Number::from_f64(*n).ok_or("a number is not finite")?.into(),
+            Value::String(text) => {
+                let text = text.to_str().map_err(|_| "a string is not UTF-8")?;
+                self.take(text.len())?;
+                (*text).into()
+            }
+            Value::Table(table) => self.table(table, depth)?,
+            other => return Err(format!("a {} cannot be told in JSON", other.type_name())),
+        })
+    }
+
+    fn table(&mut self, table: &Table, depth: usize) -> Result<serde_json::Value, String> {
+        let text = |e: mlua::Error| e.to_string();
+        let length = table.raw_len();
+        let mut items = Vec::new();
+        for i in 1..=length {
+            let item = table.raw_get::<Value>(i).map_err(text)?;
+            items.push(self.value(&item, depth + 1)?);
+        }
+        // In one order, whatever the order of the table.
+        let mut fields = BTreeMap::new();
+        for (n, pair) in table.pairs::<Value, Value>().enumerate() {
+            let (name, value) = pair.map_err(text)?;
+            match name {
+                Value::String(name) if length == 0 => {
+                    let name = name.to_str().map_err(|_| "a key is not UTF-8")?.to_owned();
+                    self.take(name.len())?;
+                    fields.insert(name, self.value(&value, depth + 1)?);
+                }
+                Value::Integer(_) if length > 0 && n < length => {}
+                _ => return Err("a table is neither a list nor an object".to_owned()),
+            }
+        }
+        Ok(match length {
+            0 => Map::from_iter(fields).into(),
+            _ => items.into(),
+        })
+    }
+}

@@ -1,0 +1,297 @@
+//! The functions of the sandbox that are written in Rust: patterns, JSON, time, the log.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use mlua::{Error, Lua, LuaString, MultiValue, Table, Value, Variadic};
+
+use super::{
+    interpreter::Clock,
+    json,
+    pattern::{self, Budget, Capture, Failure, Match, SubstituteError},
+};
+
+/// Largest string that a native makes, as the default memory limit.
+const LARGEST: usize = 10 << 20;
+
+/// Lines that a call may log, and characters of a line.
+const LOG_LINES: usize = 10;
+const LOG_LENGTH: usize = 1000;
+
+/// What a call has logged so far.
+#[derive(Clone, Default)]
+pub struct Log(Rc<RefCell<Vec<String>>>);
+
+impl Log {
+    fn add(&self, text: &str) {
+        let mut lines = self.0.borrow_mut();
+        if lines.len() < LOG_LINES {
+            let one_line = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+            lines.push(one_line.take(LOG_LENGTH).collect());
+        } else if lines.len() == LOG_LINES {
+            lines.push("more lines were left out".to_owned());
+        }
+    }
+
+    /// Hands the lines out.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.borrow_mut())
+    }
+}
+
+/// All of them, for the prelude.
+pub fn table(lua: &Lua, clock: &Clock, log: &Log) -> mlua::Result<Table> {
+    let table = lua.create_table()?;
+    patterns(lua, &table, clock)?;
+    json_functions(lua, &table, clock)?;
+    table.set("now", lua.create_function(|_, ()| Ok(unix().as_secs()))?)?;
+    table.set("now_ms", lua.create_function(|_, ()| Ok(unix().as_millis() as u64))?)?;
+    let log = log.clone();
+    let write = lua.create_function(move |lua, values: Variadic<Value>| {
+        let mut line = String::new();
+        for (i, value) in values.into_iter().enumerate() {
+            line.push_str(if i > 0 { "\t" } else { "" });
+            match lua.coerce_string(value.clone())? {
+                Some(text) => line.push_str(&text.to_string_lossy()),
+                None => line.push_str(&value.to_string()?),
+            }
+        }
+        log.add(&line);
+        Ok(())
+    })?;
+    table.set("log", write)?;
+    let canonical = |lua: &Lua, name: LuaString| lua.create_string(canonical(&name.as_bytes()));
+    table.set("canonical", lua.create_function(canonical)?)?;
+    Ok(table)
+}
+
+fn unix() -> std::time::Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The name of a header field as scripts know it: `x-api-key` is `X-Api-Key`.
+pub fn canonical(name: &[u8]) -> Vec<u8> {
+    let mut start = true;
+    let case = |b: &u8| {
+        let out = if start { b.to_ascii_uppercase() } else { b.to_ascii_lowercase() };
+        start = *b == b'-';
+        out
+    };
+    name.iter().map(case).collect()
+}
+
+fn json_functions(lua: &Lua, table: &Table, clock: &Clock) -> mlua::Result<()> {
+    let at = clock.clone();
+    let encode = lua.create_function(move |lua, value: Value| {
+        json::encode(&value, LARGEST, &|| at.over()).map_err(|e| raise(lua, &at, e))
+    })?;
+    table.set("encode", encode)?;
+    let decode = lua.create_function(|lua, text: LuaString| {
+        json::decode(lua, &text.as_bytes()).map_err(|e| Error::runtime(format!("json.decode: {e}")))
+    })?;
+    table.set("decode", decode)?;
+    table.set("null", Value::NULL)
+}
+
+fn raise(lua: &Lua, clock: &Clock, why: String) -> Error {
+    if clock.over() { clock.end(lua) } else { Error::runtime(why) }
+}
+
+fn patterns(lua: &Lua, table: &Table, clock: &Clock) -> mlua::Result<()> {
+    type Found = (LuaString, LuaString, Option<i64>, Option<bool>);
+    let at = clock.clone();
+    let find = lua.create_function(move |lua, (text, pattern, init, plain): Found| {
+        let plain = plain.unwrap_or(false);
+        search(lua, &at, &text, &pattern, init, Some(plain))
+    })?;
+    table.set("find", find)?;
+    let at = clock.clone();
+    let matches = lua.create_function(move |lua, (text, pattern, init, _): Found| {
+        search(lua, &at, &text, &pattern, init, None)
+    })?;
+    table.set("match", matches)?;
+    let at = clock.clone();
+    let step = lua.create_function(
+        move |lua, (text, pattern, from, last): (LuaString, LuaString, i64, Option<usize>)| {
+            step(lua, &at, &text, &pattern, from, last)
+        },
+    )?;
+    table.set("step", step)?;
+    let at = clock.clone();
+    let gsub = lua.create_function(
+        move |lua, (text, pattern, with, most): (LuaString, LuaString, Value, Option<i64>)| {
+            gsub(lua, &at, &text, &pattern, &with, most)
+        },
+    )?;
+    table.set("gsub", gsub)
+}
+
+/// Where a search begins, from 0; `None` behind the end.
+fn begin(init: Option<i64>, length: usize) -> Option<usize> {
+    let length = i64::try_from(length).unwrap_or(i64::MAX);
+    let from = match init.unwrap_or(1) {
+        from @ 1.. => from - 1,
+        0 => 0,
+        back => (length + back).max(0),
+    };
+    (from <= length).then_some(from as usize)
+}
+
+/// `string.find` (`plain` is given) and `string.match`.
+fn search(
+    lua: &Lua,
+    clock: &Clock,
+    text: &LuaString,
+    pattern: &LuaString,
+    init: Option<i64>,
+    plain: Option<bool>,
+) -> mlua::Result<MultiValue> {
+    let (bytes, pattern) = (text.as_bytes(), pattern.as_bytes());
+    let mut values = MultiValue::new();
+    let Some(from) = begin(init, bytes.len()) else {
+        values.push_back(Value::Nil);
+        return Ok(values);
+    };
+    let over = || clock.over();
+    let mut budget = Budget::new(&over);
+    let simple = plain.is_some_and(|plain| plain || pattern::is_plain(&pattern));
+    let found = if simple {
+        let whole = |start| Match { start, end: start + pattern.len(), captures: Vec::new() };
+        pattern::find_plain(&bytes, &pattern, from, &mut budget).map(|at| at.map(whole))
+    } else {
+        pattern::find(&bytes, &pattern, from, &mut budget)
+    };
+    let Some(found) = found.map_err(|e| failed(lua, clock, &e))? else {
+        values.push_back(Value::Nil);
+        return Ok(values);
+    };
+    if plain.is_some() {
+        values.push_back(Value::Integer(found.start as i64 + 1));
+        values.push_back(Value::Integer(found.end as i64));
+        for capture in &found.captures {
+            values.push_back(value(lua, &bytes, capture)?);
+        }
+    } else {
+        push_captures(lua, &bytes, &found, &mut values)?;
+    }
+    Ok(values)
+}
+
+/// One step of `string.gmatch`: where the next search begins (from 1), where the match ends, and
+/// its captures.
+fn step(
+    lua: &Lua,
+    clock: &Clock,
+    text: &LuaString,
+    pattern: &LuaString,
+    from: i64,
+    last: Option<usize>,
+) -> mlua::Result<MultiValue> {
+    let (bytes, pattern) = (text.as_bytes(), pattern.as_bytes());
+    let mut values = MultiValue::new();
+    let over = || clock.over();
+    let found = match begin(Some(from), bytes.len()) {
+        Some(from) => pattern::next(&bytes, &pattern, from, last, &mut Budget::new(&over)),
+        None => Ok(None),
+    };
+    if let Some(found) = found.map_err(|e| failed(lua, clock, &e))? {
+        values.push_back(Value::Integer(found.end as i64 + 1));
+        values.push_back(Value::Integer(found.end as i64));
+        push_captures(lua, &bytes, &found, &mut values)?;
+    }
+    Ok(values)
+}
+
+/// `string.gsub`, with a string, a table or a function.
+fn gsub(
+    lua: &Lua,
+    clock: &Clock,
+    text: &LuaString,
+    pattern: &LuaString,
+    with: &Value,
+    most: Option<i64>,
+) -> mlua::Result<(LuaString, usize)> {
+    let bytes = text.as_bytes();
+    let template = match with {
+        Value::Table(_) | Value::Function(_) => None,
+        other => Some(lua.coerce_string(other.clone())?.ok_or_else(|| {
+            let kind = other.type_name();
+            Error::runtime(format!(
+                "bad argument #3 to 'gsub' (string/function/table expected, got {kind})"
+            ))
+        })?),
+    };
+    let most = most.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(0));
+    let over = || clock.over();
+    let mut replace = |found: &Match, out: &mut Vec<u8>| -> mlua::Result<()> {
+        if let Some(template) = &template {
+            pattern::expand(&bytes, found, &template.as_bytes(), LARGEST, out)
+                .map_err(|e| failed(lua, clock, &e))?;
+        } else {
+            let mut captures = MultiValue::new();
+            push_captures(lua, &bytes, found, &mut captures)?;
+            let new = match with {
+                Value::Function(function) => function.call::<Value>(captures)?,
+                Value::Table(table) => table.get(captures.pop_front().unwrap_or(Value::Nil))?,
+                _ => Value::Nil,
+            };
+            match new {
+                Value::Nil | Value::Boolean(false) => {
+                    out.extend_from_slice(&bytes[found.start..found.end]);
+                }
+                new => {
+                    let kind = new.type_name();
+                    let text = lua.coerce_string(new)?.ok_or_else(|| {
+                        Error::runtime(format!("invalid replacement value (a {kind})"))
+                    })?;
+                    out.extend_from_slice(&text.as_bytes());
+                }
+            }
+        }
+        if out.len() > LARGEST {
+            return Err(Error::MemoryError("not enough memory".to_owned()));
+        }
+        Ok(())
+    };
+    let mut budget = Budget::new(&over);
+    let done = pattern::substitute(&bytes, &pattern.as_bytes(), most, &mut budget, &mut replace);
+    match done {
+        Ok((out, n)) => Ok((lua.create_string(out)?, n)),
+        Err(SubstituteError::Pattern(e)) => Err(failed(lua, clock, &e)),
+        Err(SubstituteError::Replace(e)) => Err(e),
+    }
+}
+
+/// The captures, or the whole match if the pattern has none.
+fn push_captures(
+    lua: &Lua,
+    text: &[u8],
+    found: &Match,
+    values: &mut MultiValue,
+) -> mlua::Result<()> {
+    if found.captures.is_empty() {
+        values.push_back(Value::String(lua.create_string(&text[found.start..found.end])?));
+    }
+    for capture in &found.captures {
+        values.push_back(value(lua, text, capture)?);
+    }
+    Ok(())
+}
+
+fn value(lua: &Lua, text: &[u8], capture: &Capture) -> mlua::Result<Value> {
+    Ok(match *capture {
+        Capture::Span { start, end } => Value::String(lua.create_string(&text[start..end])?),
+        Capture::Position(at) => Value::Integer(at as i64 + 1),
+    })
+}
+
+fn failed(lua: &Lua, clock: &Clock, why: &Failure) -> Error {
+    match why {
+        Failure::Over => clock.end(lua),
+        Failure::TooLong => Error::MemoryError("not enough memory".to_owned()),
+        other => Error::runtime(other),
+    }
+}

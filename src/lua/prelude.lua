@@ -1,0 +1,206 @@
+-- Builds what a script finds around it, once in each interpreter. Returns the table behind a
+-- script's globals and the metatable of a call's globals.
+--
+-- No instruction hook runs inside of a function written in C, and a script must not be able to
+-- stay there. So whatever walks a table as far as the script says is written in Lua here, and
+-- what searches strings is written in Rust with a clock at hand.
+
+local native = ...
+local error, getmetatable, setmetatable, rawget, rawset = error, getmetatable, setmetatable, rawget, rawset
+local select, tostring, type = select, tostring, type
+local plain_concat, plain_unpack, plain_rep = table.concat, table.unpack, string.rep
+local concat_limit <const>, unpack_limit <const> = 1000000, 100000
+
+local function expect(t, name)
+  if type(t) ~= "table" then
+    error("bad argument #1 to '" .. name .. "' (table expected, got " .. type(t) .. ")", 3)
+  end
+end
+
+-- A copy of t[i..j] without a metatable, so that C can walk it without calling anything.
+local function slice(t, i, j)
+  local copy, n = {}, 0
+  for at = i, j do
+    n = n + 1
+    copy[n] = t[at]
+  end
+  return copy, n
+end
+
+local tables = {pack = table.pack}
+
+function tables.insert(t, ...)
+  expect(t, "insert")
+  local n, count = #t, select("#", ...)
+  if count == 1 then
+    t[n + 1] = (...)
+  elseif count == 2 then
+    local position, value = ...
+    if math.type(position) ~= "integer" or position < 1 or position > n + 1 then
+      error("bad argument #2 to 'insert' (position out of bounds)", 2)
+    end
+    for at = n, position, -1 do t[at + 1] = t[at] end
+    t[position] = value
+  else
+    error("wrong number of arguments to 'insert'", 2)
+  end
+end
+
+function tables.remove(t, position)
+  expect(t, "remove")
+  local n = #t
+  if position == nil then position = n end
+  if n + 1 ~= position and (position < 1 or position > n + 1) and not (n == 0 and position == 0) then
+    error("bad argument #2 to 'remove' (position out of bounds)", 2)
+  end
+  local value = t[position]
+  for at = position, n - 1 do t[at] = t[at + 1] end
+  if position <= n then t[n] = nil else t[position] = nil end
+  return value
+end
+
+function tables.move(from, first, last, to, target)
+  expect(from, "move")
+  target = target or from
+  if last >= first then
+    if to > last or to <= first or target ~= from then
+      for step = 0, last - first do target[to + step] = from[first + step] end
+    else
+      for step = last - first, 0, -1 do target[to + step] = from[first + step] end
+    end
+  end
+  return target
+end
+
+function tables.concat(t, separator, i, j)
+  expect(t, "concat")
+  i, j = i or 1, j or #t
+  if j - i >= concat_limit then error("too many values for 'concat'", 2) end
+  local copy, n = slice(t, i, j)
+  for at = 1, n do
+    local kind = type(copy[at])
+    if kind ~= "string" and kind ~= "number" then
+      error("invalid value (at index " .. (i + at - 1) .. ") in table for 'concat'", 2)
+    end
+  end
+  return plain_concat(copy, separator, 1, n)
+end
+
+function tables.unpack(t, i, j)
+  i, j = i or 1, j or #t
+  if j - i >= unpack_limit then error("too many results to unpack", 2) end
+  local copy, n = slice(t, i, j)
+  return plain_unpack(copy, 1, n)
+end
+
+-- Merge sort: its steps are the script's own instructions, also where the comparison is not.
+function tables.sort(t, before)
+  expect(t, "sort")
+  before = before or function(a, b) return a < b end
+  local n, from, to, width = #t, {}, {}, 1
+  for at = 1, n do from[at] = t[at] end
+  while width < n do
+    for start = 1, n, 2 * width do
+      local left, middle = start, start + width
+      local right, stop = middle, start + 2 * width
+      for at = start, (stop <= n and stop or n + 1) - 1 do
+        if left < middle and left <= n and (right >= stop or right > n or not before(from[right], from[left])) then
+          to[at], left = from[left], left + 1
+        else
+          to[at], right = from[right], right + 1
+        end
+      end
+    end
+    from, to, width = to, from, 2 * width
+  end
+  for at = 1, n do t[at] = from[at] end
+end
+
+local strings = {
+  byte = string.byte, char = string.char, format = string.format, len = string.len,
+  lower = string.lower, reverse = string.reverse, sub = string.sub, upper = string.upper,
+  find = native.find, match = native.match, gsub = native.gsub,
+}
+
+-- Lua 5.4 counts to n even where there is nothing to repeat.
+function strings.rep(text, n, separator)
+  if tostring(text) == "" and (separator == nil or separator == "") then return "" end
+  return plain_rep(text, n, separator)
+end
+
+local step = native.step
+function strings.gmatch(text, pattern, init)
+  local from, last = init or 1, nil
+  return function()
+    -- start, end and captures of the next match, all at once
+    local function take(next, finish, ...)
+      if next then from, last = next, finish end
+      return ...
+    end
+    return take(step(text, pattern, from, last))
+  end
+end
+
+local maths = {}
+for name, value in pairs(math) do maths[name] = value end
+maths.randomseed = nil
+maths.pow = maths.pow or function(x, y) return x ^ y end
+
+-- A library as a script sees it: readable and not to be changed.
+local function frozen(library, name)
+  return setmetatable({}, {
+    __index = library,
+    __newindex = function() error("'" .. name .. "' cannot be changed", 2) end,
+    __metatable = false,
+  })
+end
+
+local base = {
+  assert = assert, error = error, ipairs = ipairs, next = next, pairs = pairs, pcall = pcall,
+  rawequal = rawequal, rawget = rawget, rawlen = rawlen, select = select,
+  tonumber = tonumber, tostring = tostring, type = type, unpack = tables.unpack, _VERSION = _VERSION,
+  string = frozen(strings, "string"), table = frozen(tables, "table"), math = frozen(maths, "math"),
+  os = frozen({time = os.time, date = os.date, clock = os.clock, difftime = os.difftime}, "os"),
+  json = frozen({encode = native.encode, decode = native.decode, null = native.null}, "json"),
+  now = native.now, now_ms = native.now_ms, log = native.log,
+}
+
+-- C calls the handler from inside of the hook that raised the error, where no hook runs.
+function base.xpcall(call, handler, ...)
+  local function finish(fine, ...)
+    if fine then return true, ... end
+    local _, told = pcall(handler, ...)
+    return false, told
+  end
+  return finish(pcall(call, ...))
+end
+
+function base.getmetatable(value)
+  if type(value) ~= "table" then return nil end
+  return getmetatable(value)
+end
+
+-- A finalizer runs when nobody watches.
+function base.setmetatable(t, meta)
+  if type(meta) == "table" and rawget(meta, "__gc") ~= nil then
+    error("'__gc' is not available", 2)
+  end
+  return setmetatable(t, meta)
+end
+
+function base.rawset(t, name, value)
+  if type(t) == "table" and getmetatable(t) == false then error("this table cannot be changed", 2) end
+  return rawset(t, name, value)
+end
+
+local text = getmetatable("")
+text.__index, text.__metatable = strings, false
+
+-- Header names in any case find their field.
+local headers = {
+  __index = function(t, name)
+    if type(name) == "string" then return rawget(t, native.canonical(name)) end
+  end,
+}
+
+return {__index = base, __metatable = false}, headers

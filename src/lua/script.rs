@@ -1,0 +1,235 @@
+//! A script: compiled once, run wherever a request needs it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mlua::{Lua, Table, Value};
+use tokio::sync::Semaphore;
+
+use super::interpreter;
+
+/// How long and how large a script may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Wall time of one call.
+    pub time: Duration,
+    /// Bytes that its values may take, beside the interpreter's own.
+    pub memory: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { time: Duration::from_millis(100), memory: 10 << 20 }
+    }
+}
+
+/// What a script may take of a thread that serves requests. One that needs more is begun again on
+/// a thread of its own: it has no effect but its answer, so that nothing is done twice.
+const BRIEF: Limits = Limits { time: Duration::from_millis(1), memory: 1 << 20 };
+
+/// Runs beyond [`BRIEF`], in a row, after which a script is no longer tried on a serving thread.
+const PATIENCE: u32 = 3;
+
+/// Runs of one script at a time on threads of their own.
+const LONG_RUNS: usize = 4;
+
+/// A compiled script.
+pub struct Script {
+    id: u64,
+    name: String,
+    /// Bytecode of a function that returns the script as a function of its globals.
+    code: Vec<u8>,
+    limits: Limits,
+    /// Names that the text mentions: a global that it never names is not made.
+    mentions: Vec<&'static str>,
+    overruns: AtomicU32,
+    places: Arc<Semaphore>,
+}
+
+/// Names of globals that are only made for scripts that mention them.
+const OPTIONAL: [&str; 5] = ["api_key", "data", "key", "request", "metadata"];
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It ran for longer than this.
+    Time(Duration),
+    /// It wanted more memory than so many bytes.
+    Memory(usize),
+    /// It raised an error.
+    Error(String),
+    /// It answered something that cannot be understood.
+    Answer(String),
+    /// Too many calls that take long are under way.
+    Busy,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Time(limit) => write!(f, "it ran for longer than {limit:?}"),
+            Self::Memory(limit) => write!(f, "it needed more than {limit} bytes of memory"),
+            Self::Error(why) => f.write_str(why),
+            Self::Answer(why) => write!(f, "its answer cannot be used: {why}"),
+            Self::Busy => f.write_str("too many slow runs of it are under way"),
+        }
+    }
+}
+
+/// One call: what the script is given, and how its answer is read.
+pub trait Job {
+    /// What the answer is read into.
+    type Answer: Send + 'static;
+    /// The same call for another thread.
+    type Owned: Job<Answer = Self::Answer> + Send + 'static;
+
+    /// Sets the call's globals.
+    ///
+    /// # Errors
+    /// If the interpreter has no memory for them.
+    fn globals(&self, globals: &Globals<'_>) -> mlua::Result<()>;
+
+    /// Reads what the script returned.
+    ///
+    /// # Errors
+    /// Why it cannot be understood.
+    fn answer(&self, returned: Value) -> Result<Self::Answer, String>;
+
+    /// A copy that borrows nothing.
+    fn own(&self) -> Self::Owned;
+}
+
+/// The globals of a call, being filled in.
+pub struct Globals<'a> {
+    /// The interpreter.
+    pub lua: &'a Lua,
+    /// The table of globals.
+    pub table: &'a Table,
+    /// The metatable for tables of header fields: names in any case find their field.
+    pub headers: &'a Table,
+    pub(super) script: &'a Script,
+}
+
+impl Globals<'_> {
+    /// Whether the script can see this global at all; if not, it need not be made.
+    pub fn wants(&self, name: &str) -> bool {
+        self.script.mentions.contains(&name)
+    }
+}
+
+/// What a call took.
+#[derive(Clone, Debug, Default)]
+pub struct Account {
+    /// Wall time.
+    pub time: Duration,
+    /// Bytes that its values took, until they were collected.
+    pub memory: usize,
+    /// What it logged.
+    pub log: Vec<String>,
+}
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Script").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Script {
+    /// Compiles a text. `name` stands in messages.
+    ///
+    /// # Errors
+    /// The compiler's message, with the line.
+    pub fn compile(name: &str, text: &str, limits: Limits) -> Result<Self, String> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let code = interpreter::compile(name, text)?;
+        // Whoever says `_ENV` can reach a global without its name.
+        let dynamic = text.contains("_ENV");
+        let mentions = OPTIONAL.into_iter().filter(|name| dynamic || text.contains(name)).collect();
+        Ok(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: name.to_owned(),
+            code,
+            limits,
+            mentions,
+            overruns: AtomicU32::new(0),
+            places: Arc::new(Semaphore::new(LONG_RUNS)),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn code(&self) -> &[u8] {
+        &self.code
+    }
+
+    /// Runs it on this thread, with all of its limits, and says what that took.
+    pub fn run_here<J: Job>(&self, job: &J) -> (Result<J::Answer, Failure>, Account) {
+        interpreter::run(self, job, self.limits)
+    }
+
+    /// Runs it for a request. A call that takes more than a moment is moved to another thread, so
+    /// that other requests of this thread do not wait for it.
+    ///
+    /// # Errors
+    /// Why there is no answer; what the script logged is in the log then as well.
+    pub async fn run<J: Job>(self: &Arc<Self>, job: &J) -> Result<J::Answer, Failure> {
+        if self.overruns.load(Ordering::Relaxed) < PATIENCE {
+            let brief = Limits {
+                time: BRIEF.time.min(self.limits.time),
+                memory: BRIEF.memory.min(self.limits.memory),
+            };
+            let (result, account) = interpreter::run(self, job, brief);
+            let beyond = matches!(result, Err(Failure::Time(_) | Failure::Memory(_)));
+            if !beyond || brief == self.limits {
+                if !beyond && self.overruns.load(Ordering::Relaxed) > 0 {
+                    self.overruns.store(0, Ordering::Relaxed);
+                }
+                self.tell(&account);
+                return result;
+            }
+            self.overruns.fetch_add(1, Ordering::Relaxed);
+        }
+        self.run_apart(job.own()).await
+    }
+
+    async fn run_apart<J: Job + Send + 'static>(
+        self: &Arc<Self>,
+        job: J,
+    ) -> Result<J::Answer, Failure> {
+        let wait = (self.limits.time * 10).max(Duration::from_secs(1));
+        let place = tokio::time::timeout(wait, Arc::clone(&self.places).acquire_owned()).await;
+        let Ok(Ok(place)) = place else {
+            return Err(Failure::Busy);
+        };
+        let script = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            let (result, account) = script.run_here(&job);
+            if account.time < BRIEF.time && account.memory < BRIEF.memory {
+                script.overruns.store(0, Ordering::Relaxed);
+            }
+            script.tell(&account);
+            drop(place);
+            result
+        });
+        done.await.unwrap_or_else(|_| Err(Failure::Error("it ended in a panic".to_owned())))
+    }
+
+    fn tell(&self, account: &Account) {
+        for line in &account.log {
+            log::info!(target: "lua", "{}: {line}", self.name);
+        }
+    }
+}

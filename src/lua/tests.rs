@@ -1,0 +1,269 @@
+use std::time::Duration;
+
+use mlua::Value;
+
+use super::*;
+use crate::lua::{json, script::Job};
+
+/// A call without globals whose answer is JSON.
+#[derive(Clone)]
+struct Plain;
+
+impl Job for Plain {
+    type Answer = serde_json::Value;
+    type Owned = Self;
+
+    fn globals(&self, globals: &Globals<'_>) -> mlua::Result<()> {
+        globals.table.raw_set("api_key", "sk-a")
+    }
+
+    fn answer(&self, returned: Value) -> Result<serde_json::Value, String> {
+        json::from_lua(&returned, 1 << 20)
+    }
+
+    fn own(&self) -> Self {
+        Self
+    }
+}
+
+const LIMITS: Limits = Limits { time: Duration::from_millis(100), memory: 10 << 20 };
+
+fn ask(text: &str) -> Result<serde_json::Value, Failure> {
+    let script = Script::compile("test", text, LIMITS).unwrap_or_else(|e| panic!("{text}: {e}"));
+    script.run_here(&Plain).0
+}
+
+#[test]
+fn what_a_script_may_say() {
+    for (text, expected) in [
+        ("return 1 + 1", "2"),
+        ("return nil", "null"),
+        ("return", "null"),
+        ("", "null"),
+        ("-- only a comment", "null"),
+        ("return api_key", "\"sk-a\""),
+        ("local t = {3, 1, 2} table.sort(t) return t", "[1,2,3]"),
+        ("local t = {3, 1, 2} table.sort(t, function(a, b) return a > b end) return t", "[3,2,1]"),
+        ("local t = {1, 2, 3} return {table.remove(t, 1), table.remove(t), #t}", "[1,3,1]"),
+        ("local t = {} table.insert(t, 'b') table.insert(t, 1, 'a') return t", "[\"a\",\"b\"]"),
+        ("return table.concat({1, 'a', 2.5}, '-')", "\"1-a-2.5\""),
+        ("return {table.unpack({1, 2, 3}, 2)}", "[2,3]"),
+        ("return {unpack({1, 2})}", "[1,2]"),
+        ("return table.move({1, 2, 3}, 1, 3, 2)", "[1,1,2,3]"),
+        ("return table.pack(1, 2).n", "2"),
+        ("return ('abc'):upper() .. string.rep('x', 3, ',')", "\"ABCx,x,x\""),
+        ("return {('key=val'):match('(%w+)=(%w+)')}", "[\"key\",\"val\"]"),
+        ("return {('hello'):find('l+')}", "[3,4]"),
+        ("return {('a.b'):find('.', 1, true)}", "[2,2]"),
+        ("return {('abc'):gsub('%w', '%0%0')}", "[\"aabbcc\",3]"),
+        ("return (('abc'):gsub('b', {b = 'x'}))", "\"axc\""),
+        ("return (('abc'):gsub('.', function(c) if c == 'a' then return 'y' end end))", "\"ybc\""),
+        (
+            "local t = {} for w in ('a b c'):gmatch('%a') do t[#t+1] = w end return t",
+            "[\"a\",\"b\",\"c\"]",
+        ),
+        (
+            "local t = {} for k, v in ('a=1,b=2'):gmatch('(%w)=(%w)') do t[k] = v end return t.b",
+            "\"2\"",
+        ),
+        ("return json.encode({a = {1, 2}, b = json.null})", "\"{\\\"a\\\":[1,2],\\\"b\\\":null}\""),
+        ("return json.decode('{\"a\":[1,{\"b\":2.5}],\"c\":null}')", "{\"a\":[1,{\"b\":2.5}]}"),
+        ("return math.floor(2.7) + math.max(1, 5) + math.pow(2, 2)", "11"),
+        (
+            "return type(now()) .. type(now_ms()) .. type(os.time()) .. type(os.date())",
+            "\"numbernumbernumberstring\"",
+        ),
+        ("return {pcall(error, 'x')}", "[false,\"x\"]"),
+        ("return {xpcall(error, function(e) return e .. '!' end, 'x')}", "[false,\"x!\"]"),
+        ("return {xpcall(function(a) return a end, error, 1)}", "[true,1]"),
+        ("return tostring(12) .. tonumber('3') .. select('#', 1, 2)", "\"1232\""),
+        (
+            "local t = setmetatable({}, {__index = function(_, k) return k end}) return t.foo",
+            "\"foo\"",
+        ),
+        ("return string.format('%05.1f %s %d', 3.14159, 'x', 7)", "\"003.1 x 7\""),
+        ("余额 = 1 return _ENV['余额']", "1"),
+    ] {
+        // Names of Lua are ASCII: the last line is not a script.
+        if text.starts_with('余') {
+            assert!(Script::compile("test", text, LIMITS).is_err());
+            continue;
+        }
+        let got = ask(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(got.to_string(), expected, "{text}");
+    }
+}
+
+#[test]
+fn what_is_not_there() {
+    for name in [
+        "io",
+        "package",
+        "require",
+        "load",
+        "loadstring",
+        "loadfile",
+        "dofile",
+        "debug",
+        "coroutine",
+        "collectgarbage",
+        "print",
+        "os.execute",
+        "os.exit",
+        "os.getenv",
+        "os.remove",
+        "os.rename",
+        "os.tmpname",
+        "os.setlocale",
+        "string.dump",
+        "math.randomseed",
+        "_G",
+        "utf8",
+    ] {
+        assert_eq!(ask(&format!("return {name} == nil")).unwrap(), true, "{name}");
+    }
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    for leave in [
+        "left = 1",
+        "_ENV.left = 1",
+        "rawset(_ENV, 'left', 1)",
+        "string.left = 1",
+        "string.find = nil",
+        "rawset(string, 'left', 1)",
+        "table.insert(string, 1)",
+        "getmetatable('').__index.left = 1",
+        "getmetatable(string).__index.left = 1",
+        "getmetatable(_ENV).__index.left = 1",
+        "setmetatable(_ENV, nil).left = 1",
+        "setmetatable(string, {__index = {left = 1}})",
+        "for k, v in pairs(string) do v = nil end string.find = 1",
+        "os.left = 1 math.left = 1 json.left = 1",
+        "string.format = function() return 1 end",
+        "local f = string.find local ok = pcall(rawset, f, 'left', 1)",
+    ] {
+        // Most of these fail, which is as good.
+        ask(leave).ok();
+        let got = ask(
+            "return {left == nil, string.left == nil, ('').left == nil, os.left == nil, \
+             math.left == nil, json.left == nil, string.find('abc', 'b') == 2, string.format('%d', 7) == '7'}",
+        );
+        assert_eq!(got.unwrap(), serde_json::json!(vec![true; 8]), "{leave}");
+    }
+}
+
+#[test]
+fn errors_tell_the_line_and_no_more() {
+    let error = |text: &str| match ask(text) {
+        Err(Failure::Error(why)) => why,
+        other => panic!("{text}: {other:?}"),
+    };
+    assert_eq!(
+        error("\nlocal x = nil + 1"),
+        "test:2: attempt to perform arithmetic on a nil value"
+    );
+    assert_eq!(error("error('no')"), "test:1: no");
+    assert!(error("return data.balance.x").contains("test:1: attempt to index a nil value"));
+    assert!(error("error(('x'):rep(100000))").len() < 600);
+    assert_eq!(error("error('a\\nb', 0)"), "a b");
+    assert!(error("error({})").len() < 200);
+    assert!(matches!(ask("return function() end"), Err(Failure::Answer(_))));
+    assert!(matches!(ask("local t = {} t.t = t return t"), Err(Failure::Answer(_))));
+    let why = Script::compile("auth.lua", "return 1 +", LIMITS).unwrap_err();
+    assert!(why.starts_with("auth.lua:1: unexpected symbol"), "{why}");
+    // What is a chunk only together with what is put around it is no script.
+    for text in ["end return 1, function()", "return 1 end do", "end"] {
+        assert!(Script::compile("test", text, LIMITS).is_err(), "{text}");
+    }
+}
+
+/// Scripts that would run or grow for ever. All end, and only they.
+const HOSTILE: [&str; 30] = [
+    "while true do end",
+    "repeat until false",
+    "for i = 1, math.huge do end",
+    "goto a ::a:: goto a",
+    "local function f() return f() end return f()",
+    "local function f() f() end f()",
+    "local s = 'x' while true do s = s .. s end",
+    "return ('x'):rep(1 << 40)",
+    "local t = {} for i = 1, math.huge do t[i] = i end",
+    "while true do pcall(function() while true do end end) end",
+    "while true do pcall(pcall, pcall, function() while true do end end) end",
+    "return pcall(function() while true do end end)",
+    "xpcall(function() while true do end end, function() while true do end end)",
+    "local function f() pcall(f) pcall(f) end f()",
+    "return ('a'):rep(30000):find('a*a*a*a*a*b')",
+    "return ('a'):rep(300000):find(('a?'):rep(150) .. 'b')",
+    "return ('a'):rep(2000000):match('.-.-.-.-b')",
+    "return (('a'):rep(1000000):gsub('a', ('b'):rep(1000000)))",
+    "return (('a'):rep(1000000):gsub('a+', ('%0'):rep(1000000)))",
+    "for w in ('a'):rep(1000000):gmatch('a*a*b') do end",
+    "table.concat(setmetatable({}, {__index = table.concat}), '', 1, 1 << 60)",
+    "table.move({}, 1, math.maxinteger - 1, 2)",
+    "table.insert(setmetatable({}, {__len = function() return 1 << 60 end}), 1, 0)",
+    "local a = ('x'):rep(1000000) local b, t = a .. 'y', {} for i = 1, 200000 do t[i] = i % 2 == 0 and a .. '' or b end table.sort(t)",
+    "local t = {} for i = 1, 60 do t = {t, t} end return json.encode(t)",
+    "return json.decode(('['):rep(1000000))",
+    "return json.decode('[' .. ('1,'):rep(2000000) .. '1]')",
+    "local s = 'x' for i = 1, 30 do s = string.format('%s%s', s, s) end",
+    "local t = setmetatable({}, {__index = function(t, k) return t[k] end}) return t.x",
+    "local t = setmetatable({}, {__close = function() while true do end end}) local x <close> = t",
+];
+
+#[test]
+fn hostile_scripts_end() {
+    for text in HOSTILE {
+        let began = Instant::now();
+        let result = ask(text);
+        let took = began.elapsed();
+        assert!(result.is_err(), "{text}: {result:?}");
+        // Far above the limit of 100 ms, and far below for ever: no machine is so slow.
+        assert!(took < Duration::from_secs(5), "{text}: {took:?}");
+        assert_eq!(ask("return ('abc'):match('b')").unwrap(), "b", "after {text}");
+    }
+}
+
+/// Scripts that C would never finish, and that have a plain answer.
+#[test]
+fn nothing_is_done_quickly() {
+    assert_eq!(ask("return (''):rep(1 << 62)").unwrap(), "");
+    assert_eq!(ask("return #(''):rep(1 << 62, '')").unwrap(), 0);
+}
+
+#[test]
+fn finalizers_cannot_be_set() {
+    let why = ask("setmetatable({}, {__gc = function() while true do end end})").unwrap_err();
+    assert!(matches!(why, Failure::Error(why) if why.contains("__gc")));
+    // Set later it is never called.
+    ask("local m = {} for i = 1, 1000 do setmetatable({}, m) end m.__gc = function() while true do end end")
+        .unwrap();
+    for _ in 0..100 {
+        ask("local t = {} for i = 1, 1000 do t[i] = {} end").unwrap();
+    }
+}
+
+#[test]
+fn the_log_is_bounded() {
+    let script = Script::compile("test", "for i = 1, 1000 do log('line\\n' .. i, 2) end", LIMITS);
+    let (result, account) = script.unwrap().run_here(&Plain);
+    assert!(result.is_ok());
+    assert_eq!(account.log.len(), 11);
+    assert_eq!(account.log[0], "line 1\u{20}2");
+}
+
+#[tokio::test]
+async fn slow_scripts_leave_the_thread_of_the_request() {
+    let text = "local n = 0 for i = 1, 400000 do n = n + i end return n";
+    let script = std::sync::Arc::new(Script::compile("slow", text, LIMITS).unwrap());
+    for _ in 0..5 {
+        assert_eq!(script.run(&Plain).await.unwrap(), 80_000_200_000_i64);
+    }
+    let endless =
+        std::sync::Arc::new(Script::compile("endless", "while true do end", LIMITS).unwrap());
+    for _ in 0..5 {
+        assert_eq!(endless.run(&Plain).await, Err(Failure::Time(LIMITS.time)));
+    }
+}

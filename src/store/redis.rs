@@ -1,0 +1,151 @@
+//! Redis: a few connections that many requests share.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use futures::future::join;
+use redis::{
+    Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, ServerErrorKind,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+};
+use tokio::sync::OnceCell;
+
+use super::StoreError;
+use crate::base::Secret;
+
+/// How to reach a server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    /// Host name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// With TLS.
+    pub tls: bool,
+    /// User name, since Redis 6.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+    /// Number of the database.
+    pub db: i64,
+    /// Connections; each carries many requests at a time.
+    pub connections: usize,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+}
+
+/// A server.
+pub struct Redis {
+    settings: Settings,
+    connections: Vec<OnceCell<ConnectionManager>>,
+    next: AtomicUsize,
+}
+
+impl Redis {
+    /// Connects when it is first asked.
+    pub fn new(settings: Settings) -> Self {
+        let connections = (0..settings.connections.max(1)).map(|_| OnceCell::new()).collect();
+        Self { settings, connections, next: AtomicUsize::new(0) }
+    }
+
+    async fn connection(&self) -> Result<ConnectionManager, StoreError> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
+        let made = self.connections[turn].get_or_try_init(async || self.connect()).await;
+        made.cloned().map_err(|e| StoreError::new(cause(&e)))
+    }
+
+    fn connect(&self) -> Result<ConnectionManager, RedisError> {
+        let s = &self.settings;
+        let address = match s.tls {
+            false => ConnectionAddr::Tcp(s.host.clone(), s.port),
+            true => ConnectionAddr::TcpTls {
+                host: s.host.clone(),
+                port: s.port,
+                insecure: false,
+                tls_params: None,
+            },
+        };
+        let mut login = RedisConnectionInfo::default().set_db(s.db);
+        if let Some(name) = &s.username {
+            login = login.set_username(name);
+        }
+        if let Some(password) = &s.password {
+            login = login.set_password(password.expose());
+        }
+        let client = Client::open(address.into_connection_info()?.set_redis_settings(login))?;
+        // A request that waits is told at once; the next one tries again.
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(0)
+            .set_connection_timeout(Some(s.connect_timeout))
+            .set_response_timeout(Some(s.timeout));
+        ConnectionManager::new_lazy_with_config(client, config)
+    }
+
+    /// Asks one command.
+    ///
+    /// # Errors
+    /// If it fails, one sentence.
+    pub async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        let mut connection = self.connection().await?;
+        command.query_async(&mut connection).await.map_err(|e| StoreError::new(cause(&e)))
+    }
+
+    /// The hash or the string at a key, in one round trip.
+    ///
+    /// # Errors
+    /// If the server cannot be asked, or something else stands at the key.
+    pub async fn hash_or_string(&self, key: &str) -> Result<Found, StoreError> {
+        let connection = self.connection().await?;
+        let (mut one, mut two) = (connection.clone(), connection);
+        let (hash, string) =
+            (redis::cmd("HGETALL").arg(key).take(), redis::cmd("GET").arg(key).take());
+        let (hash, string) = join(
+            hash.query_async::<Vec<(String, String)>>(&mut one),
+            string.query_async::<Option<String>>(&mut two),
+        )
+        .await;
+        match (hash, string) {
+            (Ok(fields), _) if !fields.is_empty() => Ok(Found::Hash(fields)),
+            (_, Ok(Some(text))) => Ok(Found::String(text)),
+            (Ok(_), Ok(None)) => Ok(Found::Nothing),
+            (Err(e), Err(_)) if is_wrong_type(&e) => {
+                Err(StoreError::new("what stands at the key is neither a hash nor a string"))
+            }
+            (Err(e), _) | (_, Err(e)) => Err(StoreError::new(cause(&e))),
+        }
+    }
+}
+
+/// What stands at a key.
+pub enum Found {
+    /// A hash.
+    Hash(Vec<(String, String)>),
+    /// A string.
+    String(String),
+    /// Nothing.
+    Nothing,
+}
+
+fn is_wrong_type(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE")
+}
+
+/// The error without what was sent.
+fn cause(error: &RedisError) -> String {
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => "Redis did not accept user name and password".to_owned(),
+        ErrorKind::Server(ServerErrorKind::ResponseError) | ErrorKind::Extension => {
+            format!("Redis refused the command: {}", error.code().unwrap_or("ERR"))
+        }
+        _ if error.is_timeout() => "Redis did not answer in time".to_owned(),
+        _ if error.is_io_error() || error.is_connection_dropped() => {
+            format!("Redis cannot be reached: {error}")
+        }
+        _ => format!("Redis failed: {}", error.category()),
+    }
+}

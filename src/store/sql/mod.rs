@@ -1,0 +1,269 @@
+//! SQL databases: one row by a key, as a JSON object, from SQLite, MySQL, MariaDB or PostgreSQL.
+
+mod dsn;
+mod mysql;
+mod postgres;
+mod sqlite;
+
+use std::{path::PathBuf, time::Duration};
+
+use serde_json::{Map, Value};
+use sqlx::{AssertSqlSafe, MySqlPool, PgPool, Pool, SqlitePool, pool::PoolOptions};
+
+use super::StoreError;
+use crate::base::Secret;
+
+/// A kind of database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Driver {
+    /// A file.
+    Sqlite,
+    /// MySQL or MariaDB.
+    Mysql,
+    /// PostgreSQL.
+    Postgres,
+}
+
+/// How to reach a database.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    /// What kind it is.
+    pub driver: Driver,
+    /// Where it is.
+    pub target: Target,
+    /// Most connections at a time.
+    pub max_connections: u32,
+    /// How long getting a connection may take.
+    pub connect_timeout: Duration,
+    /// A connection is replaced after this; `None` for never.
+    pub max_lifetime: Option<Duration>,
+    /// A connection that is not used is closed after this.
+    pub idle_timeout: Option<Duration>,
+}
+
+/// Where a database is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// A file of SQLite.
+    File(PathBuf),
+    /// A connection string.
+    Dsn(Secret),
+    /// A server.
+    Server {
+        /// Host name or address.
+        host: String,
+        /// Port.
+        port: u16,
+        /// User.
+        user: String,
+        /// Password.
+        password: Option<Secret>,
+        /// Name of the database.
+        database: String,
+    },
+}
+
+impl Settings {
+    /// Whether the target can be understood.
+    ///
+    /// # Errors
+    /// What is wrong with it, without the target itself.
+    pub fn check(&self) -> Result<(), String> {
+        match self.driver {
+            Driver::Sqlite => sqlite::options(&self.target).map(drop),
+            Driver::Mysql => mysql::options(&self.target).map(drop),
+            Driver::Postgres => postgres::options(&self.target).map(drop),
+        }
+    }
+}
+
+/// A database.
+pub enum Sql {
+    /// SQLite.
+    Sqlite(SqlitePool),
+    /// MySQL or MariaDB.
+    Mysql(MySqlPool),
+    /// PostgreSQL.
+    Postgres(PgPool),
+    /// Its settings do not say where it is.
+    Nowhere(StoreError),
+}
+
+impl Sql {
+    /// Connects when it is first asked. Must be called inside of a runtime.
+    pub fn new(settings: &Settings) -> Self {
+        fn pool<D: sqlx::Database>(
+            settings: &Settings,
+            options: <D::Connection as sqlx::Connection>::Options,
+        ) -> Pool<D> {
+            PoolOptions::<D>::new()
+                .max_connections(settings.max_connections)
+                .acquire_timeout(settings.connect_timeout)
+                .max_lifetime(settings.max_lifetime)
+                .idle_timeout(settings.idle_timeout)
+                .connect_lazy_with(options)
+        }
+        let target = &settings.target;
+        let made = match settings.driver {
+            Driver::Sqlite => sqlite::options(target).map(|o| Self::Sqlite(pool(settings, o))),
+            Driver::Mysql => mysql::options(target).map(|o| Self::Mysql(pool(settings, o))),
+            Driver::Postgres => {
+                postgres::options(target).map(|o| Self::Postgres(pool(settings, o)))
+            }
+        };
+        made.unwrap_or_else(|why| Self::Nowhere(StoreError::new(why)))
+    }
+
+    /// The row with exactly this key, without the key itself.
+    ///
+    /// # Errors
+    /// If the database cannot be asked, or a column cannot be read.
+    pub async fn row(&self, lookup: &Lookup, key: &str) -> Result<Option<Row>, StoreError> {
+        let sql = AssertSqlSafe(lookup.sql.clone());
+        let rows = match self {
+            Self::Sqlite(pool) => {
+                let rows = sqlx::query(sql).bind(key).fetch_all(pool).await.map_err(cause)?;
+                rows.iter().map(sqlite::row).collect::<Result<Vec<_>, _>>()
+            }
+            Self::Mysql(pool) => {
+                let rows = sqlx::query(sql).bind(key).fetch_all(pool).await.map_err(cause)?;
+                rows.iter().map(mysql::row).collect()
+            }
+            Self::Postgres(pool) => {
+                let rows = sqlx::query(sql).bind(key).fetch_all(pool).await.map_err(cause)?;
+                rows.iter().map(postgres::row).collect()
+            }
+            Self::Nowhere(why) => return Err(why.clone()),
+        };
+        let rows = rows.map_err(StoreError::new)?;
+        Ok(rows.into_iter().find_map(|row| lookup.exact(row, key)))
+    }
+}
+
+/// A row: names of columns to values. Dates and times are Unix seconds.
+pub type Row = Map<String, Value>;
+
+/// Under this name the key is told once more.
+const KEY: &str = "llmproxy_key";
+
+/// A prepared question for a row by its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    sql: String,
+    key_column: String,
+}
+
+impl Lookup {
+    /// Asks `table` for the row whose `key_column` is the key; `fields` are the columns wanted,
+    /// all if there are none.
+    ///
+    /// # Errors
+    /// The name that is none.
+    pub fn new(
+        driver: Driver,
+        table: &str,
+        key_column: &str,
+        fields: &[String],
+    ) -> Result<Self, String> {
+        let quote = |name: &str| quote(driver, name);
+        let table =
+            table.split('.').map(quote).collect::<Result<Vec<_>, _>>().map(|p| p.join("."))?;
+        let key = quote(key_column)?;
+        let wanted = match fields {
+            [] => "*".to_owned(),
+            some => some.iter().map(|f| quote(f)).collect::<Result<Vec<_>, _>>()?.join(", "),
+        };
+        let mark = if driver == Driver::Postgres { "$1" } else { "?" };
+        // MySQL compares without regard to case, so that there can be several.
+        let sql =
+            format!("SELECT {wanted}, {key} AS {KEY} FROM {table} WHERE {key} = {mark} LIMIT 8");
+        Ok(Self { sql, key_column: key_column.to_owned() })
+    }
+
+    /// The row without its key, if the key is exactly this one.
+    fn exact(&self, mut row: Row, key: &str) -> Option<Row> {
+        use subtle::ConstantTimeEq;
+        let told = row.shift_remove(KEY)?;
+        row.shift_remove(&self.key_column);
+        let same = bool::from(told.as_str()?.as_bytes().ct_eq(key.as_bytes()));
+        same.then_some(row)
+    }
+}
+
+/// A name as the database quotes names. Only names of letters, digits and `_` are accepted.
+fn quote(driver: Driver, name: &str) -> Result<String, String> {
+    let legal = |c: char| c.is_alphanumeric() || c == '_';
+    if name.is_empty()
+        || name.len() > 64
+        || !name.chars().all(legal)
+        || name.starts_with(|c: char| c.is_ascii_digit())
+    {
+        return Err(format!("`{name}` is not a name of a table or column"));
+    }
+    Ok(match driver {
+        // SQLite takes a name in double quotes that it does not know for a text.
+        Driver::Mysql | Driver::Sqlite => format!("`{name}`"),
+        Driver::Postgres => format!("\"{name}\""),
+    })
+}
+
+/// The error in one sentence; what was bound is never in it.
+fn cause(error: sqlx::Error) -> StoreError {
+    match error {
+        sqlx::Error::PoolTimedOut => StoreError::new("the database gave no connection in time"),
+        sqlx::Error::Database(e) => {
+            StoreError::new(format!("the database refused: {}", e.message()))
+        }
+        sqlx::Error::Io(e) => StoreError::new(format!("the database cannot be reached: {e}")),
+        other => StoreError::new(format!("the database failed: {other}")),
+    }
+}
+
+/// Text, or a number if it cannot be told as one.
+fn decimal(value: rust_decimal::Decimal) -> Value {
+    use rust_decimal::prelude::ToPrimitive;
+    match value.to_i64().filter(|_| value.is_integer()) {
+        Some(whole) => whole.into(),
+        None => value.to_f64().map_or_else(|| value.to_string().into(), Value::from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked_and_quoted() {
+        let lookup = |table, key, fields: &[&str]| {
+            let fields: Vec<_> = fields.iter().map(|f| (*f).to_owned()).collect();
+            Lookup::new(Driver::Mysql, table, key, &fields)
+        };
+        assert_eq!(
+            lookup("shop.api_keys", "key", &["status", "余额"]).unwrap().sql,
+            "SELECT `status`, `余额`, `key` AS llmproxy_key FROM `shop`.`api_keys` WHERE `key` = ? LIMIT 8"
+        );
+        for bad in ["", "a b", "a;drop table x", "a`", "1a", "a--", "a'", "a..b", "*"] {
+            assert!(lookup(bad, "key", &[]).is_err(), "{bad}");
+            assert!(lookup("t", bad, &[]).is_err(), "{bad}");
+            assert!(lookup("t", "key", &[bad]).is_err(), "{bad}");
+        }
+        let postgres = Lookup::new(Driver::Postgres, "t", "k", &[]).unwrap();
+        assert_eq!(
+            postgres.sql,
+            "SELECT *, \"k\" AS llmproxy_key FROM \"t\" WHERE \"k\" = $1 LIMIT 8"
+        );
+    }
+
+    #[test]
+    fn only_the_exact_key_is_found() {
+        let lookup = Lookup::new(Driver::Mysql, "t", "k", &[]).unwrap();
+        let row = |key: &str| {
+            let row = serde_json::json!({"k": key, KEY: key, "status": 0});
+            row.as_object().unwrap().clone()
+        };
+        assert_eq!(lookup.exact(row("SK-A"), "sk-a"), None);
+        assert_eq!(lookup.exact(row("sk-a "), "sk-a"), None);
+        let found = lookup.exact(row("sk-a"), "sk-a").unwrap();
+        assert_eq!(Value::from(found), serde_json::json!({"status": 0}));
+    }
+}

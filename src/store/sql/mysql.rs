@@ -1,0 +1,59 @@
+//! MySQL and MariaDB: where they are, and their rows.
+
+use rust_decimal::Decimal;
+use serde_json::Value;
+use sqlx::{
+    Column, Row as _, TypeInfo, ValueRef,
+    mysql::{MySqlConnectOptions, MySqlRow},
+};
+use time::{Date, PrimitiveDateTime};
+
+use super::{Row, Target, decimal, dsn};
+
+pub fn options(target: &Target) -> Result<MySqlConnectOptions, String> {
+    match target {
+        Target::File(_) => Err("only SQLite has a `path`".to_owned()),
+        Target::Dsn(text) => dsn::mysql(text.expose()),
+        Target::Server { host, port, user, password, database } => {
+            let options =
+                MySqlConnectOptions::new().host(host).port(*port).username(user).database(database);
+            Ok(match password {
+                Some(password) => options.password(password.expose()),
+                None => options,
+            })
+        }
+    }
+}
+
+pub fn row(row: &MySqlRow) -> Result<Row, String> {
+    row.columns().iter().map(|c| Ok((c.name().to_owned(), value(row, c.ordinal())?))).collect()
+}
+
+fn value(row: &MySqlRow, at: usize) -> Result<Value, String> {
+    let raw = row.try_get_raw(at).map_err(|e| e.to_string())?;
+    if raw.is_null() {
+        return Ok(Value::Null);
+    }
+    let kind = raw.type_info().name().to_owned();
+    let read = match kind.as_str() {
+        kind if kind.ends_with("UNSIGNED") || kind == "YEAR" => {
+            row.try_get_unchecked::<u64, _>(at).map(Value::from)
+        }
+        // TINYINT(1) is called BOOLEAN, and is where a status of 0 to 3 may well stand.
+        "BOOLEAN" | "TINYINT" | "SMALLINT" | "MEDIUMINT" | "INT" | "BIGINT" => {
+            row.try_get_unchecked::<i64, _>(at).map(Value::from)
+        }
+        "FLOAT" => row.try_get_unchecked::<f32, _>(at).map(Value::from),
+        "DOUBLE" => row.try_get_unchecked::<f64, _>(at).map(Value::from),
+        "DECIMAL" => row.try_get_unchecked::<Decimal, _>(at).map(decimal),
+        "DATETIME" | "TIMESTAMP" => row
+            .try_get_unchecked::<PrimitiveDateTime, _>(at)
+            .map(|t| t.assume_utc().unix_timestamp().into()),
+        "DATE" => row
+            .try_get_unchecked::<Date, _>(at)
+            .map(|d| d.midnight().assume_utc().unix_timestamp().into()),
+        "JSON" => row.try_get_unchecked::<Value, _>(at),
+        _ => row.try_get_unchecked::<String, _>(at).map(Value::from),
+    };
+    read.map_err(|_| format!("column `{}` of type {kind} cannot be read", row.column(at).name()))
+}

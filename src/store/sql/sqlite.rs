@@ -1,0 +1,41 @@
+//! SQLite: where it is, and its rows.
+
+use serde_json::Value;
+use sqlx::{
+    Column, Row as _, TypeInfo, ValueRef,
+    sqlite::{SqliteConnectOptions, SqliteRow},
+};
+
+use super::{Row, Target};
+
+/// Only reads; a file that is not there is not made.
+pub fn options(target: &Target) -> Result<SqliteConnectOptions, String> {
+    match target {
+        Target::File(path) => Ok(SqliteConnectOptions::new().filename(path).read_only(true)),
+        _ => Err("SQLite wants a `path`".to_owned()),
+    }
+}
+
+pub fn row(row: &SqliteRow) -> Result<Row, String> {
+    row.columns().iter().map(|c| Ok((c.name().to_owned(), value(row, c.ordinal())?))).collect()
+}
+
+fn value(row: &SqliteRow, at: usize) -> Result<Value, String> {
+    let raw = row.try_get_raw(at).map_err(|e| e.to_string())?;
+    if raw.is_null() {
+        return Ok(Value::Null);
+    }
+    // A column may hold anything; the value itself says what it is.
+    let text = |e: sqlx::Error| e.to_string();
+    match raw.type_info().name() {
+        "INTEGER" | "BOOLEAN" => row.try_get_unchecked::<i64, _>(at).map(Value::from).map_err(text),
+        "REAL" => row.try_get_unchecked::<f64, _>(at).map(Value::from).map_err(text),
+        "BLOB" => {
+            let bytes = row.try_get_unchecked::<Vec<u8>, _>(at).map_err(text)?;
+            String::from_utf8(bytes)
+                .map(Value::from)
+                .map_err(|_| format!("column `{}` is not text", row.column(at).name()))
+        }
+        _ => row.try_get_unchecked::<String, _>(at).map(Value::from).map_err(text),
+    }
+}

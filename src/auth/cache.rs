@@ -4,7 +4,7 @@
 use std::{
     future::Future,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
@@ -12,6 +12,9 @@ use quick_cache::sync::Cache as Map;
 
 use super::{credential::KeyDigest, provider::KeyRecord};
 use crate::{base::lock, config::plan::CachePlan, store::StoreError};
+
+/// After a failure the provider is not asked for the same key for so long.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Answers of one provider, by the digests of the keys.
 pub struct Cache {
@@ -94,8 +97,10 @@ impl Cache {
         if let Some(record) = self.holding(&slot, changes(), Instant::now()) {
             return Ok(Told { record, stale: None });
         }
-        // Whoever waited for a question that failed does not put it once more.
-        let failed = lock(&slot.failure).clone().filter(|(at, _)| *at >= came);
+        // Whoever waited for a question that failed does not put it once more, and a place that is
+        // away is not asked for the same key all the time.
+        let failed = lock(&slot.failure).clone();
+        let failed = failed.filter(|(at, _)| *at >= came || at.elapsed() < PAUSE);
         let result = match failed {
             Some((_, why)) => Err(why),
             None => {
@@ -132,10 +137,7 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::{AtomicU64, Ordering},
-        time::Duration,
-    };
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use futures::future::join_all;
 
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_fails_all_who_wait_and_is_not_kept() {
+    async fn a_failure_fails_all_who_wait_and_is_soon_forgotten() {
         let cache = cache(Duration::from_secs(60), None);
         let asked = AtomicU64::new(0);
         let all = (0..100).map(|_| {
@@ -188,6 +190,8 @@ mod tests {
         });
         assert!(join_all(all).await.into_iter().all(|told| told.is_err()));
         assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert!(cache.ask(&KEY, || 0, async || Ok(Some(known()))).await.is_err());
+        tokio::time::sleep(PAUSE).await;
         assert!(cache.ask(&KEY, || 0, async || Ok(Some(known()))).await.is_ok());
     }
 

@@ -67,6 +67,13 @@ pub struct Found {
     known: Vec<(usize, Arc<KeyRecord>)>,
 }
 
+impl Found {
+    /// The caller as its data tells it, before anything is decided.
+    pub fn principal(&self) -> Option<Arc<Principal>> {
+        self.known.first().map(|(_, record)| Arc::clone(&record.principal))
+    }
+}
+
 impl Auth {
     /// Opens the providers. What `earlier` remembers of the same provider is kept.
     pub fn new(plan: &AuthPlan, with: &Resources<'_>, earlier: Option<&Self>) -> Self {
@@ -245,19 +252,18 @@ impl Auth {
             Err(why) => {
                 let key = &record.principal.key_id;
                 log::warn!("auth provider {}: key {key} is refused: {why}", stage.name);
-                return self.refuse(&stage.name, Reason::Disabled);
+                // Nobody has said that what cannot be read may pass.
+                self.count(&stage.name, "deny");
+                return Err(self.rejection(Reason::Disabled));
             }
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let reason = match terms.check(i64::try_from(now).unwrap_or(i64::MAX), call.ip) {
-            Ok(()) => Reason::Active,
-            Err(Unfit::Disabled) => Reason::Disabled,
-            Err(Unfit::Expired) => Reason::Expired,
-            Err(Unfit::NotYetValid) => Reason::NotYetValid,
-            Err(Unfit::Address) => Reason::IpDenied,
-            Err(Unfit::Exhausted) => Reason::QuotaExceeded,
-        };
-        self.refuse(&stage.name, reason)
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let tolerated = |why| self.plan.answers.of(reason(why)).allow;
+        match terms.check(now, call.ip, tolerated) {
+            Ok(()) => self.refuse(&stage.name, Reason::Active),
+            Err(why) => self.refuse(&stage.name, reason(why)),
+        }
     }
 
     async fn by_script(
@@ -275,7 +281,7 @@ impl Auth {
             }
         };
         if verdict.allow {
-            return Ok(verdict);
+            return self.refuse(&stage.name, Reason::Active).map(|()| verdict);
         }
         self.count(&stage.name, "deny");
         let mut no = self.rejection(Reason::Denied);
@@ -308,6 +314,16 @@ impl Auth {
 
     fn count(&self, provider: &str, decision: &str) {
         self.metrics.auth.with_label_values(&[provider, decision]).inc();
+    }
+}
+
+fn reason(why: Unfit) -> Reason {
+    match why {
+        Unfit::Disabled => Reason::Disabled,
+        Unfit::Expired => Reason::Expired,
+        Unfit::NotYetValid => Reason::NotYetValid,
+        Unfit::Address => Reason::IpDenied,
+        Unfit::Exhausted => Reason::QuotaExceeded,
     }
 }
 

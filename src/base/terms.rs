@@ -71,13 +71,19 @@ impl Terms {
         })
     }
 
-    /// Whether the key is good at this moment (Unix seconds) and from this address.
+    /// Whether the key is good at this moment (Unix seconds) and from this address. A reason that
+    /// is `tolerated` is passed over, and it alone.
     ///
     /// # Errors
     /// The first reason why it is not.
-    pub fn check(&self, now: i64, address: Option<IpAddr>) -> Result<(), Unfit> {
-        let fit = |good: bool, why| if good { Ok(()) } else { Err(why) };
-        self.status.map_or(Ok(()), Err)?;
+    pub fn check(
+        &self,
+        now: i64,
+        address: Option<IpAddr>,
+        tolerated: impl Fn(Unfit) -> bool,
+    ) -> Result<(), Unfit> {
+        let fit = |good: bool, why| if good || tolerated(why) { Ok(()) } else { Err(why) };
+        self.status.map_or(Ok(()), |why| fit(false, why))?;
         fit(self.starts_at.is_none_or(|t| now >= t), Unfit::NotYetValid)?;
         fit(self.expires_at.is_none_or(|t| now < t), Unfit::Expired)?;
         fit(self.addresses.allow(address), Unfit::Address)?;
@@ -167,7 +173,17 @@ mod tests {
 
     fn check(data: Value) -> Result<(), Unfit> {
         let terms = Terms::read(data.as_object().unwrap()).map_err(|_| Unfit::Disabled)?;
-        terms.check(NOW, "10.1.2.3".parse().ok())
+        terms.check(NOW, "10.1.2.3".parse().ok(), |_| false)
+    }
+
+    #[test]
+    fn what_is_tolerated_is_passed_over_alone() {
+        let data = json!({"expires_at": 1, "balance": 0});
+        let terms = Terms::read(data.as_object().unwrap()).unwrap();
+        let check = |tolerated: &[Unfit]| terms.check(NOW, None, |why| tolerated.contains(&why));
+        assert_eq!(check(&[]), Err(Unfit::Expired));
+        assert_eq!(check(&[Unfit::Expired]), Err(Unfit::Exhausted));
+        assert_eq!(check(&[Unfit::Expired, Unfit::Exhausted]), Ok(()));
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub struct Who {
     pub shown: Option<Credential>,
     /// Whose key it is, before anything was decided.
     pub found: Option<Found>,
-    /// The caller, once it was let in; `None` also where no key is needed.
+    /// The caller, as far as it is known; `None` where no key is needed.
     pub principal: Option<Arc<Principal>>,
 }
 

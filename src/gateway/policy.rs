@@ -43,6 +43,8 @@ pub async fn decide(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
         model: ctx.call.model.as_deref(),
         stream: ctx.call.stream,
     };
+    // Also a caller that is not let in is told of in the record.
+    ctx.who.principal = found.principal();
     ctx.who.principal = Some(auth.decide(found, ctx.who.key().unwrap_or_default(), call).await?);
     Ok(())
 }

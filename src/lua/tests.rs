@@ -1,3 +1,5 @@
+//! What scripts may do, and what they may try.
+
 use std::time::Duration;
 
 use mlua::Value;

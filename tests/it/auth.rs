@@ -19,6 +19,7 @@ api_keys:
   - {key: sk-off-number, status: 1}
   - {key: sk-late-000001, expires_at: \"2020-01-01T00:00:00Z\"}
   - {key: sk-late-status, status: 3}
+  - {key: sk-late-spent, expires_at: 1, total_quota: 1, used_quota: 2}
   - {key: sk-early-00001, starts_at: 4102444800}
   - {key: sk-spent-00001, total_quota: 10, used_quota: 10}
   - {key: sk-spent-word, status: quota_exceeded}
@@ -134,6 +135,8 @@ async fn status_codes_can_be_set() {
     assert_eq!(code(&spent), no(402, "insufficient_quota"));
     assert_eq!(spent.json()["error"]["message"], "额度已用尽，请充值");
     assert_eq!(gateway.ask_as("sk-late-000001").await.status, 200);
+    // What is tolerated is passed over alone.
+    assert_eq!(gateway.ask_as("sk-late-spent").await.status, 402);
     assert_eq!(gateway.ask_as("sk-x").await.json()["error"]["message"], "无效的 API Key");
 
     let simple = format!("{KEYS}server: {{error_format: simple}}\n");
@@ -164,6 +167,7 @@ async fn a_caller_is_known_in_records_and_logs_and_to_backends_only_if_they_may(
     // A refused request has a record as well.
     gateway.ask_as("sk-off-0000001").await;
     let refused = receiver.wait_for(2).await[1].clone();
+    assert!(refused["key_id"].as_str().unwrap().starts_with("key_"));
     assert_eq!((&refused["outcome"], &refused["status_code"]), (&"rejected".into(), &403.into()));
 
     let telling = more.replace("auth: {}", "auth: {forward_identity: true}");

@@ -41,12 +41,98 @@ fn the_configuration_of_version_0_1_is_valid_and_means_what_it_said() {
 fn the_development_guides_configuration_is_refused_only_for_what_is_not_built_yet() {
     let found = problems(&read("tests/fixtures/seeds/development-guide.yaml"));
     let paths: Vec<_> = found.iter().map(|p| p.path.as_str()).collect();
-    assert_eq!(paths, ["routing.retry", "routing.fallback", "auth", "rate_limit", "api_keys"]);
+    assert_eq!(paths, ["routing.retry", "routing.fallback", "rate_limit"]);
     assert!(
         found
             .iter()
             .all(|p| p.message.contains("not available in this version") && p.line.is_some())
     );
+}
+
+#[test]
+fn the_development_guides_authentication_means_what_it_said() {
+    use llmproxy::config::{plan::Source, raw::Mode};
+    let text = read("tests/fixtures/seeds/development-guide.yaml");
+    let mut document: serde_yaml::Mapping = serde_yaml::from_str(&text).unwrap();
+    document.retain(|key, _| key != "rate_limit" && key != "routing");
+    let text = serde_yaml::to_string(&document).unwrap();
+    let loaded = config::load_text(&text, root(), &|_| None);
+    let plan = loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems));
+    let auth = plan.auth.unwrap();
+    assert_eq!(auth.mode, Mode::FirstMatch);
+    let names: Vec<_> = auth.header_names.iter().map(|n| n.as_str()).collect();
+    assert_eq!(names, ["authorization", "x-api-key"]);
+    let [provider] = &auth.pipeline[..] else { panic!("one provider") };
+    assert_eq!(provider.name, "redis_auth");
+    assert!(provider.script.is_some());
+    let Source::Redis { settings, pattern } = &provider.source else { panic!("Redis") };
+    assert_eq!((settings.host.as_str(), settings.port), ("localhost", 6379));
+    assert_eq!(pattern, "llmproxy:key:{api_key}");
+    // Its `api_keys` belong to a provider that is not in the pipeline.
+    let warnings: Vec<_> = plan.warnings.iter().map(ToString::to_string).collect();
+    assert!(warnings[0].contains("these keys are not used"), "{warnings:?}");
+}
+
+#[test]
+fn mistakes_in_the_new_sections_are_told() {
+    let auth = |provider: &str| {
+        told(&format!("backends: [{{url: \"http://x\"}}]\nauth: {{pipeline: [{provider}]}}\n"))
+    };
+    for (provider, expected) in [
+        ("{type: redis}", "a provider of type `redis` needs a section `redis`"),
+        ("{type: redis, redis: {}}", "needs either `addr` or `storage`"),
+        ("{type: redis, redis: {addr: \"h:1\", key_pattern: x}}", "does not contain `{api_key}`"),
+        ("{type: redis, redis: {addr: \"user:secret@h:1\"}}", "holds more than host and port"),
+        ("{type: redis, redis: {storage: main}}", "nothing in `storage.caches`"),
+        (
+            "{type: static, redis: {addr: \"h:1\"}}",
+            "does not belong to a provider of type `static`",
+        ),
+        ("{type: static, static: {keys: [{key: a, status: paused}]}}", "is no status"),
+        ("{type: static, static: {keys: [{key: a, expires_at: soon}]}}", "is not a time"),
+        (
+            "{type: static, static: {keys: [{key: a, allowed_ips: [x]}]}}",
+            "is not a list of addresses",
+        ),
+        ("{type: static, static: {keys: [{key: a}, {key: a}]}}", "has the same key"),
+        ("{type: static, static: {keys: [{name: a}]}}", "has no key"),
+        ("{type: database, database: {driver: mysql, dsn: \"secret\"}}", "cannot be understood"),
+        (
+            "{type: database, database: {driver: sqlite, dsn: a, table: \"x; y\"}}",
+            "is not a name of a table",
+        ),
+        ("{type: webhook, webhook: {url: \"ftp://x\"}}", "is not an http or https URL"),
+        ("{type: lua}", "needs a script"),
+        (
+            "{type: lua, lua_script: \"return +\"}",
+            "is not a Lua script: script:1: unexpected symbol",
+        ),
+        ("{type: lua, lua_script: \"\", lua: {name: balance}}", "several scripts"),
+        ("{type: lua, lua: {name: nothing}}", "there is no script `nothing`"),
+        ("{type: lua, lua_script_file: no/such.lua}", "cannot read"),
+        ("{type: lua, lua: {name: balance, timeout: 0}}", "is not between 1ms and 10s"),
+        ("{type: ldap}", "must be one of"),
+    ] {
+        let told = auth(provider);
+        assert!(told.iter().any(|line| line.contains(expected)), "{provider}: {told:?}");
+        assert!(!told.iter().any(|line| line.contains("secret")), "{provider}: {told:?}");
+    }
+    for (text, expected) in [
+        ("auth: {}", "there is no key: every request would be refused"),
+        (
+            "auth: {status_codes: {expired: {http_code: 200}}}\napi_keys: [{key: a}]",
+            "between 400 and 599",
+        ),
+        ("auth: {status_codes: {denied: {allow: true}}}\napi_keys: [{key: a}]", "cannot be `true`"),
+        ("server: {trusted_proxies: [nobody]}", "is not an address or a network"),
+        (
+            "admin: {enabled: true, token: long-enough, listen: \":8000\"}",
+            "is the same address as `listen`",
+        ),
+    ] {
+        let told = told(&format!("backends: [{{url: \"http://x\"}}]\n{text}\n"));
+        assert!(told.iter().any(|line| line.contains(expected)), "{text}: {told:?}");
+    }
 }
 
 #[test]
@@ -234,7 +320,7 @@ fn check_and_schema_are_commands() {
     assert_eq!(bad.status.code(), Some(1));
     let told = String::from_utf8(bad.stderr).unwrap();
     assert!(
-        told.contains("development-guide.yaml: line ") && told.contains("5 problems in"),
+        told.contains("development-guide.yaml: line ") && told.contains("3 problems in"),
         "{told}"
     );
     let none = run(&["check", "--config", "no/such/file"]);

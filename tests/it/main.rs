@@ -12,6 +12,7 @@ mod auth;
 mod body;
 mod captures;
 mod configuration;
+mod examples;
 mod failures;
 mod floors;
 mod guard;

@@ -268,6 +268,11 @@ async fn database(source: &str, storage: &str) {
     assert_eq!(gateway.ask_as("sk-word-active").await.status, 503);
     gateway.logs("nothing").await;
     assert!(!gateway.log().contains("sk-word-active"));
+    // SQLite would take the name of such a column for a text, and find it in every row.
+    let fields = format!("{source}, key_column: nothing");
+    let provider = format!("{{type: database, name: p, database: {{{fields}}}}}");
+    let gateway = with_provider(&sim, &provider, storage).await;
+    assert_eq!(gateway.ask_as("nothing").await.status, 503);
 }
 
 #[tokio::test]
@@ -300,10 +305,12 @@ async fn postgresql_is_a_database() {
     // Types of its own.
     server.run(
         "CREATE TYPE mood AS ENUM ('active', 'disabled');
-         CREATE TABLE own (api_key TEXT, status mood, allowed_ips TEXT[], metadata JSONB, expires_at TIMESTAMPTZ, ok BOOLEAN, part REAL, small SMALLINT, day DATE, strange INET);
-         INSERT INTO own VALUES ('sk-own', 'active', '{127.0.0.0/8}', '{\"tier\":\"gold\"}', '2100-01-01T00:00:00Z', true, 0.5, 7, '2026-01-01', NULL),
-         ('sk-off', 'disabled', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL),
-         ('sk-strange', 'active', NULL, NULL, NULL, NULL, NULL, NULL, NULL, '10.0.0.1');",
+         CREATE TABLE own (api_key TEXT, status mood, allowed_ips TEXT[], metadata JSONB, expires_at TIMESTAMPTZ, ok BOOLEAN, part REAL, starts_at TIMESTAMP, small SMALLINT, day DATE, strange INET);
+         INSERT INTO own VALUES ('sk-own', 'active', '{127.0.0.0/8}', '{\"tier\":\"gold\"}', '2100-01-01T00:00:00Z', true, 0.5, '-infinity', 7, '2026-01-01', NULL),
+         ('sk-off', 'disabled', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL),
+         ('sk-never', 'active', NULL, NULL, 'infinity', NULL, NULL, NULL, NULL, 'infinity', NULL),
+         ('sk-always', 'active', NULL, NULL, '-infinity', NULL, NULL, NULL, NULL, NULL, NULL),
+         ('sk-strange', 'active', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '10.0.0.1');",
     );
     let sim = sim().await;
     let receiver = Receiver::start().await;
@@ -313,6 +320,8 @@ async fn postgresql_is_a_database() {
     assert_eq!(gateway.ask_as("sk-own").await.status, 200);
     assert_eq!(receiver.one().await["metadata"], json!({"tier": "gold"}));
     assert_eq!(gateway.ask_as("sk-off").await.status, 403);
+    assert_eq!(gateway.ask_as("sk-never").await.status, 200);
+    assert_eq!(gateway.ask_as("sk-always").await.status, 403);
     assert_eq!(gateway.ask_as("sk-strange").await.status, 503);
     gateway.logs("column `strange` has the type INET").await;
     let provider = format!("{{type: database, name: p, {TELL}, database: {{{source}}}}}");
@@ -321,7 +330,7 @@ async fn postgresql_is_a_database() {
     assert_eq!(
         row,
         json!({"status": "active", "allowed_ips": ["127.0.0.0/8"], "metadata": {"tier": "gold"},
-            "expires_at": 4_102_444_800_i64, "ok": true, "part": 0.5, "small": 7, "day": 1_767_225_600})
+            "expires_at": 4_102_444_800_i64, "ok": true, "part": 0.5, "starts_at": 1, "small": 7, "day": 1_767_225_600})
     );
 }
 
@@ -336,8 +345,8 @@ async fn mariadb_is_a_database_also_away_and_back() {
     );
     database(&format!("driver: mysql, dsn: \"{go}\""), "").await;
     server.run(
-        "CREATE TABLE own (api_key CHAR(40), status TINYINT(1), metadata JSON, big BIGINT UNSIGNED, part DOUBLE, day DATE, state ENUM('a','b'));
-         INSERT INTO own VALUES ('sk-own', 0, '{\"tier\":\"gold\"}', 18446744073709551615, 0.5, '2026-01-01', 'b'), ('sk-off', 1, NULL, NULL, NULL, NULL, NULL);",
+        "CREATE TABLE own (api_key CHAR(40), status TINYINT(1), metadata JSON, big BIGINT UNSIGNED, part DOUBLE, day DATE, state ENUM('a','b'), span TIME);
+         INSERT INTO own VALUES ('sk-own', 0, '{\"tier\":\"gold\"}', 18446744073709551615, 0.5, '2026-01-01', 'b', NULL), ('sk-off', 1, NULL, NULL, NULL, NULL, NULL, NULL), ('sk-span', 0, NULL, NULL, NULL, NULL, NULL, '01:00:00');",
     );
     let sim = sim().await;
     let source = format!("driver: mysql, dsn: \"{}\", table: own", server.url());
@@ -346,6 +355,8 @@ async fn mariadb_is_a_database_also_away_and_back() {
     let gateway = with_provider(&sim, &provider, "").await;
     assert_eq!(gateway.ask_as("sk-own").await.status, 200);
     assert_eq!(gateway.ask_as("sk-off").await.status, 403);
+    assert_eq!(gateway.ask_as("sk-span").await.status, 503);
+    gateway.logs("column `span` of type TIME cannot be read").await;
     server.stop();
     assert_eq!(gateway.ask_as("sk-own").await.status, 503);
     server.restart().await;

@@ -53,6 +53,7 @@ fn value(row: &MySqlRow, at: usize) -> Result<Value, String> {
             .try_get_unchecked::<Date, _>(at)
             .map(|d| d.midnight().assume_utc().unix_timestamp().into()),
         "JSON" => row.try_get_unchecked::<Value, _>(at),
+        "TIME" | "BIT" | "GEOMETRY" => Err(sqlx::Error::RowNotFound),
         _ => row.try_get_unchecked::<String, _>(at).map(Value::from),
     };
     read.map_err(|_| format!("column `{}` of type {kind} cannot be read", row.column(at).name()))

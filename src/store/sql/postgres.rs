@@ -4,7 +4,7 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 use sqlx::{
     Column, Row as _, TypeInfo, ValueRef,
-    postgres::{PgConnectOptions, PgRow, PgTypeKind},
+    postgres::{PgConnectOptions, PgRow, PgTypeKind, PgValueRef},
 };
 use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
@@ -32,6 +32,25 @@ pub fn row(row: &PgRow) -> Result<Row, String> {
     row.columns().iter().map(|c| Ok((c.name().to_owned(), value(row, c.ordinal())?))).collect()
 }
 
+/// `infinity` is no time that others could tell: nothing, as for "never", or long ago.
+fn infinity(raw: &PgValueRef<'_>) -> Option<Value> {
+    let bytes = raw.as_bytes().ok()?;
+    let extreme = match bytes.len() {
+        8 => i64::from_be_bytes(bytes.try_into().ok()?),
+        4 => match i32::from_be_bytes(bytes.try_into().ok()?) {
+            i32::MAX => i64::MAX,
+            i32::MIN => i64::MIN,
+            _ => 0,
+        },
+        _ => 0,
+    };
+    match extreme {
+        i64::MAX => Some(Value::Null),
+        i64::MIN => Some(1.into()),
+        _ => None,
+    }
+}
+
 fn value(row: &PgRow, at: usize) -> Result<Value, String> {
     let raw = row.try_get_raw(at).map_err(|e| e.to_string())?;
     if raw.is_null() {
@@ -46,6 +65,9 @@ fn value(row: &PgRow, at: usize) -> Result<Value, String> {
         "FLOAT4" => row.try_get::<f32, _>(at).map(Value::from),
         "FLOAT8" => row.try_get::<f64, _>(at).map(Value::from),
         "NUMERIC" => row.try_get::<Decimal, _>(at).map(decimal),
+        "TIMESTAMPTZ" | "TIMESTAMP" | "DATE" if infinity(&raw).is_some() => {
+            return Ok(infinity(&raw).unwrap_or_default());
+        }
         "TIMESTAMPTZ" => row.try_get::<OffsetDateTime, _>(at).map(|t| t.unix_timestamp().into()),
         "TIMESTAMP" => {
             row.try_get::<PrimitiveDateTime, _>(at).map(|t| t.assume_utc().unix_timestamp().into())
@@ -54,7 +76,7 @@ fn value(row: &PgRow, at: usize) -> Result<Value, String> {
             row.try_get::<Date, _>(at).map(|d| d.midnight().assume_utc().unix_timestamp().into())
         }
         "JSON" | "JSONB" => row.try_get::<Value, _>(at),
-        "TEXT[]" | "VARCHAR[]" => row.try_get::<Vec<String>, _>(at).map(Value::from),
+        "TEXT[]" | "VARCHAR[]" => row.try_get::<Vec<Option<String>>, _>(at).map(Value::from),
         "TEXT" | "VARCHAR" | "BPCHAR" | "CHAR" | "NAME" | "CITEXT" | "citext" => {
             row.try_get_unchecked::<String, _>(at).map(Value::from)
         }

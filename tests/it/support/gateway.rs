@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
@@ -40,18 +40,25 @@ impl Gateway {
         let address = free_address();
         let file = folder.path().join("llmproxy.yaml");
         fs::write(&file, with_listen(address, configuration)).unwrap();
-        let log = File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_llmproxy"))
-            .args(["serve", "--config"])
-            .arg(&file)
-            .env_remove("RUST_LOG")
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child = run(&file, &folder.path().join("log"), env.iter().copied());
         Self { address, file, child, folder }
+    }
+
+    /// Starts an example: a folder with `llmproxy.yaml`, which takes its address from `LISTEN`.
+    pub async fn example(name: &str, env: &[(&str, String)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+        for entry in fs::read_dir(source).unwrap().map(Result::unwrap) {
+            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+        let address = free_address();
+        let file = folder.path().join("llmproxy.yaml");
+        let listen = [("LISTEN", address.to_string())];
+        let env = env.iter().chain(&listen).map(|(name, value)| (*name, value.as_str()));
+        let child = run(&file, &folder.path().join("log"), env);
+        let gateway = Self { address, file, child, folder };
+        gateway.wait_until_it_answers().await;
+        gateway
     }
 
     async fn wait_until_it_answers(&self) {
@@ -126,6 +133,19 @@ impl Gateway {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
+}
+
+fn run<'a>(file: &Path, log: &Path, env: impl Iterator<Item = (&'a str, &'a str)>) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_llmproxy"))
+        .args(["serve", "--config"])
+        .arg(file)
+        .env_remove("RUST_LOG")
+        .envs(env)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(log).unwrap())
+        .spawn()
+        .unwrap()
 }
 
 fn with_listen(address: SocketAddr, configuration: &str) -> String {

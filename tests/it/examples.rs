@@ -1,0 +1,135 @@
+//! The examples, each as its README says.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command},
+};
+
+use super::support::{
+    Gateway, eventually, free_address,
+    servers::{MariaDb, Postgres, Redis},
+    sim,
+};
+
+fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(path)
+}
+
+/// Runs an example and looks at what all of them have in common.
+async fn example(name: &str, env: &[(&str, String)]) -> Gateway {
+    let sim = sim().await;
+    let backend = [("BACKEND_URL", sim.url())];
+    let env: Vec<_> = env.iter().chain(&backend).cloned().collect();
+    let gateway = Gateway::example(name, &env).await;
+    for (key, status) in
+        [("sk-example-good-0001", 200), ("sk-example-disabled-1", 403), ("sk-any-other", 401)]
+    {
+        assert_eq!(gateway.ask_as(key).await.status, status, "{name}: {key}");
+    }
+    gateway.logs("user=\"user_001\"").await;
+    gateway
+}
+
+#[tokio::test]
+async fn keys_in_the_configuration() {
+    example("auth-static", &[]).await;
+    example("auth-file", &[]).await;
+}
+
+#[tokio::test]
+async fn keys_in_redis() {
+    let redis = Redis::start().await;
+    for line in fs::read_to_string(file("auth-redis/keys.redis")).unwrap().lines() {
+        let words = words(line);
+        if !words.is_empty() {
+            redis.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    }
+    let gateway = example("auth-redis", &[("REDIS_ADDR", redis.address.to_string())]).await;
+    assert_eq!(gateway.ask_as("sk-example-empty-0001").await.status, 429);
+}
+
+/// The words of a line for redis-cli: what stands in single quotes is one.
+fn words(line: &str) -> Vec<String> {
+    if line.starts_with('#') {
+        return Vec::new();
+    }
+    let split = |(i, part): (usize, &str)| match i % 2 {
+        0 => part.split_whitespace().map(str::to_owned).collect(),
+        _ => vec![part.to_owned()],
+    };
+    line.split('\'').enumerate().flat_map(split).collect()
+}
+
+#[tokio::test]
+async fn keys_in_a_table() {
+    let sql = |name: &str| fs::read_to_string(file("auth-database").join(name)).unwrap();
+    let env =
+        |driver: &str, dsn: String| [("DATABASE_DRIVER", driver.to_owned()), ("DATABASE_DSN", dsn)];
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.db");
+    let made = Command::new("python3")
+        .args(["-c", "import sqlite3,sys; sqlite3.connect(sys.argv[1]).executescript(sys.argv[2])"])
+        .arg(&path)
+        .arg(sql("sqlite.sql"))
+        .status();
+    assert!(made.unwrap().success());
+    example("auth-database", &env("sqlite", path.display().to_string())).await;
+    let postgres = Postgres::start().await;
+    postgres.run(&sql("postgres.sql"));
+    example("auth-database", &env("postgres", postgres.url())).await;
+    let mariadb = MariaDb::start().await;
+    mariadb.run(&sql("mysql.sql"));
+    example("auth-database", &env("mysql", mariadb.url())).await;
+}
+
+/// A process that ends with its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[tokio::test]
+async fn keys_of_a_webhook() {
+    let address = free_address();
+    let server = Command::new("python3")
+        .arg(file("auth-webhook/server.py"))
+        .arg(address.port().to_string())
+        .spawn();
+    let _server = Running(server.unwrap());
+    eventually("the webhook answers", async || {
+        tokio::net::TcpStream::connect(address).await.is_ok()
+    })
+    .await;
+    example("auth-webhook", &[("WEBHOOK_URL", format!("http://{address}/check"))]).await;
+}
+
+#[tokio::test]
+async fn keys_of_the_admin_api() {
+    let sim = sim().await;
+    let admin = free_address().to_string();
+    let env = [("ADMIN_LISTEN", admin), ("ADMIN_TOKEN", "a-token-for-tests".to_owned())];
+    let more = [("BACKEND_URL", sim.url())];
+    let all: Vec<_> = env.iter().chain(&more).cloned().collect();
+    let gateway = Gateway::example("auth-builtin", &all).await;
+    let create = |env: &[(&str, String)]| {
+        let made = Command::new("sh")
+            .arg(file("auth-builtin/create-key.sh"))
+            .envs(env.iter().cloned())
+            .output();
+        String::from_utf8(made.unwrap().stdout).unwrap()
+    };
+    let told = create(&env);
+    assert!(told.contains("\"user_id\":\"user_001\""), "{told}");
+    for (key, status) in
+        [("sk-example-good-0001", 200), ("sk-example-disabled-1", 403), ("sk-any-other", 401)]
+    {
+        assert_eq!(gateway.ask_as(key).await.status, status, "{key}");
+    }
+    assert!(create(&env).contains("key_exists"));
+}

@@ -134,6 +134,7 @@ async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
     let binaries = PathBuf::from(env!("CARGO_BIN_EXE_llmproxy"));
     let (_backend, backend) = backend(&binaries, "0ms", 16, 0);
     let mut targets = targets(folder, &binaries, backend, core);
+    let redis = callers(&mut targets, folder, &binaries, backend, core).await;
     for target in &targets {
         reachable(target.address).await;
     }
@@ -151,7 +152,9 @@ async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
         }
     }
     print_requests(&targets);
-    drop(targets);
+    print_callers(&targets);
+    drop((targets, redis));
+    print_script();
     drop(_backend);
 
     let (_backend, backend) =
@@ -213,6 +216,106 @@ fn targets(
         gateway(folder, llmproxy, listen, backend, core, &more)
     });
     targets
+}
+
+/// The key with which the load comes.
+const KEY: &str = "sk-bench-0123456789";
+
+/// A script as operators write them.
+const SCRIPT: &str = "if tonumber(data.balance) <= 0 then
+          return {allow = false, message = \"used up\"}
+        end
+        return {allow = true, metadata = {user_id = data.user_id}}";
+
+/// Gateways that ask who is calling, and the Redis server of one of them.
+async fn callers(
+    targets: &mut Vec<Target>,
+    folder: &Path,
+    llmproxy: &Path,
+    backend: SocketAddr,
+    core: Option<usize>,
+) -> Option<Process> {
+    let mut add = |name, provider: &str| {
+        let address = free();
+        let more = format!("log: {{access: false}}\nauth:\n  pipeline:\n    - {provider}\n");
+        let process = Some(gateway(folder, llmproxy, address, backend, core, &more));
+        targets.push(Target { name, address, process, rounds: Vec::new() });
+    };
+    let keys = format!("static: {{keys: [{{key: {KEY}, user_id: user_001, balance: 1000}}]}}");
+    add(STATIC, &format!("{{type: static, {keys}}}"));
+    add(SCRIPTED, &format!("type: static\n      {keys}\n      lua_script: |\n        {SCRIPT}\n"));
+    let listen = free();
+    let port = listen.port().to_string();
+    if Command::new("redis-server").arg("--version").output().is_err() {
+        return None;
+    }
+    let arguments = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+    let redis = Process::start(Path::new("redis-server"), &arguments, None);
+    reachable(listen).await;
+    let name = format!("llmproxy:key:{KEY}");
+    let command = ["HSET", &name, "status", "active", "balance", "1000", "user_id", "user_001"];
+    let mut resp = format!("*{}\r\n", command.len());
+    command.iter().for_each(|word| resp += &format!("${}\r\n{word}\r\n", word.len()));
+    let mut stream = TcpStream::connect(listen).await.unwrap();
+    stream.write_all(resp.as_bytes()).await.unwrap();
+    assert!(stream.read(&mut [0; 16]).await.unwrap() > 0);
+    add(REDIS, &format!("{{type: redis, redis: {{addr: \"{listen}\"}}}}"));
+    Some(redis)
+}
+
+const STATIC: &str = "LLMProxy, static key";
+const SCRIPTED: &str = "LLMProxy, static key with Lua";
+const REDIS: &str = "LLMProxy, Redis with a warm cache";
+
+/// What asking who calls costs, against the gateway that lets everybody in.
+fn print_callers(targets: &[Target]) {
+    let speed = |name: &str| {
+        let target = targets.iter().find(|t| t.name == name);
+        target.map(|t| median(&t.rounds, |r| r.per_second))
+    };
+    let open = speed("LLMProxy").unwrap_or(f64::NAN);
+    for (name, aim) in [(STATIC, 0.95), (SCRIPTED, 0.9), (REDIS, 0.9)] {
+        if let Some(found) = speed(name) {
+            let ratio = found / open;
+            let verdict = if ratio >= aim { "reached" } else { "missed" };
+            println!("aim: {name} at {aim} of no authentication or more: {verdict} ({ratio:.2})");
+        }
+    }
+}
+
+/// What one call of a small script takes: building the tables, running it, reading its answer.
+fn print_script() {
+    use llmproxy::{
+        auth::decision::{Call, Question},
+        lua::{Limits, Script},
+    };
+    const CALLS: u32 = 200_000;
+    let script = Script::compile("balance", SCRIPT, Limits::default()).unwrap();
+    let data = serde_json::json!({"status": "active", "balance": "1000", "user_id": "user_001"});
+    let (data, metadata) = (data.as_object().unwrap(), serde_json::Map::new());
+    let headers = http::HeaderMap::new();
+    let call = Call {
+        method: &http::Method::POST,
+        path: "/v1/chat/completions",
+        ip: None,
+        headers: &headers,
+        model: Some("sim-model"),
+        stream: false,
+    };
+    let question = Question { key: KEY, data, call, metadata: &metadata };
+    let mut times: Vec<f64> = (0..5)
+        .map(|_| {
+            let began = Instant::now();
+            for _ in 0..CALLS {
+                assert!(script.run_here(&question).0.unwrap().allow);
+            }
+            began.elapsed().as_secs_f64() * 1e6 / f64::from(CALLS)
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    let took = times[2];
+    let verdict = if took < 3.0 { "reached" } else { "missed" };
+    println!("aim: a call of a small script in less than 3 µs: {verdict} ({took:.2} µs)");
 }
 
 fn gateway(

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::auth::keystore::KeyError;
 
 /// Where the endpoints of LLMProxy 0.5 stand.
-const LEGACY: &str = "/admin/keys/";
+pub const LEGACY: &str = "/admin/keys/";
 
 /// A refusal, in the form of the API that was asked.
 pub struct Refusal {

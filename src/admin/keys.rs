@@ -103,9 +103,9 @@ struct Wish {
 pub struct Choice {
     /// Keys to leave out, from the newest on.
     #[serde(default)]
-    #[param(minimum = 0)]
+    #[param(value_type = i64, minimum = 0, maximum = 4294967295i64)]
     offset: u32,
-    /// Keys wanted; 20 without this, 100 at most.
+    /// Keys wanted, 1 to 100; 20 without this.
     #[serde(default = "usual")]
     #[param(minimum = 1, maximum = 100)]
     limit: u32,
@@ -161,14 +161,18 @@ pub async fn list(
     State(parts): State<Parts>,
     Params(choice): Params<Choice>,
 ) -> Answer<Json<Page>> {
-    let (offset, limit) = (i64::from(choice.offset), i64::from(choice.limit.clamp(1, 100)));
+    let (offset, limit) = (i64::from(choice.offset), i64::from(choice.limit));
+    if !(1..=100).contains(&limit) {
+        let why = "`limit` is not between 1 and 100".to_owned();
+        return Err(Refusal::of(KeyError::Invalid(why)));
+    }
     let found = parts.carry.keys.list(offset, limit, choice.user_id.as_deref()).await;
     let (keys, total) = found.map_err(Refusal::of)?;
     Ok(Json(Page { keys: keys.into_iter().map(Key::new).collect(), total, offset, limit }))
 }
 
 /// Makes a key. The answer tells it in full, this once.
-#[utoipa::path(post, path = "/admin/v1/keys", tag = "keys", request_body = Wish, responses(
+#[utoipa::path(post, path = "/admin/v1/keys", tag = "keys", request_body = Option<Wish>, responses(
     (status = 201, body = NewKey), (status = 400, body = ErrorBody),
     (status = 409, body = ErrorBody), (status = 413, body = ErrorBody),
 ))]
@@ -204,7 +208,7 @@ pub async fn get(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<J
 }
 
 /// Changes what is said of a key. Fields that are not given stay; `null` clears one.
-#[utoipa::path(patch, path = "/admin/v1/keys/{id}", tag = "keys", request_body = KeySpec,
+#[utoipa::path(patch, path = "/admin/v1/keys/{id}", tag = "keys", request_body = Option<KeySpec>,
     params(("id" = String, Path, description = "Its identity")), responses(
     (status = 200, body = Key), (status = 400, body = ErrorBody),
     (status = 404, body = ErrorBody), (status = 413, body = ErrorBody),

@@ -62,8 +62,10 @@ pub struct Named {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Chosen {
+    #[schema(value_type = i64, minimum = 0, maximum = 4294967295i64)]
     offset: u32,
-    /// 100 at most.
+    /// 20 without this; more than 100 is as much as 100.
+    #[schema(value_type = i64, minimum = 0, maximum = 4294967295i64)]
     limit: u32,
 }
 
@@ -200,7 +202,7 @@ pub async fn get(State(parts): State<Parts>, Body(Named { key }): Body<Named>) -
 }
 
 /// The keys, from the newest on.
-#[utoipa::path(post, path = "/admin/keys/list", tag = "0.5", request_body = Chosen, responses(
+#[utoipa::path(post, path = "/admin/keys/list", tag = "0.5", request_body = Option<Chosen>, responses(
     (status = 200, body = Envelope), (status = 400, body = Envelope),
     (status = 413, body = Envelope),
 ))]

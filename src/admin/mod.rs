@@ -20,7 +20,7 @@ use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get};
 use utoipa::{
     OpenApi,
     openapi::{
-        OpenApi as Document,
+        ContentBuilder, OpenApi as Document, Ref, Response, ResponseBuilder,
         security::{ApiKey, ApiKeyValue, SecurityScheme},
     },
 };
@@ -75,7 +75,30 @@ pub fn document() -> Document {
         .get_or_insert_default()
         .security_schemes
         .insert("admin_token".to_owned(), scheme.into());
+    for (path, item) in &mut document.paths.paths {
+        let legacy = path.starts_with(answer::LEGACY);
+        let operations =
+            [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            for (status, about) in EVERYWHERE {
+                let response = refusal(about, if legacy { "Envelope" } else { "ErrorBody" });
+                operation.responses.responses.insert(status.to_owned(), response.into());
+            }
+        }
+    }
     document
+}
+
+/// What any request may be answered with.
+const EVERYWHERE: [(&str, &str); 3] = [
+    ("401", "The token is missing"),
+    ("403", "The token is wrong"),
+    ("500", "The keys cannot be read or written"),
+];
+
+fn refusal(about: &str, schema: &str) -> Response {
+    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
+    ResponseBuilder::new().description(about).content("application/json", body).build()
 }
 
 /// The handlers.

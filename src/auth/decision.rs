@@ -10,6 +10,9 @@ use crate::lua::{self, Globals, Job, json};
 /// Bytes of what a script may tell about a caller.
 const LARGEST: usize = 64 << 10;
 
+/// Fields that an answer may have, known ones and others.
+const MOST_FIELDS: usize = 100;
+
 /// Characters of a message to a client.
 const LONGEST: usize = 1000;
 
@@ -182,46 +185,62 @@ fn request(globals: &Globals<'_>, call: &Call<'_>) -> lua::Result<lua::Table> {
 }
 
 fn verdict(table: &lua::Table) -> Result<Verdict, String> {
-    let get = |name: &str| table.raw_get::<lua::Value>(name).map_err(|e| e.to_string());
     let mut verdict = Verdict { allow: true, ..Verdict::default() };
-    match get("allow")? {
-        lua::Value::Nil => {}
-        lua::Value::Boolean(allow) => verdict.allow = allow,
-        other => return Err(format!("`allow` is a {}, not true or false", other.type_name())),
-    }
-    match get("message")? {
-        lua::Value::Nil => {}
-        lua::Value::String(text) => {
-            verdict.message = Some(text.to_string_lossy().chars().take(LONGEST).collect());
+    for (n, pair) in table.pairs::<lua::Value, lua::Value>().enumerate() {
+        let (name, value) = pair.map_err(|e| e.to_string())?;
+        if n >= MOST_FIELDS {
+            return Err(format!("it has more than {MOST_FIELDS} fields"));
         }
-        other => return Err(format!("`message` is a {}, not a string", other.type_name())),
+        if let lua::Value::String(name) = name {
+            verdict.read(&name.as_bytes(), &value)?;
+        }
     }
-    verdict.status = match get("status")? {
-        lua::Value::Nil => None,
-        lua::Value::Integer(n @ 400..600) => Some(n as u16),
-        lua::Value::Number(n) if n.fract() == 0.0 && (400.0..600.0).contains(&n) => Some(n as u16),
-        _ => return Err("`status` is not a number between 400 and 599".to_owned()),
-    };
-    let told = |name: &str| match get(name)? {
-        lua::Value::Nil => Ok(None),
-        value => json::from_lua(&value, LARGEST).map(Some).map_err(|e| format!("`{name}`: {e}")),
-    };
-    verdict.metadata = match told("metadata")? {
-        Some(Value::Object(map)) => map,
-        None => Map::new(),
-        Some(_) => return Err("`metadata` is not a table with names".to_owned()),
-    };
-    verdict.limits = told("limits")?;
-    verdict.tags = match told("tags")? {
-        None => Vec::new(),
-        Some(Value::Object(empty)) if empty.is_empty() => Vec::new(),
-        Some(Value::Array(tags)) => tags
-            .into_iter()
-            .map(|tag| {
-                super::provider::words(&tag).ok_or("`tags` holds something else than strings")
-            })
-            .collect::<Result<_, _>>()?,
-        Some(_) => return Err("`tags` is not a list of strings".to_owned()),
-    };
     Ok(verdict)
+}
+
+impl Verdict {
+    /// Reads one field; those that mean nothing here are passed over.
+    fn read(&mut self, name: &[u8], value: &lua::Value) -> Result<(), String> {
+        let told =
+            |name: &str| json::from_lua(value, LARGEST).map_err(|e| format!("`{name}`: {e}"));
+        match (name, value) {
+            (b"allow", lua::Value::Boolean(allow)) => self.allow = *allow,
+            (b"allow", other) => {
+                return Err(format!("`allow` is a {}, not true or false", other.type_name()));
+            }
+            (b"message", lua::Value::String(text)) => {
+                self.message = Some(text.to_string_lossy().chars().take(LONGEST).collect());
+            }
+            (b"message", other) => {
+                return Err(format!("`message` is a {}, not a string", other.type_name()));
+            }
+            (b"status", lua::Value::Integer(n @ 400..600)) => self.status = Some(*n as u16),
+            (b"status", lua::Value::Number(n))
+                if n.fract() == 0.0 && (400.0..600.0).contains(n) =>
+            {
+                self.status = Some(*n as u16);
+            }
+            (b"status", _) => {
+                return Err("`status` is not a number between 400 and 599".to_owned());
+            }
+            (b"metadata", _) => match told("metadata")? {
+                Value::Object(map) => self.metadata = map,
+                _ => return Err("`metadata` is not a table with names".to_owned()),
+            },
+            (b"limits", _) => self.limits = Some(told("limits")?),
+            (b"tags", _) => self.tags = tags(told("tags")?)?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn tags(told: Value) -> Result<Vec<String>, String> {
+    let word =
+        |tag: &Value| super::provider::words(tag).ok_or("`tags` holds something else than strings");
+    match told {
+        Value::Object(empty) if empty.is_empty() => Ok(Vec::new()),
+        Value::Array(tags) => Ok(tags.iter().map(word).collect::<Result<_, _>>()?),
+        _ => Err("`tags` is not a list of strings".to_owned()),
+    }
 }

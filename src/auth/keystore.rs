@@ -67,10 +67,13 @@ pub const KEY_LENGTHS: std::ops::RangeInclusive<usize> = 8..=512;
 #[serde(deny_unknown_fields, default)]
 pub struct KeySpec {
     /// Its name.
+    #[schema(nullable)]
     pub name: String,
     /// Whose it is.
+    #[schema(nullable)]
     pub user_id: String,
     /// The team that it belongs to.
+    #[schema(nullable)]
     pub team: String,
     /// `active`, `disabled`, `quota_exceeded`, `expired`, or 0 to 3.
     pub status: Value,
@@ -81,16 +84,20 @@ pub struct KeySpec {
     /// Tokens that it may use.
     pub total_quota: Option<f64>,
     /// Tokens that it has used.
+    #[schema(nullable)]
     pub used_quota: f64,
     /// `daily`, `weekly`, `monthly` or `never`.
     pub quota_reset_period: Option<ResetPeriod>,
     /// Money or credits.
     pub balance: Option<f64>,
     /// Addresses from which it may be used; none: every address.
+    #[schema(nullable)]
     pub allowed_ips: Vec<String>,
     /// Addresses from which it may not be used.
+    #[schema(nullable)]
     pub denied_ips: Vec<String>,
     /// Anything else.
+    #[schema(nullable)]
     pub metadata: Map<String, Value>,
     /// Limits of its own.
     pub limits: Option<Map<String, Value>>,

@@ -232,7 +232,9 @@ impl Auth {
                 Some(script) => {
                     let question = Question { key, data: &record.data, call, metadata: &metadata };
                     let verdict = self.by_script(stage, script, &question).await?;
-                    metadata.extend(verdict.metadata.clone());
+                    if found.known.len() > 1 {
+                        metadata.extend(verdict.metadata.clone());
+                    }
                     told(&record.principal, verdict)
                 }
             };

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::support::{Gateway, free_address, sim, sim_with};
+use super::support::{Gateway, free_address, python, sim, sim_with};
 
 const TOKEN: &str = "a-token-for-tests";
 
@@ -14,7 +14,7 @@ struct Admin {
     gateway: Gateway,
     address: SocketAddr,
     client: Client,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Admin {
@@ -27,7 +27,7 @@ impl Admin {
             folder.path().join("keys.db").display()
         );
         let gateway = Gateway::before(backends, &text).await;
-        Self { gateway, address, client: Client::new(), _folder: folder }
+        Self { gateway, address, client: Client::new(), folder }
     }
 
     async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
@@ -123,6 +123,27 @@ async fn a_key_lives_and_is_seen_at_once() {
     assert!(!log.contains(key) && !log.contains(new) && !log.contains(TOKEN));
 }
 
+/// A second process on the same file sees a change when its own answer is too old.
+#[tokio::test]
+async fn another_replica_sees_a_change_in_time() {
+    let sim = sim().await;
+    let admin = Admin::start(&[sim.url()], "").await;
+    let file = admin.folder.path().join("keys.db");
+    let replica = format!(
+        "admin: {{db_path: \"{}\"}}\nauth: {{pipeline: [{{type: builtin, cache_ttl: 300ms}}]}}\n",
+        file.display()
+    );
+    let replica = Gateway::before(&[sim.url()], &replica).await;
+    let (_, made) = admin.post("/admin/v1/keys", json!({})).await;
+    let (key, id) = (made["key"].as_str().unwrap(), made["id"].as_str().unwrap());
+    assert_eq!(replica.ask_as(key).await.status, 200);
+    let (status, _) = admin.ask(Method::DELETE, &format!("/admin/v1/keys/{id}"), None).await;
+    assert_eq!(status, 204);
+    assert_eq!(admin.gateway.ask_as(key).await.status, 401);
+    tokio::time::sleep(std::time::Duration::from_millis(350)).await;
+    assert_eq!(replica.ask_as(key).await.status, 401);
+}
+
 #[tokio::test]
 async fn keys_come_in_pages() {
     let sim = sim().await;
@@ -136,7 +157,13 @@ async fn keys_come_in_pages() {
     let page = admin.get("/admin/v1/keys?offset=20&limit=100").await;
     assert_eq!((page["keys"].as_array().unwrap().len(), &page["limit"]), (5, &100.into()));
     assert_eq!(admin.get("/admin/v1/keys?user_id=u1&limit=1").await["total"], 12);
-    assert_eq!(admin.ask(Method::GET, "/admin/v1/keys?limit=x", None).await.0, 400);
+    for bad in ["limit=x", "limit=0", "limit=101", "offset=-1", "user=u1"] {
+        assert_eq!(
+            admin.ask(Method::GET, &format!("/admin/v1/keys?{bad}"), None).await.0,
+            400,
+            "{bad}"
+        );
+    }
     assert_eq!(admin.post("/admin/v1/keys", json!({"key": "sk-given-0001"})).await.0, 409);
     for bad in
         [json!({"key": "short"}), json!({"key": 7}), json!({"key": "sk-with space"}), json!("x")]
@@ -254,7 +281,7 @@ async fn backends_can_be_drained_and_watched() {
         folder.path().join("keys.db").display()
     );
     let gateway = Gateway::start(&format!("{text}{admin_section}")).await;
-    let admin = Admin { gateway, address, client: Client::new(), _folder: folder };
+    let admin = Admin { gateway, address, client: Client::new(), folder };
     let drain = async |method, name: &str| {
         admin.ask(method, &format!("/admin/v1/backends/{name}/drain"), None).await
     };
@@ -313,6 +340,35 @@ async fn the_configuration_is_told_without_its_secrets() {
     assert_eq!(status, 422);
     assert!(body["problems"].to_string().contains("nonsense"), "{body}");
     assert_eq!(admin.get("/admin/v1/config").await["generation"], 1);
+}
+
+/// Schemathesis reads the document, makes requests that it allows and others that it does not, and
+/// looks whether every answer is one that the document tells of.
+#[tokio::test]
+async fn the_openapi_document_tells_the_truth() {
+    let sim = sim().await;
+    let admin = Admin::start(&[sim.url()], "").await;
+    let document = admin.get("/admin/v1/openapi.json").await;
+    let served = llmproxy::admin::document().to_json().unwrap();
+    assert_eq!(document, serde_json::from_str::<Value>(&served).unwrap());
+    let paths: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(paths.len(), 13, "{paths:?}");
+    let report = tempfile::tempdir().unwrap();
+    let url = format!("http://{}/admin/v1/openapi.json", admin.address);
+    let done = tokio::process::Command::new(python::programs("openapi").join("schemathesis"))
+        .args(["run", &url, "--header", &format!("X-Admin-Token: {TOKEN}")])
+        .args(["--max-examples", "20", "--seed", "7", "--workers", "1"])
+        // What the document cannot say: which fields exclude each other, what a key must look like.
+        .args(["--exclude-checks", "positive_data_acceptance,ignored_auth"])
+        .args(["--suppress-health-check", "filter_too_much"])
+        .arg("--no-color")
+        .current_dir(report.path())
+        .stdin(std::process::Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    let told = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{told}\n{}", String::from_utf8_lossy(&done.stderr));
 }
 
 #[tokio::test]

@@ -1,34 +1,10 @@
 //! The official OpenAI SDK for Python, pinned, in an environment that this test makes.
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::{path::Path, process::Stdio};
 
 use llmproxy::sim::Fail;
 
-use crate::support::{Gateway, sim_with};
-
-/// A Python with the packages of `tests/sdk/requirements.txt`; made once, below `target`.
-fn python() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let requirements = root.join("tests/sdk/requirements.txt");
-    let wanted = std::fs::read_to_string(&requirements).unwrap();
-    let venv = root.join("target/sdk-venv");
-    let stamp = venv.join("requirements.txt");
-    let python = venv.join("bin/python");
-    if std::fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
-        return python;
-    }
-    let run = |command: &mut Command| {
-        let out = command.stdin(Stdio::null()).output().unwrap();
-        assert!(out.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&out.stderr));
-    };
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "-r"]).arg(&requirements));
-    std::fs::write(stamp, wanted).unwrap();
-    python
-}
+use crate::support::{Gateway, python, sim_with};
 
 #[tokio::test]
 async fn the_openai_sdk_is_served() {
@@ -61,7 +37,8 @@ server: {{max_body_size: 1MiB}}
     ))
     .await;
     broken.change(|b| b.models = vec!["broken".to_owned()]);
-    let python = tokio::task::spawn_blocking(python).await.unwrap();
+    let python =
+        tokio::task::spawn_blocking(|| python::programs("sdk").join("python")).await.unwrap();
     let out = tokio::process::Command::new(python)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk/check_openai.py"))
         .env("BASE_URL", gateway.url("/v1"))

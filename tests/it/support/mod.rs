@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod gateway;
+pub mod python;
 pub mod receiver;
 pub mod servers;
 

@@ -85,7 +85,7 @@ pub fn run(command: Command) -> ExitCode {
 
 fn test(args: &TestArgs) -> Result<bool, String> {
     let name = args.script.display().to_string();
-    let limits = Limits { time: args.timeout, memory: args.max_memory };
+    let limits = Limits::new(args.timeout, args.max_memory);
     let script = Script::compile(&name, &text(args)?, limits)?;
     let data = object("--data", &args.data)?;
     let metadata = object("--metadata", &args.metadata)?;

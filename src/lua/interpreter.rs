@@ -16,9 +16,12 @@ use super::{
     script::{Account, Failure, Globals, Job, Limits, Script},
 };
 
-/// Instructions between two looks at the clock. One instruction may copy a string as large as the
-/// memory limit, so that this must not be many.
-const LOOK: u32 = 100;
+/// Instructions between two looks at the clock.
+const LOOK: u32 = 20;
+
+/// From so many bytes on the clock is looked at before every instruction: a single one may then
+/// compare or copy megabytes.
+const LARGE: usize = 256 << 10;
 
 /// Scripts that an interpreter keeps loaded; after so many reloads it starts over.
 const LOADED: usize = 64;
@@ -33,16 +36,43 @@ pub struct Clock(Rc<Times>);
 struct Times {
     end: Cell<Instant>,
     over: Cell<bool>,
+    /// Bytes in use from which on the script is watched closely.
+    large: Cell<usize>,
+    /// Bytes in use from which on the script counts as one that takes too long.
+    most: Cell<usize>,
 }
 
 impl Clock {
     fn new() -> Self {
-        Self(Rc::new(Times { end: Cell::new(Instant::now()), over: Cell::new(false) }))
+        Self(Rc::new(Times {
+            end: Cell::new(Instant::now()),
+            over: Cell::new(false),
+            large: Cell::new(usize::MAX),
+            most: Cell::new(usize::MAX),
+        }))
     }
 
-    fn start(&self, time: Duration) {
-        self.0.end.set(Instant::now() + time);
+    fn start(&self, limits: Limits, at_rest: usize) {
+        self.0.end.set(Instant::now() + limits.time);
         self.0.over.set(false);
+        self.0.large.set(at_rest + LARGE);
+        self.0.most.set(limits.brief_memory.map_or(usize::MAX, |most| at_rest + most));
+    }
+
+    /// Looks at time and memory.
+    ///
+    /// # Errors
+    /// If the script must end.
+    pub fn look(&self, lua: &Lua) -> mlua::Result<()> {
+        let used = lua.used_memory();
+        if self.over() || used > self.0.most.get() {
+            return Err(self.end(lua));
+        }
+        if used > self.0.large.get() {
+            self.0.large.set(usize::MAX);
+            watch(lua, self, 1)?;
+        }
+        Ok(())
     }
 
     /// Whether the time is over.
@@ -65,10 +95,11 @@ impl Clock {
 fn watch(lua: &Lua, clock: &Clock, every: u32) -> mlua::Result<()> {
     let clock = clock.clone();
     let triggers = HookTriggers::new().every_nth_instruction(every);
-    lua.set_global_hook(triggers, move |lua, _| match clock.over() {
-        true if every == 1 => Err(Error::runtime("out of time")),
-        true => Err(clock.end(lua)),
-        false => Ok(VmState::Continue),
+    lua.set_global_hook(triggers, move |lua, _| {
+        if every == 1 && clock.over() {
+            return Err(Error::runtime("out of time"));
+        }
+        clock.look(lua).map(|()| VmState::Continue)
     })
 }
 
@@ -159,11 +190,14 @@ impl Interpreter {
         let env = self.globals(script, job).map_err(|e| told(e, false))?;
         let limit = |bytes| self.lua.set_memory_limit(bytes).map(drop);
         limit(self.at_rest + limits.memory).map_err(|e| told(e, false))?;
-        self.clock.start(limits.time);
+        self.clock.start(limits, self.at_rest);
         let result = function.call::<Value>(env);
         limit(0).map_err(|e| told(e, false))?;
         // Also where it has caught the error that should have ended it.
-        let over = self.clock.0.over.get();
+        let over = self.clock.over();
+        if self.clock.0.large.get() == usize::MAX {
+            watch(&self.lua, &self.clock, LOOK).map_err(|e| told(e, over))?;
+        }
         let result = match result {
             Ok(_) if over => Err(Failure::Time(limits.time)),
             Ok(value) => job.answer(value).map_err(Failure::Answer),
@@ -192,7 +226,8 @@ impl Interpreter {
             self.last = Some((script.id(), known.clone()));
             return Ok(known.clone());
         }
-        self.clock.start(Duration::from_secs(1));
+        let once = Limits { time: Duration::from_secs(1), ..Limits::default() };
+        self.clock.start(once, self.at_rest);
         let chunk = self.lua.load(script.code()).set_mode(ChunkMode::Binary);
         let function = chunk.call::<Function>(())?;
         self.loaded.insert(script.id(), function.clone());

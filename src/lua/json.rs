@@ -1,6 +1,10 @@
 //! Values across the border: JSON on one side, Lua on the other.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fmt,
+};
 
 use mlua::{Lua, Table, Value};
 use serde::{
@@ -52,23 +56,49 @@ fn number(n: &Number) -> Value {
     }
 }
 
-/// Reads a JSON text straight into Lua values, so that the memory limit holds for it.
+/// Reads a JSON text straight into Lua values, so that the memory limit holds for it. `look` is asked
+/// now and then whether it may go on.
 ///
 /// # Errors
-/// What is wrong with the text.
-pub fn decode(lua: &Lua, text: &[u8]) -> Result<Value, String> {
+/// What is wrong with the text, or what `look` or the interpreter said.
+pub fn decode(lua: &Lua, text: &[u8], look: &dyn Fn() -> mlua::Result<()>) -> mlua::Result<Value> {
+    let into = Into { lua, look, seen: &Cell::new(0), failed: &RefCell::new(None) };
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = Into(lua).deserialize(&mut reader).map_err(|e| e.to_string())?;
-    reader.end().map_err(|e| e.to_string())?;
-    Ok(value)
+    let value = into.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
+    value.map_err(|e| {
+        let own = into.failed.borrow_mut().take();
+        own.unwrap_or_else(|| mlua::Error::runtime(format!("json.decode: {e}")))
+    })
 }
 
-struct Into<'l>(&'l Lua);
+#[derive(Clone, Copy)]
+struct Into<'l> {
+    lua: &'l Lua,
+    look: &'l dyn Fn() -> mlua::Result<()>,
+    /// Values read so far.
+    seen: &'l Cell<u32>,
+    /// What went wrong in the interpreter.
+    failed: &'l RefCell<Option<mlua::Error>>,
+}
+
+impl Into<'_> {
+    /// Keeps an error of the interpreter, which serde would turn into text.
+    fn kept<T, E: Error>(&self, result: mlua::Result<T>) -> Result<T, E> {
+        result.map_err(|e| {
+            *self.failed.borrow_mut() = Some(e);
+            E::custom("the interpreter failed")
+        })
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Into<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        self.seen.set(self.seen.get() + 1);
+        if self.seen.get().is_multiple_of(1024) {
+            self.kept((self.look)())?;
+        }
         reader.deserialize_any(self)
     }
 }
@@ -101,23 +131,23 @@ impl<'de> Visitor<'de> for Into<'_> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
-        self.0.create_string(text).map(Value::String).map_err(E::custom)
+        self.kept(self.lua.create_string(text).map(Value::String))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let table = self.0.create_table().map_err(A::Error::custom)?;
-        while let Some(item) = items.next_element_seed(Into(self.0))? {
-            table.raw_push(item).map_err(A::Error::custom)?;
+        let table = self.kept(self.lua.create_table())?;
+        while let Some(item) = items.next_element_seed(self)? {
+            self.kept(table.raw_push(item))?;
         }
         Ok(Value::Table(table))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
-        let table = self.0.create_table().map_err(A::Error::custom)?;
+        let table = self.kept(self.lua.create_table())?;
         while let Some(name) = fields.next_key::<String>()? {
-            let value = fields.next_value_seed(Into(self.0))?;
+            let value = fields.next_value_seed(self)?;
             if !value.is_null() {
-                table.raw_set(name, value).map_err(A::Error::custom)?;
+                self.kept(table.raw_set(name, value))?;
             }
         }
         Ok(Value::Table(table))

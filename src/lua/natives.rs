@@ -1,7 +1,7 @@
 //! The functions of the sandbox that are written in Rust: patterns, JSON, time, the log.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     rc::Rc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -14,8 +14,18 @@ use super::{
     pattern::{self, Budget, Capture, Failure, Match, SubstituteError},
 };
 
-/// Largest string that a native makes, as the default memory limit.
-const LARGEST: usize = 10 << 20;
+/// Largest string that a native makes, beside what the interpreter's memory limit counts.
+const LARGEST: usize = 1 << 20;
+
+/// Largest JSON text that is read, and that is written.
+const LARGEST_TEXT: usize = 1 << 20;
+const LARGEST_VALUE: usize = 256 << 10;
+
+/// Longest pattern: tables are made from it.
+const LONGEST_PATTERN: usize = 16 << 10;
+
+/// How deep functions that `gsub` calls may call `gsub`: each holds a text of its own.
+const DEEPEST: usize = 8;
 
 /// Lines that a call may log, and characters of a line.
 const LOG_LINES: usize = 10;
@@ -53,16 +63,24 @@ pub fn table(lua: &Lua, clock: &Clock, log: &Log) -> mlua::Result<Table> {
     let write = lua.create_function(move |lua, values: Variadic<Value>| {
         let mut line = String::new();
         for (i, value) in values.into_iter().enumerate() {
-            line.push_str(if i > 0 { "\t" } else { "" });
-            match lua.coerce_string(value.clone())? {
-                Some(text) => line.push_str(&text.to_string_lossy()),
-                None => line.push_str(&value.to_string()?),
+            if line.len() > LOG_LENGTH {
+                break;
             }
+            line.push_str(if i > 0 { "\t" } else { "" });
+            let text = match lua.coerce_string(value.clone())? {
+                Some(text) => text,
+                None => lua.create_string(value.to_string()?)?,
+            };
+            let bytes = text.as_bytes();
+            let head = &bytes[..bytes.len().min(4 * LOG_LENGTH)];
+            line.push_str(&String::from_utf8_lossy(head));
         }
         log.add(&line);
         Ok(())
     })?;
     table.set("log", write)?;
+    let at = clock.clone();
+    table.set("look", lua.create_function(move |lua, ()| at.look(lua))?)?;
     let canonical = |lua: &Lua, name: LuaString| lua.create_string(canonical(&name.as_bytes()));
     table.set("canonical", lua.create_function(canonical)?)?;
     Ok(table)
@@ -86,11 +104,15 @@ pub fn canonical(name: &[u8]) -> Vec<u8> {
 fn json_functions(lua: &Lua, table: &Table, clock: &Clock) -> mlua::Result<()> {
     let at = clock.clone();
     let encode = lua.create_function(move |lua, value: Value| {
-        json::encode(&value, LARGEST, &|| at.over()).map_err(|e| raise(lua, &at, e))
+        json::encode(&value, LARGEST_VALUE, &|| at.over()).map_err(|e| raise(lua, &at, e))
     })?;
     table.set("encode", encode)?;
-    let decode = lua.create_function(|lua, text: LuaString| {
-        json::decode(lua, &text.as_bytes()).map_err(|e| Error::runtime(format!("json.decode: {e}")))
+    let at = clock.clone();
+    let decode = lua.create_function(move |lua, text: LuaString| {
+        if text.as_bytes().len() > LARGEST_TEXT {
+            return Err(Error::runtime("json.decode: the text is too long"));
+        }
+        json::decode(lua, &text.as_bytes(), &|| at.look(lua))
     })?;
     table.set("decode", decode)?;
     table.set("null", Value::NULL)
@@ -121,9 +143,16 @@ fn patterns(lua: &Lua, table: &Table, clock: &Clock) -> mlua::Result<()> {
     )?;
     table.set("step", step)?;
     let at = clock.clone();
+    let depth = Cell::new(0);
     let gsub = lua.create_function(
         move |lua, (text, pattern, with, most): (LuaString, LuaString, Value, Option<i64>)| {
-            gsub(lua, &at, &text, &pattern, &with, most)
+            if depth.get() >= DEEPEST {
+                return Err(Error::runtime("calls of 'gsub' are nested too deeply"));
+            }
+            depth.set(depth.get() + 1);
+            let done = gsub(lua, &at, &text, &pattern, &with, most);
+            depth.set(depth.get() - 1);
+            done
         },
     )?;
     table.set("gsub", gsub)
@@ -140,6 +169,14 @@ fn begin(init: Option<i64>, length: usize) -> Option<usize> {
     (from <= length).then_some(from as usize)
 }
 
+fn pattern_bytes(pattern: &LuaString) -> mlua::Result<mlua::BorrowedBytes> {
+    let bytes = pattern.as_bytes();
+    match bytes.len() > LONGEST_PATTERN {
+        true => Err(Error::runtime("the pattern is too long")),
+        false => Ok(bytes),
+    }
+}
+
 /// `string.find` (`plain` is given) and `string.match`.
 fn search(
     lua: &Lua,
@@ -149,7 +186,7 @@ fn search(
     init: Option<i64>,
     plain: Option<bool>,
 ) -> mlua::Result<MultiValue> {
-    let (bytes, pattern) = (text.as_bytes(), pattern.as_bytes());
+    let (bytes, pattern) = (text.as_bytes(), pattern_bytes(pattern)?);
     let mut values = MultiValue::new();
     let Some(from) = begin(init, bytes.len()) else {
         values.push_back(Value::Nil);
@@ -190,7 +227,7 @@ fn step(
     from: i64,
     last: Option<usize>,
 ) -> mlua::Result<MultiValue> {
-    let (bytes, pattern) = (text.as_bytes(), pattern.as_bytes());
+    let (bytes, pattern) = (text.as_bytes(), pattern_bytes(pattern)?);
     let mut values = MultiValue::new();
     let over = || clock.over();
     let found = match begin(Some(from), bytes.len()) {
@@ -257,7 +294,7 @@ fn gsub(
         Ok(())
     };
     let mut budget = Budget::new(&over);
-    let done = pattern::substitute(&bytes, &pattern.as_bytes(), most, &mut budget, &mut replace);
+    let done = pattern::substitute(&bytes, &pattern_bytes(pattern)?, most, &mut budget, &mut replace);
     match done {
         Ok((out, n)) => Ok((lua.create_string(out)?, n)),
         Err(SubstituteError::Pattern(e)) => Err(failed(lua, clock, &e)),

@@ -7,8 +7,10 @@
 
 local native = ...
 local error, getmetatable, setmetatable, rawget, rawset = error, getmetatable, setmetatable, rawget, rawset
-local select, tostring, type = select, tostring, type
+local pcall, select, tostring, type = pcall, select, tostring, type
 local plain_concat, plain_unpack, plain_rep = table.concat, table.unpack, string.rep
+local plain_format, plain_date, look = string.format, os.date, native.look
+local format_arguments <const>, format_length <const>, date_length <const> = 50, 10000, 100
 local concat_limit <const>, unpack_limit <const> = 1000000, 100000
 
 local function expect(t, name)
@@ -83,7 +85,9 @@ function tables.concat(t, separator, i, j)
       error("invalid value (at index " .. (i + at - 1) .. ") in table for 'concat'", 2)
     end
   end
-  return plain_concat(copy, separator, 1, n)
+  local whole = plain_concat(copy, separator, 1, n)
+  look()
+  return whole
 end
 
 function tables.unpack(t, i, j)
@@ -117,7 +121,7 @@ function tables.sort(t, before)
 end
 
 local strings = {
-  byte = string.byte, char = string.char, format = string.format, len = string.len,
+  byte = string.byte, char = string.char, len = string.len,
   lower = string.lower, reverse = string.reverse, sub = string.sub, upper = string.upper,
   find = native.find, match = native.match, gsub = native.gsub,
 }
@@ -125,7 +129,20 @@ local strings = {
 -- Lua 5.4 counts to n even where there is nothing to repeat.
 function strings.rep(text, n, separator)
   if tostring(text) == "" and (separator == nil or separator == "") then return "" end
-  return plain_rep(text, n, separator)
+  local long = plain_rep(text, n, separator)
+  look()
+  return long
+end
+
+-- C looks at every argument to its end, however little of it is wanted.
+function strings.format(format, ...)
+  if #format > format_length or select("#", ...) > format_arguments then
+    error("too much to format", 2)
+  end
+  if format:find("%q", 1, true) then error("'%q' is not available", 2) end
+  local text = plain_format(format, ...)
+  look()
+  return text
 end
 
 local step = native.step
@@ -155,12 +172,17 @@ local function frozen(library, name)
   })
 end
 
+local function date(format, time)
+  if format ~= nil and #tostring(format) > date_length then error("the format is too long", 2) end
+  return plain_date(format, time)
+end
+
 local base = {
   assert = assert, error = error, ipairs = ipairs, next = next, pairs = pairs, pcall = pcall,
   rawequal = rawequal, rawget = rawget, rawlen = rawlen, select = select,
   tonumber = tonumber, tostring = tostring, type = type, unpack = tables.unpack, _VERSION = _VERSION,
   string = frozen(strings, "string"), table = frozen(tables, "table"), math = frozen(maths, "math"),
-  os = frozen({time = os.time, date = os.date, clock = os.clock, difftime = os.difftime}, "os"),
+  os = frozen({time = os.time, date = date, clock = os.clock, difftime = os.difftime}, "os"),
   json = frozen({encode = native.encode, decode = native.decode, null = native.null}, "json"),
   now = native.now, now_ms = native.now_ms, log = native.log,
 }
@@ -175,17 +197,49 @@ function base.xpcall(call, handler, ...)
   return finish(pcall(call, ...))
 end
 
-function base.getmetatable(value)
-  if type(value) ~= "table" then return nil end
-  return getmetatable(value)
+-- What a metatable may hold. C follows tables that call themselves, closes and finalizes values,
+-- and clears weak tables where no hook runs: none of that is available. The functions are called by
+-- one of ours, because a function written in C as a metamethod of another would run unwatched.
+local functions = {
+  "__add", "__sub", "__mul", "__div", "__mod", "__pow", "__unm", "__idiv", "__band", "__bor",
+  "__bxor", "__bnot", "__shl", "__shr", "__concat", "__len", "__eq", "__lt", "__le", "__call",
+  "__tostring", "__pairs",
+}
+local refused = {"__gc", "__mode", "__close", "__metatable"}
+local original = {}
+
+local function watched(call)
+  return function(...) return call(...) end
 end
 
--- A finalizer runs when nobody watches.
+function base.getmetatable(value)
+  if type(value) ~= "table" then return nil end
+  local meta = getmetatable(value)
+  return meta and rawget(meta, original)
+end
+
+-- The metatable is copied, so that it cannot become another one later.
 function base.setmetatable(t, meta)
-  if type(meta) == "table" and rawget(meta, "__gc") ~= nil then
-    error("'__gc' is not available", 2)
+  expect(t, "setmetatable")
+  if getmetatable(t) == false then error("cannot change a protected metatable", 2) end
+  if meta == nil then return setmetatable(t, nil) end
+  if type(meta) ~= "table" then error("bad argument #2 to 'setmetatable' (nil or table expected)", 2) end
+  for _, name in ipairs(refused) do
+    if rawget(meta, name) ~= nil then error("'" .. name .. "' is not available", 2) end
   end
-  return setmetatable(t, meta)
+  local copy = {[original] = meta, __name = rawget(meta, "__name")}
+  for _, name in ipairs(functions) do
+    local call = rawget(meta, name)
+    if call ~= nil then
+      if type(call) ~= "function" then error("'" .. name .. "' is not a function", 2) end
+      copy[name] = watched(call)
+    end
+  end
+  for _, name in ipairs({"__index", "__newindex"}) do
+    local value = rawget(meta, name)
+    copy[name] = type(value) == "function" and watched(value) or value
+  end
+  return setmetatable(t, copy)
 end
 
 function base.rawset(t, name, value)
@@ -201,6 +255,7 @@ local headers = {
   __index = function(t, name)
     if type(name) == "string" then return rawget(t, native.canonical(name)) end
   end,
+  __metatable = false,
 }
 
 return {__index = base, __metatable = false}, headers

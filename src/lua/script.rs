@@ -21,19 +21,36 @@ pub struct Limits {
     pub time: Duration,
     /// Bytes that its values may take, beside the interpreter's own.
     pub memory: usize,
+    /// Bytes beyond which a call counts as one that takes too long.
+    pub(super) brief_memory: Option<usize>,
+}
+
+impl Limits {
+    /// Limits of a whole call.
+    pub fn new(time: Duration, memory: usize) -> Self {
+        Self { time, memory, brief_memory: None }
+    }
+
+    /// What a call may take of a thread that serves requests. One that needs more is begun again
+    /// on a thread of its own: it has no effect but its answer, so that nothing is done twice.
+    /// What the script sees is the same: there is no error that it could catch.
+    fn brief(self) -> Self {
+        Self { time: BRIEF.min(self.time), brief_memory: Some(BRIEF_MEMORY), ..self }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { time: Duration::from_millis(100), memory: 10 << 20 }
+        Self::new(Duration::from_millis(100), 10 << 20)
     }
 }
 
-/// What a script may take of a thread that serves requests. One that needs more is begun again on
-/// a thread of its own: it has no effect but its answer, so that nothing is done twice.
-const BRIEF: Limits = Limits { time: Duration::from_millis(1), memory: 1 << 20 };
+/// See [`Limits::brief`].
+const BRIEF: Duration = Duration::from_millis(1);
+const BRIEF_MEMORY: usize = 1 << 20;
 
-/// Runs beyond [`BRIEF`], in a row, after which a script is no longer tried on a serving thread.
+/// Runs beyond [`BRIEF`], less those within, from which on a script is no longer tried on a serving
+/// thread.
 const PATIENCE: u32 = 3;
 
 /// Runs of one script at a time on threads of their own.
@@ -181,31 +198,42 @@ impl Script {
     }
 
     /// Runs it for a request. A call that takes more than a moment is moved to another thread, so
-    /// that other requests of this thread do not wait for it.
+    /// that other requests of this thread do not wait for it. A script that often does so is tried
+    /// there at once.
     ///
     /// # Errors
     /// Why there is no answer; what the script logged is in the log then as well.
     pub async fn run<J: Job>(self: &Arc<Self>, job: &J) -> Result<J::Answer, Failure> {
-        if self.overruns.load(Ordering::Relaxed) < PATIENCE {
-            let brief = Limits {
-                time: BRIEF.time.min(self.limits.time),
-                memory: BRIEF.memory.min(self.limits.memory),
-            };
-            let (result, account) = interpreter::run(self, job, brief);
-            let beyond = matches!(result, Err(Failure::Time(_) | Failure::Memory(_)));
-            if !beyond || brief == self.limits {
-                if !beyond && self.overruns.load(Ordering::Relaxed) > 0 {
-                    self.overruns.store(0, Ordering::Relaxed);
-                }
-                self.tell(&account);
-                return result;
+        let apart = self.overruns.load(Ordering::Relaxed) >= PATIENCE;
+        let tried = match apart {
+            false => self.attempt(job),
+            true => {
+                let (script, job) = (Arc::clone(self), job.own());
+                elsewhere(move || script.attempt(&job)).await?
             }
-            self.overruns.fetch_add(1, Ordering::Relaxed);
+        };
+        match tried {
+            Some(result) => result,
+            None => self.run_long(job.own()).await,
         }
-        self.run_apart(job.own()).await
     }
 
-    async fn run_apart<J: Job + Send + 'static>(
+    /// Tries it within the brief limits; `None` if it needs more.
+    fn attempt<J: Job>(&self, job: &J) -> Option<Result<J::Answer, Failure>> {
+        let (result, account) = interpreter::run(self, job, self.limits.brief());
+        if matches!(result, Err(Failure::Time(_))) {
+            self.overruns.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        if self.overruns.load(Ordering::Relaxed) > 0 {
+            self.overruns.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.tell(&account);
+        Some(result)
+    }
+
+    /// Runs it with all of its limits. Only few such runs are under way at a time.
+    async fn run_long<J: Job + Send + 'static>(
         self: &Arc<Self>,
         job: J,
     ) -> Result<J::Answer, Failure> {
@@ -215,16 +243,13 @@ impl Script {
             return Err(Failure::Busy);
         };
         let script = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || {
+        elsewhere(move || {
             let (result, account) = script.run_here(&job);
-            if account.time < BRIEF.time && account.memory < BRIEF.memory {
-                script.overruns.store(0, Ordering::Relaxed);
-            }
             script.tell(&account);
             drop(place);
             result
-        });
-        done.await.unwrap_or_else(|_| Err(Failure::Error("it ended in a panic".to_owned())))
+        })
+        .await?
     }
 
     fn tell(&self, account: &Account) {
@@ -232,4 +257,12 @@ impl Script {
             log::info!(target: "lua", "{}: {line}", self.name);
         }
     }
+}
+
+/// Runs something on a thread that serves no requests.
+async fn elsewhere<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(run).await;
+    done.map_err(|_| Failure::Error("it ended in a panic".to_owned()))
 }

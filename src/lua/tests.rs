@@ -16,6 +16,10 @@ impl Job for Plain {
     type Owned = Self;
 
     fn globals(&self, globals: &Globals<'_>) -> mlua::Result<()> {
+        let headers = globals.lua.create_table()?;
+        headers.raw_set("X-A", "a")?;
+        headers.set_metatable(Some(globals.headers.clone()))?;
+        globals.table.raw_set("headers", headers)?;
         globals.table.raw_set("api_key", "sk-a")
     }
 
@@ -28,10 +32,9 @@ impl Job for Plain {
     }
 }
 
-const LIMITS: Limits = Limits { time: Duration::from_millis(100), memory: 10 << 20 };
-
 fn ask(text: &str) -> Result<serde_json::Value, Failure> {
-    let script = Script::compile("test", text, LIMITS).unwrap_or_else(|e| panic!("{text}: {e}"));
+    let script =
+        Script::compile("test", text, Limits::default()).unwrap_or_else(|e| panic!("{text}: {e}"));
     script.run_here(&Plain).0
 }
 
@@ -88,7 +91,7 @@ fn what_a_script_may_say() {
     ] {
         // Names of Lua are ASCII: the last line is not a script.
         if text.starts_with('余') {
-            assert!(Script::compile("test", text, LIMITS).is_err());
+            assert!(Script::compile("test", text, Limits::default()).is_err());
             continue;
         }
         let got = ask(text).unwrap_or_else(|e| panic!("{text}: {e}"));
@@ -144,15 +147,20 @@ fn nothing_is_left_behind() {
         "for k, v in pairs(string) do v = nil end string.find = 1",
         "os.left = 1 math.left = 1 json.left = 1",
         "string.format = function() return 1 end",
+        "getmetatable(headers).__index = function() return 'left' end",
+        "getmetatable(headers).left = 1",
+        "setmetatable(headers, nil)",
+        "rawset(headers, 'left', 1)",
         "local f = string.find local ok = pcall(rawset, f, 'left', 1)",
     ] {
         // Most of these fail, which is as good.
         ask(leave).ok();
         let got = ask(
             "return {left == nil, string.left == nil, ('').left == nil, os.left == nil, \
-             math.left == nil, json.left == nil, string.find('abc', 'b') == 2, string.format('%d', 7) == '7'}",
+             math.left == nil, json.left == nil, string.find('abc', 'b') == 2, string.format('%d', 7) == '7', \
+             headers['x-nothing'] == nil, headers.left == nil}",
         );
-        assert_eq!(got.unwrap(), serde_json::json!(vec![true; 8]), "{leave}");
+        assert_eq!(got.unwrap(), serde_json::json!(vec![true; 10]), "{leave}");
     }
 }
 
@@ -173,16 +181,16 @@ fn errors_tell_the_line_and_no_more() {
     assert!(error("error({})").len() < 200);
     assert!(matches!(ask("return function() end"), Err(Failure::Answer(_))));
     assert!(matches!(ask("local t = {} t.t = t return t"), Err(Failure::Answer(_))));
-    let why = Script::compile("auth.lua", "return 1 +", LIMITS).unwrap_err();
+    let why = Script::compile("auth.lua", "return 1 +", Limits::default()).unwrap_err();
     assert!(why.starts_with("auth.lua:1: unexpected symbol"), "{why}");
     // What is a chunk only together with what is put around it is no script.
     for text in ["end return 1, function()", "return 1 end do", "end"] {
-        assert!(Script::compile("test", text, LIMITS).is_err(), "{text}");
+        assert!(Script::compile("test", text, Limits::default()).is_err(), "{text}");
     }
 }
 
 /// Scripts that would run or grow for ever. All end, and only they.
-const HOSTILE: [&str; 30] = [
+const HOSTILE: [&str; 44] = [
     "while true do end",
     "repeat until false",
     "for i = 1, math.huge do end",
@@ -212,6 +220,20 @@ const HOSTILE: [&str; 30] = [
     "return json.decode('[' .. ('1,'):rep(2000000) .. '1]')",
     "local s = 'x' for i = 1, 30 do s = string.format('%s%s', s, s) end",
     "local t = setmetatable({}, {__index = function(t, k) return t[k] end}) return t.x",
+    "local m = {} local t = setmetatable({}, m) m.__call = t return t()",
+    "local t = setmetatable({}, {}) getmetatable(t).__call = t t()",
+    "local a = ('\\0'):rep(4500000) local b = a .. 'x' while true do local c = a < b local d = a < b local e = a < b end",
+    "local s = ('x'):rep(4000000) local t = {} for i = 1, 90 do t[i] = s end for i = 1, 1000000 do string.format(('%.1s'):rep(90), unpack(t)) end",
+    "local t = setmetatable({}, {__tostring = json.encode}) for i = 1, 1e9 do pcall(string.format, ('%s'):rep(40), t, t, t, t) end",
+    "while true do json.decode('{' .. ('\"a\":1,'):rep(100000) .. '\"a\":1}') end",
+    "local w = setmetatable({}, {__mode = 'k'})",
+    "while true do os.date(('%%'):rep(1500000)) end",
+    "while true do pcall(json.encode, ('\\1'):rep(5000000)) end",
+    "while true do string.format('%q', ('\\0'):rep(3000000)) end",
+    "local s = ('0'):rep(4500000) while true do local a = s + 0 end",
+    "local s = ('x'):rep(4000000) while true do log(s, s, s, s, s, s, s, s) end",
+    "local function f(n) return (('a'):rep(1000000):gsub('a+', function(s) return f(n) end)) end return f(1)",
+    "local s = ('ab'):rep(2000000) while true do s:find(s .. 'c', 1, true) end",
     "local t = setmetatable({}, {__close = function() while true do end end}) local x <close> = t",
 ];
 
@@ -242,6 +264,9 @@ fn finalizers_cannot_be_set() {
     // Set later it is never called.
     ask("local m = {} for i = 1, 1000 do setmetatable({}, m) end m.__gc = function() while true do end end")
         .unwrap();
+    let kept = "local C = {} C.__index = C function C:name() return 'c' end
+        local o = setmetatable({}, C) return {o:name(), getmetatable(o) == C}";
+    assert_eq!(ask(kept).unwrap(), serde_json::json!(["c", true]));
     for _ in 0..100 {
         ask("local t = {} for i = 1, 1000 do t[i] = {} end").unwrap();
     }
@@ -249,23 +274,42 @@ fn finalizers_cannot_be_set() {
 
 #[test]
 fn the_log_is_bounded() {
-    let script = Script::compile("test", "for i = 1, 1000 do log('line\\n' .. i, 2) end", LIMITS);
+    let script =
+        Script::compile("test", "for i = 1, 1000 do log('line\\n' .. i, 2) end", Limits::default());
     let (result, account) = script.unwrap().run_here(&Plain);
     assert!(result.is_ok());
     assert_eq!(account.log.len(), 11);
     assert_eq!(account.log[0], "line 1\u{20}2");
 }
 
+/// What a script answers does not depend on where it runs.
+#[tokio::test]
+async fn a_trial_changes_no_decision() {
+    for (text, expected) in [
+        ("return {(pcall(string.rep, 'x', 2000000))}", "[true]"),
+        ("return {not pcall(string.rep, 'x', 20000000)}", "[true]"),
+        ("return #json.decode('[' .. ('1,'):rep(150000) .. '1]')", "150001"),
+        ("local ok = pcall(function() for i = 1, 200000 do end end) return {ok}", "[true]"),
+    ] {
+        let script = std::sync::Arc::new(Script::compile("t", text, Limits::default()).unwrap());
+        assert_eq!(script.run_here(&Plain).0.unwrap().to_string(), expected, "{text}");
+        for _ in 0..5 {
+            assert_eq!(script.run(&Plain).await.unwrap().to_string(), expected, "{text}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn slow_scripts_leave_the_thread_of_the_request() {
     let text = "local n = 0 for i = 1, 400000 do n = n + i end return n";
-    let script = std::sync::Arc::new(Script::compile("slow", text, LIMITS).unwrap());
+    let script = std::sync::Arc::new(Script::compile("slow", text, Limits::default()).unwrap());
     for _ in 0..5 {
         assert_eq!(script.run(&Plain).await.unwrap(), 80_000_200_000_i64);
     }
-    let endless =
-        std::sync::Arc::new(Script::compile("endless", "while true do end", LIMITS).unwrap());
+    let endless = std::sync::Arc::new(
+        Script::compile("endless", "while true do end", Limits::default()).unwrap(),
+    );
     for _ in 0..5 {
-        assert_eq!(endless.run(&Plain).await, Err(Failure::Time(LIMITS.time)));
+        assert_eq!(endless.run(&Plain).await, Err(Failure::Time(Limits::default().time)));
     }
 }

@@ -530,10 +530,10 @@ impl Maker<'_> {
             _ => (text.to_owned(), self.script_file(&at, text)?),
         };
         let standard = Limits::default();
-        let limits = Limits {
-            time: lua.timeout.map_or(standard.time, |t| t.0),
-            memory: lua.max_memory.map_or(standard.memory, |m| m.0 as usize),
-        };
+        let limits = Limits::new(
+            lua.timeout.map_or(standard.time, |t| t.0),
+            lua.max_memory.map_or(standard.memory, |m| m.0 as usize),
+        );
         if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&limits.time) {
             self.problem(
                 format!("{at}.timeout"),

@@ -113,6 +113,9 @@ fn announce(plan: &Plan) {
     for backend in &plan.backends {
         log::info!("backend {} at {}, weight {}", backend.name, backend.url, backend.weight);
     }
+    if plan.auth.is_none() {
+        log::info!("no auth: everybody may call");
+    }
     if plan.usage_hook.is_none() {
         log::info!("no usage_hook: usage records are not sent anywhere");
     }

@@ -1,9 +1,9 @@
 //! The token, asked for before anything else.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
-    extract::{Request, State},
+    extract::{ConnectInfo, Request, State},
     http::{HeaderMap, header},
     middleware::Next,
     response::Response,
@@ -37,6 +37,7 @@ impl Lock {
 /// 401 without a token, 403 with a wrong one.
 pub async fn check(
     State(lock): State<Lock>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
     request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
@@ -45,6 +46,7 @@ pub async fn check(
         return Err(Refusal::new(&path, 401, "missing_token", "X-Admin-Token is missing"));
     };
     if !lock.opens(shown) {
+        log::warn!(target: "audit", "a wrong token from={}", from.ip());
         return Err(Refusal::new(&path, 403, "wrong_token", "the token is not the right one"));
     }
     Ok(next.run(request).await)

@@ -233,7 +233,7 @@ pub async fn sync(
     let mut list = Vec::with_capacity(keys.len());
     for entry in keys {
         let (key, fields) = split(entry)?;
-        list.push((key, spec(fields)?));
+        list.push((key, move |old: KeySpec| merged(&old, fields)));
     }
     let synced = parts.carry.keys.sync(list, mode).await.map_err(refuse)?;
     let counts = format!(

@@ -10,22 +10,31 @@ mod guard;
 mod keys;
 mod legacy;
 
-use std::{
-    io,
-    net::{SocketAddr, TcpListener},
-    sync::Arc,
-};
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
-use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get};
+use axum::{
+    Extension, Router,
+    extract::{ConnectInfo, DefaultBodyLimit, Request},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::sync::Semaphore;
 use utoipa::{
     OpenApi,
     openapi::{
-        ContentBuilder, OpenApi as Document, Ref, Response, ResponseBuilder,
+        ContentBuilder, OpenApi as Document, Ref, Response as Documented, ResponseBuilder,
         security::{ApiKey, ApiKeyValue, SecurityScheme},
     },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use self::answer::Refusal;
 use crate::{
     base::Secret,
     runtime::{Carry, Live},
@@ -96,7 +105,7 @@ const EVERYWHERE: [(&str, &str); 3] = [
     ("500", "The keys cannot be read or written"),
 ];
 
-fn refusal(about: &str, schema: &str) -> Response {
+fn refusal(about: &str, schema: &str) -> Documented {
     let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
     ResponseBuilder::new().description(about).content("application/json", body).build()
 }
@@ -114,9 +123,32 @@ fn app(parts: Parts, token: &Secret) -> Router {
         .fallback(answer::unknown_path)
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(DefaultBodyLimit::max(LARGEST))
+        .layer(middleware::from_fn(whole))
         .layer(middleware::from_fn_with_state(guard::Lock::new(token), guard::check))
         .with_state(parts)
 }
+
+/// Finishes what was begun also when the client goes away: a change, its line in the log, and what
+/// makes it seen belong together.
+async fn whole(request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let work = tokio::spawn(tokio::time::timeout(REQUEST, next.run(request)));
+    match work.await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => {
+            Refusal::new(&path, 408, "timeout", "the request took too long").into_response()
+        }
+        Err(_) => Refusal::new(&path, 500, "internal_error", "the request failed").into_response(),
+    }
+}
+
+/// How long a client may take for the head of a request, and a request from head to answer.
+const HEAD: Duration = Duration::from_secs(10);
+const REQUEST: Duration = Duration::from_secs(60);
+
+/// Connections at a time: whoever reaches the port without a token must not use up all that there
+/// is.
+const CONNECTIONS: usize = 256;
 
 /// Serves for ever.
 ///
@@ -131,5 +163,26 @@ pub async fn run(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let app = app(Parts { live, carry }, token);
-    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, from) = match listener.accept().await {
+            Ok(connection) => connection,
+            // Out of file descriptors, or a client that has gone again.
+            Err(e) => {
+                log::warn!("admin: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(app.clone().layer(Extension(ConnectInfo(from))));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            connection.await.ok();
+            drop(place);
+        });
+    }
 }

@@ -93,9 +93,28 @@ impl Cache {
         let Ok(slot) = self.slots.get_or_insert_with(digest, || Ok::<_, ()>(Arc::default())) else {
             return Err(StoreError::new("no memory for the key"));
         };
-        let _turn = slot.asking.lock().await;
+        let _turn = match slot.asking.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => {
+                // While a place is away nobody waits who has an old answer.
+                let failed = lock(&slot.failure).clone();
+                if let Some((_, why)) = failed
+                    && let Ok(told) = self.old(&slot, changes(), why)
+                {
+                    return Ok(told);
+                }
+                slot.asking.lock().await
+            }
+        };
         if let Some(record) = self.holding(&slot, changes(), Instant::now()) {
             return Ok(Told { record, stale: None });
+        }
+        // An answer to a question that was put after this one came is as good as one's own.
+        if let Some(answer) = slot.answer.load_full()
+            && answer.at >= came
+            && answer.changes == changes()
+        {
+            return Ok(Told { record: answer.record.clone(), stale: None });
         }
         // Whoever waited for a question that failed does not put it once more, and a place that is
         // away is not asked for the same key all the time.
@@ -111,6 +130,7 @@ impl Cache {
                         let record = record.map(Arc::new);
                         let answer = Answer { record: record.clone(), at, changes };
                         slot.answer.store(Some(Arc::new(answer)));
+                        *lock(&slot.failure) = None;
                         return Ok(Told { record, stale: None });
                     }
                     Err(why) => {
@@ -120,14 +140,17 @@ impl Cache {
                 }
             }
         };
-        result.or_else(|why| self.old(&slot, why))
+        result.or_else(|why| self.old(&slot, changes(), why))
     }
 
     /// An old answer in place of one that cannot be had.
-    fn old(&self, slot: &Slot, why: StoreError) -> Result<Told, StoreError> {
+    fn old(&self, slot: &Slot, changes: u64, why: StoreError) -> Result<Told, StoreError> {
         let answer = slot.answer.load_full();
         match (answer, self.plan.stale) {
-            (Some(answer), Some(most)) if answer.at.elapsed() < most => {
+            // What was changed by this process since is known to be wrong.
+            (Some(answer), Some(most))
+                if answer.changes == changes && answer.at.elapsed() < most =>
+            {
                 Ok(Told { record: answer.record.clone(), stale: Some(why) })
             }
             _ => Err(why),
@@ -229,6 +252,48 @@ mod tests {
             let told = cache.ask(&KEY, || 0, async || Err(StoreError::new("down"))).await;
             assert_eq!(told.is_ok_and(|t| t.record.is_some() && t.stale.is_some()), serves);
         }
+    }
+
+    #[tokio::test]
+    async fn without_a_ttl_those_who_wait_still_share_a_question() {
+        let cache = cache(Duration::ZERO, None);
+        let asked = AtomicU64::new(0);
+        let all = (0..100).map(|_| {
+            cache.ask(
+                &KEY,
+                || 0,
+                async || {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Ok(Some(known()))
+                },
+            )
+        });
+        assert!(join_all(all).await.into_iter().all(|told| told.is_ok()));
+        // The first question was put when it came; the others came before the second.
+        assert!(asked.load(Ordering::Relaxed) <= 2, "{}", asked.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn what_was_changed_is_not_revived() {
+        let cache = cache(Duration::from_secs(60), Some(Duration::from_secs(60)));
+        cache.ask(&KEY, || 1, async || Ok(Some(known()))).await.unwrap();
+        let told = cache.ask(&KEY, || 2, async || Err(StoreError::new("down"))).await;
+        assert!(told.is_err());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_place_that_is_away_who_has_an_old_answer() {
+        let cache = cache(Duration::ZERO, Some(Duration::from_secs(60)));
+        let down = async || Err(StoreError::new("down"));
+        cache.ask(&KEY, || 0, async || Ok(Some(known()))).await.unwrap();
+        cache.ask(&KEY, || 0, down).await.unwrap();
+        tokio::time::sleep(PAUSE).await;
+        let slow = cache.ask(&KEY, || 0, async || std::future::pending().await);
+        tokio::pin!(slow);
+        assert!(futures::poll!(&mut slow).is_pending());
+        let told = cache.ask(&KEY, || 0, down).await.unwrap();
+        assert!(told.stale.is_some());
     }
 
     #[tokio::test]

@@ -312,20 +312,21 @@ impl KeyStore {
     pub async fn rotate(&self, id: &str) -> Result<(String, StoredKey), KeyError> {
         let key = make_key();
         let mut change = self.begin().await?;
+        let row = sqlx::query("SELECT * FROM api_keys WHERE id = ?").bind(id);
+        let row = row.fetch_optional(&mut *change).await?.ok_or(KeyError::Unknown)?;
+        let mut stored = read(&row)?;
+        (stored.prefix, stored.updated_at) = (prefix(&key), now());
         const ROTATE: &str =
             "UPDATE api_keys SET digest = ?, prefix = ?, updated_at = ? WHERE id = ?";
-        let done = sqlx::query(ROTATE)
+        sqlx::query(ROTATE)
             .bind(&digest(&key)[..])
-            .bind(prefix(&key))
-            .bind(now())
+            .bind(&stored.prefix)
+            .bind(stored.updated_at)
             .bind(id)
             .execute(&mut *change)
             .await?;
-        if done.rows_affected() == 0 {
-            return Err(KeyError::Unknown);
-        }
         self.commit(change).await?;
-        Ok((key, self.by_id(id).await?))
+        Ok((key, stored))
     }
 
     /// Removes a key.
@@ -342,20 +343,19 @@ impl KeyStore {
         self.commit(change).await
     }
 
-    /// Takes over a list of keys, all or nothing.
+    /// Takes over a list of keys, all or nothing. With each comes what makes of what is said now
+    /// (nothing, for a new key) what shall be said.
     ///
     /// # Errors
     /// If one of them cannot be.
-    pub async fn sync(
-        &self,
-        keys: Vec<(String, KeySpec)>,
-        mode: SyncMode,
-    ) -> Result<Synced, KeyError> {
+    pub async fn sync<F>(&self, keys: Vec<(String, F)>, mode: SyncMode) -> Result<Synced, KeyError>
+    where
+        F: FnOnce(KeySpec) -> Result<KeySpec, String>,
+    {
         let mut done = Synced::default();
         let mut change = self.begin().await?;
         let mut kept = std::collections::HashSet::new();
-        for (key, spec) in keys {
-            let mut stored = new_key(&key, spec)?;
+        for (key, said) in keys {
             if !kept.insert(digest(&key)) {
                 return Err(KeyError::Invalid("a key stands twice in the list".to_owned()));
             }
@@ -365,11 +365,15 @@ impl KeyStore {
                 .await?;
             match known {
                 Some(row) => {
-                    stored.id = read(&row)?.id;
+                    let mut stored = read(&row)?;
+                    let spec = said(stored.spec).and_then(checked).map_err(KeyError::Invalid)?;
+                    (stored.spec, stored.updated_at) = (spec, now());
                     write(&mut change, &stored).await?;
                     done.updated += 1;
                 }
                 None => {
+                    let spec = said(KeySpec::default()).map_err(KeyError::Invalid)?;
+                    let stored = new_key(&key, spec)?;
                     insert(&mut change, &key, &stored).await?;
                     done.created += 1;
                 }
@@ -650,7 +654,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = KeyStore::new(folder.path().join("keys.db"));
         let keys = |names: &[&str]| {
-            names.iter().map(|n| ((*n).to_owned(), KeySpec::default())).collect::<Vec<_>>()
+            names.iter().map(|n| ((*n).to_owned(), Ok::<KeySpec, String>)).collect::<Vec<_>>()
         };
         let done = store.sync(keys(&["sk-aaaaaa", "sk-bbbbbb"]), SyncMode::Incremental).await;
         assert_eq!(done.unwrap(), Synced { created: 2, updated: 0, deleted: 0 });

@@ -2,13 +2,14 @@
 
 use std::{
     future::Future,
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use http::HeaderMap;
 use prometheus::IntCounter;
 use serde_json::Map;
+use tokio::sync::Semaphore;
 
 use super::{
     Call, Credential, KeyStore,
@@ -17,15 +18,21 @@ use super::{
     provider::{self, KeyRecord, Place, Provider, Wanted, words},
 };
 use crate::{
-    base::{Principal, Rejection, terms::Unfit},
+    base::{Principal, Rejection, lock, terms::Unfit},
     config::{
         plan::{AuthPlan, ProviderPlan, Reason, Source},
         raw::Mode,
     },
-    lua::Script,
+    lua::{Failure, Script},
     store::{StoreError, Stores, within},
     telemetry::Metrics,
 };
+
+/// For so long a failure is not told of again.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Questions to one provider at a time.
+const QUESTIONS: usize = 64;
 
 /// Seconds after which a client may try again when a provider cannot be asked.
 const RETRY_AFTER: u64 = 2;
@@ -59,6 +66,23 @@ struct Stage {
     plan: ProviderPlan,
     script: Option<Arc<Script>>,
     allowed: IntCounter,
+    /// Places for questions under way: a flood of keys that nobody knows must not take all of a
+    /// store's connections, nor open any number of calls to a webhook.
+    questions: Arc<Semaphore>,
+    /// The failure that was told of last, and when.
+    told: Mutex<Option<(Instant, String)>>,
+}
+
+impl Stage {
+    /// Tells of a failure, but not of the same one more than once a second.
+    fn tell(&self, what: &str) {
+        let mut told = lock(&self.told);
+        let known = |(at, text): &(Instant, String)| at.elapsed() < QUIET && text == what;
+        if !told.as_ref().is_some_and(known) {
+            log::warn!("auth provider {}: {what}", self.name);
+            *told = Some((Instant::now(), what.to_owned()));
+        }
+    }
 }
 
 /// A caller whose key is known, and not yet decided about.
@@ -90,6 +114,8 @@ impl Auth {
                 plan: provider.clone(),
                 script: provider.script.clone(),
                 allowed: with.metrics.auth.with_label_values(&[&provider.name, "allow"]),
+                questions: Arc::new(Semaphore::new(QUESTIONS)),
+                told: Mutex::default(),
             }
         };
         Self {
@@ -170,13 +196,13 @@ impl Auth {
         match stage.cache.ask(&wanted.digest, changes, question).await {
             Ok(told) => {
                 if let Some(why) = told.stale {
-                    log::warn!("auth provider {}: {why}; its last answer still serves", stage.name);
+                    stage.tell(&format!("{why}; its last answer still serves"));
                     self.count(&stage.name, "stale");
                 }
                 Ok(told.record)
             }
             Err(why) => {
-                log::warn!("auth provider {}: {why}", stage.name);
+                stage.tell(&why.to_string());
                 self.count(&stage.name, "error");
                 Err(())
             }
@@ -192,12 +218,16 @@ impl Auth {
         wanted: &Wanted,
     ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + use<> {
         let (provider, wanted) = (Arc::clone(provider), wanted.clone());
-        let timeout = stage.plan.timeout;
+        let (timeout, questions) = (stage.plan.timeout, Arc::clone(&stage.questions));
         let queries = self.metrics.auth_queries.clone();
         let name = stage.name.clone();
         let task = self.runtime.spawn(async move {
             let began = Instant::now();
-            let found = within(timeout, provider.find(&wanted)).await;
+            let found = within(timeout, async {
+                let _place = questions.acquire().await.map_err(StoreError::new)?;
+                provider.find(&wanted).await
+            });
+            let found = found.await;
             let result = match &found {
                 Ok(Some(_)) => "found",
                 Ok(None) => "unknown",
@@ -279,7 +309,10 @@ impl Auth {
             Err(why) => {
                 log::error!("auth provider {}: script {} failed: {why}", stage.name, script.name());
                 self.count(&stage.name, "script_error");
-                return Err(self.rejection(Reason::ScriptError));
+                // Nobody has looked at this caller: it may try again.
+                let busy = why == Failure::Busy;
+                let reason = if busy { Reason::Unavailable } else { Reason::ScriptError };
+                return Err(self.rejection(reason));
             }
         };
         if verdict.allow {

@@ -46,7 +46,13 @@ impl Terms {
             |names: &[&str]| names.iter().filter_map(|n| data.get(*n)).find(|v| !is_nothing(v));
         let named = |name: &str, why: &str| format!("`{name}` {why}");
         let time = |names: &[&str]| {
-            get(names)
+            // `expires_at: 0` says nothing, and must not hide an `expired_at`.
+            let names: Vec<_> = names
+                .iter()
+                .copied()
+                .filter(|n| data.get(*n).and_then(number) != Some(0.0))
+                .collect();
+            get(&names)
                 .map(|v| moment(v).ok_or_else(|| named(names[0], "is not a time")))
                 .transpose()
         };

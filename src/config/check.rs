@@ -39,6 +39,11 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
     let mut problems = Vec::new();
     let plan = document(text, &mut problems).and_then(|mut document| {
         let expanded = expand(&mut document, env, &mut problems);
+        if document.get("auth").is_some_and(Value::is_null) {
+            // What is left of a section whose lines were commented out is not "nobody is asked".
+            let problem = Problem::new("auth", "holds nothing");
+            problems.push(problem.hint("write `auth: {}` to ask for keys, or remove it"));
+        }
         // Later problems may only be the echo of a variable that is missing, but mostly are not.
         let (raw, removed) = read::<Raw>(document, &expanded, &mut problems);
         let mut further = Vec::new();

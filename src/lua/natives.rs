@@ -294,7 +294,8 @@ fn gsub(
         Ok(())
     };
     let mut budget = Budget::new(&over);
-    let done = pattern::substitute(&bytes, &pattern_bytes(pattern)?, most, &mut budget, &mut replace);
+    let done =
+        pattern::substitute(&bytes, &pattern_bytes(pattern)?, most, &mut budget, &mut replace);
     match done {
         Ok((out, n)) => Ok((lua.create_string(out)?, n)),
         Err(SubstituteError::Pattern(e)) => Err(failed(lua, clock, &e)),

@@ -1,6 +1,7 @@
 //! Reloads the configuration on SIGHUP and when its file changes: whole, or not at all.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -33,7 +34,7 @@ pub async fn run(
         Ok(hangup) => hangup,
         Err(e) => return log::error!("cannot listen for SIGHUP, reloading is off: {e}"),
     };
-    let mut known = contents(&file, &live);
+    let mut known: Contents = contents(&file, &live).into_iter().collect();
     let mut missed = false;
     loop {
         let (why, wish) = tokio::select! {
@@ -41,29 +42,39 @@ pub async fn run(
             wish = wishes.recv() => (Some(" by the admin API"), wish),
             () = tokio::time::sleep(LOOK) => (None, None),
         };
+        // Read before the load: what is written meanwhile is a further change.
         let found = contents(&file, &live);
-        let gone = found.first().is_none_or(Option::is_none);
+        let gone = found.first().is_none_or(|(_, text)| text.is_none());
+        let changed = |(path, text): &(PathBuf, Option<Vec<u8>>)| {
+            known.get(path).is_some_and(|before| before != text)
+        };
+        let changed = found.iter().any(changed);
         if gone && !missed {
             log::warn!("{} cannot be read; the configuration in force stays", file.display());
         }
         missed = gone;
         // A file that is gone for the moment is being replaced.
-        if why.is_some() || (!gone && found != known) {
+        if why.is_some() || (!gone && changed) {
             log::info!("reloading {}{}", file.display(), why.unwrap_or(": it has changed"));
             let done = reload(&file, &live, &carry).await;
             if let Some(wish) = wish {
                 wish.send(done).ok();
             }
-            known = contents(&file, &live);
+        }
+        if !gone {
+            known.extend(found);
         }
     }
 }
 
-/// What stands in the file and in those that it names.
-fn contents(file: &Path, live: &Live) -> Vec<Option<Vec<u8>>> {
+type Contents = HashMap<PathBuf, Option<Vec<u8>>>;
+
+/// What stands in the file, and in those that it names.
+fn contents(file: &Path, live: &Live) -> Vec<(PathBuf, Option<Vec<u8>>)> {
     let snapshot = live.load();
     let named = snapshot.plan.files.iter().map(PathBuf::as_path);
-    std::iter::once(file).chain(named).map(|f| std::fs::read(f).ok()).collect()
+    let all = std::iter::once(file).chain(named);
+    all.map(|path| (path.to_owned(), std::fs::read(path).ok())).collect()
 }
 
 /// Loads the file; the new generation, or everything that is wrong.

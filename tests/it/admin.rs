@@ -115,11 +115,10 @@ async fn a_key_lives_and_is_seen_at_once() {
             "{path}"
         );
     }
-    let log = admin.gateway.log();
     for line in ["key created", "key changed", "key rotated", "key deleted"] {
-        let line = format!("audit: {line} {id:?} from=127.0.0.1");
-        assert!(log.contains(&line), "{line} in {log}");
+        admin.gateway.logs(&format!("audit: {line} {id:?} from=127.0.0.1")).await;
     }
+    let log = admin.gateway.log();
     assert!(!log.contains(key) && !log.contains(new) && !log.contains(TOKEN));
 }
 
@@ -208,6 +207,11 @@ async fn the_endpoints_of_version_0_5_answer_as_they_did() {
     assert_eq!(data["name"], "旧");
     assert!(!found.to_string().contains(key), "the key is not told back: {found}");
 
+    // What is not said of a known key stays.
+    let again = json!({"mode": "incremental", "keys": [{"key": key, "user_id": "v"}]});
+    assert_eq!(post("sync", again).await.0, 200);
+    let (_, found) = post("get", json!({"key": key})).await;
+    assert_eq!((&found["data"]["user_id"], &found["data"]["name"]), (&"v".into(), &"旧".into()));
     assert_eq!(post("update", json!({"key": key, "status": 1})).await.0, 200);
     assert_eq!(admin.gateway.ask_as(key).await.status, 403);
     let (_, changed) =
@@ -264,6 +268,18 @@ async fn only_the_token_opens_it() {
     // A body is capped.
     let large = json!({"name": "x".repeat(1 << 20)});
     assert_eq!(admin.post("/admin/v1/keys", large).await.0, 413);
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_left() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let sim = sim().await;
+    let admin = Admin::start(&[sim.url()], "").await;
+    let mut stream = tokio::net::TcpStream::connect(admin.address).await.unwrap();
+    stream.write_all(b"GET /admin/v1/keys HTTP/1.1\r\nX-Adm").await.unwrap();
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(super::support::PATIENCE, stream.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "the connection stays open");
 }
 
 #[tokio::test]

@@ -231,6 +231,54 @@ async fn both_modes_keep_their_word() {
 }
 
 #[tokio::test]
+async fn in_mode_all_a_provider_that_is_away_lets_nobody_in() {
+    let sim = sim().await;
+    let away = "{type: redis, redis: {addr: \"127.0.0.1:1\"}}";
+    let here = "{type: static, static: {keys: [{key: sk-good-000001}]}}";
+    for (mode, order, status) in [
+        ("all", [here, away], 503),
+        ("all", [away, here], 503),
+        ("first_match", [away, here], 200),
+        ("first_match", [here, away], 200),
+    ] {
+        let [one, two] = order;
+        let text = format!("auth: {{mode: {mode}, pipeline: [{one}, {two}]}}\n");
+        let gateway = Gateway::before(&[sim.url()], &text).await;
+        assert_eq!(gateway.ask_as("sk-good-000001").await.status, status, "{mode} {order:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_refusal_can_be_set() {
+    let sim = sim().await;
+    let script = "if api_key == 'sk-no' then return false end error('x')";
+    let away = "{type: redis, name: away, redis: {addr: \"127.0.0.1:1\"}}";
+    let lua = format!("{{type: lua, lua_script: \"{script}\"}}");
+    for (reason, pipeline, key) in [
+        ("not_yet_valid", "{type: file}", "sk-early-00001"),
+        ("ip_denied", "{type: file}", "sk-there-00001"),
+        ("disabled", "{type: file}", "sk-off-0000001"),
+        ("expired", "{type: file}", "sk-late-000001"),
+        ("missing_key", "{type: file}", ""),
+        ("not_found", "{type: file}", "sk-unknown"),
+        ("unavailable", away, "sk-unknown"),
+        ("denied", &lua, "sk-no"),
+        ("script_error", &lua, "sk-error"),
+    ] {
+        let set = format!(
+            "auth: {{pipeline: [{pipeline}], status_codes: {{{reason}: {{http_code: 418, code: MINE, message: 短}}}}}}"
+        );
+        let gateway = Gateway::before(&[sim.url()], &KEYS.replace("auth: {}", &set)).await;
+        let answer = gateway.ask_as(key).await;
+        assert_eq!(code(&answer), no(418, "MINE"), "{reason}");
+        assert_eq!(answer.json()["error"]["message"], "短", "{reason}");
+    }
+    let closed = KEYS.replace("auth: {}", "auth: {status_codes: {active: {allow: false}}}");
+    let gateway = Gateway::before(&[sim.url()], &closed).await;
+    assert_eq!(code(&gateway.ask_as("sk-good-000001").await), no(403, "CLOSED"));
+}
+
+#[tokio::test]
 async fn streams_need_a_key_too_and_a_reload_changes_who_has_one() {
     let sim = sim_with(|b| b.tokens = 3).await;
     let gateway = Gateway::before(&[sim.url()], KEYS).await;

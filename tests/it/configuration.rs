@@ -119,6 +119,9 @@ fn mistakes_in_the_new_sections_are_told() {
     }
     for (text, expected) in [
         ("auth: {}", "there is no key: every request would be refused"),
+        ("auth:\n# enabled: true", "holds nothing"),
+        ("auth: {skip_paths: [\"\"]}\napi_keys: [{key: a}]", "is not the beginning of some paths"),
+        ("auth: {skip_paths: [\"/\"]}\napi_keys: [{key: a}]", "is not the beginning of some paths"),
         (
             "auth: {status_codes: {expired: {http_code: 200}}}\napi_keys: [{key: a}]",
             "between 400 and 599",

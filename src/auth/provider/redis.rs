@@ -17,22 +17,21 @@ use crate::{
 /// Keys in Redis.
 pub struct RedisKeys {
     server: Arc<Redis>,
-    /// What stands before and behind the key in the name.
-    around: (String, String),
+    /// The name, with `{api_key}` in it.
+    pattern: String,
 }
 
 impl RedisKeys {
     /// Keys of a server, under names like `pattern`.
     pub fn new(server: Arc<Redis>, pattern: &str) -> Self {
-        let (before, behind) = pattern.split_once("{api_key}").unwrap_or((pattern, ""));
-        Self { server, around: (before.to_owned(), behind.to_owned()) }
+        Self { server, pattern: pattern.to_owned() }
     }
 }
 
 #[async_trait]
 impl Provider for RedisKeys {
     async fn find(&self, wanted: &Wanted) -> Result<Option<KeyRecord>, StoreError> {
-        let name = format!("{}{}{}", self.around.0, wanted.key, self.around.1);
+        let name = self.pattern.replace("{api_key}", &wanted.key);
         let data = match self.server.hash_or_string(&name).await? {
             Found::Nothing => return Ok(None),
             Found::Hash(fields) => {

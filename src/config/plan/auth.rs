@@ -184,6 +184,15 @@ impl Maker<'_> {
             self.unused_keys(whole, "auth is not enabled");
             return None;
         };
+        for (i, path) in raw.skip_paths.iter().enumerate() {
+            if !path.starts_with('/') || path == "/" {
+                self.problem(
+                    format!("auth.skip_paths[{i}]"),
+                    format!("`{path}` is not the beginning of some paths"),
+                    "write `/v1/models`; to ask nobody for a key set `enabled: false`",
+                );
+            }
+        }
         let mut pipeline: Vec<ProviderPlan> = Vec::new();
         for (i, provider) in raw.pipeline.iter().enumerate().filter(|(_, p)| p.enabled) {
             let place = Place { at: format!("auth.pipeline[{i}]"), raw: provider, whole };
@@ -430,6 +439,11 @@ impl Maker<'_> {
 
     fn keys(&mut self, at: &str, raw: &[raw::ApiKey], defaults: &raw::Defaults) -> Vec<KeyPlan> {
         let mut keys: Vec<KeyPlan> = Vec::new();
+        if raw.iter().any(|e| e.quota_reset_period.is_some())
+            || defaults.quota_reset_period.is_some()
+        {
+            self.warn(at, "`quota_reset_period` has no effect in this version: quotas are compared, and not counted or reset");
+        }
         for (i, entry) in raw.iter().enumerate() {
             let at = format!("{at}[{i}]");
             let key = self.secret(&at, "key", entry.key.as_ref(), entry.key_file.as_deref());

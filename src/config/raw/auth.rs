@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{ByteSize, SecretText, Span, secs, three_seconds, yes};
 
@@ -99,6 +99,7 @@ pub struct Provider {
     /// A script that decides about the keys of this provider, in place of the default rules.
     pub lua: Option<Lua>,
     /// The script itself; the same as `lua: {script}`.
+    #[serde(serialize_with = "length_only")]
     pub lua_script: Option<String>,
     /// A file with the script; the same as `lua: {path}`.
     pub lua_script_file: Option<String>,
@@ -330,6 +331,7 @@ pub enum WebhookMethod {
 #[serde(deny_unknown_fields, default)]
 pub struct Lua {
     /// The script itself.
+    #[serde(serialize_with = "length_only")]
     pub script: Option<String>,
     /// A file with the script; read at each load of the configuration.
     pub path: Option<String>,
@@ -509,6 +511,12 @@ impl Default for Admin {
             db_path: "data/keys.db".to_owned(),
         }
     }
+}
+
+/// A script may well hold keys: it is not shown.
+fn length_only<S: Serializer>(script: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    let shown = script.as_ref().map(|text| format!("[{} bytes]", text.len()));
+    shown.serialize(serializer)
 }
 
 fn ten_seconds() -> Span {

@@ -184,7 +184,8 @@ impl Lookup {
     fn exact(&self, mut row: Row, key: &str) -> Option<Row> {
         use subtle::ConstantTimeEq;
         let told = row.shift_remove(KEY)?;
-        row.shift_remove(&self.key_column);
+        // MySQL and SQLite find a column by its name in any case.
+        row.retain(|name, _| !name.eq_ignore_ascii_case(&self.key_column));
         let same = bool::from(told.as_str()?.as_bytes().ct_eq(key.as_bytes()));
         same.then_some(row)
     }

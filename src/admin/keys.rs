@@ -15,7 +15,10 @@ use super::{
     Parts,
     answer::{Body, ErrorBody, Params, Refusal, audit},
 };
-use crate::auth::keystore::{KeyError, KeySpec, ResetPeriod, StoredKey};
+use crate::{
+    auth::keystore::{KeyError, KeySpec, StoredKey},
+    base::terms::ResetPeriod,
+};
 
 type From = ConnectInfo<SocketAddr>;
 type Answer<T> = Result<T, Refusal>;

@@ -4,9 +4,34 @@
 
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::ip::{self, IpRules};
+
+/// When a quota begins anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum ResetPeriod {
+    Daily,
+    Weekly,
+    Monthly,
+    Never,
+}
+
+/// Takes out what says nothing: scripts ask `if data.x then`, and empty is not nothing to them.
+pub fn drop_empty(data: &mut Map<String, Value>) {
+    data.retain(|_, value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        _ => true,
+    });
+}
 
 /// Why a key is not good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! never meets a configuration error.
 
 mod auth;
+mod script;
 mod storage;
 
 use std::{
@@ -14,9 +15,8 @@ use std::{
 use http::{HeaderName, HeaderValue, Method, Uri};
 use ipnet::IpNet;
 
-pub use self::auth::{
-    Answer, Answers, AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, SHIPPED, Source,
-};
+pub use self::auth::{Answer, Answers, AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, Source};
+pub use self::script::SHIPPED;
 use super::{
     problem::Problem,
     raw::{self, ErrorFormat, HealthCheck, KeyForm, Log, Raw, SecretText, StreamUsage},

@@ -222,11 +222,13 @@ impl Script {
     fn attempt<J: Job>(&self, job: &J) -> Option<Result<J::Answer, Failure>> {
         let (result, account) = interpreter::run(self, job, self.limits.brief());
         if matches!(result, Err(Failure::Time(_))) {
-            self.overruns.fetch_add(1, Ordering::Relaxed);
+            let more = |n: u32| (n < 2 * PATIENCE).then_some(n + 1);
+            self.overruns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok();
             return None;
         }
         if self.overruns.load(Ordering::Relaxed) > 0 {
-            self.overruns.fetch_sub(1, Ordering::Relaxed);
+            let less = |n: u32| n.checked_sub(1);
+            self.overruns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok();
         }
         self.tell(&account);
         Some(result)

@@ -12,7 +12,7 @@ use crate::{
         terms::{self, Terms},
     },
     config::raw::{self, Mode, OnError, ProviderKind, Raw},
-    lua::{Limits, Script},
+    lua::Script,
     store::{redis, sql},
 };
 
@@ -121,7 +121,7 @@ pub enum Reason {
 
 /// How each reason is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answers(Vec<Answer>);
+pub struct Answers(Vec<(Reason, Answer)>);
 
 /// How one reason is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,34 +139,68 @@ pub struct Answer {
 impl Answers {
     /// The answer for a reason.
     pub fn of(&self, reason: Reason) -> &Answer {
-        &self.0[reason as usize]
+        let found = self.0.iter().find(|(known, _)| *known == reason);
+        &found.expect("`ANSWERS` names every reason").1
     }
 }
 
-/// The defaults, in the order of [`Reason`].
-const ANSWERS: [(&str, u16, &str, &str); 11] = [
-    ("active", 403, "CLOSED", "The gateway is closed"),
-    ("disabled", 403, "DISABLED", "The API key is disabled"),
-    ("expired", 403, "EXPIRED", "The API key has expired"),
-    ("not_yet_valid", 403, "NOT_YET_VALID", "The API key is not valid yet"),
-    ("ip_denied", 403, "IP_NOT_ALLOWED", "The API key may not be used from this address"),
-    ("quota_exceeded", 429, "QUOTA_EXCEEDED", "The quota of the API key is used up"),
-    ("not_found", 401, "NOT_FOUND", "The API key is not valid"),
-    ("missing_key", 401, "MISSING_KEY", "You did not provide an API key"),
-    ("denied", 403, "DENIED", "Access denied"),
-    ("script_error", 403, "SCRIPT_ERROR", "Access cannot be decided"),
-    ("unavailable", 503, "AUTH_UNAVAILABLE", "API keys cannot be checked at the moment"),
+/// What is said of a reason where the configuration says nothing: its key there, status, code and
+/// sentence.
+const ANSWERS: [(Reason, &str, u16, &str, &str); 11] = [
+    (Reason::Active, "active", 403, "CLOSED", "The gateway is closed"),
+    (Reason::Disabled, "disabled", 403, "DISABLED", "The API key is disabled"),
+    (Reason::Expired, "expired", 403, "EXPIRED", "The API key has expired"),
+    (Reason::NotYetValid, "not_yet_valid", 403, "NOT_YET_VALID", "The API key is not valid yet"),
+    (
+        Reason::IpDenied,
+        "ip_denied",
+        403,
+        "IP_NOT_ALLOWED",
+        "The API key may not be used from this address",
+    ),
+    (
+        Reason::QuotaExceeded,
+        "quota_exceeded",
+        429,
+        "QUOTA_EXCEEDED",
+        "The quota of the API key is used up",
+    ),
+    (Reason::NotFound, "not_found", 401, "NOT_FOUND", "The API key is not valid"),
+    (Reason::MissingKey, "missing_key", 401, "MISSING_KEY", "You did not provide an API key"),
+    (Reason::Denied, "denied", 403, "DENIED", "Access denied"),
+    (Reason::ScriptError, "script_error", 403, "SCRIPT_ERROR", "Access cannot be decided"),
+    (
+        Reason::Unavailable,
+        "unavailable",
+        503,
+        "AUTH_UNAVAILABLE",
+        "API keys cannot be checked at the moment",
+    ),
 ];
 
-/// The scripts that come with the gateway.
-pub const SHIPPED: [(&str, &str); 6] = [
-    ("balance", include_str!("../../../lua/balance.lua")),
-    ("business_hours", include_str!("../../../lua/business_hours.lua")),
-    ("ip_allow_list", include_str!("../../../lua/ip_allow_list.lua")),
-    ("model_permission", include_str!("../../../lua/model_permission.lua")),
-    ("vip_tier", include_str!("../../../lua/vip_tier.lua")),
-    ("webhook_result", include_str!("../../../lua/webhook_result.lua")),
-];
+impl Reason {
+    /// What the configuration says of it.
+    fn given(self, raw: &raw::StatusCodes) -> &raw::StatusCode {
+        match self {
+            Self::Active => &raw.active,
+            Self::Disabled => &raw.disabled,
+            Self::Expired => &raw.expired,
+            Self::NotYetValid => &raw.not_yet_valid,
+            Self::IpDenied => &raw.ip_denied,
+            Self::QuotaExceeded => &raw.quota_exceeded,
+            Self::NotFound => &raw.not_found,
+            Self::MissingKey => &raw.missing_key,
+            Self::Denied => &raw.denied,
+            Self::ScriptError => &raw.script_error,
+            Self::Unavailable => &raw.unavailable,
+        }
+    }
+
+    /// Whether nobody has looked at the caller, or somebody has decided: no `allow` undoes that.
+    fn is_final(self) -> bool {
+        matches!(self, Self::Denied | Self::ScriptError | Self::Unavailable)
+    }
+}
 
 const PATTERN: &str = "llmproxy:key:{api_key}";
 
@@ -471,136 +505,30 @@ impl Maker<'_> {
     }
 
     fn answers(&mut self, raw: &raw::StatusCodes) -> Answers {
-        let given = [
-            &raw.active,
-            &raw.disabled,
-            &raw.expired,
-            &raw.not_yet_valid,
-            &raw.ip_denied,
-            &raw.quota_exceeded,
-            &raw.not_found,
-            &raw.missing_key,
-            &raw.denied,
-            &raw.script_error,
-            &raw.unavailable,
-        ];
-        let both = ANSWERS.iter().zip(given);
-        let answers = both.map(|((key, status, code, message), given)| {
+        let mut answers = Vec::new();
+        for (reason, key, status, code, message) in ANSWERS {
+            let given = reason.given(raw);
             let at = format!("auth.status_codes.{key}");
-            let status = given.http_code.unwrap_or(*status);
+            let status = given.http_code.unwrap_or(status);
             if !(400..600).contains(&status) {
                 self.problem(format!("{at}.http_code"), "is not between 400 and 599", "");
             }
-            let decided = matches!(*key, "denied" | "script_error" | "unavailable");
-            if decided && given.allow == Some(true) {
+            if reason.is_final() && given.allow == Some(true) {
                 self.problem(
                     format!("{at}.allow"),
                     "cannot be `true`: it would let in whom nobody has looked at",
                     "let the script say `allow = true`, or use `on_error: allow_cached`",
                 );
             }
-            Answer {
-                allow: given.allow.unwrap_or(*key == "active"),
+            let answer = Answer {
+                allow: given.allow.unwrap_or(reason == Reason::Active),
                 status,
-                code: given.code.clone().unwrap_or_else(|| (*code).to_owned()),
-                message: given.message.clone().unwrap_or_else(|| (*message).to_owned()),
-            }
-        });
-        Answers(answers.collect())
-    }
-
-    fn script(&mut self, at: &str, raw: &raw::Provider) -> Option<Arc<Script>> {
-        let lua = raw.lua.clone().unwrap_or_default();
-        let given = [
-            ("lua_script", &raw.lua_script),
-            ("lua_script_file", &raw.lua_script_file),
-            ("lua.script", &lua.script),
-            ("lua.path", &lua.path),
-            ("lua.name", &lua.name),
-        ];
-        let given: Vec<_> =
-            given.iter().filter_map(|(key, text)| Some((*key, text.as_deref()?))).collect();
-        let (key, text) = match given[..] {
-            [] if raw.lua.is_some() => {
-                self.problem(
-                    format!("{at}.lua"),
-                    "holds no script",
-                    "add `script`, `path` or `name`",
-                );
-                return None;
-            }
-            [] => return None,
-            [one] => one,
-            [..] => {
-                let keys: Vec<_> = given.iter().map(|(key, _)| *key).collect();
-                self.problem(at, format!("several scripts: {}", keys.join(", ")), "keep one");
-                return None;
-            }
-        };
-        let at = format!("{at}.{key}");
-        let (name, text) = match key {
-            "lua_script" | "lua.script" => ("script".to_owned(), text.to_owned()),
-            "lua.name" => self.script_by_name(&at, text)?,
-            _ => (text.to_owned(), self.script_file(&at, text)?),
-        };
-        let standard = Limits::default();
-        let limits = Limits::new(
-            lua.timeout.map_or(standard.time, |t| t.0),
-            lua.max_memory.map_or(standard.memory, |m| m.0 as usize),
-        );
-        if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&limits.time) {
-            self.problem(
-                format!("{at}.timeout"),
-                "is not between 1ms and 10s",
-                "the default is 100ms",
-            );
+                code: given.code.clone().unwrap_or_else(|| code.to_owned()),
+                message: given.message.clone().unwrap_or_else(|| message.to_owned()),
+            };
+            answers.push((reason, answer));
         }
-        if !((1 << 16)..=(1 << 30)).contains(&limits.memory) {
-            self.problem(
-                format!("{at}.max_memory"),
-                "is not between 64KiB and 1GiB",
-                "the default is 10MiB",
-            );
-        }
-        match Script::compile(&name, &text, limits) {
-            Ok(script) => Some(Arc::new(script)),
-            Err(why) => {
-                self.problem(at, format!("is not a Lua script: {why}"), "");
-                None
-            }
-        }
-    }
-
-    fn script_file(&mut self, at: &str, file: &str) -> Option<String> {
-        let path = self.path(file);
-        self.files.push(path.clone());
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Some(text),
-            Err(e) => {
-                let message = format!("cannot read {}: {e}", path.display());
-                self.problem(at, message, "the path starts at the folder of the configuration");
-                None
-            }
-        }
-    }
-
-    /// A script of the operator goes before one of ours with the same name.
-    fn script_by_name(&mut self, at: &str, name: &str) -> Option<(String, String)> {
-        let legal = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
-        let file = format!("lua/{name}.lua");
-        if !name.is_empty() && name.chars().all(legal) && self.path(&file).exists() {
-            let text = self.script_file(at, &file)?;
-            return Some((file, text));
-        }
-        match SHIPPED.iter().find(|(shipped, _)| *shipped == name) {
-            Some((_, text)) => Some((file, (*text).to_owned())),
-            None => {
-                let known: Vec<_> = SHIPPED.iter().map(|(name, _)| *name).collect();
-                let hint = format!("there are {}", known.join(", "));
-                self.problem(at, format!("there is no script `{name}`"), &hint);
-                None
-            }
-        }
+        Answers(answers)
     }
 }
 
@@ -613,13 +541,7 @@ fn data(entry: &raw::ApiKey, defaults: &raw::Defaults) -> Map<String, Value> {
     let Ok(Value::Object(mut data)) = serde_json::to_value(&entry) else {
         return Map::new();
     };
-    let empty = |value: &Value| match value {
-        Value::Null => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        _ => false,
-    };
-    data.retain(|_, value| !empty(value));
+    terms::drop_empty(&mut data);
     data
 }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use crate::base::terms::ResetPeriod;
+
 use super::{ByteSize, SecretText, Span, secs, three_seconds, yes};
 
 /// Who may call. With this section every request for inference and for models needs a key.
@@ -229,17 +231,6 @@ pub enum StatusValue {
 pub enum Moment {
     Unix(i64),
     Text(String),
-}
-
-/// When a quota begins anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum ResetPeriod {
-    Daily,
-    Weekly,
-    Monthly,
-    Never,
 }
 
 /// Keys in Redis.

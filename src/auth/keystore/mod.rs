@@ -1,154 +1,24 @@
 //! The keys that the admin API manages: a SQLite file. Keys are stored as their SHA-256, with a
 //! few characters for people to recognise them; the key itself is told once, when it is made.
 
+mod rows;
+mod spec;
+
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
 };
 
-use rand::{Rng, distr::Alphanumeric};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use sqlx::{
-    Row, Sqlite, SqlitePool, Transaction,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow},
-};
+use sqlx::{Row, Sqlite, SqlitePool, Transaction};
 use tokio::sync::OnceCell;
 
-use super::credential::{KeyDigest, digest};
-use crate::{
-    base::terms::{self, Terms},
-    store::StoreError,
+pub use self::spec::{KEY_LENGTHS, KeySpec, StoredKey};
+use self::{
+    rows::{connect, insert, read, write},
+    spec::{checked, make_key, new_key, now, prefix},
 };
-
-/// Versions of the schema, in their order. What has been released is never changed: a new version
-/// is a new entry.
-const SCHEMA: [&str; 1] = ["
-    CREATE TABLE api_keys (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        digest BLOB NOT NULL UNIQUE,
-        prefix TEXT NOT NULL,
-        name TEXT NOT NULL,
-        user_id TEXT NOT NULL,
-        team TEXT NOT NULL,
-        status INTEGER NOT NULL,
-        starts_at INTEGER,
-        expires_at INTEGER,
-        total_quota REAL,
-        used_quota REAL NOT NULL,
-        quota_reset_period TEXT,
-        last_reset_at INTEGER,
-        balance REAL,
-        allowed_ips TEXT NOT NULL,
-        denied_ips TEXT NOT NULL,
-        metadata TEXT NOT NULL,
-        limits TEXT,
-        created_at INTEGER NOT NULL,
-        updated_at INTEGER NOT NULL
-    );
-    CREATE INDEX api_keys_status ON api_keys (status);
-    CREATE INDEX api_keys_user_id ON api_keys (user_id);
-"];
-
-/// How long a writer waits for another one.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How keys begin that the gateway makes, and how many characters follow.
-const BEGINNING: &str = "sk-llmproxy-";
-const LENGTH: usize = 32;
-
-/// Most characters of a key that is given, and the fewest.
-pub const KEY_LENGTHS: std::ops::RangeInclusive<usize> = 8..=512;
-
-/// What an operator says of a key. Empty and absent mean the same.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct KeySpec {
-    /// Its name.
-    #[schema(nullable)]
-    pub name: String,
-    /// Whose it is.
-    #[schema(nullable)]
-    pub user_id: String,
-    /// The team that it belongs to.
-    #[schema(nullable)]
-    pub team: String,
-    /// `active`, `disabled`, `quota_exceeded`, `expired`, or 0 to 3.
-    pub status: Value,
-    /// From when it is good: Unix seconds, or a date and time.
-    pub starts_at: Value,
-    /// Until when it is good.
-    pub expires_at: Value,
-    /// Tokens that it may use.
-    pub total_quota: Option<f64>,
-    /// Tokens that it has used.
-    #[schema(nullable)]
-    pub used_quota: f64,
-    /// `daily`, `weekly`, `monthly` or `never`.
-    pub quota_reset_period: Option<ResetPeriod>,
-    /// Money or credits.
-    pub balance: Option<f64>,
-    /// Addresses from which it may be used; none: every address.
-    #[schema(nullable)]
-    pub allowed_ips: Vec<String>,
-    /// Addresses from which it may not be used.
-    #[schema(nullable)]
-    pub denied_ips: Vec<String>,
-    /// Anything else.
-    #[schema(nullable)]
-    pub metadata: Map<String, Value>,
-    /// Limits of its own.
-    pub limits: Option<Map<String, Value>>,
-}
-
-/// When a quota begins anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum ResetPeriod {
-    Daily,
-    Weekly,
-    Monthly,
-    Never,
-}
-
-/// A key, without the key.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoredKey {
-    /// Its identity.
-    pub id: String,
-    /// Enough of it to recognise it.
-    pub prefix: String,
-    /// What is said of it; `status` is a number, times are Unix seconds or null.
-    pub spec: KeySpec,
-    /// Unix seconds.
-    pub created_at: i64,
-    /// Unix seconds.
-    pub updated_at: i64,
-}
-
-impl StoredKey {
-    /// As rules and scripts see it.
-    pub fn data(&self) -> Map<String, Value> {
-        let Ok(Value::Object(mut data)) = serde_json::to_value(&self.spec) else {
-            return Map::new();
-        };
-        let empty = |value: &Value| match value {
-            Value::Null => true,
-            Value::String(text) => text.is_empty(),
-            Value::Array(items) => items.is_empty(),
-            Value::Object(fields) => fields.is_empty(),
-            _ => false,
-        };
-        data.retain(|_, value| !empty(value));
-        data.insert("id".to_owned(), self.id.clone().into());
-        data.insert("created_at".to_owned(), self.created_at.into());
-        data.insert("updated_at".to_owned(), self.updated_at.into());
-        data
-    }
-}
+use super::credential::{KeyDigest, digest};
+use crate::store::StoreError;
 
 /// Why a change was not made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -405,200 +275,14 @@ impl KeyStore {
     }
 }
 
-async fn connect(path: &Path) -> Result<SqlitePool, String> {
-    prepare(path).map_err(|e| e.to_string())?;
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .busy_timeout(PATIENCE)
-        .journal_mode(SqliteJournalMode::Wal);
-    let pool = SqlitePoolOptions::new()
-        .max_connections(4)
-        .acquire_timeout(PATIENCE)
-        .connect_with(options)
-        .await
-        .map_err(|e| e.to_string())?;
-    migrate(&pool).await?;
-    Ok(pool)
-}
-
-/// Makes folder and file, for nobody else to read.
-fn prepare(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    Ok(())
-}
-
-/// Brings the schema up to date. Of several processes that start at once the first does it, and
-/// the others wait and find it done.
-async fn migrate(pool: &SqlitePool) -> Result<(), String> {
-    let text = |e: sqlx::Error| e.to_string();
-    let mut change = pool.begin_with("BEGIN IMMEDIATE").await.map_err(text)?;
-    let version: i64 =
-        sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *change).await.map_err(text)?;
-    let version = usize::try_from(version).unwrap_or(usize::MAX);
-    if version > SCHEMA.len() {
-        return Err(format!("its schema is version {version}, made by a newer llmproxy"));
-    }
-    for step in &SCHEMA[version..] {
-        sqlx::raw_sql(*step).execute(&mut *change).await.map_err(text)?;
-    }
-    // A pragma takes no bound values.
-    let done = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", SCHEMA.len()));
-    sqlx::raw_sql(done).execute(&mut *change).await.map_err(text)?;
-    change.commit().await.map_err(text)
-}
-
-fn now() -> i64 {
-    jiff::Timestamp::now().as_second()
-}
-
-fn make_key() -> String {
-    let random = rand::rng().sample_iter(Alphanumeric).take(LENGTH).map(char::from);
-    BEGINNING.chars().chain(random).collect()
-}
-
-/// Enough of a key for people to recognise it: never more than half of it.
-fn prefix(key: &str) -> String {
-    let chars: Vec<char> = key.chars().collect();
-    let head = (chars.len() / 3).min(BEGINNING.len() + 4);
-    let tail = if chars.len() >= 24 { 4 } else { 0 };
-    let head: String = chars[..head].iter().collect();
-    let tail: String = chars[chars.len() - tail..].iter().collect();
-    format!("{head}***{tail}")
-}
-
-fn new_key(key: &str, spec: KeySpec) -> Result<StoredKey, KeyError> {
-    let harmless = key.chars().all(|c| c.is_ascii_graphic());
-    if !KEY_LENGTHS.contains(&key.len()) || !harmless {
-        let (least, most) = (KEY_LENGTHS.start(), KEY_LENGTHS.end());
-        return Err(KeyError::Invalid(format!(
-            "a key has {least} to {most} visible ASCII characters"
-        )));
-    }
-    let (at, id) = (now(), format!("key_{:016x}", rand::random::<u64>()));
-    let spec = checked(spec).map_err(KeyError::Invalid)?;
-    Ok(StoredKey { id, prefix: prefix(key), spec, created_at: at, updated_at: at })
-}
-
-/// The spec in one form: the status a number, times Unix seconds or null.
-fn checked(mut spec: KeySpec) -> Result<KeySpec, String> {
-    let nothing = |value: &Value| value.is_null() || value.as_str() == Some("");
-    let status = if nothing(&spec.status) { Some(0) } else { terms::status_number(&spec.status) };
-    spec.status =
-        status.ok_or("`status` is not active, disabled, quota_exceeded or expired")?.into();
-    for (name, time) in [("starts_at", &mut spec.starts_at), ("expires_at", &mut spec.expires_at)] {
-        *time = match nothing(time) {
-            true => Value::Null,
-            false => terms::moment(time).ok_or(format!("`{name}` is not a time"))?.into(),
-        };
-    }
-    let amounts = [spec.total_quota, Some(spec.used_quota), spec.balance];
-    if amounts.into_iter().flatten().any(|n| !n.is_finite()) {
-        return Err("an amount is not a number".to_owned());
-    }
-    let stored = StoredKey {
-        id: String::new(),
-        prefix: String::new(),
-        spec: spec.clone(),
-        created_at: 0,
-        updated_at: 0,
-    };
-    // Whatever the rules cannot read is not stored.
-    Terms::read(&stored.data())?;
-    Ok(spec)
-}
-
-fn json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).unwrap_or_default()
-}
-
-async fn insert(
-    change: &mut Transaction<'_, Sqlite>,
-    key: &str,
-    stored: &StoredKey,
-) -> Result<(), KeyError> {
-    const INSERT: &str = "INSERT INTO api_keys (id, digest, prefix, name, user_id, team, status,
-         used_quota, allowed_ips, denied_ips, metadata, created_at, updated_at)
-         VALUES (?, ?, ?, '', '', '', 0, 0, '[]', '[]', '{}', ?, ?)";
-    sqlx::query(INSERT)
-        .bind(&stored.id)
-        .bind(&digest(key)[..])
-        .bind(&stored.prefix)
-        .bind(stored.created_at)
-        .bind(stored.updated_at)
-        .execute(&mut **change)
-        .await?;
-    write(change, stored).await
-}
-
-async fn write(change: &mut Transaction<'_, Sqlite>, stored: &StoredKey) -> Result<(), KeyError> {
-    const UPDATE: &str = "UPDATE api_keys SET name = ?, user_id = ?, team = ?, status = ?,
-         starts_at = ?, expires_at = ?, total_quota = ?, used_quota = ?, quota_reset_period = ?,
-         balance = ?, allowed_ips = ?, denied_ips = ?, metadata = ?, limits = ?, updated_at = ?
-         WHERE id = ?";
-    let spec = &stored.spec;
-    let period = spec.quota_reset_period.map(|p| json(&p).trim_matches('"').to_owned());
-    sqlx::query(UPDATE)
-        .bind(&spec.name)
-        .bind(&spec.user_id)
-        .bind(&spec.team)
-        .bind(spec.status.as_i64())
-        .bind(spec.starts_at.as_i64())
-        .bind(spec.expires_at.as_i64())
-        .bind(spec.total_quota)
-        .bind(spec.used_quota)
-        .bind(period)
-        .bind(spec.balance)
-        .bind(json(&spec.allowed_ips))
-        .bind(json(&spec.denied_ips))
-        .bind(json(&spec.metadata))
-        .bind(spec.limits.as_ref().map(json))
-        .bind(stored.updated_at)
-        .bind(&stored.id)
-        .execute(&mut **change)
-        .await?;
-    Ok(())
-}
-
-fn read(row: &SqliteRow) -> Result<StoredKey, sqlx::Error> {
-    fn parsed<T: serde::de::DeserializeOwned + Default>(text: &str) -> T {
-        serde_json::from_str(text).unwrap_or_default()
-    }
-    let time = |name| Ok::<_, sqlx::Error>(Value::from(row.try_get::<Option<i64>, _>(name)?));
-    let period: Option<String> = row.try_get("quota_reset_period")?;
-    let limits: Option<String> = row.try_get("limits")?;
-    Ok(StoredKey {
-        id: row.try_get("id")?,
-        prefix: row.try_get("prefix")?,
-        spec: KeySpec {
-            name: row.try_get("name")?,
-            user_id: row.try_get("user_id")?,
-            team: row.try_get("team")?,
-            status: row.try_get::<i64, _>("status")?.into(),
-            starts_at: time("starts_at")?,
-            expires_at: time("expires_at")?,
-            total_quota: row.try_get("total_quota")?,
-            used_quota: row.try_get("used_quota")?,
-            quota_reset_period: period.and_then(|p| parsed(&format!("\"{p}\""))),
-            balance: row.try_get("balance")?,
-            allowed_ips: parsed(row.try_get("allowed_ips")?),
-            denied_ips: parsed(row.try_get("denied_ips")?),
-            metadata: parsed(row.try_get("metadata")?),
-            limits: limits.and_then(|text| parsed(&text)),
-        },
-        created_at: row.try_get("created_at")?,
-        updated_at: row.try_get("updated_at")?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
-    use super::*;
+    use super::{
+        spec::{BEGINNING, LENGTH},
+        *,
+    };
 
     fn spec(value: Value) -> KeySpec {
         serde_json::from_value(value).unwrap()

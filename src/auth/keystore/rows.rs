@@ -1,0 +1,182 @@
+//! The file: its schema, and its rows.
+
+use std::{path::Path, time::Duration};
+
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::{
+    Row, Sqlite, SqlitePool, Transaction,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow},
+};
+
+use super::{KeyError, KeySpec, StoredKey};
+use crate::auth::credential::digest;
+
+/// Versions of the schema, in their order. What has been released is never changed: a new version
+/// is a new entry.
+const SCHEMA: [&str; 1] = ["
+    CREATE TABLE api_keys (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        digest BLOB NOT NULL UNIQUE,
+        prefix TEXT NOT NULL,
+        name TEXT NOT NULL,
+        user_id TEXT NOT NULL,
+        team TEXT NOT NULL,
+        status INTEGER NOT NULL,
+        starts_at INTEGER,
+        expires_at INTEGER,
+        total_quota REAL,
+        used_quota REAL NOT NULL,
+        quota_reset_period TEXT,
+        last_reset_at INTEGER,
+        balance REAL,
+        allowed_ips TEXT NOT NULL,
+        denied_ips TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        limits TEXT,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL
+    );
+    CREATE INDEX api_keys_status ON api_keys (status);
+    CREATE INDEX api_keys_user_id ON api_keys (user_id);
+"];
+
+/// How long a writer waits for another one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens the file, which is made when it is not there.
+pub async fn connect(path: &Path) -> Result<SqlitePool, String> {
+    prepare(path).map_err(|e| e.to_string())?;
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(PATIENCE)
+        .journal_mode(SqliteJournalMode::Wal);
+    let pool = SqlitePoolOptions::new()
+        .max_connections(4)
+        .acquire_timeout(PATIENCE)
+        .connect_with(options)
+        .await
+        .map_err(|e| e.to_string())?;
+    migrate(&pool).await?;
+    Ok(pool)
+}
+
+/// Makes folder and file, for nobody else to read.
+fn prepare(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    Ok(())
+}
+
+/// Brings the schema up to date. Of several processes that start at once the first does it, and
+/// the others wait and find it done.
+async fn migrate(pool: &SqlitePool) -> Result<(), String> {
+    let text = |e: sqlx::Error| e.to_string();
+    let mut change = pool.begin_with("BEGIN IMMEDIATE").await.map_err(text)?;
+    let version: i64 =
+        sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *change).await.map_err(text)?;
+    let version = usize::try_from(version).unwrap_or(usize::MAX);
+    if version > SCHEMA.len() {
+        return Err(format!("its schema is version {version}, made by a newer llmproxy"));
+    }
+    for step in &SCHEMA[version..] {
+        sqlx::raw_sql(*step).execute(&mut *change).await.map_err(text)?;
+    }
+    // A pragma takes no bound values.
+    let done = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", SCHEMA.len()));
+    sqlx::raw_sql(done).execute(&mut *change).await.map_err(text)?;
+    change.commit().await.map_err(text)
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// Adds a key.
+pub async fn insert(
+    change: &mut Transaction<'_, Sqlite>,
+    key: &str,
+    stored: &StoredKey,
+) -> Result<(), KeyError> {
+    const INSERT: &str = "INSERT INTO api_keys (id, digest, prefix, name, user_id, team, status,
+         used_quota, allowed_ips, denied_ips, metadata, created_at, updated_at)
+         VALUES (?, ?, ?, '', '', '', 0, 0, '[]', '[]', '{}', ?, ?)";
+    sqlx::query(INSERT)
+        .bind(&stored.id)
+        .bind(&digest(key)[..])
+        .bind(&stored.prefix)
+        .bind(stored.created_at)
+        .bind(stored.updated_at)
+        .execute(&mut **change)
+        .await?;
+    write(change, stored).await
+}
+
+/// Writes what is said of a key that is there.
+pub async fn write(
+    change: &mut Transaction<'_, Sqlite>,
+    stored: &StoredKey,
+) -> Result<(), KeyError> {
+    const UPDATE: &str = "UPDATE api_keys SET name = ?, user_id = ?, team = ?, status = ?,
+         starts_at = ?, expires_at = ?, total_quota = ?, used_quota = ?, quota_reset_period = ?,
+         balance = ?, allowed_ips = ?, denied_ips = ?, metadata = ?, limits = ?, updated_at = ?
+         WHERE id = ?";
+    let spec = &stored.spec;
+    let period = spec.quota_reset_period.map(|p| json(&p).trim_matches('"').to_owned());
+    sqlx::query(UPDATE)
+        .bind(&spec.name)
+        .bind(&spec.user_id)
+        .bind(&spec.team)
+        .bind(spec.status.as_i64())
+        .bind(spec.starts_at.as_i64())
+        .bind(spec.expires_at.as_i64())
+        .bind(spec.total_quota)
+        .bind(spec.used_quota)
+        .bind(period)
+        .bind(spec.balance)
+        .bind(json(&spec.allowed_ips))
+        .bind(json(&spec.denied_ips))
+        .bind(json(&spec.metadata))
+        .bind(spec.limits.as_ref().map(json))
+        .bind(stored.updated_at)
+        .bind(&stored.id)
+        .execute(&mut **change)
+        .await?;
+    Ok(())
+}
+
+/// Reads a row.
+pub fn read(row: &SqliteRow) -> Result<StoredKey, sqlx::Error> {
+    fn parsed<T: serde::de::DeserializeOwned + Default>(text: &str) -> T {
+        serde_json::from_str(text).unwrap_or_default()
+    }
+    let time = |name| Ok::<_, sqlx::Error>(Value::from(row.try_get::<Option<i64>, _>(name)?));
+    let period: Option<String> = row.try_get("quota_reset_period")?;
+    let limits: Option<String> = row.try_get("limits")?;
+    Ok(StoredKey {
+        id: row.try_get("id")?,
+        prefix: row.try_get("prefix")?,
+        spec: KeySpec {
+            name: row.try_get("name")?,
+            user_id: row.try_get("user_id")?,
+            team: row.try_get("team")?,
+            status: row.try_get::<i64, _>("status")?.into(),
+            starts_at: time("starts_at")?,
+            expires_at: time("expires_at")?,
+            total_quota: row.try_get("total_quota")?,
+            used_quota: row.try_get("used_quota")?,
+            quota_reset_period: period.and_then(|p| parsed(&format!("\"{p}\""))),
+            balance: row.try_get("balance")?,
+            allowed_ips: parsed(row.try_get("allowed_ips")?),
+            denied_ips: parsed(row.try_get("denied_ips")?),
+            metadata: parsed(row.try_get("metadata")?),
+            limits: limits.and_then(|text| parsed(&text)),
+        },
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+    })
+}

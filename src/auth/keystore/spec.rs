@@ -1,0 +1,148 @@
+//! What is said of a key, and what a key looks like.
+
+use rand::{Rng, distr::Alphanumeric};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::KeyError;
+use crate::base::terms::{self, ResetPeriod, Terms};
+
+/// How keys begin that the gateway makes, and how many characters follow.
+pub const BEGINNING: &str = "sk-llmproxy-";
+pub const LENGTH: usize = 32;
+
+/// Most characters of a key that is given, and the fewest.
+pub const KEY_LENGTHS: std::ops::RangeInclusive<usize> = 8..=512;
+
+/// What an operator says of a key. Empty and absent mean the same.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeySpec {
+    /// Its name.
+    #[schema(nullable)]
+    pub name: String,
+    /// Whose it is.
+    #[schema(nullable)]
+    pub user_id: String,
+    /// The team that it belongs to.
+    #[schema(nullable)]
+    pub team: String,
+    /// `active`, `disabled`, `quota_exceeded`, `expired`, or 0 to 3.
+    pub status: Value,
+    /// From when it is good: Unix seconds, or a date and time.
+    pub starts_at: Value,
+    /// Until when it is good.
+    pub expires_at: Value,
+    /// Tokens that it may use.
+    pub total_quota: Option<f64>,
+    /// Tokens that it has used.
+    #[schema(nullable)]
+    pub used_quota: f64,
+    /// `daily`, `weekly`, `monthly` or `never`.
+    pub quota_reset_period: Option<ResetPeriod>,
+    /// Money or credits.
+    pub balance: Option<f64>,
+    /// Addresses from which it may be used; none: every address.
+    #[schema(nullable)]
+    pub allowed_ips: Vec<String>,
+    /// Addresses from which it may not be used.
+    #[schema(nullable)]
+    pub denied_ips: Vec<String>,
+    /// Anything else.
+    #[schema(nullable)]
+    pub metadata: Map<String, Value>,
+    /// Limits of its own.
+    pub limits: Option<Map<String, Value>>,
+}
+
+/// A key, without the key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredKey {
+    /// Its identity.
+    pub id: String,
+    /// Enough of it to recognise it.
+    pub prefix: String,
+    /// What is said of it; `status` is a number, times are Unix seconds or null.
+    pub spec: KeySpec,
+    /// Unix seconds.
+    pub created_at: i64,
+    /// Unix seconds.
+    pub updated_at: i64,
+}
+
+impl StoredKey {
+    /// As rules and scripts see it.
+    pub fn data(&self) -> Map<String, Value> {
+        let Ok(Value::Object(mut data)) = serde_json::to_value(&self.spec) else {
+            return Map::new();
+        };
+        terms::drop_empty(&mut data);
+        data.insert("id".to_owned(), self.id.clone().into());
+        data.insert("created_at".to_owned(), self.created_at.into());
+        data.insert("updated_at".to_owned(), self.updated_at.into());
+        data
+    }
+}
+
+/// Unix seconds.
+pub fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// A new key, of 190 random bits.
+pub fn make_key() -> String {
+    let random = rand::rng().sample_iter(Alphanumeric).take(LENGTH).map(char::from);
+    BEGINNING.chars().chain(random).collect()
+}
+
+/// Enough of a key for people to recognise it: never more than half of it.
+pub fn prefix(key: &str) -> String {
+    let chars: Vec<char> = key.chars().collect();
+    let head = (chars.len() / 3).min(BEGINNING.len() + 4);
+    let tail = if chars.len() >= 24 { 4 } else { 0 };
+    let head: String = chars[..head].iter().collect();
+    let tail: String = chars[chars.len() - tail..].iter().collect();
+    format!("{head}***{tail}")
+}
+
+/// A key as it is stored, with an identity of its own.
+pub fn new_key(key: &str, spec: KeySpec) -> Result<StoredKey, KeyError> {
+    let harmless = key.chars().all(|c| c.is_ascii_graphic());
+    if !KEY_LENGTHS.contains(&key.len()) || !harmless {
+        let (least, most) = (KEY_LENGTHS.start(), KEY_LENGTHS.end());
+        return Err(KeyError::Invalid(format!(
+            "a key has {least} to {most} visible ASCII characters"
+        )));
+    }
+    let (at, id) = (now(), format!("key_{:016x}", rand::random::<u64>()));
+    let spec = checked(spec).map_err(KeyError::Invalid)?;
+    Ok(StoredKey { id, prefix: prefix(key), spec, created_at: at, updated_at: at })
+}
+
+/// The spec in one form: the status a number, times Unix seconds or null.
+pub fn checked(mut spec: KeySpec) -> Result<KeySpec, String> {
+    let nothing = |value: &Value| value.is_null() || value.as_str() == Some("");
+    let status = if nothing(&spec.status) { Some(0) } else { terms::status_number(&spec.status) };
+    spec.status =
+        status.ok_or("`status` is not active, disabled, quota_exceeded or expired")?.into();
+    for (name, time) in [("starts_at", &mut spec.starts_at), ("expires_at", &mut spec.expires_at)] {
+        *time = match nothing(time) {
+            true => Value::Null,
+            false => terms::moment(time).ok_or(format!("`{name}` is not a time"))?.into(),
+        };
+    }
+    let amounts = [spec.total_quota, Some(spec.used_quota), spec.balance];
+    if amounts.into_iter().flatten().any(|n| !n.is_finite()) {
+        return Err("an amount is not a number".to_owned());
+    }
+    let stored = StoredKey {
+        id: String::new(),
+        prefix: String::new(),
+        spec: spec.clone(),
+        created_at: 0,
+        updated_at: 0,
+    };
+    // Whatever the rules cannot read is not stored.
+    Terms::read(&stored.data())?;
+    Ok(spec)
+}

@@ -186,15 +186,21 @@ fn request(globals: &Globals<'_>, call: &Call<'_>) -> lua::Result<lua::Table> {
 
 fn verdict(table: &lua::Table) -> Result<Verdict, String> {
     let mut verdict = Verdict { allow: true, ..Verdict::default() };
-    for (n, pair) in table.pairs::<lua::Value, lua::Value>().enumerate() {
-        let (name, value) = pair.map_err(|e| e.to_string())?;
-        if n >= MOST_FIELDS {
-            return Err(format!("it has more than {MOST_FIELDS} fields"));
+    let mut fields = 0;
+    let read = table.for_each::<lua::Value, lua::Value>(|name, value| {
+        fields += 1;
+        if fields > MOST_FIELDS {
+            let why = format!("it has more than {MOST_FIELDS} fields");
+            return Err(lua::Error::runtime(why));
         }
-        if let lua::Value::String(name) = name {
-            verdict.read(&name.as_bytes(), &value)?;
+        match name {
+            lua::Value::String(name) => {
+                verdict.read(&name.as_bytes(), &value).map_err(lua::Error::runtime)
+            }
+            _ => Ok(()),
         }
-    }
+    });
+    read.map_err(|e| e.to_string())?;
     Ok(verdict)
 }
 

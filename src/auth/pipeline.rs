@@ -193,7 +193,8 @@ impl Auth {
             return Ok(record);
         }
         let question = || self.question(stage, provider, wanted);
-        match stage.cache.ask(&wanted.digest, changes, question).await {
+        // Boxed: requests whose key is remembered do not carry the room for a question.
+        match Box::pin(stage.cache.ask(&wanted.digest, changes, question)).await {
             Ok(told) => {
                 if let Some(why) = told.stale {
                     stage.tell(&format!("{why}; its last answer still serves"));

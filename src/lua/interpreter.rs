@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Instructions between two looks at the clock.
-const LOOK: u32 = 20;
+const LOOK: u32 = 40;
 
 /// From so many bytes on the clock is looked at before every instruction: a single one may then
 /// compare or copy megabytes.

@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
     fmt,
 };
 
@@ -179,6 +178,10 @@ struct Reader<'a> {
     steps: u32,
 }
 
+fn runtime(why: impl fmt::Display) -> mlua::Error {
+    mlua::Error::runtime(why)
+}
+
 impl Reader<'_> {
     fn take(&mut self, bytes: usize) -> Result<(), String> {
         self.steps += 1;
@@ -221,20 +224,26 @@ impl Reader<'_> {
             let item = table.raw_get::<Value>(i).map_err(text)?;
             items.push(self.value(&item, depth + 1)?);
         }
-        // In one order, whatever the order of the table.
-        let mut fields = BTreeMap::new();
-        for (n, pair) in table.pairs::<Value, Value>().enumerate() {
-            let (name, value) = pair.map_err(text)?;
-            match name {
-                Value::String(name) if length == 0 => {
-                    let name = name.to_str().map_err(|_| "a key is not UTF-8")?.to_owned();
-                    self.take(name.len())?;
-                    fields.insert(name, self.value(&value, depth + 1)?);
+        let mut fields = Vec::new();
+        let mut seen = 0;
+        table
+            .for_each::<Value, Value>(|name, value| {
+                seen += 1;
+                match name {
+                    Value::String(name) if length == 0 => {
+                        let name = name.to_str().map_err(|_| runtime("a key is not UTF-8"))?;
+                        self.take(name.len()).map_err(runtime)?;
+                        let value = self.value(&value, depth + 1).map_err(runtime)?;
+                        fields.push((name.to_owned(), value));
+                        Ok(())
+                    }
+                    Value::Integer(_) if length > 0 && seen <= length => Ok(()),
+                    _ => Err(runtime("a table is neither a list nor an object")),
                 }
-                Value::Integer(_) if length > 0 && n < length => {}
-                _ => return Err("a table is neither a list nor an object".to_owned()),
-            }
-        }
+            })
+            .map_err(text)?;
+        // In one order, whatever the order of the table.
+        fields.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(match length {
             0 => Map::from_iter(fields).into(),
             _ => items.into(),

@@ -15,6 +15,6 @@ mod natives;
 mod pattern;
 mod script;
 
-pub use mlua::{Lua, Result, Table, Value};
+pub use mlua::{Error, Lua, Result, Table, Value};
 pub use natives::canonical;
 pub use script::{Account, Failure, Globals, Job, Limits, Script};

@@ -209,12 +209,13 @@ impl Script {
             false => self.attempt(job),
             true => {
                 let (script, job) = (Arc::clone(self), job.own());
-                elsewhere(move || script.attempt(&job)).await?
+                Box::pin(elsewhere(move || script.attempt(&job))).await?
             }
         };
         match tried {
             Some(result) => result,
-            None => self.run_long(job.own()).await,
+            // Boxed, as above: the usual way must not carry the room for the unusual.
+            None => Box::pin(self.run_long(job.own())).await,
         }
     }
 

@@ -103,7 +103,9 @@ async fn redis_holds_keys_as_hashes_and_as_json() {
     let hashes = format!("{{type: redis, name: p, redis: {{{login}}}}}");
     let gateway = with_provider(&sim, &hashes, &receiver.hook()).await;
     means_the_same(&gateway, "hash").await;
-    assert_eq!(receiver.wait_for(1).await[0]["user_id"], "user_001");
+    let records = receiver.wait_for(STATUSES.len()).await;
+    let served = records.iter().find(|r| r["status_code"] == 200).unwrap();
+    assert_eq!(served["user_id"], "user_001");
     for wrong in ["sk-list", "sk-text"] {
         assert_eq!(gateway.ask_as(wrong).await.status, 503, "{wrong}");
     }

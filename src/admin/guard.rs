@@ -8,26 +8,27 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::answer::Refusal;
-use crate::base::Secret;
+use crate::{
+    auth::credential::{KeyDigest, digest},
+    base::Secret,
+};
 
 /// The token that callers must show.
 #[derive(Clone)]
-pub struct Lock(Arc<[u8; 32]>);
+pub struct Lock(Arc<KeyDigest>);
 
 impl Lock {
     /// For this token.
     pub fn new(token: &Secret) -> Self {
-        Self(Arc::new(Sha256::digest(token.expose().as_bytes()).into()))
+        Self(Arc::new(digest(token.expose())))
     }
 
     /// Compares digests: neither content nor length of the token show in the time it takes.
     fn opens(&self, shown: &[u8]) -> bool {
-        let shown: [u8; 32] = Sha256::digest(shown).into();
-        bool::from(self.0.ct_eq(&shown))
+        bool::from(self.0.ct_eq(&digest(shown)))
     }
 }
 

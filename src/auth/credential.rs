@@ -50,8 +50,8 @@ impl Credential {
 pub type KeyDigest = [u8; 32];
 
 /// The SHA-256 of a key. To look a key up by it tells nothing about other keys by the time it takes.
-pub fn digest(key: &str) -> KeyDigest {
-    Sha256::digest(key.as_bytes()).into()
+pub fn digest(key: impl AsRef<[u8]>) -> KeyDigest {
+    Sha256::digest(key).into()
 }
 
 /// Identity of a key that has none: enough of its digest to tell keys apart.

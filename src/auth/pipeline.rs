@@ -14,13 +14,14 @@ use tokio::sync::Semaphore;
 use super::{
     Call, Credential, KeyStore,
     cache::Cache,
+    credential::KeyDigest,
     decision::{Question, Verdict},
     provider::{self, KeyRecord, Place, Provider, Wanted, words},
 };
 use crate::{
     base::{Principal, Rejection, lock, terms::Unfit},
     config::{
-        plan::{AuthPlan, ProviderPlan, Reason, Source},
+        plan::{AuthPlan, ProviderPlan, Reason},
         raw::Mode,
     },
     lua::{Failure, Script},
@@ -59,12 +60,9 @@ pub struct Auth {
 
 /// One provider at work.
 struct Stage {
-    name: String,
-    source: Source,
     place: Place,
     cache: Arc<Cache>,
     plan: ProviderPlan,
-    script: Option<Arc<Script>>,
     allowed: IntCounter,
     /// Places for questions under way: a flood of keys that nobody knows must not take all of a
     /// store's connections, nor open any number of calls to a webhook.
@@ -79,7 +77,7 @@ impl Stage {
         let mut told = lock(&self.told);
         let known = |(at, text): &(Instant, String)| at.elapsed() < QUIET && text == what;
         if !told.as_ref().is_some_and(known) {
-            log::warn!("auth provider {}: {what}", self.name);
+            log::warn!("auth provider {}: {what}", self.plan.name);
             *told = Some((Instant::now(), what.to_owned()));
         }
     }
@@ -102,17 +100,15 @@ impl Auth {
     /// Opens the providers. What `earlier` remembers of the same provider is kept.
     pub fn new(plan: &AuthPlan, with: &Resources<'_>, earlier: Option<&Self>) -> Self {
         let stage = |provider: &ProviderPlan| {
-            let same = |s: &&Stage| s.source == provider.source && s.plan.cache == provider.cache;
+            let same =
+                |s: &&Stage| s.plan.source == provider.source && s.plan.cache == provider.cache;
             let kept = earlier.and_then(|auth| auth.stages.iter().find(same));
             let place = provider::open(&provider.source, provider.timeout, with);
             Stage {
-                name: provider.name.clone(),
-                source: provider.source.clone(),
                 place,
                 cache: kept
                     .map_or_else(|| Arc::new(Cache::new(provider.cache)), |s| Arc::clone(&s.cache)),
                 plan: provider.clone(),
-                script: provider.script.clone(),
                 allowed: with.metrics.auth.with_label_values(&[&provider.name, "allow"]),
                 questions: Arc::new(Semaphore::new(QUESTIONS)),
                 told: Mutex::default(),
@@ -154,14 +150,14 @@ impl Auth {
         let Some(credential) = shown else {
             return self.refuse("", Reason::MissingKey).map(|()| None);
         };
-        let wanted = Wanted { key: credential.expose().into(), digest: credential.digest() };
+        let digest = credential.digest();
         let mut known = Vec::new();
         let mut failed = false;
         for (i, stage) in self.stages.iter().enumerate() {
-            match self.ask(stage, &wanted).await {
+            match self.ask(stage, credential, &digest).await {
                 Ok(Some(record)) => known.push((i, record)),
                 Ok(None) if self.plan.mode == Mode::All => {
-                    return self.refuse(&stage.name, Reason::NotFound).map(|()| None);
+                    return self.refuse(&stage.plan.name, Reason::NotFound).map(|()| None);
                 }
                 Ok(None) => {}
                 Err(()) => failed = true,
@@ -182,29 +178,36 @@ impl Auth {
         Ok(Some(Found { known }))
     }
 
-    async fn ask(&self, stage: &Stage, wanted: &Wanted) -> Result<Option<Arc<KeyRecord>>, ()> {
+    async fn ask(
+        &self,
+        stage: &Stage,
+        credential: &Credential,
+        digest: &KeyDigest,
+    ) -> Result<Option<Arc<KeyRecord>>, ()> {
+        // Only who asks needs a copy of the key.
+        let wanted = || Wanted { key: credential.expose().into(), digest: *digest };
         let provider = match &stage.place {
-            Place::Table(table) => return Ok(table.find(&wanted.digest)),
-            Place::Anyone => return Ok(Some(Arc::new(provider::anyone(wanted)))),
+            Place::Table(table) => return Ok(table.find(digest)),
+            Place::Anyone => return Ok(Some(Arc::new(provider::anyone(&wanted())))),
             Place::Remote(provider) => provider,
         };
         let changes = || provider.changes();
-        if let Some(record) = stage.cache.fresh(&wanted.digest, changes(), Instant::now()) {
+        if let Some(record) = stage.cache.fresh(digest, changes(), Instant::now()) {
             return Ok(record);
         }
-        let question = || self.question(stage, provider, wanted);
+        let question = || self.question(stage, provider, wanted());
         // Boxed: requests whose key is remembered do not carry the room for a question.
-        match Box::pin(stage.cache.ask(&wanted.digest, changes, question)).await {
+        match Box::pin(stage.cache.ask(digest, changes, question)).await {
             Ok(told) => {
                 if let Some(why) = told.stale {
                     stage.tell(&format!("{why}; its last answer still serves"));
-                    self.count(&stage.name, "stale");
+                    self.count(&stage.plan.name, "stale");
                 }
                 Ok(told.record)
             }
             Err(why) => {
                 stage.tell(&why.to_string());
-                self.count(&stage.name, "error");
+                self.count(&stage.plan.name, "error");
                 Err(())
             }
         }
@@ -216,12 +219,12 @@ impl Auth {
         &self,
         stage: &Stage,
         provider: &Arc<dyn Provider>,
-        wanted: &Wanted,
+        wanted: Wanted,
     ) -> impl Future<Output = Result<Option<KeyRecord>, StoreError>> + use<> {
-        let (provider, wanted) = (Arc::clone(provider), wanted.clone());
+        let provider = Arc::clone(provider);
         let (timeout, questions) = (stage.plan.timeout, Arc::clone(&stage.questions));
         let queries = self.metrics.auth_queries.clone();
-        let name = stage.name.clone();
+        let name = stage.plan.name.clone();
         let task = self.runtime.spawn(async move {
             let began = Instant::now();
             let found = within(timeout, async {
@@ -255,7 +258,7 @@ impl Auth {
         let mut metadata = Map::new();
         for (i, record) in &found.known {
             let stage = &self.stages[*i];
-            let own = match &stage.script {
+            let own = match &stage.plan.script {
                 None => {
                     self.by_rules(stage, record, call)?;
                     Arc::clone(&record.principal)
@@ -284,9 +287,9 @@ impl Auth {
             Ok(terms) => terms,
             Err(why) => {
                 let key = &record.principal.key_id;
-                log::warn!("auth provider {}: key {key} is refused: {why}", stage.name);
+                log::warn!("auth provider {}: key {key} is refused: {why}", stage.plan.name);
                 // Nobody has said that what cannot be read may pass.
-                self.count(&stage.name, "deny");
+                self.count(&stage.plan.name, "deny");
                 return Err(self.rejection(Reason::Disabled));
             }
         };
@@ -294,8 +297,8 @@ impl Auth {
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         let tolerated = |why| self.plan.answers.of(reason(why)).allow;
         match terms.check(now, call.ip, tolerated) {
-            Ok(()) => self.refuse(&stage.name, Reason::Active),
-            Err(why) => self.refuse(&stage.name, reason(why)),
+            Ok(()) => self.refuse(&stage.plan.name, Reason::Active),
+            Err(why) => self.refuse(&stage.plan.name, reason(why)),
         }
     }
 
@@ -308,8 +311,12 @@ impl Auth {
         let verdict = match script.run(question).await {
             Ok(verdict) => verdict,
             Err(why) => {
-                log::error!("auth provider {}: script {} failed: {why}", stage.name, script.name());
-                self.count(&stage.name, "script_error");
+                log::error!(
+                    "auth provider {}: script {} failed: {why}",
+                    stage.plan.name,
+                    script.name()
+                );
+                self.count(&stage.plan.name, "script_error");
                 // Nobody has looked at this caller: it may try again.
                 let busy = why == Failure::Busy;
                 let reason = if busy { Reason::Unavailable } else { Reason::ScriptError };
@@ -317,9 +324,9 @@ impl Auth {
             }
         };
         if verdict.allow {
-            return self.refuse(&stage.name, Reason::Active).map(|()| verdict);
+            return self.refuse(&stage.plan.name, Reason::Active).map(|()| verdict);
         }
-        self.count(&stage.name, "deny");
+        self.count(&stage.plan.name, "deny");
         let mut no = self.rejection(Reason::Denied);
         if verdict.message.is_some() || verdict.status.is_some() {
             let answer = self.plan.answers.of(Reason::Denied);

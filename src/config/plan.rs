@@ -664,15 +664,7 @@ impl Maker<'_> {
 
     fn usage_hook(&mut self, raw: Option<&raw::UsageHook>) -> Option<HookPlan> {
         let raw = raw.filter(|h| h.enabled)?;
-        if !raw.url.parse::<Uri>().is_ok_and(|uri| {
-            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
-        }) {
-            self.problem(
-                "usage_hook.url",
-                "is not an http or https URL",
-                "write `https://host/path`",
-            );
-        }
+        self.http_url("usage_hook.url", &raw.url);
         if raw.timeout.0.is_zero() {
             self.problem("usage_hook.timeout", "is zero", "the default is 3s");
         }
@@ -688,6 +680,17 @@ impl Maker<'_> {
             queue_size: raw.queue_size,
             caller_key: raw.caller_key,
         })
+    }
+
+    /// Whether a text is an address of HTTP.
+    fn http_url(&mut self, at: &str, text: &str) -> bool {
+        let fine = text.parse::<Uri>().is_ok_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
+        });
+        if !fine {
+            self.problem(at, "is not an http or https URL", "write `https://host/path`");
+        }
+        fine
     }
 
     /// Header fields with secret values, which may stand in files of their own.

@@ -346,7 +346,7 @@ pub struct Log {
     /// `text` for people, `json` for machines.
     pub format: LogFormat,
     /// Whether to write a line for each request.
-    pub access: AccessLog,
+    pub access: Switch,
 }
 
 /// Log levels.
@@ -371,17 +371,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-/// The access log: on unless it is set to `false`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(transparent)]
-pub struct AccessLog(pub bool);
-
-impl Default for AccessLog {
-    fn default() -> Self {
-        Self(true)
-    }
 }
 
 fn default_listen() -> String {

@@ -7,8 +7,8 @@ use std::{
 
 use futures::future::join;
 use redis::{
-    Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo,
-    RedisConnectionInfo, RedisError, ServerErrorKind,
+    Client, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisConnectionInfo, RedisError,
+    ServerErrorKind,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use tokio::sync::OnceCell;
@@ -84,15 +84,6 @@ impl Redis {
             .set_connection_timeout(Some(s.connect_timeout))
             .set_response_timeout(Some(s.timeout));
         ConnectionManager::new_lazy_with_config(client, config)
-    }
-
-    /// Asks one command.
-    ///
-    /// # Errors
-    /// If it fails, one sentence.
-    pub async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
-        let mut connection = self.connection().await?;
-        command.query_async(&mut connection).await.map_err(|e| StoreError::new(cause(&e)))
     }
 
     /// The hash or the string at a key, in one round trip.

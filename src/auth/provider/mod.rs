@@ -22,7 +22,6 @@ use crate::{
 };
 
 /// A key that is looked for.
-#[derive(Clone)]
 pub struct Wanted {
     /// The key.
     pub key: Arc<str>,

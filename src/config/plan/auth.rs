@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, Uri, header};
+use http::{HeaderName, HeaderValue, header};
 use serde_json::{Map, Value};
 
 use super::Maker;
@@ -349,10 +349,6 @@ impl Maker<'_> {
 
     fn source(&mut self, place: &Place<'_>) -> Option<Source> {
         let Place { at, raw, whole } = place;
-        let missing = |make: &mut Self, key: &str| {
-            let message = format!("a provider of type `{key}` needs a section `{key}`");
-            make.problem(at.as_str(), message, "");
-        };
         match raw.kind {
             ProviderKind::Static => {
                 let empty = raw::StaticKeys::default();
@@ -366,28 +362,28 @@ impl Maker<'_> {
             }
             ProviderKind::Builtin => Some(Source::Builtin(self.path(&whole.admin.db_path))),
             ProviderKind::Lua => Some(Source::Lua),
-            ProviderKind::Redis => match &raw.redis {
-                Some(redis) => self.redis_source(&format!("{at}.redis"), redis, whole),
-                None => {
-                    missing(self, "redis");
-                    None
-                }
-            },
-            ProviderKind::Database => match &raw.database {
-                Some(database) => self.sql_source(&format!("{at}.database"), database, whole),
-                None => {
-                    missing(self, "database");
-                    None
-                }
-            },
-            ProviderKind::Webhook => match &raw.webhook {
-                Some(webhook) => self.webhook_source(&format!("{at}.webhook"), webhook),
-                None => {
-                    missing(self, "webhook");
-                    None
-                }
-            },
+            ProviderKind::Redis => {
+                let redis = self.section(at, "redis", raw.redis.as_ref())?;
+                self.redis_source(&format!("{at}.redis"), redis, whole)
+            }
+            ProviderKind::Database => {
+                let database = self.section(at, "database", raw.database.as_ref())?;
+                self.sql_source(&format!("{at}.database"), database, whole)
+            }
+            ProviderKind::Webhook => {
+                let webhook = self.section(at, "webhook", raw.webhook.as_ref())?;
+                self.webhook_source(&format!("{at}.webhook"), webhook)
+            }
         }
+    }
+
+    /// The section of a provider, which its type needs.
+    fn section<'s, T>(&mut self, at: &str, key: &str, given: Option<&'s T>) -> Option<&'s T> {
+        if given.is_none() {
+            let message = format!("a provider of type `{key}` needs a section `{key}`");
+            self.problem(at, message, "");
+        }
+        given
     }
 
     fn redis_source(&mut self, at: &str, raw: &raw::RedisKeys, whole: &Raw) -> Option<Source> {
@@ -403,17 +399,11 @@ impl Maker<'_> {
             (Some(name), None) => self.named_cache(&format!("{at}.storage"), name, whole),
             (None, Some(addr)) => {
                 let cache = raw::Cache {
-                    name: String::new(),
-                    enabled: true,
-                    driver: raw::CacheDriver::Redis,
-                    addr: addr.clone(),
                     username: raw.username.clone(),
                     password: raw.password.clone(),
                     password_file: raw.password_file.clone(),
                     db: raw.db,
-                    pool_size: 1,
-                    dial_timeout: raw::Span(Duration::from_secs(5)),
-                    read_timeout: raw::Span(Duration::from_secs(3)),
+                    ..raw::Cache::at(addr)
                 };
                 self.cache(at, &cache)
             }
@@ -432,7 +422,9 @@ impl Maker<'_> {
     fn sql_source(&mut self, at: &str, raw: &raw::DatabaseKeys, whole: &Raw) -> Option<Source> {
         let settings = match (&raw.storage, raw.driver, &raw.dsn) {
             (Some(name), None, None) => self.named_database(&format!("{at}.storage"), name, whole),
-            (None, Some(driver), Some(dsn)) => self.dsn(at, driver, dsn.0.clone()),
+            (None, Some(driver), Some(dsn)) => {
+                self.database(at, &raw::Database::at(driver, dsn.clone()))
+            }
             _ => {
                 self.problem(
                     at,
@@ -454,16 +446,7 @@ impl Maker<'_> {
     }
 
     fn webhook_source(&mut self, at: &str, raw: &raw::WebhookKeys) -> Option<Source> {
-        let fine = raw.url.parse::<Uri>().is_ok_and(|uri| {
-            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
-        });
-        if !fine {
-            self.problem(
-                format!("{at}.url"),
-                "is not an http or https URL",
-                "write `https://host/path`",
-            );
-        }
+        let fine = self.http_url(&format!("{at}.url"), &raw.url);
         if raw.timeout.is_some_and(|t| t.0.is_zero()) {
             self.problem(format!("{at}.timeout"), "is zero", "the default is 5s");
         }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::Maker;
 use crate::{
-    base::Secret,
     config::raw::{self, Driver, Raw},
     store::{redis, sql},
 };
@@ -139,7 +138,7 @@ impl Maker<'_> {
         span.0
     }
 
-    fn database(&mut self, at: &str, raw: &raw::Database) -> Option<sql::Settings> {
+    pub(super) fn database(&mut self, at: &str, raw: &raw::Database) -> Option<sql::Settings> {
         let key = |name: &str| if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
         let password =
             self.secret(at, "password", raw.password.as_ref(), raw.password_file.as_deref());
@@ -187,26 +186,6 @@ impl Maker<'_> {
             idle_timeout: some(raw.conn_max_idle_time),
         };
         self.usable(&key("dsn"), settings)
-    }
-
-    /// A database that a provider states itself.
-    pub(super) fn dsn(&mut self, at: &str, driver: Driver, dsn: Secret) -> Option<sql::Settings> {
-        let (driver, target) = match driver {
-            Driver::Sqlite => {
-                (sql::Driver::Sqlite, sql::Target::File(self.path(sqlite_path(dsn.expose()))))
-            }
-            Driver::Mysql => (sql::Driver::Mysql, sql::Target::Dsn(dsn)),
-            Driver::Postgres => (sql::Driver::Postgres, sql::Target::Dsn(dsn)),
-        };
-        let settings = sql::Settings {
-            driver,
-            target,
-            max_connections: 10,
-            connect_timeout: Duration::from_secs(5),
-            max_lifetime: Some(Duration::from_secs(1800)),
-            idle_timeout: Some(Duration::from_secs(600)),
-        };
-        self.usable(&format!("{at}.dsn"), settings)
     }
 
     fn usable(&mut self, at: &str, settings: sql::Settings) -> Option<sql::Settings> {

@@ -510,6 +510,48 @@ fn length_only<S: Serializer>(script: &Option<String>, serializer: S) -> Result<
     shown.serialize(serializer)
 }
 
+impl Database {
+    /// A database that a provider states itself: what it does not say is as under `storage`.
+    pub fn at(driver: Driver, dsn: SecretText) -> Self {
+        Self {
+            name: String::new(),
+            enabled: true,
+            driver,
+            dsn: Some(dsn),
+            host: None,
+            port: None,
+            user: None,
+            password: None,
+            password_file: None,
+            database: None,
+            path: None,
+            max_open_conns: ten_connections(),
+            conn_max_lifetime: half_an_hour(),
+            conn_max_idle_time: ten_minutes(),
+            connect_timeout: five_seconds(),
+        }
+    }
+}
+
+impl Cache {
+    /// A server that a provider states itself: what it does not say is as under `storage`.
+    pub fn at(addr: &str) -> Self {
+        Self {
+            name: String::new(),
+            enabled: true,
+            driver: CacheDriver::Redis,
+            addr: addr.to_owned(),
+            username: None,
+            password: None,
+            password_file: None,
+            db: 0,
+            pool_size: one_connection(),
+            dial_timeout: five_seconds(),
+            read_timeout: three_seconds(),
+        }
+    }
+}
+
 fn ten_seconds() -> Span {
     secs(10)
 }

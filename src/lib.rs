@@ -12,7 +12,7 @@
 //! | 6 | [`server`] | the composition root: listeners, services, signals |
 //! | 5 | [`gateway`], [`admin`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; the operator's API; what runs beside the requests |
 //! | 4 | [`runtime`] | the snapshot of a configuration, and what outlives it |
-//! | 3 | [`auth`], [`balance`], [`route`], [`usage`] | policies, each on its own |
+//! | 3 | [`auth`], [`balance`], [`limit`], [`route`], [`usage`] | policies, each on its own |
 //! | 2 | [`config`], [`dialect`], [`sim`] | what the file means; API languages; a simulated vLLM |
 //! | 1 | [`lua`], [`store`], [`telemetry`], [`wire`] | scripts; clients and certificates; metrics and logs; bytes |
 //! | 0 | [`base`] | words: ids, callers, refusals, faults, counts, secrets |
@@ -45,6 +45,7 @@ pub mod config;
 pub mod demo;
 pub mod dialect;
 pub mod gateway;
+pub mod limit;
 pub mod lua;
 pub mod route;
 pub mod runtime;

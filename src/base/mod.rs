@@ -8,6 +8,8 @@ pub mod duration;
 pub mod fault;
 pub mod ids;
 pub mod ip;
+pub mod limits;
+pub mod model;
 pub mod principal;
 pub mod rejection;
 pub mod secret;
@@ -16,6 +18,7 @@ pub mod usage;
 
 pub use fault::{Fault, FaultKind, Side};
 pub use ids::RequestId;
+pub use model::ModelPattern;
 pub use principal::Principal;
 pub use rejection::Rejection;
 pub use secret::Secret;

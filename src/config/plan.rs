@@ -22,6 +22,7 @@ use super::{
     raw::{self, ErrorFormat, HealthCheck, KeyForm, Log, Raw, SecretText, StreamUsage},
     unbuilt,
 };
+pub use crate::base::ModelPattern;
 use crate::base::{
     Secret,
     ip::{self, IpRules},
@@ -144,36 +145,6 @@ pub struct BackendPlan {
     pub authorization: Option<HeaderValue>,
     /// How to ask for usage in streams.
     pub stream_usage: StreamUsage,
-}
-
-/// A name, or a prefix.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ModelPattern {
-    /// This model.
-    Exact(String),
-    /// Every model whose name starts so.
-    Prefix(String),
-}
-
-impl ModelPattern {
-    /// Reads `name` or `prefix*`.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
-        match text.strip_suffix('*') {
-            _ if text.is_empty() => Err("a model name is empty"),
-            Some(prefix) if prefix.contains('*') => Err("`*` may stand only at the end"),
-            Some(prefix) => Ok(Self::Prefix(prefix.to_owned())),
-            None if text.contains('*') => Err("`*` may stand only at the end"),
-            None => Ok(Self::Exact(text.to_owned())),
-        }
-    }
-
-    /// Whether the model is meant.
-    pub fn matches(&self, model: &str) -> bool {
-        match self {
-            Self::Exact(name) => name == model,
-            Self::Prefix(prefix) => model.starts_with(prefix.as_str()),
-        }
-    }
 }
 
 /// Active probes.

@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 /// Modules and their floors, as in the table of `lib.rs`. `base` is below its neighbours.
-const FLOORS: [(&str, u32); 20] = [
+const FLOORS: [(&str, u32); 21] = [
     ("base", 0),
     ("lua", 1),
     ("store", 1),
@@ -15,6 +15,7 @@ const FLOORS: [(&str, u32); 20] = [
     ("sim", 2),
     ("auth", 3),
     ("balance", 3),
+    ("limit", 3),
     ("route", 3),
     ("usage", 3),
     ("runtime", 4),

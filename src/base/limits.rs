@@ -1,0 +1,294 @@
+//! How much one may call: the words in which rules, keys and scripts say it.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{
+    model::ModelPattern,
+    terms::{ResetPeriod, number},
+};
+
+/// Whom a rule counts together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// All requests.
+    Global,
+    /// Those of one key.
+    Key,
+    /// Those from one address; of IPv6 from one /64 network.
+    Ip,
+    /// Those of one user.
+    User,
+    /// Those of one team.
+    Team,
+    /// Those for one model.
+    Model,
+    /// Those of one key for one model.
+    KeyModel,
+}
+
+impl Scope {
+    /// All of them, in the order in which they are looked at.
+    pub const ALL: [Self; 7] =
+        [Self::Global, Self::Key, Self::Ip, Self::User, Self::Team, Self::Model, Self::KeyModel];
+
+    /// The word in the configuration, in messages and in metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Global => "global",
+            Self::Key => "per_key",
+            Self::Ip => "per_ip",
+            Self::User => "per_user",
+            Self::Team => "per_team",
+            Self::Model => "per_model",
+            Self::KeyModel => "per_key_model",
+        }
+    }
+
+    /// Its place in [`Self::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// How much a rule lets pass. What is not said is not limited; `0` lifts a limit that another
+/// place sets.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Whether the rule holds at all.
+    pub enabled: Option<bool>,
+    /// Requests in a second, on average; `0.5` is one every two seconds.
+    pub requests_per_second: Option<f64>,
+    /// Requests that may come at once, with `requests_per_second`; twice that without it.
+    pub burst_size: Option<f64>,
+    /// Requests in a minute. As many may come at once.
+    pub requests_per_minute: Option<f64>,
+    /// Tokens in a minute, of prompts and answers together.
+    pub tokens_per_minute: Option<f64>,
+    /// Tokens of prompts in a minute.
+    pub input_tokens_per_minute: Option<f64>,
+    /// Tokens of answers in a minute.
+    pub output_tokens_per_minute: Option<f64>,
+    /// Requests at the same time.
+    pub max_concurrent: Option<f64>,
+    /// What may be spent in a period, by the prices of `rate_limit.prices`.
+    pub budget: Option<f64>,
+    /// The period of `budget`; `monthly` without it.
+    pub budget_period: Option<ResetPeriod>,
+}
+
+impl Limits {
+    /// These limits, where they say nothing those of `other`.
+    pub fn or(&self, other: &Self) -> Self {
+        Self {
+            enabled: self.enabled.or(other.enabled),
+            requests_per_second: self.requests_per_second.or(other.requests_per_second),
+            // A burst belongs to the rate that it was given with.
+            burst_size: match self.requests_per_second {
+                Some(_) => self.burst_size,
+                None => self.burst_size.or(other.burst_size),
+            },
+            requests_per_minute: self.requests_per_minute.or(other.requests_per_minute),
+            tokens_per_minute: self.tokens_per_minute.or(other.tokens_per_minute),
+            input_tokens_per_minute: self.input_tokens_per_minute.or(other.input_tokens_per_minute),
+            output_tokens_per_minute: self
+                .output_tokens_per_minute
+                .or(other.output_tokens_per_minute),
+            max_concurrent: self.max_concurrent.or(other.max_concurrent),
+            budget: self.budget.or(other.budget),
+            budget_period: self.budget_period.or(other.budget_period),
+        }
+    }
+
+    /// The amounts with their names.
+    fn amounts(&mut self) -> [(&'static str, &mut Option<f64>); 8] {
+        [
+            ("requests_per_second", &mut self.requests_per_second),
+            ("burst_size", &mut self.burst_size),
+            ("requests_per_minute", &mut self.requests_per_minute),
+            ("tokens_per_minute", &mut self.tokens_per_minute),
+            ("input_tokens_per_minute", &mut self.input_tokens_per_minute),
+            ("output_tokens_per_minute", &mut self.output_tokens_per_minute),
+            ("max_concurrent", &mut self.max_concurrent),
+            ("budget", &mut self.budget),
+        ]
+    }
+
+    /// What is wrong with the amounts: the name, and why.
+    pub fn problem(&self) -> Option<(&'static str, &'static str)> {
+        let mut copy = self.clone();
+        let amounts = copy.amounts().map(|(name, amount)| (name, *amount));
+        for (name, amount) in amounts {
+            let Some(n) = amount else { continue };
+            if !n.is_finite() || n < 0.0 {
+                return Some((name, "is not a number from 0 on"));
+            }
+            let fractions = matches!(name, "requests_per_second" | "budget");
+            if !fractions && (n.fract() != 0.0 || n > 1e12) {
+                return Some((name, "is not a whole number"));
+            }
+            if name == "requests_per_second" && (n > 1e6 || (n > 0.0 && n < 1e-4)) {
+                return Some((name, "is not between 0.0001 and 1000000"));
+            }
+        }
+        None
+    }
+
+    /// Reads one field out of a key's data or a script's answer.
+    fn read(&mut self, name: &str, value: &Value) -> Result<(), String> {
+        if value.is_null() {
+            return Ok(());
+        }
+        match name {
+            "enabled" => {
+                let on = value.as_bool().ok_or("`enabled` is neither true nor false")?;
+                self.enabled = Some(on);
+            }
+            "budget_period" => {
+                let period = serde_json::from_value(value.clone());
+                self.budget_period = Some(period.map_err(|_| "`budget_period` is no period")?);
+            }
+            _ => {
+                let mut amounts = self.amounts();
+                let known = amounts.iter_mut().find(|(known, _)| *known == name);
+                let (_, amount) = known.ok_or_else(|| format!("`{name}` is no limit"))?;
+                let n = number(value).ok_or_else(|| format!("`{name}` is not a number"))?;
+                **amount = Some(n);
+            }
+        }
+        Ok(())
+    }
+
+    fn from_value(value: &Value) -> Result<Self, String> {
+        let mut limits = Self::default();
+        for (name, value) in object(value)? {
+            limits.read(name, value)?;
+        }
+        limits.checked()
+    }
+
+    fn checked(self) -> Result<Self, String> {
+        match self.problem() {
+            Some((name, why)) => Err(format!("`{name}` {why}")),
+            None => Ok(self),
+        }
+    }
+}
+
+fn object(value: &Value) -> Result<&Map<String, Value>, String> {
+    value.as_object().ok_or_else(|| "limits are an object with names".to_owned())
+}
+
+/// Limits of one caller, as its key's data or a script told them. They go before the rules of the
+/// configuration, field by field.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OwnLimits {
+    /// By [`Scope::index`].
+    scopes: [Limits; 7],
+    /// For single models, in place of `per_key_model`.
+    models: Vec<(ModelPattern, Limits)>,
+}
+
+impl OwnLimits {
+    /// Reads what a key's data or a script says: the fields of [`Limits`] for the key itself,
+    /// and under the names of other rules (`per_user`, `global`, ...) the same for those;
+    /// `models` holds limits of the key for single models. A text is read as JSON.
+    ///
+    /// # Errors
+    /// What cannot be understood: a lock that cannot be read is locked.
+    pub fn read(value: &Value) -> Result<Self, String> {
+        if let Value::String(text) = value {
+            let parsed = serde_json::from_str::<Value>(text).map_err(|_| "they are not JSON")?;
+            return Self::read(&parsed);
+        }
+        let mut own = Self::default();
+        for (name, value) in object(value)? {
+            if let Some(scope) = Scope::ALL.iter().find(|s| s.word() == name) {
+                let said = Limits::from_value(value).map_err(|e| format!("{name}: {e}"))?;
+                let known = &mut own.scopes[scope.index()];
+                *known = said.or(known);
+            } else if name == "models" {
+                for (model, value) in object(value)? {
+                    let pattern = ModelPattern::parse(model).map_err(str::to_owned)?;
+                    let said = Limits::from_value(value).map_err(|e| format!("{model}: {e}"))?;
+                    own.models.push((pattern, said));
+                }
+            } else {
+                own.scopes[Scope::Key.index()].read(name, value)?;
+            }
+        }
+        let key = std::mem::take(&mut own.scopes[Scope::Key.index()]);
+        own.scopes[Scope::Key.index()] = key.checked()?;
+        Ok(own)
+    }
+
+    /// What they say about a rule; `None` if that is nothing.
+    pub fn of(&self, scope: Scope, model: &str) -> Option<Limits> {
+        let said = &self.scopes[scope.index()];
+        if scope == Scope::KeyModel
+            && let Some(closest) = ModelPattern::closest(&self.models, model)
+        {
+            return Some(closest.or(said));
+        }
+        (*said != Limits::default()).then(|| said.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_key_says_its_limits_in_every_form() {
+        let own = json!({
+            "requests_per_minute": "60", "max_concurrent": 3,
+            "per_user": {"tokens_per_minute": 1000}, "global": {"enabled": false},
+            "models": {"qwen-*": {"requests_per_minute": 5}, "qwen-72b": {"budget": 1.5}},
+        });
+        let read = OwnLimits::read(&own).unwrap();
+        assert_eq!(OwnLimits::read(&own.to_string().into()).unwrap(), read);
+        let key = read.of(Scope::Key, "m").unwrap();
+        assert_eq!((key.requests_per_minute, key.max_concurrent), (Some(60.0), Some(3.0)));
+        assert_eq!(read.of(Scope::User, "m").unwrap().tokens_per_minute, Some(1000.0));
+        assert_eq!(read.of(Scope::Global, "m").unwrap().enabled, Some(false));
+        assert_eq!(read.of(Scope::KeyModel, "qwen-7b").unwrap().requests_per_minute, Some(5.0));
+        assert_eq!(read.of(Scope::KeyModel, "qwen-72b").unwrap().budget, Some(1.5));
+        assert_eq!(read.of(Scope::KeyModel, "llama"), None);
+        assert_eq!(read.of(Scope::Ip, "m"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_an_error() {
+        for bad in [
+            json!(7),
+            json!("soon"),
+            json!({"requests_per_day": 5}),
+            json!({"requests_per_minute": "many"}),
+            json!({"requests_per_minute": -1}),
+            json!({"requests_per_minute": 1.5}),
+            json!({"max_concurrent": true}),
+            json!({"per_user": 5}),
+            json!({"per_user": {"limit": 5}}),
+            json!({"models": {"a*b": {}}}),
+            json!({"budget_period": "hourly"}),
+        ] {
+            assert!(OwnLimits::read(&bad).is_err(), "{bad}");
+        }
+        assert_eq!(OwnLimits::read(&json!({})).unwrap(), OwnLimits::default());
+    }
+
+    #[test]
+    fn own_limits_go_before_others_field_by_field() {
+        let limits = |value| serde_json::from_value::<Limits>(value).unwrap();
+        let rule = limits(json!({"requests_per_second": 10, "burst_size": 5, "max_concurrent": 4}));
+        let own = limits(json!({"requests_per_second": 100, "max_concurrent": 0}));
+        let both = own.or(&rule);
+        assert_eq!(both.requests_per_second, Some(100.0));
+        assert_eq!(both.burst_size, None, "the burst was another rate's");
+        assert_eq!(both.max_concurrent, Some(0.0));
+    }
+}

@@ -1,0 +1,308 @@
+//! The buckets of this process.
+//!
+//! A request's claims are decided together: all of them are looked at, then all are taken, under
+//! the locks of the shards that they are in. So a refusal has taken nothing. Nobody waits under a
+//! lock.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    sync::{Mutex, MutexGuard},
+};
+
+use super::{
+    bucket::{Bucket, Ticks},
+    claim::{Claim, Kind, Refusal},
+};
+use crate::base::lock;
+
+const SHARDS: usize = 64;
+
+/// Buckets that are compared when one must go.
+const CANDIDATES: usize = 16;
+
+/// The keys are hashes already.
+#[derive(Default)]
+struct Same(u64);
+
+impl Hasher for Same {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {}
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = n;
+    }
+}
+
+type Shard = HashMap<u64, Bucket, BuildHasherDefault<Same>>;
+
+/// All buckets. One that is not there is full.
+pub struct Table {
+    shards: Vec<Mutex<Shard>>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
+}
+
+/// The shard of a bucket: by other bits than those by which the maps sort.
+fn shard_of(id: u64) -> usize {
+    (id >> 32) as usize % SHARDS
+}
+
+/// The shards of some claims, locked; always in the same order, so that nobody waits for ever.
+struct Locked<'a> {
+    shards: Vec<(usize, MutexGuard<'a, Shard>)>,
+}
+
+impl Locked<'_> {
+    fn shard(&mut self, id: u64) -> &mut Shard {
+        let wanted = shard_of(id);
+        let place = self.shards.iter().position(|(n, _)| *n == wanted).unwrap_or_default();
+        &mut self.shards[place].1
+    }
+
+    fn bucket(&mut self, id: u64) -> Bucket {
+        self.shard(id).get(&id).copied().unwrap_or_default()
+    }
+}
+
+impl Table {
+    fn lock(&self, claims: &[Claim]) -> Locked<'_> {
+        let mut numbers: Vec<usize> = claims.iter().map(|c| shard_of(c.id)).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        Locked { shards: numbers.into_iter().map(|n| (n, lock(&self.shards[n]))).collect() }
+    }
+
+    /// Takes all claims, or none. `most` is how many buckets there may be.
+    ///
+    /// # Errors
+    /// The claim that fails: of several the one that takes longest, a slot after all others.
+    pub fn take(&self, claims: &mut [Claim], now: Ticks, most: usize) -> Result<(), Refusal> {
+        let mut locked = self.lock(claims);
+        let mut refusal: Option<(bool, Refusal)> = None;
+        for (index, claim) in claims.iter_mut().enumerate() {
+            let bucket = locked.bucket(claim.id);
+            let slot = claim.dim.kind() == Kind::Slot;
+            let wait = match claim.dim.kind() {
+                Kind::Slot => {
+                    let free = bucket.held().saturating_add(claim.amount) <= claim.rate.capacity;
+                    if free { 0 } else { 1 }
+                }
+                Kind::Take | Kind::Reserve => bucket.wait(claim.rate, claim.amount, now),
+            };
+            claim.look(&bucket, now);
+            let longer = |(known, told): &(bool, Refusal)| match (slot, known) {
+                (true, false) => false,
+                (false, true) => true,
+                _ => wait > told.wait,
+            };
+            if wait > 0 && refusal.as_ref().is_none_or(longer) {
+                refusal = Some((slot, Refusal { index, wait: if slot { 0 } else { wait } }));
+            }
+        }
+        if let Some((_, refusal)) = refusal {
+            return Err(refusal);
+        }
+        for claim in claims {
+            let shard = locked.shard(claim.id);
+            if shard.len() >= most / SHARDS && !shard.contains_key(&claim.id) {
+                make_room(shard);
+            }
+            let bucket = shard.entry(claim.id).or_default();
+            match claim.dim.kind() {
+                Kind::Take => bucket.take(claim.rate, claim.amount, now),
+                Kind::Reserve | Kind::Slot => bucket.hold(claim.amount),
+            }
+            claim.look(bucket, now);
+        }
+        Ok(())
+    }
+
+    /// Ends what was held, and takes what `used` says of each reservation.
+    pub fn settle(&self, claims: &[Claim], used: impl Fn(&Claim) -> u64, now: Ticks) {
+        let mut locked = self.lock(claims);
+        for claim in claims.iter().filter(|c| c.dim.kind() != Kind::Take) {
+            let shard = locked.shard(claim.id);
+            let bucket = shard.entry(claim.id).or_default();
+            bucket.release(claim.amount);
+            if claim.dim.kind() == Kind::Reserve {
+                bucket.take(claim.rate, used(claim), now);
+            }
+            if bucket.idle(now) {
+                shard.remove(&claim.id);
+            }
+        }
+    }
+
+    /// Forgets buckets that are full: a new one is the same.
+    pub fn sweep(&self, now: Ticks) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.retain(|_, bucket| !bucket.idle(now));
+            let few = shard.len() * 4 + 64;
+            if shard.capacity() > few {
+                shard.shrink_to(few / 2);
+            }
+        }
+    }
+
+    /// How many buckets there are.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+}
+
+/// Drops, of a few buckets in which nothing is held, the one that is closest to being full: whose
+/// owner gains least by it.
+fn make_room(shard: &mut Shard) {
+    let free = shard.iter().filter(|(_, bucket)| bucket.held() == 0).take(CANDIDATES);
+    let fullest = free.min_by_key(|(_, bucket)| bucket.missing(0)).map(|(id, _)| *id);
+    if let Some(id) = fullest {
+        shard.remove(&id);
+    }
+}
+
+impl Claim {
+    /// Notes what is left.
+    fn look(&mut self, bucket: &Bucket, now: Ticks) {
+        (self.left, self.reset) = match self.dim.kind() {
+            Kind::Slot => (self.rate.capacity.saturating_sub(bucket.held()), 0),
+            Kind::Take | Kind::Reserve => (
+                bucket.left(self.rate, now),
+                bucket.missing(now).saturating_add(self.rate.span(bucket.held())),
+            ),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        base::limits::Scope,
+        limit::{
+            bucket::{Rate, SECOND},
+            claim::Dim,
+        },
+    };
+
+    const MOST: usize = 1 << 20;
+
+    fn claim(id: u64, dim: Dim, capacity: u64, amount: u64) -> Claim {
+        // Ids as they are in life: spread over all bits.
+        let id = (id + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let rate = Rate { interval: SECOND, capacity };
+        Claim { id, name: String::new(), scope: Scope::Key, dim, rate, amount, left: 0, reset: 0 }
+    }
+
+    #[test]
+    fn a_refusal_takes_nothing() {
+        let table = Table::default();
+        let mut first = [claim(1, Dim::RequestsPerSecond, 5, 1), claim(2, Dim::Concurrent, 1, 1)];
+        table.take(&mut first, 0, MOST).unwrap();
+        assert_eq!((first[0].left, first[1].left), (4, 0));
+        let mut second = [
+            claim(1, Dim::RequestsPerSecond, 5, 1),
+            claim(3, Dim::Tokens, 100, 60),
+            claim(2, Dim::Concurrent, 1, 1),
+        ];
+        for _ in 0..20 {
+            assert_eq!(table.take(&mut second, 0, MOST), Err(Refusal { index: 2, wait: 0 }));
+        }
+        assert_eq!((second[0].left, second[1].left), (4, 100));
+        table.settle(&first, |_| 0, 0);
+        table.take(&mut second, 0, MOST).unwrap();
+        assert_eq!((second[0].left, second[1].left), (3, 40));
+    }
+
+    #[test]
+    fn the_longest_wait_is_told_and_a_slot_last() {
+        let table = Table::default();
+        let all = |n| {
+            [
+                claim(1, Dim::Concurrent, 1, 1),
+                claim(2, Dim::RequestsPerSecond, 1, n),
+                claim(3, Dim::RequestsPerMinute, 3, 3 * n),
+            ]
+        };
+        table.take(&mut all(1), 0, MOST).unwrap();
+        let refusal = table.take(&mut all(1), 0, MOST).unwrap_err();
+        assert_eq!(refusal, Refusal { index: 2, wait: 3 * SECOND });
+    }
+
+    #[test]
+    fn reservations_end_at_what_was_metered() {
+        let table = Table::default();
+        let mut tokens = [claim(1, Dim::Tokens, 100, 80)];
+        table.take(&mut tokens, 0, MOST).unwrap();
+        assert_eq!(tokens[0].left, 20);
+        table.settle(&tokens, |_| 30, 0);
+        let mut rest = [claim(1, Dim::Tokens, 100, 70)];
+        table.take(&mut rest, 0, MOST).unwrap();
+        table.settle(&rest, |_| 0, 0);
+        table.take(&mut rest, 0, MOST).unwrap();
+        assert_eq!(rest[0].left, 0);
+    }
+
+    #[test]
+    fn idle_buckets_are_forgotten_and_others_not() {
+        let table = Table::default();
+        for id in 0..1000 {
+            table.take(&mut [claim(id, Dim::RequestsPerSecond, 5, 1)], 0, MOST).unwrap();
+        }
+        table.take(&mut [claim(5000, Dim::Concurrent, 5, 1)], 0, MOST).unwrap();
+        table.sweep(SECOND - 1);
+        assert_eq!(table.len(), 1001);
+        table.sweep(SECOND);
+        assert_eq!(table.len(), 1);
+        table.settle(&[claim(5000, Dim::Concurrent, 5, 1)], |_| 0, SECOND);
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn a_flood_of_keys_does_not_fill_the_memory_nor_free_who_is_being_served() {
+        let table = Table::default();
+        let most = 64 * 100;
+        let served = || [claim(u64::MAX / 2, Dim::Concurrent, 1, 1)];
+        table.take(&mut served(), 0, most).unwrap();
+        let heavy = || [claim(u64::MAX / 3, Dim::RequestsPerMinute, 60, 60)];
+        table.take(&mut heavy(), 0, most).unwrap();
+        for id in 0..1_000_000 {
+            table.take(&mut [claim(id, Dim::RequestsPerSecond, 5, 1)], id, most).unwrap();
+        }
+        assert!(table.len() <= most + 1, "{}", table.len());
+        assert!(table.take(&mut served(), 0, most).is_err());
+        // Those that have taken least go first.
+        assert!(table.take(&mut heavy(), 1_000_000, most).is_err());
+    }
+
+    #[test]
+    fn many_threads_take_no_more_than_there_is() {
+        let table = Table::default();
+        let taken = std::sync::atomic::AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let (table, taken) = (&table, &taken);
+                scope.spawn(move || {
+                    for i in 0..2000 {
+                        let mut claims = [
+                            claim(1, Dim::RequestsPerSecond, 1000, 1),
+                            claim(100 + (i * 8 + n) % 50, Dim::RequestsPerMinute, 1000, 1),
+                        ];
+                        if table.take(&mut claims, 0, MOST).is_ok() {
+                            taken.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(taken.into_inner(), 1000);
+    }
+}

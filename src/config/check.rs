@@ -39,10 +39,14 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
     let mut problems = Vec::new();
     let plan = document(text, &mut problems).and_then(|mut document| {
         let expanded = expand(&mut document, env, &mut problems);
-        if document.get("auth").is_some_and(Value::is_null) {
-            // What is left of a section whose lines were commented out is not "nobody is asked".
-            let problem = Problem::new("auth", "holds nothing");
-            problems.push(problem.hint("write `auth: {}` to ask for keys, or remove it"));
+        // What is left of a section whose lines were commented out is not "nobody is asked".
+        for (section, hint) in [
+            ("auth", "write `auth: {}` to ask for keys, or remove it"),
+            ("rate_limit", "remove it, or write `rate_limit: {enabled: false}`"),
+        ] {
+            if document.get(section).is_some_and(Value::is_null) {
+                problems.push(Problem::new(section, "holds nothing").hint(hint));
+            }
         }
         // Later problems may only be the echo of a variable that is missing, but mostly are not.
         let (raw, removed) = read::<Raw>(document, &expanded, &mut problems);

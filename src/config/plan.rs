@@ -2,6 +2,7 @@
 //! never meets a configuration error.
 
 mod auth;
+mod limit;
 mod script;
 mod storage;
 
@@ -16,6 +17,7 @@ use http::{HeaderName, HeaderValue, Method, Uri};
 use ipnet::IpNet;
 
 pub use self::auth::{Answer, Answers, AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, Source};
+pub use self::limit::{LimitPlan, QueuePlan, SharedPlan};
 pub use self::script::SHIPPED;
 use super::{
     problem::Problem,
@@ -55,6 +57,8 @@ pub struct Plan {
     pub log: Log,
     /// Who may call; `None`: everybody.
     pub auth: Option<AuthPlan>,
+    /// How much one may call; `None`: as much as one likes.
+    pub limits: Option<LimitPlan>,
     /// Addresses that may call at all.
     pub ip_rules: IpRules,
     /// Proxies that are believed about their clients' addresses.
@@ -88,6 +92,8 @@ pub struct Fixed {
     pub admin: Option<AdminPlan>,
     /// The file with the keys of the admin API.
     pub keys_db: PathBuf,
+    /// The file with what was spent.
+    pub limits_db: PathBuf,
 }
 
 /// The admin API.
@@ -116,6 +122,7 @@ impl Fixed {
         differs("log.format", self.json_log == other.json_log);
         differs("admin", self.admin == other.admin);
         differs("admin.db_path", self.keys_db == other.keys_db);
+        differs("rate_limit.db_path", self.limits_db == other.limits_db);
         keys
     }
 }
@@ -214,6 +221,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
     let sizes = make.sizes(&raw.server);
     make.storage(raw);
     let auth = make.auth(raw);
+    let limits = make.limits(raw);
     let ip_rules = IpRules {
         allowed: make.nets("server.allowed_ips", &raw.server.allowed_ips),
         denied: make.nets("server.denied_ips", &raw.server.denied_ips),
@@ -236,6 +244,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         usage_hook,
         log: raw.log.clone(),
         auth,
+        limits,
         ip_rules,
         trusted_proxies,
         error_format: raw.server.error_format,
@@ -338,6 +347,10 @@ impl Maker<'_> {
                 self.problem("admin.listen", message, "give it a port of its own");
             }
         }
+        let limits_db = match &raw.rate_limit {
+            Some(limits) => limits.db_path.clone(),
+            None => raw::RateLimit::default().db_path,
+        };
         Some(Fixed {
             listen: listen?,
             metrics_listen,
@@ -347,6 +360,7 @@ impl Maker<'_> {
             json_log,
             admin,
             keys_db: self.path(&raw.admin.db_path),
+            limits_db: self.path(&limits_db),
         })
     }
 

@@ -2,6 +2,7 @@
 //! by `llmproxy schema` is derived from these types and their comments.
 
 mod auth;
+mod limit;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -9,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_yaml::Value;
 
-pub use self::auth::*;
+pub use self::{auth::*, limit::*};
 use crate::base::{Secret, duration};
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
@@ -54,9 +55,8 @@ pub struct Raw {
     /// The admin API.
     #[serde(default)]
     pub admin: Admin,
-    /// How much one may call. Not available in this version.
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub rate_limit: Option<Value>,
+    /// How much one may call. Without this section only limits of a key's own hold.
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// Process and listener settings. A change of any of them but the sizes needs a restart.

@@ -24,7 +24,6 @@ pub fn refuse(raw: &Raw, problems: &mut Vec<Problem>) {
             );
         }
     };
-    section(&raw.rate_limit, "rate_limit", "rate limiting");
     section(&raw.routing.retry, "routing.retry", "retrying after an answer");
     section(&raw.routing.fallback, "routing.fallback", "fallback routing");
     let strategy = raw.routing.load_balance_strategy;

@@ -1,0 +1,220 @@
+//! Limits: rules, their store, the queue, prices.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::Maker;
+use crate::{
+    base::{
+        ModelPattern,
+        limits::{Limits, Scope},
+    },
+    config::raw::{self, LimitMode, LimitStorage, OnRedisError, Price, Raw},
+    store::redis,
+};
+
+/// How much one may call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LimitPlan {
+    /// The rules, by [`Scope::index`].
+    pub rules: [Limits; 7],
+    /// Rules for single models, whole: what they do not say themselves is in them too.
+    pub models: Vec<(ModelPattern, Limits)>,
+    /// The same for a key with single models.
+    pub key_models: Vec<(ModelPattern, Limits)>,
+    /// Where it is counted; `None`: in this process.
+    pub shared: Option<SharedPlan>,
+    /// Where requests wait.
+    pub queue: QueuePlan,
+    /// What a million tokens cost.
+    pub prices: Vec<(ModelPattern, Price)>,
+    /// Buckets in memory.
+    pub max_buckets: usize,
+}
+
+/// Counting in Redis.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedPlan {
+    /// The server.
+    pub server: redis::Settings,
+    /// How names begin.
+    pub prefix: String,
+    /// How long a hold lasts that is not renewed.
+    pub ttl: Duration,
+    /// How long a decision may take.
+    pub timeout: Duration,
+    /// In the leased mode: the share of a limit that is taken ahead, and how long it is kept.
+    pub lease: Option<(f64, Duration)>,
+    /// What happens while Redis does not answer.
+    pub on_error: OnRedisError,
+}
+
+/// Where requests wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuePlan {
+    /// How many.
+    pub size: usize,
+    /// How long.
+    pub timeout: Duration,
+    /// The status of a refusal.
+    pub status: u16,
+    /// How often streams are sent a comment; `None`: never.
+    pub keep_alive: Option<Duration>,
+}
+
+impl Maker<'_> {
+    /// `None` if limits are switched off.
+    pub(super) fn limits(&mut self, whole: &Raw) -> Option<LimitPlan> {
+        let default = raw::RateLimit::default();
+        let raw = whole.rate_limit.as_ref().unwrap_or(&default);
+        if !raw.enabled.0 {
+            return None;
+        }
+        let rules = [
+            &raw.global,
+            &raw.per_key,
+            &raw.per_ip,
+            &raw.per_user,
+            &raw.per_team,
+            &raw.per_model,
+            &raw.per_key_model,
+        ];
+        for (scope, rule) in Scope::ALL.iter().zip(rules) {
+            self.rule(&format!("rate_limit.{}", scope.word()), rule, raw);
+        }
+        let models = self.model_rules("rate_limit.models", &raw.models, &raw.per_model, raw);
+        let key_models =
+            self.model_rules("rate_limit.key_models", &raw.key_models, &raw.per_key_model, raw);
+        let queue = self.queue(&raw.queue);
+        let prices = self.prices(&raw.prices);
+        if !(1000..=100_000_000).contains(&raw.max_buckets) {
+            self.problem("rate_limit.max_buckets", "is not between 1000 and 100000000", "");
+        }
+        let shared = match raw.storage {
+            LimitStorage::Memory => None,
+            LimitStorage::Redis => Some(self.shared(raw, whole)?),
+        };
+        Some(LimitPlan {
+            rules: rules.map(Limits::clone),
+            models,
+            key_models,
+            shared,
+            queue,
+            prices,
+            max_buckets: raw.max_buckets,
+        })
+    }
+
+    fn rule(&mut self, at: &str, rule: &Limits, raw: &raw::RateLimit) {
+        if let Some((name, why)) = rule.problem() {
+            self.problem(format!("{at}.{name}"), why, "remove it, or write 0 for no limit");
+        }
+        if rule.burst_size.is_some() && rule.requests_per_second.is_none() {
+            self.problem(
+                format!("{at}.burst_size"),
+                "has no `requests_per_second` to belong to",
+                "a minute's requests may all come at once",
+            );
+        }
+        if rule.budget.is_some_and(|b| b > 0.0) && raw.prices.is_empty() {
+            self.problem(
+                format!("{at}.budget"),
+                "nothing has a price",
+                "add `rate_limit.prices`: {\"*\": {input: 0.5, output: 1.5}}, for a million tokens",
+            );
+        }
+        if rule.budget_period.is_some() && rule.budget.is_none() {
+            self.problem(format!("{at}.budget_period"), "has no `budget` to belong to", "");
+        }
+    }
+
+    fn pattern(&mut self, at: &str, text: &str) -> Option<ModelPattern> {
+        let parsed = ModelPattern::parse(text);
+        if let Err(why) = parsed {
+            self.problem(format!("{at}.{text}"), why, "write a name, or a prefix and `*`");
+        }
+        parsed.ok()
+    }
+
+    fn model_rules(
+        &mut self,
+        at: &str,
+        given: &BTreeMap<String, Limits>,
+        base: &Limits,
+        raw: &raw::RateLimit,
+    ) -> Vec<(ModelPattern, Limits)> {
+        let mut rules = Vec::new();
+        for (name, rule) in given {
+            self.rule(&format!("{at}.{name}"), rule, raw);
+            if let Some(pattern) = self.pattern(at, name) {
+                rules.push((pattern, rule.or(base)));
+            }
+        }
+        rules
+    }
+
+    fn queue(&mut self, raw: &raw::Queue) -> QueuePlan {
+        let at = "rate_limit.queue";
+        if raw.max_queue_size > 1_000_000 {
+            self.problem(format!("{at}.max_queue_size"), "is more than 1000000", "");
+        }
+        if raw.max_queue_size > 0 && raw.queue_timeout.0.is_zero() {
+            self.problem(format!("{at}.queue_timeout"), "is zero", "the default is 30s");
+        }
+        if !matches!(raw.status, 429 | 503) {
+            self.problem(format!("{at}.status"), "is neither 429 nor 503", "");
+        }
+        let keep_alive = raw.keep_alive.0;
+        if !keep_alive.is_zero() && keep_alive < Duration::from_millis(100) {
+            self.problem(format!("{at}.keep_alive"), "is shorter than 100ms", "write 10s");
+        }
+        QueuePlan {
+            size: raw.max_queue_size,
+            timeout: raw.queue_timeout.0,
+            status: raw.status,
+            keep_alive: (!keep_alive.is_zero()).then_some(keep_alive),
+        }
+    }
+
+    fn prices(&mut self, raw: &BTreeMap<String, Price>) -> Vec<(ModelPattern, Price)> {
+        let mut prices = Vec::new();
+        for (name, price) in raw {
+            let all = [Some(price.input), price.cached_input, Some(price.output)];
+            if all.into_iter().flatten().any(|p| !p.is_finite() || p < 0.0) {
+                let at = format!("rate_limit.prices.{name}");
+                self.problem(at, "holds a price that is not a number from 0 on", "");
+            }
+            if let Some(pattern) = self.pattern("rate_limit.prices", name) {
+                prices.push((pattern, *price));
+            }
+        }
+        prices
+    }
+
+    fn shared(&mut self, raw: &raw::RateLimit, whole: &Raw) -> Option<SharedPlan> {
+        let at = |name: &str| format!("rate_limit.{name}");
+        if !(raw.lease_share > 0.0 && raw.lease_share <= 0.5) {
+            self.problem(at("lease_share"), "is not above 0 and at most 0.5", "write 0.1");
+        }
+        for (name, span, least, most) in [
+            ("lease_lifetime", raw.lease_lifetime.0, 100, 60_000),
+            ("redis_timeout", raw.redis_timeout.0, 1, 60_000),
+            ("hold_ttl", raw.hold_ttl.0, 1000, 3_600_000),
+        ] {
+            let fits = Duration::from_millis(least)..=Duration::from_millis(most);
+            if !fits.contains(&span) {
+                let (least, most) = (fits.start(), fits.end());
+                self.problem(at(name), format!("is not between {least:?} and {most:?}"), "");
+            }
+        }
+        let server = self.named_cache(&at("redis"), &raw.redis, whole)?;
+        Some(SharedPlan {
+            server,
+            prefix: raw.key_prefix.clone(),
+            ttl: raw.hold_ttl.0,
+            timeout: raw.redis_timeout.0,
+            lease: (raw.mode == LimitMode::Leased)
+                .then_some((raw.lease_share, raw.lease_lifetime.0)),
+            on_error: raw.on_redis_error,
+        })
+    }
+}

@@ -37,7 +37,7 @@ use crate::{
     gateway::Gateway,
     runtime::{Carry, Live, Outlets, Snapshot},
     store,
-    tasks::{deadline, delivery, health, operator, reload},
+    tasks::{deadline, delivery, health, limits, operator, reload},
     telemetry::logger,
 };
 
@@ -57,10 +57,12 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     let operator = fixed.metrics_listen.map(listen).transpose()?;
     let admin = fixed.admin.as_ref().map(|admin| listen(admin.listen)).transpose()?;
 
-    let (carry, outlets) = Carry::new(fixed.keys_db.clone());
+    let (carry, outlets) = Carry::new(fixed.keys_db.clone(), fixed.limits_db.clone());
     carry.metrics.reload_success.set(1);
     announce(&plan);
     open_keys(&plan, &carry)?;
+    let spent = carry.stores.handle().block_on(carry.limits.ledger.load());
+    spent.map_err(|e| io::Error::other(e.to_string()))?;
     let first = Snapshot::build(plan, None, &carry);
     carry.probe.set(first.plan.health_check.clone(), &first.endpoints);
     let live = Arc::new(Live::new(first));
@@ -208,7 +210,8 @@ impl BackgroundService for Tasks {
                 log::error!("the admin listener broke: {e}");
             }
         };
-        tokio::join!(reload, operator, admin, delivery, health, deadlines);
+        let limits = limits::run(Arc::clone(&self.carry));
+        tokio::join!(reload, operator, admin, delivery, health, deadlines, limits);
     }
 }
 
@@ -271,7 +274,7 @@ fn drain(carry: &Carry, patience: Duration, hurry: &AtomicBool) {
             log::error!("{open} requests could not be ended; they have no usage record");
         }
     }
-    wait(LAST_DELIVERIES, &|| carry.usage.waiting() <= 0);
+    wait(LAST_DELIVERIES, &|| carry.usage.waiting() <= 0 && carry.limits.ledger.waiting() == 0);
     match carry.usage.waiting() {
         0 => log::info!("stopped"),
         lost => log::error!("stopped; {lost} usage records could not be delivered"),

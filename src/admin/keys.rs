@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     auth::keystore::{KeyError, KeySpec, StoredKey},
-    base::terms::ResetPeriod,
+    base::ResetPeriod,
 };
 
 type From = ConnectInfo<SocketAddr>;

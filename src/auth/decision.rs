@@ -1,11 +1,14 @@
 //! What a script says about a caller.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use http::{HeaderMap, Method};
 use serde_json::{Map, Value};
 
-use crate::lua::{self, Globals, Job, json};
+use crate::{
+    base::limits::OwnLimits,
+    lua::{self, Globals, Job, json},
+};
 
 /// Bytes of what a script may tell about a caller.
 const LARGEST: usize = 64 << 10;
@@ -64,8 +67,10 @@ pub struct Verdict {
     pub status: Option<u16>,
     /// What later scripts, records and hooks should know.
     pub metadata: Map<String, Value>,
-    /// Limits of this caller alone.
+    /// Limits of this caller alone, as they were told.
     pub limits: Option<Value>,
+    /// The same, understood.
+    pub own_limits: Option<Arc<OwnLimits>>,
     /// Labels.
     pub tags: Vec<String>,
 }
@@ -233,7 +238,11 @@ impl Verdict {
                 Value::Object(map) => self.metadata = map,
                 _ => return Err("`metadata` is not a table with names".to_owned()),
             },
-            (b"limits", _) => self.limits = Some(told("limits")?),
+            (b"limits", _) => {
+                let limits = told("limits")?;
+                let own = OwnLimits::read(&limits).map_err(|e| format!("`limits`: {e}"))?;
+                (self.limits, self.own_limits) = (Some(limits), Some(Arc::new(own)));
+            }
             (b"tags", _) => self.tags = tags(told("tags")?)?,
             _ => {}
         }

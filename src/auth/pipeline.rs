@@ -258,6 +258,9 @@ impl Auth {
         let mut metadata = Map::new();
         for (i, record) in &found.known {
             let stage = &self.stages[*i];
+            if let Err(why) = &record.limits {
+                return self.unreadable(stage, record, why);
+            }
             let own = match &stage.plan.script {
                 None => {
                     self.by_rules(stage, record, call)?;
@@ -285,13 +288,7 @@ impl Auth {
     fn by_rules(&self, stage: &Stage, record: &KeyRecord, call: Call<'_>) -> Result<(), Rejection> {
         let terms = match &record.terms {
             Ok(terms) => terms,
-            Err(why) => {
-                let key = &record.principal.key_id;
-                log::warn!("auth provider {}: key {key} is refused: {why}", stage.plan.name);
-                // Nobody has said that what cannot be read may pass.
-                self.count(&stage.plan.name, "deny");
-                return Err(self.rejection(Reason::Disabled));
-            }
+            Err(why) => return self.unreadable(stage, record, why),
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let now = i64::try_from(now).unwrap_or(i64::MAX);
@@ -300,6 +297,14 @@ impl Auth {
             Ok(()) => self.refuse(&stage.plan.name, Reason::Active),
             Err(why) => self.refuse(&stage.plan.name, reason(why)),
         }
+    }
+
+    /// Nobody has said that what cannot be read may pass.
+    fn unreadable<T>(&self, stage: &Stage, record: &KeyRecord, why: &str) -> Result<T, Rejection> {
+        let key = &record.principal.key_id;
+        log::warn!("auth provider {}: key {key} is refused: {why}", stage.plan.name);
+        self.count(&stage.plan.name, "deny");
+        Err(self.rejection(Reason::Disabled))
     }
 
     async fn by_script(
@@ -387,7 +392,7 @@ fn told(known: &Arc<Principal>, verdict: Verdict) -> Arc<Principal> {
         principal.team = team;
     }
     principal.metadata.extend(verdict.metadata);
-    principal.limits = verdict.limits.or(principal.limits);
+    principal.limits = verdict.own_limits.or(principal.limits);
     principal.tags.extend(verdict.tags);
     Arc::new(principal)
 }

@@ -1,13 +1,12 @@
 //! How much one may call: the words in which rules, keys and scripts say it.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{
-    model::ModelPattern,
-    terms::{ResetPeriod, number},
-};
+use super::{model::ModelPattern, period::ResetPeriod, terms::number};
 
 /// Whom a rule counts together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,6 +81,11 @@ pub struct Limits {
 impl Limits {
     /// These limits, where they say nothing those of `other`.
     pub fn or(&self, other: &Self) -> Self {
+        if other.enabled == Some(false) && self.enabled.is_none() {
+            // What is switched off elsewhere does not switch off what is said here.
+            let says = self.clone().amounts().iter().any(|(_, amount)| amount.is_some());
+            return if says { self.clone() } else { other.clone() };
+        }
         Self {
             enabled: self.enabled.or(other.enabled),
             requests_per_second: self.requests_per_second.or(other.requests_per_second),
@@ -126,8 +130,11 @@ impl Limits {
                 return Some((name, "is not a number from 0 on"));
             }
             let fractions = matches!(name, "requests_per_second" | "budget");
-            if !fractions && (n.fract() != 0.0 || n > 1e12) {
+            if !fractions && n.fract() != 0.0 {
                 return Some((name, "is not a whole number"));
+            }
+            if n > 1e12 {
+                return Some((name, "is more than 1000000000000"));
             }
             if name == "requests_per_second" && (n > 1e6 || (n > 0.0 && n < 1e-4)) {
                 return Some((name, "is not between 0.0001 and 1000000"));
@@ -236,6 +243,45 @@ impl OwnLimits {
     }
 }
 
+/// How a limit stands after a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// How much there is.
+    pub limit: u64,
+    /// How much of it is left.
+    pub left: u64,
+    /// Until all of it is there again.
+    pub reset: Duration,
+}
+
+impl Standing {
+    /// Of two limits the one that is closer to being used up.
+    pub fn tighter(self, other: Option<Self>) -> Self {
+        match other {
+            Some(other)
+                if u128::from(other.left) * u128::from(self.limit)
+                    < u128::from(self.left) * u128::from(other.limit) =>
+            {
+                other
+            }
+            _ => self,
+        }
+    }
+}
+
+/// How the limits of a request stand, for the headers of its answer: of each kind the tightest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standings {
+    /// Requests.
+    pub requests: Option<Standing>,
+    /// Tokens of prompts and answers.
+    pub tokens: Option<Standing>,
+    /// Tokens of prompts.
+    pub input_tokens: Option<Standing>,
+    /// Tokens of answers.
+    pub output_tokens: Option<Standing>,
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -290,5 +336,8 @@ mod tests {
         assert_eq!(both.requests_per_second, Some(100.0));
         assert_eq!(both.burst_size, None, "the burst was another rate's");
         assert_eq!(both.max_concurrent, Some(0.0));
+        let off = Limits { enabled: Some(false), ..rule };
+        assert_eq!(own.or(&off), own);
+        assert_eq!(Limits::default().or(&off), off);
     }
 }

@@ -10,6 +10,7 @@ pub mod ids;
 pub mod ip;
 pub mod limits;
 pub mod model;
+pub mod period;
 pub mod principal;
 pub mod rejection;
 pub mod secret;
@@ -19,10 +20,11 @@ pub mod usage;
 pub use fault::{Fault, FaultKind, Side};
 pub use ids::RequestId;
 pub use model::ModelPattern;
-pub use principal::Principal;
+pub use period::ResetPeriod;
+pub use principal::{Allowance, Principal};
 pub use rejection::Rejection;
 pub use secret::Secret;
-pub use usage::{Outcome, TokenCounts, UsageSource};
+pub use usage::{Outcome, TokenCounts, UsageSource, Used};
 
 /// Takes a lock. What it protects here is whole after every statement, so that a panic elsewhere
 /// is no reason to stop.

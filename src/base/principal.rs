@@ -1,6 +1,10 @@
 //! Who is calling.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
+
+use super::{ResetPeriod, limits::OwnLimits};
 
 /// The caller, as the auth pipeline found out: read by limits, routing, hooks, usage records and
 /// logs.
@@ -17,7 +21,23 @@ pub struct Principal {
     /// Whatever else the key's data or a script told.
     pub metadata: Map<String, Value>,
     /// Limits of this key alone, as its data or a script gave them.
-    pub limits: Option<Value>,
+    pub limits: Option<Arc<OwnLimits>>,
     /// Labels that a script gave.
     pub tags: Vec<String>,
+    /// What the key may use, where the place that it comes from cannot count it.
+    pub allowance: Option<Arc<Allowance>>,
+}
+
+/// Quota and balance of a key that stands in the configuration: nobody but the gateway itself
+/// counts them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Allowance {
+    /// Tokens left in the period of `anchor`, as configured; `None`: no quota.
+    pub quota: Option<f64>,
+    /// When the quota begins anew.
+    pub period: ResetPeriod,
+    /// When it last did.
+    pub anchor: Option<i64>,
+    /// Money or credits, as configured; `None`: not looked at.
+    pub balance: Option<f64>,
 }

@@ -20,8 +20,25 @@ pub struct Rejection {
     pub retry_after: Option<u64>,
     /// Value for `Allow` (405 only).
     pub allow: Option<&'static str>,
+    /// The limit that was reached, if one was: `per_key.requests_per_minute`.
+    pub rule: Option<String>,
     /// The connection cannot carry another request, for instance because an unread body is on it.
     pub close: bool,
+}
+
+/// What a client is told of a limit that it has reached.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "as in `Rejection`")]
+pub struct OverLimit<'a> {
+    pub status: u16,
+    pub kind: &'static str,
+    pub code: &'static str,
+    /// `per_key.requests_per_minute`
+    pub rule: &'a str,
+    /// How much it lets pass.
+    pub allows: f64,
+    /// Seconds.
+    pub retry_after: u64,
 }
 
 const INVALID: &str = "invalid_request_error";
@@ -36,6 +53,7 @@ impl Rejection {
             param: None,
             retry_after: None,
             allow: None,
+            rule: None,
             close: false,
         }
     }
@@ -145,6 +163,24 @@ impl Rejection {
         };
         let mut no = Self::new(status, kind, message);
         no.code = Some(code.into());
+        no
+    }
+
+    /// A limit is reached. `rule` says which, `allows` how much it lets pass; `status` is 429, or
+    /// 503 where the configuration says so for a full queue.
+    pub fn over_limit(over: &OverLimit<'_>) -> Self {
+        let OverLimit { status, kind, code, rule, allows, retry_after } = *over;
+        let message = format!("Limit reached: {rule} allows {allows}. Try again in {retry_after}s");
+        let mut no = Self::new(status, kind, message).code(code);
+        (no.retry_after, no.rule) = (Some(retry_after), Some(rule.to_owned()));
+        no
+    }
+
+    /// 503: limits cannot be looked at, and the configuration lets nobody pass without.
+    pub fn limits_unavailable(retry_after: u64) -> Self {
+        let mut no = Self::new(503, "server_error", "The limits cannot be checked at the moment")
+            .code("limits_unavailable");
+        no.retry_after = Some(retry_after);
         no
     }
 

@@ -4,23 +4,13 @@
 
 use std::net::IpAddr;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
 
-use super::ip::{self, IpRules};
-
-/// When a quota begins anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema, ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum ResetPeriod {
-    Daily,
-    Weekly,
-    Monthly,
-    Never,
-}
+use super::{
+    Allowance, ResetPeriod, Used,
+    ip::{self, IpRules},
+    limits::OwnLimits,
+};
 
 /// Takes out what says nothing: scripts ask `if data.x then`, and empty is not nothing to them.
 pub fn drop_empty(data: &mut Map<String, Value>) {
@@ -56,9 +46,87 @@ pub struct Terms {
     starts_at: Option<i64>,
     expires_at: Option<i64>,
     addresses: IpRules,
-    /// Used, of how much.
-    quota: Option<(f64, f64)>,
+    quota: Option<Quota>,
     balance: Option<f64>,
+}
+
+/// Tokens that may be used.
+#[derive(Clone, Debug, PartialEq)]
+struct Quota {
+    used: f64,
+    total: f64,
+    period: ResetPeriod,
+    last_reset_at: Option<i64>,
+}
+
+impl Quota {
+    /// When it began anew, if it has since its last reset.
+    fn anew(&self, now: i64) -> Option<i64> {
+        let last = self.last_reset_at?;
+        self.period.start(now, Some(last)).filter(|start| *start > last)
+    }
+
+    fn used(&self, now: i64) -> f64 {
+        if self.anew(now).is_some() { 0.0 } else { self.used }
+    }
+}
+
+/// The fields that counting changes.
+pub const COUNTED: [&str; 3] = ["used_quota", "balance", "last_reset_at"];
+
+/// What counting changes in the data of a key. A field of which nothing is said stays.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Change {
+    /// Added to `used_quota`.
+    pub tokens: Option<f64>,
+    /// `used_quota` begins at 0 before.
+    pub anew: bool,
+    /// `last_reset_at` from now on.
+    pub reset_at: Option<i64>,
+    /// Taken from `balance`.
+    pub credit: Option<f64>,
+}
+
+impl Change {
+    /// Makes the change.
+    pub fn apply(&self, data: &mut Map<String, Value>) {
+        let before = |data: &Map<_, _>, name| data.get(name).and_then(number).unwrap_or(0.0);
+        if let Some(tokens) = self.tokens {
+            let used = if self.anew { 0.0 } else { before(data, "used_quota") };
+            data.insert("used_quota".to_owned(), amount(used + tokens));
+        }
+        if let Some(at) = self.reset_at {
+            let moment = moment_like(data.get("last_reset_at"), at);
+            data.insert("last_reset_at".to_owned(), moment);
+        }
+        if let Some(credit) = self.credit {
+            let left = before(data, "balance") - credit;
+            data.insert("balance".to_owned(), amount(left));
+        }
+    }
+}
+
+/// A number, whole if it can be.
+fn amount(number: f64) -> Value {
+    let whole = number.fract() == 0.0 && number.abs() < 9e15;
+    if whole { Value::from(number as i64) } else { Value::from(number) }
+}
+
+/// A moment in the form that an earlier one has: Unix seconds, the same as text, or a date and
+/// time.
+pub fn moment_like(earlier: Option<&Value>, at: i64) -> Value {
+    match earlier {
+        Some(Value::String(text)) if !text.trim().is_empty() => match text.trim().parse::<f64>() {
+            Ok(_) => at.to_string().into(),
+            Err(_) => moment_text(at).into(),
+        },
+        _ => at.into(),
+    }
+}
+
+/// A moment as text, like `2026-12-31T23:59:59Z`.
+pub fn moment_text(at: i64) -> String {
+    jiff::Timestamp::from_second(at).map_or_else(|_| at.to_string(), |t| t.to_string())
 }
 
 impl Terms {
@@ -92,12 +160,20 @@ impl Terms {
         };
         let total = amount("total_quota")?.filter(|total| *total > 0.0);
         let used = amount("used_quota")?.unwrap_or(0.0);
+        let period = get(&["quota_reset_period"]).map_or(Ok(ResetPeriod::Never), |value| {
+            let period = value.as_str().and_then(|word| ResetPeriod::named(word.trim()));
+            period.ok_or_else(|| {
+                named("quota_reset_period", "is not daily, weekly, monthly or never")
+            })
+        })?;
+        let last_reset_at = time(&["last_reset_at"])?.filter(|t| *t > 0);
+        own_limits(data)?;
         Ok(Self {
             status: get(&["status"]).map_or(Ok(None), status)?,
             starts_at: time(&["starts_at"])?.filter(|t| *t > 0),
             expires_at: time(&["expires_at", "expired_at"])?.filter(|t| *t > 0),
             addresses: IpRules { allowed: list("allowed_ips")?, denied: list("denied_ips")? },
-            quota: total.map(|total| (used, total)),
+            quota: total.map(|total| Quota { used, total, period, last_reset_at }),
             balance: amount("balance")?,
         })
     }
@@ -118,9 +194,48 @@ impl Terms {
         fit(self.starts_at.is_none_or(|t| now >= t), Unfit::NotYetValid)?;
         fit(self.expires_at.is_none_or(|t| now < t), Unfit::Expired)?;
         fit(self.addresses.allow(address), Unfit::Address)?;
-        fit(self.quota.is_none_or(|(used, total)| used < total), Unfit::Exhausted)?;
+        let left = |quota: &Quota| quota.used(now) < quota.total;
+        fit(self.quota.as_ref().is_none_or(left), Unfit::Exhausted)?;
         fit(self.balance.is_none_or(|b| b > 0.0), Unfit::Exhausted)
     }
+
+    /// Whether there is something to count: a quota or a balance.
+    pub fn counted(&self) -> bool {
+        self.quota.is_some() || self.balance.is_some()
+    }
+
+    /// What changes when so much has been used.
+    pub fn change(&self, used: Used, now: i64) -> Change {
+        let anew = self.quota.as_ref().and_then(|quota| quota.anew(now));
+        // A quota that was never reset counts from the present period of the calendar on.
+        let first = self.quota.as_ref().filter(|quota| quota.last_reset_at.is_none());
+        Change {
+            tokens: self.quota.as_ref().map(|_| used.tokens),
+            anew: anew.is_some(),
+            reset_at: anew.or_else(|| first.and_then(|quota| quota.period.start(now, None))),
+            credit: self.balance.map(|_| used.credit),
+        }
+    }
+
+    /// Quota and balance, for somebody else to count; `None` if there is neither.
+    pub fn allowance(&self, now: i64) -> Option<Allowance> {
+        let quota = self.quota.as_ref();
+        self.counted().then(|| Allowance {
+            quota: quota.map(|quota| quota.total - quota.used(now)),
+            period: quota.map_or(ResetPeriod::Never, |quota| quota.period),
+            anchor: quota.and_then(|quota| quota.last_reset_at),
+            balance: self.balance,
+        })
+    }
+}
+
+/// Limits of the key's own, if it has any.
+///
+/// # Errors
+/// If they cannot be understood.
+pub fn own_limits(data: &Map<String, Value>) -> Result<Option<OwnLimits>, String> {
+    let said = data.get("limits").filter(|value| !is_nothing(value));
+    said.map(OwnLimits::read).transpose().map_err(|why| format!("`limits`: {why}"))
 }
 
 /// Stores write "nothing" in many ways.
@@ -269,6 +384,79 @@ mod tests {
         ] {
             assert_eq!(check(data.clone()), expected, "{data}");
         }
+    }
+
+    const DAY: i64 = 24 * 3600;
+
+    #[test]
+    fn a_quota_begins_anew_when_its_period_is_over() {
+        let used = |period: Value, last: Value| {
+            check(json!({"total_quota": 10, "used_quota": 10, "quota_reset_period": period,
+                "last_reset_at": last}))
+        };
+        assert_eq!(used(json!("daily"), json!(NOW - DAY)), Ok(()));
+        assert_eq!(used(json!(" Daily "), json!("2027-01-14T08:00:00Z")), Ok(()));
+        assert_eq!(used(json!("daily"), json!(NOW - DAY + 1)), Err(Unfit::Exhausted));
+        assert_eq!(used(json!("weekly"), json!(NOW - DAY)), Err(Unfit::Exhausted));
+        assert_eq!(used(json!("monthly"), json!(NOW - 31 * DAY)), Ok(()));
+        assert_eq!(used(json!("never"), json!(1)), Err(Unfit::Exhausted));
+        assert_eq!(used(json!(null), json!(1)), Err(Unfit::Exhausted));
+        assert_eq!(used(json!("daily"), json!(null)), Err(Unfit::Exhausted));
+        assert_eq!(used(json!("daily"), json!(0)), Err(Unfit::Exhausted));
+        assert_eq!(used(json!("yearly"), json!(1)), Err(Unfit::Disabled));
+        assert_eq!(used(json!(1), json!(1)), Err(Unfit::Disabled));
+        assert_eq!(used(json!("daily"), json!("once")), Err(Unfit::Disabled));
+    }
+
+    #[test]
+    fn counting_changes_what_is_counted() {
+        let used = Used { tokens: 25.0, credit: 0.5 };
+        let counted = |data: Value| {
+            let mut data = data.as_object().unwrap().clone();
+            let terms = Terms::read(&data).unwrap();
+            terms.change(used, NOW).apply(&mut data);
+            Value::Object(data)
+        };
+        let same = json!({"used_quota": 5, "name": "n", "total_quota": 0});
+        assert_eq!(counted(same.clone()), same);
+        assert_eq!(counted(json!({"balance": "10"})), json!({"balance": 9.5}));
+        assert_eq!(
+            counted(json!({"total_quota": "100", "used_quota": "5"})),
+            json!({"total_quota": "100", "used_quota": 30})
+        );
+        let of = |used: Value, last: Value| {
+            json!({"total_quota": 100, "quota_reset_period": "daily", "used_quota": used,
+                "last_reset_at": last})
+        };
+        // 2027-01-15T08:00:00Z.
+        let midnight = NOW - 8 * 3600;
+        assert_eq!(counted(of(json!(5), json!(null))), of(json!(30), json!(midnight)));
+        assert_eq!(counted(of(json!(5), json!(NOW - 9))), of(json!(30), json!(NOW - 9)));
+        let two_days = NOW - 2 * DAY - 9;
+        assert_eq!(counted(of(json!(5), json!(two_days))), of(json!(25), json!(NOW - 9)));
+        let text = |text: &str| of(json!(25), json!(text));
+        assert_eq!(counted(text("2027-01-13T07:00:00Z")), text("2027-01-15T07:00:00Z"));
+        assert_eq!(counted(text("1799823591")), text("1799996391"));
+    }
+
+    #[test]
+    fn an_allowance_is_what_is_left() {
+        let allowance =
+            |data: Value| Terms::read(data.as_object().unwrap()).unwrap().allowance(NOW);
+        assert_eq!(allowance(json!({"used_quota": 5})), None);
+        let of = |last: i64| {
+            allowance(json!({"total_quota": 30, "used_quota": 5, "quota_reset_period": "daily",
+                "last_reset_at": last, "balance": 2}))
+            .unwrap()
+        };
+        let left = |quota, anchor| Allowance {
+            quota: Some(quota),
+            period: ResetPeriod::Daily,
+            anchor: Some(anchor),
+            balance: Some(2.0),
+        };
+        assert_eq!(of(NOW - 9), left(25.0, NOW - 9));
+        assert_eq!(of(NOW - DAY), left(30.0, NOW - DAY));
     }
 
     #[test]

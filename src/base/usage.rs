@@ -1,5 +1,7 @@
 //! Token counts and how a request ended: the words of metering.
 
+use std::ops::AddAssign;
+
 /// Token counts as an engine reported them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenCounts {
@@ -9,6 +11,31 @@ pub struct TokenCounts {
     pub completion: u64,
     /// Their sum as the engine says it (embeddings report only this and `prompt`).
     pub total: u64,
+    /// Of the tokens of the prompt, those that the engine had in its cache.
+    pub cached: u64,
+}
+
+/// What a request has used up of its key's quota and balance.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Used {
+    /// For the quota.
+    pub tokens: f64,
+    /// For the balance.
+    pub credit: f64,
+}
+
+impl Used {
+    /// Both are 0.
+    pub fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
+}
+
+impl AddAssign for Used {
+    fn add_assign(&mut self, more: Self) {
+        self.tokens += more.tokens;
+        self.credit += more.credit;
+    }
 }
 
 /// How a request ended, as written into usage records.

@@ -3,10 +3,13 @@
 //! The list of paths is an allow-list: whatever is not on it does not exist for clients. One file
 //! a language; OpenAI's is the only one so far.
 
+pub mod anthropic;
 pub mod openai;
 pub mod simple;
 
-use crate::base::Rejection;
+use http::{HeaderName, HeaderValue};
+
+use crate::base::{Rejection, limits::Standings};
 
 /// One path that the gateway serves.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,6 +63,19 @@ pub fn find(method: &str, path: &str) -> Result<&'static Route, Rejection> {
         return Ok(route);
     }
     Err(Rejection::wrong_method(method, path, route.allow))
+}
+
+/// How the limits of a request stand, in the names of the API that its path belongs to.
+pub fn limit_headers(path: &str, all: &Standings) -> Vec<(HeaderName, HeaderValue)> {
+    if path.starts_with("/v1/messages") {
+        return anthropic::limit_headers(all, jiff::Timestamp::now());
+    }
+    openai::limit_headers(all)
+}
+
+/// Whether a header field tells how limits stand: those of a backend are not the client's.
+pub fn is_limit_header(name: &str) -> bool {
+    ["x-ratelimit-", "anthropic-ratelimit-"].iter().any(|start| name.starts_with(start))
 }
 
 /// How many paths of inference there are.

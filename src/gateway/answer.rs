@@ -9,7 +9,7 @@ use super::ctx::Ctx;
 use crate::{
     base::Rejection,
     config::raw::ErrorFormat,
-    dialect::{openai, simple},
+    dialect::{self, openai, simple},
 };
 
 /// The name of the header that carries request ids.
@@ -24,6 +24,11 @@ pub async fn write(
     body: Bytes,
     more: &[(HeaderName, HeaderValue)],
 ) -> Result<()> {
+    ctx.end.status = Some(status);
+    if ctx.limits.opened {
+        // The head has gone out while the request waited.
+        return session.write_response_body(Some(event(&body)), true).await;
+    }
     let head_only = session.req_header().method == Method::HEAD;
     let mut response = ResponseHeader::build(status, Some(6))?;
     response.insert_header(header::CONTENT_TYPE, content_type)?;
@@ -32,7 +37,11 @@ pub async fn write(
     for (name, value) in more {
         response.insert_header(name.clone(), value.clone())?;
     }
-    ctx.end.status = Some(status);
+    if let Some(standings) = &ctx.limits.standings {
+        for (name, value) in dialect::limit_headers(session.req_header().uri.path(), standings) {
+            response.insert_header(name, value)?;
+        }
+    }
     let empty = head_only || body.is_empty();
     session.write_response_header(Box::new(response), empty).await?;
     if !empty {
@@ -41,12 +50,26 @@ pub async fn write(
     Ok(())
 }
 
-/// Writes a refusal.
-pub async fn refusal(session: &mut Session, ctx: &mut Ctx, no: &Rejection) -> Result<()> {
-    let body = match ctx.snapshot.plan.error_format {
+/// A document as an event of a stream.
+pub fn event(document: &[u8]) -> Bytes {
+    let mut event = Vec::with_capacity(document.len() + 8);
+    event.extend_from_slice(b"data: ");
+    event.extend_from_slice(document);
+    event.extend_from_slice(b"\n\n");
+    event.into()
+}
+
+/// The body of a refusal.
+pub fn refusal_body(ctx: &Ctx, no: &Rejection) -> Bytes {
+    Bytes::from(match ctx.snapshot.plan.error_format {
         ErrorFormat::Openai => openai::rejection(no),
         ErrorFormat::Simple => simple::error(no.status, &no.message),
-    };
+    })
+}
+
+/// Writes a refusal.
+pub async fn refusal(session: &mut Session, ctx: &mut Ctx, no: &Rejection) -> Result<()> {
+    let body = refusal_body(ctx, no);
     let mut more = Vec::new();
     if let Some(seconds) = no.retry_after {
         more.push((header::RETRY_AFTER, HeaderValue::from(seconds)));
@@ -61,7 +84,7 @@ pub async fn refusal(session: &mut Session, ctx: &mut Ctx, no: &Rejection) -> Re
     if no.close {
         session.set_keepalive(None);
     }
-    write(session, ctx, no.status, "application/json", body.into(), &more).await
+    write(session, ctx, no.status, "application/json", body, &more).await
 }
 
 /// The body of an answer to a failure.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{body_in::Body, stream::Answer};
+use super::{body_in::Body, limits::Limits, stream::Answer};
 use crate::{
     auth::{Credential, Found},
     balance::{Endpoint, endpoint::Lease},
@@ -26,6 +26,8 @@ pub struct Ctx {
     pub call: Call,
     /// Who asks. Written by `early` and `policy`, read by `outbound`, `logging`.
     pub who: Who,
+    /// What it may take. Written by `limits`, read by `answer`, `response`, `outbound`.
+    pub limits: Limits,
     /// The body on its way to the backend. Written by `body_in`, read by `outbound`; emptied by
     /// `stream` when it can no longer be needed.
     pub body: Body,
@@ -153,6 +155,7 @@ impl Ctx {
                 usage_asked: None,
             },
             who: Who::default(),
+            limits: Limits::default(),
             body: Body::default(),
             way: Way::default(),
             answer: Answer::default(),

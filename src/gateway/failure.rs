@@ -177,18 +177,26 @@ fn early(error: &Error) -> Fault {
 /// The head of an answer has gone out. A stream is ended with an error event, so that its reader
 /// does not take it for complete; any other body is cut off, which HTTP shows by itself.
 async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
-    let fault = *ctx.end.fault.get_or_insert_with(|| early(error));
-    if fault.side == Side::Client {
-        return 0;
+    let (status, told) = match &ctx.end.rejection {
+        // A stream that was opened while its request waited.
+        Some(no) => (no.status, answer::refusal_body(ctx, no)),
+        None => {
+            let fault = *ctx.end.fault.get_or_insert_with(|| early(error));
+            if fault.side == Side::Client {
+                return 0;
+            }
+            let (status, code, message) = table(fault.kind);
+            (status, answer::failure(ctx, status, message, code))
+        }
+    };
+    if ctx.limits.opened {
+        ctx.end.status.get_or_insert(status);
     }
-    let (status, code, message) = table(fault.kind);
     let Reading::Stream(meter) = &mut ctx.answer.reading else {
         return status;
     };
     let mut rest = meter.abandon().to_vec();
-    rest.extend_from_slice(b"data: ");
-    rest.extend_from_slice(&answer::failure(ctx, status, message, code));
-    rest.extend_from_slice(b"\n\n");
+    rest.extend_from_slice(&answer::event(&told));
     written(session.write_response_body(Some(Bytes::from(rest)), true).await);
     status
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
-use super::{ctx::Ctx, response};
+use super::{ctx::Ctx, limits, response};
 use crate::{
     base::{Outcome, Side, TokenCounts, UsageSource, secret},
     config::raw::KeyForm,
@@ -26,6 +26,7 @@ pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         source,
         duration: ctx.call.arrived.elapsed(),
     };
+    limits::settle(ctx, counts, source, summary.outcome);
     count(session, ctx, &summary);
     record(session, ctx, &summary);
     access_line(session, ctx, &summary);

@@ -5,6 +5,7 @@ mod body_in;
 mod ctx;
 mod early;
 mod failure;
+mod limits;
 mod logging;
 mod models;
 mod outbound;

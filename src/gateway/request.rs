@@ -4,7 +4,7 @@ use bytes::Bytes;
 use pingora::Result;
 use pingora_proxy::Session;
 
-use super::{answer, body_in, ctx::Ctx, models, policy};
+use super::{answer, body_in, ctx::Ctx, limits, models, policy};
 use crate::{
     base::Rejection,
     config::raw::StreamUsage,
@@ -58,6 +58,11 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
             if let Err(no) = policy::decide(session, ctx).await {
                 return Ok(Step::Refuse(no));
             }
+            if kind == Kind::Models
+                && let Err(no) = limits::admit(session, ctx, None).await?
+            {
+                return Ok(Step::Refuse(no));
+            }
             operator(session, ctx, kind).await?;
             Ok(Step::Answered)
         }
@@ -104,6 +109,9 @@ async fn inference(session: &mut Session, ctx: &mut Ctx, route: &'static Route) 
     match snapshot.router.find(found.model.as_deref()) {
         Ok(pool) => ctx.way.pool = Some(pool),
         Err(no) => return Ok(Step::Refuse(no)),
+    }
+    if let Err(no) = limits::admit(session, ctx, Some(&found)).await? {
+        return Ok(Step::Refuse(no));
     }
     prepare(ctx, route, &found);
     Ok(Step::Proxy)

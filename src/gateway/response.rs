@@ -7,7 +7,7 @@ use pingora_proxy::Session;
 use super::{answer::REQUEST_ID, ctx::Ctx, stream::Reading};
 use crate::{
     config::raw::StreamUsage,
-    dialect::Kind,
+    dialect::{self, Kind},
     usage::{StreamMeter, Strip},
     wire::headers,
 };
@@ -29,6 +29,7 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
     let connection = response.headers.get_all(header::CONNECTION);
     let nominated: Vec<String> =
         connection.iter().flat_map(|v| headers::nominated(v.as_bytes())).collect();
+    let limited = ctx.limits.standings.is_some();
     let removed: Vec<HeaderName> = response
         .headers
         .keys()
@@ -37,6 +38,7 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
             **name != header::TRANSFER_ENCODING
                 && **name != header::CONNECTION
                 && (headers::is_hop_by_hop(name.as_str())
+                    || limited && dialect::is_limit_header(name.as_str())
                     || nominated.iter().any(|n| name.as_str() == n))
         })
         .cloned()
@@ -45,7 +47,16 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
         response.remove_header(name);
     }
     response.insert_header(REQUEST_ID, ctx.call.id.header())?;
+    if let Some(standings) = &ctx.limits.standings {
+        for (name, value) in dialect::limit_headers(session.req_header().uri.path(), standings) {
+            response.insert_header(name, value)?;
+        }
+    }
     ctx.answer.reading = reading(response, ctx);
+    if ctx.limits.opened && !is_stream(ctx) {
+        // The client has been told that a stream comes.
+        ctx.answer.reading = Reading::Event;
+    }
     if let Reading::Stream(_) = ctx.answer.reading
         && response.headers.contains_key(header::CONTENT_LENGTH)
     {

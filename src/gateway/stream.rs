@@ -37,13 +37,15 @@ pub enum Reading {
     Json(Box<JsonTap>),
     /// As events.
     Stream(Box<StreamMeter>),
+    /// As a document that is passed on as one event.
+    Event,
 }
 
 impl Answer {
     /// The counts, and what they are worth.
     pub fn usage(&self) -> (TokenCounts, UsageSource) {
         match &self.reading {
-            Reading::Nothing => Default::default(),
+            Reading::Nothing | Reading::Event => Default::default(),
             Reading::Json(tap) => tap.usage(),
             Reading::Stream(meter) => meter.usage(),
         }
@@ -52,7 +54,7 @@ impl Answer {
     /// The engine broke the generation off, or said that it failed.
     pub fn broken_off(&self) -> bool {
         match &self.reading {
-            Reading::Nothing => false,
+            Reading::Nothing | Reading::Event => false,
             Reading::Json(tap) => tap.aborted(),
             Reading::Stream(meter) => meter.aborted() || meter.failed(),
         }
@@ -69,7 +71,8 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> R
     }
     let answer = &mut ctx.answer;
     answer.whole |= end_of_stream;
-    if body.is_some() && !answer.begun {
+    let first = body.is_some() && !answer.begun;
+    if first {
         answer.begun = true;
         // The client is about to get bytes of this answer: no other backend will be asked.
         ctx.body.forget();
@@ -80,6 +83,7 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> R
     }
     match &mut answer.reading {
         Reading::Nothing => {}
+        Reading::Event => *body = Some(part_of_event(body.take(), first, end_of_stream)),
         Reading::Json(tap) => {
             if let Some(piece) = body {
                 tap.push(piece);
@@ -103,6 +107,17 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> R
         }
     }
     Ok(())
+}
+
+/// A piece of a document, as a piece of an event: in JSON a line break is a space.
+fn part_of_event(piece: Option<Bytes>, first: bool, last: bool) -> Bytes {
+    let mut out = if first { b"data: ".to_vec() } else { Vec::new() };
+    let line = |b: &u8| if matches!(b, b'\n' | b'\r') { b' ' } else { *b };
+    out.extend(piece.iter().flat_map(|p| p.iter().map(line)));
+    if last {
+        out.extend_from_slice(b"\n\n");
+    }
+    out.into()
 }
 
 fn joined(first: Bytes, second: &Bytes) -> Bytes {

@@ -5,4 +5,13 @@
 
 pub mod bucket;
 pub mod claim;
+pub mod estimate;
+pub mod ledger;
+pub mod limiter;
+pub mod price;
+pub mod queue;
+pub mod rules;
 pub mod table;
+
+pub use limiter::{Came, Limiter, No, Shared, Ticket, Wish};
+pub use rules::Ask;

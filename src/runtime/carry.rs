@@ -16,6 +16,7 @@ use super::{Snapshot, watch::Watches};
 use crate::{
     auth::{KeyStore, Resources},
     balance::{Endpoint, Probe, endpoint::Ids, health},
+    limit,
     store::{self, Stores},
     telemetry::Metrics,
     usage::Record,
@@ -54,6 +55,8 @@ pub struct Carry {
     pub keys: Arc<KeyStore>,
     /// Asks the task that reloads to do so now.
     pub reload: mpsc::UnboundedSender<ReloadRequest>,
+    /// Limits: what is taken and held, and what was spent.
+    pub limits: Arc<limit::Shared>,
     /// Usage records on their way.
     pub usage: UsageQueue,
     /// Deadlines of the requests under way.
@@ -65,8 +68,9 @@ pub struct Carry {
 }
 
 impl Carry {
-    /// Starts with nothing known. `keys_db` is the file of the admin API's keys.
-    pub fn new(keys_db: PathBuf) -> (Arc<Self>, Outlets) {
+    /// Starts with nothing known. `keys_db` is the file of the admin API's keys, `limits_db` that
+    /// of what was spent.
+    pub fn new(keys_db: PathBuf, limits_db: PathBuf) -> (Arc<Self>, Outlets) {
         let client = store::http::client();
         let probe = Arc::new(Probe::new(client.clone()));
         // A backend keeps its health when its weight changes.
@@ -76,6 +80,7 @@ impl Carry {
         let (sender, receiver) = mpsc::unbounded_channel();
         let metrics = Metrics::new();
         let (reload, reloads) = mpsc::unbounded_channel();
+        let limits = Arc::new(limit::Shared::new(limits_db, &metrics));
         let depth = metrics.webhook_queue.clone();
         let carry = Self {
             metrics,
@@ -88,6 +93,7 @@ impl Carry {
             stores: Stores::default(),
             keys: Arc::new(KeyStore::new(keys_db)),
             reload,
+            limits,
             usage: UsageQueue { sender, waiting: AtomicI64::new(0), depth },
             watches: Arc::default(),
             draining: AtomicBool::new(false),

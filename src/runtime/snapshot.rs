@@ -6,7 +6,9 @@ use super::Carry;
 use crate::{
     auth::Auth,
     balance::{Endpoint, Pool},
+    base::TokenCounts,
     config::Plan,
+    limit::Limiter,
     route::Router,
 };
 
@@ -18,6 +20,8 @@ pub struct Snapshot {
     pub plan: Plan,
     /// Who may call; `None`: everybody.
     pub auth: Option<Auth>,
+    /// How much one may call; `None`: as much as one likes.
+    pub limits: Option<Limiter>,
     /// From a model to a pool.
     pub router: Router,
     /// The pools that the router names.
@@ -48,7 +52,8 @@ impl Snapshot {
                 Pool::new(members, &carry.health, probed)
             })
             .collect();
-        Self { generation, plan, auth, router, pools, endpoints }
+        let limits = plan.limits.as_ref().map(|plan| Limiter::new(plan.clone(), &carry.limits));
+        Self { generation, plan, auth, limits, router, pools, endpoints }
     }
 
     /// The backends with their health, each once.
@@ -60,6 +65,12 @@ impl Snapshot {
             }
         }
         found
+    }
+
+    /// What a request has cost, and what is taken of its key's balance.
+    pub fn cost(&self, model: &str, counts: TokenCounts) -> (f64, f64) {
+        let tokens = (counts.prompt + counts.completion) as f64;
+        self.limits.as_ref().map_or((0.0, tokens), |limits| limits.cost(model, counts))
     }
 
     /// Whether every pool has a healthy backend.

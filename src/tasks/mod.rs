@@ -4,5 +4,6 @@
 pub mod deadline;
 pub mod delivery;
 pub mod health;
+pub mod limits;
 pub mod operator;
 pub mod reload;

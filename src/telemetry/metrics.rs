@@ -45,6 +45,19 @@ pub struct Metrics {
     /// `llmproxy_auth_query_seconds{provider,result}`: questions to the providers' own places,
     /// `found`, `unknown` or `error`. Answers from the cache are none.
     pub auth_queries: HistogramVec,
+    /// `llmproxy_limit_refused_total{rule}`: requests refused by a limit, a budget or a full queue;
+    /// `rule` is `per_key.requests_per_minute` and so on.
+    pub limit_refused: IntCounterVec,
+    /// `llmproxy_limit_queue_depth`: requests that wait for a slot.
+    pub limit_queue: IntGauge,
+    /// `llmproxy_limit_queue_wait_seconds{result}`: how long they waited: `admitted`, `timeout`,
+    /// `refused` (pushed out by another key, or by another limit) or `left` (the client has gone).
+    pub limit_waits: HistogramVec,
+    /// `llmproxy_limit_buckets`: limits that are counted in memory.
+    pub limit_buckets: IntGauge,
+    /// `llmproxy_token_estimate_ratio{kind}`: tokens as guessed before a request, by the tokens that
+    /// were metered after it; `prompt` and `completion`.
+    pub token_estimates: HistogramVec,
     /// `llmproxy_config_reload_success`: 1 if the last load of the configuration succeeded.
     pub reload_success: IntGauge,
 }
@@ -62,6 +75,8 @@ pub struct Usual {
 const LATENCY_MS: [f64; 13] =
     [0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0];
 const QUERY: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0];
+const WAIT: [f64; 10] = [0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0];
+const RATIO: [f64; 11] = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 2.0, 4.0, 10.0];
 const FIRST_TOKEN: [f64; 15] =
     [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 const INTER_TOKEN: [f64; 13] =
@@ -87,6 +102,10 @@ impl Metrics {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             register(r, IntCounterVec::new(Opts::new(name, help), labels))
         };
+        let histograms = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(r, HistogramVec::new(opts, labels))
+        };
         let (auth, auth_queries) = auth(r);
         let tokens = counters("llmproxy_usage_tokens_total", "Metered tokens", &["type"]);
         let retries = counters(
@@ -104,16 +123,11 @@ impl Metrics {
                 "Finished requests, refused ones included",
                 &["path", "stream", "backend", "status"],
             ),
-            latency_ms: register(
-                r,
-                HistogramVec::new(
-                    HistogramOpts::new(
-                        "llmproxy_latency_ms",
-                        "Duration of a request in milliseconds",
-                    )
-                    .buckets(LATENCY_MS.to_vec()),
-                    &["path", "stream", "backend"],
-                ),
+            latency_ms: histograms(
+                "llmproxy_latency_ms",
+                "Duration of a request in milliseconds",
+                &LATENCY_MS,
+                &["path", "stream", "backend"],
             ),
             first_token: histogram(
                 "llmproxy_time_to_first_token_seconds",
@@ -139,6 +153,25 @@ impl Metrics {
             retries,
             auth,
             auth_queries,
+            limit_refused: counters(
+                "llmproxy_limit_refused_total",
+                "Requests refused by a limit",
+                &["rule"],
+            ),
+            limit_queue: gauge("llmproxy_limit_queue_depth", "Requests that wait for a slot"),
+            limit_waits: histograms(
+                "llmproxy_limit_queue_wait_seconds",
+                "How long requests waited for a slot",
+                &WAIT,
+                &["result"],
+            ),
+            limit_buckets: gauge("llmproxy_limit_buckets", "Limits that are counted in memory"),
+            token_estimates: histograms(
+                "llmproxy_token_estimate_ratio",
+                "Tokens as guessed before a request, by those metered after it",
+                &RATIO,
+                &["kind"],
+            ),
             prompt_tokens: tokens.with_label_values(&["prompt"]),
             completion_tokens: tokens.with_label_values(&["completion"]),
             webhook_success: counter(

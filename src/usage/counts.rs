@@ -15,11 +15,21 @@ pub fn read(value: &[u8]) -> Option<TokenCounts> {
             b"prompt_tokens" => (counts.prompt, seen) = (number().unwrap_or(0), true),
             b"completion_tokens" => (counts.completion, seen) = (number().unwrap_or(0), true),
             b"total_tokens" => (total, seen) = (number(), true),
+            b"prompt_tokens_details" => counts.cached = cached(&value[member.value.clone()]),
             _ => {}
         }
     }
     counts.total = total.unwrap_or(counts.prompt + counts.completion);
     seen.then_some(counts)
+}
+
+/// `cached_tokens` of `prompt_tokens_details`, which is `null` unless vLLM was started with
+/// `--enable-prompt-tokens-details`.
+fn cached(details: &[u8]) -> u64 {
+    let mut members = json::members(details, 0).map_while(Result::ok);
+    let cached = members.find(|m| &details[m.key.clone()] == b"cached_tokens");
+    let text = cached.and_then(|m| std::str::from_utf8(&details[m.value]).ok());
+    text.and_then(|t| t.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -29,9 +39,17 @@ mod tests {
     #[test]
     fn reads_counts() {
         let vllm = br#"{"prompt_tokens":21,"total_tokens":33,"completion_tokens":12,"prompt_tokens_details":null}"#;
-        assert_eq!(read(vllm), Some(TokenCounts { prompt: 21, completion: 12, total: 33 }));
+        assert_eq!(
+            read(vllm),
+            Some(TokenCounts { prompt: 21, completion: 12, total: 33, cached: 0 })
+        );
         let embeddings = br#"{"prompt_tokens": 5, "total_tokens": 5}"#;
-        assert_eq!(read(embeddings), Some(TokenCounts { prompt: 5, completion: 0, total: 5 }));
+        assert_eq!(
+            read(embeddings),
+            Some(TokenCounts { prompt: 5, completion: 0, total: 5, cached: 0 })
+        );
+        let cached = br#"{"prompt_tokens":9,"prompt_tokens_details":{"a":[1],"cached_tokens":4}}"#;
+        assert_eq!(read(cached).unwrap().cached, 4);
         let no_total = br#"{"prompt_tokens":1,"completion_tokens":2}"#;
         assert_eq!(read(no_total).unwrap().total, 3);
         for none in [&b"null"[..], b"{}", b"7", br#"{"seconds":3}"#, b"{"] {

@@ -284,9 +284,10 @@ impl StreamMeter {
         // vLLM's running figures are those of one choice; the prompt is the same in all.
         let prompt = self.choices.iter().map(|(_, c)| c.prompt).max().unwrap_or(0);
         let completion = self.choices.iter().map(|(_, c)| c.completion).sum();
+        let cached = self.choices.iter().map(|(_, c)| c.cached).max().unwrap_or(0);
         self.counts = Some(match self.choices.len() {
             1 => counts,
-            _ => TokenCounts { prompt, completion, total: prompt + completion },
+            _ => TokenCounts { prompt, completion, total: prompt + completion, cached },
         });
     }
 
@@ -443,7 +444,7 @@ mod tests {
             "\n\ndata: [DONE]\n\n"
         );
         assert_eq!(out, expected);
-        let counts = TokenCounts { prompt: 3, completion: 2, total: 5 };
+        let counts = TokenCounts { prompt: 3, completion: 2, total: 5, cached: 0 };
         assert_eq!(meter.usage(), (counts, UsageSource::Final));
     }
 
@@ -493,9 +494,9 @@ mod tests {
             )
         };
         let (_, meter) = run(ALL, &[&chunk(0, 1), &chunk(1, 1), &chunk(0, 2), &chunk(1, 7)]);
-        assert_eq!(meter.usage().0, TokenCounts { prompt: 5, completion: 9, total: 14 });
+        assert_eq!(meter.usage().0, TokenCounts { prompt: 5, completion: 9, total: 14, cached: 0 });
         let (_, meter) = run(ALL, &[&chunk(0, 1), &chunk(1, 1), USAGE, DONE]);
-        assert_eq!(meter.usage().0, TokenCounts { prompt: 3, completion: 2, total: 5 });
+        assert_eq!(meter.usage().0, TokenCounts { prompt: 3, completion: 2, total: 5, cached: 0 });
     }
 
     #[test]
@@ -527,7 +528,7 @@ mod tests {
     fn a_stream_that_breaks_keeps_its_last_figures() {
         let mut meter = StreamMeter::new(ALL);
         meter.push(Bytes::from(format!("{ROLE}{LAST}data: {{\"hal")));
-        let counts = TokenCounts { prompt: 3, completion: 2, total: 5 };
+        let counts = TokenCounts { prompt: 3, completion: 2, total: 5, cached: 0 };
         assert_eq!(meter.usage(), (counts, UsageSource::Partial));
         let rest = meter.abandon();
         assert!(rest.ends_with(b"}]}\n\n"));
@@ -559,7 +560,7 @@ mod tests {
         assert_eq!(out, parts.concat());
         assert_eq!(
             meter.usage(),
-            (TokenCounts { prompt: 1, completion: 2, total: 3 }, UsageSource::Final)
+            (TokenCounts { prompt: 1, completion: 2, total: 3, cached: 0 }, UsageSource::Final)
         );
         let (out, _) = run(ALL, &parts);
         assert_eq!(out, [parts[0], parts[1], parts[3]].concat());

@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::KeyError;
-use crate::base::terms::{self, ResetPeriod, Terms};
+use crate::base::{
+    ResetPeriod,
+    terms::{self, Terms},
+};
 
 /// How keys begin that the gateway makes, and how many characters follow.
 pub const BEGINNING: &str = "sk-llmproxy-";

@@ -16,7 +16,10 @@ use serde_json::{Map, Value};
 pub use self::{lua::anyone, static_keys::KeyTable};
 use super::{Resources, credential::KeyDigest};
 use crate::{
-    base::{Principal, terms::Terms},
+    base::{
+        Principal,
+        terms::{self, Terms},
+    },
     config::plan::Source,
     store::StoreError,
 };
@@ -36,6 +39,8 @@ pub struct KeyRecord {
     pub data: Map<String, Value>,
     /// The default rules; what cannot be understood is a reason to refuse.
     pub terms: Result<Terms, String>,
+    /// What cannot be understood of its own limits, if anything.
+    pub limits: Result<(), String>,
     /// Whose key it is, as the data says.
     pub principal: Arc<Principal>,
 }
@@ -51,10 +56,9 @@ impl KeyRecord {
             Some(Value::String(text)) => serde_json::from_str(text).unwrap_or_default(),
             _ => Map::new(),
         };
-        let limits = match data.get("limits") {
-            Some(Value::String(text)) => serde_json::from_str(text).ok(),
-            Some(Value::Null) | None => None,
-            Some(limits) => Some(limits.clone()),
+        let (own, limits) = match terms::own_limits(&data) {
+            Ok(own) => (own.map(Arc::new), Ok(())),
+            Err(why) => (None, Err(why)),
         };
         let principal = Principal {
             key_id: text(&["key_id", "id"]).unwrap_or_else(fallback),
@@ -62,10 +66,11 @@ impl KeyRecord {
             name: text(&["name", "key_name"]).unwrap_or_default(),
             team: text(&["team", "team_id"]).unwrap_or_default(),
             metadata,
-            limits,
+            limits: own,
             tags: Vec::new(),
+            allowance: None,
         };
-        Self { data, terms, principal: Arc::new(principal) }
+        Self { data, terms, limits, principal: Arc::new(principal) }
     }
 }
 

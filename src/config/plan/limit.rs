@@ -79,7 +79,7 @@ impl Maker<'_> {
             &raw.per_key_model,
         ];
         for (scope, rule) in Scope::ALL.iter().zip(rules) {
-            self.rule(&format!("rate_limit.{}", scope.word()), rule, raw);
+            self.rule(&format!("rate_limit.{}", scope.word()), rule, &Limits::default(), raw);
         }
         let models = self.model_rules("rate_limit.models", &raw.models, &raw.per_model, raw);
         let key_models =
@@ -104,25 +104,30 @@ impl Maker<'_> {
         })
     }
 
-    fn rule(&mut self, at: &str, rule: &Limits, raw: &raw::RateLimit) {
+    /// Looks at a rule and what it is in place of.
+    fn rule(&mut self, at: &str, rule: &Limits, base: &Limits, raw: &raw::RateLimit) {
         if let Some((name, why)) = rule.problem() {
             self.problem(format!("{at}.{name}"), why, "remove it, or write 0 for no limit");
         }
-        if rule.burst_size.is_some() && rule.requests_per_second.is_none() {
+        let (own, rule) = (rule, &rule.or(base));
+        if own.enabled == Some(false) {
+            return;
+        }
+        if own.burst_size.is_some() && rule.requests_per_second.is_none() {
             self.problem(
                 format!("{at}.burst_size"),
                 "has no `requests_per_second` to belong to",
                 "a minute's requests may all come at once",
             );
         }
-        if rule.budget.is_some_and(|b| b > 0.0) && raw.prices.is_empty() {
+        if own.budget.is_some_and(|b| b > 0.0) && raw.prices.is_empty() {
             self.problem(
                 format!("{at}.budget"),
                 "nothing has a price",
                 "add `rate_limit.prices`: {\"*\": {input: 0.5, output: 1.5}}, for a million tokens",
             );
         }
-        if rule.budget_period.is_some() && rule.budget.is_none() {
+        if own.budget_period.is_some() && rule.budget.is_none() {
             self.problem(format!("{at}.budget_period"), "has no `budget` to belong to", "");
         }
     }
@@ -144,7 +149,7 @@ impl Maker<'_> {
     ) -> Vec<(ModelPattern, Limits)> {
         let mut rules = Vec::new();
         for (name, rule) in given {
-            self.rule(&format!("{at}.{name}"), rule, raw);
+            self.rule(&format!("{at}.{name}"), rule, base, raw);
             if let Some(pattern) = self.pattern(at, name) {
                 rules.push((pattern, rule.or(base)));
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-pub use crate::base::terms::ResetPeriod;
+pub use crate::base::ResetPeriod;
 
 use super::{ByteSize, SecretText, Span, secs, three_seconds, yes};
 

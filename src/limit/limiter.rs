@@ -1,0 +1,374 @@
+//! Limits at work: claims are taken when a request is let in, and settled when it has ended.
+
+use std::{
+    collections::hash_map::RandomState,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    bucket::{SECOND, Ticks},
+    claim::{Claims, Dim, Failed, Kind, Refusal, Used},
+    estimate::{self, Estimates, Guess},
+    ledger::Ledger,
+    price,
+    queue::{Full, Place, Queue},
+    rules::{Ask, Rules, fair_key},
+    table::Table,
+};
+use crate::{
+    base::{
+        Rejection, TokenCounts,
+        limits::{Standing, Standings},
+        rejection::OverLimit,
+    },
+    config::plan::{LimitPlan, QueuePlan},
+    telemetry::Metrics,
+};
+
+/// Seconds after which a client may try again, if nobody knows better.
+const LATER: u64 = 3600;
+
+/// The longest `Retry-After` for a slot, in seconds.
+const LONGEST: f64 = 600.0;
+
+/// How much a request weighs in the average duration against those before it.
+const WEIGHT: f64 = 0.1;
+
+/// What all generations of the configuration share.
+pub struct Shared {
+    hash: RandomState,
+    table: Table,
+    queue: Arc<Queue>,
+    estimates: Estimates,
+    /// What was spent.
+    pub ledger: Ledger,
+    start: Instant,
+    /// Seconds that a request holds a slot, on average, as bits.
+    duration: AtomicU64,
+    metrics: Metrics,
+}
+
+impl Shared {
+    /// Nothing has been taken. `ledger` is the file of what was spent.
+    pub fn new(ledger: PathBuf, metrics: &Metrics) -> Self {
+        Self {
+            hash: RandomState::new(),
+            table: Table::default(),
+            queue: Arc::new(Queue::new(metrics.limit_queue.clone())),
+            estimates: Estimates::default(),
+            ledger: Ledger::new(ledger),
+            start: Instant::now(),
+            duration: AtomicU64::new(1f64.to_bits()),
+            metrics: metrics.clone(),
+        }
+    }
+
+    fn now(&self) -> Ticks {
+        // Sixteenths of a nanosecond, for 36 years.
+        (self.start.elapsed().as_nanos() as u64).saturating_mul(16)
+    }
+
+    /// Forgets buckets that are full again.
+    pub fn sweep(&self) {
+        self.table.sweep(self.now());
+        self.metrics.limit_buckets.set(self.table.len() as i64);
+    }
+}
+
+/// The limits of one configuration.
+pub struct Limiter {
+    plan: LimitPlan,
+    rules: Rules,
+    shared: Arc<Shared>,
+}
+
+/// A request that has not been let in yet.
+pub struct Wish {
+    claims: Claims,
+    guess: Option<Guess>,
+    bytes: usize,
+    fair: u64,
+}
+
+/// Why a request is not let in.
+pub enum No {
+    /// It is refused.
+    Refused(Rejection),
+    /// Only a slot is missing, of the bucket that is named.
+    Slot {
+        /// The bucket.
+        bucket: u64,
+        /// What to say if it does not wait.
+        otherwise: Rejection,
+    },
+}
+
+impl Limiter {
+    /// Limits by this plan.
+    pub fn new(plan: LimitPlan, shared: &Arc<Shared>) -> Self {
+        Self { rules: Rules::new(&plan), plan, shared: Arc::clone(shared) }
+    }
+
+    /// Where requests wait.
+    pub fn queue(&self) -> QueuePlan {
+        self.plan.queue
+    }
+
+    /// What a request claims; `None` if no rule matches. `bytes` is the size of its body.
+    pub fn wish(&self, ask: &Ask<'_>, bytes: usize, max_tokens: Option<u64>) -> Option<Wish> {
+        if self.rules.is_empty()
+            && ask.who.is_none_or(|who| who.limits.is_none() && who.allowance.is_none())
+        {
+            return None;
+        }
+        let hash = &self.shared.hash;
+        let model = ask.model.unwrap_or_default();
+        let guess = || self.shared.estimates.guess(model, bytes, max_tokens);
+        let (claims, guess) = self.rules.claims(ask, hash, guess);
+        let fair = match claims.takes.iter().any(|c| c.dim == Dim::Concurrent) {
+            true => fair_key(ask, hash),
+            false => 0,
+        };
+        (!claims.is_empty()).then_some(Wish { claims, guess, bytes, fair })
+    }
+
+    /// Lets a request in, or not. `first`: it does not come from the queue, and must not go before
+    /// those who wait there.
+    pub async fn admit(&self, wish: &mut Wish, first: bool) -> Result<Ticket, No> {
+        let slots = wish.claims.takes.iter().enumerate().filter(|(_, c)| c.dim == Dim::Concurrent);
+        let ahead = match first {
+            true => self.shared.queue.ahead(slots.clone().map(|(_, c)| c.id)),
+            false => None,
+        };
+        let failed = match ahead {
+            Some(bucket) => {
+                let index = slots.clone().find(|(_, c)| c.id == bucket).map_or(0, |(i, _)| i);
+                Failed::Take(Refusal { index, wait: 0 })
+            }
+            None => match self.take(&mut wish.claims) {
+                Ok(()) => return Ok(self.ticket(wish)),
+                Err(failed) => failed,
+            },
+        };
+        let otherwise = self.refusal(&wish.claims, failed);
+        match failed {
+            Failed::Take(Refusal { index, .. })
+                if wish.claims.takes[index].dim == Dim::Concurrent =>
+            {
+                Err(No::Slot { bucket: wish.claims.takes[index].id, otherwise })
+            }
+            _ => Err(No::Refused(otherwise)),
+        }
+    }
+
+    fn take(&self, claims: &mut Claims) -> Result<(), Failed> {
+        if let Some(index) = self.shared.ledger.used_up(&claims.spends) {
+            return Err(Failed::Spent(index));
+        }
+        let now = self.shared.now();
+        self.shared.table.take(&mut claims.takes, now, self.plan.max_buckets).map_err(Failed::Take)
+    }
+
+    fn ticket(&self, wish: &mut Wish) -> Ticket {
+        Ticket {
+            shared: Arc::clone(&self.shared),
+            claims: std::mem::take(&mut wish.claims),
+            guess: wish.guess,
+            bytes: wish.bytes,
+            since: Instant::now(),
+            open: true,
+        }
+    }
+
+    /// A place in the queue.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn enter(&self, wish: &Wish, bucket: u64) -> Result<Place, Full> {
+        self.shared.queue.enter(wish.fair, bucket, self.plan.queue.size)
+    }
+
+    /// How the limits of a request stand.
+    pub fn standings(wish: &Wish) -> Standings {
+        standings(&wish.claims)
+    }
+
+    /// What a request has cost, and what is taken of its key's balance: the cost too, or the tokens
+    /// where nothing has a price.
+    pub fn cost(&self, model: &str, counts: TokenCounts) -> (f64, f64) {
+        let cost = price::cost(&self.plan.prices, model, counts);
+        let credit = match self.plan.prices.is_empty() {
+            true => (counts.prompt + counts.completion) as f64,
+            false => cost.unwrap_or(0.0),
+        };
+        (cost.unwrap_or(0.0), credit)
+    }
+
+    fn refusal(&self, claims: &Claims, failed: Failed) -> Rejection {
+        let (rule, over) = match failed {
+            Failed::Spent(index) => {
+                let spend = &claims.spends[index];
+                let now = jiff::Timestamp::now().as_second();
+                let retry_after = spend.end.map_or(LATER, |end| end.saturating_sub(now) as u64);
+                let over = OverLimit {
+                    status: 429,
+                    kind: "insufficient_quota",
+                    code: "budget_exceeded",
+                    rule: "",
+                    allows: spend.limit,
+                    retry_after,
+                };
+                (spend.rule(), over)
+            }
+            Failed::Take(Refusal { index, wait }) => {
+                let claim = &claims.takes[index];
+                let slot = claim.dim == Dim::Concurrent;
+                let seconds = match slot {
+                    true => self.slot_in(claim.id, claim.rate.capacity),
+                    false => wait as f64 / SECOND as f64,
+                };
+                let over = OverLimit {
+                    status: if slot { self.plan.queue.status } else { 429 },
+                    kind: kind(claim.dim),
+                    code: if slot { "concurrency_limit_exceeded" } else { "rate_limit_exceeded" },
+                    rule: "",
+                    allows: claim.rate.capacity as f64,
+                    retry_after: seconds.ceil().max(1.0) as u64,
+                };
+                (claim.rule(), over)
+            }
+        };
+        Rejection::over_limit(&OverLimit { rule: &rule, ..over })
+    }
+
+    /// Counts a refusal that was told to a client.
+    pub fn count_refusal(&self, no: &Rejection) {
+        if let Some(rule) = no.rule.as_deref() {
+            self.shared.metrics.limit_refused.with_label_values(&[rule]).inc();
+        }
+    }
+
+    /// Shows how long a request has waited, and how that ended.
+    pub fn waited(&self, since: Instant, result: &str) {
+        let seconds = since.elapsed().as_secs_f64();
+        self.shared.metrics.limit_waits.with_label_values(&[result]).observe(seconds);
+    }
+
+    /// Seconds until one who comes now would have a slot: as those who wait have seen slots become
+    /// free, or as long as requests have lasted of late.
+    fn slot_in(&self, bucket: u64, slots: u64) -> f64 {
+        let duration = f64::from_bits(self.shared.duration.load(Ordering::Relaxed));
+        let seen = self.shared.queue.outlook(bucket);
+        seen.map_or(duration / slots as f64, |d| d.as_secs_f64()).min(LONGEST)
+    }
+}
+
+/// OpenAI's word for what was exceeded.
+fn kind(dim: Dim) -> &'static str {
+    match dim {
+        Dim::RequestsPerSecond | Dim::RequestsPerMinute => "requests",
+        Dim::Tokens | Dim::InputTokens | Dim::OutputTokens => "tokens",
+        Dim::Concurrent => "concurrency",
+    }
+}
+
+fn standings(claims: &Claims) -> Standings {
+    let mut all = Standings::default();
+    for claim in &claims.takes {
+        let reset = Duration::from_nanos(claim.reset / 16);
+        let standing = Standing { limit: claim.rate.capacity, left: claim.left, reset };
+        let place = match claim.dim {
+            Dim::RequestsPerSecond | Dim::RequestsPerMinute => &mut all.requests,
+            Dim::Tokens => &mut all.tokens,
+            Dim::InputTokens => &mut all.input_tokens,
+            Dim::OutputTokens => &mut all.output_tokens,
+            Dim::Concurrent => continue,
+        };
+        *place = Some(standing.tighter(*place));
+    }
+    all
+}
+
+/// What a request came to, for its limits.
+#[derive(Clone, Copy, Debug)]
+pub enum Came {
+    /// Nothing was generated, as far as anybody knows.
+    Nothing,
+    /// An answer came whole, and nobody said how many tokens it has.
+    Unmetered,
+    /// So many tokens were metered.
+    Metered {
+        /// The tokens.
+        counts: TokenCounts,
+        /// What they cost.
+        cost: f64,
+        /// What is taken of a balance.
+        credit: f64,
+        /// The answer was not broken off.
+        whole: bool,
+    },
+}
+
+/// What a request that was let in holds. It is given back once: when the request is settled, or
+/// when it is dropped without that.
+pub struct Ticket {
+    shared: Arc<Shared>,
+    claims: Claims,
+    guess: Option<Guess>,
+    bytes: usize,
+    since: Instant,
+    open: bool,
+}
+
+impl Ticket {
+    /// How the limits of the request stand.
+    pub fn standings(&self) -> Standings {
+        standings(&self.claims)
+    }
+
+    /// Ends what was held, and counts what the request came to.
+    pub fn settle(mut self, model: &str, came: Came) {
+        let used = match came {
+            Came::Nothing => Used::default(),
+            Came::Unmetered => self.guess.map(Guess::used).unwrap_or_default(),
+            Came::Metered { counts, cost, credit, whole } => {
+                if let Some(guess) = self.guess {
+                    estimate::observe(&self.shared.metrics, guess, counts, whole);
+                    self.shared.estimates.learn(model, self.bytes, counts, whole);
+                }
+                Used { input: counts.prompt, output: counts.completion, cost, credit }
+            }
+        };
+        self.close(&used);
+    }
+
+    fn close(&mut self, used: &Used) {
+        if !std::mem::replace(&mut self.open, false) {
+            return;
+        }
+        let shared = &self.shared;
+        let held = self.claims.takes.iter().any(|c| c.dim.kind() != Kind::Take);
+        if held {
+            shared.table.settle(&self.claims.takes, |claim| used.of(claim.dim), shared.now());
+        }
+        shared.ledger.add(&self.claims.spends, used);
+        let slots = || self.claims.takes.iter().filter(|c| c.dim == Dim::Concurrent);
+        if slots().next().is_some() {
+            let known = f64::from_bits(shared.duration.load(Ordering::Relaxed));
+            let new = known + WEIGHT * (self.since.elapsed().as_secs_f64() - known);
+            shared.duration.store(new.to_bits(), Ordering::Relaxed);
+            shared.queue.released(slots().map(|c| c.id));
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.close(&Used::default());
+    }
+}

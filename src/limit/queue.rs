@@ -1,0 +1,399 @@
+//! Where requests wait that find no slot: in turn between keys, in order within a key.
+//!
+//! A waiter waits for one bucket, which had no slot for it. When a slot of a bucket becomes free,
+//! the waiter whose turn it is is woken and tries again itself; nobody who comes later goes before
+//! it. The same holds for slots in this process and for slots in Redis, where a try is a question.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use prometheus::IntGauge;
+use tokio::sync::Notify;
+
+use crate::base::lock;
+
+/// How much a release weighs against those before it.
+const WEIGHT: f64 = 0.2;
+
+/// All who wait.
+pub struct Queue {
+    /// How many; who sees none takes no lock.
+    waiting: AtomicUsize,
+    state: Mutex<State>,
+    depth: IntGauge,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    /// Those who were not pushed out.
+    entered: usize,
+    waiters: HashMap<u64, Waiter>,
+    /// By the bucket that is waited for.
+    groups: HashMap<u64, Group>,
+    /// By key, in the order in which they came.
+    keys: HashMap<u64, VecDeque<u64>>,
+}
+
+struct Waiter {
+    key: u64,
+    group: u64,
+    notify: Arc<Notify>,
+    pushed_out: bool,
+}
+
+/// Who waits for the same bucket.
+#[derive(Default)]
+struct Group {
+    /// Keys, in the order of their turns.
+    turns: VecDeque<u64>,
+    /// Waiters of each key.
+    keys: HashMap<u64, VecDeque<u64>>,
+    /// When a slot became free last, and how often one does.
+    released: Option<Instant>,
+    every: Option<Duration>,
+}
+
+impl Group {
+    fn first(&self) -> Option<u64> {
+        self.keys.get(self.turns.front()?)?.front().copied()
+    }
+
+    fn len(&self) -> usize {
+        self.keys.values().map(VecDeque::len).sum()
+    }
+}
+
+/// Nobody else may wait.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl Queue {
+    /// An empty one, whose length is shown.
+    pub fn new(depth: IntGauge) -> Self {
+        Self { waiting: AtomicUsize::new(0), state: Mutex::default(), depth }
+    }
+
+    /// Whether somebody waits for one of these buckets: then who comes now must wait as well.
+    pub fn ahead(&self, mut buckets: impl Iterator<Item = u64>) -> Option<u64> {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let state = lock(&self.state);
+        buckets.find(|id| state.groups.contains_key(id))
+    }
+
+    /// Enters a request of `key`, which waits for `bucket`. When `most` wait already, the newest of
+    /// the key that has most of them must go, if that is not this key.
+    ///
+    /// # Errors
+    /// If nobody has to go for this one.
+    pub fn enter(self: &Arc<Self>, key: u64, bucket: u64, most: usize) -> Result<Place, Full> {
+        let mut state = lock(&self.state);
+        if state.entered >= most {
+            state.push_out(key)?;
+        }
+        state.entered += 1;
+        let id = state.next;
+        state.next += 1;
+        let notify = Arc::new(Notify::new());
+        let waiter = Waiter { key, group: bucket, notify: Arc::clone(&notify), pushed_out: false };
+        state.waiters.insert(id, waiter);
+        state.keys.entry(key).or_default().push_back(id);
+        state.join(id, key, bucket);
+        drop(state);
+        self.depth.set(self.waiting.fetch_add(1, Ordering::SeqCst) as i64 + 1);
+        Ok(Place { queue: Arc::clone(self), id, notify })
+    }
+
+    /// Slots of these buckets have become free.
+    pub fn released(&self, buckets: impl Iterator<Item = u64>) {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let mut state = lock(&self.state);
+        for id in buckets {
+            if let Some(group) = state.groups.get_mut(&id) {
+                if let Some(last) = group.released.replace(now) {
+                    let pause = now - last;
+                    let known = group.every.unwrap_or(pause);
+                    group.every = Some(known.mul_f64(1.0 - WEIGHT) + pause.mul_f64(WEIGHT));
+                }
+                state.wake(id);
+            }
+        }
+    }
+
+    /// How long one who comes now would wait for a slot of this bucket, as far as its waiters have
+    /// seen slots become free; `None` if they have not.
+    pub fn outlook(&self, bucket: u64) -> Option<Duration> {
+        let state = lock(&self.state);
+        let group = state.groups.get(&bucket)?;
+        Some(group.every?.saturating_mul(u32::try_from(group.len() + 1).unwrap_or(u32::MAX)))
+    }
+}
+
+impl State {
+    fn join(&mut self, id: u64, key: u64, bucket: u64) {
+        let group = self.groups.entry(bucket).or_default();
+        let line = group.keys.entry(key).or_default();
+        if line.is_empty() {
+            group.turns.push_back(key);
+        }
+        // A waiter that comes over from another bucket keeps its age.
+        let place = line.partition_point(|other| *other < id);
+        line.insert(place, id);
+    }
+
+    /// Takes a waiter out of its group. `served`: the turn passes on to the next key.
+    fn part(&mut self, id: u64, key: u64, bucket: u64, served: bool) {
+        let Some(group) = self.groups.get_mut(&bucket) else {
+            return;
+        };
+        if let Some(line) = group.keys.get_mut(&key) {
+            line.retain(|other| *other != id);
+            let gone = line.is_empty();
+            if gone {
+                group.keys.remove(&key);
+                group.turns.retain(|other| *other != key);
+            } else if served && group.turns.front() == Some(&key) {
+                group.turns.rotate_left(1);
+            }
+        }
+        if group.keys.is_empty() {
+            self.groups.remove(&bucket);
+        }
+    }
+
+    fn wake(&self, bucket: u64) {
+        let first = self.groups.get(&bucket).and_then(Group::first);
+        if let Some(waiter) = first.and_then(|id| self.waiters.get(&id)) {
+            waiter.notify.notify_one();
+        }
+    }
+
+    /// Makes room for a waiter of `key`.
+    fn push_out(&mut self, key: u64) -> Result<(), Full> {
+        let most = self.keys.iter().max_by_key(|(_, line)| line.len());
+        let (longest, line) = most.ok_or(Full)?;
+        let own = self.keys.get(&key).map_or(0, VecDeque::len);
+        if line.len() <= own + 1 {
+            return Err(Full);
+        }
+        let (longest, newest) = (*longest, *line.back().ok_or(Full)?);
+        self.forget(newest, longest);
+        self.entered -= 1;
+        if let Some(waiter) = self.waiters.get_mut(&newest) {
+            waiter.pushed_out = true;
+            waiter.notify.notify_one();
+            let group = waiter.group;
+            self.part(newest, longest, group, false);
+        }
+        Ok(())
+    }
+
+    /// Takes a waiter off the list of its key.
+    fn forget(&mut self, id: u64, key: u64) {
+        if let Some(line) = self.keys.get_mut(&key) {
+            line.retain(|other| *other != id);
+            if line.is_empty() {
+                self.keys.remove(&key);
+            }
+        }
+    }
+}
+
+/// What a waiter may do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Try to take what it wants.
+    Try,
+    /// Wait.
+    Wait,
+    /// Go: another one has its place.
+    PushedOut,
+}
+
+/// A place in the queue; given up when dropped.
+pub struct Place {
+    queue: Arc<Queue>,
+    id: u64,
+    notify: Arc<Notify>,
+}
+
+impl Place {
+    /// Whose turn it is.
+    pub fn turn(&self) -> Turn {
+        let state = lock(&self.queue.state);
+        let Some(waiter) = state.waiters.get(&self.id).filter(|w| !w.pushed_out) else {
+            return Turn::PushedOut;
+        };
+        let first = state.groups.get(&waiter.group).and_then(Group::first);
+        if first == Some(self.id) { Turn::Try } else { Turn::Wait }
+    }
+
+    /// Waits until something may have changed.
+    pub async fn changed(&self) {
+        self.notify.notified().await;
+    }
+
+    /// The try has failed for want of a slot of this bucket.
+    pub fn waits_for(&self, bucket: u64) {
+        let mut state = lock(&self.queue.state);
+        let Some(waiter) = state.waiters.get_mut(&self.id) else {
+            return;
+        };
+        let (key, before) = (waiter.key, waiter.group);
+        if before == bucket {
+            return;
+        }
+        waiter.group = bucket;
+        state.part(self.id, key, before, false);
+        state.join(self.id, key, bucket);
+        state.wake(before);
+    }
+
+    /// The try has failed for another reason: the next key may try.
+    pub fn yields(&self) {
+        let mut state = lock(&self.queue.state);
+        let Some((key, bucket)) = state.waiters.get(&self.id).map(|w| (w.key, w.group)) else {
+            return;
+        };
+        if let Some(group) = state.groups.get_mut(&bucket)
+            && group.turns.front() == Some(&key)
+        {
+            group.turns.rotate_left(1);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = lock(&self.queue.state);
+        if let Some(waiter) = state.waiters.remove(&self.id) {
+            if !waiter.pushed_out {
+                state.entered -= 1;
+                state.forget(self.id, waiter.key);
+                state.part(self.id, waiter.key, waiter.group, true);
+                // There may be more slots than one.
+                state.wake(waiter.group);
+            }
+            drop(state);
+            self.queue.depth.set(self.queue.waiting.fetch_sub(1, Ordering::SeqCst) as i64 - 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUCKET: u64 = 7;
+
+    fn queue() -> Arc<Queue> {
+        Arc::new(Queue::new(IntGauge::new("depth", "depth").unwrap()))
+    }
+
+    /// Serves whoever's turn it is, as often as it can; tells the keys in their order.
+    fn served(places: &mut Vec<(char, Place)>) -> String {
+        let mut keys = String::new();
+        while let Some(turn) = places.iter().position(|(_, p)| p.turn() == Turn::Try) {
+            keys.push(places.remove(turn).0);
+        }
+        keys
+    }
+
+    #[test]
+    fn turns_go_round_between_keys() {
+        let queue = queue();
+        let mut places = Vec::new();
+        for key in "aaaaabbc".chars() {
+            places.push((key, queue.enter(key as u64, BUCKET, 100).unwrap()));
+        }
+        assert_eq!(served(&mut places), "abcabaaa");
+        assert_eq!((queue.depth.get(), queue.ahead([BUCKET].into_iter())), (0, None));
+    }
+
+    #[test]
+    fn one_who_comes_late_waits_for_one_turn() {
+        let queue = queue();
+        let mut places = Vec::new();
+        for _ in 0..500 {
+            places.push(('a', queue.enter('a' as u64, BUCKET, 1000).unwrap()));
+        }
+        places.push(('b', queue.enter('b' as u64, BUCKET, 1000).unwrap()));
+        let order = served(&mut places);
+        assert!(order.starts_with("ab"), "{}", &order[..10]);
+    }
+
+    #[test]
+    fn who_leaves_is_not_waited_for() {
+        let queue = queue();
+        let first = queue.enter(1, BUCKET, 10).unwrap();
+        let second = queue.enter(1, BUCKET, 10).unwrap();
+        assert_eq!((first.turn(), second.turn()), (Turn::Try, Turn::Wait));
+        drop(first);
+        assert_eq!(second.turn(), Turn::Try);
+        assert_eq!(queue.ahead([3, BUCKET].into_iter()), Some(BUCKET));
+        assert_eq!(queue.ahead([3].into_iter()), None);
+    }
+
+    #[test]
+    fn a_full_queue_makes_room_for_a_key_with_fewer() {
+        let queue = queue();
+        let many: Vec<_> = (0..4).map(|_| queue.enter(1, BUCKET, 4).unwrap()).collect();
+        assert!(queue.enter(1, BUCKET, 4).is_err());
+        let other = queue.enter(2, BUCKET, 4).unwrap();
+        assert_eq!(many[3].turn(), Turn::PushedOut);
+        assert_eq!((many[0].turn(), other.turn()), (Turn::Try, Turn::Wait));
+        let second = queue.enter(2, BUCKET, 4);
+        assert!(second.is_ok() && many[2].turn() == Turn::PushedOut);
+        // Two each: nobody has to go for one more.
+        assert!(queue.enter(2, BUCKET, 4).is_err());
+        drop(many);
+        assert_eq!(other.turn(), Turn::Try);
+    }
+
+    #[test]
+    fn who_lacks_something_else_lets_others_go_first() {
+        let queue = queue();
+        let first = queue.enter(1, BUCKET, 10).unwrap();
+        let second = queue.enter(2, BUCKET, 10).unwrap();
+        first.yields();
+        assert_eq!((first.turn(), second.turn()), (Turn::Wait, Turn::Try));
+        second.waits_for(9);
+        assert_eq!((first.turn(), second.turn()), (Turn::Try, Turn::Try));
+        assert_eq!(queue.ahead([9].into_iter()), Some(9));
+    }
+
+    #[tokio::test]
+    async fn a_free_slot_wakes_whose_turn_it_is() {
+        let queue = queue();
+        let first = queue.enter(1, BUCKET, 10).unwrap();
+        let second = queue.enter(2, BUCKET, 10).unwrap();
+        queue.released([BUCKET].into_iter());
+        first.changed().await;
+        // Its place passes the word on.
+        drop(first);
+        second.changed().await;
+        assert_eq!(second.turn(), Turn::Try);
+    }
+
+    #[test]
+    fn the_outlook_follows_the_pace() {
+        let queue = queue();
+        assert_eq!(queue.outlook(BUCKET), None);
+        let _places: Vec<_> = (0..9).map(|_| queue.enter(1, BUCKET, 10).unwrap()).collect();
+        queue.released([BUCKET].into_iter());
+        std::thread::sleep(Duration::from_millis(20));
+        queue.released([BUCKET].into_iter());
+        assert!(queue.outlook(BUCKET).unwrap() >= Duration::from_millis(200));
+    }
+}

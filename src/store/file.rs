@@ -1,0 +1,63 @@
+//! SQLite files of the gateway's own: made when they are not there, readable for their owner, and
+//! brought up to date when they are opened.
+
+use std::{path::Path, time::Duration};
+
+use sqlx::{
+    SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions},
+};
+
+/// How long a writer waits for another one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens a file. `schema` holds its versions in their order: what has been released is never
+/// changed, a new version is a new entry.
+///
+/// # Errors
+/// If it cannot be used.
+pub async fn open(path: &Path, schema: &[&'static str]) -> Result<SqlitePool, String> {
+    prepare(path).map_err(|e| e.to_string())?;
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(PATIENCE)
+        .journal_mode(SqliteJournalMode::Wal);
+    let pool = SqlitePoolOptions::new()
+        .max_connections(4)
+        .acquire_timeout(PATIENCE)
+        .connect_with(options)
+        .await
+        .map_err(|e| e.to_string())?;
+    migrate(&pool, schema).await?;
+    Ok(pool)
+}
+
+/// Makes folder and file, for nobody else to read.
+fn prepare(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    Ok(())
+}
+
+/// Brings the schema up to date. Of several processes that start at once the first does it, and
+/// the others wait and find it done.
+async fn migrate(pool: &SqlitePool, schema: &[&'static str]) -> Result<(), String> {
+    let text = |e: sqlx::Error| e.to_string();
+    let mut change = pool.begin_with("BEGIN IMMEDIATE").await.map_err(text)?;
+    let version: i64 =
+        sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *change).await.map_err(text)?;
+    let version = usize::try_from(version).unwrap_or(usize::MAX);
+    if version > schema.len() {
+        return Err(format!("its schema is version {version}, made by a newer llmproxy"));
+    }
+    for step in &schema[version..] {
+        sqlx::raw_sql(*step).execute(&mut *change).await.map_err(text)?;
+    }
+    // A pragma takes no bound values.
+    let done = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", schema.len()));
+    sqlx::raw_sql(done).execute(&mut *change).await.map_err(text)?;
+    change.commit().await.map_err(text)
+}

@@ -8,7 +8,9 @@
 -- Use    lua: {name: vip_tier}; with figures of your own: copy it to lua/vip_tier.lua beside the
 --        configuration
 --
--- A script is the whole decision. This one does not look at expires_at, quotas or addresses.
+-- The limits are the caller's own: they go before rate_limit.per_key of the configuration, field by
+-- field, and in place of `limits` in its data. A script is the whole decision. This one does not look
+-- at expires_at, quotas or addresses.
 
 local limits = {
   standard = {requests_per_minute = 60, tokens_per_minute = 100000, max_concurrent = 4},

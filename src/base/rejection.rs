@@ -30,6 +30,8 @@ pub struct Rejection {
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "as in `Rejection`")]
 pub struct OverLimit<'a> {
+    /// `Rate limit reached`
+    pub what: &'static str,
     pub status: u16,
     pub kind: &'static str,
     pub code: &'static str,

@@ -11,7 +11,7 @@ use pingora_proxy::Session;
 use super::{answer::REQUEST_ID, body_in::Framing, ctx::Ctx, stream::Reading};
 use crate::{
     base::{Fault, Outcome, Rejection, Side, TokenCounts, UsageSource, limits::Standings},
-    dialect,
+    dialect::{self, Kind},
     limit::{
         Ask, Came, Limiter, No, Ticket, Wish,
         queue::{Place, Turn},
@@ -56,7 +56,9 @@ pub async fn admit(
         now: jiff::Timestamp::now().as_second(),
         only_requests: found.is_none(),
     };
-    let max_tokens = found.and_then(|f| f.max_tokens);
+    // What is no stream has no answer in tokens either: embeddings.
+    let generates = ctx.call.route.is_some_and(|r| r.kind == Kind::Inference { streams: true });
+    let max_tokens = if generates { found.and_then(|f| f.max_tokens) } else { Some(0) };
     let Some(mut wish) = limiter.wish(&ask, ctx.body.bytes().len(), max_tokens) else {
         return Ok(Ok(()));
     };

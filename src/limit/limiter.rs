@@ -216,6 +216,7 @@ impl Limiter {
                 let now = jiff::Timestamp::now().as_second();
                 let retry_after = spend.end.map_or(LATER, |end| end.saturating_sub(now) as u64);
                 let over = OverLimit {
+                    what: "Budget used up",
                     status: 429,
                     kind: "insufficient_quota",
                     code: "budget_exceeded",
@@ -233,6 +234,7 @@ impl Limiter {
                     false => wait as f64 / SECOND as f64,
                 };
                 let over = OverLimit {
+                    what: if slot { "Concurrency limit reached" } else { "Rate limit reached" },
                     status: if slot { self.plan.queue.status } else { 429 },
                     kind: kind(claim.dim),
                     code: if slot { "concurrency_limit_exceeded" } else { "rate_limit_exceeded" },

@@ -278,6 +278,10 @@ mod tests {
             table.take(&mut [claim(id, Dim::RequestsPerSecond, 5, 1)], id, most).unwrap();
         }
         assert!(table.len() <= most + 1, "{}", table.len());
+        // The bound that the documentation states, with the room that maps keep free.
+        let each = size_of::<(u64, Bucket)>() + 1;
+        let slots: usize = table.shards.iter().map(|s| lock(s).capacity() * 8 / 7).sum();
+        assert!(slots * each <= most * 64, "{} bytes", slots * each);
         assert!(table.take(&mut served(), 0, most).is_err());
         // Those that have taken least go first.
         assert!(table.take(&mut heavy(), 1_000_000, most).is_err());

@@ -2,7 +2,11 @@
 
 use std::{path::Path, process::Command};
 
-use llmproxy::config::{self, Problem};
+use llmproxy::{
+    base::limits::{Limits, Scope},
+    config::{self, Plan, Problem},
+};
+use serde_json::json;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -41,7 +45,7 @@ fn the_configuration_of_version_0_1_is_valid_and_means_what_it_said() {
 fn the_development_guides_configuration_is_refused_only_for_what_is_not_built_yet() {
     let found = problems(&read("tests/fixtures/seeds/development-guide.yaml"));
     let paths: Vec<_> = found.iter().map(|p| p.path.as_str()).collect();
-    assert_eq!(paths, ["routing.retry", "routing.fallback", "rate_limit"]);
+    assert_eq!(paths, ["routing.retry", "routing.fallback"]);
     assert!(
         found
             .iter()
@@ -49,15 +53,38 @@ fn the_development_guides_configuration_is_refused_only_for_what_is_not_built_ye
     );
 }
 
+/// The development guide's configuration without what is not built yet.
+fn development_guide() -> Plan {
+    let text = read("tests/fixtures/seeds/development-guide.yaml");
+    let mut document: serde_yaml::Mapping = serde_yaml::from_str(&text).unwrap();
+    document.remove("routing").unwrap();
+    let text = serde_yaml::to_string(&document).unwrap();
+    let loaded = config::load_text(&text, root(), &|_| None);
+    loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems))
+}
+
+#[test]
+fn the_development_guides_limits_mean_what_they_said() {
+    let limits = development_guide().limits.unwrap();
+    let rule = |value| serde_json::from_value::<Limits>(value).unwrap();
+    for scope in Scope::ALL {
+        let expected = match scope {
+            Scope::Global => {
+                json!({"enabled": true, "requests_per_second": 100, "burst_size": 200})
+            }
+            Scope::Key => json!({"enabled": true, "requests_per_second": 10, "max_concurrent": 5}),
+            _ => json!({}),
+        };
+        assert_eq!(limits.rules[scope.index()], rule(expected), "{scope:?}");
+    }
+    assert_eq!(limits.shared, None, "counted in memory");
+    assert_eq!(limits.queue.size, 0, "nobody waits unless it is said");
+}
+
 #[test]
 fn the_development_guides_authentication_means_what_it_said() {
     use llmproxy::config::{plan::Source, raw::Mode};
-    let text = read("tests/fixtures/seeds/development-guide.yaml");
-    let mut document: serde_yaml::Mapping = serde_yaml::from_str(&text).unwrap();
-    document.retain(|key, _| key != "rate_limit" && key != "routing");
-    let text = serde_yaml::to_string(&document).unwrap();
-    let loaded = config::load_text(&text, root(), &|_| None);
-    let plan = loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems));
+    let plan = development_guide();
     let auth = plan.auth.unwrap();
     assert_eq!(auth.mode, Mode::FirstMatch);
     let names: Vec<_> = auth.header_names.iter().map(|n| n.as_str()).collect();
@@ -140,9 +167,105 @@ fn mistakes_in_the_new_sections_are_told() {
 
 #[test]
 fn a_missing_feature_that_is_switched_off_is_no_problem() {
-    let text = "backends: [{url: \"http://x\"}]\nauth: {enabled: false}\nrate_limit: {enabled: false}\n\
+    let text = "backends: [{url: \"http://x\"}]\nauth: {enabled: false}\n\
                 routing: {retry: {enabled: false}, fallback: []}\n";
     assert!(told(text).is_empty(), "{:?}", told(text));
+}
+
+/// The only problem of a section `rate_limit`.
+fn is_wrong(section: &str, at: &str, expected: &str) {
+    let found = problems(&format!(
+        "backends: [{{url: \"http://x\"}}]\nstorage: {{caches: [{{name: main, addr: \"h:1\"}}]}}\n\
+         rate_limit: {section}\n"
+    ));
+    let [problem] = &found[..] else { panic!("{section}: {found:?}") };
+    assert_eq!((problem.path.as_str(), problem.line), (at, Some(3)), "{section}");
+    assert!(problem.message.contains(expected), "{section}: {problem}");
+}
+
+#[test]
+fn mistakes_in_rules_are_told() {
+    for (rule, field, expected) in [
+        ("{burst_size: 5}", ".burst_size", "has no `requests_per_second`"),
+        ("{budget: 5}", ".budget", "nothing has a price"),
+        ("{budget_period: daily}", ".budget_period", "has no `budget` to belong to"),
+        ("{requests_per_minute: -1}", ".requests_per_minute", "is not a number from 0 on"),
+        ("{max_concurrent: -5}", ".max_concurrent", "is not a number from 0 on"),
+        ("{tokens_per_minute: .nan}", ".tokens_per_minute", "is not a number from 0 on"),
+        ("{max_concurrent: 1.5}", ".max_concurrent", "is not a whole number"),
+        ("{requests_per_second: 0.00001}", ".requests_per_second", "is not between 0.0001 and"),
+        ("{requests_per_hour: 5}", ".requests_per_hour", "unknown key `requests_per_hour`"),
+        ("{budget_period: hourly}", ".budget_period", "must be one of"),
+        ("7", "", "is an integer, not"),
+    ] {
+        for scope in Scope::ALL {
+            let at = format!("rate_limit.{}{field}", scope.word());
+            is_wrong(&format!("{{{}: {rule}}}", scope.word()), &at, expected);
+        }
+        for map in ["models", "key_models"] {
+            is_wrong(
+                &format!("{{{map}: {{m: {rule}}}}}"),
+                &format!("rate_limit.{map}.m{field}"),
+                expected,
+            );
+        }
+    }
+}
+
+#[test]
+fn mistakes_in_limits_are_told() {
+    for (section, at, expected) in [
+        (
+            "{prices: {m: {input: -1, output: 1}}}",
+            ".prices.m",
+            "holds a price that is not a number",
+        ),
+        ("{prices: {m: {input: 1}}}", ".prices.m", "missing field `output`"),
+        ("{prices: {\"\": {input: 1, output: 1}}}", ".prices", "a model name is empty"),
+        ("{models: {\"a*b\": {}}}", ".models.a*b", "`*` may stand only at the end"),
+        ("{key_models: {\"a*b\": {}}}", ".key_models.a*b", "`*` may stand only at the end"),
+        ("{queue: {status: 418}}", ".queue.status", "is neither 429 nor 503"),
+        ("{queue: {max_queue_size: 5, queue_timeout: 0}}", ".queue.queue_timeout", "is zero"),
+        ("{queue: {keep_alive: 5ms}}", ".queue.keep_alive", "is shorter than 100ms"),
+        ("{storage: paper}", ".storage", "must be `memory` or `redis`"),
+        ("{storage: redis}", ".redis", "is called `default`"),
+        ("{storage: redis, redis: other}", ".redis", "that is enabled is called `other`"),
+        (
+            "{storage: redis, redis: main, mode: leased, lease_share: 0.9}",
+            ".lease_share",
+            "is not above 0 and at",
+        ),
+        ("{storage: redis, redis: main, hold_ttl: 5ms}", ".hold_ttl", "is not between 1s and"),
+        ("{max_buckets: 5}", ".max_buckets", "is not between 1000 and 100000000"),
+        ("", "", "holds nothing"),
+    ] {
+        is_wrong(section, &format!("rate_limit{at}"), expected);
+    }
+}
+
+#[test]
+fn limits_of_keys_hold_without_a_section_and_not_where_it_is_switched_off() {
+    let plan = |section: &str| {
+        let text = format!("backends: [{{url: \"http://x\"}}]\n{section}\n");
+        let loaded = config::load_text(&text, root(), &|_| None);
+        loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems)).limits
+    };
+    let limits = plan("").unwrap();
+    assert!(limits.rules.iter().all(|rule| *rule == Limits::default()));
+    assert!(plan("rate_limit: {global: {requests_per_second: 1}}").is_some());
+    assert_eq!(plan("rate_limit: {enabled: false, global: {requests_per_second: 1}}"), None);
+}
+
+#[test]
+fn rules_for_single_models_hold_in_place_of_the_general_ones_field_by_field() {
+    let text = "backends: [{url: \"http://x\"}]
+rate_limit:
+  per_model: {requests_per_minute: 60, max_concurrent: 4}
+  models: {\"qwen-*\": {max_concurrent: 8}}
+";
+    let limits = config::load_text(text, root(), &|_| None).plan.unwrap().limits.unwrap();
+    let [(_, rule)] = &limits.models[..] else { panic!("{:?}", limits.models) };
+    assert_eq!((rule.requests_per_minute, rule.max_concurrent), (Some(60.0), Some(8.0)));
 }
 
 #[test]
@@ -323,7 +446,7 @@ fn check_and_schema_are_commands() {
     assert_eq!(bad.status.code(), Some(1));
     let told = String::from_utf8(bad.stderr).unwrap();
     assert!(
-        told.contains("development-guide.yaml: line ") && told.contains("3 problems in"),
+        told.contains("development-guide.yaml: line ") && told.contains("2 problems in"),
         "{told}"
     );
     let none = run(&["check", "--config", "no/such/file"]);

@@ -4,12 +4,13 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command},
+    time::{Duration, Instant},
 };
 
 use super::support::{
-    Gateway, eventually, free_address,
+    Gateway, chat, eventually, free_address,
     servers::{MariaDb, Postgres, Redis},
-    sim,
+    sim, sim_with,
 };
 
 fn file(path: &str) -> PathBuf {
@@ -132,4 +133,43 @@ async fn keys_of_the_admin_api() {
         assert_eq!(gateway.ask_as(key).await.status, status, "{key}");
     }
     assert!(create(&env).contains("key_exists"));
+}
+
+#[tokio::test]
+async fn limits_of_keys_and_a_queue() {
+    let sim = sim_with(|b| b.first_token_ms = 300).await;
+    let gateway = Gateway::example("rate-limits", &[("BACKEND_URL", sim.url())]).await;
+    let (plain, vip) = ("sk-example-plain-0001", "sk-example-vip-00001");
+    for left in ["2", "1", "0"] {
+        let answer = gateway.ask_as(plain).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.header("x-ratelimit-limit-requests"), Some("3"));
+        assert_eq!(answer.header("x-ratelimit-remaining-requests"), Some(left));
+    }
+    let refused = gateway.ask_as(plain).await;
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.header("x-ratelimit-limit-requests"), Some("3"));
+    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=20).contains(&seconds), "one comes every 20 seconds: {seconds}");
+    let error = &refused.json()["error"];
+    assert_eq!(error["type"], "requests");
+    assert_eq!(error["code"], "rate_limit_exceeded");
+    let said = "Rate limit reached: per_key.requests_per_minute allows 3. Try again in ";
+    assert!(error["message"].as_str().unwrap().starts_with(said), "{error}");
+
+    // Four of the other key at the same time: two are served, and two wait until they have ended.
+    let start = Instant::now();
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = gateway.client().await;
+        let headers = format!("Authorization: Bearer {vip}\r\n");
+        client.post_with("/v1/chat/completions", &headers, chat(false).as_bytes()).await;
+        clients.push(client);
+    }
+    for mut client in clients {
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.header("x-ratelimit-limit-requests"), Some("100"));
+    }
+    assert!(start.elapsed() >= Duration::from_millis(600), "{:?}", start.elapsed());
 }

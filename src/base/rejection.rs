@@ -171,8 +171,8 @@ impl Rejection {
     /// A limit is reached. `rule` says which, `allows` how much it lets pass; `status` is 429, or
     /// 503 where the configuration says so for a full queue.
     pub fn over_limit(over: &OverLimit<'_>) -> Self {
-        let OverLimit { status, kind, code, rule, allows, retry_after } = *over;
-        let message = format!("Limit reached: {rule} allows {allows}. Try again in {retry_after}s");
+        let OverLimit { what, status, kind, code, rule, allows, retry_after } = *over;
+        let message = format!("{what}: {rule} allows {allows}. Try again in {retry_after}s.");
         let mut no = Self::new(status, kind, message).code(code);
         (no.retry_after, no.rule) = (Some(retry_after), Some(rule.to_owned()));
         no

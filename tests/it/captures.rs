@@ -154,7 +154,7 @@ fn captures_are_counted_right() {
         let (_, stream) = captures().into_iter().find(|(n, _)| n == name).unwrap();
         run(Strip::Nothing, &stream, &[]).1
     };
-    let usage = "(TokenCounts { prompt: 21, completion: 12, total: 33 }, Final) done true aborted false failed false";
+    let usage = "(TokenCounts { prompt: 21, completion: 12, total: 33, cached: 0 }, Final) done true aborted false failed false";
     assert!(counted("vllm/chat_stream_usage.txt").starts_with(usage));
     assert!(counted("llamacpp/chat_stream_usage.txt").starts_with(usage));
     assert!(

@@ -135,6 +135,9 @@ async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
     let (_backend, backend) = backend(&binaries, "0ms", 16, 0);
     let mut targets = targets(folder, &binaries, backend, core);
     let redis = callers(&mut targets, folder, &binaries, backend, core).await;
+    limited(&mut targets, redis.as_ref().map(|r| r.1), |listen, more| {
+        gateway(folder, &binaries, listen, backend, core, more)
+    });
     for target in &targets {
         reachable(target.address).await;
     }
@@ -153,6 +156,7 @@ async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
     }
     print_requests(&targets);
     print_callers(&targets);
+    print_limited(&targets);
     drop((targets, redis));
     print_script();
     drop(_backend);
@@ -234,14 +238,15 @@ async fn callers(
     llmproxy: &Path,
     backend: SocketAddr,
     core: Option<usize>,
-) -> Option<Process> {
+) -> Option<(Process, SocketAddr)> {
     let mut add = |name, provider: &str| {
         let address = free();
         let more = format!("log: {{access: false}}\nauth:\n  pipeline:\n    - {provider}\n");
         let process = Some(gateway(folder, llmproxy, address, backend, core, &more));
         targets.push(Target { name, address, process, rounds: Vec::new() });
     };
-    let keys = format!("static: {{keys: [{{key: {KEY}, user_id: user_001, balance: 1000}}]}}");
+    let keys =
+        format!("static: {{keys: [{{key: {KEY}, user_id: user_001, balance: 1000000000000}}]}}");
     add(STATIC, &format!("{{type: static, {keys}}}"));
     add(SCRIPTED, &format!("type: static\n      {keys}\n      lua_script: |\n        {SCRIPT}\n"));
     let listen = free();
@@ -259,8 +264,8 @@ async fn callers(
     let mut stream = TcpStream::connect(listen).await.unwrap();
     stream.write_all(resp.as_bytes()).await.unwrap();
     assert!(stream.read(&mut [0; 16]).await.unwrap() > 0);
-    add(REDIS, &format!("{{type: redis, redis: {{addr: \"{listen}\"}}}}"));
-    Some(redis)
+    add(REDIS, &format!("{{type: redis, count_usage: false, redis: {{addr: \"{listen}\"}}}}"));
+    Some((redis, listen))
 }
 
 const STATIC: &str = "LLMProxy, static key";
@@ -269,18 +274,64 @@ const REDIS: &str = "LLMProxy, Redis with a warm cache";
 
 /// What asking who calls costs, against the gateway that lets everybody in.
 fn print_callers(targets: &[Target]) {
-    let speed = |name: &str| {
-        let target = targets.iter().find(|t| t.name == name);
-        target.map(|t| median(&t.rounds, |r| r.per_second))
-    };
-    let open = speed("LLMProxy").unwrap_or(f64::NAN);
     for (name, aim) in [(STATIC, 0.95), (SCRIPTED, 0.9), (REDIS, 0.9)] {
-        if let Some(found) = speed(name) {
-            let ratio = found / open;
+        if let Some(ratio) = ratio_to_plain(targets, name) {
             let verdict = if ratio >= aim { "reached" } else { "missed" };
             println!("aim: {name} at {aim} of no authentication or more: {verdict} ({ratio:.2})");
         }
     }
+}
+
+/// Gateways with limits that no load reaches: in memory, and in a Redis server if there is one.
+fn limited(
+    targets: &mut Vec<Target>,
+    redis: Option<SocketAddr>,
+    start: impl Fn(SocketAddr, &str) -> Process,
+) {
+    const RATES: &str = "requests_per_second: 1000000, requests_per_minute: 1000000000, tokens_per_minute: 100000000000";
+    let mut add = |name, more: &str| {
+        let address = free();
+        let process = Some(start(address, &format!("log: {{access: false}}\n{more}")));
+        targets.push(Target { name, address, process, rounds: Vec::new() });
+    };
+    let slots = "max_concurrent: 100000";
+    let rules =
+        |slots: &str| format!("  global: {{{RATES}{slots}}}\n  per_key: {{{RATES}{slots}}}\n");
+    let all = rules(&format!(", {slots}"));
+    add(MEMORY, &format!("rate_limit:\n{all}"));
+    let Some(redis) = redis else { return };
+    let shared = format!(
+        "storage: {{caches: [{{name: r, driver: redis, addr: \"{redis}\"}}]}}\nrate_limit:\n  storage: redis\n  redis: r\n"
+    );
+    add(EXACT, &format!("{shared}{all}"));
+    add(LEASED, &format!("{shared}  mode: leased\n{}", rules("")));
+}
+
+const MEMORY: &str = "LLMProxy, limits in memory";
+const EXACT: &str = "LLMProxy, limits in Redis, exact";
+const LEASED: &str = "LLMProxy, limits in Redis, leased";
+
+/// What limits cost, against the gateway that has none.
+fn print_limited(targets: &[Target]) {
+    for (name, aim) in [(MEMORY, Some(0.95)), (EXACT, None), (LEASED, None)] {
+        let Some(ratio) = ratio_to_plain(targets, name) else { continue };
+        match aim {
+            Some(aim) => {
+                let verdict = if ratio >= aim { "reached" } else { "missed" };
+                println!("aim: {name} at {aim} of no limits or more: {verdict} ({ratio:.2})");
+            }
+            None => println!("{name}: {ratio:.2} of no limits"),
+        }
+    }
+}
+
+/// The speed of a gateway in parts of that which does nothing beside.
+fn ratio_to_plain(targets: &[Target], name: &str) -> Option<f64> {
+    let speed = |name: &str| {
+        let target = targets.iter().find(|t| t.name == name)?;
+        Some(median(&target.rounds, |r| r.per_second))
+    };
+    Some(speed(name)? / speed("LLMProxy")?)
 }
 
 /// What one call of a small script takes: building the tables, running it, reading its answer.

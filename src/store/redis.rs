@@ -1,14 +1,17 @@
 //! Redis: a few connections that many requests share.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use futures::future::join;
 use redis::{
-    Client, ConnectionAddr, ErrorKind, IntoConnectionInfo, RedisConnectionInfo, RedisError,
-    ServerErrorKind,
+    Client, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
+    RedisError, ServerErrorKind,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use tokio::sync::OnceCell;
@@ -108,6 +111,91 @@ impl Redis {
                 Err(StoreError::new("what stands at the key is neither a hash nor a string"))
             }
             (Err(e), _) | (_, Err(e)) => Err(StoreError::new(cause(&e))),
+        }
+    }
+}
+
+/// A script that runs inside of the servers, all of it or nothing.
+pub struct Script {
+    text: &'static str,
+    /// By which the servers that have it know it; the first of them has told it.
+    digest: OnceLock<String>,
+}
+
+impl Script {
+    /// A script with this text.
+    pub const fn new(text: &'static str) -> Self {
+        Self { text, digest: OnceLock::new() }
+    }
+}
+
+/// Why a script gave no answer.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// In words.
+    pub why: StoreError,
+    /// What became of the script.
+    pub fate: Fate,
+}
+
+/// What became of a script that gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The server refused it: it is there, and nothing was done.
+    Refused,
+    /// The connection broke: another one may work. Nobody knows whether the script ran.
+    Broken,
+    /// Nobody knows whether it runs, or will.
+    Unknown,
+}
+
+impl From<RedisError> for Unanswered {
+    fn from(error: RedisError) -> Self {
+        let fate = match error.kind() {
+            ErrorKind::Server(_) | ErrorKind::Extension => Fate::Refused,
+            _ if error.is_connection_dropped() => Fate::Broken,
+            _ => Fate::Unknown,
+        };
+        Self { why: StoreError::new(cause(&error)), fate }
+    }
+}
+
+impl Redis {
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Runs a script in one round trip. One more where the server does not have it yet.
+    ///
+    /// # Errors
+    /// If the server cannot be asked, or the script fails.
+    pub async fn script<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        keys: &[String],
+        args: &[String],
+    ) -> Result<T, Unanswered> {
+        let connection = self.connection().await;
+        let mut connection = connection.map_err(|why| Unanswered { why, fate: Fate::Unknown })?;
+        let digest = match script.digest.get() {
+            Some(digest) => digest,
+            None => {
+                let load = redis::cmd("SCRIPT").arg("LOAD").arg(script.text).take();
+                let digest = load.query_async::<String>(&mut connection).await?;
+                script.digest.get_or_init(|| digest)
+            }
+        };
+        let call = |command: &str, script: &str| {
+            redis::cmd(command).arg(script).arg(keys.len()).arg(keys).arg(args).take()
+        };
+        let answer = call("EVALSHA", digest).query_async(&mut connection).await;
+        match answer {
+            // Nothing was run. The text, once run, stays.
+            Err(e) if e.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                Ok(call("EVAL", script.text).query_async(&mut connection).await?)
+            }
+            answer => Ok(answer?),
         }
     }
 }

@@ -58,6 +58,9 @@ pub struct Metrics {
     /// `llmproxy_token_estimate_ratio{kind}`: tokens as guessed before a request, by the tokens that
     /// were metered after it; `prompt` and `completion`.
     pub token_estimates: HistogramVec,
+    /// `llmproxy_limit_store_errors_total{action}`: questions about limits that Redis did not
+    /// answer: to `take`, to `settle` what a request came to, to `renew` what is held.
+    pub limit_store_errors: IntCounterVec,
     /// `llmproxy_config_reload_success`: 1 if the last load of the configuration succeeded.
     pub reload_success: IntGauge,
 }
@@ -172,6 +175,7 @@ impl Metrics {
                 &RATIO,
                 &["kind"],
             ),
+            limit_store_errors: limit_store_errors(r),
             prompt_tokens: tokens.with_label_values(&["prompt"]),
             completion_tokens: tokens.with_label_values(&["completion"]),
             webhook_success: counter(
@@ -222,6 +226,18 @@ fn auth(r: &Registry) -> (IntCounterVec, HistogramVec) {
         register(r, IntCounterVec::new(decisions, &["provider", "decision"])),
         register(r, HistogramVec::new(queries.buckets(QUERY.to_vec()), &["provider", "result"])),
     )
+}
+
+fn limit_store_errors(r: &Registry) -> IntCounterVec {
+    let opts = Opts::new(
+        "llmproxy_limit_store_errors_total",
+        "Questions about limits that Redis did not answer",
+    );
+    let errors = register(r, IntCounterVec::new(opts, &["action"]));
+    for action in ["take", "settle", "renew"] {
+        errors.with_label_values(&[action]);
+    }
+    errors
 }
 
 /// Registers a metric. Names are constants of this file: a clash or an illegal name is a defect

@@ -1,7 +1,7 @@
 //! How much one may call: requests, tokens, requests at the same time, budgets.
 //!
 //! A request's [`claim::Claims`] follow from the rules that match it. All of them are taken at once
-//! or none is, by [`table`] in this process or by Redis for all replicas.
+//! or none is, by [`table`] in this process or by [`redis`] for all replicas.
 
 pub mod bucket;
 pub mod claim;
@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod limiter;
 pub mod price;
 pub mod queue;
+pub mod redis;
 pub mod rules;
 pub mod table;
 

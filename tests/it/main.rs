@@ -19,6 +19,7 @@ mod guard;
 mod health;
 mod keepalive;
 mod lifecycle;
+mod limit_redis;
 mod operator;
 mod paths;
 mod routing;

@@ -1,0 +1,407 @@
+//! Limits that all replicas share: the buckets are in Redis, whose clock counts.
+//!
+//! A decision is one round trip, or none if nothing is claimed; scripts decide, so that all claims
+//! are taken or none is.
+//!
+//! # Exact
+//!
+//! Over any window all replicas together let pass no more than rate x time + capacity. If a
+//! connection breaks or an answer comes too late, what is only counted (requests) stays counted
+//! although nobody was let in; what is held is given back.
+//!
+//! What is held for a request ends when its [`Held`] does. A replica that is killed renews nothing,
+//! and what it held ends by itself after [`Settings::ttl`]. If Redis restarts empty, buckets are
+//! full again, and what is held is held again with the next renewal.
+//!
+//! # Leased
+//!
+//! With [`Settings::lease`] a replica takes a share of each bucket ahead and mostly asks nobody.
+//! How far off that is stands in the module `credit`. Slots are exact all the same. What is spent
+//! is known to be spent [`Lease::lifetime`] later at most.
+
+mod credit;
+mod holdings;
+mod outage;
+mod script;
+
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use prometheus::IntCounterVec;
+use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+
+use self::{
+    credit::{Credits, Loan, Plan, Reserved},
+    holdings::{Holding, Holdings},
+    outage::Outage,
+    script::{Answer, Part, Question, Speaker},
+};
+use super::claim::{Claims, Failed, Kind, Spend, Used};
+use crate::{
+    base::lock,
+    store::{
+        StoreError,
+        redis::{Fate, Redis, Unanswered},
+    },
+    telemetry::Metrics,
+};
+
+/// For so long a failure is not told of again.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Shares that are given back with one call.
+const BATCH: usize = 100;
+
+/// How limits are counted in Redis.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// What the names of all keys begin with: `llmproxy:limit:`
+    pub prefix: String,
+    /// How long what is held lasts if nobody renews it.
+    pub ttl: Duration,
+    /// How long a decision may take.
+    pub timeout: Duration,
+    /// Whether and how much is taken ahead.
+    pub lease: Option<Lease>,
+}
+
+/// What a replica takes ahead.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lease {
+    /// How much of a bucket's capacity at a time.
+    pub share: f64,
+    /// How long a share is kept of which nothing is used.
+    pub lifetime: Duration,
+}
+
+/// The limits in one Redis, seen from one replica.
+pub struct RedisCounter {
+    settings: Settings,
+    speaker: Speaker,
+    runtime: Handle,
+    holdings: Holdings,
+    outage: Outage,
+    credits: Option<Arc<Credits>>,
+    errors: IntCounterVec,
+    told: Mutex<Option<Instant>>,
+}
+
+/// What failed.
+#[derive(Clone, Copy)]
+enum Action {
+    Take,
+    Settle,
+    Renew,
+}
+
+impl Action {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Take => "take",
+            Self::Settle => "settle",
+            Self::Renew => "renew",
+        }
+    }
+}
+
+/// A request that Redis is asked about.
+struct Work {
+    question: Question,
+    held: Held,
+    loan: Option<Loan>,
+}
+
+/// What came of it.
+struct Decision {
+    result: Result<Held, Failed>,
+    question: Question,
+    answer: Answer,
+}
+
+impl RedisCounter {
+    /// Asks nothing yet. `runtime` is the one of the stores.
+    pub fn new(
+        server: Arc<Redis>,
+        settings: Settings,
+        runtime: Handle,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
+        let credits = settings.lease.clone().map(|lease| Arc::new(Credits::new(lease)));
+        let counter = Arc::new(Self {
+            speaker: Speaker::new(server, settings.prefix.clone(), settings.ttl),
+            runtime,
+            holdings: Holdings::default(),
+            outage: Outage::default(),
+            credits,
+            errors: metrics.limit_store_errors.clone(),
+            told: Mutex::default(),
+            settings,
+        });
+        let weak = Arc::downgrade(&counter);
+        counter.runtime.spawn(holdings::renew(weak.clone(), counter.settings.ttl));
+        if let Some(lease) = &counter.settings.lease {
+            counter.runtime.spawn(credit::tidy(weak, lease.lifetime / 4));
+        }
+        counter
+    }
+
+    /// How often Redis has been asked, for whatever it was.
+    pub fn round_trips(&self) -> u64 {
+        self.speaker.trips()
+    }
+
+    /// Takes all claims or none, and notes in them what is left. In the leased mode that is what
+    /// was told last and what is here.
+    ///
+    /// If this is given up, what was taken is given back.
+    ///
+    /// # Errors
+    /// If Redis did not decide. Then nothing is held.
+    pub async fn take(
+        self: &Arc<Self>,
+        claims: &mut Claims,
+    ) -> Result<Result<Held, Failed>, StoreError> {
+        match &self.credits {
+            _ if claims.is_empty() => Ok(Ok(self.draft(claims))),
+            None => self.take_exactly(claims).await,
+            Some(credits) => self.take_leased(credits, claims).await,
+        }
+    }
+
+    async fn take_exactly(
+        self: &Arc<Self>,
+        claims: &mut Claims,
+    ) -> Result<Result<Held, Failed>, StoreError> {
+        let parts = claims.takes.iter().enumerate().map(|(i, claim)| Part::exact(i, claim));
+        let question = Question { parts: parts.collect(), spends: claims.spends.clone() };
+        let held = self.draft(claims);
+        let decision = self.ask(Work { question, held, loan: None }).await?;
+        decision.answer.tell(&decision.question, claims);
+        Ok(decision.result)
+    }
+
+    async fn take_leased(
+        self: &Arc<Self>,
+        credits: &Arc<Credits>,
+        claims: &mut Claims,
+    ) -> Result<Result<Held, Failed>, StoreError> {
+        let loan = match self.loan(credits, claims).await? {
+            Ok(loan) => loan,
+            Err(failed) => return Ok(Err(failed)),
+        };
+        let known = credits.spent(&claims.spends, Instant::now());
+        if let Some(Err(failed)) = known {
+            return Ok(Err(failed));
+        }
+        let takes = claims.takes.iter().enumerate();
+        let slots = takes.filter(|(_, claim)| claim.dim.kind() == Kind::Slot);
+        let parts = slots.map(|(i, claim)| Part::exact(i, claim));
+        let parts: Vec<_> = loan.parts().cloned().chain(parts).collect();
+        let held = self.draft(claims);
+        if parts.is_empty() && known.is_some() {
+            loan.keep();
+            return Ok(Ok(held));
+        }
+        let question = Question { parts, spends: claims.spends.clone() };
+        let decision = self.ask(Work { question, held, loan: Some(loan) }).await?;
+        decision.answer.tell(&decision.question, claims);
+        Ok(decision.result)
+    }
+
+    /// Takes what there is here; waits for others who are asking for what is lacking.
+    async fn loan(
+        &self,
+        credits: &Arc<Credits>,
+        claims: &mut Claims,
+    ) -> Result<Result<Loan, Failed>, StoreError> {
+        let start = Instant::now();
+        loop {
+            match credits.plan(&mut claims.takes, Instant::now()) {
+                Plan::Go(loan) => return Ok(Ok(loan)),
+                Plan::Refuse(refusal) => return Ok(Err(Failed::Take(refusal))),
+                Plan::Wait(mut asking) => {
+                    let patience = self.settings.timeout.saturating_sub(start.elapsed());
+                    // Who asks says that it has been answered by letting go.
+                    if timeout(patience, asking.changed()).await.is_err() {
+                        return Err(self.too_late());
+                    }
+                }
+            }
+        }
+    }
+
+    /// What will be held for the claims. Nothing is, before Redis says so.
+    fn draft(self: &Arc<Self>, claims: &Claims) -> Held {
+        let leased = self.credits.is_some();
+        let reserved = if leased { Reserved::of(&claims.takes) } else { Vec::new() };
+        Held {
+            counter: Arc::clone(self),
+            holding: self.holdings.draft(&claims.takes, !leased),
+            reserved,
+            spends: claims.spends.clone(),
+            over: false,
+        }
+    }
+
+    fn too_late(&self) -> StoreError {
+        StoreError::new(format!("no answer within {:?}", self.settings.timeout))
+    }
+
+    /// Asks Redis, on the runtime of the stores: who gives up does not take the answer with him.
+    async fn ask(self: &Arc<Self>, work: Work) -> Result<Decision, StoreError> {
+        if let Err(why) = self.outage.may_ask(Instant::now()) {
+            work.held.forget();
+            return Err(why);
+        }
+        let (tell, told) = oneshot::channel();
+        self.runtime.spawn(Arc::clone(self).answer(work, tell));
+        told.await.unwrap_or_else(|_| Err(StoreError::new("the question broke off")))
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        work: Work,
+        tell: oneshot::Sender<Result<Decision, StoreError>>,
+    ) {
+        let mut decision = pin!(self.decide(work));
+        // What nobody takes any more gives back what it holds when it is dropped.
+        match timeout(self.settings.timeout, &mut decision).await {
+            Ok(Ok(decision)) => {
+                self.outage.over();
+                let _ = tell.send(Ok(decision));
+            }
+            Ok(Err(error)) => {
+                // A server that refuses something does not keep anyone waiting.
+                match error.fate {
+                    Fate::Refused => self.outage.over(),
+                    Fate::Broken | Fate::Unknown => {
+                        self.outage.failed(error.why.clone(), Instant::now());
+                    }
+                }
+                self.tell(Action::Take, &error.why);
+                let _ = tell.send(Err(error.why));
+            }
+            Err(_) => {
+                let why = self.too_late();
+                self.outage.failed(why.clone(), Instant::now());
+                self.tell(Action::Take, &why);
+                let _ = tell.send(Err(why));
+                let _ = decision.await;
+            }
+        }
+    }
+
+    async fn decide(&self, work: Work) -> Result<Decision, Unanswered> {
+        let Work { question, held, loan } = work;
+        // Each connection may have broken since it was last used; who finds that out mends it.
+        let mut left = self.speaker.connections();
+        let mut sure = true;
+        let answer = loop {
+            match self.speaker.take(&held.holding, &question).await {
+                Ok(answer) => break answer,
+                Err(error) if error.fate == Fate::Broken && left > 0 => {
+                    left -= 1;
+                    sure = false;
+                }
+                Err(error) => {
+                    held.refused(error.fate == Fate::Refused && sure);
+                    return Err(error);
+                }
+            }
+        };
+        let now = Instant::now();
+        if let Some(credits) = &self.credits {
+            credits.note(&question.spends, &answer.spent, now);
+        }
+        let failed = answer.failed(&question);
+        if let Some(loan) = loan {
+            loan.answered(failed.is_none(), &answer.parts, now);
+        }
+        let result = match failed {
+            None => {
+                self.holdings.begin(&held.holding);
+                Ok(held)
+            }
+            Some(failed) => {
+                held.refused(sure);
+                Err(failed)
+            }
+        };
+        Ok(Decision { result, question, answer })
+    }
+
+    /// Counts a failure, and tells of it, but not more than once a second.
+    fn tell(&self, action: Action, why: &StoreError) {
+        self.errors.with_label_values(&[action.word()]).inc();
+        let mut told = lock(&self.told);
+        if !told.is_some_and(|at| at.elapsed() < QUIET) {
+            log::warn!("limits: Redis did not {}: {why}", action.word());
+            *told = Some(Instant::now());
+        }
+    }
+}
+
+/// What is held for one request. If nobody settles it, the request came to nothing.
+///
+/// It keeps the counter alive: what is held is renewed until it ends.
+pub struct Held {
+    counter: Arc<RedisCounter>,
+    holding: Arc<Holding>,
+    reserved: Vec<Reserved>,
+    spends: Vec<Spend>,
+    over: bool,
+}
+
+impl Held {
+    /// Ends it: slots are free, of reservations as much is taken as was used, what was spent is
+    /// added. Returns at once.
+    pub fn settle(mut self, used: &Used) {
+        self.end(used);
+    }
+
+    /// Nothing was held.
+    fn forget(mut self) {
+        self.over = true;
+    }
+
+    /// Redis has not said yes; the loan that it was asked for is undone. Unless it is sure that it
+    /// did nothing, also when a connection broke before, it is told that this has ended.
+    fn refused(mut self, sure: bool) {
+        self.reserved.clear();
+        self.over = sure;
+    }
+
+    fn end(&mut self, used: &Used) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        if let Some(credits) = &self.counter.credits {
+            let now = Instant::now();
+            for reserved in &self.reserved {
+                credits.settle(reserved, used, now);
+            }
+            credits.spend(&self.spends, |unit| used.spent(unit));
+        }
+        self.counter.holdings.end(&self.holding);
+        let mut spends = std::mem::take(&mut self.spends);
+        // A number that is none would make the amount none for ever.
+        spends.retain(|spend| {
+            let spent = used.spent(spend.unit);
+            spent != 0.0 && spent.is_finite()
+        });
+        if spends.is_empty() && self.holding.holds.is_empty() {
+            return;
+        }
+        let (counter, holding) = (Arc::clone(&self.counter), Arc::clone(&self.holding));
+        self.counter.runtime.spawn(holdings::settle(counter, holding, spends, *used));
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.end(&Used::default());
+    }
+}

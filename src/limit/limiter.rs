@@ -17,6 +17,7 @@ use super::{
     ledger::Ledger,
     price,
     queue::{Full, Place, Queue},
+    redis::{self, Held, RedisCounter},
     rules::{Ask, Rules, fair_key},
     table::Table,
 };
@@ -26,12 +27,19 @@ use crate::{
         limits::{Standing, Standings},
         rejection::OverLimit,
     },
-    config::plan::{LimitPlan, QueuePlan},
+    config::{
+        plan::{LimitPlan, QueuePlan, SharedPlan},
+        raw::OnRedisError,
+    },
+    store::Stores,
     telemetry::Metrics,
 };
 
 /// Seconds after which a client may try again, if nobody knows better.
 const LATER: u64 = 3600;
+
+/// The same, while the limits cannot be looked at.
+const SOON: u64 = 2;
 
 /// The longest `Retry-After` for a slot, in seconds.
 const LONGEST: f64 = 600.0;
@@ -85,6 +93,17 @@ pub struct Limiter {
     plan: LimitPlan,
     rules: Rules,
     shared: Arc<Shared>,
+    redis: Option<Arc<RedisCounter>>,
+}
+
+/// Who has taken what a request claims.
+enum By {
+    /// This process.
+    Memory,
+    /// Redis.
+    Redis(Held),
+    /// Nobody: Redis is away, and requests pass all the same.
+    Nobody,
 }
 
 /// A request that has not been let in yet.
@@ -109,9 +128,24 @@ pub enum No {
 }
 
 impl Limiter {
-    /// Limits by this plan.
-    pub fn new(plan: LimitPlan, shared: &Arc<Shared>) -> Self {
-        Self { rules: Rules::new(&plan), plan, shared: Arc::clone(shared) }
+    /// Limits by this plan. What `earlier` holds in the same Redis is kept.
+    pub fn new(
+        plan: LimitPlan,
+        shared: &Arc<Shared>,
+        stores: &Stores,
+        earlier: Option<&Self>,
+    ) -> Self {
+        let redis = plan.shared.as_ref().map(|there| {
+            let kept = earlier.filter(|e| {
+                e.plan
+                    .shared
+                    .as_ref()
+                    .is_some_and(|s| SharedPlan { on_error: there.on_error, ..s.clone() } == *there)
+            });
+            let kept = kept.and_then(|e| e.redis.clone());
+            kept.unwrap_or_else(|| counter(there, stores, &shared.metrics))
+        });
+        Self { rules: Rules::new(&plan), plan, shared: Arc::clone(shared), redis }
     }
 
     /// Where requests wait.
@@ -150,9 +184,10 @@ impl Limiter {
                 let index = slots.clone().find(|(_, c)| c.id == bucket).map_or(0, |(i, _)| i);
                 Failed::Take(Refusal { index, wait: 0 })
             }
-            None => match self.take(&mut wish.claims) {
-                Ok(()) => return Ok(self.ticket(wish)),
-                Err(failed) => failed,
+            None => match self.take(&mut wish.claims).await {
+                Ok(Ok(by)) => return Ok(self.ticket(wish, by)),
+                Ok(Err(failed)) => failed,
+                Err(no) => return Err(No::Refused(no)),
             },
         };
         let otherwise = self.refusal(&wish.claims, failed);
@@ -166,22 +201,38 @@ impl Limiter {
         }
     }
 
-    fn take(&self, claims: &mut Claims) -> Result<(), Failed> {
+    async fn take(&self, claims: &mut Claims) -> Result<Result<By, Failed>, Rejection> {
+        let Some(redis) = &self.redis else {
+            return Ok(self.take_here(claims));
+        };
+        // The counter itself tells what went wrong.
+        if let Ok(taken) = redis.take(claims).await {
+            return Ok(taken.map(By::Redis));
+        }
+        match self.plan.shared.as_ref().map(|s| s.on_error) {
+            Some(OnRedisError::Allow) => Ok(Ok(By::Nobody)),
+            Some(OnRedisError::Deny) => Err(Rejection::limits_unavailable(SOON)),
+            Some(OnRedisError::Local) | None => Ok(self.take_here(claims)),
+        }
+    }
+
+    fn take_here(&self, claims: &mut Claims) -> Result<By, Failed> {
         if let Some(index) = self.shared.ledger.used_up(&claims.spends) {
             return Err(Failed::Spent(index));
         }
         let now = self.shared.now();
-        self.shared.table.take(&mut claims.takes, now, self.plan.max_buckets).map_err(Failed::Take)
+        let taken = self.shared.table.take(&mut claims.takes, now, self.plan.max_buckets);
+        taken.map(|()| By::Memory).map_err(Failed::Take)
     }
 
-    fn ticket(&self, wish: &mut Wish) -> Ticket {
+    fn ticket(&self, wish: &mut Wish, by: By) -> Ticket {
         Ticket {
+            by: Some(by),
             shared: Arc::clone(&self.shared),
             claims: std::mem::take(&mut wish.claims),
             guess: wish.guess,
             bytes: wish.bytes,
             since: Instant::now(),
-            open: true,
         }
     }
 
@@ -270,6 +321,16 @@ impl Limiter {
     }
 }
 
+fn counter(there: &SharedPlan, stores: &Stores, metrics: &Metrics) -> Arc<RedisCounter> {
+    let settings = redis::Settings {
+        prefix: there.prefix.clone(),
+        ttl: there.ttl,
+        timeout: there.timeout,
+        lease: there.lease.map(|(share, lifetime)| redis::Lease { share, lifetime }),
+    };
+    RedisCounter::new(stores.redis(&there.server), settings, stores.handle(), metrics)
+}
+
 /// OpenAI's word for what was exceeded.
 fn kind(dim: Dim) -> &'static str {
     match dim {
@@ -324,7 +385,8 @@ pub struct Ticket {
     guess: Option<Guess>,
     bytes: usize,
     since: Instant,
-    open: bool,
+    /// Who holds it; nobody any more, once it is settled.
+    by: Option<By>,
 }
 
 impl Ticket {
@@ -350,21 +412,33 @@ impl Ticket {
     }
 
     fn close(&mut self, used: &Used) {
-        if !std::mem::replace(&mut self.open, false) {
+        let Some(by) = self.by.take() else {
             return;
-        }
+        };
         let shared = &self.shared;
-        let held = self.claims.takes.iter().any(|c| c.dim.kind() != Kind::Take);
-        if held {
-            shared.table.settle(&self.claims.takes, |claim| used.of(claim.dim), shared.now());
-        }
-        shared.ledger.add(&self.claims.spends, used);
-        let slots = || self.claims.takes.iter().filter(|c| c.dim == Dim::Concurrent);
-        if slots().next().is_some() {
+        let takes = &self.claims.takes;
+        let slots: Vec<u64> =
+            takes.iter().filter(|c| c.dim == Dim::Concurrent).map(|c| c.id).collect();
+        if !slots.is_empty() {
             let known = f64::from_bits(shared.duration.load(Ordering::Relaxed));
             let new = known + WEIGHT * (self.since.elapsed().as_secs_f64() - known);
             shared.duration.store(new.to_bits(), Ordering::Relaxed);
-            shared.queue.released(slots().map(|c| c.id));
+        }
+        match by {
+            By::Memory => {
+                if takes.iter().any(|c| c.dim.kind() != Kind::Take) {
+                    shared.table.settle(takes, |claim| used.of(claim.dim), shared.now());
+                }
+                shared.ledger.add(&self.claims.spends, used);
+                shared.queue.released(slots.into_iter());
+            }
+            By::Redis(held) if slots.is_empty() => held.settle(used),
+            By::Redis(held) => {
+                let queue = Arc::clone(&shared.queue);
+                // Who waits is woken when Redis has heard of it.
+                held.then(move || queue.released(slots.into_iter())).settle(used);
+            }
+            By::Nobody => shared.queue.released(slots.into_iter()),
         }
     }
 }

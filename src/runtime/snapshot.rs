@@ -52,7 +52,11 @@ impl Snapshot {
                 Pool::new(members, &carry.health, probed)
             })
             .collect();
-        let limits = plan.limits.as_ref().map(|plan| Limiter::new(plan.clone(), &carry.limits));
+        let known = earlier.and_then(|e| e.limits.as_ref());
+        let limits = plan
+            .limits
+            .as_ref()
+            .map(|plan| Limiter::new(plan.clone(), &carry.limits, &carry.stores, known));
         Self { generation, plan, auth, limits, router, pools, endpoints }
     }
 

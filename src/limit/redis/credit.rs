@@ -12,25 +12,25 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 
 use super::{
-    Action, BATCH, Lease, RedisCounter,
+    Lease,
     script::{Give, Mode, Part, Told},
 };
 use crate::{
     base::lock,
     limit::{
         bucket::{Rate, SECOND, Ticks},
-        claim::{Claim, Dim, Failed, Kind, Refusal, Spend, Unit, Used},
+        claim::{Claim, Dim, Kind, Refusal, Used},
     },
 };
 
-/// Buckets, and amounts, of which something is known here.
+/// Buckets of which something is known here.
 const MOST: usize = 200_000;
 
 /// Buckets that are compared when one must go.
@@ -43,7 +43,6 @@ const REFUSED: Duration = Duration::from_millis(100);
 pub struct Credits {
     lease: Lease,
     known: Mutex<HashMap<u64, Credit>>,
-    spent: Mutex<HashMap<String, Spent>>,
 }
 
 /// What it has of one.
@@ -62,13 +61,6 @@ struct Credit {
     refused: Option<(u64, Instant)>,
     /// Someone is asking. When this goes, those who wait look again.
     asking: Option<watch::Sender<()>>,
-}
-
-/// What was spent of an amount when it was last heard of.
-struct Spent {
-    start: i64,
-    amount: f64,
-    at: Instant,
 }
 
 /// What to do about a request.
@@ -178,7 +170,12 @@ impl Credit {
 impl Credits {
     /// None yet.
     pub fn new(lease: Lease) -> Self {
-        Self { lease, known: Mutex::default(), spent: Mutex::default() }
+        Self { lease, known: Mutex::default() }
+    }
+
+    /// How long what lies idle is kept.
+    pub fn lifetime(&self) -> Duration {
+        self.lease.lifetime
     }
 
     fn share(&self, rate: Rate) -> u64 {
@@ -277,54 +274,7 @@ impl Credits {
         if known.capacity() > few {
             known.shrink_to(few / 2);
         }
-        drop(known);
-        lock(&self.spent).retain(|_, spent| spent.fresh(lifetime, now));
         gives
-    }
-
-    /// Whether the amounts are spent, as far as is known here; nothing if that is too long ago.
-    pub fn spent(&self, spends: &[Spend], now: Instant) -> Option<Result<(), Failed>> {
-        let known = lock(&self.spent);
-        for (index, spend) in spends.iter().enumerate() {
-            let spent = known.get(&spend.subject)?;
-            if spent.start != spend.start || !spent.fresh(self.lease.lifetime, now) {
-                return None;
-            }
-            if spent.amount >= spend.limit {
-                return Some(Err(Failed::Spent(index)));
-            }
-        }
-        Some(Ok(()))
-    }
-
-    /// Notes what was told of the amounts.
-    pub fn note(&self, spends: &[Spend], told: &[f64], now: Instant) {
-        let mut known = lock(&self.spent);
-        for (spend, &amount) in spends.iter().zip(told) {
-            if known.len() >= MOST {
-                known.clear();
-            }
-            let spent = Spent { start: spend.start, amount, at: now };
-            known.insert(spend.subject.clone(), spent);
-        }
-    }
-
-    /// Adds what a request spent, before Redis tells it.
-    pub fn spend(&self, spends: &[Spend], used: impl Fn(Unit) -> f64) {
-        let mut known = lock(&self.spent);
-        for spend in spends {
-            if let Some(spent) = known.get_mut(&spend.subject)
-                && spent.start == spend.start
-            {
-                spent.amount += used(spend.unit);
-            }
-        }
-    }
-}
-
-impl Spent {
-    fn fresh(&self, lifetime: Duration, now: Instant) -> bool {
-        now.saturating_duration_since(self.at) < lifetime
     }
 }
 
@@ -396,17 +346,133 @@ impl Drop for Loan {
     }
 }
 
-/// Gives back what lies idle, as long as someone has the counter.
-pub async fn tidy(counter: Weak<RedisCounter>, pause: Duration) {
-    let pause = pause.max(Duration::from_millis(5));
-    loop {
-        tokio::time::sleep(pause).await;
-        let Some(counter) = counter.upgrade() else { return };
-        let Some(credits) = &counter.credits else { return };
-        for batch in credits.idle(Instant::now()).chunks(BATCH) {
-            // Nobody knows whether it was heard: said twice, units would come from nowhere.
-            if let Err(error) = counter.speaker.give(batch).await {
-                counter.tell(Action::Settle, &error.why);
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::base::limits::Scope;
+
+    const RATE: Rate = Rate { interval: SECOND, capacity: 100 };
+    const LIFETIME: Duration = Duration::from_secs(1);
+
+    fn credits() -> Arc<Credits> {
+        Arc::new(Credits::new(Lease { share: 0.1, lifetime: LIFETIME }))
+    }
+
+    fn claim(dim: Dim, amount: u64) -> [Claim; 1] {
+        let (id, name, scope) = (1, "x".to_owned(), Scope::Key);
+        [Claim { id, name, scope, dim, rate: RATE, amount, left: 0, reset: 0 }]
+    }
+
+    fn told(wait: Ticks, given: u64) -> [Told; 1] {
+        [Told { wait, left: 7, reset: 90 * SECOND, given }]
+    }
+
+    fn ask(credits: &Arc<Credits>, amount: u64, now: Instant) -> Loan {
+        match credits.plan(&mut claim(Dim::RequestsPerMinute, amount), now) {
+            Plan::Go(loan) => loan,
+            Plan::Wait(_) => panic!("someone is asking"),
+            Plan::Refuse(refusal) => panic!("{refusal:?}"),
+        }
+    }
+
+    #[test]
+    fn one_asks_and_others_wait_for_it() {
+        let (credits, now) = (credits(), Instant::now());
+        let mut wanted = claim(Dim::RequestsPerMinute, 1);
+        let loan = ask(&credits, 1, now);
+        let part = loan.parts().next().unwrap().clone();
+        assert_eq!((part.need, part.least, part.most), (1, 1, 10));
+        let Plan::Wait(asking) = credits.plan(&mut wanted, now) else { panic!("two ask") };
+        assert!(asking.has_changed().is_ok());
+        loan.answered(true, &told(0, 10), now);
+        assert!(asking.has_changed().is_err(), "it has not let go");
+        for _ in 0..9 {
+            let loan = ask(&credits, 1, now);
+            assert_eq!(loan.parts().count(), 0);
+            loan.keep();
+        }
+        // The next asks again; if that fails, another one may.
+        assert_eq!(ask(&credits, 1, now).parts().count(), 1);
+        assert_eq!(ask(&credits, 1, now).parts().count(), 1);
+    }
+
+    #[test]
+    fn after_a_refusal_nobody_asks_for_as_much_for_a_while() {
+        let (credits, now) = (credits(), Instant::now());
+        ask(&credits, 5, now).answered(false, &told(SECOND, 0), now);
+        let mut wanted = claim(Dim::RequestsPerMinute, 5);
+        let Plan::Refuse(refusal) = credits.plan(&mut wanted, now + REFUSED / 2) else {
+            panic!("it is not refused")
+        };
+        assert_eq!(refusal, Refusal { index: 0, wait: SECOND - SECOND / 20 });
+        assert_eq!((wanted[0].left, wanted[0].reset), (7, 90 * SECOND - SECOND / 20));
+        // Less may be there, and later all of it.
+        drop(ask(&credits, 4, now + REFUSED / 2));
+        let now = now + REFUSED;
+        ask(&credits, 5, now).answered(false, &told(SECOND / 100, 0), now);
+        drop(ask(&credits, 5, now + REFUSED / 10));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Reserve(u64),
+        /// Ends the oldest reservation with so much.
+        Settle(u64),
+        /// A request that another limit refuses.
+        Undo(u64),
+        /// A lifetime passes.
+        Idle,
+    }
+
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        let event = prop_oneof![
+            4 => (1..150u64).prop_map(Event::Reserve),
+            3 => (0..200u64).prop_map(Event::Settle),
+            1 => (1..50u64).prop_map(Event::Undo),
+            1 => Just(Event::Idle),
+        ];
+        prop::collection::vec(event, 1..100)
+    }
+
+    proptest! {
+        /// What Redis gave is here, was used, is reserved or went back; and of what is here no
+        /// more than a share can be used.
+        #[test]
+        fn nothing_comes_from_nowhere(events in events()) {
+            let (credits, mut now) = (credits(), Instant::now());
+            let (mut given, mut used) = (0, 0);
+            let mut reserved = std::collections::VecDeque::new();
+            for event in events {
+                match event {
+                    Event::Reserve(n) => {
+                        let mut wanted = claim(Dim::Tokens, n);
+                        let Plan::Go(loan) = credits.plan(&mut wanted, now) else {
+                            panic!("nobody is asking")
+                        };
+                        let part = loan.parts().next().cloned();
+                        let told = told(0, part.as_ref().map_or(0, |part| part.most));
+                        given += signed(told[0].given);
+                        loan.answered(true, &told[..part.iter().len()], now);
+                        reserved.extend(Reserved::of(&wanted));
+                    }
+                    Event::Settle(n) => if let Some(reserved) = reserved.pop_front() {
+                        credits.settle(&reserved, &Used { output: n, ..Used::default() }, now);
+                        used += signed(n);
+                    },
+                    Event::Undo(n) => drop(credits.plan(&mut claim(Dim::Tokens, n), now)),
+                    Event::Idle => {
+                        now += LIFETIME;
+                        given -= credits.idle(now).iter().map(|give| give.units).sum::<i64>();
+                        prop_assert!(lock(&credits.known).is_empty());
+                    }
+                }
+                let known = lock(&credits.known);
+                let here: i64 = known.values().map(|credit| credit.units + credit.back).sum();
+                let reserved: i64 = reserved.iter().map(|r| signed(r.amount)).sum();
+                prop_assert_eq!(given, here + reserved + used);
+                prop_assert!(known.values().all(|credit| credit.units <= 10));
             }
         }
     }

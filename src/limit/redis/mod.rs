@@ -5,7 +5,9 @@
 //!
 //! # Exact
 //!
-//! Over any window all replicas together let pass no more than rate x time + capacity. If a
+//! Over any window all replicas together let pass no more than rate x time + capacity, by the clock
+//! of Redis; of reservations what was used counts when the request ends, and what was used beyond
+//! the reservation is owed. A clock that is set forward brings what the time would have brought. If a
 //! connection breaks or an answer comes too late, what is only counted (requests) stays counted
 //! although nobody was let in; what is held is given back.
 //!
@@ -19,27 +21,31 @@
 //! How far off that is stands in the module `credit`. Slots are exact all the same. What is spent
 //! is known to be spent [`Lease::lifetime`] later at most.
 
+mod amounts;
 mod credit;
+mod held;
 mod holdings;
 mod outage;
 mod script;
 
 use std::{
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
 };
 
 use prometheus::IntCounterVec;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
+pub use self::held::Held;
 use self::{
-    credit::{Credits, Loan, Plan, Reserved},
-    holdings::{Holding, Holdings},
+    amounts::Amounts,
+    credit::{Credits, Loan, Plan},
+    holdings::Holdings,
     outage::Outage,
     script::{Answer, Part, Question, Speaker},
 };
-use super::claim::{Claims, Failed, Kind, Spend, Used};
+use super::claim::{Claims, Failed, Kind};
 use crate::{
     base::lock,
     store::{
@@ -85,6 +91,7 @@ pub struct RedisCounter {
     holdings: Holdings,
     outage: Outage,
     credits: Option<Arc<Credits>>,
+    amounts: Amounts,
     errors: IntCounterVec,
     told: Mutex<Option<Instant>>,
 }
@@ -136,6 +143,7 @@ impl RedisCounter {
             holdings: Holdings::default(),
             outage: Outage::default(),
             credits,
+            amounts: Amounts::default(),
             errors: metrics.limit_store_errors.clone(),
             told: Mutex::default(),
             settings,
@@ -143,7 +151,7 @@ impl RedisCounter {
         let weak = Arc::downgrade(&counter);
         counter.runtime.spawn(holdings::renew(weak.clone(), counter.settings.ttl));
         if let Some(lease) = &counter.settings.lease {
-            counter.runtime.spawn(credit::tidy(weak, lease.lifetime / 4));
+            counter.runtime.spawn(tidy(weak, lease.lifetime / 4));
         }
         counter
     }
@@ -165,7 +173,7 @@ impl RedisCounter {
         claims: &mut Claims,
     ) -> Result<Result<Held, Failed>, StoreError> {
         match &self.credits {
-            _ if claims.is_empty() => Ok(Ok(self.draft(claims))),
+            _ if claims.is_empty() => Ok(Ok(Held::draft(self, claims))),
             None => self.take_exactly(claims).await,
             Some(credits) => self.take_leased(credits, claims).await,
         }
@@ -177,7 +185,7 @@ impl RedisCounter {
     ) -> Result<Result<Held, Failed>, StoreError> {
         let parts = claims.takes.iter().enumerate().map(|(i, claim)| Part::exact(i, claim));
         let question = Question { parts: parts.collect(), spends: claims.spends.clone() };
-        let held = self.draft(claims);
+        let held = Held::draft(self, claims);
         let decision = self.ask(Work { question, held, loan: None }).await?;
         decision.answer.tell(&decision.question, claims);
         Ok(decision.result)
@@ -192,7 +200,8 @@ impl RedisCounter {
             Ok(loan) => loan,
             Err(failed) => return Ok(Err(failed)),
         };
-        let known = credits.spent(&claims.spends, Instant::now());
+        let lifetime = credits.lifetime();
+        let known = self.amounts.spent(&claims.spends, lifetime, Instant::now());
         if let Some(Err(failed)) = known {
             return Ok(Err(failed));
         }
@@ -200,7 +209,7 @@ impl RedisCounter {
         let slots = takes.filter(|(_, claim)| claim.dim.kind() == Kind::Slot);
         let parts = slots.map(|(i, claim)| Part::exact(i, claim));
         let parts: Vec<_> = loan.parts().cloned().chain(parts).collect();
-        let held = self.draft(claims);
+        let held = Held::draft(self, claims);
         if parts.is_empty() && known.is_some() {
             loan.keep();
             return Ok(Ok(held));
@@ -230,19 +239,6 @@ impl RedisCounter {
                     }
                 }
             }
-        }
-    }
-
-    /// What will be held for the claims. Nothing is, before Redis says so.
-    fn draft(self: &Arc<Self>, claims: &Claims) -> Held {
-        let leased = self.credits.is_some();
-        let reserved = if leased { Reserved::of(&claims.takes) } else { Vec::new() };
-        Held {
-            counter: Arc::clone(self),
-            holding: self.holdings.draft(&claims.takes, !leased),
-            reserved,
-            spends: claims.spends.clone(),
-            over: false,
         }
     }
 
@@ -313,8 +309,8 @@ impl RedisCounter {
             }
         };
         let now = Instant::now();
-        if let Some(credits) = &self.credits {
-            credits.note(&question.spends, &answer.spent, now);
+        if self.credits.is_some() {
+            self.amounts.note(&question.spends, &answer.spent, now);
         }
         let failed = answer.failed(&question);
         if let Some(loan) = loan {
@@ -344,64 +340,24 @@ impl RedisCounter {
     }
 }
 
-/// What is held for one request. If nobody settles it, the request came to nothing.
-///
-/// It keeps the counter alive: what is held is renewed until it ends.
-pub struct Held {
-    counter: Arc<RedisCounter>,
-    holding: Arc<Holding>,
-    reserved: Vec<Reserved>,
-    spends: Vec<Spend>,
-    over: bool,
-}
-
-impl Held {
-    /// Ends it: slots are free, of reservations as much is taken as was used, what was spent is
-    /// added. Returns at once.
-    pub fn settle(mut self, used: &Used) {
-        self.end(used);
-    }
-
-    /// Nothing was held.
-    fn forget(mut self) {
-        self.over = true;
-    }
-
-    /// Redis has not said yes; the loan that it was asked for is undone. Unless it is sure that it
-    /// did nothing, also when a connection broke before, it is told that this has ended.
-    fn refused(mut self, sure: bool) {
-        self.reserved.clear();
-        self.over = sure;
-    }
-
-    fn end(&mut self, used: &Used) {
-        if std::mem::replace(&mut self.over, true) {
-            return;
+/// Gives back what lies idle, as long as someone has the counter.
+async fn tidy(counter: Weak<RedisCounter>, pause: Duration) {
+    let pause = pause.max(Duration::from_millis(5));
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(counter) = counter.upgrade() else { return };
+        let Some(credits) = &counter.credits else { return };
+        let now = Instant::now();
+        counter.amounts.tidy(credits.lifetime(), now);
+        // What is here may be given away here, while nobody takes it back.
+        if counter.outage.is_on() {
+            continue;
         }
-        if let Some(credits) = &self.counter.credits {
-            let now = Instant::now();
-            for reserved in &self.reserved {
-                credits.settle(reserved, used, now);
+        for batch in credits.idle(now).chunks(BATCH) {
+            // Nobody knows whether it was heard: said twice, units would come from nowhere.
+            if let Err(error) = counter.speaker.give(batch).await {
+                counter.tell(Action::Settle, &error.why);
             }
-            credits.spend(&self.spends, |unit| used.spent(unit));
         }
-        self.counter.holdings.end(&self.holding);
-        let mut spends = std::mem::take(&mut self.spends);
-        // A number that is none would make the amount none for ever.
-        spends.retain(|spend| {
-            let spent = used.spent(spend.unit);
-            spent != 0.0 && spent.is_finite()
-        });
-        if spends.is_empty() && self.holding.holds.is_empty() {
-            return;
-        }
-        let (counter, holding) = (Arc::clone(&self.counter), Arc::clone(&self.holding));
-        self.counter.runtime.spawn(holdings::settle(counter, holding, spends, *used));
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.end(&Used::default());
     }
 }

@@ -38,6 +38,11 @@ impl Outage {
         }
     }
 
+    /// Whether there is one.
+    pub fn is_on(&self) -> bool {
+        lock(&self.0).is_some()
+    }
+
     /// A question failed.
     pub fn failed(&self, why: StoreError, now: Instant) {
         *lock(&self.0) = Some(Known { why, until: now + PAUSE, probing: false });

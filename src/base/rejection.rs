@@ -20,8 +20,6 @@ pub struct Rejection {
     pub retry_after: Option<u64>,
     /// Value for `Allow` (405 only).
     pub allow: Option<&'static str>,
-    /// The limit that was reached, if one was: `per_key.requests_per_minute`.
-    pub rule: Option<String>,
     /// The connection cannot carry another request, for instance because an unread body is on it.
     pub close: bool,
 }
@@ -55,7 +53,6 @@ impl Rejection {
             param: None,
             retry_after: None,
             allow: None,
-            rule: None,
             close: false,
         }
     }
@@ -174,7 +171,7 @@ impl Rejection {
         let OverLimit { what, status, kind, code, rule, allows, retry_after } = *over;
         let message = format!("{what}: {rule} allows {allows}. Try again in {retry_after}s.");
         let mut no = Self::new(status, kind, message).code(code);
-        (no.retry_after, no.rule) = (Some(retry_after), Some(rule.to_owned()));
+        no.retry_after = Some(retry_after);
         no
     }
 

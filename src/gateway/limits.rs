@@ -13,7 +13,7 @@ use crate::{
     base::{Fault, Outcome, Rejection, Side, TokenCounts, UsageSource, limits::Standings},
     dialect::{self, Kind},
     limit::{
-        Ask, Came, Limiter, No, Ticket, Wish,
+        Ask, Came, Denial, Limiter, No, Ticket, Wish,
         queue::{Place, Turn},
     },
     usage::{StreamMeter, Strip},
@@ -82,7 +82,7 @@ pub async fn admit(
     };
     limiter.count_refusal(&no);
     ctx.limits.standings = Some(Limiter::standings(&wish));
-    Ok(Err(no))
+    Ok(Err(no.rejection))
 }
 
 fn enter(ctx: &mut Ctx, ticket: Ticket) {
@@ -113,7 +113,7 @@ struct Waiting<'a> {
     limiter: &'a Limiter,
     wish: &'a mut Wish,
     /// What it is told if it waits in vain.
-    otherwise: Rejection,
+    otherwise: Denial,
 }
 
 impl Waiting<'_> {
@@ -122,7 +122,7 @@ impl Waiting<'_> {
         session: &mut Session,
         ctx: &mut Ctx,
         bucket: u64,
-    ) -> Result<Result<Ticket, Rejection>> {
+    ) -> Result<Result<Ticket, Denial>> {
         let Ok(place) = self.limiter.enter(self.wish, bucket) else {
             return Ok(Err(self.otherwise));
         };

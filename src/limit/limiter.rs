@@ -84,7 +84,7 @@ impl Shared {
     /// Forgets buckets that are full again.
     pub fn sweep(&self) {
         self.table.sweep(self.now());
-        self.metrics.limit_buckets.set(self.table.len() as i64);
+        self.metrics.limit_buckets.set(self.table.buckets() as i64);
     }
 }
 
@@ -114,16 +114,23 @@ pub struct Wish {
     fair: u64,
 }
 
+/// A refusal, and the rule that refuses: `per_key.requests_per_minute`.
+pub struct Denial {
+    /// What the client is told.
+    pub rejection: Rejection,
+    rule: String,
+}
+
 /// Why a request is not let in.
 pub enum No {
     /// It is refused.
-    Refused(Rejection),
+    Refused(Denial),
     /// Only a slot is missing, of the bucket that is named.
     Slot {
         /// The bucket.
         bucket: u64,
         /// What to say if it does not wait.
-        otherwise: Rejection,
+        otherwise: Denial,
     },
 }
 
@@ -201,7 +208,7 @@ impl Limiter {
         }
     }
 
-    async fn take(&self, claims: &mut Claims) -> Result<Result<By, Failed>, Rejection> {
+    async fn take(&self, claims: &mut Claims) -> Result<Result<By, Failed>, Denial> {
         let Some(redis) = &self.redis else {
             return Ok(self.take_here(claims));
         };
@@ -211,7 +218,10 @@ impl Limiter {
         }
         match self.plan.shared.as_ref().map(|s| s.on_error) {
             Some(OnRedisError::Allow) => Ok(Ok(By::Nobody)),
-            Some(OnRedisError::Deny) => Err(Rejection::limits_unavailable(SOON)),
+            Some(OnRedisError::Deny) => {
+                let rejection = Rejection::limits_unavailable(SOON);
+                Err(Denial { rejection, rule: "redis".to_owned() })
+            }
             Some(OnRedisError::Local) | None => Ok(self.take_here(claims)),
         }
     }
@@ -260,7 +270,7 @@ impl Limiter {
         (cost.unwrap_or(0.0), credit)
     }
 
-    fn refusal(&self, claims: &Claims, failed: Failed) -> Rejection {
+    fn refusal(&self, claims: &Claims, failed: Failed) -> Denial {
         let (rule, over) = match failed {
             Failed::Spent(index) => {
                 let spend = &claims.spends[index];
@@ -296,14 +306,13 @@ impl Limiter {
                 (claim.rule(), over)
             }
         };
-        Rejection::over_limit(&OverLimit { rule: &rule, ..over })
+        let rejection = Rejection::over_limit(&OverLimit { rule: &rule, ..over });
+        Denial { rejection, rule }
     }
 
     /// Counts a refusal that was told to a client.
-    pub fn count_refusal(&self, no: &Rejection) {
-        if let Some(rule) = no.rule.as_deref() {
-            self.shared.metrics.limit_refused.with_label_values(&[rule]).inc();
-        }
+    pub fn count_refusal(&self, denial: &Denial) {
+        self.shared.metrics.limit_refused.with_label_values(&[denial.rule.as_str()]).inc();
     }
 
     /// Shows how long a request has waited, and how that ended.

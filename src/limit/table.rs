@@ -154,7 +154,7 @@ impl Table {
     }
 
     /// How many buckets there are.
-    pub fn len(&self) -> usize {
+    pub fn buckets(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 }
@@ -259,11 +259,11 @@ mod tests {
         }
         table.take(&mut [claim(5000, Dim::Concurrent, 5, 1)], 0, MOST).unwrap();
         table.sweep(SECOND - 1);
-        assert_eq!(table.len(), 1001);
+        assert_eq!(table.buckets(), 1001);
         table.sweep(SECOND);
-        assert_eq!(table.len(), 1);
+        assert_eq!(table.buckets(), 1);
         table.settle(&[claim(5000, Dim::Concurrent, 5, 1)], |_| 0, SECOND);
-        assert_eq!(table.len(), 0);
+        assert_eq!(table.buckets(), 0);
     }
 
     #[test]
@@ -277,7 +277,7 @@ mod tests {
         for id in 0..1_000_000 {
             table.take(&mut [claim(id, Dim::RequestsPerSecond, 5, 1)], id, most).unwrap();
         }
-        assert!(table.len() <= most + 1, "{}", table.len());
+        assert!(table.buckets() <= most + 1, "{}", table.buckets());
         // The bound that the documentation states, with the room that maps keep free.
         let each = size_of::<(u64, Bucket)>() + 1;
         let slots: usize = table.shards.iter().map(|s| lock(s).capacity() * 8 / 7).sum();

@@ -18,8 +18,12 @@ pub struct Held {
     pub(super) holding: Arc<Holding>,
     reserved: Vec<Reserved>,
     spends: Vec<Spend>,
+    then: Option<Then>,
     over: bool,
 }
+
+/// What is done when Redis has heard that it has ended.
+type Then = Box<dyn FnOnce() + Send + Sync>;
 
 impl Held {
     /// What will be held for the claims. Nothing is, before Redis says so.
@@ -30,8 +34,15 @@ impl Held {
             holding: counter.holdings.draft(&claims.takes, !leased),
             reserved: if leased { Reserved::of(&claims.takes) } else { Vec::new() },
             spends: claims.spends.clone(),
+            then: None,
             over: false,
         }
+    }
+
+    /// Does this when Redis has heard that it has ended, or can no longer be told.
+    pub fn then(mut self, then: impl FnOnce() + Send + Sync + 'static) -> Self {
+        self.then = Some(Box::new(then));
+        self
     }
 
     /// Ends it: slots are free, of reservations as much is taken as was used, what was spent is
@@ -70,11 +81,21 @@ impl Held {
             let spent = used.spent(spend.unit);
             spent != 0.0 && spent.is_finite()
         });
+        let then = self.then.take();
         if spends.is_empty() && self.holding.holds.is_empty() {
+            if let Some(then) = then {
+                then();
+            }
             return;
         }
-        let (counter, holding) = (Arc::clone(&self.counter), Arc::clone(&self.holding));
-        self.counter.runtime.spawn(holdings::settle(counter, holding, spends, *used));
+        let (counter, holding, used) =
+            (Arc::clone(&self.counter), Arc::clone(&self.holding), *used);
+        self.counter.runtime.spawn(async move {
+            holdings::settle(counter, holding, spends, used).await;
+            if let Some(then) = then {
+                then();
+            }
+        });
     }
 }
 

@@ -1,0 +1,236 @@
+//! Limits that several gateways share through one Redis.
+
+use std::time::{Duration, Instant};
+
+use llmproxy::sim::Sim;
+
+use super::support::{
+    Client, Gateway, PATIENCE, Receiver, chat, client::Answer, eventually, servers::Redis, sim,
+    sim_with,
+};
+
+const PATH: &str = "/v1/chat/completions";
+
+fn shared(redis: &Redis, rules: &str) -> String {
+    format!(
+        "storage: {{caches: [{{name: main, driver: redis, addr: \"{}\"}}]}}\n\
+         rate_limit:\n  storage: redis\n  redis: main\n{rules}",
+        redis.address
+    )
+}
+
+async fn gateway(sim: &Sim, redis: &Redis, rules: &str) -> Gateway {
+    Gateway::before(&[sim.url()], &shared(redis, rules)).await
+}
+
+async fn ask(gateway: &Gateway) -> Answer {
+    gateway.ask_with("").await
+}
+
+/// A stream that has begun.
+async fn stream(gateway: &Gateway) -> Client {
+    let mut client = gateway.client().await;
+    client.post(PATH, chat(true)).await;
+    assert_eq!(client.head().await.status, 200);
+    client.chunk().await.unwrap();
+    client
+}
+
+/// Asks again and again until the time is over; tells the statuses.
+async fn hammer(gateway: &Gateway, until: Instant) -> Vec<u16> {
+    let mut client = gateway.client().await;
+    let mut statuses = Vec::new();
+    while Instant::now() < until {
+        statuses.push(client.ask(PATH, chat(false)).await.status);
+    }
+    statuses
+}
+
+fn count(statuses: &[u16], status: u16) -> usize {
+    statuses.iter().filter(|s| **s == status).count()
+}
+
+#[tokio::test]
+async fn two_gateways_keep_one_limit() {
+    let (sim, redis) = (sim().await, Redis::start().await);
+    let rules = "  global: {requests_per_second: 50, burst_size: 20}\n";
+    let (a, b) = (gateway(&sim, &redis, rules).await, gateway(&sim, &redis, rules).await);
+    let start = Instant::now();
+    let until = start + Duration::from_secs(6);
+    let all =
+        tokio::join!(hammer(&a, until), hammer(&a, until), hammer(&b, until), hammer(&b, until));
+    let longest = start.elapsed().as_secs_f64();
+    let all = [all.0, all.1, all.2, all.3].concat();
+    let passed = count(&all, 200) as f64;
+    assert_eq!(count(&all, 200) + count(&all, 429), all.len());
+    assert!(passed <= 1.02 * (50.0 * longest + 20.0), "{passed} in {longest} s");
+    assert!(passed >= 0.98 * (50.0 * 6.0 + 20.0), "{passed} in 6 s");
+}
+
+#[tokio::test]
+async fn a_share_taken_ahead_keeps_the_limit_within_a_share_of_each() {
+    let (sim, redis) = (sim().await, Redis::start().await);
+    let rules = "  mode: leased\n  lease_share: 0.1\n  \
+                 global: {requests_per_second: 100, burst_size: 100}\n";
+    let (a, b) = (gateway(&sim, &redis, rules).await, gateway(&sim, &redis, rules).await);
+    let start = Instant::now();
+    let until = start + Duration::from_secs(4);
+    let (one, two) = tokio::join!(hammer(&a, until), hammer(&b, until));
+    let longest = start.elapsed().as_secs_f64();
+    let passed = (count(&one, 200) + count(&two, 200)) as f64;
+    assert!(passed <= 100.0 * longest + 100.0 + 20.0, "{passed} in {longest} s");
+    assert!(passed >= 0.9 * (100.0 * 4.0 + 100.0 - 20.0), "{passed} in 4 s");
+    // Most were decided without a question.
+    let calls = redis.command(&["INFO", "commandstats"]);
+    let evals: u64 = calls
+        .lines()
+        .filter_map(|line| line.strip_prefix("cmdstat_evalsha:calls="))
+        .map(|rest| rest.split(',').next().unwrap().parse::<u64>().unwrap())
+        .sum();
+    assert!(evals > 0 && (evals as f64) < passed / 2.0, "{evals} questions for {passed}");
+}
+
+#[tokio::test]
+async fn slots_of_a_gateway_that_was_killed_come_back() {
+    let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (50, 100_000)).await;
+    let redis = Redis::start().await;
+    let rules = "  hold_ttl: 3s\n  global: {max_concurrent: 2}\n";
+    let (mut a, b) = (gateway(&sim, &redis, rules).await, gateway(&sim, &redis, rules).await);
+    let _streams = (stream(&a).await, stream(&a).await);
+    let refused = ask(&b).await;
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.json()["error"]["code"], "concurrency_limit_exceeded");
+    // They are renewed: longer than they last by themselves they are still taken.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(ask(&b).await.status, 429);
+    a.signal("KILL");
+    a.ended().await;
+    let killed = Instant::now();
+    sim.change(|b| b.tokens = 1);
+    eventually("a slot is free", async || ask(&b).await.status == 200).await;
+    assert!(killed.elapsed() < PATIENCE);
+}
+
+#[tokio::test]
+async fn a_slot_that_another_gateway_frees_is_found() {
+    let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (20, 100_000)).await;
+    let redis = Redis::start().await;
+    let rules = "  global: {max_concurrent: 1}\n  queue: {max_queue_size: 10}\n";
+    let (a, b) = (gateway(&sim, &redis, rules).await, gateway(&sim, &redis, rules).await);
+    let first = stream(&a).await;
+    let waiting = async {
+        let answer = ask(&b).await;
+        assert_eq!(answer.status, 200);
+    };
+    let freeing = async {
+        eventually("one waits", async || b.metric("llmproxy_limit_queue_depth").await == 1.0).await;
+        sim.change(|b| b.tokens = 1);
+        drop(first);
+    };
+    tokio::join!(waiting, freeing);
+    assert_eq!(b.metric("llmproxy_limit_queue_depth").await, 0.0);
+}
+
+/// What each policy makes of requests over the limit while Redis is away, and of others.
+async fn outage(policy: &str, during: impl Fn(&[u16]) -> bool) {
+    let (sim, mut redis) = (sim().await, Redis::start().await);
+    let rules = format!(
+        "  on_redis_error: {policy}\n  global: {{requests_per_minute: 5, max_concurrent: 100}}\n"
+    );
+    let gateway = gateway(&sim, &redis, &rules).await;
+    for expected in [200, 200, 200, 200, 200, 429] {
+        assert_eq!(ask(&gateway).await.status, expected, "{policy}");
+    }
+    // Under load: no request is stuck.
+    let until = Instant::now() + Duration::from_secs(4);
+    let disturb = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        redis.stop();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let during = hammer(&gateway, Instant::now() + Duration::from_secs(1)).await;
+        redis.restart().await;
+        during
+    };
+    let (statuses, seen) = tokio::join!(hammer(&gateway, until), disturb);
+    assert!(!statuses.is_empty() && during(&seen), "{policy}: {seen:?}");
+    // Redis has lost the count with its memory, and counts again.
+    eventually("the limit is counted again", async || {
+        ask(&gateway).await.status == 429 && {
+            let names = redis.command(&["KEYS", "llmproxy:limit:*"]);
+            names.contains("global/requests_per_minute")
+        }
+    })
+    .await;
+    let errors = gateway.metric("llmproxy_limit_store_errors_total{action=\"take\"}").await;
+    assert!(errors > 0.0);
+}
+
+#[tokio::test]
+async fn while_redis_is_away_requests_pass_if_they_may() {
+    outage("allow", |seen| seen.iter().all(|s| *s == 200)).await;
+}
+
+#[tokio::test]
+async fn while_redis_is_away_requests_are_refused_if_they_must() {
+    outage("deny", |seen| seen.iter().all(|s| *s == 503)).await;
+}
+
+#[tokio::test]
+async fn while_redis_is_away_each_gateway_counts_for_itself() {
+    // Those that passed did so before the second in which they are looked at, or in it.
+    outage("local", |seen| count(seen, 200) <= 6 && count(seen, 429) > 0).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_says_nothing_holds_nobody_up() {
+    let (sim, redis) = (sim().await, Redis::start().await);
+    let rules = "  on_redis_error: deny\n  redis_timeout: 100ms\n  global: {max_concurrent: 5}\n";
+    let gateway = gateway(&sim, &redis, rules).await;
+    assert_eq!(ask(&gateway).await.status, 200);
+    redis.pause();
+    let refused = ask(&gateway).await;
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("2")));
+    assert_eq!(refused.json()["error"]["code"], "limits_unavailable");
+    // Not each of them waits.
+    let start = Instant::now();
+    let many = (0..200).map(|_| ask(&gateway));
+    let answers = futures::future::join_all(many).await;
+    assert!(answers.iter().all(|a| a.status == 503));
+    assert!(start.elapsed() < Duration::from_secs(10));
+    redis.resume();
+    eventually("it is asked again", async || ask(&gateway).await.status == 200).await;
+    // What was asked while it was silent holds no slot.
+    let all = futures::future::join_all((0..5).map(|_| ask(&gateway))).await;
+    assert!(all.iter().all(|a| a.status == 200));
+}
+
+#[tokio::test]
+async fn tokens_and_budgets_are_shared() {
+    let (sim, redis) = (sim().await, Redis::start().await);
+    let receiver = Receiver::start().await;
+    let rules = format!(
+        "  prices: {{\"*\": {{input: 1000, output: 1000}}}}\n  \
+         global: {{tokens_per_minute: 100000}}\n  per_key: {{budget: 0.04}}\n{}",
+        receiver.hook()
+    );
+    let (a, b) = (gateway(&sim, &redis, &rules).await, gateway(&sim, &redis, &rules).await);
+    // 25 tokens, 0.025 each.
+    for gateway in [&a, &b] {
+        assert_eq!(ask(gateway).await.status, 200);
+        eventually("the amount is in Redis", async || {
+            let names = redis.command(&["KEYS", "llmproxy:limit:spent/*"]);
+            !names.trim().is_empty()
+        })
+        .await;
+    }
+    eventually("both have heard of it", async || {
+        let refused = ask(&a).await;
+        refused.status == 429 && ask(&b).await.status == 429
+    })
+    .await;
+    let refused = ask(&b).await;
+    assert_eq!(refused.json()["error"]["code"], "budget_exceeded");
+    assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() > 0);
+    let left: f64 = refused.header("x-ratelimit-remaining-tokens").unwrap().parse().unwrap();
+    assert!(left <= 100_000.0, "{left}");
+}

@@ -245,8 +245,7 @@ async fn callers(
         let process = Some(gateway(folder, llmproxy, address, backend, core, &more));
         targets.push(Target { name, address, process, rounds: Vec::new() });
     };
-    let keys =
-        format!("static: {{keys: [{{key: {KEY}, user_id: user_001, balance: 1000000000000}}]}}");
+    let keys = format!("static: {{keys: [{{key: {KEY}, user_id: user_001, balance: 1e12}}]}}");
     add(STATIC, &format!("{{type: static, {keys}}}"));
     add(SCRIPTED, &format!("type: static\n      {keys}\n      lua_script: |\n        {SCRIPT}\n"));
     let listen = free();
@@ -258,7 +257,10 @@ async fn callers(
     let redis = Process::start(Path::new("redis-server"), &arguments, None);
     reachable(listen).await;
     let name = format!("llmproxy:key:{KEY}");
-    let command = ["HSET", &name, "status", "active", "balance", "1000", "user_id", "user_001"];
+    // Enough for all that will be counted.
+    let balance = ["balance", "1000000000000"];
+    let command =
+        ["HSET", &name, "status", "active", balance[0], balance[1], "user_id", "user_001"];
     let mut resp = format!("*{}\r\n", command.len());
     command.iter().for_each(|word| resp += &format!("${}\r\n{word}\r\n", word.len()));
     let mut stream = TcpStream::connect(listen).await.unwrap();

@@ -28,7 +28,8 @@
 //! 5. `gateway/response.rs`, `gateway/stream.rs`: the answer passes; [`usage`] reads the counts
 //!    from it and takes out what was added.
 //! 6. `gateway/failure.rs`: what becomes of a fault.
-//! 7. `gateway/logging.rs`: the one exit: metrics, usage record, access line.
+//! 7. `gateway/logging.rs`: the one exit: metrics, usage record, access line; [`auth`] counts what
+//!    was used of the key's quota and balance.
 //!
 //! # State
 //!

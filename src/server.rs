@@ -41,7 +41,7 @@ use crate::{
     telemetry::logger,
 };
 
-/// How long records may still be delivered after the last request has ended.
+/// How long records may still be delivered, and usage counted, after the last request has ended.
 const LAST_DELIVERIES: Duration = Duration::from_secs(5);
 
 /// Runs a gateway until it is told to stop. `file` is watched for changes, if there is one.
@@ -254,7 +254,7 @@ impl ShutdownSignalWatch for Signals {
     }
 }
 
-/// Waits for the requests under way, then for their records, and ends the process.
+/// Waits for the requests under way, then for their records and counts, and ends the process.
 fn drain(carry: &Carry, patience: Duration, hurry: &AtomicBool) {
     let wait = |longest: Duration, over: &dyn Fn() -> bool| {
         let end = Instant::now() + longest;
@@ -274,7 +274,13 @@ fn drain(carry: &Carry, patience: Duration, hurry: &AtomicBool) {
             log::error!("{open} requests could not be ended; they have no usage record");
         }
     }
-    wait(LAST_DELIVERIES, &|| carry.usage.waiting() <= 0 && carry.limits.ledger.waiting() == 0);
+    let counting = || carry.metrics.counting.get();
+    wait(LAST_DELIVERIES, &|| {
+        carry.usage.waiting() <= 0 && carry.limits.ledger.waiting() == 0 && counting() <= 0
+    });
+    if counting() > 0 {
+        log::error!("the usage of {} keys could not be counted", counting());
+    }
     match carry.usage.waiting() {
         0 => log::info!("stopped"),
         lost => log::error!("stopped; {lost} usage records could not be delivered"),

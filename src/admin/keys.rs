@@ -45,6 +45,9 @@ pub struct Key {
     /// Tokens.
     used_quota: f64,
     quota_reset_period: Option<ResetPeriod>,
+    /// When the quota last began anew, RFC 3339.
+    #[schema(format = DateTime)]
+    last_reset_at: Option<String>,
     balance: Option<f64>,
     allowed_ips: Vec<String>,
     denied_ips: Vec<String>,
@@ -145,6 +148,7 @@ impl Key {
             total_quota: spec.total_quota,
             used_quota: spec.used_quota,
             quota_reset_period: spec.quota_reset_period,
+            last_reset_at: text(stored.last_reset_at),
             balance: spec.balance,
             allowed_ips: spec.allowed_ips,
             denied_ips: spec.denied_ips,

@@ -10,8 +10,18 @@ use std::{
 use arc_swap::ArcSwapOption;
 use quick_cache::sync::Cache as Map;
 
-use super::{credential::KeyDigest, provider::KeyRecord};
-use crate::{base::lock, config::plan::CachePlan, store::StoreError};
+use serde_json::{Map as Fields, Value};
+
+use super::{credential::KeyDigest, provider::KeyRecord, tally::Tally};
+use crate::{
+    base::{
+        lock,
+        period::now as unix_now,
+        terms::{COUNTED, moment, number},
+    },
+    config::plan::CachePlan,
+    store::StoreError,
+};
 
 /// After a failure the provider is not asked for the same key for so long.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -20,6 +30,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub struct Cache {
     plan: CachePlan,
     slots: Map<KeyDigest, Arc<Slot>>,
+    /// What the provider may not know yet.
+    tally: Arc<Tally>,
 }
 
 /// All that is remembered of one key.
@@ -29,6 +41,8 @@ struct Slot {
     /// Held by the one who asks. Nobody waits here who can be answered from `answer`.
     asking: tokio::sync::Mutex<()>,
     failure: Mutex<Option<(Instant, StoreError)>>,
+    /// What the provider said last after a count, and when. Held by whoever replaces `answer`.
+    counted: Mutex<Option<(Instant, Fields<String, Value>)>>,
 }
 
 struct Answer {
@@ -48,9 +62,63 @@ pub struct Told {
 }
 
 impl Cache {
-    /// An empty one.
-    pub fn new(plan: CachePlan) -> Self {
-        Self { plan, slots: Map::new(plan.size) }
+    /// An empty one, of a place at which `tally` is counted.
+    pub fn new(plan: CachePlan, tally: Arc<Tally>) -> Self {
+        Self { plan, slots: Map::new(plan.size), tally }
+    }
+
+    /// What the provider may not know yet.
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.tally
+    }
+
+    /// Replaces what is known of a key. It holds no longer for that.
+    pub fn amend(&self, digest: &KeyDigest, change: impl FnOnce(&KeyRecord) -> KeyRecord) {
+        if let Some(slot) = self.slots.get(digest) {
+            let _turn = lock(&slot.counted);
+            slot.amend(change);
+        }
+    }
+
+    /// The provider has counted for a key, and told the fields as they now stand.
+    pub fn counted(&self, digest: &KeyDigest, fields: &Fields<String, Value>) {
+        let Some(slot) = self.slots.get(digest) else { return };
+        let mut counted = lock(&slot.counted);
+        let waiting = self.tally.pending(digest).waiting;
+        *counted = Some((Instant::now(), fields.clone()));
+        slot.amend(|record| {
+            record.amended(|data| overlay(data, fields)).after(waiting, unix_now())
+        });
+    }
+
+    /// Keeps an answer to a question that was put at this time.
+    fn keep(
+        &self,
+        slot: &Slot,
+        digest: &KeyDigest,
+        record: Option<KeyRecord>,
+        (at, changes): (Instant, u64),
+    ) -> Option<Arc<KeyRecord>> {
+        let counted = lock(&slot.counted);
+        let pending = self.tally.pending(digest);
+        let record = record.map(|mut record| {
+            // A count that ended after the question was put knows better.
+            if let Some((_, fields)) = counted.as_ref().filter(|(when, _)| *when >= at) {
+                record = record.amended(|data| overlay(data, fields));
+            }
+            if !pending.waiting.is_nothing() {
+                record = record.after(pending.waiting, unix_now());
+            }
+            // Whether the answer has in it what is being counted nobody knows. What was known
+            // before has it in.
+            let known = slot.answer.load_full().and_then(|answer| answer.record.clone());
+            if let (false, Some(known)) = (pending.sent.is_nothing(), known) {
+                record = record.amended(|data| not_less_used(data, &known.data));
+            }
+            Arc::new(record)
+        });
+        slot.answer.store(Some(Arc::new(Answer { record: record.clone(), at, changes })));
+        record
     }
 
     /// What is known and still holds at `now`; `None` if the provider must be asked.
@@ -127,9 +195,7 @@ impl Cache {
                 let result = question().await;
                 match result {
                     Ok(record) => {
-                        let record = record.map(Arc::new);
-                        let answer = Answer { record: record.clone(), at, changes };
-                        slot.answer.store(Some(Arc::new(answer)));
+                        let record = self.keep(&slot, digest, record, (at, changes));
                         *lock(&slot.failure) = None;
                         return Ok(Told { record, stale: None });
                     }
@@ -158,16 +224,55 @@ impl Cache {
     }
 }
 
+impl Slot {
+    /// Replaces the record, with the lock held; the age of the answer stays.
+    fn amend(&self, change: impl FnOnce(&KeyRecord) -> KeyRecord) {
+        if let Some(answer) = self.answer.load_full()
+            && let Some(record) = &answer.record
+        {
+            let record = Some(Arc::new(change(record)));
+            let answer = Answer { record, at: answer.at, changes: answer.changes };
+            self.answer.store(Some(Arc::new(answer)));
+        }
+    }
+}
+
+/// Takes over what counting has changed.
+fn overlay(data: &mut Fields<String, Value>, fields: &Fields<String, Value>) {
+    for name in COUNTED {
+        match fields.get(name) {
+            None | Some(Value::Null) => data.shift_remove(name),
+            Some(value) => data.insert(name.to_owned(), value.clone()),
+        };
+    }
+}
+
+/// Of two accounts of the same key, takes over what more was used by the other.
+fn not_less_used(data: &mut Fields<String, Value>, other: &Fields<String, Value>) {
+    let read = |data: &Fields<String, Value>, name| data.get(name).and_then(number);
+    let last = |data: &Fields<String, Value>| data.get("last_reset_at").and_then(moment);
+    let used = read(other, "used_quota") > read(data, "used_quota");
+    if used && last(other) == last(data) {
+        data.insert("used_quota".to_owned(), other["used_quota"].clone());
+    }
+    let left = read(data, "balance").zip(read(other, "balance"));
+    if left.is_some_and(|(here, there)| there < here) {
+        data.insert("balance".to_owned(), other["balance"].clone());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use futures::future::join_all;
+    use serde_json::json;
 
     use super::*;
+    use crate::base::Used;
 
     fn cache(ttl: Duration, stale: Option<Duration>) -> Cache {
-        Cache::new(CachePlan { ttl, negative_ttl: ttl, size: 100, stale })
+        Cache::new(CachePlan { ttl, negative_ttl: ttl, size: 100, stale }, Arc::default())
     }
 
     fn known() -> KeyRecord {
@@ -294,6 +399,67 @@ mod tests {
         assert!(futures::poll!(&mut slow).is_pending());
         let told = cache.ask(&KEY, || 0, down).await.unwrap();
         assert!(told.stale.is_some());
+    }
+
+    fn quota(used: u64, balance: i64) -> KeyRecord {
+        let data = json!({"total_quota": 100, "used_quota": used, "balance": balance});
+        KeyRecord::new(data.as_object().unwrap().clone(), String::new)
+    }
+
+    fn amounts(record: Option<Arc<KeyRecord>>) -> (Value, Value) {
+        let data = &record.unwrap().data;
+        (data["used_quota"].clone(), data["balance"].clone())
+    }
+
+    const USED: Used = Used { tokens: 5.0, credit: 1.0 };
+
+    #[tokio::test]
+    async fn what_is_amended_keeps_its_age() {
+        let cache = cache(Duration::from_millis(50), None);
+        cache.ask(&KEY, || 3, async || Ok(Some(quota(10, 9)))).await.unwrap();
+        let asked = Instant::now();
+        cache.amend(&KEY, |record| record.after(USED, 0));
+        cache.amend(&[8; 32], |_| panic!("it is not known"));
+        let known = cache.fresh(&KEY, 3, asked).unwrap();
+        assert_eq!(amounts(known), (15.into(), 8.into()));
+        assert!(cache.fresh(&KEY, 4, asked).is_none());
+        assert!(cache.fresh(&KEY, 3, asked + Duration::from_millis(50)).is_none());
+        cache.ask(&KEY, || 4, async || Ok(None)).await.unwrap();
+        cache.amend(&KEY, |_| panic!("it is gone"));
+    }
+
+    #[tokio::test]
+    async fn a_fresh_answer_does_not_lose_what_is_not_yet_counted() {
+        let cache = Arc::new(cache(Duration::ZERO, None));
+        let ask = async |used, balance| {
+            let question = async || Ok(Some(quota(used, balance)));
+            amounts(cache.ask(&KEY, || 0, question).await.unwrap().record)
+        };
+        assert_eq!(ask(10, 9).await, (10.into(), 9.into()));
+        cache.amend(&KEY, |record| record.after(USED, 0));
+        cache.tally().add(&KEY, USED, &cache);
+        assert_eq!(ask(10, 9).await, (15.into(), 8.into()));
+        // On its way: the store may have it, or not.
+        cache.tally().begin(&KEY);
+        assert_eq!(ask(10, 9).await, (15.into(), 8.into()));
+        assert_eq!(ask(15, 8).await, (15.into(), 8.into()));
+        assert_eq!(ask(40, 2).await, (40.into(), 2.into()));
+        cache.tally().add(&KEY, USED, &cache);
+        assert_eq!(ask(40, 2).await, (45.into(), 1.into()));
+    }
+
+    #[tokio::test]
+    async fn a_count_knows_better_than_a_question_from_before_it() {
+        let cache = cache(Duration::from_secs(60), None);
+        let fields = json!({"used_quota": "35", "balance": null, "last_reset_at": 7});
+        let question = async || {
+            cache.counted(&KEY, fields.as_object().unwrap());
+            Ok(Some(quota(10, 9)))
+        };
+        let told = cache.ask(&KEY, || 0, question).await.unwrap();
+        let data = &told.record.unwrap().data;
+        assert_eq!(data["used_quota"], "35");
+        assert_eq!((data.get("balance"), &data["last_reset_at"]), (None, &json!(7)));
     }
 
     #[tokio::test]

@@ -1,10 +1,6 @@
 //! The pipeline: which providers are asked in which order, and what their answers come to.
 
-use std::{
-    future::Future,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{future::Future, sync::Arc, time::Instant};
 
 use http::HeaderMap;
 use prometheus::IntCounter;
@@ -16,10 +12,15 @@ use super::{
     cache::Cache,
     credential::KeyDigest,
     decision::{Question, Verdict},
-    provider::{self, KeyRecord, Place, Provider, Wanted, words},
+    provider::{self, KeyRecord, Place, Provider, Used, Wanted, words},
+    tally::{self, Job, Voice},
 };
 use crate::{
-    base::{Principal, Rejection, lock, terms::Unfit},
+    base::{
+        Principal, Rejection,
+        period::now,
+        terms::{Terms, Unfit},
+    },
     config::{
         plan::{AuthPlan, ProviderPlan, Reason},
         raw::Mode,
@@ -29,14 +30,14 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// For so long a failure is not told of again.
-const QUIET: Duration = Duration::from_secs(1);
-
 /// Questions to one provider at a time.
 const QUESTIONS: usize = 64;
 
 /// Seconds after which a client may try again when a provider cannot be asked.
 const RETRY_AFTER: u64 = 2;
+
+/// Seconds after which a client may try again when nobody knows better.
+const LATER: u64 = 3600;
 
 /// What providers are made with.
 pub struct Resources<'a> {
@@ -67,18 +68,46 @@ struct Stage {
     /// Places for questions under way: a flood of keys that nobody knows must not take all of a
     /// store's connections, nor open any number of calls to a webhook.
     questions: Arc<Semaphore>,
-    /// The failure that was told of last, and when.
-    told: Mutex<Option<(Instant, String)>>,
+    /// Tells of failures.
+    voice: Arc<Voice>,
 }
 
 impl Stage {
-    /// Tells of a failure, but not of the same one more than once a second.
-    fn tell(&self, what: &str) {
-        let mut told = lock(&self.told);
-        let known = |(at, text): &(Instant, String)| at.elapsed() < QUIET && text == what;
-        if !told.as_ref().is_some_and(known) {
-            log::warn!("auth provider {}: {what}", self.plan.name);
-            *told = Some((Instant::now(), what.to_owned()));
+    /// Opens a provider. What stages of the `earlier` configuration remember of the same place is
+    /// kept, and what is to be counted there is shared with the stages `before` in this one.
+    fn new(
+        plan: &ProviderPlan,
+        with: &Resources<'_>,
+        (earlier, before): (&[Self], &[Self]),
+    ) -> Self {
+        let same = |s: &&Self| s.plan.source == plan.source && s.plan.cache == plan.cache;
+        let cache = earlier.iter().find(same).map(|s| Arc::clone(&s.cache));
+        let cache = cache.unwrap_or_else(|| {
+            let mut all = earlier.iter().chain(before);
+            let shares = all.find(|s| s.plan.source.same_place(&plan.source));
+            let tally = shares.map_or_else(Arc::default, |s| Arc::clone(s.cache.tally()));
+            Arc::new(Cache::new(plan.cache, tally))
+        });
+        let stage = Self {
+            place: provider::open(plan, with),
+            cache,
+            plan: plan.clone(),
+            allowed: with.metrics.auth.with_label_values(&[&plan.name, "allow"]),
+            questions: Arc::new(Semaphore::new(QUESTIONS)),
+            voice: Arc::new(Voice::new(&plan.name)),
+        };
+        if stage.counts().is_some() {
+            // There from the start, so that the first one is seen as an increase.
+            with.metrics.count_errors.with_label_values(&[&plan.name]);
+        }
+        stage
+    }
+
+    /// Where usage is counted, if it is.
+    fn counts(&self) -> Option<&Arc<dyn Provider>> {
+        match &self.place {
+            Place::Remote(provider) if self.plan.count_usage && provider.counts() => Some(provider),
+            _ => None,
         }
     }
 }
@@ -99,23 +128,13 @@ impl Found {
 impl Auth {
     /// Opens the providers. What `earlier` remembers of the same provider is kept.
     pub fn new(plan: &AuthPlan, with: &Resources<'_>, earlier: Option<&Self>) -> Self {
-        let stage = |provider: &ProviderPlan| {
-            let same =
-                |s: &&Stage| s.plan.source == provider.source && s.plan.cache == provider.cache;
-            let kept = earlier.and_then(|auth| auth.stages.iter().find(same));
-            let place = provider::open(&provider.source, provider.timeout, with);
-            Stage {
-                place,
-                cache: kept
-                    .map_or_else(|| Arc::new(Cache::new(provider.cache)), |s| Arc::clone(&s.cache)),
-                plan: provider.clone(),
-                allowed: with.metrics.auth.with_label_values(&[&provider.name, "allow"]),
-                questions: Arc::new(Semaphore::new(QUESTIONS)),
-                told: Mutex::default(),
-            }
-        };
+        let mut stages = Vec::new();
+        for provider in &plan.pipeline {
+            let known = earlier.map(|auth| auth.stages.as_slice()).unwrap_or_default();
+            stages.push(Stage::new(provider, with, (known, &stages)));
+        }
         Self {
-            stages: plan.pipeline.iter().map(stage).collect(),
+            stages,
             plan: plan.clone(),
             runtime: with.stores.handle(),
             metrics: with.metrics.clone(),
@@ -200,14 +219,14 @@ impl Auth {
         match Box::pin(stage.cache.ask(digest, changes, question)).await {
             Ok(told) => {
                 if let Some(why) = told.stale {
-                    stage.tell(&format!("{why}; its last answer still serves"));
-                    self.count(&stage.plan.name, "stale");
+                    stage.voice.tell(&format!("{why}; its last answer still serves"));
+                    self.decided(&stage.plan.name, "stale");
                 }
                 Ok(told.record)
             }
             Err(why) => {
-                stage.tell(&why.to_string());
-                self.count(&stage.plan.name, "error");
+                stage.voice.tell(&why.to_string());
+                self.decided(&stage.plan.name, "error");
                 Err(())
             }
         }
@@ -284,26 +303,85 @@ impl Auth {
         Ok(principal.unwrap_or_default())
     }
 
+    /// Counts what a request has used, wherever its key has a quota or a balance that is counted.
+    /// Never waits: what is remembered of the key is changed at once, the place itself soon after.
+    pub fn count(&self, found: &Found, key: Option<&Credential>, used: Used) {
+        let counted = found.known.iter().filter_map(|(i, record)| {
+            let stage = &self.stages[*i];
+            let wanted = record.terms.as_ref().is_ok_and(Terms::counted);
+            Some((stage, stage.counts().filter(|_| wanted)?, record))
+        });
+        let mut counted = counted.peekable();
+        let (Some(credential), Some(_)) = (key.filter(|_| !used.is_nothing()), counted.peek())
+        else {
+            return;
+        };
+        let digest = credential.digest();
+        let mut done: Vec<&Arc<Cache>> = Vec::new();
+        for (stage, provider, record) in counted {
+            if done.iter().any(|cache| Arc::ptr_eq(cache, &stage.cache)) {
+                continue;
+            }
+            stage.cache.amend(&digest, |record| record.after(used, now()));
+            let tally = stage.cache.tally();
+            // A place that stands in the pipeline twice is told once.
+            let told = done.iter().any(|cache| Arc::ptr_eq(cache.tally(), tally));
+            done.push(&stage.cache);
+            if told {
+                tally.tell(&digest, &stage.cache);
+            } else if tally.add(&digest, used, &stage.cache) {
+                let job = Job {
+                    tally: Arc::clone(tally),
+                    provider: Arc::clone(provider),
+                    wanted: Wanted { key: credential.expose().into(), digest },
+                    key_id: record.principal.key_id.clone(),
+                    timeout: stage.plan.timeout,
+                    voice: Arc::clone(&stage.voice),
+                    lost: self.metrics.count_errors.with_label_values(&[&stage.plan.name]),
+                    place: tally::Place::new(&self.metrics.counting),
+                };
+                self.runtime.spawn(job.run());
+            }
+        }
+    }
+
     /// The default rules.
     fn by_rules(&self, stage: &Stage, record: &KeyRecord, call: Call<'_>) -> Result<(), Rejection> {
         let terms = match &record.terms {
             Ok(terms) => terms,
             Err(why) => return self.unreadable(stage, record, why),
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
         let tolerated = |why| self.plan.answers.of(reason(why)).allow;
+        let now = now();
         match terms.check(now, call.ip, tolerated) {
             Ok(()) => self.refuse(&stage.plan.name, Reason::Active),
-            Err(why) => self.refuse(&stage.plan.name, reason(why)),
+            Err(why) => self.refuse(&stage.plan.name, reason(why)).map_err(|mut no| {
+                if why == Unfit::Exhausted {
+                    no.retry_after = Some(wait_for(terms.renews_at(now), now));
+                }
+                no
+            }),
         }
+    }
+
+    /// Whether callers are refused whose quota or balance is used up.
+    pub fn enforces_quotas(&self) -> bool {
+        !self.plan.answers.of(Reason::QuotaExceeded).allow
+    }
+
+    /// The refusal of a caller whose quota or balance is used up. `renews_at`: Unix seconds.
+    pub fn quota_exceeded(&self, renews_at: Option<i64>) -> Rejection {
+        self.decided("", "deny");
+        let mut no = self.rejection(Reason::QuotaExceeded);
+        no.retry_after = Some(wait_for(renews_at, now()));
+        no
     }
 
     /// Nobody has said that what cannot be read may pass.
     fn unreadable<T>(&self, stage: &Stage, record: &KeyRecord, why: &str) -> Result<T, Rejection> {
         let key = &record.principal.key_id;
         log::warn!("auth provider {}: key {key} is refused: {why}", stage.plan.name);
-        self.count(&stage.plan.name, "deny");
+        self.decided(&stage.plan.name, "deny");
         Err(self.rejection(Reason::Disabled))
     }
 
@@ -321,7 +399,7 @@ impl Auth {
                     stage.plan.name,
                     script.name()
                 );
-                self.count(&stage.plan.name, "script_error");
+                self.decided(&stage.plan.name, "script_error");
                 // Nobody has looked at this caller: it may try again.
                 let busy = why == Failure::Busy;
                 let reason = if busy { Reason::Unavailable } else { Reason::ScriptError };
@@ -331,7 +409,7 @@ impl Auth {
         if verdict.allow {
             return self.refuse(&stage.plan.name, Reason::Active).map(|()| verdict);
         }
-        self.count(&stage.plan.name, "deny");
+        self.decided(&stage.plan.name, "deny");
         let mut no = self.rejection(Reason::Denied);
         if verdict.message.is_some() || verdict.status.is_some() {
             let answer = self.plan.answers.of(Reason::Denied);
@@ -347,7 +425,7 @@ impl Auth {
         if self.plan.answers.of(reason).allow {
             return Ok(());
         }
-        self.count(stage, "deny");
+        self.decided(stage, "deny");
         Err(self.rejection(reason))
     }
 
@@ -360,9 +438,15 @@ impl Auth {
         no
     }
 
-    fn count(&self, provider: &str, decision: &str) {
+    fn decided(&self, provider: &str, decision: &str) {
         self.metrics.auth.with_label_values(&[provider, decision]).inc();
     }
+}
+
+/// Seconds until then; an hour, if nobody knows until when.
+fn wait_for(renews_at: Option<i64>, now: i64) -> u64 {
+    let wait = renews_at.map(|at| at.saturating_sub(now).max(1));
+    wait.map_or(LATER, |seconds| seconds.unsigned_abs())
 }
 
 fn reason(why: Unfit) -> Reason {
@@ -414,5 +498,8 @@ fn joined(earlier: &Principal, later: &Principal) -> Arc<Principal> {
         both.limits.clone_from(&later.limits);
     }
     both.tags.extend(later.tags.iter().cloned());
+    if later.allowance.is_some() {
+        both.allowance.clone_from(&later.allowance);
+    }
     Arc::new(both)
 }

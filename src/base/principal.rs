@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{ResetPeriod, limits::OwnLimits};
+use super::{limits::OwnLimits, terms::Quota};
 
 /// The caller, as the auth pipeline found out: read by limits, routing, hooks, usage records and
 /// logs.
@@ -32,12 +32,8 @@ pub struct Principal {
 /// counts them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Allowance {
-    /// Tokens left in the period of `anchor`, as configured; `None`: no quota.
-    pub quota: Option<f64>,
-    /// When the quota begins anew.
-    pub period: ResetPeriod,
-    /// When it last did.
-    pub anchor: Option<i64>,
+    /// Tokens, as configured; `None`: no quota.
+    pub quota: Option<Quota>,
     /// Money or credits, as configured; `None`: not looked at.
     pub balance: Option<f64>,
 }

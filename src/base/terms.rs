@@ -51,12 +51,14 @@ pub struct Terms {
 }
 
 /// Tokens that may be used.
-#[derive(Clone, Debug, PartialEq)]
-struct Quota {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quota {
     used: f64,
     total: f64,
-    period: ResetPeriod,
-    last_reset_at: Option<i64>,
+    /// When it begins anew.
+    pub period: ResetPeriod,
+    /// When it last did.
+    pub last_reset_at: Option<i64>,
 }
 
 impl Quota {
@@ -68,6 +70,16 @@ impl Quota {
 
     fn used(&self, now: i64) -> f64 {
         if self.anew(now).is_some() { 0.0 } else { self.used }
+    }
+
+    /// Tokens that are left in the present period.
+    pub fn left(&self, now: i64) -> f64 {
+        self.total - self.used(now)
+    }
+
+    /// When the next period begins, if there is one.
+    pub fn renews_at(&self, now: i64) -> Option<i64> {
+        self.period.end(now, self.last_reset_at)
     }
 }
 
@@ -218,14 +230,13 @@ impl Terms {
     }
 
     /// Quota and balance, for somebody else to count; `None` if there is neither.
-    pub fn allowance(&self, now: i64) -> Option<Allowance> {
-        let quota = self.quota.as_ref();
-        self.counted().then(|| Allowance {
-            quota: quota.map(|quota| quota.total - quota.used(now)),
-            period: quota.map_or(ResetPeriod::Never, |quota| quota.period),
-            anchor: quota.and_then(|quota| quota.last_reset_at),
-            balance: self.balance,
-        })
+    pub fn allowance(&self) -> Option<Allowance> {
+        self.counted().then_some(Allowance { quota: self.quota, balance: self.balance })
+    }
+
+    /// When the quota begins anew, if it does.
+    pub fn renews_at(&self, now: i64) -> Option<i64> {
+        self.quota.as_ref()?.renews_at(now)
     }
 }
 
@@ -440,23 +451,20 @@ mod tests {
     }
 
     #[test]
-    fn an_allowance_is_what_is_left() {
-        let allowance =
-            |data: Value| Terms::read(data.as_object().unwrap()).unwrap().allowance(NOW);
-        assert_eq!(allowance(json!({"used_quota": 5})), None);
-        let of = |last: i64| {
-            allowance(json!({"total_quota": 30, "used_quota": 5, "quota_reset_period": "daily",
-                "last_reset_at": last, "balance": 2}))
-            .unwrap()
+    fn an_allowance_is_what_is_left_of_the_period() {
+        let of = |data: Value| Terms::read(data.as_object().unwrap()).unwrap().allowance();
+        let quota = |last: i64| {
+            let data = json!({"total_quota": 30, "used_quota": 5, "quota_reset_period": "daily",
+                "last_reset_at": last, "balance": "2.5"});
+            of(data).unwrap()
         };
-        let left = |quota, anchor| Allowance {
-            quota: Some(quota),
-            period: ResetPeriod::Daily,
-            anchor: Some(anchor),
-            balance: Some(2.0),
-        };
-        assert_eq!(of(NOW - 9), left(25.0, NOW - 9));
-        assert_eq!(of(NOW - DAY), left(30.0, NOW - DAY));
+        let fresh = quota(NOW - 9);
+        assert_eq!(fresh.balance, Some(2.5));
+        let fresh = fresh.quota.unwrap();
+        assert_eq!((fresh.left(NOW), fresh.renews_at(NOW)), (25.0, Some(NOW - 9 + DAY)));
+        assert_eq!(fresh.left(NOW + DAY), 30.0);
+        assert_eq!(quota(NOW - DAY).quota.unwrap().left(NOW), 30.0);
+        assert_eq!(of(json!({"total_quota": 0})), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use pingora_proxy::Session;
 
 use super::{answer::REQUEST_ID, body_in::Framing, ctx::Ctx, stream::Reading};
 use crate::{
+    auth::Auth,
     base::{Fault, Outcome, Rejection, Side, TokenCounts, UsageSource, limits::Standings},
     dialect::{self, Kind},
     limit::{
@@ -55,6 +56,7 @@ pub async fn admit(
         model: ctx.call.model.as_deref(),
         now: jiff::Timestamp::now().as_second(),
         only_requests: found.is_none(),
+        enforce_quotas: snapshot.auth.as_ref().is_none_or(Auth::enforces_quotas),
     };
     // What is no stream has no answer in tokens either: embeddings.
     let generates = ctx.call.route.is_some_and(|r| r.kind == Kind::Inference { streams: true });
@@ -82,7 +84,10 @@ pub async fn admit(
     };
     limiter.count_refusal(&no);
     ctx.limits.standings = Some(Limiter::standings(&wish));
-    Ok(Err(no.rejection))
+    Ok(Err(match (&snapshot.auth, no.quota) {
+        (Some(auth), Some(renews_at)) => auth.quota_exceeded(renews_at),
+        _ => no.rejection,
+    }))
 }
 
 fn enter(ctx: &mut Ctx, ticket: Ticket) {

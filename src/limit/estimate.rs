@@ -113,7 +113,7 @@ pub fn observe(metrics: &Metrics, guess: Guess, counts: TokenCounts, whole: bool
     let show = |kind: &str, guessed: u64, metered: u64| {
         if metered > 0 {
             let ratio = guessed as f64 / metered as f64;
-            metrics.token_estimates.with_label_values(&[kind]).observe(ratio);
+            metrics.limits.estimates.with_label_values(&[kind]).observe(ratio);
         }
     };
     show("prompt", guess.prompt, counts.prompt);

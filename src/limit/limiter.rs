@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     bucket::{SECOND, Ticks},
-    claim::{Claims, Dim, Failed, Kind, Refusal, Used},
+    claim::{Claims, Dim, Failed, Kind, Refusal, Unit, Used},
     estimate::{self, Estimates, Guess},
     ledger::Ledger,
     price,
@@ -67,7 +67,7 @@ impl Shared {
         Self {
             hash: RandomState::new(),
             table: Table::default(),
-            queue: Arc::new(Queue::new(metrics.limit_queue.clone())),
+            queue: Arc::new(Queue::new(metrics.limits.queue.clone())),
             estimates: Estimates::default(),
             ledger: Ledger::new(ledger),
             start: Instant::now(),
@@ -84,7 +84,7 @@ impl Shared {
     /// Forgets buckets that are full again.
     pub fn sweep(&self) {
         self.table.sweep(self.now());
-        self.metrics.limit_buckets.set(self.table.buckets() as i64);
+        self.metrics.limits.buckets.set(self.table.buckets() as i64);
     }
 }
 
@@ -118,6 +118,9 @@ pub struct Wish {
 pub struct Denial {
     /// What the client is told.
     pub rejection: Rejection,
+    /// Quota or balance of a key are used up, and when the quota begins anew, if it does: whoever
+    /// knows keys has words of his own for that.
+    pub quota: Option<Option<i64>>,
     rule: String,
 }
 
@@ -220,7 +223,7 @@ impl Limiter {
             Some(OnRedisError::Allow) => Ok(Ok(By::Nobody)),
             Some(OnRedisError::Deny) => {
                 let rejection = Rejection::limits_unavailable(SOON);
-                Err(Denial { rejection, rule: "redis".to_owned() })
+                Err(Denial { rejection, quota: None, rule: "redis".to_owned() })
             }
             Some(OnRedisError::Local) | None => Ok(self.take_here(claims)),
         }
@@ -307,18 +310,24 @@ impl Limiter {
             }
         };
         let rejection = Rejection::over_limit(&OverLimit { rule: &rule, ..over });
-        Denial { rejection, rule }
+        let quota = match failed {
+            Failed::Spent(index) if claims.spends[index].unit != Unit::Cost => {
+                Some(claims.spends[index].end)
+            }
+            _ => None,
+        };
+        Denial { rejection, quota, rule }
     }
 
     /// Counts a refusal that was told to a client.
     pub fn count_refusal(&self, denial: &Denial) {
-        self.shared.metrics.limit_refused.with_label_values(&[denial.rule.as_str()]).inc();
+        self.shared.metrics.limits.refused.with_label_values(&[denial.rule.as_str()]).inc();
     }
 
     /// Shows how long a request has waited, and how that ended.
     pub fn waited(&self, since: Instant, result: &str) {
         let seconds = since.elapsed().as_secs_f64();
-        self.shared.metrics.limit_waits.with_label_values(&[result]).observe(seconds);
+        self.shared.metrics.limits.waits.with_label_values(&[result]).observe(seconds);
     }
 
     /// Seconds until one who comes now would have a slot: as those who wait have seen slots become

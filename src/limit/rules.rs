@@ -32,6 +32,8 @@ pub struct Ask<'a> {
     pub now: i64,
     /// Only requests are counted: nothing will be generated.
     pub only_requests: bool,
+    /// Callers are refused whose quota or balance is used up. It is counted in any case.
+    pub enforce_quotas: bool,
 }
 
 /// One limit of a rule.
@@ -152,6 +154,9 @@ impl Rules {
                 self.add(&mut claims, rule, scope, &whose, (ask, hash));
             }
         }
+        if !ask.only_requests {
+            allowance(&mut claims, ask);
+        }
         let guess = reserve(&mut claims, guess);
         (claims, guess)
     }
@@ -202,6 +207,33 @@ impl Rules {
                 end: period.end(ask.now, None),
             });
         }
+    }
+}
+
+/// More than anybody has.
+const BOUNDLESS: f64 = 1e300;
+
+/// Quota and balance of a key that nobody else counts.
+fn allowance(claims: &mut Claims, ask: &Ask<'_>) {
+    let Some(who) = ask.who else { return };
+    let Some(allowance) = &who.allowance else { return };
+    let mut add = |unit: Unit, limit: f64, start, end| {
+        claims.spends.push(Spend {
+            subject: format!("{}/{}/{}", Scope::Key.word(), unit.word(), who.key_id),
+            scope: Scope::Key,
+            unit,
+            limit: if ask.enforce_quotas { limit } else { BOUNDLESS },
+            start,
+            end,
+        });
+    };
+    if let Some(quota) = &allowance.quota {
+        let anchor = quota.last_reset_at;
+        let start = quota.period.start(ask.now, anchor).unwrap_or(0);
+        add(Unit::Quota, quota.left(ask.now), start, quota.renews_at(ask.now));
+    }
+    if let Some(balance) = allowance.balance {
+        add(Unit::Balance, balance, 0, None);
     }
 }
 
@@ -279,7 +311,7 @@ mod tests {
 
     fn ask<'a>(who: Option<&'a Principal>, address: &str, model: &'a str) -> Ask<'a> {
         let address = address.parse().ok();
-        Ask { who, address, model: Some(model), now: 0, only_requests: false }
+        Ask { who, address, model: Some(model), now: 0, only_requests: false, enforce_quotas: true }
     }
 
     fn takes(rules: &Rules, ask: &Ask<'_>, hash: &RandomState) -> Vec<Claim> {

@@ -14,10 +14,14 @@ use redis::{
     RedisError, ServerErrorKind,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
+use serde_json::Value;
 use tokio::sync::OnceCell;
 
 use super::StoreError;
-use crate::base::Secret;
+use crate::base::{
+    Secret,
+    terms::{COUNTED, Change, moment_like},
+};
 
 /// How to reach a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -197,6 +201,83 @@ impl Redis {
             }
             answer => Ok(answer?),
         }
+    }
+}
+
+/// Changes quota and balance in a hash, if `last_reset_at` is still what it was. Neither the hash
+/// nor a quota or balance is made that is not there. Spaces that others have left around a number,
+/// or an empty text for 0, are no number for HINCRBYFLOAT.
+static COUNT: Script = Script::new(
+    "
+local key, last, tokens, anew, reset, credit = KEYS[1], unpack(ARGV)
+if redis.call('EXISTS', key) == 0 then return false end
+if (redis.call('HGET', key, 'last_reset_at') or '') ~= last then return false end
+local function add(name, n)
+  local text = redis.call('HGET', key, name) or '0'
+  local clean = string.match(text, '^%s*(.-)%s*$')
+  if clean == '' then clean = '0' end
+  if clean ~= text then redis.call('HSET', key, name, clean) end
+  redis.call('HINCRBYFLOAT', key, name, n)
+end
+if tokens ~= '' and redis.call('HEXISTS', key, 'total_quota') == 1 then
+  if anew == '1' then redis.call('HSET', key, 'used_quota', '0') end
+  add('used_quota', tokens)
+  if reset ~= '' then redis.call('HSET', key, 'last_reset_at', reset) end
+end
+if credit ~= '' and redis.call('HEXISTS', key, 'balance') == 1 then add('balance', credit) end
+return redis.call('HMGET', key, 'used_quota', 'balance', 'last_reset_at')
+",
+);
+
+/// Puts a string in the place of another, if that is still there, for as long as it had to live.
+static REPLACE: Script = Script::new(
+    "
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+return 1
+",
+);
+
+impl Redis {
+    /// Makes a change in the hash at a key, where `last_reset_at` was as it is given. Returns the
+    /// fields of [`COUNTED`]; `None` if nothing was changed, because the hash is another by now.
+    ///
+    /// # Errors
+    /// If the server cannot be asked, or does not allow it.
+    pub async fn count(
+        &self,
+        key: &str,
+        last_reset_at: Option<&str>,
+        change: &Change,
+    ) -> Result<Option<[Option<String>; COUNTED.len()]>, StoreError> {
+        let number = |n: Option<f64>| n.map(|n| n.to_string()).unwrap_or_default();
+        let earlier = last_reset_at.map(Value::from);
+        let reset = change.reset_at.map(|at| match moment_like(earlier.as_ref(), at) {
+            Value::String(text) => text,
+            other => other.to_string(),
+        });
+        let args = [
+            last_reset_at.unwrap_or_default().to_owned(),
+            number(change.tokens),
+            if change.anew { "1" } else { "" }.to_owned(),
+            reset.unwrap_or_default(),
+            number(change.credit.map(|credit| -credit)),
+        ];
+        let keys = [key.to_owned()];
+        let told = self.script::<Option<Vec<Option<String>>>>(&COUNT, &keys, &args);
+        let told = told.await.map_err(|unanswered| unanswered.why)?;
+        told.map(|told| told.try_into().map_err(|_| StoreError::new("Redis answered oddly")))
+            .transpose()
+    }
+
+    /// Puts `new` in the place of the string `old` at a key; `false` if that is not there any more.
+    ///
+    /// # Errors
+    /// If the server cannot be asked, or does not allow it.
+    pub async fn replace(&self, key: &str, old: &str, new: &str) -> Result<bool, StoreError> {
+        let args = [old.to_owned(), new.to_owned()];
+        let done = self.script::<i64>(&REPLACE, &[key.to_owned()], &args).await;
+        done.map(|done| done == 1).map_err(|unanswered| unanswered.why)
     }
 }
 

@@ -45,24 +45,80 @@ pub struct Metrics {
     /// `llmproxy_auth_query_seconds{provider,result}`: questions to the providers' own places,
     /// `found`, `unknown` or `error`. Answers from the cache are none.
     pub auth_queries: HistogramVec,
-    /// `llmproxy_limit_refused_total{rule}`: requests refused by a limit, a budget or a full queue;
-    /// `rule` is `per_key.requests_per_minute` and so on.
-    pub limit_refused: IntCounterVec,
-    /// `llmproxy_limit_queue_depth`: requests that wait for a slot.
-    pub limit_queue: IntGauge,
-    /// `llmproxy_limit_queue_wait_seconds{result}`: how long they waited: `admitted`, `timeout`,
-    /// `refused` (pushed out by another key, or by another limit) or `left` (the client has gone).
-    pub limit_waits: HistogramVec,
-    /// `llmproxy_limit_buckets`: limits that are counted in memory.
-    pub limit_buckets: IntGauge,
-    /// `llmproxy_token_estimate_ratio{kind}`: tokens as guessed before a request, by the tokens that
-    /// were metered after it; `prompt` and `completion`.
-    pub token_estimates: HistogramVec,
-    /// `llmproxy_limit_store_errors_total{action}`: questions about limits that Redis did not
-    /// answer: to `take`, to `settle` what a request came to, to `renew` what is held.
-    pub limit_store_errors: IntCounterVec,
+    /// `llmproxy_quota_count_errors_total{provider}`: counts of used quota and balance that were
+    /// given up.
+    pub count_errors: IntCounterVec,
+    /// `llmproxy_quota_counting`: keys whose used quota or balance is still to be written to the
+    /// place where they are.
+    pub counting: IntGauge,
+    /// Limits.
+    pub limits: LimitMetrics,
     /// `llmproxy_config_reload_success`: 1 if the last load of the configuration succeeded.
     pub reload_success: IntGauge,
+}
+
+/// The metrics of limits.
+#[derive(Clone)]
+pub struct LimitMetrics {
+    /// `llmproxy_limit_refused_total{rule}`: requests refused by a limit, a budget or a full queue;
+    /// `rule` is `per_key.requests_per_minute` and so on.
+    pub refused: IntCounterVec,
+    /// `llmproxy_limit_queue_depth`: requests that wait for a slot.
+    pub queue: IntGauge,
+    /// `llmproxy_limit_queue_wait_seconds{result}`: how long they waited: `admitted`, `timeout`,
+    /// `refused` (pushed out by another key, or by another limit) or `left` (the client has gone).
+    pub waits: HistogramVec,
+    /// `llmproxy_limit_buckets`: limits that are counted in memory.
+    pub buckets: IntGauge,
+    /// `llmproxy_token_estimate_ratio{kind}`: tokens as guessed before a request, by the tokens that
+    /// were metered after it; `prompt` and `completion`.
+    pub estimates: HistogramVec,
+    /// `llmproxy_limit_store_errors_total{action}`: questions about limits that Redis did not
+    /// answer: to `take`, to `settle` what a request came to, to `renew` what is held.
+    pub store_errors: IntCounterVec,
+}
+
+impl LimitMetrics {
+    fn new(r: &Registry) -> Self {
+        let gauge = |name: &str, help: &str| register(r, IntGauge::new(name, help));
+        let counters = |name: &str, help: &str, label: &str| {
+            register(r, IntCounterVec::new(Opts::new(name, help), &[label]))
+        };
+        let histograms = |name: &str, help: &str, buckets: &[f64], label: &str| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(r, HistogramVec::new(opts, &[label]))
+        };
+        let store_errors = counters(
+            "llmproxy_limit_store_errors_total",
+            "Questions about limits that Redis did not answer",
+            "action",
+        );
+        for action in ["take", "settle", "renew"] {
+            store_errors.with_label_values(&[action]);
+        }
+        Self {
+            refused: counters(
+                "llmproxy_limit_refused_total",
+                "Requests refused by a limit",
+                "rule",
+            ),
+            queue: gauge("llmproxy_limit_queue_depth", "Requests that wait for a slot"),
+            waits: histograms(
+                "llmproxy_limit_queue_wait_seconds",
+                "How long requests waited for a slot",
+                &WAIT,
+                "result",
+            ),
+            buckets: gauge("llmproxy_limit_buckets", "Limits that are counted in memory"),
+            estimates: histograms(
+                "llmproxy_token_estimate_ratio",
+                "Tokens as guessed before a request, by those metered after it",
+                &RATIO,
+                "kind",
+            ),
+            store_errors,
+        }
+    }
 }
 
 /// The counters of requests to one path of one backend that were answered 200: looked up once,
@@ -111,15 +167,7 @@ impl Metrics {
         };
         let (auth, auth_queries) = auth(r);
         let tokens = counters("llmproxy_usage_tokens_total", "Metered tokens", &["type"]);
-        let retries = counters(
-            "llmproxy_retries_total",
-            "Further attempts after one that failed before anything was answered",
-            &["reason"],
-        );
-        // There from the start, so that a first retry is seen as an increase.
-        for reason in ["connect_failure", "connect_timeout", "stale_connection"] {
-            retries.with_label_values(&[reason]);
-        }
+        let (count_errors, counting) = quotas(r);
         Self {
             requests: counters(
                 "llmproxy_requests_total",
@@ -153,29 +201,12 @@ impl Metrics {
                     &["backend"],
                 ),
             ),
-            retries,
+            retries: retries(r),
             auth,
             auth_queries,
-            limit_refused: counters(
-                "llmproxy_limit_refused_total",
-                "Requests refused by a limit",
-                &["rule"],
-            ),
-            limit_queue: gauge("llmproxy_limit_queue_depth", "Requests that wait for a slot"),
-            limit_waits: histograms(
-                "llmproxy_limit_queue_wait_seconds",
-                "How long requests waited for a slot",
-                &WAIT,
-                &["result"],
-            ),
-            limit_buckets: gauge("llmproxy_limit_buckets", "Limits that are counted in memory"),
-            token_estimates: histograms(
-                "llmproxy_token_estimate_ratio",
-                "Tokens as guessed before a request, by those metered after it",
-                &RATIO,
-                &["kind"],
-            ),
-            limit_store_errors: limit_store_errors(r),
+            count_errors,
+            counting,
+            limits: LimitMetrics::new(r),
             prompt_tokens: tokens.with_label_values(&["prompt"]),
             completion_tokens: tokens.with_label_values(&["completion"]),
             webhook_success: counter(
@@ -228,16 +259,25 @@ fn auth(r: &Registry) -> (IntCounterVec, HistogramVec) {
     )
 }
 
-fn limit_store_errors(r: &Registry) -> IntCounterVec {
-    let opts = Opts::new(
-        "llmproxy_limit_store_errors_total",
-        "Questions about limits that Redis did not answer",
-    );
-    let errors = register(r, IntCounterVec::new(opts, &["action"]));
-    for action in ["take", "settle", "renew"] {
-        errors.with_label_values(&[action]);
+fn quotas(r: &Registry) -> (IntCounterVec, IntGauge) {
+    let errors =
+        Opts::new("llmproxy_quota_count_errors_total", "Counts of used quota and balance given up");
+    let counting = "Keys whose used quota or balance is still to be written";
+    (
+        register(r, IntCounterVec::new(errors, &["provider"])),
+        register(r, IntGauge::new("llmproxy_quota_counting", counting)),
+    )
+}
+
+fn retries(r: &Registry) -> IntCounterVec {
+    let help = "Further attempts after one that failed before anything was answered";
+    let retries = Opts::new("llmproxy_retries_total", help);
+    let retries = register(r, IntCounterVec::new(retries, &["reason"]));
+    // There from the start, so that a first retry is seen as an increase.
+    for reason in ["connect_failure", "connect_timeout", "stale_connection"] {
+        retries.with_label_values(&[reason]);
     }
-    errors
+    retries
 }
 
 /// Registers a metric. Names are constants of this file: a clash or an illegal name is a defect

@@ -10,15 +10,15 @@ use super::support::{Gateway, free_address, python, sim, sim_with};
 const TOKEN: &str = "a-token-for-tests";
 
 /// A gateway with the admin API and the keys that it manages.
-struct Admin {
-    gateway: Gateway,
+pub struct Admin {
+    pub gateway: Gateway,
     address: SocketAddr,
     client: Client,
-    folder: tempfile::TempDir,
+    pub folder: tempfile::TempDir,
 }
 
 impl Admin {
-    async fn start(backends: &[String], more: &str) -> Self {
+    pub async fn start(backends: &[String], more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = free_address();
         let text = format!(
@@ -30,7 +30,12 @@ impl Admin {
         Self { gateway, address, client: Client::new(), folder }
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> (StatusCode, Value) {
         let request = self.client.request(method, format!("http://{}{path}", self.address));
         let request = request.header("X-Admin-Token", TOKEN);
         let request = match body {
@@ -43,13 +48,13 @@ impl Admin {
         (status, serde_json::from_str(&text).unwrap_or(Value::Null))
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub async fn get(&self, path: &str) -> Value {
         let (status, body) = self.ask(Method::GET, path, None).await;
         assert_eq!(status, 200, "{path}: {body}");
         body
     }
 
-    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+    pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         let (status, body) = self.ask(Method::POST, path, Some(body)).await;
         (status.as_u16(), body)
     }

@@ -386,7 +386,7 @@ async fn a_redis_that_says_nothing_holds_nobody_up() {
     let seconds = start.elapsed().as_secs_f64();
     let asked = counter.round_trips() - asked;
     assert!((asked as f64) < 4.0 + 20.0 * seconds, "{asked} questions in {seconds} s");
-    assert!(metrics.limit_store_errors.with_label_values(&["take"]).get() >= 1);
+    assert!(metrics.limits.store_errors.with_label_values(&["take"]).get() >= 1);
     redis.resume();
     eventually("it answers again", async || error(&counter, slot(1)).await.is_none()).await;
     // What was answered too late is given back.

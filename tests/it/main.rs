@@ -22,6 +22,7 @@ mod lifecycle;
 mod limit_redis;
 mod operator;
 mod paths;
+mod quotas;
 mod replicas;
 mod routing;
 mod scripts;

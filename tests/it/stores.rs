@@ -100,7 +100,7 @@ async fn redis_holds_keys_as_hashes_and_as_json() {
     let receiver = Receiver::start().await;
     let address = redis.address;
     let login = format!("addr: \"{address}\", password: \"s3cret word\"");
-    let hashes = format!("{{type: redis, name: p, redis: {{{login}}}}}");
+    let hashes = format!("{{type: redis, name: p, count_usage: false, redis: {{{login}}}}}");
     let gateway = with_provider(&sim, &hashes, &receiver.hook()).await;
     means_the_same(&gateway, "hash").await;
     let records = receiver.wait_for(STATUSES.len()).await;
@@ -113,7 +113,7 @@ async fn redis_holds_keys_as_hashes_and_as_json() {
     gateway.logs("not a JSON object").await;
     assert!(!gateway.log().contains("s3cret"));
 
-    let named = "{type: redis, name: p, redis: {storage: main, key_pattern: \"json:{api_key}\"}}";
+    let named = "{type: redis, name: p, count_usage: false, redis: {storage: main, key_pattern: \"json:{api_key}\"}}";
     let storage = format!("storage: {{caches: [{{name: main, {login}, pool_size: 2}}]}}\n");
     let gateway = with_provider(&sim, named, &storage).await;
     means_the_same(&gateway, "json").await;
@@ -247,10 +247,13 @@ async fn the_row(gateway: &Gateway, receiver: &Receiver, key: &str) -> Value {
 async fn database(source: &str, storage: &str) {
     let sim = sim().await;
     let receiver = Receiver::start().await;
-    let provider = format!("{{type: database, name: p, database: {{{source}}}}}");
+    // The same rows serve several gateways, and must stay as they are.
+    let provider =
+        format!("{{type: database, name: p, count_usage: false, database: {{{source}}}}}");
     let gateway = with_provider(&sim, &provider, storage).await;
     means_the_same(&gateway, source).await;
-    let provider = format!("{{type: database, name: p, {TELL}, database: {{{source}}}}}");
+    let provider =
+        format!("{{type: database, name: p, count_usage: false, {TELL}, database: {{{source}}}}}");
     let gateway = with_provider(&sim, &provider, &format!("{storage}{}", receiver.hook())).await;
     let row = the_row(&gateway, &receiver, "sk-balance-5").await;
     assert_eq!(row["balance"], 5, "{row}");
@@ -263,7 +266,8 @@ async fn database(source: &str, storage: &str) {
     // Only the columns that are wanted.
     let fields =
         format!("{source}, table: api_keys, key_column: api_key, fields: [user_id, extra]");
-    let provider = format!("{{type: database, name: p, {TELL}, database: {{{fields}}}}}");
+    let provider =
+        format!("{{type: database, name: p, count_usage: false, {TELL}, database: {{{fields}}}}}");
     let gateway = with_provider(&sim, &provider, &format!("{storage}{}", receiver.hook())).await;
     let row = the_row(&gateway, &receiver, "sk-balance-5").await;
     assert_eq!(row, json!({"user_id": "user_010", "extra": "{\"a\":1}"}));
@@ -341,7 +345,8 @@ async fn postgresql_is_a_database() {
     assert_eq!(gateway.ask_as("sk-always").await.status, 403);
     assert_eq!(gateway.ask_as("sk-strange").await.status, 503);
     gateway.logs("column `strange` has the type INET").await;
-    let provider = format!("{{type: database, name: p, {TELL}, database: {{{source}}}}}");
+    let provider =
+        format!("{{type: database, name: p, count_usage: false, {TELL}, database: {{{source}}}}}");
     let gateway = with_provider(&sim, &provider, &receiver.hook()).await;
     let row = the_row(&gateway, &receiver, "sk-own").await;
     assert_eq!(

@@ -9,16 +9,20 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use serde_json::{Map, Value};
 use sqlx::{Row, Sqlite, SqlitePool, Transaction};
 use tokio::sync::OnceCell;
 
 pub use self::spec::{KEY_LENGTHS, KeySpec, StoredKey};
 use self::{
-    rows::{connect, insert, read, write},
-    spec::{checked, make_key, new_key, now, prefix},
+    rows::{connect, count, insert, read, write},
+    spec::{checked, make_key, new_key, prefix},
 };
 use super::credential::{KeyDigest, digest};
-use crate::store::StoreError;
+use crate::{
+    base::{Used, period::now, terms::Terms},
+    store::StoreError,
+};
 
 /// Why a change was not made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +110,31 @@ impl KeyStore {
         row.as_ref().map(read).transpose().map_err(StoreError::new)
     }
 
+    /// Counts what has been used with a key, and returns its data; `None` if it is not there. What
+    /// other processes and operators do at the same time is not lost.
+    ///
+    /// # Errors
+    /// If the file cannot be used.
+    pub async fn count(
+        &self,
+        digest: &KeyDigest,
+        used: Used,
+    ) -> Result<Option<Map<String, Value>>, StoreError> {
+        let begun = self.open().await?.begin_with("BEGIN IMMEDIATE").await;
+        let mut transaction = begun.map_err(StoreError::new)?;
+        let question = sqlx::query("SELECT * FROM api_keys WHERE digest = ?").bind(&digest[..]);
+        let row = question.fetch_optional(&mut *transaction).await.map_err(StoreError::new)?;
+        let Some(row) = row else { return Ok(None) };
+        let stored = read(&row).map_err(StoreError::new)?;
+        let mut data = stored.data();
+        let change = Terms::read(&data).map_err(StoreError::new)?.change(used, now());
+        count(&mut transaction, &stored.id, &change).await.map_err(StoreError::new)?;
+        // `changes` stays: it would make all that is remembered of every key out of date.
+        transaction.commit().await.map_err(StoreError::new)?;
+        change.apply(&mut data);
+        Ok(Some(data))
+    }
+
     /// The key with this id.
     ///
     /// # Errors
@@ -167,9 +196,8 @@ impl KeyStore {
         let row = sqlx::query("SELECT * FROM api_keys WHERE id = ?").bind(id);
         let row = row.fetch_optional(&mut *transaction).await?.ok_or(KeyError::Unknown)?;
         let mut stored = read(&row)?;
-        let spec = change(stored.spec).map_err(KeyError::Invalid)?;
-        stored.spec = checked(spec).map_err(KeyError::Invalid)?;
-        stored.updated_at = now();
+        let spec = change(stored.spec.clone()).map_err(KeyError::Invalid)?;
+        stored.say(checked(spec).map_err(KeyError::Invalid)?);
         write(&mut transaction, &stored).await?;
         self.commit(transaction).await?;
         Ok(stored)
@@ -236,8 +264,8 @@ impl KeyStore {
             match known {
                 Some(row) => {
                     let mut stored = read(&row)?;
-                    let spec = said(stored.spec).and_then(checked).map_err(KeyError::Invalid)?;
-                    (stored.spec, stored.updated_at) = (spec, now());
+                    let spec = said(stored.spec.clone()).and_then(checked);
+                    stored.say(spec.map_err(KeyError::Invalid)?);
                     write(&mut change, &stored).await?;
                     done.updated += 1;
                 }
@@ -277,12 +305,13 @@ impl KeyStore {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::{
         spec::{BEGINNING, LENGTH},
         *,
     };
+    use crate::base::ResetPeriod;
 
     fn spec(value: Value) -> KeySpec {
         serde_json::from_value(value).unwrap()
@@ -331,6 +360,44 @@ mod tests {
         store.delete(&made.id).await.unwrap();
         assert_eq!(store.delete(&made.id).await, Err(KeyError::Unknown));
         assert_eq!(store.changes(), 4);
+    }
+
+    #[tokio::test]
+    async fn counting_is_no_change_of_the_key_and_changes_lose_no_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = KeyStore::new(folder.path().join("keys.db"));
+        let said = json!({"total_quota": 100, "quota_reset_period": "daily", "balance": 10});
+        let (key, made) = store.create(None, spec(said)).await.unwrap();
+        let used = Used { tokens: 25.0, credit: 0.5 };
+        let data = store.count(&digest(&key), used).await.unwrap().unwrap();
+        let found = store.by_id(&made.id).await.unwrap();
+        assert_eq!((found.spec.used_quota, found.spec.balance), (25.0, Some(9.5)));
+        assert_eq!((store.changes(), found.updated_at), (1, made.updated_at));
+        let midnight = ResetPeriod::Daily.start(now(), None);
+        assert_eq!(found.last_reset_at, midnight);
+        assert_eq!(Terms::read(&data), Terms::read(&found.data()));
+        let change = |change: Value| {
+            let change = change.as_object().unwrap().clone();
+            move |old: KeySpec| {
+                let mut spec = serde_json::to_value(old).unwrap();
+                spec.as_object_mut().unwrap().extend(change);
+                Ok(serde_json::from_value(spec).unwrap())
+            }
+        };
+        let renamed = store.update(&made.id, change(json!({"name": "n"}))).await.unwrap();
+        assert_eq!((renamed.spec.used_quota, renamed.last_reset_at), (25.0, midnight));
+        // What an operator says counts in the present period.
+        let pool = store.open().await.unwrap();
+        let back = sqlx::query("UPDATE api_keys SET last_reset_at = ?");
+        back.bind(now() - 2 * 24 * 3600 - 60).execute(pool).await.unwrap();
+        let set = store.update(&made.id, change(json!({"used_quota": 100}))).await.unwrap();
+        assert!(set.last_reset_at.unwrap() >= now() - 120);
+        let terms = Terms::read(&set.data()).unwrap();
+        assert!(terms.check(now(), None, |_| false).is_err());
+        let weekly = json!({"quota_reset_period": "weekly"});
+        let other = store.update(&made.id, change(weekly)).await.unwrap();
+        assert_eq!((other.spec.used_quota, other.last_reset_at), (100.0, None));
+        assert_eq!(store.count(&digest("nobody"), used).await, Ok(None));
     }
 
     #[tokio::test]

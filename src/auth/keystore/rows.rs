@@ -1,16 +1,13 @@
 //! The file: its schema, and its rows.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::{
-    Row, Sqlite, SqlitePool, Transaction,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow},
-};
+use sqlx::{Row, Sqlite, SqlitePool, Transaction, sqlite::SqliteRow};
 
 use super::{KeyError, KeySpec, StoredKey};
-use crate::auth::credential::digest;
+use crate::{auth::credential::digest, base::terms::Change, store::file};
 
 /// Versions of the schema, in their order. What has been released is never changed: a new version
 /// is a new entry.
@@ -42,54 +39,9 @@ const SCHEMA: [&str; 1] = ["
     CREATE INDEX api_keys_user_id ON api_keys (user_id);
 "];
 
-/// How long a writer waits for another one.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Opens the file, which is made when it is not there.
 pub async fn connect(path: &Path) -> Result<SqlitePool, String> {
-    prepare(path).map_err(|e| e.to_string())?;
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .busy_timeout(PATIENCE)
-        .journal_mode(SqliteJournalMode::Wal);
-    let pool = SqlitePoolOptions::new()
-        .max_connections(4)
-        .acquire_timeout(PATIENCE)
-        .connect_with(options)
-        .await
-        .map_err(|e| e.to_string())?;
-    migrate(&pool).await?;
-    Ok(pool)
-}
-
-/// Makes folder and file, for nobody else to read.
-fn prepare(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    Ok(())
-}
-
-/// Brings the schema up to date. Of several processes that start at once the first does it, and
-/// the others wait and find it done.
-async fn migrate(pool: &SqlitePool) -> Result<(), String> {
-    let text = |e: sqlx::Error| e.to_string();
-    let mut change = pool.begin_with("BEGIN IMMEDIATE").await.map_err(text)?;
-    let version: i64 =
-        sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *change).await.map_err(text)?;
-    let version = usize::try_from(version).unwrap_or(usize::MAX);
-    if version > SCHEMA.len() {
-        return Err(format!("its schema is version {version}, made by a newer llmproxy"));
-    }
-    for step in &SCHEMA[version..] {
-        sqlx::raw_sql(*step).execute(&mut *change).await.map_err(text)?;
-    }
-    // A pragma takes no bound values.
-    let done = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", SCHEMA.len()));
-    sqlx::raw_sql(done).execute(&mut *change).await.map_err(text)?;
-    change.commit().await.map_err(text)
+    file::open(path, &SCHEMA).await
 }
 
 fn json(value: &impl Serialize) -> String {
@@ -123,7 +75,7 @@ pub async fn write(
 ) -> Result<(), KeyError> {
     const UPDATE: &str = "UPDATE api_keys SET name = ?, user_id = ?, team = ?, status = ?,
          starts_at = ?, expires_at = ?, total_quota = ?, used_quota = ?, quota_reset_period = ?,
-         balance = ?, allowed_ips = ?, denied_ips = ?, metadata = ?, limits = ?, updated_at = ?
+         last_reset_at = ?, balance = ?, allowed_ips = ?, denied_ips = ?, metadata = ?, limits = ?, updated_at = ?
          WHERE id = ?";
     let spec = &stored.spec;
     let period = spec.quota_reset_period.map(|p| json(&p).trim_matches('"').to_owned());
@@ -137,6 +89,7 @@ pub async fn write(
         .bind(spec.total_quota)
         .bind(spec.used_quota)
         .bind(period)
+        .bind(stored.last_reset_at)
         .bind(spec.balance)
         .bind(json(&spec.allowed_ips))
         .bind(json(&spec.denied_ips))
@@ -145,6 +98,26 @@ pub async fn write(
         .bind(stored.updated_at)
         .bind(&stored.id)
         .execute(&mut **change)
+        .await?;
+    Ok(())
+}
+
+/// Changes what counting changes. It is no change of what is said of the key.
+pub async fn count(
+    transaction: &mut Transaction<'_, Sqlite>,
+    id: &str,
+    change: &Change,
+) -> Result<(), sqlx::Error> {
+    const COUNT: &str = "UPDATE api_keys SET
+         used_quota = CASE WHEN ? THEN 0 ELSE used_quota END + ?,
+         last_reset_at = COALESCE(?, last_reset_at), balance = balance - ? WHERE id = ?";
+    sqlx::query(COUNT)
+        .bind(change.anew)
+        .bind(change.tokens.unwrap_or(0.0))
+        .bind(change.reset_at)
+        .bind(change.credit.unwrap_or(0.0))
+        .bind(id)
+        .execute(&mut **transaction)
         .await?;
     Ok(())
 }
@@ -176,6 +149,7 @@ pub fn read(row: &SqliteRow) -> Result<StoredKey, sqlx::Error> {
             metadata: parsed(row.try_get("metadata")?),
             limits: limits.and_then(|text| parsed(&text)),
         },
+        last_reset_at: row.try_get("last_reset_at")?,
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
     })

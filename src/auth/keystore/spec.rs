@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::KeyError;
 use crate::base::{
     ResetPeriod,
+    period::now,
     terms::{self, Terms},
 };
 
@@ -67,6 +68,8 @@ pub struct StoredKey {
     pub prefix: String,
     /// What is said of it; `status` is a number, times are Unix seconds or null.
     pub spec: KeySpec,
+    /// When its quota last began anew, Unix seconds; only counting sets it.
+    pub last_reset_at: Option<i64>,
     /// Unix seconds.
     pub created_at: i64,
     /// Unix seconds.
@@ -80,16 +83,30 @@ impl StoredKey {
             return Map::new();
         };
         terms::drop_empty(&mut data);
+        if let Some(at) = self.last_reset_at {
+            data.insert("last_reset_at".to_owned(), at.into());
+        }
         data.insert("id".to_owned(), self.id.clone().into());
         data.insert("created_at".to_owned(), self.created_at.into());
         data.insert("updated_at".to_owned(), self.updated_at.into());
         data
     }
-}
 
-/// Unix seconds.
-pub fn now() -> i64 {
-    jiff::Timestamp::now().as_second()
+    /// Takes over what an operator says of it now.
+    pub fn say(&mut self, spec: KeySpec) {
+        let period = spec.quota_reset_period.unwrap_or_default();
+        if period != self.spec.quota_reset_period.unwrap_or_default() {
+            // Periods of another length have nothing to do with the last reset.
+            self.last_reset_at = None;
+        } else if spec.used_quota != self.spec.used_quota
+            && let Some(last) = self.last_reset_at
+        {
+            // What is said is said of the present period.
+            self.last_reset_at = period.start(now(), Some(last)).or(self.last_reset_at);
+        }
+        self.spec = spec;
+        self.updated_at = now();
+    }
 }
 
 /// A new key, of 190 random bits.
@@ -119,7 +136,14 @@ pub fn new_key(key: &str, spec: KeySpec) -> Result<StoredKey, KeyError> {
     }
     let (at, id) = (now(), format!("key_{:016x}", rand::random::<u64>()));
     let spec = checked(spec).map_err(KeyError::Invalid)?;
-    Ok(StoredKey { id, prefix: prefix(key), spec, created_at: at, updated_at: at })
+    Ok(StoredKey {
+        id,
+        prefix: prefix(key),
+        spec,
+        last_reset_at: None,
+        created_at: at,
+        updated_at: at,
+    })
 }
 
 /// The spec in one form: the status a number, times Unix seconds or null.
@@ -142,6 +166,7 @@ pub fn checked(mut spec: KeySpec) -> Result<KeySpec, String> {
         id: String::new(),
         prefix: String::new(),
         spec: spec.clone(),
+        last_reset_at: None,
         created_at: 0,
         updated_at: 0,
     };

@@ -8,19 +8,20 @@ mod sql;
 mod static_keys;
 mod webhook;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
 pub use self::{lua::anyone, static_keys::KeyTable};
 use super::{Resources, credential::KeyDigest};
+pub use crate::base::Used;
 use crate::{
     base::{
         Principal,
         terms::{self, Terms},
     },
-    config::plan::Source,
+    config::plan::{ProviderPlan, Source},
     store::StoreError,
 };
 
@@ -72,6 +73,26 @@ impl KeyRecord {
         };
         Self { data, terms, limits, principal: Arc::new(principal) }
     }
+
+    /// The same key with other amounts in its data.
+    pub fn amended(&self, change: impl FnOnce(&mut Map<String, Value>)) -> Self {
+        let mut data = self.data.clone();
+        change(&mut data);
+        Self {
+            terms: Terms::read(&data),
+            data,
+            limits: self.limits.clone(),
+            principal: Arc::clone(&self.principal),
+        }
+    }
+
+    /// The same key when so much has been used.
+    pub fn after(&self, used: Used, now: i64) -> Self {
+        match &self.terms {
+            Ok(terms) => self.amended(|data| terms.change(used, now).apply(data)),
+            Err(_) => self.amended(|_| ()),
+        }
+    }
 }
 
 /// A name or a number as text; `None` if there is nothing of either.
@@ -88,6 +109,22 @@ pub fn words(value: &Value) -> Option<String> {
 pub trait Provider: Send + Sync {
     /// What it knows of the key; `None` if it does not know it.
     async fn find(&self, wanted: &Wanted) -> Result<Option<KeyRecord>, StoreError>;
+
+    /// Whether quotas and balances are counted at the place itself.
+    fn counts(&self) -> bool {
+        false
+    }
+
+    /// Counts at the place what has been used with a key, and tells the fields of
+    /// [`COUNTED`](crate::base::terms::COUNTED) as they now stand, perhaps with others. `None`: the
+    /// key is not there, or this place does not count.
+    async fn count(
+        &self,
+        _wanted: &Wanted,
+        _used: Used,
+    ) -> Result<Option<Map<String, Value>>, StoreError> {
+        Ok(None)
+    }
 
     /// Counts the changes that this process has made to the place itself: what was known before a
     /// change holds no longer.
@@ -107,9 +144,9 @@ pub enum Place {
 }
 
 /// Opens a place.
-pub fn open(source: &Source, timeout: Duration, with: &Resources<'_>) -> Place {
-    match source {
-        Source::Keys(keys) => Place::Table(KeyTable::new(keys)),
+pub fn open(plan: &ProviderPlan, with: &Resources<'_>) -> Place {
+    match &plan.source {
+        Source::Keys(keys) => Place::Table(KeyTable::new(keys, plan.count_usage)),
         Source::Lua => Place::Anyone,
         Source::Builtin(_) => Place::Remote(Arc::new(builtin::Builtin(Arc::clone(with.keys)))),
         Source::Redis { settings, pattern } => {
@@ -122,7 +159,7 @@ pub fn open(source: &Source, timeout: Duration, with: &Resources<'_>) -> Place {
             with.client.clone(),
             url.clone(),
             headers.clone(),
-            timeout,
+            plan.timeout,
         ))),
     }
 }

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
-use super::{KeyRecord, Provider, Wanted};
+use super::{KeyRecord, Provider, Used, Wanted};
 use crate::{
     auth::credential::key_id,
+    base::{
+        period::now,
+        terms::{COUNTED, Terms},
+    },
     store::{
         StoreError,
         redis::{Found, Redis},
@@ -28,18 +32,69 @@ impl RedisKeys {
     }
 }
 
+/// Tries of one count against others that change the same key.
+const TRIES: usize = 20;
+
+impl RedisKeys {
+    fn name(&self, key: &str) -> String {
+        self.pattern.replace("{api_key}", key)
+    }
+}
+
+/// A hash or the string of an object as data.
+fn data(found: &Found) -> Result<Option<Map<String, Value>>, StoreError> {
+    match found {
+        Found::Nothing => Ok(None),
+        Found::Hash(fields) => {
+            let field = |(name, value): &(String, String)| (name.clone(), value.as_str().into());
+            Ok(Some(fields.iter().map(field).collect()))
+        }
+        Found::String(text) => serde_json::from_str(text)
+            .map(Some)
+            .map_err(|_| StoreError::new("the string at the key is not a JSON object")),
+    }
+}
+
 #[async_trait]
 impl Provider for RedisKeys {
     async fn find(&self, wanted: &Wanted) -> Result<Option<KeyRecord>, StoreError> {
-        let name = self.pattern.replace("{api_key}", &wanted.key);
-        let data = match self.server.hash_or_string(&name).await? {
-            Found::Nothing => return Ok(None),
-            Found::Hash(fields) => {
-                fields.into_iter().map(|(name, value)| (name, Value::from(value))).collect()
+        let found = self.server.hash_or_string(&self.name(&wanted.key)).await?;
+        Ok(data(&found)?.map(|data| KeyRecord::new(data, || key_id(&wanted.digest))))
+    }
+
+    fn counts(&self) -> bool {
+        true
+    }
+
+    async fn count(
+        &self,
+        wanted: &Wanted,
+        used: Used,
+    ) -> Result<Option<Map<String, Value>>, StoreError> {
+        let name = self.name(&wanted.key);
+        for _ in 0..TRIES {
+            let found = self.server.hash_or_string(&name).await?;
+            let Some(mut data) = data(&found)? else { return Ok(None) };
+            let change = Terms::read(&data).map_err(StoreError::new)?.change(used, now());
+            match found {
+                Found::Nothing => return Ok(None),
+                Found::Hash(_) => {
+                    let last = data.get("last_reset_at").and_then(Value::as_str);
+                    if let Some(told) = self.server.count(&name, last, &change).await? {
+                        let fields = COUNTED.into_iter().zip(told);
+                        let told = fields.map(|(name, text)| (name.to_owned(), Value::from(text)));
+                        return Ok(Some(told.collect()));
+                    }
+                }
+                Found::String(old) => {
+                    change.apply(&mut data);
+                    let new = serde_json::to_string(&data).map_err(StoreError::new)?;
+                    if self.server.replace(&name, &old, &new).await? {
+                        return Ok(Some(data));
+                    }
+                }
             }
-            Found::String(text) => serde_json::from_str::<Map<String, Value>>(&text)
-                .map_err(|_| StoreError::new("the string at the key is not a JSON object"))?,
-        };
-        Ok(Some(KeyRecord::new(data, || key_id(&wanted.digest))))
+        }
+        Err(StoreError::new("others change the key all the time"))
     }
 }

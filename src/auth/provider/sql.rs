@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use serde_json::{Map, Value};
 
-use super::{KeyRecord, Provider, Wanted};
+use super::{KeyRecord, Provider, Used, Wanted};
 use crate::{
     auth::credential::key_id,
+    base::{period::now, terms::Terms},
     store::{
         StoreError,
         sql::{Lookup, Sql},
@@ -31,5 +33,20 @@ impl Provider for SqlKeys {
     async fn find(&self, wanted: &Wanted) -> Result<Option<KeyRecord>, StoreError> {
         let row = self.database.row(&self.lookup, &wanted.key).await?;
         Ok(row.map(|row| KeyRecord::new(row, || key_id(&wanted.digest))))
+    }
+
+    fn counts(&self) -> bool {
+        true
+    }
+
+    async fn count(
+        &self,
+        wanted: &Wanted,
+        used: Used,
+    ) -> Result<Option<Map<String, Value>>, StoreError> {
+        let decide = |row: &Map<String, Value>| {
+            Terms::read(row).map(|terms| terms.change(used, now())).map_err(StoreError::new)
+        };
+        self.database.count(&self.lookup, &wanted.key, &decide).await
     }
 }

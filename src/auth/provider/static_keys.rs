@@ -12,11 +12,17 @@ use crate::{
 pub struct KeyTable(HashMap<KeyDigest, Arc<KeyRecord>>);
 
 impl KeyTable {
-    /// A table of these keys.
-    pub fn new(keys: &[KeyPlan]) -> Self {
+    /// A table of these keys. If they are to be counted the gateway does so itself: nothing can be
+    /// written to the place where they stand.
+    pub fn new(keys: &[KeyPlan], counted: bool) -> Self {
         let entry = |plan: &KeyPlan| {
             let digest = digest(plan.key.expose());
-            (digest, Arc::new(KeyRecord::new(plan.data.clone(), || key_id(&digest))))
+            let mut record = KeyRecord::new(plan.data.clone(), || key_id(&digest));
+            if let (true, Ok(terms)) = (counted, &record.terms) {
+                let allowance = terms.allowance().map(Arc::new);
+                Arc::make_mut(&mut record.principal).allowance = allowance;
+            }
+            (digest, Arc::new(record))
         };
         Self(keys.iter().map(entry).collect())
     }
@@ -24,5 +30,30 @@ impl KeyTable {
     /// What is known of a key.
     pub fn find(&self, digest: &KeyDigest) -> Option<Arc<KeyRecord>> {
         self.0.get(digest).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::base::{ResetPeriod, Secret};
+
+    #[test]
+    fn the_gateway_itself_is_to_count_what_nobody_else_can() {
+        let allowance = |data: serde_json::Value, counted| {
+            let data = data.as_object().unwrap().clone();
+            let plan = KeyPlan { key: Secret::new("sk-a".to_owned()), data };
+            let found = KeyTable::new(&[plan], counted).find(&digest("sk-a"));
+            found.unwrap().principal.allowance.clone()
+        };
+        let data = json!({"total_quota": 30, "used_quota": 5, "quota_reset_period": "monthly"});
+        let allowed = allowance(data.clone(), true).unwrap();
+        let quota = allowed.quota.unwrap();
+        assert_eq!((quota.left(0), allowed.balance), (25.0, None));
+        assert_eq!((quota.period, quota.last_reset_at), (ResetPeriod::Monthly, None));
+        assert_eq!(allowance(data, false), None);
+        assert_eq!(allowance(json!({"user_id": "u", "total_quota": 0}), true), None);
     }
 }

@@ -46,6 +46,8 @@ pub struct ProviderPlan {
     pub cache: CachePlan,
     /// How long it may take for an answer.
     pub timeout: Duration,
+    /// Whether quotas and balances of its keys are counted.
+    pub count_usage: bool,
 }
 
 /// Where keys are.
@@ -78,6 +80,20 @@ pub enum Source {
     },
     /// Nowhere: the script decides about every key.
     Lua,
+}
+
+impl Source {
+    /// Whether both are the same keys at the same place, perhaps with other things told of them:
+    /// whoever changes one changes the other.
+    pub fn same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Database { settings, lookup },
+                Self::Database { settings: others, lookup: other },
+            ) => settings == others && lookup.same_rows(other),
+            _ => self == other,
+        }
+    }
 }
 
 /// A key of the configuration.
@@ -279,6 +295,7 @@ impl Maker<'_> {
                 stale: None,
             },
             timeout: Duration::from_secs(5),
+            count_usage: true,
         }
     }
 
@@ -328,6 +345,7 @@ impl Maker<'_> {
                 stale: (raw.on_error == OnError::AllowCached).then_some(raw.max_stale.0),
             },
             timeout: hook.unwrap_or(raw.timeout).0,
+            count_usage: raw.count_usage,
         })
     }
 
@@ -456,11 +474,6 @@ impl Maker<'_> {
 
     fn keys(&mut self, at: &str, raw: &[raw::ApiKey], defaults: &raw::Defaults) -> Vec<KeyPlan> {
         let mut keys: Vec<KeyPlan> = Vec::new();
-        if raw.iter().any(|e| e.quota_reset_period.is_some())
-            || defaults.quota_reset_period.is_some()
-        {
-            self.warn(at, "`quota_reset_period` has no effect in this version: quotas are compared, and not counted or reset");
-        }
         for (i, entry) in raw.iter().enumerate() {
             let at = format!("{at}[{i}]");
             let key = self.secret(&at, "key", entry.key.as_ref(), entry.key_file.as_deref());

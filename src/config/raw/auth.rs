@@ -123,6 +123,10 @@ pub struct Provider {
     /// How long the provider may take for an answer.
     #[serde(default = "five_seconds")]
     pub timeout: Span,
+    /// Whether the gateway counts quotas and balances of these keys. `false`: it only compares,
+    /// and somebody else counts. Without effect for `webhook` and `lua`, where it never does.
+    #[serde(default = "yes")]
+    pub count_usage: bool,
 }
 
 /// Kinds of providers.

@@ -144,7 +144,7 @@ impl RedisCounter {
             outage: Outage::default(),
             credits,
             amounts: Amounts::default(),
-            errors: metrics.limit_store_errors.clone(),
+            errors: metrics.limits.store_errors.clone(),
             told: Mutex::default(),
             settings,
         });

@@ -61,7 +61,7 @@ fn keywords(text: &str) -> Option<PgConnectOptions> {
             "password" => options.password(&value),
             "dbname" => options.database(&value),
             "sslmode" => options.ssl_mode(value.parse().ok()?),
-            // Sessions here read and leave no trace: a time zone makes no difference.
+            // Times go to and fro in UTC: the session's time zone makes no difference.
             "TimeZone" | "connect_timeout" | "application_name" => options,
             _ => return None,
         };

@@ -1,5 +1,6 @@
 //! SQL databases: one row by a key, as a JSON object, from SQLite, MySQL, MariaDB or PostgreSQL.
 
+mod count;
 mod dsn;
 mod mysql;
 mod postgres;
@@ -10,6 +11,7 @@ use std::{path::PathBuf, time::Duration};
 use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, MySqlPool, PgPool, Pool, SqlitePool, pool::PoolOptions};
 
+pub use self::count::Decide;
 use super::StoreError;
 use crate::base::Secret;
 
@@ -140,6 +142,27 @@ impl Sql {
     }
 }
 
+impl Sql {
+    /// Changes what `decide` says in the row with exactly this key, which nobody else can change
+    /// meanwhile. Returns the fields that may have changed; `None` if there is no such row.
+    ///
+    /// # Errors
+    /// If the database cannot be asked, or does not allow it.
+    pub async fn count(
+        &self,
+        lookup: &Lookup,
+        key: &str,
+        decide: Decide<'_>,
+    ) -> Result<Option<Row>, StoreError> {
+        match self {
+            Self::Sqlite(pool) => count::in_sqlite(pool, lookup, key, decide).await,
+            Self::Mysql(pool) => count::in_mysql(pool, lookup, key, decide).await,
+            Self::Postgres(pool) => count::in_postgres(pool, lookup, key, decide).await,
+            Self::Nowhere(why) => Err(why.clone()),
+        }
+    }
+}
+
 /// A row: names of columns to values. Dates and times are Unix seconds.
 pub type Row = Map<String, Value>;
 
@@ -151,6 +174,9 @@ const KEY: &str = "llmproxy_key";
 pub struct Lookup {
     sql: String,
     key_column: String,
+    /// Names of table and key column, quoted.
+    table: String,
+    key: String,
 }
 
 impl Lookup {
@@ -177,7 +203,12 @@ impl Lookup {
         // MySQL compares without regard to case, so that there can be several.
         let sql =
             format!("SELECT {wanted}, {key} AS {KEY} FROM {table} WHERE {key} = {mark} LIMIT 8");
-        Ok(Self { sql, key_column: key_column.to_owned() })
+        Ok(Self { sql, key_column: key_column.to_owned(), table, key })
+    }
+
+    /// Whether both find the same rows, perhaps with other columns.
+    pub fn same_rows(&self, other: &Self) -> bool {
+        (&self.table, &self.key) == (&other.table, &other.key)
     }
 
     /// The row without its key, if the key is exactly this one.

@@ -8,7 +8,7 @@ use sqlx::{
 };
 use time::{Date, PrimitiveDateTime};
 
-use super::{Row, Target, decimal, dsn};
+use super::{Row, Target, count::Kind, decimal, dsn};
 
 pub fn options(target: &Target) -> Result<MySqlConnectOptions, String> {
     match target {
@@ -27,6 +27,20 @@ pub fn options(target: &Target) -> Result<MySqlConnectOptions, String> {
 
 pub fn row(row: &MySqlRow) -> Result<Row, String> {
     row.columns().iter().map(|c| Ok((c.name().to_owned(), value(row, c.ordinal())?))).collect()
+}
+
+/// What kind of column this is; `None` if there is none of this name.
+pub fn kind(row: &MySqlRow, name: &str) -> Option<Kind> {
+    let column = row.columns().iter().find(|c| c.name() == name)?;
+    Some(match column.type_info().name() {
+        kind if kind.ends_with("UNSIGNED") => Kind::Unsigned,
+        "TINYINT" | "SMALLINT" | "MEDIUMINT" | "INT" | "BIGINT" | "DECIMAL" => Kind::Number,
+        "FLOAT" | "DOUBLE" => Kind::Float,
+        "CHAR" | "VARCHAR" | "TINYTEXT" | "TEXT" | "MEDIUMTEXT" | "LONGTEXT" => Kind::Text,
+        "DATETIME" | "TIMESTAMP" => Kind::Civil,
+        "DATE" => Kind::Day,
+        _ => Kind::Other,
+    })
 }
 
 fn value(row: &MySqlRow, at: usize) -> Result<Value, String> {

@@ -8,7 +8,7 @@ use sqlx::{
 };
 use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
-use super::{Row, Target, decimal, dsn};
+use super::{Row, Target, count::Kind, decimal, dsn};
 
 pub fn options(target: &Target) -> Result<PgConnectOptions, String> {
     match target {
@@ -30,6 +30,20 @@ pub fn options(target: &Target) -> Result<PgConnectOptions, String> {
 
 pub fn row(row: &PgRow) -> Result<Row, String> {
     row.columns().iter().map(|c| Ok((c.name().to_owned(), value(row, c.ordinal())?))).collect()
+}
+
+/// What kind of column this is; `None` if there is none of this name.
+pub fn kind(row: &PgRow, name: &str) -> Option<Kind> {
+    let column = row.columns().iter().find(|c| c.name() == name)?;
+    Some(match column.type_info().name() {
+        "INT2" | "INT4" | "INT8" | "NUMERIC" => Kind::Number,
+        "FLOAT4" | "FLOAT8" => Kind::Float,
+        "TEXT" | "VARCHAR" | "BPCHAR" | "CHAR" | "CITEXT" | "citext" => Kind::Text,
+        "TIMESTAMPTZ" => Kind::Zoned,
+        "TIMESTAMP" => Kind::Civil,
+        "DATE" => Kind::Day,
+        _ => Kind::Other,
+    })
 }
 
 /// `infinity` is no time that others could tell: nothing, as for "never", or long ago.

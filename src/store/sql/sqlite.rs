@@ -6,18 +6,30 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
 
-use super::{Row, Target};
+use super::{Row, Target, count::Kind};
 
-/// Only reads; a file that is not there is not made.
+/// A file that is not there is not made, and one that may not be written to is read.
 pub fn options(target: &Target) -> Result<SqliteConnectOptions, String> {
     match target {
-        Target::File(path) => Ok(SqliteConnectOptions::new().filename(path).read_only(true)),
+        Target::File(path) => Ok(SqliteConnectOptions::new().filename(path)),
         _ => Err("SQLite wants a `path`".to_owned()),
     }
 }
 
 pub fn row(row: &SqliteRow) -> Result<Row, String> {
     row.columns().iter().map(|c| Ok((c.name().to_owned(), value(row, c.ordinal())?))).collect()
+}
+
+/// What kind of column this is; `None` if there is none of this name.
+pub fn kind(row: &SqliteRow, name: &str) -> Option<Kind> {
+    let column = row.columns().iter().find(|c| c.name() == name)?;
+    let raw = row.try_get_raw(column.ordinal()).ok()?;
+    // What stands there says it, and for nothing the type that the column was declared with.
+    Some(match raw.type_info().name() {
+        "TEXT" | "DATETIME" | "DATE" | "TIME" => Kind::Text,
+        "BLOB" => Kind::Other,
+        _ => Kind::Number,
+    })
 }
 
 fn value(row: &SqliteRow, at: usize) -> Result<Value, String> {

@@ -1,0 +1,289 @@
+//! Counting in a row: quota and balance are changed where they stand, in a transaction that holds
+//! the row.
+
+use sqlx::{AssertSqlSafe, MySqlPool, PgPool, SqlitePool};
+use time::{Date, OffsetDateTime, PrimitiveDateTime};
+
+use super::{Driver, Lookup, Row, cause, mysql, postgres, sqlite};
+use crate::{
+    base::terms::{COUNTED, Change, moment_like},
+    store::StoreError,
+};
+
+/// What kind of column an amount or a moment stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Whole or decimal numbers.
+    Number,
+    /// Whole numbers that cannot be negative.
+    Unsigned,
+    /// Floating point.
+    Float,
+    /// Text.
+    Text,
+    /// Date and time with a zone.
+    Zoned,
+    /// Date and time without a zone, in UTC.
+    Civil,
+    /// A date.
+    Day,
+    /// Anything else, where nothing can be counted.
+    Other,
+}
+
+/// Finds what changes in a row.
+pub type Decide<'a> = &'a (dyn Fn(&Row) -> Result<Change, StoreError> + Sync);
+
+/// A value to bind.
+enum Bound {
+    Float(f64),
+    Whole(i64),
+    Text(String),
+    Zoned(OffsetDateTime),
+    Civil(PrimitiveDateTime),
+    Day(Date),
+}
+
+/// An UPDATE of the exact row of a key.
+struct Update {
+    driver: Driver,
+    sets: Vec<String>,
+    values: Vec<Bound>,
+}
+
+impl Update {
+    /// What is to be changed, as far as the row has the columns, and makes the same change in
+    /// `row`. `None` if there is nothing to change.
+    fn new(
+        driver: Driver,
+        change: &Change,
+        row: &mut Row,
+        kind: impl Fn(&str) -> Option<Kind>,
+    ) -> Result<Option<Self>, StoreError> {
+        let mut update = Self { driver, sets: Vec::new(), values: Vec::new() };
+        let mut done = Change { tokens: None, anew: change.anew, reset_at: None, credit: None };
+        if let Some(tokens) = change.tokens
+            && let Some(kind) = kind("used_quota")
+        {
+            update.amount("used_quota", kind, tokens, change.anew)?;
+            done.tokens = change.tokens;
+        }
+        if let Some(at) = change.reset_at
+            && let Some(kind) = kind("last_reset_at")
+        {
+            update.moment(kind, at, row)?;
+            done.reset_at = change.reset_at;
+        }
+        if let Some(credit) = change.credit
+            && let Some(kind) = kind("balance")
+        {
+            update.amount("balance", kind, -credit, false)?;
+            done.credit = change.credit;
+        }
+        done.apply(row);
+        Ok((!update.sets.is_empty()).then_some(update))
+    }
+
+    fn mark(&mut self, value: Bound) -> String {
+        self.values.push(value);
+        mark(self.driver, self.values.len())
+    }
+
+    fn name(&self, column: &str) -> String {
+        super::quote(self.driver, column).unwrap_or_default()
+    }
+
+    /// Adds to a column; `anew` from 0.
+    fn amount(
+        &mut self,
+        column: &str,
+        kind: Kind,
+        more: f64,
+        anew: bool,
+    ) -> Result<(), StoreError> {
+        let whole = more.fract() == 0.0 && more.abs() < 9e15;
+        let value = match self.driver {
+            // A whole number makes no floating point of a column that holds any type.
+            Driver::Sqlite if whole => Bound::Whole(more as i64),
+            _ => Bound::Float(more),
+        };
+        let (name, mark) = (self.name(column), self.mark(value));
+        let exact = match (self.driver, kind) {
+            (Driver::Mysql, Kind::Number | Kind::Unsigned) => {
+                format!("CAST({mark} AS DECIMAL(38, 12))")
+            }
+            (Driver::Postgres, Kind::Number | Kind::Text) => format!("CAST({mark} AS NUMERIC)"),
+            _ => mark,
+        };
+        let present = match (self.driver, kind) {
+            _ if anew => "0".to_owned(),
+            (Driver::Postgres, Kind::Text) => {
+                format!("COALESCE(CAST(NULLIF({name}, '') AS NUMERIC), 0)")
+            }
+            (_, Kind::Text) => format!("COALESCE(NULLIF({name}, ''), 0)"),
+            _ => format!("COALESCE({name}, 0)"),
+        };
+        let sum = match (self.driver, kind) {
+            (_, Kind::Unsigned) => format!("GREATEST({present} + {exact}, 0)"),
+            (Driver::Postgres, Kind::Text) => format!("CAST({present} + {exact} AS TEXT)"),
+            (_, Kind::Number | Kind::Float | Kind::Text) => format!("{present} + {exact}"),
+            _ => return Err(no_count(column)),
+        };
+        self.sets.push(format!("{name} = {sum}"));
+        Ok(())
+    }
+
+    /// Sets `last_reset_at`, in the form that its column has.
+    fn moment(&mut self, kind: Kind, at: i64, row: &Row) -> Result<(), StoreError> {
+        let column = "last_reset_at";
+        let utc = OffsetDateTime::from_unix_timestamp(at).map_err(StoreError::new)?;
+        let value = match kind {
+            Kind::Number | Kind::Unsigned | Kind::Float => Bound::Whole(at),
+            Kind::Text => {
+                let earlier = row.get(column).filter(|v| v.is_string()).cloned();
+                let text = moment_like(Some(&earlier.unwrap_or_else(|| "-".into())), at);
+                Bound::Text(text.as_str().unwrap_or_default().to_owned())
+            }
+            Kind::Zoned => Bound::Zoned(utc),
+            Kind::Civil => Bound::Civil(PrimitiveDateTime::new(utc.date(), utc.time())),
+            Kind::Day => Bound::Day(utc.date()),
+            Kind::Other => return Err(no_count(column)),
+        };
+        let (name, mark) = (self.name(column), self.mark(value));
+        self.sets.push(format!("{name} = {mark}"));
+        Ok(())
+    }
+
+    /// The statement; the key is bound twice, after the values.
+    fn sql(&self, lookup: &Lookup) -> String {
+        let n = self.values.len();
+        let (one, two) = (mark(self.driver, n + 1), mark(self.driver, n + 2));
+        let key = &lookup.key;
+        // Only the exact key, as `Lookup::exact` finds it.
+        let exact = match self.driver {
+            Driver::Sqlite => format!("CAST({key} AS BLOB) = CAST({two} AS BLOB)"),
+            Driver::Mysql => format!("CAST({key} AS BINARY) = CAST({two} AS BINARY)"),
+            Driver::Postgres => format!("CAST({key} AS TEXT) COLLATE \"C\" = {two}"),
+        };
+        let sets = self.sets.join(", ");
+        format!("UPDATE {} SET {sets} WHERE {key} = {one} AND {exact}", lookup.table)
+    }
+}
+
+fn mark(driver: Driver, n: usize) -> String {
+    if driver == Driver::Postgres { format!("${n}") } else { "?".to_owned() }
+}
+
+fn no_count(column: &str) -> StoreError {
+    StoreError::new(format!("column `{column}` has a type in which nothing can be counted"))
+}
+
+/// The fields that counting changes, as they stand; null where the row has none.
+fn standing(mut row: Row) -> Row {
+    COUNTED.map(|n| (n.to_owned(), row.remove(n).unwrap_or_default())).into_iter().collect()
+}
+
+/// One function for each database: they differ only in types.
+macro_rules! count {
+    ($count:ident, $pool:ty, $driver:expr, $begin:expr, $more:literal, $rows:ident) => {
+        /// Counts in the row of a key; `None` if there is none.
+        pub async fn $count(
+            pool: &$pool,
+            lookup: &Lookup,
+            key: &str,
+            decide: Decide<'_>,
+        ) -> Result<Option<Row>, StoreError> {
+            let mut transaction = pool.begin_with($begin).await.map_err(cause)?;
+            let select = AssertSqlSafe(format!("{}{}", lookup.sql, $more));
+            let rows = sqlx::query(select).bind(key).fetch_all(&mut *transaction).await;
+            let rows = rows.map_err(cause)?;
+            let mut found = None;
+            for raw in &rows {
+                let row = $rows::row(raw).map_err(StoreError::new)?;
+                found = found.or(lookup.exact(row, key).map(|row| (raw, row)));
+            }
+            let Some((raw, mut row)) = found else { return Ok(None) };
+            let change = decide(&row)?;
+            let update = Update::new($driver, &change, &mut row, |name| $rows::kind(raw, name))?;
+            if let Some(update) = update {
+                let sql = update.sql(lookup);
+                let mut query = sqlx::query(AssertSqlSafe(sql));
+                for value in update.values {
+                    query = match value {
+                        Bound::Float(value) => query.bind(value),
+                        Bound::Whole(value) => query.bind(value),
+                        Bound::Text(value) => query.bind(value),
+                        Bound::Zoned(value) => query.bind(value),
+                        Bound::Civil(value) => query.bind(value),
+                        Bound::Day(value) => query.bind(value),
+                    };
+                }
+                let done = query.bind(key).bind(key).execute(&mut *transaction).await;
+                if done.map_err(cause)?.rows_affected() == 0 {
+                    return Err(StoreError::new("the row of the key could not be changed"));
+                }
+                transaction.commit().await.map_err(cause)?;
+            }
+            Ok(Some(standing(row)))
+        }
+    };
+}
+
+count!(in_sqlite, SqlitePool, Driver::Sqlite, "BEGIN IMMEDIATE", "", sqlite);
+count!(in_mysql, MySqlPool, Driver::Mysql, "BEGIN", " FOR UPDATE", mysql);
+count!(in_postgres, PgPool, Driver::Postgres, "BEGIN", " FOR UPDATE", postgres);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const ALL: Change =
+        Change { tokens: Some(25.0), anew: false, reset_at: Some(86_400), credit: Some(0.5) };
+
+    fn sql(driver: Driver, change: &Change, kinds: &[(&str, Kind)]) -> Option<String> {
+        let lookup = Lookup::new(driver, "t", "k", &[]).unwrap();
+        let mut row = Row::new();
+        let kind = |name: &str| kinds.iter().find(|(n, _)| *n == name).map(|(_, kind)| *kind);
+        let update = Update::new(driver, change, &mut row, kind).unwrap();
+        update.map(|update| update.sql(&lookup))
+    }
+
+    #[test]
+    fn only_columns_that_are_there_are_changed() {
+        assert_eq!(sql(Driver::Sqlite, &ALL, &[]), None);
+        assert_eq!(
+            sql(Driver::Sqlite, &ALL, &[("balance", Kind::Number)]).unwrap(),
+            "UPDATE `t` SET `balance` = COALESCE(`balance`, 0) + ? \
+             WHERE `k` = ? AND CAST(`k` AS BLOB) = CAST(? AS BLOB)"
+        );
+        let kinds = [
+            ("used_quota", Kind::Unsigned),
+            ("last_reset_at", Kind::Civil),
+            ("balance", Kind::Text),
+        ];
+        assert_eq!(
+            sql(Driver::Mysql, &ALL, &kinds).unwrap(),
+            "UPDATE `t` SET `used_quota` = GREATEST(COALESCE(`used_quota`, 0) + CAST(? AS DECIMAL(38, 12)), 0), \
+             `last_reset_at` = ?, `balance` = COALESCE(NULLIF(`balance`, ''), 0) + ? \
+             WHERE `k` = ? AND CAST(`k` AS BINARY) = CAST(? AS BINARY)"
+        );
+        let anew = Change { anew: true, ..ALL };
+        assert_eq!(
+            sql(Driver::Postgres, &anew, &[("used_quota", Kind::Number)]).unwrap(),
+            "UPDATE \"t\" SET \"used_quota\" = 0 + CAST($1 AS NUMERIC) \
+             WHERE \"k\" = $2 AND CAST(\"k\" AS TEXT) COLLATE \"C\" = $3"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_counted_in_is_an_error() {
+        let other = |_: &str| Some(Kind::Other);
+        assert!(Update::new(Driver::Postgres, &ALL, &mut Row::new(), other).is_err());
+        assert_eq!(
+            standing(json!({"balance": 5, "x": 1}).as_object().unwrap().clone()),
+            *json!({"used_quota": null, "balance": 5, "last_reset_at": null}).as_object().unwrap()
+        );
+    }
+}

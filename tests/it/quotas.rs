@@ -505,3 +505,108 @@ async fn of_a_stream_that_is_left_what_was_metered_is_counted() {
     let used = number(&used());
     assert!((10.0..5000.0).contains(&used), "{used}");
 }
+
+/// Keys of the configuration, which the gateway counts in a ledger of its own.
+fn in_the_file(more: &str) -> String {
+    format!(
+        "auth: {{}}\napi_keys:\n  \
+         - {{key: sk-quota, total_quota: 130, used_quota: 100, quota_reset_period: monthly}}\n  \
+         - {{key: sk-balance, balance: 30}}\n{more}"
+    )
+}
+
+async fn used_up(gateway: &Gateway, key: &str) -> bool {
+    let answer = gateway.ask_as(key).await;
+    if answer.status == 200 {
+        return false;
+    }
+    assert_eq!(
+        (answer.status, answer.json()["error"]["code"].as_str().unwrap()),
+        (429, "QUOTA_EXCEEDED")
+    );
+    let wait: i64 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=31 * DAY).contains(&wait), "{wait}");
+    true
+}
+
+#[tokio::test]
+async fn keys_of_the_file_are_counted_and_a_restart_forgets_nothing() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("limits.db");
+    let more = format!("rate_limit: {{db_path: \"{}\"}}\n", file.display());
+    let mut gateway = Gateway::before(&[sim.url()], &in_the_file(&more)).await;
+    for key in ["sk-quota", "sk-balance"] {
+        assert!(!used_up(&gateway, key).await && !used_up(&gateway, key).await, "{key}");
+        assert!(used_up(&gateway, key).await, "{key}");
+    }
+    assert!(
+        gateway.metric("llmproxy_limit_refused_total{rule=\"per_key.total_quota\"}").await > 0.0
+    );
+    gateway.signal("TERM");
+    assert!(gateway.ended().await.success());
+    let gateway = Gateway::before(&[sim.url()], &in_the_file(&more)).await;
+    for key in ["sk-quota", "sk-balance"] {
+        assert!(used_up(&gateway, key).await, "{key}");
+    }
+    // More is granted: what was used stays used.
+    let granted = in_the_file(&more).replace("total_quota: 130", "total_quota: 160");
+    gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n{granted}", sim.url()));
+    eventually("the quota is larger", async || gateway.ask_as("sk-quota").await.status == 200)
+        .await;
+    assert!(used_up(&gateway, "sk-quota").await);
+}
+
+#[tokio::test]
+async fn keys_of_the_file_may_go_on_when_their_quota_is_used_up() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("limits.db");
+    let more = format!("rate_limit: {{db_path: \"{}\"}}\n", file.display());
+    let lenient = in_the_file(&more)
+        .replace("auth: {}", "auth: {status_codes: {quota_exceeded: {allow: true}}}");
+    let gateway = Gateway::before(&[sim.url()], &lenient).await;
+    for _ in 0..4 {
+        assert_eq!(gateway.ask_as("sk-quota").await.status, 200);
+    }
+    // They were counted all the same.
+    gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n{}", sim.url(), in_the_file(&more)));
+    eventually("it is enforced", async || gateway.ask_as("sk-quota").await.status == 429).await;
+}
+
+#[tokio::test]
+async fn keys_of_the_file_are_counted_in_redis_for_all_gateways() {
+    let (sim, redis) = (sim().await, Redis::start().await);
+    let more = format!(
+        "storage: {{caches: [{{name: main, driver: redis, addr: \"{}\"}}]}}\n\
+         rate_limit: {{storage: redis, redis: main}}\n",
+        redis.address
+    );
+    let configuration = in_the_file(&more);
+    let (a, b) = (
+        Gateway::before(&[sim.url()], &configuration).await,
+        Gateway::before(&[sim.url()], &configuration).await,
+    );
+    for key in ["sk-quota", "sk-balance"] {
+        assert!(!used_up(&a, key).await, "{key}");
+        assert!(!used_up(&b, key).await, "{key}");
+        eventually("both know", async || used_up(&a, key).await && used_up(&b, key).await).await;
+    }
+}
+
+#[tokio::test]
+async fn a_balance_is_money_where_tokens_have_a_price() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("limits.db");
+    // 9 tokens in and 16 out: 0.041.
+    let more = format!(
+        "rate_limit:\n  db_path: \"{}\"\n  \
+         prices: {{\"sim-*\": {{input: 1000, output: 2000}}}}\n",
+        file.display()
+    );
+    let configuration = in_the_file(&more).replace("balance: 30", "balance: 0.06");
+    let gateway = Gateway::before(&[sim.url()], &configuration).await;
+    assert!(!used_up(&gateway, "sk-balance").await && !used_up(&gateway, "sk-balance").await);
+    assert!(used_up(&gateway, "sk-balance").await);
+}

@@ -2,7 +2,8 @@
 //! bare Pingora, and nginx where it is installed. Prints ratios; the numbers themselves are this
 //! machine's.
 //!
-//! `make bench`, or with a longer measurement `BENCH_SECONDS=10 make bench`. Each proxy has one
+//! `make bench`, or with a longer measurement `BENCH_SECONDS=10 make bench`; `BENCH_ONLY=limits`
+//! leaves out those gateways beside the plain one whose names do not have that in them. Each proxy has one
 //! thread on one core; the load and the backend have the others.
 #![expect(
     clippy::unwrap_used,
@@ -138,6 +139,10 @@ async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
     limited(&mut targets, redis.as_ref().map(|r| r.1), |listen, more| {
         gateway(folder, &binaries, listen, backend, core, more)
     });
+    if let Ok(only) = std::env::var("BENCH_ONLY") {
+        let plain = ["backend alone", "bare Pingora", "LLMProxy"];
+        targets.retain(|t| t.name.contains(&only) || plain.contains(&t.name));
+    }
     for target in &targets {
         reachable(target.address).await;
     }
@@ -250,11 +255,9 @@ async fn callers(
     add(SCRIPTED, &format!("type: static\n      {keys}\n      lua_script: |\n        {SCRIPT}\n"));
     let listen = free();
     let port = listen.port().to_string();
-    if Command::new("redis-server").arg("--version").output().is_err() {
-        return None;
-    }
+    let server = redis_server(folder)?;
     let arguments = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
-    let redis = Process::start(Path::new("redis-server"), &arguments, None);
+    let redis = Process::start(&server, &arguments, None);
     reachable(listen).await;
     let name = format!("llmproxy:key:{KEY}");
     // Enough for all that will be counted.
@@ -268,6 +271,19 @@ async fn callers(
     assert!(stream.read(&mut [0; 16]).await.unwrap() > 0);
     add(REDIS, &format!("{{type: redis, count_usage: false, redis: {{addr: \"{listen}\"}}}}"));
     Some((redis, listen))
+}
+
+/// The program of Redis. Debian's redis-tools has it under the name of one of its tools.
+fn redis_server(folder: &Path) -> Option<PathBuf> {
+    let runs = |program: &Path| Command::new(program).arg("--version").output().is_ok();
+    let plain = PathBuf::from("redis-server");
+    if runs(&plain) {
+        return Some(plain);
+    }
+    let tool = Path::new("/usr/bin/redis-check-rdb");
+    let link = folder.join("redis-server");
+    std::os::unix::fs::symlink(tool, &link).ok()?;
+    runs(&link).then_some(link)
 }
 
 const STATIC: &str = "LLMProxy, static key";

@@ -22,7 +22,8 @@
 //! 1. `gateway/early.rs`: request id, client, size of the headers.
 //! 2. `gateway/request.rs`: the path is on the allow-list of [`dialect`]; `gateway/policy.rs` finds
 //!    out who is calling, and later asks [`auth`] to decide; `gateway/body_in.rs` reads the body, [`wire::peek`] finds model and stream in it; guarded fields go, usage is
-//!    asked for; [`route`] finds the pool of the model.
+//!    asked for; [`route`] finds the pool of the model; `gateway/limits.rs` lets it in by the rules of
+//!    [`limit`], perhaps after a while in a queue.
 //! 3. `gateway/peer.rs`: [`balance`] picks a healthy backend, once for each attempt.
 //! 4. `gateway/outbound.rs`: the backend's header and the prepared body.
 //! 5. `gateway/response.rs`, `gateway/stream.rs`: the answer passes; [`usage`] reads the counts

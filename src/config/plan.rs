@@ -57,8 +57,8 @@ pub struct Plan {
     pub log: Log,
     /// Who may call; `None`: everybody.
     pub auth: Option<AuthPlan>,
-    /// How much one may call; `None`: as much as one likes.
-    pub limits: Option<LimitPlan>,
+    /// How much one may call.
+    pub limits: LimitPlan,
     /// Addresses that may call at all.
     pub ip_rules: IpRules,
     /// Proxies that are believed about their clients' addresses.
@@ -244,7 +244,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         usage_hook,
         log: raw.log.clone(),
         auth,
-        limits,
+        limits: limits?,
         ip_rules,
         trusted_proxies,
         error_format: raw.server.error_format,

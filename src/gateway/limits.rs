@@ -47,9 +47,7 @@ pub async fn admit(
     found: Option<&Peek>,
 ) -> Result<Result<(), Rejection>> {
     let snapshot = ctx.snapshot.clone();
-    let Some(limiter) = &snapshot.limits else {
-        return Ok(Ok(()));
-    };
+    let limiter = &snapshot.limits;
     let ask = Ask {
         who: ctx.who.principal.as_deref(),
         address: ctx.call.client,
@@ -105,7 +103,7 @@ pub fn settle(ctx: &mut Ctx, counts: TokenCounts, source: UsageSource, outcome: 
         (UsageSource::None, Outcome::Complete) => Came::Unmetered,
         (UsageSource::None, _) => Came::Nothing,
         (UsageSource::Final | UsageSource::Partial, _) => {
-            let (cost, credit) = ctx.snapshot.cost(model, counts);
+            let (cost, credit) = ctx.snapshot.limits.cost(model, counts);
             let whole = source == UsageSource::Final && outcome == Outcome::Complete;
             Came::Metered { counts, cost, credit, whole }
         }

@@ -97,7 +97,8 @@ fn spend(ctx: &Ctx, summary: &Summary) {
     let counts = &summary.counts;
     // Embeddings report the prompt and the total.
     let tokens = counts.prompt.saturating_add(counts.completion).max(counts.total) as f64;
-    let (_, credit) = ctx.snapshot.cost(ctx.call.model.as_deref().unwrap_or_default(), *counts);
+    let (_, credit) =
+        ctx.snapshot.limits.cost(ctx.call.model.as_deref().unwrap_or_default(), *counts);
     if tokens > 0.0 {
         auth.count(found, ctx.who.shown.as_ref(), Used { tokens, credit });
     }

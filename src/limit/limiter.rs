@@ -215,8 +215,9 @@ impl Limiter {
         let Some(redis) = &self.redis else {
             return Ok(self.take_here(claims));
         };
-        // The counter itself tells what went wrong.
-        if let Ok(taken) = redis.take(claims).await {
+        // The counter itself tells what went wrong. Boxed: requests that are decided here do not
+        // carry the room for a question.
+        if let Ok(taken) = Box::pin(redis.take(claims)).await {
             return Ok(taken.map(By::Redis));
         }
         match self.plan.shared.as_ref().map(|s| s.on_error) {
@@ -255,6 +256,12 @@ impl Limiter {
     /// If there is none.
     pub fn enter(&self, wish: &Wish, bucket: u64) -> Result<Place, Full> {
         self.shared.queue.enter(wish.fair, bucket, self.plan.queue.size)
+    }
+
+    /// The refusal of a request that has waited for a slot of this bucket in vain.
+    pub fn no_slot(&self, wish: &Wish, bucket: u64) -> Option<Denial> {
+        let index = wish.claims.takes.iter().position(|claim| claim.id == bucket)?;
+        Some(self.refusal(&wish.claims, Failed::Take(Refusal { index, wait: 0 })))
     }
 
     /// How the limits of a request stand.

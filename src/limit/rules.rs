@@ -7,6 +7,8 @@ use std::{
     net::IpAddr,
 };
 
+use sha2::{Digest, Sha256};
+
 use super::{
     bucket::{Rate, SECOND},
     claim::{Claim, Claims, Dim, Kind, Spend, Unit},
@@ -98,6 +100,7 @@ pub struct Rules {
     /// Scopes without any rule are passed over, unless a caller has limits of its own.
     used: Vec<Scope>,
     named: bool,
+    enabled: bool,
 }
 
 impl Rules {
@@ -114,7 +117,14 @@ impl Rules {
             _ => !scopes[scope.index()].is_empty(),
         };
         let used = Scope::ALL.into_iter().filter(used).collect();
-        Self { used, models, key_models, scopes, named: plan.shared.is_some() }
+        Self {
+            used,
+            models,
+            key_models,
+            scopes,
+            named: plan.shared.is_some(),
+            enabled: plan.enabled,
+        }
     }
 
     fn rule(&self, scope: Scope, model: &str) -> &Rule {
@@ -139,7 +149,7 @@ impl Rules {
         hash: &RandomState,
         guess: impl FnOnce() -> Guess,
     ) -> (Claims, Option<Guess>) {
-        let own = ask.who.and_then(|who| who.limits.as_deref());
+        let own = ask.who.and_then(|who| who.limits.as_deref()).filter(|_| self.enabled);
         let mut claims = Claims::default();
         let scopes: &[Scope] = if own.is_some() { &Scope::ALL } else { &self.used };
         let model = ask.model.unwrap_or_default();
@@ -151,7 +161,7 @@ impl Rules {
             if !rule.is_empty()
                 && let Some(whose) = identity(scope, ask)
             {
-                self.add(&mut claims, rule, scope, &whose, (ask, hash));
+                self.add(&mut claims, rule, scope, &short(whose), (ask, hash));
             }
         }
         if !ask.only_requests {
@@ -271,6 +281,19 @@ fn identity<'a>(scope: Scope, ask: &Ask<'a>) -> Option<Cow<'a, str>> {
     }
 }
 
+/// Bytes of an identity that names hold.
+const LONGEST: usize = 200;
+
+/// The identity itself, or in place of a long one its digest: clients choose the names of models.
+fn short(whose: Cow<'_, str>) -> Cow<'_, str> {
+    if whose.len() <= LONGEST {
+        return whose;
+    }
+    let digest: String =
+        Sha256::digest(whose.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{digest}").into()
+}
+
 /// An address, or of IPv6 the /64 network, which is what one customer gets at least.
 fn address(address: Option<IpAddr>) -> String {
     match address.map(|ip| ip.to_canonical()) {
@@ -302,7 +325,7 @@ mod tests {
     fn plan(rules: &[(Scope, serde_json::Value)]) -> LimitPlan {
         let text = "backends: [{url: \"http://x\"}]";
         let loaded = crate::config::load_text(text, std::path::Path::new("."), &|_| None);
-        let mut plan = loaded.plan.unwrap().limits.unwrap();
+        let mut plan = loaded.plan.unwrap().limits;
         for (scope, limits) in rules {
             plan.rules[scope.index()] = serde_json::from_value(limits.clone()).unwrap();
         }
@@ -347,6 +370,39 @@ mod tests {
         let others = ids(&who("k1", "", ""), "10.0.0.1", "m2");
         assert_eq!(others.len(), 6, "who has no team is under no team's rule");
         assert_eq!(shared(one(), others), [Scope::Global, Scope::Key, Scope::Ip]);
+    }
+
+    #[test]
+    fn names_of_models_do_not_make_long_names() {
+        let all = json!({"requests_per_minute": 5});
+        let mut plan = plan(&[(Scope::Model, all)]);
+        let server = crate::store::redis::Settings {
+            host: String::new(),
+            port: 1,
+            tls: false,
+            username: None,
+            password: None,
+            db: 0,
+            connections: 1,
+            connect_timeout: std::time::Duration::ZERO,
+            timeout: std::time::Duration::ZERO,
+        };
+        plan.shared = Some(crate::config::plan::SharedPlan {
+            server,
+            prefix: String::new(),
+            ttl: std::time::Duration::ZERO,
+            timeout: std::time::Duration::ZERO,
+            lease: None,
+            on_error: crate::config::raw::OnRedisError::Local,
+        });
+        let rules = Rules::new(&plan);
+        let hash = RandomState::new();
+        let name =
+            |model: &str| takes(&rules, &ask(None, "10.0.0.1", model), &hash)[0].name.clone();
+        assert_eq!(name("qwen"), "per_model/requests_per_minute/qwen");
+        let long = "a".repeat(1 << 20);
+        assert!(name(&long).len() < 120);
+        assert_ne!(name(&long), name(&format!("{long}b")));
     }
 
     #[test]

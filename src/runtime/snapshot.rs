@@ -6,7 +6,6 @@ use super::Carry;
 use crate::{
     auth::Auth,
     balance::{Endpoint, Pool},
-    base::TokenCounts,
     config::Plan,
     limit::Limiter,
     route::Router,
@@ -20,8 +19,8 @@ pub struct Snapshot {
     pub plan: Plan,
     /// Who may call; `None`: everybody.
     pub auth: Option<Auth>,
-    /// How much one may call; `None`: as much as one likes.
-    pub limits: Option<Limiter>,
+    /// How much one may call.
+    pub limits: Limiter,
     /// From a model to a pool.
     pub router: Router,
     /// The pools that the router names.
@@ -52,11 +51,8 @@ impl Snapshot {
                 Pool::new(members, &carry.health, probed)
             })
             .collect();
-        let known = earlier.and_then(|e| e.limits.as_ref());
-        let limits = plan
-            .limits
-            .as_ref()
-            .map(|plan| Limiter::new(plan.clone(), &carry.limits, &carry.stores, known));
+        let known = earlier.map(|e| &e.limits);
+        let limits = Limiter::new(plan.limits.clone(), &carry.limits, &carry.stores, known);
         Self { generation, plan, auth, limits, router, pools, endpoints }
     }
 
@@ -69,12 +65,6 @@ impl Snapshot {
             }
         }
         found
-    }
-
-    /// What a request has cost, and what is taken of its key's balance.
-    pub fn cost(&self, model: &str, counts: TokenCounts) -> (f64, f64) {
-        let tokens = (counts.prompt + counts.completion) as f64;
-        self.limits.as_ref().map_or((0.0, tokens), |limits| limits.cost(model, counts))
     }
 
     /// Whether every pool has a healthy backend.

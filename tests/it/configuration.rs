@@ -65,7 +65,7 @@ fn development_guide() -> Plan {
 
 #[test]
 fn the_development_guides_limits_mean_what_they_said() {
-    let limits = development_guide().limits.unwrap();
+    let limits = development_guide().limits;
     let rule = |value| serde_json::from_value::<Limits>(value).unwrap();
     for scope in Scope::ALL {
         let expected = match scope {
@@ -250,10 +250,11 @@ fn limits_of_keys_hold_without_a_section_and_not_where_it_is_switched_off() {
         let loaded = config::load_text(&text, root(), &|_| None);
         loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems)).limits
     };
-    let limits = plan("").unwrap();
+    let limits = plan("");
     assert!(limits.rules.iter().all(|rule| *rule == Limits::default()));
-    assert!(plan("rate_limit: {global: {requests_per_second: 1}}").is_some());
-    assert_eq!(plan("rate_limit: {enabled: false, global: {requests_per_second: 1}}"), None);
+    assert!(plan("rate_limit: {global: {requests_per_second: 1}}").enabled);
+    let off = plan("rate_limit: {enabled: false, global: {requests_per_second: 1}}");
+    assert!(!off.enabled && off.rules[0] == Limits::default());
 }
 
 #[test]
@@ -263,7 +264,7 @@ rate_limit:
   per_model: {requests_per_minute: 60, max_concurrent: 4}
   models: {\"qwen-*\": {max_concurrent: 8}}
 ";
-    let limits = config::load_text(text, root(), &|_| None).plan.unwrap().limits.unwrap();
+    let limits = config::load_text(text, root(), &|_| None).plan.unwrap().limits;
     let [(_, rule)] = &limits.models[..] else { panic!("{:?}", limits.models) };
     assert_eq!((rule.requests_per_minute, rule.max_concurrent), (Some(60.0), Some(8.0)));
 }

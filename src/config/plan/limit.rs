@@ -15,6 +15,8 @@ use crate::{
 /// How much one may call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LimitPlan {
+    /// Whether rules hold, and limits of a key's own. Quotas and balances hold in any case.
+    pub enabled: bool,
     /// The rules, by [`Scope::index`].
     pub rules: [Limits; 7],
     /// Rules for single models, whole: what they do not say themselves is in them too.
@@ -62,13 +64,15 @@ pub struct QueuePlan {
 }
 
 impl Maker<'_> {
-    /// `None` if limits are switched off.
+    /// Rules of a section that is switched off are not looked at.
     pub(super) fn limits(&mut self, whole: &Raw) -> Option<LimitPlan> {
-        let default = raw::RateLimit::default();
-        let raw = whole.rate_limit.as_ref().unwrap_or(&default);
-        if !raw.enabled.0 {
-            return None;
-        }
+        let given = whole.rate_limit.as_ref();
+        let default = raw::RateLimit {
+            prices: given.map(|raw| raw.prices.clone()).unwrap_or_default(),
+            ..raw::RateLimit::default()
+        };
+        let enabled = given.is_none_or(|raw| raw.enabled.0);
+        let raw = given.filter(|_| enabled).unwrap_or(&default);
         let rules = [
             &raw.global,
             &raw.per_key,
@@ -94,6 +98,7 @@ impl Maker<'_> {
             LimitStorage::Redis => Some(self.shared(raw, whole)?),
         };
         Some(LimitPlan {
+            enabled,
             rules: rules.map(Limits::clone),
             models,
             key_models,

@@ -13,7 +13,7 @@ pub use crate::base::limits::Limits;
 #[serde(deny_unknown_fields, default)]
 pub struct RateLimit {
     /// Whether anything is limited, by these rules or by limits of a key's own. On unless it is
-    /// set to `false`.
+    /// set to `false`. Quotas and balances of keys hold in any case.
     pub enabled: Switch,
     /// Where it is counted.
     pub storage: LimitStorage,

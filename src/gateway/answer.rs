@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue, Method, header};
 use pingora::{Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
-use super::ctx::Ctx;
+use super::{ctx::Ctx, limits};
 use crate::{
     base::Rejection,
     config::raw::ErrorFormat,
@@ -25,6 +25,7 @@ pub async fn write(
     more: &[(HeaderName, HeaderValue)],
 ) -> Result<()> {
     ctx.end.status = Some(status);
+    limits::settle_at_the_end(ctx);
     if ctx.limits.opened {
         // The head has gone out while the request waited.
         return session.write_response_body(Some(event(&body)), true).await;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use pingora::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
 
-use super::{answer, body_in, ctx::Ctx, stream::Reading};
+use super::{answer, body_in, ctx::Ctx, limits, stream::Reading};
 use crate::base::{Fault, FaultKind, Side};
 
 /// Status, code and sentence for each fault. The only place where faults become statuses.
@@ -197,6 +197,7 @@ async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 
     };
     let mut rest = meter.abandon().to_vec();
     rest.extend_from_slice(&answer::event(&told));
+    limits::settle_at_the_end(ctx);
     written(session.write_response_body(Some(Bytes::from(rest)), true).await);
     status
 }

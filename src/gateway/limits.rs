@@ -8,7 +8,7 @@ use http::{Version, header};
 use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
-use super::{answer::REQUEST_ID, body_in::Framing, ctx::Ctx, stream::Reading};
+use super::{answer::REQUEST_ID, body_in::Framing, ctx::Ctx, logging, stream::Reading};
 use crate::{
     auth::Auth,
     base::{Fault, Outcome, Rejection, Side, TokenCounts, UsageSource, limits::Standings},
@@ -91,6 +91,17 @@ pub async fn admit(
 fn enter(ctx: &mut Ctx, ticket: Ticket) {
     ctx.limits.standings = Some(ticket.standings());
     ctx.limits.ticket = Some(ticket);
+}
+
+/// Settles a request whose answer is known to its end, before the client sees that end: who then
+/// asks again, on another connection, finds its slot free.
+pub fn settle_at_the_end(ctx: &mut Ctx) {
+    if ctx.limits.ticket.is_none() {
+        return;
+    }
+    let (counts, source) = ctx.answer.usage();
+    let outcome = logging::outcome(None, ctx);
+    settle(ctx, counts, source, outcome);
 }
 
 /// Settles what a request took.

@@ -47,7 +47,8 @@ struct Summary {
     duration: Duration,
 }
 
-fn outcome(error: Option<&Error>, ctx: &Ctx) -> Outcome {
+/// How a request has ended, as far as is known.
+pub fn outcome(error: Option<&Error>, ctx: &Ctx) -> Outcome {
     let gone = ctx.end.fault.is_some_and(|f| f.side == Side::Client)
         || error.is_some_and(|e| *e.esource() == ErrorSource::Downstream);
     let status = ctx.end.status.or(ctx.answer.status);

@@ -127,6 +127,9 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> Result<Option<std::time::Duration>> {
         stream::filter(body, end_of_stream, ctx)?;
+        if end_of_stream {
+            limits::settle_at_the_end(ctx);
+        }
         Ok(None)
     }
 

@@ -56,7 +56,8 @@ pub fn start(level: LevelFilter, json: bool) {
 }
 
 /// What Pingora tells as errors and warnings and is none: clients that go away in the middle of a
-/// header or a handshake, and what the health task tells by itself.
+/// header or a handshake, what the health task tells by itself, and the head of a backend's answer
+/// to a stream that was opened while its request waited.
 fn is_noise(record: &Record<'_>) -> bool {
     let says = |start: &str| record.args().to_string().starts_with(start);
     log::max_level() < LevelFilter::Debug
@@ -64,6 +65,8 @@ fn is_noise(record: &Record<'_>) -> bool {
             "pingora_proxy" => says("Fail to proxy"),
             "pingora_load_balancing" => says("backend "),
             "pingora_core::services::listening" => says("Downstream handshake"),
+            "pingora_core::protocols::http::v1::server" => says("Respond header is already sent"),
+            "pingora_core::protocols::http::v2::server" => says("Response header is already sent"),
             _ => false,
         }
 }

@@ -20,6 +20,7 @@ mod health;
 mod keepalive;
 mod lifecycle;
 mod limit_redis;
+mod limits;
 mod operator;
 mod paths;
 mod quotas;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::support::{Gateway, Receiver, chat, sim};
 
 /// A gateway whose script decides about every key.
-fn with_script(url: &str, script: &str) -> String {
+pub fn with_script(url: &str, script: &str) -> String {
     let lines: String = script.lines().map(|l| format!("        {l}\n")).collect();
     format!(
         "backends: [{{url: \"{url}\"}}]\nauth:\n  pipeline:\n    - type: lua\n      lua_script: |\n{lines}"

@@ -70,7 +70,7 @@ async fn a_stream_is_what_it_would_be_without_the_gateway() {
 }
 
 /// `created` may differ by a second between two requests.
-fn without_time(text: &str) -> String {
+pub fn without_time(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some((head, tail)) = rest.split_once("\"created\":") {

@@ -140,7 +140,14 @@ impl Limits {
                 return Some((name, "is not between 0.0001 and 1000000"));
             }
         }
-        None
+        // Longer than anybody counts.
+        const LONGEST: f64 = 366.0 * 24.0 * 3600.0;
+        match (self.requests_per_second, self.burst_size) {
+            (Some(rate), Some(burst)) if rate > 0.0 && burst / rate > LONGEST => {
+                Some(("burst_size", "takes longer than a year to come"))
+            }
+            _ => None,
+        }
     }
 
     /// Reads one field out of a key's data or a script's answer.
@@ -320,6 +327,7 @@ mod tests {
             json!({"per_user": 5}),
             json!({"per_user": {"limit": 5}}),
             json!({"models": {"a*b": {}}}),
+            json!({"requests_per_second": 0.0001, "burst_size": 200000}),
             json!({"budget_period": "hourly"}),
         ] {
             assert!(OwnLimits::read(&bad).is_err(), "{bad}");

@@ -28,6 +28,16 @@ pub fn now() -> i64 {
 }
 
 impl ResetPeriod {
+    /// Its name.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Daily => "daily",
+            Self::Weekly => "weekly",
+            Self::Monthly => "monthly",
+            Self::Never => "never",
+        }
+    }
+
     /// The period of this name, in any case.
     pub fn named(word: &str) -> Option<Self> {
         const WORDS: [(&str, ResetPeriod); 4] = [

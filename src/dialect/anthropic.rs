@@ -1,33 +1,44 @@
 //! Anthropic's language: its names for limits.
 
-use http::{HeaderName, HeaderValue};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::base::limits::{Standing, Standings};
+use super::Headers;
+use crate::base::limits::Standings;
+
+const REQUESTS: [&str; 3] = [
+    "anthropic-ratelimit-requests-limit",
+    "anthropic-ratelimit-requests-remaining",
+    "anthropic-ratelimit-requests-reset",
+];
+const TOKENS: [&str; 3] = [
+    "anthropic-ratelimit-tokens-limit",
+    "anthropic-ratelimit-tokens-remaining",
+    "anthropic-ratelimit-tokens-reset",
+];
+const INPUT: [&str; 3] = [
+    "anthropic-ratelimit-input-tokens-limit",
+    "anthropic-ratelimit-input-tokens-remaining",
+    "anthropic-ratelimit-input-tokens-reset",
+];
+const OUTPUT: [&str; 3] = [
+    "anthropic-ratelimit-output-tokens-limit",
+    "anthropic-ratelimit-output-tokens-remaining",
+    "anthropic-ratelimit-output-tokens-reset",
+];
 
 /// How the limits of a request stand, in Anthropic's names; moments are RFC 3339.
-pub fn limit_headers(all: &Standings, now: Timestamp) -> Vec<(HeaderName, HeaderValue)> {
-    let names = |kind: &str| {
-        ["limit", "remaining", "reset"].map(|what| format!("anthropic-ratelimit-{kind}-{what}"))
-    };
-    let mut headers = Vec::new();
-    for (kind, standing) in [
-        ("requests", all.requests),
-        ("tokens", all.tokens),
-        ("input-tokens", all.input_tokens),
-        ("output-tokens", all.output_tokens),
+pub fn limit_headers(all: &Standings, now: Timestamp, headers: &mut Headers) {
+    for (names, standing) in [
+        (REQUESTS, all.requests),
+        (TOKENS, all.tokens),
+        (INPUT, all.input_tokens),
+        (OUTPUT, all.output_tokens),
     ] {
-        let Some(Standing { limit, left, reset }) = standing else { continue };
-        let full = SignedDuration::try_from(reset).unwrap_or_default();
+        let Some(standing) = standing else { continue };
+        let full = SignedDuration::try_from(standing.reset).unwrap_or_default();
         let full = now.checked_add(full).unwrap_or(now);
-        let values = [limit.to_string(), left.to_string(), format!("{full:.0}")];
-        for (name, value) in names(kind).into_iter().zip(values) {
-            if let (Ok(name), Ok(value)) = (name.parse(), value.parse()) {
-                headers.push((name, value));
-            }
-        }
+        headers.three(names, standing, format_args!("{full:.0}"));
     }
-    headers
 }
 
 #[cfg(test)]
@@ -35,6 +46,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::base::limits::Standing;
 
     #[test]
     fn limits_have_anthropics_names() {
@@ -46,11 +58,10 @@ mod tests {
             ..Standings::default()
         };
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        let headers = limit_headers(&all, now);
-        let lines: Vec<_> =
-            headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        let mut headers = Headers::default();
+        limit_headers(&all, now, &mut headers);
         assert_eq!(
-            lines,
+            headers.lines(),
             [
                 "anthropic-ratelimit-requests-limit: 60",
                 "anthropic-ratelimit-requests-remaining: 59",

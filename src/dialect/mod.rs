@@ -7,9 +7,16 @@ pub mod anthropic;
 pub mod openai;
 pub mod simple;
 
-use http::{HeaderName, HeaderValue};
+use std::fmt::{self, Write};
 
-use crate::base::{Rejection, limits::Standings};
+use bytes::Bytes;
+use http::HeaderValue;
+use pingora::http::ResponseHeader;
+
+use crate::base::{
+    Rejection,
+    limits::{Standing, Standings},
+};
 
 /// One path that the gateway serves.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,12 +72,63 @@ pub fn find(method: &str, path: &str) -> Result<&'static Route, Rejection> {
     Err(Rejection::wrong_method(method, path, route.allow))
 }
 
-/// How the limits of a request stand, in the names of the API that its path belongs to.
-pub fn limit_headers(path: &str, all: &Standings) -> Vec<(HeaderName, HeaderValue)> {
+/// Writes how the limits of a request stand into the head of an answer, in the names of the API
+/// that its path belongs to.
+///
+/// # Errors
+/// None in life: the names and values are legal.
+pub fn tell_limits(head: &mut ResponseHeader, path: &str, all: &Standings) -> pingora::Result<()> {
+    let mut headers = Headers::default();
     if path.starts_with("/v1/messages") {
-        return anthropic::limit_headers(all, jiff::Timestamp::now());
+        anthropic::limit_headers(all, jiff::Timestamp::now(), &mut headers);
+    } else {
+        openai::limit_headers(all, &mut headers);
     }
-    openai::limit_headers(all)
+    headers.insert(head)
+}
+
+/// Header fields whose values share one piece of memory.
+#[derive(Default)]
+pub struct Headers {
+    values: String,
+    fields: Vec<(&'static str, usize)>,
+}
+
+impl Headers {
+    fn add(&mut self, name: &'static str, value: fmt::Arguments<'_>) {
+        // Writing to a string does not fail.
+        let _ = self.values.write_fmt(value);
+        self.fields.push((name, self.values.len()));
+    }
+
+    /// Limit, rest and reset.
+    pub fn three(&mut self, names: [&'static str; 3], all: Standing, reset: fmt::Arguments<'_>) {
+        self.add(names[0], format_args!("{}", all.limit));
+        self.add(names[1], format_args!("{}", all.left));
+        self.add(names[2], reset);
+    }
+
+    fn insert(self, head: &mut ResponseHeader) -> pingora::Result<()> {
+        let values = Bytes::from(self.values);
+        let mut start = 0;
+        for (name, end) in self.fields {
+            if let Ok(value) = HeaderValue::from_maybe_shared(values.slice(start..end)) {
+                head.insert_header(name, value)?;
+            }
+            start = end;
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn lines(self) -> Vec<String> {
+        let mut head = ResponseHeader::build(200, None).unwrap();
+        self.insert(&mut head).unwrap();
+        let line = |(name, value): (&http::HeaderName, &HeaderValue)| {
+            format!("{name}: {}", value.to_str().unwrap())
+        };
+        head.headers.iter().map(line).collect()
+    }
 }
 
 /// Whether a header field tells how limits stand: those of a backend are not the client's.

@@ -1,15 +1,11 @@
 //! OpenAI's language: its paths, and its form of errors.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use http::{HeaderName, HeaderValue};
 use serde_json::json;
 
-use super::{Kind, Route};
-use crate::base::{
-    Rejection,
-    limits::{Standing, Standings},
-};
+use super::{Headers, Kind, Route};
+use crate::base::{Rejection, limits::Standings};
 
 /// Its paths.
 pub static ROUTES: [Route; 4] = [
@@ -30,55 +26,42 @@ pub fn failure(message: &str, code: &str) -> Vec<u8> {
 }
 
 /// Limit, rest and reset of requests under the names that gateways use.
-const COMMON: [HeaderName; 3] = [
-    HeaderName::from_static("x-ratelimit-limit"),
-    HeaderName::from_static("x-ratelimit-remaining"),
-    HeaderName::from_static("x-ratelimit-reset"),
-];
-const REQUESTS: [HeaderName; 3] = [
-    HeaderName::from_static("x-ratelimit-limit-requests"),
-    HeaderName::from_static("x-ratelimit-remaining-requests"),
-    HeaderName::from_static("x-ratelimit-reset-requests"),
-];
-const TOKENS: [HeaderName; 3] = [
-    HeaderName::from_static("x-ratelimit-limit-tokens"),
-    HeaderName::from_static("x-ratelimit-remaining-tokens"),
-    HeaderName::from_static("x-ratelimit-reset-tokens"),
-];
+const COMMON: [&str; 3] = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
+const REQUESTS: [&str; 3] =
+    ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
+const TOKENS: [&str; 3] =
+    ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
 
 /// How the limits of a request stand: under the names that gateways use, where the reset is in
 /// seconds, and under OpenAI's.
-pub fn limit_headers(all: &Standings) -> Vec<(HeaderName, HeaderValue)> {
-    let mut headers = Vec::with_capacity(9);
-    let mut add = |names: [HeaderName; 3], standing: Standing, reset: HeaderValue| {
-        let values = [standing.limit.into(), standing.left.into(), reset];
-        headers.extend(names.into_iter().zip(values));
-    };
+pub fn limit_headers(all: &Standings, headers: &mut Headers) {
     if let Some(requests) = all.requests {
-        let seconds = requests.reset.as_millis().div_ceil(1000) as u64;
-        add(COMMON, requests, seconds.into());
-        add(REQUESTS, requests, span(requests.reset));
+        let seconds = requests.reset.as_millis().div_ceil(1000);
+        headers.three(COMMON, requests, format_args!("{seconds}"));
+        headers.three(REQUESTS, requests, format_args!("{}", Span(requests.reset)));
     }
     // OpenAI knows one limit of tokens.
     let both = [all.input_tokens, all.output_tokens].into_iter().flatten();
     let tightest = both.fold(all.tokens, |known, next| Some(next.tighter(known)));
     if let Some(tokens) = tightest {
-        add(TOKENS, tokens, span(tokens.reset));
+        headers.three(TOKENS, tokens, format_args!("{}", Span(tokens.reset)));
     }
-    headers
 }
 
 /// `120ms`, `3s`, `6m0s`, `1h0m0s`
-fn span(reset: Duration) -> HeaderValue {
-    let millis = reset.as_millis();
-    let seconds = millis.div_ceil(1000);
-    let text = match seconds {
-        _ if millis < 1000 => format!("{millis}ms"),
-        0..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
-        _ => format!("{}h{}m{}s", seconds / 3600, seconds / 60 % 60, seconds % 60),
-    };
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("0s"))
+struct Span(Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        let seconds = millis.div_ceil(1000);
+        match seconds {
+            _ if millis < 1000 => write!(f, "{millis}ms"),
+            0..60 => write!(f, "{seconds}s"),
+            60..3600 => write!(f, "{}m{}s", seconds / 60, seconds % 60),
+            _ => write!(f, "{}h{}m{}s", seconds / 3600, seconds / 60 % 60, seconds % 60),
+        }
+    }
 }
 
 fn body(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> Vec<u8> {
@@ -90,6 +73,7 @@ fn body(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::limits::Standing;
 
     #[test]
     fn limits_have_openais_names() {
@@ -101,12 +85,13 @@ mod tests {
             output_tokens: standing(100, 10, 361_000),
             ..Standings::default()
         };
-        let lines: Vec<_> = limit_headers(&all)
-            .iter()
-            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
-            .collect();
+        let lines = |all: &Standings| {
+            let mut headers = Headers::default();
+            limit_headers(all, &mut headers);
+            headers.lines()
+        };
         assert_eq!(
-            lines,
+            lines(&all),
             [
                 "x-ratelimit-limit: 60",
                 "x-ratelimit-remaining: 59",
@@ -119,9 +104,9 @@ mod tests {
                 "x-ratelimit-reset-tokens: 6m1s",
             ]
         );
-        assert_eq!(span(Duration::from_millis(20)), "20ms");
-        assert_eq!(span(Duration::from_secs(3600)), "1h0m0s");
-        assert_eq!(limit_headers(&Standings::default()), []);
+        assert_eq!(Span(Duration::from_millis(20)).to_string(), "20ms");
+        assert_eq!(Span(Duration::from_secs(3600)).to_string(), "1h0m0s");
+        assert!(lines(&Standings::default()).is_empty());
     }
 
     #[test]

@@ -39,9 +39,7 @@ pub async fn write(
         response.insert_header(name.clone(), value.clone())?;
     }
     if let Some(standings) = &ctx.limits.standings {
-        for (name, value) in dialect::limit_headers(session.req_header().uri.path(), standings) {
-            response.insert_header(name, value)?;
-        }
+        dialect::tell_limits(&mut response, session.req_header().uri.path(), standings)?;
     }
     let empty = head_only || body.is_empty();
     session.write_response_header(Box::new(response), empty).await?;

@@ -1,7 +1,10 @@
 //! Limits: a request is let in, waits for a slot, or is refused; and when it has ended, what it
 //! took is settled.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{Version, header};
@@ -10,7 +13,7 @@ use pingora_proxy::Session;
 
 use super::{answer::REQUEST_ID, body_in::Framing, ctx::Ctx, logging, stream::Reading};
 use crate::{
-    auth::Auth,
+    auth::{Auth, Used as Spent},
     base::{Fault, Outcome, Rejection, Side, TokenCounts, UsageSource, limits::Standings},
     dialect::{self, Kind},
     limit::{
@@ -21,9 +24,17 @@ use crate::{
     wire::peek::Peek,
 };
 
-/// How often one whose turn it is tries again, and how often all others look up.
-const TRY: Duration = Duration::from_millis(100);
+/// How soon one whose turn it is tries again. The pauses grow, because a slot that becomes free in
+/// this process wakes it at once: this is for slots that other replicas free.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often all others look up.
 const LOOK_UP: Duration = Duration::from_millis(500);
+
+/// How long a client may take for a comment. A place in the queue is not held up for one that does
+/// not read.
+const COMMENT: Duration = Duration::from_secs(1);
 
 /// A request and its limits.
 #[derive(Default)]
@@ -32,6 +43,8 @@ pub struct Limits {
     ticket: Option<Ticket>,
     /// How its limits stand, for the headers of its answer.
     pub standings: Option<Standings>,
+    /// All of it has been given back, and what was used has been counted.
+    settled: bool,
     /// The head of a stream has been sent while the request waited.
     pub opened: bool,
 }
@@ -47,19 +60,11 @@ pub async fn admit(
     found: Option<&Peek>,
 ) -> Result<Result<(), Rejection>> {
     let snapshot = ctx.snapshot.clone();
-    let limiter = &snapshot.limits;
-    let ask = Ask {
-        who: ctx.who.principal.as_deref(),
-        address: ctx.call.client,
-        model: ctx.call.model.as_deref(),
-        now: jiff::Timestamp::now().as_second(),
-        only_requests: found.is_none(),
-        enforce_quotas: snapshot.auth.as_ref().is_none_or(Auth::enforces_quotas),
-    };
-    // What is no stream has no answer in tokens either: embeddings.
-    let generates = ctx.call.route.is_some_and(|r| r.kind == Kind::Inference { streams: true });
-    let max_tokens = if generates { found.and_then(|f| f.max_tokens) } else { Some(0) };
-    let Some(mut wish) = limiter.wish(&ask, ctx.body.bytes().len(), max_tokens) else {
+    let limiter = Arc::clone(&snapshot.limits);
+    if found.is_some() && ctx.call.model.is_none() && limiter.needs_model() {
+        return Ok(Err(Rejection::missing_model()));
+    }
+    let Some(mut wish) = wish(ctx, &limiter, found) else {
         return Ok(Ok(()));
     };
     let no = match limiter.admit(&mut wish, true).await {
@@ -68,8 +73,16 @@ pub async fn admit(
             return Ok(Ok(()));
         }
         Err(No::Slot { bucket, otherwise }) if limiter.queue().size > 0 => {
-            let waiting = Waiting { limiter, wish: &mut wish, otherwise };
-            match waiting.wait(session, ctx, bucket).await? {
+            let waiting = Waiting {
+                limiter: Arc::clone(&limiter),
+                found,
+                wish: &mut wish,
+                otherwise,
+                bucket,
+                pause: FIRST_PAUSE,
+            };
+            // Boxed: requests that do not wait do not carry the room for it.
+            match Box::pin(waiting.wait(session, ctx)).await? {
                 Ok(ticket) => {
                     enter(ctx, ticket);
                     return Ok(Ok(()));
@@ -88,15 +101,31 @@ pub async fn admit(
     }))
 }
 
+/// What a request claims by these limits; `None` if no rule matches it.
+fn wish(ctx: &Ctx, limiter: &Limiter, found: Option<&Peek>) -> Option<Wish> {
+    let ask = Ask {
+        who: ctx.who.principal.as_deref(),
+        address: ctx.call.client,
+        model: ctx.call.model.as_deref(),
+        now: jiff::Timestamp::now().as_second(),
+        only_requests: found.is_none(),
+        enforce_quotas: ctx.snapshot.auth.as_ref().is_none_or(Auth::enforces_quotas),
+    };
+    // What is no stream has no answer in tokens either: embeddings.
+    let generates = ctx.call.route.is_some_and(|r| r.kind == Kind::Inference { streams: true });
+    let max_tokens = if generates { found.and_then(|f| f.max_tokens) } else { Some(0) };
+    limiter.wish(&ask, ctx.body.bytes().len(), max_tokens)
+}
+
 fn enter(ctx: &mut Ctx, ticket: Ticket) {
-    ctx.limits.standings = Some(ticket.standings());
+    ctx.limits.standings = ticket.standings();
     ctx.limits.ticket = Some(ticket);
 }
 
 /// Settles a request whose answer is known to its end, before the client sees that end: who then
 /// asks again, on another connection, finds its slot free.
 pub fn settle_at_the_end(ctx: &mut Ctx) {
-    if ctx.limits.ticket.is_none() {
+    if ctx.limits.settled {
         return;
     }
     let (counts, source) = ctx.answer.usage();
@@ -104,8 +133,12 @@ pub fn settle_at_the_end(ctx: &mut Ctx) {
     settle(ctx, counts, source, outcome);
 }
 
-/// Settles what a request took.
+/// Settles what a request took, and counts what it used of its key's quota and balance; once.
 pub fn settle(ctx: &mut Ctx, counts: TokenCounts, source: UsageSource, outcome: Outcome) {
+    if std::mem::replace(&mut ctx.limits.settled, true) {
+        return;
+    }
+    spend(ctx, &counts);
     let Some(ticket) = ctx.limits.ticket.take() else {
         return;
     };
@@ -122,12 +155,31 @@ pub fn settle(ctx: &mut Ctx, counts: TokenCounts, source: UsageSource, outcome: 
     ticket.settle(model, came);
 }
 
+/// Counts what was used against quota and balance of the key.
+fn spend(ctx: &Ctx, counts: &TokenCounts) {
+    let inference = ctx.call.route.is_some_and(|r| matches!(r.kind, Kind::Inference { .. }));
+    let (Some(auth), Some(found), true) = (&ctx.snapshot.auth, &ctx.who.found, inference) else {
+        return;
+    };
+    // Embeddings report the prompt and the total.
+    let tokens = counts.prompt.saturating_add(counts.completion).max(counts.total) as f64;
+    let model = ctx.call.model.as_deref().unwrap_or_default();
+    let (_, credit) = ctx.snapshot.limits.cost(model, *counts);
+    if tokens > 0.0 {
+        auth.count(found, ctx.who.shown.as_ref(), Spent { tokens, credit });
+    }
+}
+
 /// A request in the queue.
 struct Waiting<'a> {
-    limiter: &'a Limiter,
+    limiter: Arc<Limiter>,
+    found: Option<&'a Peek>,
     wish: &'a mut Wish,
     /// What it is told if it waits in vain.
     otherwise: Denial,
+    /// What it lacks a slot of.
+    bucket: u64,
+    pause: Duration,
 }
 
 impl Waiting<'_> {
@@ -135,9 +187,8 @@ impl Waiting<'_> {
         mut self,
         session: &mut Session,
         ctx: &mut Ctx,
-        bucket: u64,
     ) -> Result<Result<Ticket, Denial>> {
-        let Ok(place) = self.limiter.enter(self.wish, bucket) else {
+        let Ok(place) = self.limiter.enter(self.wish, self.bucket) else {
             return Ok(Err(self.otherwise));
         };
         let since = Instant::now();
@@ -145,18 +196,29 @@ impl Waiting<'_> {
         let keep_alive = self.limiter.queue().keep_alive.filter(|_| can_open(session, ctx));
         let mut comment = keep_alive.map(|every| since + every);
         let result = loop {
+            if let Some(latest) = self.limiter.replaced() {
+                // A request that waits is not held to limits that hold no longer.
+                *self.wish = wish(ctx, &latest, self.found).unwrap_or_default();
+                self.limiter = latest;
+                if !self.limiter.enter_again(self.wish, &place) {
+                    match self.attempt(&place).await {
+                        Some(ticket) => break ("admitted", Some(ticket)),
+                        None => break ("refused", None),
+                    }
+                }
+            }
             let turn = place.turn();
             match turn {
                 Turn::Try => match self.attempt(&place).await {
-                    Some(ticket) => break ("admitted", Ok(ticket)),
-                    None if Instant::now() >= end => break ("timeout", Err(self.otherwise)),
+                    Some(ticket) => break ("admitted", Some(ticket)),
+                    None if Instant::now() >= end => break ("timeout", None),
                     None => {}
                 },
-                Turn::Wait if Instant::now() >= end => break ("timeout", Err(self.otherwise)),
+                Turn::Wait if Instant::now() >= end => break ("timeout", None),
                 Turn::Wait => {}
-                Turn::PushedOut => break ("refused", Err(self.otherwise)),
+                Turn::PushedOut => break ("refused", None),
             }
-            let look_up = Instant::now() + if turn == Turn::Try { TRY } else { LOOK_UP };
+            let look_up = Instant::now() + if turn == Turn::Try { self.pause } else { LOOK_UP };
             let next = comment.map_or(end, |at| at.min(end)).min(look_up);
             tokio::select! {
                 () = place.changed() => {}
@@ -173,27 +235,43 @@ impl Waiting<'_> {
             if comment.is_some_and(|at| Instant::now() >= at) {
                 comment = keep_alive.map(|every| Instant::now() + every);
                 let standings = Limiter::standings(self.wish);
-                send_comment(session, ctx, &standings).await?;
+                let sent = tokio::time::timeout(COMMENT, send_comment(session, ctx, &standings));
+                let Ok(sent) = sent.await else {
+                    self.limiter.waited(since, "left");
+                    let why = "the client does not take what is sent to it";
+                    return Err(Error::explain(ErrorType::WriteTimedout, why).into_down());
+                };
+                sent?;
             }
         };
-        self.limiter.waited(since, result.0);
-        Ok(result.1)
+        let (result, ticket) = result;
+        self.limiter.waited(since, result);
+        Ok(ticket.ok_or_else(|| self.in_vain()))
     }
 
     async fn attempt(&mut self, place: &Place) -> Option<Ticket> {
         match self.limiter.admit(self.wish, false).await {
             Ok(ticket) => return Some(ticket),
             Err(No::Slot { bucket, otherwise }) => {
-                self.otherwise = otherwise;
+                (self.bucket, self.otherwise) = (bucket, otherwise);
                 place.waits_for(bucket);
             }
             // Since it has come other requests may have used a limit up: it waits for that too.
             Err(No::Refused(otherwise)) => {
                 self.otherwise = otherwise;
-                place.yields();
+                place.yields(self.pause);
             }
         }
+        self.pause = self.pause.mul_f64(1.5).min(LONGEST_PAUSE);
         None
+    }
+
+    /// The refusal of one that has waited: for what it lacks now, as things stand now.
+    fn in_vain(self) -> Denial {
+        match self.otherwise.is_for_slot() {
+            true => self.limiter.no_slot(self.wish, self.bucket).unwrap_or(self.otherwise),
+            false => self.otherwise,
+        }
     }
 }
 
@@ -226,9 +304,7 @@ async fn send_comment(session: &mut Session, ctx: &mut Ctx, standings: &Standing
         if session.req_header().version == Version::HTTP_11 {
             head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
-        for (name, value) in dialect::limit_headers(session.req_header().uri.path(), standings) {
-            head.insert_header(name, value)?;
-        }
+        dialect::tell_limits(&mut head, session.req_header().uri.path(), standings)?;
         session.write_response_header(Box::new(head), false).await?;
         ctx.limits.opened = true;
         // What goes wrong from here on is told as an event.

@@ -1,4 +1,5 @@
-//! The one exit of every request: counts, quota and balance, the usage record, the access line.
+//! The one exit of every request: what it took is settled, unless its answer could be settled
+//! before its last byte; counts, the usage record, the access line.
 
 use std::time::Duration;
 
@@ -7,7 +8,6 @@ use pingora_proxy::Session;
 
 use super::{ctx::Ctx, limits, response};
 use crate::{
-    auth::Used,
     base::{Outcome, Side, TokenCounts, UsageSource, secret},
     config::raw::KeyForm,
     dialect::{self, Kind},
@@ -29,7 +29,6 @@ pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     };
     limits::settle(ctx, counts, source, summary.outcome);
     count(session, ctx, &summary);
-    spend(ctx, &summary);
     record(session, ctx, &summary);
     access_line(session, ctx, &summary);
     // Last: when nothing is in flight any more, every record is on its way.
@@ -87,22 +86,6 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
     }
     metrics.prompt_tokens.inc_by(summary.counts.prompt);
     metrics.completion_tokens.inc_by(summary.counts.completion);
-}
-
-/// Counts what was used against quota and balance of the key.
-fn spend(ctx: &Ctx, summary: &Summary) {
-    let inference = ctx.call.route.is_some_and(|r| matches!(r.kind, Kind::Inference { .. }));
-    let (Some(auth), Some(found), true) = (&ctx.snapshot.auth, &ctx.who.found, inference) else {
-        return;
-    };
-    let counts = &summary.counts;
-    // Embeddings report the prompt and the total.
-    let tokens = counts.prompt.saturating_add(counts.completion).max(counts.total) as f64;
-    let (_, credit) =
-        ctx.snapshot.limits.cost(ctx.call.model.as_deref().unwrap_or_default(), *counts);
-    if tokens > 0.0 {
-        auth.count(found, ctx.who.shown.as_ref(), Used { tokens, credit });
-    }
 }
 
 /// Sends a record on its way: for every inference request, whatever became of it.

@@ -48,9 +48,7 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
     }
     response.insert_header(REQUEST_ID, ctx.call.id.header())?;
     if let Some(standings) = &ctx.limits.standings {
-        for (name, value) in dialect::limit_headers(session.req_header().uri.path(), standings) {
-            response.insert_header(name, value)?;
-        }
+        dialect::tell_limits(response, session.req_header().uri.path(), standings)?;
     }
     ctx.answer.reading = reading(response, ctx);
     if ctx.limits.opened && !is_stream(ctx) {

@@ -1,6 +1,6 @@
 //! What a request claims of the rules that match it.
 
-use super::bucket::{Rate, Ticks};
+use super::bucket::{Rate, SECOND, Ticks};
 use crate::base::limits::Scope;
 
 /// What a limit counts.
@@ -80,6 +80,18 @@ impl Claim {
     pub fn rule(&self) -> String {
         format!("{}.{}", self.scope.word(), self.dim.word())
     }
+
+    /// How much the rule lets pass, as it says it.
+    pub fn allows(&self) -> f64 {
+        match self.dim {
+            // The capacity is the burst. Intervals are whole ticks: four digits are true.
+            Dim::RequestsPerSecond => {
+                let rate = SECOND as f64 / self.rate.interval as f64;
+                (rate * 1e4).round() / 1e4
+            }
+            _ => self.rate.capacity as f64,
+        }
+    }
 }
 
 /// What is spent of a budget, a quota or a balance.
@@ -146,7 +158,7 @@ impl Used {
     /// What is taken of a reservation.
     pub fn of(&self, dim: Dim) -> u64 {
         match dim {
-            Dim::Tokens => self.input + self.output,
+            Dim::Tokens => self.input.saturating_add(self.output),
             Dim::InputTokens => self.input,
             Dim::OutputTokens => self.output,
             Dim::RequestsPerSecond | Dim::RequestsPerMinute | Dim::Concurrent => 0,
@@ -157,7 +169,7 @@ impl Used {
     pub fn spent(&self, unit: Unit) -> f64 {
         match unit {
             Unit::Cost => self.cost,
-            Unit::Quota => (self.input + self.output) as f64,
+            Unit::Quota => self.input.saturating_add(self.output) as f64,
             Unit::Balance => self.credit,
         }
     }

@@ -4,7 +4,7 @@ use std::{
     collections::hash_map::RandomState,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -25,6 +25,7 @@ use crate::{
     base::{
         Rejection, TokenCounts,
         limits::{Standing, Standings},
+        lock,
         rejection::OverLimit,
     },
     config::{
@@ -59,6 +60,8 @@ pub struct Shared {
     /// Seconds that a request holds a slot, on average, as bits.
     duration: AtomicU64,
     metrics: Metrics,
+    /// The limits of the latest configuration.
+    latest: Mutex<Weak<Limiter>>,
 }
 
 impl Shared {
@@ -73,6 +76,7 @@ impl Shared {
             start: Instant::now(),
             duration: AtomicU64::new(1f64.to_bits()),
             metrics: metrics.clone(),
+            latest: Mutex::default(),
         }
     }
 
@@ -107,6 +111,7 @@ enum By {
 }
 
 /// A request that has not been let in yet.
+#[derive(Default)]
 pub struct Wish {
     claims: Claims,
     guess: Option<Guess>,
@@ -122,6 +127,13 @@ pub struct Denial {
     /// knows keys has words of his own for that.
     pub quota: Option<Option<i64>>,
     rule: String,
+}
+
+impl Denial {
+    /// Whether only a slot was missing.
+    pub fn is_for_slot(&self) -> bool {
+        self.rule.ends_with(Dim::Concurrent.word())
+    }
 }
 
 /// Why a request is not let in.
@@ -144,7 +156,7 @@ impl Limiter {
         shared: &Arc<Shared>,
         stores: &Stores,
         earlier: Option<&Self>,
-    ) -> Self {
+    ) -> Arc<Self> {
         let redis = plan.shared.as_ref().map(|there| {
             let kept = earlier.filter(|e| {
                 e.plan
@@ -155,7 +167,16 @@ impl Limiter {
             let kept = kept.and_then(|e| e.redis.clone());
             kept.unwrap_or_else(|| counter(there, stores, &shared.metrics))
         });
-        Self { rules: Rules::new(&plan), plan, shared: Arc::clone(shared), redis }
+        let shared = Arc::clone(shared);
+        let limiter = Arc::new(Self { rules: Rules::new(&plan), plan, shared, redis });
+        *lock(&limiter.shared.latest) = Arc::downgrade(&limiter);
+        limiter
+    }
+
+    /// The limits that a reload has put in the place of these, if one has.
+    pub fn replaced(&self) -> Option<Arc<Self>> {
+        let latest = lock(&self.shared.latest).upgrade()?;
+        (!std::ptr::eq(&*latest, self)).then_some(latest)
     }
 
     /// Where requests wait.
@@ -184,21 +205,18 @@ impl Limiter {
     /// Lets a request in, or not. `first`: it does not come from the queue, and must not go before
     /// those who wait there.
     pub async fn admit(&self, wish: &mut Wish, first: bool) -> Result<Ticket, No> {
-        let slots = wish.claims.takes.iter().enumerate().filter(|(_, c)| c.dim == Dim::Concurrent);
         let ahead = match first {
-            true => self.shared.queue.ahead(slots.clone().map(|(_, c)| c.id)),
+            true => self.shared.queue.ahead(slots(&wish.claims)),
             false => None,
         };
-        let failed = match ahead {
-            Some(bucket) => {
-                let index = slots.clone().find(|(_, c)| c.id == bucket).map_or(0, |(i, _)| i);
-                Failed::Take(Refusal { index, wait: 0 })
-            }
-            None => match self.take(&mut wish.claims).await {
-                Ok(Ok(by)) => return Ok(self.ticket(wish, by)),
-                Ok(Err(failed)) => failed,
-                Err(no) => return Err(No::Refused(no)),
-            },
+        let taken = match ahead {
+            Some(bucket) => self.look(&mut wish.claims, bucket).await,
+            None => self.take(&mut wish.claims).await,
+        };
+        let failed = match taken {
+            Ok(Ok(by)) => return Ok(self.ticket(wish, by)),
+            Ok(Err(failed)) => failed,
+            Err(no) => return Err(No::Refused(no)),
         };
         let otherwise = self.refusal(&wish.claims, failed);
         match failed {
@@ -209,6 +227,18 @@ impl Limiter {
             }
             _ => Err(No::Refused(otherwise)),
         }
+    }
+
+    /// As if there were no slot of this bucket: tells whether anything else is missing, and takes
+    /// nothing.
+    async fn look(&self, claims: &mut Claims, bucket: u64) -> Result<Result<By, Failed>, Denial> {
+        let Some(index) = claims.takes.iter().position(|claim| claim.id == bucket) else {
+            return self.take(claims).await;
+        };
+        let slots = std::mem::replace(&mut claims.takes[index].rate.capacity, 0);
+        let looked = self.take(claims).await;
+        claims.takes[index].rate.capacity = slots;
+        looked
     }
 
     async fn take(&self, claims: &mut Claims) -> Result<Result<By, Failed>, Denial> {
@@ -231,10 +261,11 @@ impl Limiter {
     }
 
     fn take_here(&self, claims: &mut Claims) -> Result<By, Failed> {
+        let now = self.shared.now();
         if let Some(index) = self.shared.ledger.used_up(&claims.spends) {
+            self.shared.table.look(&mut claims.takes, now);
             return Err(Failed::Spent(index));
         }
-        let now = self.shared.now();
         let taken = self.shared.table.take(&mut claims.takes, now, self.plan.max_buckets);
         taken.map(|()| By::Memory).map_err(Failed::Take)
     }
@@ -255,7 +286,24 @@ impl Limiter {
     /// # Errors
     /// If there is none.
     pub fn enter(&self, wish: &Wish, bucket: u64) -> Result<Place, Full> {
-        self.shared.queue.enter(wish.fair, bucket, self.plan.queue.size)
+        let others = slots(&wish.claims).filter(|id| *id != bucket);
+        let all = std::iter::once(bucket).chain(others).collect();
+        self.shared.queue.enter(wish.fair, all, self.plan.queue.size)
+    }
+
+    /// The same request in its place, by limits that have changed since. `false`: it needs no slot
+    /// any more.
+    pub fn enter_again(&self, wish: &Wish, place: &Place) -> bool {
+        let slots: Vec<u64> = slots(&wish.claims).collect();
+        let waits = !slots.is_empty();
+        place.needs(slots);
+        waits
+    }
+
+    /// Whether what a request may take, or costs, depends on a model that it must name therefore.
+    pub fn needs_model(&self) -> bool {
+        let plan = &self.plan;
+        !(plan.models.is_empty() && plan.key_models.is_empty() && plan.prices.is_empty())
     }
 
     /// The refusal of a request that has waited for a slot of this bucket in vain.
@@ -274,7 +322,7 @@ impl Limiter {
     pub fn cost(&self, model: &str, counts: TokenCounts) -> (f64, f64) {
         let cost = price::cost(&self.plan.prices, model, counts);
         let credit = match self.plan.prices.is_empty() {
-            true => (counts.prompt + counts.completion) as f64,
+            true => counts.prompt.saturating_add(counts.completion) as f64,
             false => cost.unwrap_or(0.0),
         };
         (cost.unwrap_or(0.0), credit)
@@ -285,7 +333,8 @@ impl Limiter {
             Failed::Spent(index) => {
                 let spend = &claims.spends[index];
                 let now = jiff::Timestamp::now().as_second();
-                let retry_after = spend.end.map_or(LATER, |end| end.saturating_sub(now) as u64);
+                let retry_after =
+                    spend.end.map_or(LATER, |end| end.saturating_sub(now).max(1).unsigned_abs());
                 let over = OverLimit {
                     what: "Budget used up",
                     status: 429,
@@ -310,7 +359,7 @@ impl Limiter {
                     kind: kind(claim.dim),
                     code: if slot { "concurrency_limit_exceeded" } else { "rate_limit_exceeded" },
                     rule: "",
-                    allows: claim.rate.capacity as f64,
+                    allows: claim.allows(),
                     retry_after: seconds.ceil().max(1.0) as u64,
                 };
                 (claim.rule(), over)
@@ -354,6 +403,11 @@ fn counter(there: &SharedPlan, stores: &Stores, metrics: &Metrics) -> Arc<RedisC
         lease: there.lease.map(|(share, lifetime)| redis::Lease { share, lifetime }),
     };
     RedisCounter::new(stores.redis(&there.server), settings, stores.handle(), metrics)
+}
+
+/// The buckets of which a request needs a slot.
+fn slots(claims: &Claims) -> impl Iterator<Item = u64> {
+    claims.takes.iter().filter(|claim| claim.dim == Dim::Concurrent).map(|claim| claim.id)
 }
 
 /// OpenAI's word for what was exceeded.
@@ -415,9 +469,10 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// How the limits of the request stand.
-    pub fn standings(&self) -> Standings {
-        standings(&self.claims)
+    /// How the limits of the request stand; `None` if nobody has looked.
+    pub fn standings(&self) -> Option<Standings> {
+        let looked = !matches!(self.by, Some(By::Nobody));
+        looked.then(|| standings(&self.claims))
     }
 
     /// Ends what was held, and counts what the request came to.
@@ -442,8 +497,7 @@ impl Ticket {
         };
         let shared = &self.shared;
         let takes = &self.claims.takes;
-        let slots: Vec<u64> =
-            takes.iter().filter(|c| c.dim == Dim::Concurrent).map(|c| c.id).collect();
+        let slots: Vec<u64> = slots(&self.claims).collect();
         if !slots.is_empty() {
             let known = f64::from_bits(shared.duration.load(Ordering::Relaxed));
             let new = known + WEIGHT * (self.since.elapsed().as_secs_f64() - known);

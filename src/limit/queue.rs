@@ -44,7 +44,11 @@ struct State {
 struct Waiter {
     key: u64,
     group: u64,
+    /// All buckets that it needs a slot of.
+    slots: Vec<u64>,
     notify: Arc<Notify>,
+    /// Until then it lets others go first, because it lacks something else than a slot.
+    parked: Option<Instant>,
     pushed_out: bool,
 }
 
@@ -55,19 +59,11 @@ struct Group {
     turns: VecDeque<u64>,
     /// Waiters of each key.
     keys: HashMap<u64, VecDeque<u64>>,
+    /// How many there are.
+    len: usize,
     /// When a slot became free last, and how often one does.
     released: Option<Instant>,
     every: Option<Duration>,
-}
-
-impl Group {
-    fn first(&self) -> Option<u64> {
-        self.keys.get(self.turns.front()?)?.front().copied()
-    }
-
-    fn len(&self) -> usize {
-        self.keys.values().map(VecDeque::len).sum()
-    }
 }
 
 /// Nobody else may wait.
@@ -89,12 +85,14 @@ impl Queue {
         buckets.find(|id| state.groups.contains_key(id))
     }
 
-    /// Enters a request of `key`, which waits for `bucket`. When `most` wait already, the newest of
+    /// Enters a request of `key`, which needs a slot of each of the buckets and waits for the first
+    /// of them. When `most` wait already, the newest of
     /// the key that has most of them must go, if that is not this key.
     ///
     /// # Errors
     /// If nobody has to go for this one.
-    pub fn enter(self: &Arc<Self>, key: u64, bucket: u64, most: usize) -> Result<Place, Full> {
+    pub fn enter(self: &Arc<Self>, key: u64, slots: Vec<u64>, most: usize) -> Result<Place, Full> {
+        let bucket = *slots.first().ok_or(Full)?;
         let mut state = lock(&self.state);
         if state.entered >= most {
             state.push_out(key)?;
@@ -103,7 +101,14 @@ impl Queue {
         let id = state.next;
         state.next += 1;
         let notify = Arc::new(Notify::new());
-        let waiter = Waiter { key, group: bucket, notify: Arc::clone(&notify), pushed_out: false };
+        let waiter = Waiter {
+            key,
+            group: bucket,
+            slots,
+            notify: Arc::clone(&notify),
+            parked: None,
+            pushed_out: false,
+        };
         state.waiters.insert(id, waiter);
         state.keys.entry(key).or_default().push_back(id);
         state.join(id, key, bucket);
@@ -126,7 +131,7 @@ impl Queue {
                     let known = group.every.unwrap_or(pause);
                     group.every = Some(known.mul_f64(1.0 - WEIGHT) + pause.mul_f64(WEIGHT));
                 }
-                state.wake(id);
+                state.wake(id, now);
             }
         }
     }
@@ -136,11 +141,44 @@ impl Queue {
     pub fn outlook(&self, bucket: u64) -> Option<Duration> {
         let state = lock(&self.state);
         let group = state.groups.get(&bucket)?;
-        Some(group.every?.saturating_mul(u32::try_from(group.len() + 1).unwrap_or(u32::MAX)))
+        Some(group.every?.saturating_mul(u32::try_from(group.len + 1).unwrap_or(u32::MAX)))
     }
 }
 
 impl State {
+    /// The waiter whose turn it is: the first of a key, keys in their turns, those that let others
+    /// go first left out.
+    fn first(&self, bucket: u64, now: Instant) -> Option<u64> {
+        let group = self.groups.get(&bucket)?;
+        let mut fronts = group.turns.iter().filter_map(|key| group.keys.get(key)?.front().copied());
+        fronts.find(|id| {
+            let parked = self.waiters.get(id).and_then(|waiter| waiter.parked);
+            parked.is_none_or(|until| until <= now)
+        })
+    }
+
+    /// A bucket that a waiter needs as well, and where it is the turn of another key.
+    fn contested(&self, waiter: &Waiter, now: Instant) -> Option<u64> {
+        let others = waiter.slots.iter().filter(|bucket| **bucket != waiter.group);
+        others.copied().find(|bucket| {
+            let first = self.first(*bucket, now).and_then(|id| self.waiters.get(&id));
+            first.is_some_and(|first| first.key != waiter.key)
+        })
+    }
+
+    /// Makes a waiter wait for another bucket.
+    fn regroup(&mut self, id: u64, bucket: u64, now: Instant) {
+        let Some(waiter) = self.waiters.get_mut(&id) else {
+            return;
+        };
+        let (key, before) = (waiter.key, std::mem::replace(&mut waiter.group, bucket));
+        if before != bucket {
+            self.part(id, key, before, false);
+            self.join(id, key, bucket);
+            self.wake(before, now);
+        }
+    }
+
     fn join(&mut self, id: u64, key: u64, bucket: u64) {
         let group = self.groups.entry(bucket).or_default();
         let line = group.keys.entry(key).or_default();
@@ -150,6 +188,7 @@ impl State {
         // A waiter that comes over from another bucket keeps its age.
         let place = line.partition_point(|other| *other < id);
         line.insert(place, id);
+        group.len += 1;
     }
 
     /// Takes a waiter out of its group. `served`: the turn passes on to the next key.
@@ -158,11 +197,16 @@ impl State {
             return;
         };
         if let Some(line) = group.keys.get_mut(&key) {
+            let before = line.len();
             line.retain(|other| *other != id);
-            let gone = line.is_empty();
-            if gone {
+            group.len -= before - line.len();
+            if line.is_empty() {
                 group.keys.remove(&key);
-                group.turns.retain(|other| *other != key);
+                if group.turns.front() == Some(&key) {
+                    group.turns.pop_front();
+                } else {
+                    group.turns.retain(|other| *other != key);
+                }
             } else if served && group.turns.front() == Some(&key) {
                 group.turns.rotate_left(1);
             }
@@ -172,9 +216,8 @@ impl State {
         }
     }
 
-    fn wake(&self, bucket: u64) {
-        let first = self.groups.get(&bucket).and_then(Group::first);
-        if let Some(waiter) = first.and_then(|id| self.waiters.get(&id)) {
+    fn wake(&self, bucket: u64, now: Instant) {
+        if let Some(waiter) = self.first(bucket, now).and_then(|id| self.waiters.get(&id)) {
             waiter.notify.notify_one();
         }
     }
@@ -195,6 +238,7 @@ impl State {
             waiter.notify.notify_one();
             let group = waiter.group;
             self.part(newest, longest, group, false);
+            self.wake(group, Instant::now());
         }
         Ok(())
     }
@@ -231,12 +275,23 @@ pub struct Place {
 impl Place {
     /// Whose turn it is.
     pub fn turn(&self) -> Turn {
-        let state = lock(&self.queue.state);
+        let now = Instant::now();
+        let mut state = lock(&self.queue.state);
         let Some(waiter) = state.waiters.get(&self.id).filter(|w| !w.pushed_out) else {
             return Turn::PushedOut;
         };
-        let first = state.groups.get(&waiter.group).and_then(Group::first);
-        if first == Some(self.id) { Turn::Try } else { Turn::Wait }
+        if state.first(waiter.group, now) != Some(self.id) {
+            return Turn::Wait;
+        }
+        match state.contested(waiter, now) {
+            None => Turn::Try,
+            Some(bucket) => {
+                // It must not take there what is another's.
+                state.regroup(self.id, bucket, now);
+                let first = state.first(bucket, now) == Some(self.id);
+                if first { Turn::Try } else { Turn::Wait }
+            }
+        }
     }
 
     /// Waits until something may have changed.
@@ -244,33 +299,42 @@ impl Place {
         self.notify.notified().await;
     }
 
+    /// It needs slots of these buckets now, and of no others.
+    pub fn needs(&self, slots: Vec<u64>) {
+        let mut state = lock(&self.queue.state);
+        let Some(waiter) = state.waiters.get_mut(&self.id).filter(|w| !w.pushed_out) else {
+            return;
+        };
+        let other = slots.first().copied().filter(|_| !slots.contains(&waiter.group));
+        waiter.slots = slots;
+        if let Some(bucket) = other {
+            state.regroup(self.id, bucket, Instant::now());
+        }
+    }
+
     /// The try has failed for want of a slot of this bucket.
     pub fn waits_for(&self, bucket: u64) {
+        let mut state = lock(&self.queue.state);
+        if !state.waiters.get(&self.id).is_none_or(|waiter| waiter.pushed_out) {
+            state.regroup(self.id, bucket, Instant::now());
+        }
+    }
+
+    /// The try has failed for another reason: for this long others go first.
+    pub fn yields(&self, pause: Duration) {
+        let now = Instant::now();
         let mut state = lock(&self.queue.state);
         let Some(waiter) = state.waiters.get_mut(&self.id) else {
             return;
         };
-        let (key, before) = (waiter.key, waiter.group);
-        if before == bucket {
-            return;
-        }
-        waiter.group = bucket;
-        state.part(self.id, key, before, false);
-        state.join(self.id, key, bucket);
-        state.wake(before);
-    }
-
-    /// The try has failed for another reason: the next key may try.
-    pub fn yields(&self) {
-        let mut state = lock(&self.queue.state);
-        let Some((key, bucket)) = state.waiters.get(&self.id).map(|w| (w.key, w.group)) else {
-            return;
-        };
+        waiter.parked = Some(now + pause);
+        let (key, bucket) = (waiter.key, waiter.group);
         if let Some(group) = state.groups.get_mut(&bucket)
             && group.turns.front() == Some(&key)
         {
             group.turns.rotate_left(1);
         }
+        state.wake(bucket, now);
     }
 }
 
@@ -283,7 +347,7 @@ impl Drop for Place {
                 state.forget(self.id, waiter.key);
                 state.part(self.id, waiter.key, waiter.group, true);
                 // There may be more slots than one.
-                state.wake(waiter.group);
+                state.wake(waiter.group, Instant::now());
             }
             drop(state);
             self.queue.depth.set(self.queue.waiting.fetch_sub(1, Ordering::SeqCst) as i64 - 1);
@@ -315,7 +379,7 @@ mod tests {
         let queue = queue();
         let mut places = Vec::new();
         for key in "aaaaabbc".chars() {
-            places.push((key, queue.enter(key as u64, BUCKET, 100).unwrap()));
+            places.push((key, queue.enter(key as u64, vec![BUCKET], 100).unwrap()));
         }
         assert_eq!(served(&mut places), "abcabaaa");
         assert_eq!((queue.depth.get(), queue.ahead([BUCKET].into_iter())), (0, None));
@@ -326,9 +390,9 @@ mod tests {
         let queue = queue();
         let mut places = Vec::new();
         for _ in 0..500 {
-            places.push(('a', queue.enter('a' as u64, BUCKET, 1000).unwrap()));
+            places.push(('a', queue.enter('a' as u64, vec![BUCKET], 1000).unwrap()));
         }
-        places.push(('b', queue.enter('b' as u64, BUCKET, 1000).unwrap()));
+        places.push(('b', queue.enter('b' as u64, vec![BUCKET], 1000).unwrap()));
         let order = served(&mut places);
         assert!(order.starts_with("ab"), "{}", &order[..10]);
     }
@@ -336,8 +400,8 @@ mod tests {
     #[test]
     fn who_leaves_is_not_waited_for() {
         let queue = queue();
-        let first = queue.enter(1, BUCKET, 10).unwrap();
-        let second = queue.enter(1, BUCKET, 10).unwrap();
+        let first = queue.enter(1, vec![BUCKET], 10).unwrap();
+        let second = queue.enter(1, vec![BUCKET], 10).unwrap();
         assert_eq!((first.turn(), second.turn()), (Turn::Try, Turn::Wait));
         drop(first);
         assert_eq!(second.turn(), Turn::Try);
@@ -348,15 +412,15 @@ mod tests {
     #[test]
     fn a_full_queue_makes_room_for_a_key_with_fewer() {
         let queue = queue();
-        let many: Vec<_> = (0..4).map(|_| queue.enter(1, BUCKET, 4).unwrap()).collect();
-        assert!(queue.enter(1, BUCKET, 4).is_err());
-        let other = queue.enter(2, BUCKET, 4).unwrap();
+        let many: Vec<_> = (0..4).map(|_| queue.enter(1, vec![BUCKET], 4).unwrap()).collect();
+        assert!(queue.enter(1, vec![BUCKET], 4).is_err());
+        let other = queue.enter(2, vec![BUCKET], 4).unwrap();
         assert_eq!(many[3].turn(), Turn::PushedOut);
         assert_eq!((many[0].turn(), other.turn()), (Turn::Try, Turn::Wait));
-        let second = queue.enter(2, BUCKET, 4);
+        let second = queue.enter(2, vec![BUCKET], 4);
         assert!(second.is_ok() && many[2].turn() == Turn::PushedOut);
         // Two each: nobody has to go for one more.
-        assert!(queue.enter(2, BUCKET, 4).is_err());
+        assert!(queue.enter(2, vec![BUCKET], 4).is_err());
         drop(many);
         assert_eq!(other.turn(), Turn::Try);
     }
@@ -364,20 +428,39 @@ mod tests {
     #[test]
     fn who_lacks_something_else_lets_others_go_first() {
         let queue = queue();
-        let first = queue.enter(1, BUCKET, 10).unwrap();
-        let second = queue.enter(2, BUCKET, 10).unwrap();
-        first.yields();
+        let first = queue.enter(1, vec![BUCKET], 10).unwrap();
+        let second = queue.enter(2, vec![BUCKET], 10).unwrap();
+        let pause = Duration::from_secs(60);
+        first.yields(pause);
         assert_eq!((first.turn(), second.turn()), (Turn::Wait, Turn::Try));
-        second.waits_for(9);
-        assert_eq!((first.turn(), second.turn()), (Turn::Try, Turn::Try));
-        assert_eq!(queue.ahead([9].into_iter()), Some(9));
+        // Who comes now is not kept waiting either.
+        let third = queue.enter(3, vec![BUCKET], 10).unwrap();
+        second.yields(pause);
+        assert_eq!((second.turn(), third.turn()), (Turn::Wait, Turn::Try));
+        third.yields(Duration::ZERO);
+        assert_eq!(third.turn(), Turn::Try);
+    }
+
+    #[test]
+    fn who_waits_for_one_bucket_takes_nothing_from_those_who_wait_for_another() {
+        let (queue, own, model) = (queue(), 1, 2);
+        let many: Vec<_> = (0..5).map(|_| queue.enter(1, vec![own, model], 10).unwrap()).collect();
+        let other = queue.enter(2, vec![model], 10).unwrap();
+        // A slot of its own key is free; but the model's next slot is the other's.
+        assert_eq!((many[0].turn(), other.turn()), (Turn::Wait, Turn::Try));
+        assert_eq!(queue.ahead([model].into_iter()), Some(model));
+        drop(other);
+        // Its own key's others, who are younger, do not stand in its way.
+        assert_eq!((many[0].turn(), many[1].turn()), (Turn::Try, Turn::Try));
+        many[0].waits_for(own);
+        assert_eq!((many[0].turn(), many[1].turn()), (Turn::Try, Turn::Wait));
     }
 
     #[tokio::test]
     async fn a_free_slot_wakes_whose_turn_it_is() {
         let queue = queue();
-        let first = queue.enter(1, BUCKET, 10).unwrap();
-        let second = queue.enter(2, BUCKET, 10).unwrap();
+        let first = queue.enter(1, vec![BUCKET], 10).unwrap();
+        let second = queue.enter(2, vec![BUCKET], 10).unwrap();
         queue.released([BUCKET].into_iter());
         first.changed().await;
         // Its place passes the word on.
@@ -390,7 +473,7 @@ mod tests {
     fn the_outlook_follows_the_pace() {
         let queue = queue();
         assert_eq!(queue.outlook(BUCKET), None);
-        let _places: Vec<_> = (0..9).map(|_| queue.enter(1, BUCKET, 10).unwrap()).collect();
+        let _places: Vec<_> = (0..9).map(|_| queue.enter(1, vec![BUCKET], 10).unwrap()).collect();
         queue.released([BUCKET].into_iter());
         std::thread::sleep(Duration::from_millis(20));
         queue.released([BUCKET].into_iter());

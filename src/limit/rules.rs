@@ -13,6 +13,7 @@ use super::{
     bucket::{Rate, SECOND},
     claim::{Claim, Claims, Dim, Kind, Spend, Unit},
     estimate::Guess,
+    table,
 };
 use crate::{
     base::{
@@ -161,7 +162,10 @@ impl Rules {
             if !rule.is_empty()
                 && let Some(whose) = identity(scope, ask)
             {
-                self.add(&mut claims, rule, scope, &short(whose), (ask, hash));
+                // A rate of one's own for what others share is counted by itself: a bucket knows one
+                // rate.
+                let own = merged.is_some() && !matches!(scope, Scope::Key | Scope::KeyModel);
+                self.add(&mut claims, rule, (scope, own), &short(whose), (ask, hash));
             }
         }
         if !ask.only_requests {
@@ -175,7 +179,7 @@ impl Rules {
         &self,
         claims: &mut Claims,
         rule: &Rule,
-        scope: Scope,
+        (scope, own): (Scope, bool),
         whose: &str,
         (ask, hash): (&Ask<'_>, &RandomState),
     ) {
@@ -189,12 +193,23 @@ impl Rules {
             }
             // Limits of one rule differ by an odd multiple: a bijection for each of them.
             let salt = (gauge.dim as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            let name = match self.named {
-                true => format!("{}/{}/{whose}", scope.word(), gauge.dim.word()),
-                false => String::new(),
+            let Rate { interval, capacity } = gauge.rate;
+            let apart = own && gauge.dim.kind() != Kind::Slot;
+            let name = match (self.named, apart) {
+                (true, false) => format!("{}/{}/{whose}", scope.word(), gauge.dim.word()),
+                (true, true) => {
+                    let (scope, dim) = (scope.word(), gauge.dim.word());
+                    format!("{scope}/{dim}@{interval}x{capacity}/{whose}")
+                }
+                (false, _) => String::new(),
             };
+            let rate = if apart { hash.hash_one((interval, capacity)) } else { 0 };
+            let id = id ^ salt ^ rate;
             claims.takes.push(Claim {
-                id: id ^ salt,
+                id: match scope {
+                    Scope::Global | Scope::Team | Scope::Model => table::shared(id),
+                    Scope::Key | Scope::Ip | Scope::User | Scope::KeyModel => table::single(id),
+                },
                 name,
                 scope,
                 dim: gauge.dim,
@@ -209,7 +224,8 @@ impl Rules {
         {
             let unit = Unit::Cost;
             claims.spends.push(Spend {
-                subject: format!("{}/{}/{whose}", scope.word(), unit.word()),
+                // What is spent in a month is not what is spent in a day.
+                subject: format!("{}/{}/{}/{whose}", scope.word(), unit.word(), period.word()),
                 scope,
                 unit,
                 limit,
@@ -276,6 +292,8 @@ fn identity<'a>(scope: Scope, ask: &Ask<'a>) -> Option<Cow<'a, str>> {
         Scope::Team => {
             ask.who.map(|who| who.team.as_str()).filter(|t| !t.is_empty()).map(Cow::from)
         }
+        // A list of models is for no model.
+        Scope::Model | Scope::KeyModel if ask.only_requests => None,
         Scope::Model => Some(model.into()),
         Scope::KeyModel => Some(format!("{}/{model}", key()).into()),
     }

@@ -50,6 +50,20 @@ impl Default for Table {
     }
 }
 
+/// Marks the identity of a bucket that many callers share.
+pub fn shared(id: u64) -> u64 {
+    id | 1
+}
+
+/// Marks the identity of a bucket of a single caller.
+pub fn single(id: u64) -> u64 {
+    id & !1
+}
+
+fn is_shared(id: u64) -> bool {
+    id & 1 == 1
+}
+
 /// The shard of a bucket: by other bits than those by which the maps sort.
 fn shard_of(id: u64) -> usize {
     (id >> 32) as usize % SHARDS
@@ -125,6 +139,15 @@ impl Table {
         Ok(())
     }
 
+    /// Notes how the claims stand, and takes nothing.
+    pub fn look(&self, claims: &mut [Claim], now: Ticks) {
+        let mut locked = self.lock(claims);
+        for claim in claims {
+            let bucket = locked.bucket(claim.id);
+            claim.look(&bucket, now);
+        }
+    }
+
     /// Ends what was held, and takes what `used` says of each reservation.
     pub fn settle(&self, claims: &[Claim], used: impl Fn(&Claim) -> u64, now: Ticks) {
         let mut locked = self.lock(claims);
@@ -159,10 +182,11 @@ impl Table {
     }
 }
 
-/// Drops, of a few buckets in which nothing is held, the one that is closest to being full: whose
-/// owner gains least by it.
+/// Drops, of a few buckets of single callers in which nothing is held, the one that is closest to
+/// being full: whose owner gains least by it. Buckets that many share are few, and stay.
 fn make_room(shard: &mut Shard) {
-    let free = shard.iter().filter(|(_, bucket)| bucket.held() == 0).take(CANDIDATES);
+    let mut free = shard.iter().filter(|(id, bucket)| bucket.held() == 0 && !is_shared(**id));
+    let free = free.by_ref().take(CANDIDATES);
     let fullest = free.min_by_key(|(_, bucket)| bucket.missing(0)).map(|(id, _)| *id);
     if let Some(id) = fullest {
         shard.remove(&id);
@@ -197,7 +221,7 @@ mod tests {
 
     fn claim(id: u64, dim: Dim, capacity: u64, amount: u64) -> Claim {
         // Ids as they are in life: spread over all bits.
-        let id = (id + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let id = single((id + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let rate = Rate { interval: SECOND, capacity };
         Claim { id, name: String::new(), scope: Scope::Key, dim, rate, amount, left: 0, reset: 0 }
     }
@@ -285,6 +309,22 @@ mod tests {
         assert!(table.take(&mut served(), 0, most).is_err());
         // Those that have taken least go first.
         assert!(table.take(&mut heavy(), 1_000_000, most).is_err());
+    }
+
+    #[test]
+    fn what_many_share_is_not_dropped_for_a_flood_of_others() {
+        let table = Table::default();
+        let all = || {
+            let mut all = claim(7, Dim::RequestsPerSecond, 2, 2);
+            all.id = shared(all.id);
+            [all]
+        };
+        table.take(&mut all(), 0, 64 * 20).unwrap();
+        for id in 0..100_000 {
+            let mut slow = [claim(id, Dim::RequestsPerMinute, 600, 600)];
+            table.take(&mut slow, id, 64 * 20).unwrap();
+        }
+        assert!(table.take(&mut all(), 100_000, 64 * 20).is_err());
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub struct Snapshot {
     /// Who may call; `None`: everybody.
     pub auth: Option<Auth>,
     /// How much one may call.
-    pub limits: Limiter,
+    pub limits: Arc<Limiter>,
     /// From a model to a pool.
     pub router: Router,
     /// The pools that the router names.
@@ -51,7 +51,7 @@ impl Snapshot {
                 Pool::new(members, &carry.health, probed)
             })
             .collect();
-        let known = earlier.map(|e| &e.limits);
+        let known = earlier.map(|e| &*e.limits);
         let limits = Limiter::new(plan.limits.clone(), &carry.limits, &carry.stores, known);
         Self { generation, plan, auth, limits, router, pools, endpoints }
     }

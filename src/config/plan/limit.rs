@@ -164,8 +164,8 @@ impl Maker<'_> {
 
     fn queue(&mut self, raw: &raw::Queue) -> QueuePlan {
         let at = "rate_limit.queue";
-        if raw.max_queue_size > 1_000_000 {
-            self.problem(format!("{at}.max_queue_size"), "is more than 1000000", "");
+        if raw.max_queue_size > 100_000 {
+            self.problem(format!("{at}.max_queue_size"), "is more than 100000", "");
         }
         if raw.max_queue_size > 0 && raw.queue_timeout.0.is_zero() {
             self.problem(format!("{at}.queue_timeout"), "is zero", "the default is 30s");

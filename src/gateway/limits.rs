@@ -94,7 +94,7 @@ pub async fn admit(
         Err(No::Refused(no)) => no,
     };
     limiter.count_refusal(&no);
-    ctx.limits.standings = Some(Limiter::standings(&wish));
+    ctx.limits.standings = limiter.standings(&wish).filter(|_| no.is_known());
     Ok(Err(match (&snapshot.auth, no.quota) {
         (Some(auth), Some(renews_at)) => auth.quota_exceeded(renews_at),
         _ => no.rejection,
@@ -234,8 +234,9 @@ impl Waiting<'_> {
             }
             if comment.is_some_and(|at| Instant::now() >= at) {
                 comment = keep_alive.map(|every| Instant::now() + every);
-                let standings = Limiter::standings(self.wish);
-                let sent = tokio::time::timeout(COMMENT, send_comment(session, ctx, &standings));
+                let standings = self.limiter.standings(self.wish);
+                let sent =
+                    tokio::time::timeout(COMMENT, send_comment(session, ctx, standings.as_ref()));
                 let Ok(sent) = sent.await else {
                     self.limiter.waited(since, "left");
                     let why = "the client does not take what is sent to it";
@@ -295,7 +296,11 @@ fn can_open(session: &Session, ctx: &Ctx) -> bool {
     ctx.call.stream && session.req_header().version != Version::HTTP_10
 }
 
-async fn send_comment(session: &mut Session, ctx: &mut Ctx, standings: &Standings) -> Result<()> {
+async fn send_comment(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    standings: Option<&Standings>,
+) -> Result<()> {
     if !ctx.limits.opened {
         let mut head = ResponseHeader::build(200, Some(16))?;
         head.insert_header(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")?;
@@ -304,7 +309,9 @@ async fn send_comment(session: &mut Session, ctx: &mut Ctx, standings: &Standing
         if session.req_header().version == Version::HTTP_11 {
             head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
         }
-        dialect::tell_limits(&mut head, session.req_header().uri.path(), standings)?;
+        if let Some(standings) = standings {
+            dialect::tell_limits(&mut head, session.req_header().uri.path(), standings)?;
+        }
         session.write_response_header(Box::new(head), false).await?;
         ctx.limits.opened = true;
         // What goes wrong from here on is told as an event.

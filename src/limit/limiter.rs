@@ -39,6 +39,9 @@ use crate::{
 /// Seconds after which a client may try again, if nobody knows better.
 const LATER: u64 = 3600;
 
+/// The rule of refusals because Redis is away.
+const REDIS: &str = "redis";
+
 /// The same, while the limits cannot be looked at.
 const SOON: u64 = 2;
 
@@ -130,6 +133,11 @@ pub struct Denial {
 }
 
 impl Denial {
+    /// Whether somebody has looked at the limits.
+    pub fn is_known(&self) -> bool {
+        self.rule != REDIS
+    }
+
     /// Whether only a slot was missing.
     pub fn is_for_slot(&self) -> bool {
         self.rule.ends_with(Dim::Concurrent.word())
@@ -254,7 +262,7 @@ impl Limiter {
             Some(OnRedisError::Allow) => Ok(Ok(By::Nobody)),
             Some(OnRedisError::Deny) => {
                 let rejection = Rejection::limits_unavailable(SOON);
-                Err(Denial { rejection, quota: None, rule: "redis".to_owned() })
+                Err(Denial { rejection, quota: None, rule: REDIS.to_owned() })
             }
             Some(OnRedisError::Local) | None => Ok(self.take_here(claims)),
         }
@@ -273,6 +281,7 @@ impl Limiter {
     fn ticket(&self, wish: &mut Wish, by: By) -> Ticket {
         Ticket {
             by: Some(by),
+            tells: self.plan.headers,
             shared: Arc::clone(&self.shared),
             claims: std::mem::take(&mut wish.claims),
             guess: wish.guess,
@@ -312,9 +321,9 @@ impl Limiter {
         Some(self.refusal(&wish.claims, Failed::Take(Refusal { index, wait: 0 })))
     }
 
-    /// How the limits of a request stand.
-    pub fn standings(wish: &Wish) -> Standings {
-        standings(&wish.claims)
+    /// How the limits of a request stand; `None` if clients are not told.
+    pub fn standings(&self, wish: &Wish) -> Option<Standings> {
+        self.plan.headers.then(|| standings(&wish.claims))
     }
 
     /// What a request has cost, and what is taken of its key's balance: the cost too, or the tokens
@@ -464,15 +473,17 @@ pub struct Ticket {
     guess: Option<Guess>,
     bytes: usize,
     since: Instant,
+    /// Clients are told how their limits stand.
+    tells: bool,
     /// Who holds it; nobody any more, once it is settled.
     by: Option<By>,
 }
 
 impl Ticket {
-    /// How the limits of the request stand; `None` if nobody has looked.
+    /// How the limits of the request stand; `None` if clients are not told, or nobody has looked.
     pub fn standings(&self) -> Option<Standings> {
         let looked = !matches!(self.by, Some(By::Nobody));
-        looked.then(|| standings(&self.claims))
+        (self.tells && looked).then(|| standings(&self.claims))
     }
 
     /// Ends what was held, and counts what the request came to.

@@ -17,6 +17,8 @@ use crate::{
 pub struct LimitPlan {
     /// Whether rules hold, and limits of a key's own. Quotas and balances hold in any case.
     pub enabled: bool,
+    /// Answers tell in header fields how the limits stand.
+    pub headers: bool,
     /// The rules, by [`Scope::index`].
     pub rules: [Limits; 7],
     /// Rules for single models, whole: what they do not say themselves is in them too.
@@ -99,6 +101,7 @@ impl Maker<'_> {
         };
         Some(LimitPlan {
             enabled,
+            headers: raw.headers.0,
             rules: rules.map(Limits::clone),
             models,
             key_models,

@@ -15,6 +15,8 @@ pub struct RateLimit {
     /// Whether anything is limited, by these rules or by limits of a key's own. On unless it is
     /// set to `false`. Quotas and balances of keys hold in any case.
     pub enabled: Switch,
+    /// Whether answers tell in header fields how the limits stand.
+    pub headers: Switch,
     /// Where it is counted.
     pub storage: LimitStorage,
     /// With `storage: redis`: the name of one of `storage.caches`.
@@ -67,6 +69,7 @@ impl Default for RateLimit {
     fn default() -> Self {
         Self {
             enabled: Switch(true),
+            headers: Switch(true),
             storage: LimitStorage::Memory,
             redis: "default".to_owned(),
             mode: LimitMode::Exact,

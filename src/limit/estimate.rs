@@ -24,6 +24,10 @@ const COMPLETION: f32 = 256.0;
 /// How much a request weighs against those before it.
 const WEIGHT: f32 = 0.1;
 
+/// By which factor what a request shows of the bytes of a token may differ from what is known, to
+/// count in full: an image has many bytes for its tokens, and says nothing about text.
+const FACTOR: f32 = 4.0;
+
 /// Tokens that a request is thought to come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guess {
@@ -91,6 +95,19 @@ impl Estimates {
 
     /// Learns from what a request came to. `whole`: its answer was not broken off.
     pub fn learn(&self, model: &str, bytes: usize, counts: TokenCounts, whole: bool) {
+        self.learn_bounded(model, bytes, counts, whole, None);
+    }
+
+    /// Learns from what a request came to whose client allowed `max_tokens`: an answer of so many
+    /// was cut there, and does not show that answers are shorter than they are known to be.
+    pub fn learn_bounded(
+        &self,
+        model: &str,
+        bytes: usize,
+        counts: TokenCounts,
+        whole: bool,
+        max_tokens: Option<u64>,
+    ) {
         let known = match self.models.get(model) {
             Some(known) => known,
             None => {
@@ -100,9 +117,13 @@ impl Estimates {
             }
         };
         if counts.prompt > 0 {
-            learn(&known.bytes_per_token, (bytes as f32 / counts.prompt as f32).clamp(0.1, 1000.0));
+            let average = read(&known.bytes_per_token);
+            let seen = bytes as f32 / counts.prompt as f32;
+            let seen = seen.clamp(average / FACTOR, average * FACTOR);
+            learn(&known.bytes_per_token, seen.clamp(0.1, 1000.0));
         }
-        if whole {
+        let cut = max_tokens.is_some_and(|most| counts.completion >= most);
+        if whole && !(cut && (counts.completion as f32) < read(&known.completion)) {
             learn(&known.completion, counts.completion as f32);
         }
     }
@@ -160,5 +181,35 @@ mod tests {
             estimates.learn(&format!("m{n}"), 400, counts(100, 3), true);
         }
         assert!(estimates.models.len() <= MODELS);
+    }
+
+    #[test]
+    fn an_answer_that_was_cut_does_not_shorten_the_guess() {
+        let estimates = Estimates::default();
+        for _ in 0..100 {
+            estimates.learn_bounded("m", 400, counts(100, 1), true, Some(1));
+        }
+        assert_eq!(estimates.guess("m", 400, None).completion, 256);
+        // One that ended by itself does, and one that was cut later than usual tells of long ones.
+        estimates.learn_bounded("m", 400, counts(100, 100), true, Some(1000));
+        assert_eq!(estimates.guess("m", 400, None).completion, 241);
+        estimates.learn_bounded("m", 400, counts(100, 1000), true, Some(1000));
+        assert_eq!(estimates.guess("m", 400, None).completion, 317);
+    }
+
+    #[test]
+    fn one_strange_request_changes_little() {
+        let estimates = Estimates::default();
+        // An image: 10 MB, 1000 tokens.
+        estimates.learn("m", 10_000_000, counts(1000, 256), true);
+        assert!(estimates.guess("m", 400, None).prompt >= 75);
+        let estimates = Estimates::default();
+        estimates.learn("m", 1, counts(1_000_000, 256), true);
+        assert!(estimates.guess("m", 400, None).prompt <= 110);
+        // What is usual is still found.
+        for _ in 0..200 {
+            estimates.learn("m", 10_000, counts(100, 256), true);
+        }
+        assert!((100..=101).contains(&estimates.guess("m", 10_000, None).prompt));
     }
 }

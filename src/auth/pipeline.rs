@@ -498,7 +498,9 @@ fn joined(earlier: &Principal, later: &Principal) -> Arc<Principal> {
         both.limits.clone_from(&later.limits);
     }
     both.tags.extend(later.tags.iter().cloned());
-    if later.allowance.is_some() {
+    // One that is only counted does not undo one that holds.
+    let enforced = |p: &Principal| p.allowance.as_ref().is_some_and(|a| a.enforced);
+    if later.allowance.is_some() && (enforced(later) || !enforced(earlier)) {
         both.allowance.clone_from(&later.allowance);
     }
     Arc::new(both)

@@ -36,4 +36,7 @@ pub struct Allowance {
     pub quota: Option<Quota>,
     /// Money or credits, as configured; `None`: not looked at.
     pub balance: Option<f64>,
+    /// Whether the key is refused once they are used up. If not they are only counted: a script
+    /// decides about it.
+    pub enforced: bool,
 }

@@ -231,7 +231,11 @@ impl Terms {
 
     /// Quota and balance, for somebody else to count; `None` if there is neither.
     pub fn allowance(&self) -> Option<Allowance> {
-        self.counted().then_some(Allowance { quota: self.quota, balance: self.balance })
+        self.counted().then_some(Allowance {
+            quota: self.quota,
+            balance: self.balance,
+            enforced: true,
+        })
     }
 
     /// When the quota begins anew, if it does.

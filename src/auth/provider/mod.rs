@@ -146,7 +146,9 @@ pub enum Place {
 /// Opens a place.
 pub fn open(plan: &ProviderPlan, with: &Resources<'_>) -> Place {
     match &plan.source {
-        Source::Keys(keys) => Place::Table(KeyTable::new(keys, plan.count_usage)),
+        Source::Keys(keys) => {
+            Place::Table(KeyTable::new(keys, plan.count_usage, plan.script.is_none()))
+        }
         Source::Lua => Place::Anyone,
         Source::Builtin(_) => Place::Remote(Arc::new(builtin::Builtin(Arc::clone(with.keys)))),
         Source::Redis { settings, pattern } => {

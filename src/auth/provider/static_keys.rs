@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::KeyRecord;
 use crate::{
     auth::credential::{KeyDigest, digest, key_id},
+    base::Allowance,
     config::plan::KeyPlan,
 };
 
@@ -13,13 +14,14 @@ pub struct KeyTable(HashMap<KeyDigest, Arc<KeyRecord>>);
 
 impl KeyTable {
     /// A table of these keys. If they are to be counted the gateway does so itself: nothing can be
-    /// written to the place where they stand.
-    pub fn new(keys: &[KeyPlan], counted: bool) -> Self {
+    /// written to the place where they stand. `enforced`: a key is refused once it is used up; not
+    /// where a script is the whole decision.
+    pub fn new(keys: &[KeyPlan], counted: bool, enforced: bool) -> Self {
         let entry = |plan: &KeyPlan| {
             let digest = digest(plan.key.expose());
             let mut record = KeyRecord::new(plan.data.clone(), || key_id(&digest));
             if let (true, Ok(terms)) = (counted, &record.terms) {
-                let allowance = terms.allowance().map(Arc::new);
+                let allowance = terms.allowance().map(|a| Arc::new(Allowance { enforced, ..a }));
                 Arc::make_mut(&mut record.principal).allowance = allowance;
             }
             (digest, Arc::new(record))
@@ -42,17 +44,21 @@ mod tests {
 
     #[test]
     fn the_gateway_itself_is_to_count_what_nobody_else_can() {
-        let allowance = |data: serde_json::Value, counted| {
+        let allowance_of = |data: serde_json::Value, counted, enforced| {
             let data = data.as_object().unwrap().clone();
             let plan = KeyPlan { key: Secret::new("sk-a".to_owned()), data };
-            let found = KeyTable::new(&[plan], counted).find(&digest("sk-a"));
+            let found = KeyTable::new(&[plan], counted, enforced).find(&digest("sk-a"));
             found.unwrap().principal.allowance.clone()
         };
+        let allowance = |data, counted| allowance_of(data, counted, true);
         let data = json!({"total_quota": 30, "used_quota": 5, "quota_reset_period": "monthly"});
         let allowed = allowance(data.clone(), true).unwrap();
         let quota = allowed.quota.unwrap();
         assert_eq!((quota.left(0), allowed.balance), (25.0, None));
         assert_eq!((quota.period, quota.last_reset_at), (ResetPeriod::Monthly, None));
+        assert!(allowed.enforced);
+        // With a script.
+        assert!(!allowance_of(data.clone(), true, false).unwrap().enforced);
         assert_eq!(allowance(data, false), None);
         assert_eq!(allowance(json!({"user_id": "u", "total_quota": 0}), true), None);
     }

@@ -221,7 +221,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
     let sizes = make.sizes(&raw.server);
     make.storage(raw);
     let auth = make.auth(raw);
-    let limits = make.limits(raw);
+    let limits = make.limits(raw, auth.as_ref());
     let ip_rules = IpRules {
         allowed: make.nets("server.allowed_ips", &raw.server.allowed_ips),
         denied: make.nets("server.denied_ips", &raw.server.denied_ips),

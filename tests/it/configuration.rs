@@ -473,3 +473,54 @@ fn a_secret_in_a_wrong_place_is_not_printed() {
         assert!(!told.is_empty() && !told.iter().any(|t| t.contains("VERYSECRET")), "{told:?}");
     }
 }
+
+#[test]
+fn counts_and_keys_in_redis_have_names_of_their_own() {
+    let told = |redis: &str, limits: &str| {
+        let text = format!(
+            "backends: [{{url: \"http://x\"}}]\n\
+             storage: {{caches: [{{name: default, addr: \"localhost:6379\"}}]}}\n\
+             auth: {{pipeline: [{{type: redis, redis: {{{redis}}}}}]}}\n\
+             rate_limit: {{storage: redis{limits}}}\n"
+        );
+        told(&text)
+    };
+    let here = "addr: \"redis://localhost\"";
+    assert_eq!(told(here, ""), [""; 0]);
+    assert_eq!(told("storage: default", ""), [""; 0]);
+    let wide = format!("{here}, key_pattern: \"llmproxy:{{api_key}}\"");
+    assert_eq!(told(&wide, ", key_prefix: \"limits:\""), [""; 0]);
+    assert_eq!(told(&format!("{wide}, db: 1"), ""), [""; 0]);
+    let elsewhere = wide.replace("localhost", "localhost:6380");
+    assert_eq!(told(&elsewhere, ""), [""; 0]);
+    for (redis, limits) in [
+        (wide.as_str(), ""),
+        ("storage: default, key_pattern: \"{api_key}\"", ""),
+        ("storage: default, key_pattern: \"llmproxy:limit:spent/{api_key}\"", ""),
+        (here, ", key_prefix: \"llmproxy:key:limit:\""),
+        (here, ", key_prefix: \"\""),
+    ] {
+        let found = told(redis, limits);
+        let there = found.iter().any(|f| f.contains("rate_limit.key_prefix: is `"));
+        assert!(there && found.len() == 1, "{redis} {limits}: {found:?}");
+    }
+}
+
+#[test]
+fn limits_that_are_switched_off_keep_where_quotas_are_counted() {
+    let text = "backends: [{url: \"http://x\"}]\n\
+        storage: {caches: [{name: counts, addr: \"redis.example:6380\"}]}\n\
+        rate_limit:\n  enabled: false\n  storage: redis\n  redis: counts\n  mode: leased\n  \
+        key_prefix: \"mine:\"\n  redis_timeout: 90ms\n  on_redis_error: deny\n  max_buckets: 5000\n  \
+        prices: {\"*\": {input: 1, output: 2}}\n  queue: {max_queue_size: 7, status: 1}\n  \
+        global: {requests_per_second: 1}\n  models: {\"a**\": {max_concurrent: 1}}\n";
+    let loaded = config::load_text(text, root(), &|_| None);
+    let limits = loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems)).limits;
+    let shared = limits.shared.unwrap();
+    assert_eq!((shared.server.host.as_str(), shared.server.port), ("redis.example", 6380));
+    assert_eq!((shared.prefix.as_str(), shared.timeout.as_millis()), ("mine:", 90));
+    assert!(shared.lease.is_some() && shared.on_error == config::raw::OnRedisError::Deny);
+    assert_eq!((limits.max_buckets, limits.prices.len()), (5000, 1));
+    assert!(!limits.enabled && limits.models.is_empty() && limits.queue.size == 0);
+    assert!(limits.rules.iter().all(|rule| *rule == Limits::default()));
+}

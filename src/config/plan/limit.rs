@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::Maker;
+use super::{AuthPlan, Maker, Source};
 use crate::{
     base::{
         ModelPattern,
@@ -66,15 +66,12 @@ pub struct QueuePlan {
 }
 
 impl Maker<'_> {
-    /// Rules of a section that is switched off are not looked at.
-    pub(super) fn limits(&mut self, whole: &Raw) -> Option<LimitPlan> {
-        let given = whole.rate_limit.as_ref();
-        let default = raw::RateLimit {
-            prices: given.map(|raw| raw.prices.clone()).unwrap_or_default(),
-            ..raw::RateLimit::default()
-        };
-        let enabled = given.is_none_or(|raw| raw.enabled.0);
-        let raw = given.filter(|_| enabled).unwrap_or(&default);
+    /// Rules of a section that is switched off are not looked at, nor is its queue. The rest holds:
+    /// quotas and balances of keys are counted on where they were.
+    pub(super) fn limits(&mut self, whole: &Raw, auth: Option<&AuthPlan>) -> Option<LimitPlan> {
+        let given = whole.rate_limit.clone().unwrap_or_default();
+        let enabled = given.enabled.0;
+        let raw = &if enabled { given } else { without_rules(given) };
         let rules = [
             &raw.global,
             &raw.per_key,
@@ -97,7 +94,11 @@ impl Maker<'_> {
         }
         let shared = match raw.storage {
             LimitStorage::Memory => None,
-            LimitStorage::Redis => Some(self.shared(raw, whole)?),
+            LimitStorage::Redis => {
+                let shared = self.shared(raw, whole)?;
+                self.apart_from_keys(&shared, auth);
+                Some(shared)
+            }
         };
         Some(LimitPlan {
             enabled,
@@ -203,6 +204,28 @@ impl Maker<'_> {
         prices
     }
 
+    /// What is counted must not stand where API keys are looked up: whoever shows the name of a
+    /// count as a key would be let in.
+    fn apart_from_keys(&mut self, shared: &SharedPlan, auth: Option<&AuthPlan>) {
+        let place = |s: &redis::Settings| (s.host.clone(), s.port, s.db);
+        for provider in auth.iter().flat_map(|auth| &auth.pipeline) {
+            let Source::Redis { settings, pattern } = &provider.source else { continue };
+            let before = pattern.split("{api_key}").next().unwrap_or_default();
+            let among = shared.prefix.starts_with(before) || before.starts_with(&shared.prefix);
+            if !among || place(settings) != place(&shared.server) {
+                continue;
+            }
+            let message = format!(
+                "is `{}`, where provider `{}` has its API keys, `{pattern}`: whoever showed the \
+                 rest of a name would have a key",
+                shared.prefix, provider.name,
+            );
+            let hint = "the default is `llmproxy:limit:`, beside keys at `llmproxy:key:{api_key}`";
+            self.problem("rate_limit.key_prefix", message, hint);
+            return;
+        }
+    }
+
     fn shared(&mut self, raw: &raw::RateLimit, whole: &Raw) -> Option<SharedPlan> {
         let at = |name: &str| format!("rate_limit.{name}");
         if !(raw.lease_share > 0.0 && raw.lease_share <= 0.5) {
@@ -229,5 +252,23 @@ impl Maker<'_> {
                 .then_some((raw.lease_share, raw.lease_lifetime.0)),
             on_error: raw.on_redis_error,
         })
+    }
+}
+
+/// A section of which only holds where and how is counted, and the prices.
+fn without_rules(given: raw::RateLimit) -> raw::RateLimit {
+    let none = raw::RateLimit::default();
+    raw::RateLimit {
+        global: none.global,
+        per_key: none.per_key,
+        per_ip: none.per_ip,
+        per_user: none.per_user,
+        per_team: none.per_team,
+        per_model: none.per_model,
+        per_key_model: none.per_key_model,
+        models: none.models,
+        key_models: none.key_models,
+        queue: none.queue,
+        ..given
     }
 }

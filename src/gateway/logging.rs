@@ -84,8 +84,10 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
         metrics.requests.with_label_values(&[path, stream, backend, &status]).inc();
         metrics.latency_ms.with_label_values(&[path, stream, backend]).observe(millis);
     }
-    metrics.prompt_tokens.inc_by(summary.counts.prompt);
-    metrics.completion_tokens.inc_by(summary.counts.completion);
+    // Counters begin at 0 again after the last number: one absurd answer must not bring them there.
+    let sane = |tokens: u64| tokens.min(1 << 40);
+    metrics.prompt_tokens.inc_by(sane(summary.counts.prompt));
+    metrics.completion_tokens.inc_by(sane(summary.counts.completion));
 }
 
 /// Sends a record on its way: for every inference request, whatever became of it.

@@ -19,7 +19,7 @@ pub fn read(value: &[u8]) -> Option<TokenCounts> {
             _ => {}
         }
     }
-    counts.total = total.unwrap_or(counts.prompt + counts.completion);
+    counts.total = total.unwrap_or_else(|| counts.prompt.saturating_add(counts.completion));
     seen.then_some(counts)
 }
 
@@ -52,6 +52,8 @@ mod tests {
         assert_eq!(read(cached).unwrap().cached, 4);
         let no_total = br#"{"prompt_tokens":1,"completion_tokens":2}"#;
         assert_eq!(read(no_total).unwrap().total, 3);
+        let most = format!(r#"{{"prompt_tokens":{0},"completion_tokens":{0}}}"#, u64::MAX);
+        assert_eq!(read(most.as_bytes()).unwrap().total, u64::MAX);
         for none in [&b"null"[..], b"{}", b"7", br#"{"seconds":3}"#, b"{"] {
             assert_eq!(read(none), None);
         }

@@ -52,6 +52,7 @@ pub struct StreamMeter {
     aborted: bool,
     failed: bool,
     events: u64,
+    content: u64,
     find: &'static Finders,
 }
 
@@ -103,6 +104,7 @@ impl StreamMeter {
             aborted: false,
             failed: false,
             events: 0,
+            content: 0,
             find: &FINDERS,
         }
     }
@@ -136,6 +138,12 @@ impl StreamMeter {
     /// How many events with data have come, `[DONE]` and the usage chunk included.
     pub fn events(&self) -> u64 {
         self.events
+    }
+
+    /// How many events have come that carried a part of the answer, which is about one token each:
+    /// without `[DONE]`, errors, chunks that end a choice, and the usage chunk.
+    pub fn content(&self) -> u64 {
+        self.content
     }
 
     /// Takes the next chunk; returns what goes to the client. A chunk of whole events in which
@@ -241,17 +249,17 @@ impl StreamMeter {
             return Fate::Done(event.clone());
         }
         let ends_choice = self.look_at_finish(&document);
-        if self.find.error.find(&document).is_some()
-            && json::find(&document, "error").is_some_and(|m| &document[m.value] != b"null")
-        {
-            self.failed = true;
-        }
+        let error = self.find.error.find(&document).is_some()
+            && json::find(&document, "error").is_some_and(|m| &document[m.value] != b"null");
+        self.failed |= error;
         let mut passed = event.clone();
+        let mut content = !ends_choice && !error;
         if self.find.usage.find(&document).is_some()
             && let Some(usage) = json::find(&document, "usage")
         {
             let counts = counts::read(&document[usage.value]);
             let choice = first_choice(&document);
+            content &= choice.is_some();
             if let Some(counts) = counts {
                 self.count(counts, choice);
             }
@@ -264,6 +272,7 @@ impl StreamMeter {
                 _ => {}
             }
         }
+        self.content += u64::from(content);
         if self.strip != Strip::Nothing && ends_choice && at.is_some() {
             return Fate::Hold(passed, event.clone());
         }
@@ -283,11 +292,15 @@ impl StreamMeter {
         }
         // vLLM's running figures are those of one choice; the prompt is the same in all.
         let prompt = self.choices.iter().map(|(_, c)| c.prompt).max().unwrap_or(0);
-        let completion = self.choices.iter().map(|(_, c)| c.completion).sum();
+        let completion = self.choices.iter().map(|(_, c)| c.completion);
+        let completion = completion.fold(0, u64::saturating_add);
         let cached = self.choices.iter().map(|(_, c)| c.cached).max().unwrap_or(0);
         self.counts = Some(match self.choices.len() {
             1 => counts,
-            _ => TokenCounts { prompt, completion, total: prompt + completion, cached },
+            _ => {
+                let total = prompt.saturating_add(completion);
+                TokenCounts { prompt, completion, total, cached }
+            }
         });
     }
 
@@ -566,5 +579,38 @@ mod tests {
         assert_eq!(out, [parts[0], parts[1], parts[3]].concat());
         let (out, _) = run(Strip::All { nulls: true }, &parts);
         assert!(!out.contains("usage") && out.contains("late") && out.contains(": keep-alive"));
+    }
+
+    #[test]
+    fn counts_the_events_that_carry_a_part_of_the_answer() {
+        let part =
+            "data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n";
+        let null = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}],\"usage\":null}\n\n";
+        let error = "data: {\"error\":{\"message\":\"gone\"}}\n\n";
+        for (parts, content) in [
+            (&[part, part, null][..], 3),
+            (&[part, ": keep-alive\n\n", part, "data: {\"hal"], 2),
+            (&[part, LAST, USAGE, DONE], 1),
+            (&[part, error, DONE], 1),
+            (&[ROLE, part, part, LAST, DONE], 3),
+            (&[": keep-alive\n\n"], 0),
+        ] {
+            let mut meter = StreamMeter::new(Strip::Nothing);
+            parts.iter().for_each(|p| drop(meter.push(Bytes::copy_from_slice(p.as_bytes()))));
+            assert_eq!(meter.content(), content, "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn absurd_counts_do_not_overflow() {
+        let chunk = |index: u32| {
+            format!(
+                "data: {{\"choices\":[{{\"index\":{index}}}],\"usage\":{{\"prompt_tokens\":{0},\"completion_tokens\":{0}}}}}\n\n",
+                u64::MAX
+            )
+        };
+        let (_, meter) = run(ALL, &[&chunk(0), &chunk(1)]);
+        let (counts, _) = meter.usage();
+        assert_eq!((counts.completion, counts.total), (u64::MAX, u64::MAX));
     }
 }

@@ -192,10 +192,12 @@ async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 
     if ctx.limits.opened {
         ctx.end.status.get_or_insert(status);
     }
-    let Reading::Stream(meter) = &mut ctx.answer.reading else {
-        return status;
+    let mut rest = match &mut ctx.answer.reading {
+        Reading::Stream(meter) => meter.abandon().to_vec(),
+        // Of the one event that it was to be nothing has been sent.
+        Reading::Event(_) if !ctx.answer.begun => Vec::new(),
+        _ => return status,
     };
-    let mut rest = meter.abandon().to_vec();
     rest.extend_from_slice(&answer::event(&told));
     limits::settle_at_the_end(ctx);
     written(session.write_response_body(Some(Bytes::from(rest)), true).await);

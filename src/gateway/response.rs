@@ -1,7 +1,7 @@
 //! The head of an answer.
 
 use http::{HeaderName, Version, header};
-use pingora::{Result, http::ResponseHeader};
+use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{answer::REQUEST_ID, ctx::Ctx, stream::Reading};
@@ -22,6 +22,9 @@ pub fn arrived(response: &ResponseHeader, ctx: &mut Ctx) {
 }
 
 /// Prepares the head for the client, and the reading of the body.
+///
+/// # Errors
+/// If the client was told of a stream, and there is not even a body.
 pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     if response.status.is_informational() {
         return Ok(());
@@ -50,11 +53,16 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
     if let Some(standings) = &ctx.limits.standings {
         dialect::tell_limits(response, session.req_header().uri.path(), standings)?;
     }
-    ctx.answer.reading = reading(response, ctx);
-    if ctx.limits.opened && !is_stream(ctx) {
+    ctx.answer.reading = match reading(response, ctx) {
+        reading @ Reading::Stream(_) => reading,
         // The client has been told that a stream comes.
-        ctx.answer.reading = Reading::Event;
-    }
+        _ if ctx.limits.opened && is_empty(response) => {
+            return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
+        }
+        Reading::Json(tap) if ctx.limits.opened => Reading::Event(Some(tap)),
+        _ if ctx.limits.opened => Reading::Event(None),
+        reading => reading,
+    };
     if let Reading::Stream(_) = ctx.answer.reading
         && response.headers.contains_key(header::CONTENT_LENGTH)
     {
@@ -67,6 +75,12 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
         response.remove_header(&header::TRANSFER_ENCODING);
     }
     Ok(())
+}
+
+/// Whether the head says that no body follows.
+fn is_empty(response: &ResponseHeader) -> bool {
+    let length = response.headers.get(header::CONTENT_LENGTH);
+    matches!(response.status.as_u16(), 204 | 304) || length.is_some_and(|n| n == "0")
 }
 
 /// How the body is to be read.

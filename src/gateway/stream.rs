@@ -37,25 +37,34 @@ pub enum Reading {
     Json(Box<JsonTap>),
     /// As events.
     Stream(Box<StreamMeter>),
-    /// As a document that is passed on as one event.
-    Event,
+    /// As a document that is passed on as one event; it is also read, if it is JSON.
+    Event(Option<Box<JsonTap>>),
 }
 
 impl Answer {
     /// The counts, and what they are worth.
     pub fn usage(&self) -> (TokenCounts, UsageSource) {
         match &self.reading {
-            Reading::Nothing | Reading::Event => Default::default(),
-            Reading::Json(tap) => tap.usage(),
+            Reading::Nothing | Reading::Event(None) => Default::default(),
+            Reading::Json(tap) | Reading::Event(Some(tap)) => tap.usage(),
             Reading::Stream(meter) => meter.usage(),
+        }
+    }
+
+    /// How many events of a stream have carried a part of the answer, if no usage was reported: a
+    /// client that leaves before the usage chunk has got about so many tokens. Otherwise 0.
+    pub fn streamed(&self) -> u64 {
+        match &self.reading {
+            Reading::Stream(meter) if meter.usage().1 == UsageSource::None => meter.content(),
+            _ => 0,
         }
     }
 
     /// The engine broke the generation off, or said that it failed.
     pub fn broken_off(&self) -> bool {
         match &self.reading {
-            Reading::Nothing | Reading::Event => false,
-            Reading::Json(tap) => tap.aborted(),
+            Reading::Nothing | Reading::Event(None) => false,
+            Reading::Json(tap) | Reading::Event(Some(tap)) => tap.aborted(),
             Reading::Stream(meter) => meter.aborted() || meter.failed(),
         }
     }
@@ -65,13 +74,14 @@ impl Answer {
 ///
 /// # Errors
 /// If a deadline has cut the answer off: without a length or chunks its end looks like any other.
+/// If nothing came that could be an event of the stream that the client was told of.
 pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> Result<()> {
     if end_of_stream && ctx.way.watch.as_ref().is_some_and(|w| w.fired().is_some()) {
         return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
     }
     let answer = &mut ctx.answer;
     answer.whole |= end_of_stream;
-    let first = body.is_some() && !answer.begun;
+    let first = !answer.begun && body.as_ref().is_some_and(|piece| !piece.is_empty());
     if first {
         answer.begun = true;
         // The client is about to get bytes of this answer: no other backend will be asked.
@@ -83,7 +93,15 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> R
     }
     match &mut answer.reading {
         Reading::Nothing => {}
-        Reading::Event => *body = Some(part_of_event(body.take(), first, end_of_stream)),
+        Reading::Event(_) if end_of_stream && !answer.begun => {
+            return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
+        }
+        Reading::Event(tap) => {
+            if let (Some(tap), Some(piece)) = (tap, &body) {
+                tap.push(piece);
+            }
+            *body = Some(part_of_event(body.take(), first, end_of_stream));
+        }
         Reading::Json(tap) => {
             if let Some(piece) = body {
                 tap.push(piece);
@@ -149,4 +167,36 @@ fn pace(ctx: &mut Ctx, events: u64) {
         }
     }
     ctx.answer.last = Some(now);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::Strip;
+
+    fn answer(events: &[&str]) -> Answer {
+        let mut meter = StreamMeter::new(Strip::All { nulls: true });
+        events.iter().for_each(|e| drop(meter.push(Bytes::from(format!("data: {e}\n\n")))));
+        Answer { reading: Reading::Stream(Box::new(meter)), ..Answer::default() }
+    }
+
+    #[test]
+    fn events_count_where_no_usage_is_reported() {
+        let part = r#"{"choices":[{"delta":{"content":"a"}}],"usage":null}"#;
+        let usage = r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":9}}"#;
+        assert_eq!(answer(&[part, part]).streamed(), 2);
+        assert_eq!(answer(&[part, part, "[DONE]"]).streamed(), 2);
+        assert_eq!(answer(&[part, part, usage, "[DONE]"]).streamed(), 0);
+        assert_eq!(answer(&[]).streamed(), 0);
+        assert_eq!(Answer::default().streamed(), 0);
+    }
+
+    #[test]
+    fn a_document_becomes_one_event() {
+        let mut all = Vec::new();
+        for (piece, first, last) in [("{\n ", true, false), ("\"a\":\r\n1}", false, true)] {
+            all.extend(part_of_event(Some(Bytes::from(piece)), first, last));
+        }
+        assert_eq!(all, b"data: {  \"a\":  1}\n\n");
+    }
 }

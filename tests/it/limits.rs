@@ -876,6 +876,84 @@ async fn a_failure_after_comments_is_an_event() {
     }
 }
 
+/// A server that answers the first request on each connection with these bytes.
+async fn answers_with(answer: String) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                if socket.read_buf(&mut request).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+            let _ = socket.write_all(answer.as_bytes()).await;
+        }
+    });
+    url
+}
+
+/// What a client is sent after comments, by a backend that answers with these bytes, and the
+/// record of it.
+async fn after_comments(answer: &str) -> (String, Value) {
+    let sim = sim_with(|b| b.inter_token_ms = EVER).await;
+    let url = answers_with(answer.to_owned()).await;
+    let receiver = Receiver::start().await;
+    let text = format!(
+        "backends:\n  - {{url: \"{}\", models: [sim-model]}}\n  - {{url: \"{url}\", models: [odd]}}\n{KEYS}rate_limit: {KEEP_ALIVE}\n{}",
+        sim.url(),
+        receiver.hook()
+    );
+    let gateway = Gateway::start(&text).await;
+    let first = opened(&gateway, A).await;
+    let mut client = gateway.client().await;
+    let body = chat(true).replace("sim-model", "odd");
+    client.post_with(PATH, &bearer(B), body.as_bytes()).await;
+    assert_eq!(client.head().await.status, 200);
+    let text = comments(&mut client, 1).await;
+    drop(first);
+    let found = events(&mut client, text).await;
+    let records = receiver.wait_for(2).await;
+    (found, records.into_iter().find(|r| r["model"] == "odd").unwrap())
+}
+
+#[tokio::test]
+async fn a_document_after_comments_is_an_event_and_is_metered() {
+    let document = r#"{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":16,"total_tokens":25}}"#;
+    for (status, tokens, source) in [("200 OK", 25, "final"), ("400 Bad Request", 0, "none")] {
+        let (found, record) = after_comments(&format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{document}",
+            document.len()
+        ))
+        .await;
+        assert_eq!(found, format!("data: {document}\n\n"));
+        assert_eq!(
+            (&record["total_tokens"], &record["usage_source"]),
+            (&tokens.into(), &source.into())
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_empty_answer_after_comments_is_an_error_event() {
+    for head in [
+        "204 No Content\r\n",
+        "200 OK\r\nContent-Type: application/json\r\nContent-Length: 0\r\n",
+        "200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        "500 Internal Server Error\r\nContent-Length: 0\r\n",
+    ] {
+        let (found, record) = after_comments(&format!("HTTP/1.1 {head}\r\n")).await;
+        assert_eq!(only_event(&found)["error"]["code"], "backend_failed", "{head}");
+        assert_eq!(
+            (&record["outcome"], &record["status_code"]),
+            (&"upstream_error".into(), &502.into()),
+            "{head}"
+        );
+    }
+}
+
 // --- tokens
 
 #[tokio::test]

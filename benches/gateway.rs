@@ -307,7 +307,7 @@ fn print_decision() {
     use llmproxy::{
         base::{TokenCounts, limits::Standings},
         config, dialect,
-        limit::{Ask, Came, Limiter, Shared},
+        limit::{Ask, Came, Limiter, Seen, Shared},
         store::Stores,
         telemetry::Metrics,
     };
@@ -335,7 +335,10 @@ fn print_decision() {
         let ticket = futures::executor::block_on(limiter.admit(&mut wish, true));
         let ticket = ticket.ok().unwrap();
         standings = ticket.standings().unwrap();
-        ticket.settle("sim-model", Came::Metered { counts, cost: 0.0, credit: 0.0, whole: true });
+        ticket.settle(
+            "sim-model",
+            Came::Tokens { counts, cost: 0.0, credit: 0.0, seen: Seen::Whole },
+        );
     };
     println!("deciding and settling with 8 limits: {:.2} µs", micros(CALLS, &mut decide));
     let mut tell = || {

@@ -17,7 +17,7 @@ use crate::{
     base::{Fault, Outcome, Rejection, Side, TokenCounts, UsageSource, limits::Standings},
     dialect::{self, Kind},
     limit::{
-        Ask, Came, Denial, Limiter, No, Ticket, Wish,
+        Ask, Came, Denial, Limiter, No, Seen, Ticket, Wish,
         queue::{Place, Turn},
     },
     usage::{StreamMeter, Strip},
@@ -45,6 +45,9 @@ pub struct Limits {
     pub standings: Option<Standings>,
     /// All of it has been given back, and what was used has been counted.
     settled: bool,
+    /// Bytes of the body, and the most tokens that the client allows; `None` for what generates
+    /// nothing.
+    asked: Option<(usize, Option<u64>)>,
     /// The head of a stream has been sent while the request waited.
     pub opened: bool,
 }
@@ -64,7 +67,11 @@ pub async fn admit(
     if found.is_some() && ctx.call.model.is_none() && limiter.needs_model() {
         return Ok(Err(Rejection::missing_model()));
     }
-    let Some(mut wish) = wish(ctx, &limiter, found) else {
+    // What is no stream has no answer in tokens either: embeddings.
+    let generates = ctx.call.route.is_some_and(|r| r.kind == Kind::Inference { streams: true });
+    let most = |found: &Peek| if generates { found.max_tokens } else { Some(0) };
+    ctx.limits.asked = found.map(|found| (ctx.body.bytes().len(), most(found)));
+    let Some(mut wish) = wish(ctx, &limiter) else {
         return Ok(Ok(()));
     };
     let no = match limiter.admit(&mut wish, true).await {
@@ -75,7 +82,6 @@ pub async fn admit(
         Err(No::Slot { bucket, otherwise }) if limiter.queue().size > 0 => {
             let waiting = Waiting {
                 limiter: Arc::clone(&limiter),
-                found,
                 wish: &mut wish,
                 otherwise,
                 bucket,
@@ -102,19 +108,17 @@ pub async fn admit(
 }
 
 /// What a request claims by these limits; `None` if no rule matches it.
-fn wish(ctx: &Ctx, limiter: &Limiter, found: Option<&Peek>) -> Option<Wish> {
+fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<Wish> {
     let ask = Ask {
         who: ctx.who.principal.as_deref(),
         address: ctx.call.client,
         model: ctx.call.model.as_deref(),
         now: jiff::Timestamp::now().as_second(),
-        only_requests: found.is_none(),
+        only_requests: ctx.limits.asked.is_none(),
         enforce_quotas: ctx.snapshot.auth.as_ref().is_none_or(Auth::enforces_quotas),
     };
-    // What is no stream has no answer in tokens either: embeddings.
-    let generates = ctx.call.route.is_some_and(|r| r.kind == Kind::Inference { streams: true });
-    let max_tokens = if generates { found.and_then(|f| f.max_tokens) } else { Some(0) };
-    limiter.wish(&ask, ctx.body.bytes().len(), max_tokens)
+    let (bytes, max_tokens) = ctx.limits.asked.unwrap_or_default();
+    limiter.wish(&ask, bytes, max_tokens)
 }
 
 fn enter(ctx: &mut Ctx, ticket: Ticket) {
@@ -138,33 +142,40 @@ pub fn settle(ctx: &mut Ctx, counts: TokenCounts, source: UsageSource, outcome: 
     if std::mem::replace(&mut ctx.limits.settled, true) {
         return;
     }
-    spend(ctx, &counts);
-    let Some(ticket) = ctx.limits.ticket.take() else {
-        return;
-    };
+    let came = came(ctx, counts, source, outcome);
+    if let Came::Tokens { counts, credit, .. } = came {
+        spend(ctx, &counts, credit);
+    }
+    if let Some(ticket) = ctx.limits.ticket.take() {
+        ticket.settle(ctx.call.model.as_deref().unwrap_or_default(), came);
+    }
+}
+
+fn came(ctx: &Ctx, counts: TokenCounts, source: UsageSource, outcome: Outcome) -> Came {
+    let limiter = &ctx.snapshot.limits;
     let model = ctx.call.model.as_deref().unwrap_or_default();
-    let came = match (source, outcome) {
-        (UsageSource::None, Outcome::Complete) => Came::Unmetered,
-        (UsageSource::None, _) => Came::Nothing,
-        (UsageSource::Final | UsageSource::Partial, _) => {
-            let (cost, credit) = ctx.snapshot.limits.cost(model, counts);
-            let whole = source == UsageSource::Final && outcome == Outcome::Complete;
-            Came::Metered { counts, cost, credit, whole }
+    let whole = outcome == Outcome::Complete;
+    let streamed = ctx.answer.streamed();
+    let (counts, seen) = match (source, ctx.limits.asked) {
+        (UsageSource::Final, _) if whole => (counts, Seen::Whole),
+        (UsageSource::Final | UsageSource::Partial, _) => (counts, Seen::Part),
+        // What nobody meters is not for nothing.
+        (UsageSource::None, Some((bytes, max_tokens))) if whole || streamed > 0 => {
+            (limiter.assume(model, bytes, max_tokens, streamed), Seen::Guessed)
         }
+        (UsageSource::None, _) => return Came::Nothing,
     };
-    ticket.settle(model, came);
+    let (cost, credit) = limiter.cost(model, counts);
+    Came::Tokens { counts, cost, credit, seen }
 }
 
 /// Counts what was used against quota and balance of the key.
-fn spend(ctx: &Ctx, counts: &TokenCounts) {
-    let inference = ctx.call.route.is_some_and(|r| matches!(r.kind, Kind::Inference { .. }));
-    let (Some(auth), Some(found), true) = (&ctx.snapshot.auth, &ctx.who.found, inference) else {
+fn spend(ctx: &Ctx, counts: &TokenCounts, credit: f64) {
+    let (Some(auth), Some(found)) = (&ctx.snapshot.auth, &ctx.who.found) else {
         return;
     };
     // Embeddings report the prompt and the total.
     let tokens = counts.prompt.saturating_add(counts.completion).max(counts.total) as f64;
-    let model = ctx.call.model.as_deref().unwrap_or_default();
-    let (_, credit) = ctx.snapshot.limits.cost(model, *counts);
     if tokens > 0.0 {
         auth.count(found, ctx.who.shown.as_ref(), Spent { tokens, credit });
     }
@@ -173,7 +184,6 @@ fn spend(ctx: &Ctx, counts: &TokenCounts) {
 /// A request in the queue.
 struct Waiting<'a> {
     limiter: Arc<Limiter>,
-    found: Option<&'a Peek>,
     wish: &'a mut Wish,
     /// What it is told if it waits in vain.
     otherwise: Denial,
@@ -198,7 +208,7 @@ impl Waiting<'_> {
         let result = loop {
             if let Some(latest) = self.limiter.replaced() {
                 // A request that waits is not held to limits that hold no longer.
-                *self.wish = wish(ctx, &latest, self.found).unwrap_or_default();
+                *self.wish = wish(ctx, &latest).unwrap_or_default();
                 self.limiter = latest;
                 if !self.limiter.enter_again(self.wish, &place) {
                     match self.attempt(&place).await {

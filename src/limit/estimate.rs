@@ -93,14 +93,9 @@ impl Estimates {
         }
     }
 
-    /// Learns from what a request came to. `whole`: its answer was not broken off.
-    pub fn learn(&self, model: &str, bytes: usize, counts: TokenCounts, whole: bool) {
-        self.learn_bounded(model, bytes, counts, whole, None);
-    }
-
-    /// Learns from what a request came to whose client allowed `max_tokens`: an answer of so many
-    /// was cut there, and does not show that answers are shorter than they are known to be.
-    pub fn learn_bounded(
+    /// Learns from what a request came to. `whole`: its answer was not broken off. An answer of as
+    /// many tokens as its client allowed was cut there, and does not show that answers are shorter than they are known to be.
+    pub fn learn(
         &self,
         model: &str,
         bytes: usize,
@@ -157,7 +152,7 @@ mod tests {
         assert_eq!(estimates.guess("m", 400, None), Guess { prompt: 100, completion: 256 });
         assert_eq!(estimates.guess("m", 400, Some(16)).completion, 16);
         for _ in 0..100 {
-            estimates.learn("m", 600, counts(300, 40), true);
+            estimates.learn("m", 600, counts(300, 40), true, None);
         }
         let guess = estimates.guess("m", 600, Some(1000));
         assert!((295..=305).contains(&guess.prompt), "{guess:?}");
@@ -169,7 +164,7 @@ mod tests {
     fn an_answer_that_was_broken_off_teaches_nothing_about_its_length() {
         let estimates = Estimates::default();
         for _ in 0..100 {
-            estimates.learn("m", 400, counts(100, 3), false);
+            estimates.learn("m", 400, counts(100, 3), false, None);
         }
         assert_eq!(estimates.guess("m", 400, None).completion, 256);
     }
@@ -178,7 +173,7 @@ mod tests {
     fn a_flood_of_models_is_forgotten() {
         let estimates = Estimates::default();
         for n in 0..100_000 {
-            estimates.learn(&format!("m{n}"), 400, counts(100, 3), true);
+            estimates.learn(&format!("m{n}"), 400, counts(100, 3), true, None);
         }
         assert!(estimates.models.len() <= MODELS);
     }
@@ -187,13 +182,13 @@ mod tests {
     fn an_answer_that_was_cut_does_not_shorten_the_guess() {
         let estimates = Estimates::default();
         for _ in 0..100 {
-            estimates.learn_bounded("m", 400, counts(100, 1), true, Some(1));
+            estimates.learn("m", 400, counts(100, 1), true, Some(1));
         }
         assert_eq!(estimates.guess("m", 400, None).completion, 256);
         // One that ended by itself does, and one that was cut later than usual tells of long ones.
-        estimates.learn_bounded("m", 400, counts(100, 100), true, Some(1000));
+        estimates.learn("m", 400, counts(100, 100), true, Some(1000));
         assert_eq!(estimates.guess("m", 400, None).completion, 241);
-        estimates.learn_bounded("m", 400, counts(100, 1000), true, Some(1000));
+        estimates.learn("m", 400, counts(100, 1000), true, Some(1000));
         assert_eq!(estimates.guess("m", 400, None).completion, 317);
     }
 
@@ -201,14 +196,14 @@ mod tests {
     fn one_strange_request_changes_little() {
         let estimates = Estimates::default();
         // An image: 10 MB, 1000 tokens.
-        estimates.learn("m", 10_000_000, counts(1000, 256), true);
+        estimates.learn("m", 10_000_000, counts(1000, 256), true, None);
         assert!(estimates.guess("m", 400, None).prompt >= 75);
         let estimates = Estimates::default();
-        estimates.learn("m", 1, counts(1_000_000, 256), true);
+        estimates.learn("m", 1, counts(1_000_000, 256), true, None);
         assert!(estimates.guess("m", 400, None).prompt <= 110);
         // What is usual is still found.
         for _ in 0..200 {
-            estimates.learn("m", 10_000, counts(100, 256), true);
+            estimates.learn("m", 10_000, counts(100, 256), true, None);
         }
         assert!((100..=101).contains(&estimates.guess("m", 10_000, None).prompt));
     }

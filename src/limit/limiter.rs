@@ -119,6 +119,7 @@ pub struct Wish {
     claims: Claims,
     guess: Option<Guess>,
     bytes: usize,
+    max_tokens: Option<u64>,
     fair: u64,
 }
 
@@ -207,7 +208,7 @@ impl Limiter {
             true => fair_key(ask, hash),
             false => 0,
         };
-        (!claims.is_empty()).then_some(Wish { claims, guess, bytes, fair })
+        (!claims.is_empty()).then_some(Wish { claims, guess, bytes, max_tokens, fair })
     }
 
     /// Lets a request in, or not. `first`: it does not come from the queue, and must not go before
@@ -286,6 +287,7 @@ impl Limiter {
             claims: std::mem::take(&mut wish.claims),
             guess: wish.guess,
             bytes: wish.bytes,
+            max_tokens: wish.max_tokens,
             since: Instant::now(),
         }
     }
@@ -335,6 +337,21 @@ impl Limiter {
             false => cost.unwrap_or(0.0),
         };
         (cost.unwrap_or(0.0), credit)
+    }
+
+    /// What a request is taken to have come to whose engine has reported nothing: a prompt as it was
+    /// guessed, and an answer of so many pieces of a stream, or if it was none, as it was guessed.
+    pub fn assume(
+        &self,
+        model: &str,
+        bytes: usize,
+        max_tokens: Option<u64>,
+        streamed: u64,
+    ) -> TokenCounts {
+        let guess = self.shared.estimates.guess(model, bytes, max_tokens);
+        let completion = if streamed > 0 { streamed } else { guess.completion };
+        let total = guess.prompt.saturating_add(completion);
+        TokenCounts { prompt: guess.prompt, completion, total, cached: 0 }
     }
 
     fn refusal(&self, claims: &Claims, failed: Failed) -> Denial {
@@ -450,19 +467,28 @@ fn standings(claims: &Claims) -> Standings {
 pub enum Came {
     /// Nothing was generated, as far as anybody knows.
     Nothing,
-    /// An answer came whole, and nobody said how many tokens it has.
-    Unmetered,
-    /// So many tokens were metered.
-    Metered {
+    /// So many tokens.
+    Tokens {
         /// The tokens.
         counts: TokenCounts,
         /// What they cost.
         cost: f64,
         /// What is taken of a balance.
         credit: f64,
-        /// The answer was not broken off.
-        whole: bool,
+        /// Where the number comes from.
+        seen: Seen,
     },
+}
+
+/// Where a number of tokens comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// The engine told it, of a whole answer.
+    Whole,
+    /// The engine told it, of an answer that was broken off.
+    Part,
+    /// Nobody told it.
+    Guessed,
 }
 
 /// What a request that was let in holds. It is given back once: when the request is settled, or
@@ -472,6 +498,7 @@ pub struct Ticket {
     claims: Claims,
     guess: Option<Guess>,
     bytes: usize,
+    max_tokens: Option<u64>,
     since: Instant,
     /// Clients are told how their limits stand.
     tells: bool,
@@ -490,11 +517,12 @@ impl Ticket {
     pub fn settle(mut self, model: &str, came: Came) {
         let used = match came {
             Came::Nothing => Used::default(),
-            Came::Unmetered => self.guess.map(Guess::used).unwrap_or_default(),
-            Came::Metered { counts, cost, credit, whole } => {
-                if let Some(guess) = self.guess {
+            Came::Tokens { counts, cost, credit, seen } => {
+                let whole = seen == Seen::Whole;
+                if let Some(guess) = self.guess.filter(|_| seen != Seen::Guessed) {
                     estimate::observe(&self.shared.metrics, guess, counts, whole);
-                    self.shared.estimates.learn(model, self.bytes, counts, whole);
+                    let estimates = &self.shared.estimates;
+                    estimates.learn(model, self.bytes, counts, whole, self.max_tokens);
                 }
                 Used { input: counts.prompt, output: counts.completion, cost, credit }
             }

@@ -14,5 +14,5 @@ pub mod redis;
 pub mod rules;
 pub mod table;
 
-pub use limiter::{Came, Denial, Limiter, No, Shared, Ticket, Wish};
+pub use limiter::{Came, Denial, Limiter, No, Seen, Shared, Ticket, Wish};
 pub use rules::Ask;

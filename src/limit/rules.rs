@@ -243,12 +243,13 @@ const BOUNDLESS: f64 = 1e300;
 fn allowance(claims: &mut Claims, ask: &Ask<'_>) {
     let Some(who) = ask.who else { return };
     let Some(allowance) = &who.allowance else { return };
+    let enforced = ask.enforce_quotas && allowance.enforced;
     let mut add = |unit: Unit, limit: f64, start, end| {
         claims.spends.push(Spend {
             subject: format!("{}/{}/{}", Scope::Key.word(), unit.word(), who.key_id),
             scope: Scope::Key,
             unit,
-            limit: if ask.enforce_quotas { limit } else { BOUNDLESS },
+            limit: if enforced { limit } else { BOUNDLESS },
             start,
             end,
         });

@@ -1299,3 +1299,129 @@ async fn a_limit_of_a_key_changes_with_a_reload() {
     gateway.logs("configuration 2 is in force").await;
     assert_eq!(gateway.ask_as(A).await.header("x-ratelimit-limit"), Some("7"));
 }
+
+#[tokio::test]
+async fn who_waits_follows_a_reload() {
+    let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (20, 100_000)).await;
+    let queue = "queue: {max_queue_size: 10, queue_timeout: 60s}";
+    let gateway = limited(&sim, &format!("{{global: {{max_concurrent: 1}}, {queue}}}")).await;
+    let _first = opened(&gateway, A).await;
+    let mut second = begun(&gateway, B, true).await;
+    waiting(&gateway, 1).await;
+    reload(&gateway, &sim, &format!("{{global: {{max_concurrent: 2}}, {queue}}}"), 2).await;
+    assert_eq!(second.head().await.status, 200);
+    waiting(&gateway, 0).await;
+}
+
+#[tokio::test]
+async fn who_is_over_a_rate_is_told_so_while_others_wait_and_holds_nobody_up() {
+    let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (20, 100_000)).await;
+    let rules = "{global: {max_concurrent: 1}, per_key: {requests_per_minute: 1}, \
+                 queue: {max_queue_size: 10, queue_timeout: 60s}}";
+    let gateway = limited(&sim, rules).await;
+    let first = opened(&gateway, A).await;
+    let mut second = begun(&gateway, B, true).await;
+    waiting(&gateway, 1).await;
+    assert_eq!(refusal(&gateway.ask_as(A).await), too_many_requests());
+    // Of two that wait of one key only one may pass, and the other lets others go first.
+    let _third = begun(&gateway, B, true).await;
+    let mut fourth = begun(&gateway, OF_THE_SAME_USER, true).await;
+    waiting(&gateway, 3).await;
+    drop(first);
+    assert_eq!(second.head().await.status, 200);
+    drop(second);
+    assert_eq!(fourth.head().await.status, 200);
+    waiting(&gateway, 1).await;
+}
+
+#[tokio::test]
+async fn a_turn_counts_wherever_one_waits() {
+    // One slot of the model, and two of each key: a key that waits for a slot of its own does not
+    // take the model's past who waits for that.
+    let gate = Gate::new().await;
+    let rules = "{per_model: {max_concurrent: 2}, per_key: {max_concurrent: 1}, \
+                 queue: {max_queue_size: 100, queue_timeout: 60s}}";
+    let more = format!("{KEYS}rate_limit: {rules}\n");
+    let gateway = Gateway::before(std::slice::from_ref(&gate.url), &more).await;
+    let mut clients = Vec::new();
+    for id in ["a1", "c1"] {
+        let key = if id == "a1" { A } else { FREE };
+        clients.push(named(&gateway, key, id).await);
+    }
+    gate.seen(2).await;
+    for n in 2..20 {
+        clients.push(named(&gateway, A, &format!("a{n}")).await);
+    }
+    waiting(&gateway, 18).await;
+    clients.push(named(&gateway, B, "b1").await);
+    waiting(&gateway, 19).await;
+    // Two places become free, one after the other.
+    gate.answers.add_permits(1);
+    gate.seen(3).await;
+    gate.answers.add_permits(1);
+    gate.seen(4).await;
+    let order = gate.order();
+    assert!(order[2..4].contains(&"b1".to_owned()), "{order:?}");
+}
+
+#[tokio::test]
+async fn limits_by_model_need_a_model() {
+    let sim = sim().await;
+    let gateway = limited(&sim, "{models: {\"sim-*\": {requests_per_minute: 5}}}").await;
+    let mut client = gateway.client().await;
+    let nameless = ask(&mut client, A, r#"{"messages":[]}"#).await;
+    assert_eq!(
+        (nameless.status, nameless.json()["error"]["code"].as_str()),
+        (400, Some("missing_model"))
+    );
+    assert_eq!(left(&gateway.ask_as(A).await), 4);
+}
+
+#[tokio::test]
+async fn clients_need_not_be_told_how_limits_stand() {
+    let sim = sim().await;
+    let gateway = limited(&sim, "{headers: false, per_key: {requests_per_minute: 1}}").await;
+    let passed = gateway.ask_as(A).await;
+    let refused = gateway.ask_as(A).await;
+    assert_eq!((passed.status, refusal(&refused)), (200, too_many_requests()));
+    for answer in [passed, refused] {
+        assert!(!answer.headers.iter().any(|(name, _)| name.contains("ratelimit")), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_rate_of_ones_own_leaves_to_others_what_is_theirs() {
+    let sim = sim().await;
+    let keys = KEYS
+        .replace("limits: {requests_per_minute: 0}", "limits: {global: {requests_per_minute: 2}}");
+    let rules = "rate_limit: {global: {requests_per_minute: 1000}}\n";
+    let gateway = Gateway::before(&[sim.url()], &format!("{keys}{rules}")).await;
+    for expected in [200, 200, 429] {
+        assert_eq!(gateway.ask_as(FREE).await.status, expected);
+    }
+    assert_eq!(number(&gateway.ask_as(A).await, "x-ratelimit-limit-requests"), 1000);
+    assert!(left(&gateway.ask_as(A).await) >= 998);
+}
+
+#[tokio::test]
+async fn what_nobody_meters_is_not_for_nothing() {
+    let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (1, 100_000)).await;
+    let backends = format!("backends:\n  - {{url: \"{}\", stream_usage: off}}\n", sim.url());
+    let rules = "rate_limit: {global: {tokens_per_minute: 10000}}\n";
+    let gateway = Gateway::start(&format!("{backends}{rules}")).await;
+    let start = Instant::now();
+    let mut client = begun(&gateway, A, true).await;
+    client.head().await;
+    let mut text = String::new();
+    while text.matches("\"content\":\"").count() < 600 {
+        text.push_str(std::str::from_utf8(&client.chunk().await.unwrap()).unwrap());
+    }
+    drop(client);
+    let refilled = |since: Instant| 10_000.0 / 60.0 * since.elapsed().as_secs_f64() + 1.0;
+    eventually("what was streamed is taken", async || {
+        let small = r#"{"model":"sim-model","messages":[],"max_tokens":1}"#;
+        let left = tokens_left(&gateway.client().await.ask(PATH, small).await) as f64;
+        left <= 10_000.0 - 600.0 + refilled(start)
+    })
+    .await;
+}

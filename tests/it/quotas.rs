@@ -610,3 +610,20 @@ async fn a_balance_is_money_where_tokens_have_a_price() {
     assert!(!used_up(&gateway, "sk-balance").await && !used_up(&gateway, "sk-balance").await);
     assert!(used_up(&gateway, "sk-balance").await);
 }
+
+#[tokio::test]
+async fn a_script_is_the_whole_decision_about_keys_of_the_file_too() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("limits.db");
+    let provider = "{type: static, lua_script: \"return true\", \
+                    static: {keys: [{key: sk-scripted, total_quota: 30}]}}";
+    let more = format!(
+        "auth:\n  pipeline:\n    - {provider}\nrate_limit: {{db_path: \"{}\"}}\n",
+        file.display()
+    );
+    let gateway = Gateway::before(&[sim.url()], &more).await;
+    for _ in 0..4 {
+        assert_eq!(gateway.ask_as("sk-scripted").await.status, 200);
+    }
+}

@@ -237,11 +237,11 @@ impl ShutdownSignalWatch for Signals {
         self.carry.draining.store(true, Ordering::Relaxed);
         let patience = self.live.load().plan.graceful_shutdown_timeout;
         let open = self.carry.metrics.in_flight.get();
-        let carry = Arc::clone(&self.carry);
+        let (live, carry) = (Arc::clone(&self.live), Arc::clone(&self.carry));
         let hurry = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&hurry);
         // On threads of their own: Pingora's main thread sleeps through its grace period.
-        std::thread::spawn(move || drain(&carry, patience, &told));
+        std::thread::spawn(move || drain(&live, &carry, patience, &told));
         tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -255,7 +255,7 @@ impl ShutdownSignalWatch for Signals {
 }
 
 /// Waits for the requests under way, then for their records and counts, and ends the process.
-fn drain(carry: &Carry, patience: Duration, hurry: &AtomicBool) {
+fn drain(live: &Live, carry: &Carry, patience: Duration, hurry: &AtomicBool) {
     let wait = |longest: Duration, over: &dyn Fn() -> bool| {
         let end = Instant::now() + longest;
         while !over() && Instant::now() < end && !hurry.load(Ordering::Relaxed) {
@@ -275,9 +275,18 @@ fn drain(carry: &Carry, patience: Duration, hurry: &AtomicBool) {
         }
     }
     let counting = || carry.metrics.counting.get();
+    let pending = || carry.metrics.limits.pending.get();
     wait(LAST_DELIVERIES, &|| {
-        carry.usage.waiting() <= 0 && carry.limits.ledger.waiting() == 0 && counting() <= 0
+        // What a request has left behind that ended just now goes back as well.
+        if let Some(redis) = live.load().limits.redis() {
+            redis.give_back();
+        }
+        let told = carry.limits.ledger.waiting() == 0 && counting() <= 0 && pending() <= 0;
+        told && carry.usage.waiting() <= 0
     });
+    if pending() > 0 {
+        log::error!("Redis could not be told of {} requests that have ended", pending());
+    }
     if counting() > 0 {
         log::error!("the usage of {} keys could not be counted", counting());
     }

@@ -419,6 +419,11 @@ impl Limiter {
         let seen = self.shared.queue.outlook(bucket);
         seen.map_or(duration / slots as f64, |d| d.as_secs_f64()).min(LONGEST)
     }
+
+    /// Where limits are counted, if that is in Redis.
+    pub fn redis(&self) -> Option<&Arc<RedisCounter>> {
+        self.redis.as_ref()
+    }
 }
 
 fn counter(there: &SharedPlan, stores: &Stores, metrics: &Metrics) -> Arc<RedisCounter> {

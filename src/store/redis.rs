@@ -165,6 +165,11 @@ impl From<RedisError> for Unanswered {
 }
 
 impl Redis {
+    /// How long an answer may take.
+    pub fn timeout(&self) -> Duration {
+        self.settings.timeout
+    }
+
     /// How many connections there are.
     pub fn connections(&self) -> usize {
         self.connections.len()

@@ -76,6 +76,9 @@ pub struct LimitMetrics {
     /// `llmproxy_limit_store_errors_total{action}`: questions about limits that Redis did not
     /// answer: to `take`, to `settle` what a request came to, to `renew` what is held.
     pub store_errors: IntCounterVec,
+    /// `llmproxy_limit_store_pending`: questions about limits that are under way to Redis, and
+    /// requests that have ended of which it has not been told yet.
+    pub pending: IntGauge,
 }
 
 impl LimitMetrics {
@@ -117,6 +120,10 @@ impl LimitMetrics {
                 "kind",
             ),
             store_errors,
+            pending: gauge(
+                "llmproxy_limit_store_pending",
+                "What Redis has not answered about limits, or has not been told",
+            ),
         }
     }
 }

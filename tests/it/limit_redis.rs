@@ -4,6 +4,7 @@
 use std::{
     collections::hash_map::DefaultHasher,
     hash::{Hash, Hasher},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,7 +23,11 @@ use llmproxy::{
     store::{self, StoreError},
     telemetry::Metrics,
 };
-use tokio::runtime::Handle;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{TcpListener, TcpStream},
+    runtime::Handle,
+};
 
 use super::support::{PATIENCE, eventually, servers::Redis};
 
@@ -38,9 +43,13 @@ fn leased(share: f64, lifetime: Duration) -> Settings {
 }
 
 fn server(redis: &Redis) -> Arc<store::redis::Redis> {
+    server_at(redis.address)
+}
+
+fn server_at(address: SocketAddr) -> Arc<store::redis::Redis> {
     let settings = store::redis::Settings {
-        host: redis.address.ip().to_string(),
-        port: redis.address.port(),
+        host: address.ip().to_string(),
+        port: address.port(),
         tls: false,
         username: None,
         password: None,
@@ -509,4 +518,75 @@ async fn a_leased_replica_remembers_what_is_spent() {
     counter.take(&mut last).await.unwrap().unwrap();
     assert_eq!(counter.round_trips(), 6);
     assert_eq!(last.takes[0].dim.kind(), Kind::Take);
+}
+
+/// Where the server is reached too, with answers that come later.
+async fn far_away(redis: &Redis) -> SocketAddr {
+    let (listener, there) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), redis.address);
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((here, _)) = listener.accept().await {
+            let (mut asks, mut told) = here.into_split();
+            let there = TcpStream::connect(there).await.unwrap();
+            let (mut answers, mut asked) = there.into_split();
+            tokio::spawn(async move { copy(&mut asks, &mut asked).await });
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 1 << 16];
+                while let Ok(n @ 1..) = answers.read(&mut bytes).await {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    told.write_all(&bytes[..n]).await.unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn many_small_shares_one_after_the_other_are_no_outage() {
+    let redis = Redis::start().await;
+    let metrics = Metrics::new();
+    // Nobody has the patience to wait for all others.
+    let timeout = Duration::from_millis(500);
+    let settings = Settings { timeout, ..leased(0.000_1, Duration::from_secs(60)) };
+    let far = server_at(far_away(&redis).await);
+    let counter = RedisCounter::new(far, settings, Handle::current(), &metrics);
+    let one = || claims([of("requests", Dim::RequestsPerMinute, 1000, 1)]);
+    take(&counter, one()).await.unwrap();
+    let many = join_all((0..200).map(|_| take(&counter, one()))).await;
+    assert!(many.iter().all(Result::is_ok));
+    assert_eq!(metrics.limits.store_errors.with_label_values(&["take"]).get(), 0);
+    assert!(is_level(&redis, "requests", 799.0));
+}
+
+#[tokio::test]
+async fn what_a_counter_took_ahead_goes_back_with_it() {
+    let redis = Redis::start().await;
+    let metrics = Metrics::new();
+    let settings = leased(0.5, Duration::from_secs(60));
+    let counter = RedisCounter::new(server(&redis), settings, Handle::current(), &metrics);
+    take(&counter, claims([of("requests", Dim::RequestsPerMinute, 1000, 1)])).await.unwrap();
+    let reserve = || claims([of("tokens", Dim::Tokens, 1000, 100)]);
+    let held = take(&counter, reserve()).await.unwrap();
+    assert!(is_level(&redis, "requests", 500.0));
+    drop(counter);
+    // Who holds something keeps the counter.
+    assert!(is_level(&redis, "requests", 500.0));
+    held.settle(&tokens(700));
+    eventually("what was not used", async || is_level(&redis, "requests", 999.0)).await;
+    eventually("the debt", async || is_level(&redis, "tokens", 300.0)).await;
+    eventually("nothing is under way", async || metrics.limits.pending.get() == 0).await;
+}
+
+#[tokio::test]
+async fn what_has_ended_is_remembered_for_as_long_as_needed() {
+    let redis = Redis::start().await;
+    let long = Settings { ttl: Duration::from_secs(3600), ..settings() };
+    let counter = replica(&redis, long);
+    drop(take(&counter, slot(1)).await.unwrap());
+    eventually("it has ended", async || holds(&redis, "slots") == "0").await;
+    let mark = redis.command(&["KEYS", "l:ended/*"]);
+    let left: i64 = redis.command(&["PTTL", mark.trim()]).parse().unwrap();
+    let most = PATIENCE + Duration::from_secs(11);
+    assert!(left > 0 && left < most.as_millis() as i64, "{left}");
 }

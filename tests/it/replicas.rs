@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use llmproxy::sim::Sim;
 
 use super::support::{
-    Client, Gateway, PATIENCE, Receiver, chat, client::Answer, eventually, servers::Redis, sim,
-    sim_with,
+    Client, Gateway, Receiver, chat, client::Answer, eventually, servers::Redis, sim, sim_with,
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -44,6 +43,21 @@ async fn hammer(gateway: &Gateway, until: Instant) -> Vec<u16> {
         statuses.push(client.ask(PATH, chat(false)).await.status);
     }
     statuses
+}
+
+/// The clock of Redis, in milliseconds.
+fn time(redis: &Redis) -> i64 {
+    let time = redis.command(&["TIME"]);
+    let (seconds, micros) = time.split_once('\n').unwrap();
+    seconds.parse::<i64>().unwrap() * 1000 + micros.parse::<i64>().unwrap() / 1000
+}
+
+/// Slots that are taken, by the moment at which each is free by itself.
+fn slots(redis: &Redis) -> Vec<i64> {
+    let keys = redis.command(&["KEYS", "llmproxy:limit:held/*max_concurrent*"]);
+    let Some(key) = keys.lines().next() else { return Vec::new() };
+    let all = redis.command(&["ZRANGE", key, "0", "-1", "WITHSCORES"]);
+    all.lines().skip(1).step_by(2).map(|score| score.parse().unwrap()).collect()
 }
 
 fn count(statuses: &[u16], status: u16) -> usize {
@@ -105,21 +119,62 @@ async fn with_a_share_taken_ahead_few_requests_are_a_question() {
 async fn slots_of_a_gateway_that_was_killed_come_back() {
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (50, 100_000)).await;
     let redis = Redis::start().await;
-    let rules = "  hold_ttl: 3s\n  global: {max_concurrent: 2}\n";
+    let rules = "  hold_ttl: 3s\n  redis_timeout: 3s\n  global: {max_concurrent: 2}\n";
     let (mut a, b) = (gateway(&sim, &redis, rules).await, gateway(&sim, &redis, rules).await);
     let _streams = (stream(&a).await, stream(&a).await);
     let refused = ask(&b).await;
     assert_eq!(refused.status, 429);
     assert_eq!(refused.json()["error"]["code"], "concurrency_limit_exceeded");
-    // They are renewed: longer than they last by themselves they are still taken.
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_eq!(ask(&b).await.status, 429);
+    // They are renewed.
+    let first = slots(&redis);
+    assert_eq!(first.len(), 2);
+    let later = |now: &[i64]| now.iter().min() > first.iter().max();
+    eventually("they last longer", async || later(&slots(&redis))).await;
     a.signal("KILL");
     a.ended().await;
-    let killed = Instant::now();
+    let killed = time(&redis);
+    let ends = slots(&redis);
+    assert!(ends.len() == 2 && ends.iter().all(|end| *end <= killed + 3000), "{ends:?}, {killed}");
+    // By the clock of Redis: until the first of them ends nobody gets one, then somebody does.
+    let end = *ends.iter().min().unwrap();
     sim.change(|b| b.tokens = 1);
-    eventually("a slot is free", async || ask(&b).await.status == 200).await;
-    assert!(killed.elapsed() < PATIENCE);
+    let given = loop {
+        let before = time(&redis);
+        let status = ask(&b).await.status;
+        let after = time(&redis);
+        assert!(status == 200 || status == 429 && before <= end, "{status} at {before}, {end}");
+        if status == 200 {
+            break after;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert!(given >= end, "a slot at {given}, before {end}");
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_stopped_gives_back_what_it_has() {
+    let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (50, 100_000)).await;
+    let redis = Redis::start().await;
+    let rules = "  mode: leased\n  lease_share: 0.5\n  lease_lifetime: 60s\n  hold_ttl: 300s\n  redis_timeout: 10s\n  \
+                 global: {requests_per_minute: 20, max_concurrent: 2}\n\
+                 server: {graceful_shutdown_timeout: 100ms}\n";
+    let (mut a, b) = (gateway(&sim, &redis, rules).await, gateway(&sim, &redis, rules).await);
+    let _streams = (stream(&a).await, stream(&a).await);
+    assert_eq!(slots(&redis).len(), 2);
+    // The requests end while Redis says nothing: it is waited for.
+    redis.pause();
+    a.signal("TERM");
+    a.logs("the time to drain is over").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    redis.resume();
+    assert!(a.ended().await.success());
+    assert_eq!(slots(&redis).len(), 0);
+    assert!(!a.log().contains("could not"), "{}", a.log());
+    // Of 20 two are used.
+    sim.change(|b| b.tokens = 1);
+    for _ in 0..18 {
+        assert_eq!(ask(&b).await.status, 200);
+    }
 }
 
 #[tokio::test]

@@ -2,11 +2,11 @@
 //! before each request.
 
 use std::{
-    collections::HashMap,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
+use super::slices::{SLICES, Slices};
 use crate::{
     base::lock,
     limit::claim::{Failed, Spend, Used},
@@ -17,7 +17,7 @@ const MOST: usize = 200_000;
 
 /// The amounts, by what they are counted under.
 #[derive(Default)]
-pub struct Amounts(Mutex<HashMap<String, Spent>>);
+pub struct Amounts(Mutex<Slices<String, Spent>>);
 
 struct Spent {
     start: i64,
@@ -39,9 +39,9 @@ impl Amounts {
         lifetime: Duration,
         now: Instant,
     ) -> Option<Result<(), Failed>> {
-        let known = lock(&self.0);
+        let mut known = lock(&self.0);
         for (index, spend) in spends.iter().enumerate() {
-            let spent = known.get(&spend.subject)?;
+            let spent = known.of(&*spend.subject).get(&*spend.subject)?;
             if spent.start != spend.start || !spent.fresh(lifetime, now) {
                 return None;
             }
@@ -56,7 +56,8 @@ impl Amounts {
     pub fn note(&self, spends: &[Spend], told: &[f64], now: Instant) {
         let mut known = lock(&self.0);
         for (spend, &amount) in spends.iter().zip(told) {
-            if known.len() >= MOST {
+            let known = known.of(&*spend.subject);
+            if known.len() >= MOST / SLICES {
                 known.clear();
             }
             let spent = Spent { start: spend.start, amount, at: now };
@@ -68,7 +69,7 @@ impl Amounts {
     pub fn add(&self, spends: &[Spend], used: &Used) {
         let mut known = lock(&self.0);
         for spend in spends {
-            if let Some(spent) = known.get_mut(&spend.subject)
+            if let Some(spent) = known.of(&*spend.subject).get_mut(&*spend.subject)
                 && spent.start == spend.start
             {
                 spent.amount += used.spent(spend.unit);
@@ -78,11 +79,8 @@ impl Amounts {
 
     /// Forgets what was heard too long ago.
     pub fn tidy(&self, lifetime: Duration, now: Instant) {
-        let mut known = lock(&self.0);
-        known.retain(|_, spent| spent.fresh(lifetime, now));
-        let few = known.len() * 4 + 64;
-        if known.capacity() > few {
-            known.shrink_to(few / 2);
+        for slice in 0..SLICES {
+            lock(&self.0).retain(slice, |_, spent| spent.fresh(lifetime, now));
         }
     }
 }

@@ -11,7 +11,6 @@
 //! that has used it or given it back.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -21,6 +20,7 @@ use tokio::sync::watch;
 use super::{
     Lease,
     script::{Give, Mode, Part, Told},
+    slices::{SLICES, Slices},
 };
 use crate::{
     base::lock,
@@ -42,7 +42,14 @@ const REFUSED: Duration = Duration::from_millis(100);
 /// What this replica has of the buckets.
 pub struct Credits {
     lease: Lease,
-    known: Mutex<HashMap<u64, Credit>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    credits: Slices<u64, Credit>,
+    /// What was here of buckets for which there was no more room: it goes back.
+    gone: Vec<Give>,
 }
 
 /// What it has of one.
@@ -77,7 +84,15 @@ pub enum Plan {
 pub struct Loan {
     credits: Arc<Credits>,
     taken: Vec<(u64, i64)>,
-    lacking: Vec<(u64, Part)>,
+    lacking: Vec<Lack>,
+}
+
+/// Units that are not here.
+struct Lack {
+    id: u64,
+    part: Part,
+    /// Others wait for the answer.
+    awaited: bool,
 }
 
 /// A reservation that was made here.
@@ -161,7 +176,12 @@ impl Credit {
         self.asking.is_none() && now.saturating_duration_since(self.touched) >= lifetime
     }
 
-    fn give(&self, units: i64) -> Option<Give> {
+    /// What goes back: what is more than a share, or all.
+    fn surrender(&mut self, all: bool) -> Option<Give> {
+        let mut units = std::mem::take(&mut self.back);
+        if all {
+            units = units.saturating_add(std::mem::take(&mut self.units));
+        }
         let give = || Give { name: self.name.clone(), rate: self.rate, units };
         (units != 0).then(give)
     }
@@ -182,8 +202,9 @@ impl Credits {
         ((self.lease.share * rate.capacity as f64).ceil() as u64).clamp(1, rate.capacity)
     }
 
-    /// Takes what there is of the claims; of what is lacking this request is the one that asks.
-    pub fn plan(self: &Arc<Self>, claims: &mut [Claim], now: Instant) -> Plan {
+    /// Takes what there is of the claims; of what is lacking this request is the one that asks. If
+    /// it is not `patient`, it asks for just what it needs where another one is asking already.
+    pub fn plan(self: &Arc<Self>, claims: &mut [Claim], patient: bool, now: Instant) -> Plan {
         let mut known = lock(&self.known);
         let mut lacking = Vec::new();
         let mut refusal: Option<Refusal> = None;
@@ -192,20 +213,24 @@ impl Credits {
             if claim.dim.kind() == Kind::Slot {
                 continue;
             }
-            let credit = entry(&mut known, claim, now);
+            let credit = known.entry(claim.id, &claim.name, claim.rate, now);
             credit.rate = claim.rate;
             credit.look(claim, now);
             let missing = signed(claim.amount).saturating_sub(credit.units);
             let Ok(least @ 1..) = u64::try_from(missing) else { continue };
-            let part = self.part(index, claim, least, credit.units);
+            let mut part = self.part(index, claim, least, credit.units);
             if let Some(wait) = credit.refuses(part.need, now) {
                 if refusal.is_none_or(|known| wait > known.wait) {
                     refusal = Some(Refusal { index, wait });
                 }
-            } else if let Some(asking) = &credit.asking {
-                busy = Some(asking.subscribe());
             } else {
-                lacking.push((claim.id, part));
+                let awaited = credit.asking.is_none();
+                match &credit.asking {
+                    Some(asking) if patient => busy = Some(asking.subscribe()),
+                    Some(_) => part.most = least,
+                    None => {}
+                }
+                lacking.push(Lack { id: claim.id, part, awaited });
             }
         }
         if let Some(refusal) = refusal {
@@ -216,10 +241,12 @@ impl Credits {
         }
         let mut taken = Vec::new();
         for (index, claim) in claims.iter_mut().enumerate() {
-            let Some(credit) = known.get_mut(&claim.id) else { continue };
+            let Some(credit) = known.credits.of(&claim.id).get_mut(&claim.id) else { continue };
             credit.touched = now;
-            if lacking.iter().any(|(_, part)| part.index == index) {
-                credit.asking = Some(watch::Sender::default());
+            if let Some(lack) = lacking.iter().find(|lack| lack.part.index == index) {
+                if lack.awaited {
+                    credit.asking = Some(watch::Sender::default());
+                }
                 // Counted on in what is asked for: nobody else may take it meanwhile.
                 taken.push((claim.id, std::mem::take(&mut credit.units)));
             } else if claim.dim.kind() != Kind::Slot {
@@ -252,48 +279,54 @@ impl Credits {
             return;
         }
         let mut known = lock(&self.known);
-        let credit = known
-            .entry(reserved.id)
-            .or_insert_with(|| Credit::new(&reserved.name, reserved.rate, now));
+        let credit = known.entry(reserved.id, &reserved.name, reserved.rate, now);
         credit.bring(units, self.share(credit.rate));
         credit.touched = now;
     }
 
     /// What goes back to Redis: what lies idle, and what is more than a share.
     pub fn idle(&self, now: Instant) -> Vec<Give> {
-        let lifetime = self.lease.lifetime;
-        let mut gives = Vec::new();
-        let mut known = lock(&self.known);
-        known.retain(|_, credit| {
-            let idle = credit.idle(lifetime, now);
-            let units = std::mem::take(&mut credit.back) + if idle { credit.units } else { 0 };
-            gives.extend(credit.give(units));
-            !idle
-        });
-        let few = known.len() * 4 + 64;
-        if known.capacity() > few {
-            known.shrink_to(few / 2);
+        self.give_back(|credit| credit.idle(self.lease.lifetime, now))
+    }
+
+    /// All that is here, for the end: it goes back to Redis.
+    pub fn all(&self) -> Vec<Give> {
+        self.give_back(|credit| credit.asking.is_none())
+    }
+
+    fn give_back(&self, over: impl Fn(&Credit) -> bool) -> Vec<Give> {
+        let mut gives = std::mem::take(&mut lock(&self.known).gone);
+        for slice in 0..SLICES {
+            lock(&self.known).credits.retain(slice, |_, credit| {
+                let over = over(credit);
+                gives.extend(credit.surrender(over));
+                !over
+            });
         }
         gives
     }
 }
 
-fn entry<'a>(known: &'a mut HashMap<u64, Credit>, claim: &Claim, now: Instant) -> &'a mut Credit {
-    if known.len() >= MOST && !known.contains_key(&claim.id) {
-        // Of a few the one that has been of no use for longest; what it has is lost.
-        let free = known.iter().filter(|(_, credit)| credit.asking.is_none()).take(CANDIDATES);
-        let oldest = free.min_by_key(|(_, credit)| credit.touched).map(|(id, _)| *id);
-        if let Some(id) = oldest {
-            known.remove(&id);
+impl Known {
+    fn entry(&mut self, id: u64, name: &str, rate: Rate, now: Instant) -> &mut Credit {
+        let slice = self.credits.of(&id);
+        if slice.len() >= MOST / SLICES && !slice.contains_key(&id) {
+            // Of a few the one that has been of no use for longest. Whoever waits for an answer
+            // must find it.
+            let free = slice.iter().filter(|(_, credit)| credit.asking.is_none()).take(CANDIDATES);
+            let oldest = free.min_by_key(|(_, credit)| credit.touched).map(|(id, _)| *id);
+            if let Some(mut oldest) = oldest.and_then(|id| slice.remove(&id)) {
+                self.gone.extend(oldest.surrender(true));
+            }
         }
+        slice.entry(id).or_insert_with(|| Credit::new(name, rate, now))
     }
-    known.entry(claim.id).or_insert_with(|| Credit::new(&claim.name, claim.rate, now))
 }
 
 impl Loan {
     /// What has to be asked for.
     pub fn parts(&self) -> impl Iterator<Item = &Part> {
-        self.lacking.iter().map(|(_, part)| part)
+        self.lacking.iter().map(|lack| &lack.part)
     }
 
     /// The request has what it needs.
@@ -302,14 +335,17 @@ impl Loan {
     }
 
     /// Redis has answered: whether it has given what was asked for, and what it told of each of
-    /// [`Self::parts`].
+    /// [`Self::parts`]: nothing if it was given up before Redis heard of it.
     pub fn answered(mut self, given: bool, told: &[Told], now: Instant) {
         {
             let mut known = lock(&self.credits.known);
-            for ((id, part), told) in self.lacking.drain(..).zip(told) {
-                let Some(credit) = known.get_mut(&id) else { continue };
-                credit.asking = None;
+            for (n, Lack { id, part, awaited }) in self.lacking.drain(..).enumerate() {
+                let Some(credit) = known.credits.of(&id).get_mut(&id) else { continue };
+                if awaited {
+                    credit.asking = None;
+                }
                 credit.touched = now;
+                let Some(told) = told.get(n) else { continue };
                 credit.told = Some((*told, now));
                 credit.refused = None;
                 if given {
@@ -333,13 +369,13 @@ impl Drop for Loan {
         }
         let mut known = lock(&self.credits.known);
         for (id, units) in &self.taken {
-            if let Some(credit) = known.get_mut(id) {
+            if let Some(credit) = known.credits.of(id).get_mut(id) {
                 let share = self.credits.share(credit.rate);
                 credit.bring(*units, share);
             }
         }
-        for (id, _) in &self.lacking {
-            if let Some(credit) = known.get_mut(id) {
+        for lack in self.lacking.iter().filter(|lack| lack.awaited) {
+            if let Some(credit) = known.credits.of(&lack.id).get_mut(&lack.id) {
                 credit.asking = None;
             }
         }
@@ -370,7 +406,7 @@ mod tests {
     }
 
     fn ask(credits: &Arc<Credits>, amount: u64, now: Instant) -> Loan {
-        match credits.plan(&mut claim(Dim::RequestsPerMinute, amount), now) {
+        match credits.plan(&mut claim(Dim::RequestsPerMinute, amount), true, now) {
             Plan::Go(loan) => loan,
             Plan::Wait(_) => panic!("someone is asking"),
             Plan::Refuse(refusal) => panic!("{refusal:?}"),
@@ -384,7 +420,7 @@ mod tests {
         let loan = ask(&credits, 1, now);
         let part = loan.parts().next().unwrap().clone();
         assert_eq!((part.need, part.least, part.most), (1, 1, 10));
-        let Plan::Wait(asking) = credits.plan(&mut wanted, now) else { panic!("two ask") };
+        let Plan::Wait(asking) = credits.plan(&mut wanted, true, now) else { panic!("two ask") };
         assert!(asking.has_changed().is_ok());
         loan.answered(true, &told(0, 10), now);
         assert!(asking.has_changed().is_err(), "it has not let go");
@@ -403,7 +439,7 @@ mod tests {
         let (credits, now) = (credits(), Instant::now());
         ask(&credits, 5, now).answered(false, &told(SECOND, 0), now);
         let mut wanted = claim(Dim::RequestsPerMinute, 5);
-        let Plan::Refuse(refusal) = credits.plan(&mut wanted, now + REFUSED / 2) else {
+        let Plan::Refuse(refusal) = credits.plan(&mut wanted, true, now + REFUSED / 2) else {
             panic!("it is not refused")
         };
         assert_eq!(refusal, Refusal { index: 0, wait: SECOND - SECOND / 20 });
@@ -413,6 +449,52 @@ mod tests {
         let now = now + REFUSED;
         ask(&credits, 5, now).answered(false, &told(SECOND / 100, 0), now);
         drop(ask(&credits, 5, now + REFUSED / 10));
+    }
+
+    #[test]
+    fn who_has_no_patience_asks_for_himself() {
+        let (credits, now) = (credits(), Instant::now());
+        let first = ask(&credits, 1, now);
+        let mut wanted = claim(Dim::RequestsPerMinute, 2);
+        let Plan::Go(own) = credits.plan(&mut wanted, false, now) else { panic!("he waits") };
+        let part = own.parts().next().unwrap();
+        assert_eq!((part.need, part.least, part.most), (2, 2, 2));
+        own.answered(true, &told(0, 2), now);
+        // The first one still asks, and has not lost what it brings.
+        let Plan::Wait(asking) = credits.plan(&mut wanted, true, now) else { panic!("two ask") };
+        first.answered(true, &told(0, 10), now);
+        assert!(asking.has_changed().is_err());
+        let gives = credits.all();
+        assert_eq!(gives.iter().map(|give| give.units).collect::<Vec<_>>(), [9]);
+    }
+
+    #[test]
+    fn nobody_waits_for_an_answer_that_says_nothing() {
+        let (credits, now) = (credits(), Instant::now());
+        ask(&credits, 1, now).answered(false, &[], now);
+        assert_eq!(ask(&credits, 1, now).parts().count(), 1);
+    }
+
+    #[test]
+    fn where_there_is_no_more_room_nothing_is_lost() {
+        let (credits, now) = (credits(), Instant::now());
+        let name = || "x".to_owned();
+        let reserved =
+            |id, amount| Reserved { id, name: name(), rate: RATE, dim: Dim::Tokens, amount };
+        let asking = ask(&credits, 5, now);
+        let all = MOST as u64 + 20_000;
+        for id in 2..all {
+            // One unit is owed.
+            let used = Used { output: 1, ..Used::default() };
+            credits.settle(&reserved(id, 0), &used, now);
+        }
+        assert!(lock(&credits.known).credits.values().count() <= MOST);
+        let Plan::Wait(_) = credits.plan(&mut claim(Dim::Tokens, 5), true, now) else {
+            panic!("it has been forgotten")
+        };
+        asking.answered(true, &told(0, 5), now);
+        let owed: i64 = credits.all().iter().map(|give| give.units).sum();
+        assert_eq!(owed, 2 - all as i64);
     }
 
     #[derive(Clone, Debug)]
@@ -448,7 +530,7 @@ mod tests {
                 match event {
                     Event::Reserve(n) => {
                         let mut wanted = claim(Dim::Tokens, n);
-                        let Plan::Go(loan) = credits.plan(&mut wanted, now) else {
+                        let Plan::Go(loan) = credits.plan(&mut wanted, true, now) else {
                             panic!("nobody is asking")
                         };
                         let part = loan.parts().next().cloned();
@@ -461,18 +543,18 @@ mod tests {
                         credits.settle(&reserved, &Used { output: n, ..Used::default() }, now);
                         used += signed(n);
                     },
-                    Event::Undo(n) => drop(credits.plan(&mut claim(Dim::Tokens, n), now)),
+                    Event::Undo(n) => drop(credits.plan(&mut claim(Dim::Tokens, n), true, now)),
                     Event::Idle => {
                         now += LIFETIME;
                         given -= credits.idle(now).iter().map(|give| give.units).sum::<i64>();
-                        prop_assert!(lock(&credits.known).is_empty());
+                        prop_assert!(lock(&credits.known).credits.values().next().is_none());
                     }
                 }
                 let known = lock(&credits.known);
-                let here: i64 = known.values().map(|credit| credit.units + credit.back).sum();
+                let here: i64 = known.credits.values().map(|credit| credit.units + credit.back).sum();
                 let reserved: i64 = reserved.iter().map(|r| signed(r.amount)).sum();
                 prop_assert_eq!(given, here + reserved + used);
-                prop_assert!(known.values().all(|credit| credit.units <= 10));
+                prop_assert!(known.credits.values().all(|credit| credit.units <= 10));
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    RedisCounter,
+    Pending, RedisCounter,
     credit::Reserved,
     holdings::{self, Holding},
 };
@@ -90,8 +90,10 @@ impl Held {
         }
         let (counter, holding, used) =
             (Arc::clone(&self.counter), Arc::clone(&self.holding), *used);
+        let pending = Pending::new(&counter.pending);
         self.counter.runtime.spawn(async move {
-            holdings::settle(counter, holding, spends, used).await;
+            holdings::settle(&counter, &holding, &spends, &used).await;
+            drop(pending);
             if let Some(then) = then {
                 then();
             }

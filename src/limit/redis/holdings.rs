@@ -21,9 +21,9 @@ use crate::{
 /// Holdings that are renewed with one call: it must not keep Redis from others for long.
 const BATCH: usize = 100;
 
-/// How often it is tried to end a lease. The pauses between double, and make up the time for which
-/// holds last: then they end by themselves.
-const TRIES: u32 = 6;
+/// The longest that the first pause is before it is tried again to end a lease. The pauses double,
+/// and make up about the time for which holds last: then they end by themselves.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// What is held for one request.
 pub struct Holding {
@@ -107,6 +107,10 @@ impl Holdings {
         }
     }
 
+    fn is_live(&self, lease: &Holding) -> bool {
+        lock(&self.live).contains_key(&lease.number)
+    }
+
     fn all(&self) -> Vec<Arc<Holding>> {
         lock(&self.live).values().cloned().collect()
     }
@@ -120,7 +124,10 @@ pub async fn renew(counter: Weak<RedisCounter>, ttl: Duration) {
         let Some(counter) = counter.upgrade() else { return };
         pause = ttl / 3;
         for batch in counter.holdings.all().chunks(BATCH) {
-            if let Err(error) = counter.speaker.renew(batch).await {
+            // While others were renewed it may have ended, too long ago for Redis to remember.
+            let still = |lease: &&Arc<Holding>| counter.holdings.is_live(lease);
+            let batch: Vec<_> = batch.iter().filter(still).cloned().collect();
+            if let Err(error) = counter.speaker.renew(&batch).await {
                 counter.tell(Action::Renew, &error.why);
                 // Again before what is held ends.
                 pause = ttl / 10;
@@ -131,20 +138,20 @@ pub async fn renew(counter: Weak<RedisCounter>, ttl: Duration) {
 }
 
 /// Ends a lease, also if Redis is away for a moment.
-pub async fn settle(
-    counter: Arc<RedisCounter>,
-    lease: Arc<Holding>,
-    spends: Vec<Spend>,
-    used: Used,
-) {
-    let mut pause = counter.settings.ttl / 2u32.pow(TRIES - 1);
-    for left in (0..TRIES).rev() {
-        let Err(error) = counter.speaker.settle(&lease, &spends, &used).await else { return };
+pub async fn settle(counter: &RedisCounter, lease: &Holding, spends: &[Spend], used: &Used) {
+    let ttl = counter.settings.ttl;
+    let mut pause = FIRST_PAUSE.min(ttl / 32);
+    let mut paused = Duration::ZERO;
+    loop {
+        let told = counter.speaker.settle(lease, spends, used, pause).await;
+        let Err(error) = told else { return };
         counter.tell(Action::Settle, &error.why);
-        if left > 0 {
-            tokio::time::sleep(pause).await;
-            pause *= 2;
+        if paused + pause > ttl {
+            return;
         }
+        tokio::time::sleep(pause).await;
+        paused += pause;
+        pause *= 2;
     }
 }
 

@@ -11,15 +11,17 @@
 //! connection breaks or an answer comes too late, what is only counted (requests) stays counted
 //! although nobody was let in; what is held is given back.
 //!
-//! What is held for a request ends when its [`Held`] does. A replica that is killed renews nothing,
-//! and what it held ends by itself after [`Settings::ttl`]. If Redis restarts empty, buckets are
-//! full again, and what is held is held again with the next renewal.
+//! What is held for a request ends when its [`Held`] does. For a while Redis remembers that it has:
+//! what was sent before and comes later, a question that was given up or a renewal, holds nothing
+//! any more, and what is told twice counts once. A replica that is killed renews nothing, and what
+//! it held ends by itself after [`Settings::ttl`]. If Redis restarts empty, buckets are full again,
+//! and what is held is held again with the next renewal.
 //!
 //! # Leased
 //!
 //! With [`Settings::lease`] a replica takes a share of each bucket ahead and mostly asks nobody.
 //! How far off that is stands in the module `credit`. Slots are exact all the same. What is spent
-//! is known to be spent [`Lease::lifetime`] later at most.
+//! is known to be spent [`Lease::lifetime`] later at most. With the counter goes back what is left.
 
 mod amounts;
 mod credit;
@@ -27,6 +29,7 @@ mod held;
 mod holdings;
 mod outage;
 mod script;
+mod slices;
 
 use std::{
     pin::pin,
@@ -34,7 +37,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus::IntCounterVec;
+use prometheus::{IntCounterVec, IntGauge};
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 
 pub use self::held::Held;
@@ -43,7 +46,7 @@ use self::{
     credit::{Credits, Loan, Plan},
     holdings::Holdings,
     outage::Outage,
-    script::{Answer, Part, Question, Speaker},
+    script::{Answer, Give, Part, Question, Speaker},
 };
 use super::claim::{Claims, Failed, Kind};
 use crate::{
@@ -68,7 +71,8 @@ pub struct Settings {
     pub prefix: String,
     /// How long what is held lasts if nobody renews it.
     pub ttl: Duration,
-    /// How long a decision may take.
+    /// How long a decision may take. No longer than what is held lasts: what was answered later
+    /// would have ended before it is renewed.
     pub timeout: Duration,
     /// Whether and how much is taken ahead.
     pub lease: Option<Lease>,
@@ -86,14 +90,37 @@ pub struct Lease {
 /// The limits in one Redis, seen from one replica.
 pub struct RedisCounter {
     settings: Settings,
-    speaker: Speaker,
+    speaker: Arc<Speaker>,
     runtime: Handle,
     holdings: Holdings,
     outage: Outage,
     credits: Option<Arc<Credits>>,
     amounts: Amounts,
+    failures: Arc<Failures>,
+    pending: IntGauge,
+}
+
+/// Counts failures, and tells of them.
+struct Failures {
     errors: IntCounterVec,
     told: Mutex<Option<Instant>>,
+}
+
+/// Something that Redis has not answered yet, or has not been told: the process waits for it
+/// before it ends.
+struct Pending(IntGauge);
+
+impl Pending {
+    fn new(pending: &IntGauge) -> Self {
+        pending.inc();
+        Self(pending.clone())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// What failed.
@@ -132,20 +159,24 @@ impl RedisCounter {
     /// Asks nothing yet. `runtime` is the one of the stores.
     pub fn new(
         server: Arc<Redis>,
-        settings: Settings,
+        mut settings: Settings,
         runtime: Handle,
         metrics: &Metrics,
     ) -> Arc<Self> {
+        settings.timeout = settings.timeout.min(settings.ttl);
         let credits = settings.lease.clone().map(|lease| Arc::new(Credits::new(lease)));
         let counter = Arc::new(Self {
-            speaker: Speaker::new(server, settings.prefix.clone(), settings.ttl),
+            speaker: Arc::new(Speaker::new(server, settings.prefix.clone(), settings.ttl)),
             runtime,
             holdings: Holdings::default(),
             outage: Outage::default(),
             credits,
             amounts: Amounts::default(),
-            errors: metrics.limits.store_errors.clone(),
-            told: Mutex::default(),
+            failures: Arc::new(Failures {
+                errors: metrics.limits.store_errors.clone(),
+                told: Mutex::default(),
+            }),
+            pending: metrics.limits.pending.clone(),
             settings,
         });
         let weak = Arc::downgrade(&counter);
@@ -159,6 +190,21 @@ impl RedisCounter {
     /// How often Redis has been asked, for whatever it was.
     pub fn round_trips(&self) -> u64 {
         self.speaker.trips()
+    }
+
+    /// Gives back what was taken ahead: nobody is to need it here any more. Returns at once;
+    /// [`crate::telemetry::LimitMetrics::pending`] tells when it is done.
+    pub fn give_back(&self) {
+        let gives = self.credits.as_ref().map_or_else(Vec::new, |credits| credits.all());
+        if gives.is_empty() {
+            return;
+        }
+        let (speaker, failures) = (Arc::clone(&self.speaker), Arc::clone(&self.failures));
+        let pending = Pending::new(&self.pending);
+        self.runtime.spawn(async move {
+            give(&speaker, &failures, &gives).await;
+            drop(pending);
+        });
     }
 
     /// Takes all claims or none, and notes in them what is left. In the leased mode that is what
@@ -196,7 +242,7 @@ impl RedisCounter {
         credits: &Arc<Credits>,
         claims: &mut Claims,
     ) -> Result<Result<Held, Failed>, StoreError> {
-        let loan = match self.loan(credits, claims).await? {
+        let loan = match self.loan(credits, claims).await {
             Ok(loan) => loan,
             Err(failed) => return Ok(Err(failed)),
         };
@@ -220,24 +266,18 @@ impl RedisCounter {
         Ok(decision.result)
     }
 
-    /// Takes what there is here; waits for others who are asking for what is lacking.
-    async fn loan(
-        &self,
-        credits: &Arc<Credits>,
-        claims: &mut Claims,
-    ) -> Result<Result<Loan, Failed>, StoreError> {
+    /// Takes what there is here; waits for others who are asking for what is lacking, but not for
+    /// ever: many may ask one after the other, and each gets no more than a share.
+    async fn loan(&self, credits: &Arc<Credits>, claims: &mut Claims) -> Result<Loan, Failed> {
         let start = Instant::now();
         loop {
-            match credits.plan(&mut claims.takes, Instant::now()) {
-                Plan::Go(loan) => return Ok(Ok(loan)),
-                Plan::Refuse(refusal) => return Ok(Err(Failed::Take(refusal))),
-                Plan::Wait(mut asking) => {
-                    let patience = self.settings.timeout.saturating_sub(start.elapsed());
-                    // Who asks says that it has been answered by letting go.
-                    if timeout(patience, asking.changed()).await.is_err() {
-                        return Err(self.too_late());
-                    }
-                }
+            let patience = self.settings.timeout.saturating_sub(start.elapsed());
+            let patient = !patience.is_zero() && !self.outage.is_on();
+            match credits.plan(&mut claims.takes, patient, Instant::now()) {
+                Plan::Go(loan) => return Ok(loan),
+                Plan::Refuse(refusal) => return Err(Failed::Take(refusal)),
+                // Who asks says that it has been answered by letting go.
+                Plan::Wait(mut asking) => _ = timeout(patience, asking.changed()).await,
             }
         }
     }
@@ -253,15 +293,15 @@ impl RedisCounter {
             return Err(why);
         }
         let (tell, told) = oneshot::channel();
-        self.runtime.spawn(Arc::clone(self).answer(work, tell));
+        let (counter, pending) = (Arc::clone(self), Pending::new(&self.pending));
+        self.runtime.spawn(async move {
+            counter.answer(work, tell).await;
+            drop(pending);
+        });
         told.await.unwrap_or_else(|_| Err(StoreError::new("the question broke off")))
     }
 
-    async fn answer(
-        self: Arc<Self>,
-        work: Work,
-        tell: oneshot::Sender<Result<Decision, StoreError>>,
-    ) {
+    async fn answer(&self, work: Work, tell: oneshot::Sender<Result<Decision, StoreError>>) {
         let mut decision = pin!(self.decide(work));
         // What nobody takes any more gives back what it holds when it is dropped.
         match timeout(self.settings.timeout, &mut decision).await {
@@ -329,6 +369,18 @@ impl RedisCounter {
         Ok(Decision { result, question, answer })
     }
 
+    fn tell(&self, action: Action, why: &StoreError) {
+        self.failures.tell(action, why);
+    }
+}
+
+impl Drop for RedisCounter {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl Failures {
     /// Counts a failure, and tells of it, but not more than once a second.
     fn tell(&self, action: Action, why: &StoreError) {
         self.errors.with_label_values(&[action.word()]).inc();
@@ -353,11 +405,15 @@ async fn tidy(counter: Weak<RedisCounter>, pause: Duration) {
         if counter.outage.is_on() {
             continue;
         }
-        for batch in credits.idle(now).chunks(BATCH) {
-            // Nobody knows whether it was heard: said twice, units would come from nowhere.
-            if let Err(error) = counter.speaker.give(batch).await {
-                counter.tell(Action::Settle, &error.why);
-            }
+        give(&counter.speaker, &counter.failures, &credits.idle(now)).await;
+    }
+}
+
+async fn give(speaker: &Speaker, failures: &Failures, gives: &[Give]) {
+    for batch in gives.chunks(BATCH) {
+        // Nobody knows whether it was heard: said twice, units would come from nowhere.
+        if let Err(error) = speaker.give(batch).await {
+            failures.tell(Action::Settle, &error.why);
         }
     }
 }

@@ -1,8 +1,11 @@
 //! What is said to Redis, and what it answers: the keys and words of the scripts.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use super::holdings::Holding;
@@ -21,8 +24,10 @@ static RENEW: Script = Script::new(concat!(include_str!("bucket.lua"), include_s
 
 const MICROSECOND: Ticks = SECOND / 1_000_000;
 
-/// For so much longer than holds last it is remembered that a lease has ended: in milliseconds.
-const MARKED_LONGER: u128 = 10_000;
+/// For so long Redis remembers that a lease has ended, and longer while it is tried again to tell
+/// it. What was sent before and comes later than this holds something for nobody; that ends by
+/// itself.
+const MARKED: Duration = Duration::from_secs(10);
 
 /// How the scripts count something; the numbers are in `bucket.lua`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,7 +216,7 @@ pub struct Speaker {
 
 impl Speaker {
     /// Names in Redis begin with `prefix`.
-    pub fn new(server: Arc<Redis>, prefix: String, ttl: std::time::Duration) -> Self {
+    pub fn new(server: Arc<Redis>, prefix: String, ttl: Duration) -> Self {
         Self { server, prefix, ttl: ttl.as_millis().max(1), trips: AtomicU64::new(0) }
     }
 
@@ -276,17 +281,18 @@ impl Speaker {
         self.call(&TAKE, &call).await.map(Answer::read)
     }
 
-    /// Ends a lease.
+    /// Ends a lease. If this fails, it is tried again after `pause`.
     pub async fn settle(
         &self,
         lease: &Holding,
         spends: &[Spend],
         used: &Used,
+        pause: Duration,
     ) -> Result<(), Unanswered> {
         let mut call = Call::default();
         call.keys.push(self.mark(&lease.id));
         call.say(&lease.id);
-        call.say(self.ttl + MARKED_LONGER);
+        call.say((self.server.timeout() + pause + MARKED).as_millis());
         call.say(lease.holds.len());
         call.say(spends.len());
         for hold in &lease.holds {
@@ -417,14 +423,11 @@ mod tests {
             password: None,
             db: 0,
             connections: 1,
-            connect_timeout: std::time::Duration::ZERO,
-            timeout: std::time::Duration::ZERO,
+            connect_timeout: Duration::ZERO,
+            timeout: Duration::ZERO,
         };
-        let speaker = Speaker::new(
-            Arc::new(Redis::new(settings)),
-            "p:".into(),
-            std::time::Duration::from_secs(1),
-        );
+        let speaker =
+            Speaker::new(Arc::new(Redis::new(settings)), "p:".into(), Duration::from_secs(1));
         assert_eq!(speaker.bucket("per_user/rpm/held/x"), "p:per_user/rpm/held/x");
         assert_eq!(speaker.holds("per_user/rpm/x"), "p:held/per_user/rpm/x");
     }

@@ -13,6 +13,8 @@ local mark, lease, marked = key(), word(), number()
 local parts, amounts = number(), number()
 
 if lease ~= '' and not redis.call('SET', mark, '1', 'NX', 'PX', marked) then
+  -- Who asks again may have to ask once more, after a longer pause.
+  redis.call('PEXPIRE', mark, marked)
   return 0
 end
 

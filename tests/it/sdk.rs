@@ -16,6 +16,8 @@ async fn the_openai_sdk_is_served() {
     let limited = sim_with(|b| b.fail = Fail::TooMany).await;
     let busy = sim_with(|b| b.fail = Fail::Busy).await;
     let broken = sim_with(|b| b.fail = Fail::MidStream).await;
+    let tight = sim_with(|b| b.models = vec!["tight".to_owned()]).await;
+    let queued = sim_with(|b| (b.models, b.inter_token_ms) = (vec!["queued".to_owned()], 50)).await;
     let forbidden = forbidding().await;
     let gateway = Gateway::start(&format!(
         "backends:
@@ -26,6 +28,11 @@ async fn the_openai_sdk_is_served() {
   - {{url: \"{}\", models: [limited]}}
   - {{url: \"{}\", models: [busy]}}
   - {{url: \"{}\", models: [broken]}}
+  - {{url: \"{}\", models: [tight]}}
+  - {{url: \"{}\", models: [queued]}}
+rate_limit:
+  models: {{tight: {{requests_per_minute: 1}}, queued: {{max_concurrent: 1}}}}
+  queue: {{max_queue_size: 10, keep_alive: 100ms}}
 server: {{max_body_size: 1MiB}}
 ",
         good.url(),
@@ -34,6 +41,8 @@ server: {{max_body_size: 1MiB}}
         limited.url(),
         busy.url(),
         broken.url(),
+        tight.url(),
+        queued.url(),
     ))
     .await;
     broken.change(|b| b.models = vec!["broken".to_owned()]);
@@ -49,7 +58,7 @@ server: {{max_body_size: 1MiB}}
         .unwrap();
     let told = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{told}");
-    assert!(told.contains("Ran 17 tests"), "{told}");
+    assert!(told.contains("Ran 19 tests"), "{told}");
 }
 
 /// A backend that answers 403.

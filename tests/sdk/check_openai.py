@@ -94,6 +94,15 @@ class Chat(unittest.TestCase):
 
         self.assertEqual(asyncio.run(run()), [1 + n % 16 for n in range(100)])
 
+    def test_a_stream_that_waits(self):
+        with openai.OpenAI(base_url=BASE_URL, api_key="sk-test", max_retries=0, timeout=20) as sdk:
+            first = sdk.chat.completions.create(model="queued", messages=HELLO, stream=True)
+            next(iter(first))
+            # The comments that keep it alive are nothing to the SDK.
+            second = list(ask(model="queued", stream=True))
+            self.assertEqual(second[-1].choices[0].finish_reason, "stop")
+            self.assertEqual(list(first)[-1].choices[0].finish_reason, "stop")
+
     def test_abort(self):
         def stats():
             with urllib.request.urlopen(os.environ["SLOW_STATS"]) as answer:
@@ -145,6 +154,16 @@ class Errors(unittest.TestCase):
     def test_429(self):
         error = self.check(openai.RateLimitError, 429, model="limited", stream=True)
         self.assertEqual(error.response.headers["retry-after"], "7")
+
+    def test_429_of_the_gateway(self):
+        ask(model="tight")
+        error = self.check(openai.RateLimitError, 429, model="tight")
+        self.assertEqual((error.code, error.type), ("rate_limit_exceeded", "requests"))
+        self.assertIn("per_model.requests_per_minute allows 1", error.message)
+        headers = error.response.headers
+        self.assertGreater(int(headers["retry-after"]), 0)
+        self.assertEqual(headers["x-ratelimit-limit-requests"], "1")
+        self.assertEqual(headers["x-ratelimit-remaining-requests"], "0")
 
     def test_503(self):
         self.check(openai.InternalServerError, 503, model="busy")

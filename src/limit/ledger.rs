@@ -272,7 +272,11 @@ mod tests {
         ledger.write().await.unwrap();
         ledger.add(&spend(3.0, 100), &cost(1.0));
         assert_eq!((ledger.used_up(&spend(3.0, 100)), ledger.waiting()), (Some(0), 1));
-        ledger.write().await.unwrap();
+        let mut write = std::pin::pin!(ledger.write());
+        while futures::poll!(&mut write).is_pending() {
+            assert_eq!(ledger.waiting(), 1, "a process that stops waits until it is written");
+            tokio::task::yield_now().await;
+        }
         assert_eq!(ledger.waiting(), 0);
 
         let next = Ledger::new(path.clone());

@@ -23,8 +23,9 @@ use pingora::{
         background::{BackgroundService, background_service},
     },
 };
+use socket2::{Domain, Socket, Type};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::Mutex,
 };
 
@@ -53,12 +54,13 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     logger::start(reload::level(plan.log.level), plan.fixed.json_log);
     let fixed = plan.fixed.clone();
     // Pingora panics in a task of its own when it cannot listen; this tells it before.
-    drop(listen(fixed.listen)?);
+    try_address(fixed.listen)?;
     let operator = fixed.metrics_listen.map(listen).transpose()?;
     let admin = fixed.admin.as_ref().map(|admin| listen(admin.listen)).transpose()?;
 
     let (carry, outlets) = Carry::new(fixed.keys_db.clone(), fixed.limits_db.clone());
     carry.metrics.reload_success.set(1);
+    let told = Mutex::new(Some(signals(&carry)?));
     announce(&plan);
     open_keys(&plan, &carry)?;
     let spent = carry.stores.handle().block_on(carry.limits.ledger.load());
@@ -95,7 +97,7 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     let proxy = server.add_service(proxy);
     // Requests come when the first probes have been made.
     proxy.add_dependency(&tasks);
-    server.run(RunArgs { shutdown_signal: Box::new(Signals { live, carry }) });
+    server.run(RunArgs { shutdown_signal: Box::new(Signals { live, carry, told }) });
     logger::flush();
     Ok(())
 }
@@ -142,6 +144,24 @@ fn open_keys(plan: &Plan, carry: &Carry) -> io::Result<()> {
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address)
         .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+}
+
+/// Whether an address can be listened on. Nobody can connect meanwhile, only to be cut off again.
+fn try_address(address: SocketAddr) -> io::Result<()> {
+    let attempt = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    attempt().map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+}
+
+/// SIGTERM and SIGINT. They are kept from now on, until Pingora asks for them: it does so only after
+/// the first requests may have come.
+fn signals(carry: &Carry) -> io::Result<(Signal, Signal)> {
+    let handle = carry.stores.handle();
+    let _entered = handle.enter();
+    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
 }
 
 fn server_conf(threads: usize) -> ServerConf {
@@ -219,15 +239,13 @@ impl BackgroundService for Tasks {
 struct Signals {
     live: Arc<Live>,
     carry: Arc<Carry>,
+    told: Mutex<Option<(Signal, Signal)>>,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            log::error!("cannot listen for signals");
+        let Some((mut terminate, mut interrupt)) = self.told.lock().await.take() else {
             return std::future::pending().await;
         };
         let name = tokio::select! {

@@ -1,6 +1,7 @@
 //! Limits: who is let in, who waits, who is refused, and what a client is told of it.
 
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -9,14 +10,14 @@ use std::{
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, routing::post};
 use llmproxy::sim::{Fail, Sim};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use tokio::sync::Semaphore;
 
 use super::{
     scripts::with_script,
     streaming::without_time,
     support::{
-        Client, Gateway, Receiver, chat, chat_of, client::Answer, eventually, free_address, sim,
-        sim_with,
+        Client, Gateway, Receiver, chat, chat_of, client::Answer, eventually, sim, sim_with,
     },
 };
 
@@ -67,6 +68,15 @@ async fn opened(gateway: &Gateway, key: &str) -> Client {
     let mut client = begun(gateway, key, true).await;
     assert_eq!(client.head().await.status, 200);
     client
+}
+
+/// A backend that cannot be reached, as long as the socket is kept: nobody else gets the address.
+fn dead() -> (String, Socket) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+    socket.bind(&any.into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (format!("http://{address}"), socket)
 }
 
 /// Waits until so many wait.
@@ -413,7 +423,7 @@ async fn who_has_the_whole_answer_has_given_its_slot_back() {
         let answer = begun(&gateway, A, n % 2 == 0).await.answer().await;
         assert_eq!(answer.status, 200, "{n}: {}", answer.text());
     }
-    let dead = format!("http://{}", free_address());
+    let (dead, _socket) = dead();
     let more = format!("{KEYS}rate_limit: {{per_key: {{max_concurrent: 1}}}}\n");
     let gateway = Gateway::before(&[dead], &more).await;
     for n in 0..100 {
@@ -847,10 +857,10 @@ async fn a_backends_error_after_comments_is_an_event() {
 #[tokio::test]
 async fn a_failure_after_comments_is_an_event() {
     let sim = sim_with(|b| b.inter_token_ms = EVER).await;
+    let (dead, _socket) = dead();
     let text = format!(
-        "backends:\n  - {{url: \"{}\", models: [sim-model]}}\n  - {{url: \"http://{}\", models: [dead-model]}}\n{KEYS}rate_limit: {KEEP_ALIVE}\n",
+        "backends:\n  - {{url: \"{}\", models: [sim-model]}}\n  - {{url: \"{dead}\", models: [dead-model]}}\n{KEYS}rate_limit: {KEEP_ALIVE}\n",
         sim.url(),
-        free_address()
     );
     let gateway = Gateway::start(&text).await;
     for (model, code) in [("dead-model", "backend_unreachable"), ("sim-model", "backend_failed")] {
@@ -1005,10 +1015,10 @@ async fn a_stream_that_is_left_has_taken_what_was_metered() {
 #[tokio::test]
 async fn what_was_never_answered_takes_no_tokens() {
     let sim = sim().await;
+    let (dead, _socket) = dead();
     let text = format!(
-        "backends:\n  - {{url: \"{}\", models: [sim-model]}}\n  - {{url: \"http://{}\", models: [dead-model]}}\n{KEYS}rate_limit: {{per_key: {{tokens_per_minute: 1000}}}}\n",
+        "backends:\n  - {{url: \"{}\", models: [sim-model]}}\n  - {{url: \"{dead}\", models: [dead-model]}}\n{KEYS}rate_limit: {{per_key: {{tokens_per_minute: 1000}}}}\n",
         sim.url(),
-        free_address()
     );
     let gateway = Gateway::start(&text).await;
     let mut client = gateway.client().await;

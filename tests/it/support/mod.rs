@@ -20,8 +20,14 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An address of this machine that nothing listens on.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap()
+    loop {
+        // Below the ports that the system gives to who asks for any: until this one is listened on,
+        // no other test gets it for its backend or its client.
+        let address = (Ipv4Addr::LOCALHOST, rand::random_range(10_000..30_000)).into();
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// A simulated backend.

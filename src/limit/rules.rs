@@ -270,8 +270,10 @@ fn reserve(claims: &mut Claims, guess: impl FnOnce() -> Guess) -> Option<Guess> 
     tokens.peek()?;
     let guess = guess();
     for claim in tokens {
-        claim.amount = guess.used().of(claim.dim).max(1);
+        claim.amount = guess.used().of(claim.dim);
     }
+    // Embeddings have no answer in tokens: a limit of those does not concern them.
+    claims.takes.retain(|claim| claim.amount > 0);
     Some(guess)
 }
 

@@ -305,6 +305,10 @@ fn drain(live: &Live, carry: &Carry, patience: Duration, hurry: &AtomicBool) {
     if pending() > 0 {
         log::error!("Redis could not be told of {} requests that have ended", pending());
     }
+    if carry.limits.ledger.waiting() > 0 {
+        let lost = carry.limits.ledger.waiting();
+        log::error!("what {lost} callers have spent last could not be written");
+    }
     if counting() > 0 {
         log::error!("the usage of {} keys could not be counted", counting());
     }

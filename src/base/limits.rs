@@ -238,6 +238,12 @@ impl OwnLimits {
         Ok(own)
     }
 
+    /// Whether they name a budget.
+    pub fn has_budget(&self) -> bool {
+        let models = self.models.iter().map(|(_, limits)| limits);
+        self.scopes.iter().chain(models).any(|limits| limits.budget.is_some_and(|b| b > 0.0))
+    }
+
     /// What they say about a rule; `None` if that is nothing.
     pub fn of(&self, scope: Scope, model: &str) -> Option<Limits> {
         let said = &self.scopes[scope.index()];

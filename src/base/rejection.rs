@@ -37,6 +37,8 @@ pub struct OverLimit<'a> {
     pub rule: &'a str,
     /// How much it lets pass.
     pub allows: f64,
+    /// Tokens that the request is thought to come to, where that counts.
+    pub estimate: Option<u64>,
     /// Seconds.
     pub retry_after: u64,
 }
@@ -168,8 +170,13 @@ impl Rejection {
     /// A limit is reached. `rule` says which, `allows` how much it lets pass; `status` is 429, or
     /// 503 where the configuration says so for a full queue.
     pub fn over_limit(over: &OverLimit<'_>) -> Self {
-        let OverLimit { what, status, kind, code, rule, allows, retry_after } = *over;
-        let message = format!("{what}: {rule} allows {allows}. Try again in {retry_after}s.");
+        let OverLimit { what, status, kind, code, rule, allows, estimate, retry_after } = *over;
+        let estimate = match estimate {
+            Some(n) => format!(", and this request is estimated at {n}"),
+            None => String::new(),
+        };
+        let message =
+            format!("{what}: {rule} allows {allows}{estimate}. Try again in {retry_after}s.");
         let mut no = Self::new(status, kind, message).code(code);
         no.retry_after = Some(retry_after);
         no

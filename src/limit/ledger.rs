@@ -126,7 +126,12 @@ impl Ledger {
     }
 
     async fn open(&self) -> Result<&SqlitePool, StoreError> {
-        let cannot = |why| StoreError::new(format!("cannot use {}: {why}", self.path.display()));
+        let cannot = |why| {
+            StoreError::new(format!(
+                "rate_limit.db_path: cannot use {}: {why}",
+                self.path.display()
+            ))
+        };
         self.pool.get_or_try_init(|| file::open(&self.path, &SCHEMA)).await.map_err(cannot)
     }
 

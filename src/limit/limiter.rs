@@ -282,6 +282,7 @@ impl Limiter {
     fn ticket(&self, wish: &mut Wish, by: By) -> Ticket {
         Ticket {
             by: Some(by),
+            redis: self.redis.clone(),
             tells: self.plan.headers,
             shared: Arc::clone(&self.shared),
             claims: std::mem::take(&mut wish.claims),
@@ -368,6 +369,7 @@ impl Limiter {
                     code: "budget_exceeded",
                     rule: "",
                     allows: spend.limit,
+                    estimate: None,
                     retry_after,
                 };
                 (spend.rule(), over)
@@ -386,6 +388,7 @@ impl Limiter {
                     code: if slot { "concurrency_limit_exceeded" } else { "rate_limit_exceeded" },
                     rule: "",
                     allows: claim.allows(),
+                    estimate: (claim.dim.kind() == Kind::Reserve).then_some(claim.amount),
                     retry_after: seconds.ceil().max(1.0) as u64,
                 };
                 (claim.rule(), over)
@@ -505,6 +508,8 @@ pub struct Ticket {
     bytes: usize,
     max_tokens: Option<u64>,
     since: Instant,
+    /// Where it is counted, if not here.
+    redis: Option<Arc<RedisCounter>>,
     /// Clients are told how their limits stand.
     tells: bool,
     /// Who holds it; nobody any more, once it is settled.
@@ -553,6 +558,7 @@ impl Ticket {
                     shared.table.settle(takes, |claim| used.of(claim.dim), shared.now());
                 }
                 shared.ledger.add(&self.claims.spends, used);
+                self.tell_redis(used);
                 shared.queue.released(slots.into_iter());
             }
             By::Redis(held) if slots.is_empty() => held.settle(used),
@@ -561,7 +567,17 @@ impl Ticket {
                 // Who waits is woken when Redis has heard of it.
                 held.then(move || queue.released(slots.into_iter())).settle(used);
             }
-            By::Nobody => shared.queue.released(slots.into_iter()),
+            By::Nobody => {
+                self.tell_redis(used);
+                shared.queue.released(slots.into_iter());
+            }
+        }
+    }
+
+    /// What was spent while Redis was away is spent there too.
+    fn tell_redis(&self, used: &Used) {
+        if let Some(redis) = &self.redis {
+            redis.spend(&self.claims.spends, used);
         }
     }
 }

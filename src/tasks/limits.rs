@@ -27,7 +27,11 @@ pub async fn run(carry: Arc<Carry>) {
             carry.limits.sweep();
         }
         match carry.limits.ledger.write().await {
-            Ok(()) => told = None,
+            Ok(()) => {
+                if told.take().is_some() {
+                    log::info!("what was spent is written again");
+                }
+            }
             Err(why) if told.is_none_or(|at| at.elapsed() > QUIET) => {
                 log::error!("what was spent cannot be written, and is kept in memory: {why}");
                 told = Some(Instant::now());

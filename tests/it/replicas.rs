@@ -300,3 +300,28 @@ async fn tokens_and_budgets_are_shared() {
     let left: f64 = refused.header("x-ratelimit-remaining-tokens").unwrap().parse().unwrap();
     assert!(left <= 100_000.0, "{left}");
 }
+
+#[tokio::test]
+async fn what_is_spent_while_redis_is_away_is_told_to_it() {
+    for policy in ["allow", "local"] {
+        let (sim, redis) = (sim().await, Redis::start().await);
+        let rules = format!(
+            "  on_redis_error: {policy}\n  redis_timeout: 100ms\n  \
+             prices: {{\"*\": {{input: 1000, output: 1000}}}}\n  \
+             global: {{budget: 100, budget_period: never}}\n"
+        );
+        let gateway = gateway(&sim, &redis, &rules).await;
+        assert_eq!(ask(&gateway).await.status, 200);
+        redis.pause();
+        for _ in 0..3 {
+            assert_eq!(ask(&gateway).await.status, 200);
+        }
+        redis.resume();
+        eventually("all of it is in Redis", async || {
+            let name = "llmproxy:limit:spent/global/budget/never/all";
+            let amount = redis.command(&["HGET", name, "a"]);
+            amount.parse().is_ok_and(|spent: f64| (spent - 4.0 * 0.025).abs() < 1e-9)
+        })
+        .await;
+    }
+}

@@ -6,7 +6,7 @@ use super::{AuthPlan, Maker, Source};
 use crate::{
     base::{
         ModelPattern,
-        limits::{Limits, Scope},
+        limits::{Limits, OwnLimits, Scope},
     },
     config::raw::{self, LimitMode, LimitStorage, OnRedisError, Price, Raw},
     store::redis,
@@ -87,6 +87,9 @@ impl Maker<'_> {
         let models = self.model_rules("rate_limit.models", &raw.models, &raw.per_model, raw);
         let key_models =
             self.model_rules("rate_limit.key_models", &raw.key_models, &raw.per_key_model, raw);
+        if raw.prices.is_empty() {
+            self.budgets_of_keys(whole);
+        }
         let queue = self.queue(&raw.queue);
         let prices = self.prices(&raw.prices);
         if !(1000..=100_000_000).contains(&raw.max_buckets) {
@@ -111,6 +114,17 @@ impl Maker<'_> {
             prices,
             max_buckets: raw.max_buckets,
         })
+    }
+
+    /// Budgets of keys that nothing is ever taken from.
+    fn budgets_of_keys(&mut self, whole: &Raw) {
+        for (i, key) in whole.api_keys.iter().enumerate() {
+            let own = key.limits.as_ref().and_then(|limits| OwnLimits::read(limits).ok());
+            if own.is_some_and(|own| own.has_budget()) {
+                let message = "names a budget, and nothing has a price: add `rate_limit.prices`";
+                self.warn(format!("api_keys[{i}].limits"), message);
+            }
+        }
     }
 
     /// Looks at a rule and what it is in place of.

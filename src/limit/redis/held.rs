@@ -101,6 +101,17 @@ impl Held {
     }
 }
 
+impl RedisCounter {
+    /// Counts what was spent while others decided. Returns at once; it is tried again as long as what
+    /// is held would last.
+    pub fn spend(self: &Arc<Self>, spends: &[Spend], used: &Used) {
+        if !spends.is_empty() {
+            let claims = Claims { takes: Vec::new(), spends: spends.to_vec() };
+            Held::draft(self, &claims).settle(used);
+        }
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.end(&Used::default());

@@ -1,7 +1,9 @@
 //! What a request claims of the rules that match it.
 
+use std::time::Duration;
+
 use super::bucket::{Rate, SECOND, Ticks};
-use crate::base::limits::Scope;
+use crate::base::limits::{Scope, Standing, Standings};
 
 /// What a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -188,6 +190,29 @@ impl Claims {
     /// Whether no rule matches.
     pub fn is_empty(&self) -> bool {
         self.takes.is_empty() && self.spends.is_empty()
+    }
+
+    /// The buckets of which a slot is needed.
+    pub fn slots(&self) -> impl Iterator<Item = u64> {
+        self.takes.iter().filter(|claim| claim.dim == Dim::Concurrent).map(|claim| claim.id)
+    }
+
+    /// How the limits stand, of each kind the tightest.
+    pub fn standings(&self) -> Standings {
+        let mut all = Standings::default();
+        for claim in &self.takes {
+            let reset = Duration::from_nanos(claim.reset / (SECOND / 1_000_000_000));
+            let standing = Standing { limit: claim.rate.capacity, left: claim.left, reset };
+            let place = match claim.dim {
+                Dim::RequestsPerSecond | Dim::RequestsPerMinute => &mut all.requests,
+                Dim::Tokens => &mut all.tokens,
+                Dim::InputTokens => &mut all.input_tokens,
+                Dim::OutputTokens => &mut all.output_tokens,
+                Dim::Concurrent => continue,
+            };
+            *place = Some(standing.tighter(*place));
+        }
+        all
     }
 }
 

@@ -7,27 +7,23 @@ use std::{
         Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
     bucket::{SECOND, Ticks},
-    claim::{Claims, Dim, Failed, Kind, Refusal, Unit, Used},
-    estimate::{self, Estimates, Guess},
+    claim::{Claims, Dim, Failed, Kind, Refusal, Unit},
+    estimate::{Estimates, Guess},
     ledger::Ledger,
     price,
     queue::{Full, Place, Queue},
-    redis::{self, Held, RedisCounter},
+    redis::{self, RedisCounter},
     rules::{Ask, Rules, fair_key},
     table::Table,
+    ticket::{By, Ticket},
 };
 use crate::{
-    base::{
-        Rejection, TokenCounts,
-        limits::{Standing, Standings},
-        lock,
-        rejection::OverLimit,
-    },
+    base::{Rejection, TokenCounts, limits::Standings, lock, rejection::OverLimit},
     config::{
         plan::{LimitPlan, QueuePlan, SharedPlan},
         raw::OnRedisError,
@@ -48,21 +44,18 @@ const SOON: u64 = 2;
 /// The longest `Retry-After` for a slot, in seconds.
 const LONGEST: f64 = 600.0;
 
-/// How much a request weighs in the average duration against those before it.
-const WEIGHT: f64 = 0.1;
-
 /// What all generations of the configuration share.
 pub struct Shared {
     hash: RandomState,
-    table: Table,
-    queue: Arc<Queue>,
-    estimates: Estimates,
+    pub(super) table: Table,
+    pub(super) queue: Arc<Queue>,
+    pub(super) estimates: Estimates,
     /// What was spent.
     pub ledger: Ledger,
     start: Instant,
     /// Seconds that a request holds a slot, on average, as bits.
-    duration: AtomicU64,
-    metrics: Metrics,
+    pub(super) duration: AtomicU64,
+    pub(super) metrics: Metrics,
     /// The limits of the latest configuration.
     latest: Mutex<Weak<Limiter>>,
 }
@@ -83,7 +76,8 @@ impl Shared {
         }
     }
 
-    fn now(&self) -> Ticks {
+    /// Ticks since the process has started.
+    pub(super) fn now(&self) -> Ticks {
         // Sixteenths of a nanosecond, for 36 years.
         (self.start.elapsed().as_nanos() as u64).saturating_mul(16)
     }
@@ -103,23 +97,13 @@ pub struct Limiter {
     redis: Option<Arc<RedisCounter>>,
 }
 
-/// Who has taken what a request claims.
-enum By {
-    /// This process.
-    Memory,
-    /// Redis.
-    Redis(Held),
-    /// Nobody: Redis is away, and requests pass all the same.
-    Nobody,
-}
-
 /// A request that has not been let in yet.
 #[derive(Default)]
 pub struct Wish {
-    claims: Claims,
-    guess: Option<Guess>,
-    bytes: usize,
-    max_tokens: Option<u64>,
+    pub(super) claims: Claims,
+    pub(super) guess: Option<Guess>,
+    pub(super) bytes: usize,
+    pub(super) max_tokens: Option<u64>,
     fair: u64,
 }
 
@@ -215,7 +199,7 @@ impl Limiter {
     /// those who wait there.
     pub async fn admit(&self, wish: &mut Wish, first: bool) -> Result<Ticket, No> {
         let ahead = match first {
-            true => self.shared.queue.ahead(slots(&wish.claims)),
+            true => self.shared.queue.ahead(wish.claims.slots()),
             false => None,
         };
         let taken = match ahead {
@@ -280,17 +264,8 @@ impl Limiter {
     }
 
     fn ticket(&self, wish: &mut Wish, by: By) -> Ticket {
-        Ticket {
-            by: Some(by),
-            redis: self.redis.clone(),
-            tells: self.plan.headers,
-            shared: Arc::clone(&self.shared),
-            claims: std::mem::take(&mut wish.claims),
-            guess: wish.guess,
-            bytes: wish.bytes,
-            max_tokens: wish.max_tokens,
-            since: Instant::now(),
-        }
+        let (redis, tells) = (self.redis.clone(), self.plan.headers);
+        Ticket::new(Arc::clone(&self.shared), wish, by, redis, tells)
     }
 
     /// A place in the queue.
@@ -298,7 +273,7 @@ impl Limiter {
     /// # Errors
     /// If there is none.
     pub fn enter(&self, wish: &Wish, bucket: u64) -> Result<Place, Full> {
-        let others = slots(&wish.claims).filter(|id| *id != bucket);
+        let others = wish.claims.slots().filter(|id| *id != bucket);
         let all = std::iter::once(bucket).chain(others).collect();
         self.shared.queue.enter(wish.fair, all, self.plan.queue.size)
     }
@@ -306,7 +281,7 @@ impl Limiter {
     /// The same request in its place, by limits that have changed since. `false`: it needs no slot
     /// any more.
     pub fn enter_again(&self, wish: &Wish, place: &Place) -> bool {
-        let slots: Vec<u64> = slots(&wish.claims).collect();
+        let slots: Vec<u64> = wish.claims.slots().collect();
         let waits = !slots.is_empty();
         place.needs(slots);
         waits
@@ -326,7 +301,7 @@ impl Limiter {
 
     /// How the limits of a request stand; `None` if clients are not told.
     pub fn standings(&self, wish: &Wish) -> Option<Standings> {
-        self.plan.headers.then(|| standings(&wish.claims))
+        self.plan.headers.then(|| wish.claims.standings())
     }
 
     /// What a request has cost, and what is taken of its key's balance: the cost too, or the tokens
@@ -439,151 +414,11 @@ fn counter(there: &SharedPlan, stores: &Stores, metrics: &Metrics) -> Arc<RedisC
     RedisCounter::new(stores.redis(&there.server), settings, stores.handle(), metrics)
 }
 
-/// The buckets of which a request needs a slot.
-fn slots(claims: &Claims) -> impl Iterator<Item = u64> {
-    claims.takes.iter().filter(|claim| claim.dim == Dim::Concurrent).map(|claim| claim.id)
-}
-
 /// OpenAI's word for what was exceeded.
 fn kind(dim: Dim) -> &'static str {
     match dim {
         Dim::RequestsPerSecond | Dim::RequestsPerMinute => "requests",
         Dim::Tokens | Dim::InputTokens | Dim::OutputTokens => "tokens",
         Dim::Concurrent => "concurrency",
-    }
-}
-
-fn standings(claims: &Claims) -> Standings {
-    let mut all = Standings::default();
-    for claim in &claims.takes {
-        let reset = Duration::from_nanos(claim.reset / 16);
-        let standing = Standing { limit: claim.rate.capacity, left: claim.left, reset };
-        let place = match claim.dim {
-            Dim::RequestsPerSecond | Dim::RequestsPerMinute => &mut all.requests,
-            Dim::Tokens => &mut all.tokens,
-            Dim::InputTokens => &mut all.input_tokens,
-            Dim::OutputTokens => &mut all.output_tokens,
-            Dim::Concurrent => continue,
-        };
-        *place = Some(standing.tighter(*place));
-    }
-    all
-}
-
-/// What a request came to, for its limits.
-#[derive(Clone, Copy, Debug)]
-pub enum Came {
-    /// Nothing was generated, as far as anybody knows.
-    Nothing,
-    /// So many tokens.
-    Tokens {
-        /// The tokens.
-        counts: TokenCounts,
-        /// What they cost.
-        cost: f64,
-        /// What is taken of a balance.
-        credit: f64,
-        /// Where the number comes from.
-        seen: Seen,
-    },
-}
-
-/// Where a number of tokens comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// The engine told it, of a whole answer.
-    Whole,
-    /// The engine told it, of an answer that was broken off.
-    Part,
-    /// Nobody told it.
-    Guessed,
-}
-
-/// What a request that was let in holds. It is given back once: when the request is settled, or
-/// when it is dropped without that.
-pub struct Ticket {
-    shared: Arc<Shared>,
-    claims: Claims,
-    guess: Option<Guess>,
-    bytes: usize,
-    max_tokens: Option<u64>,
-    since: Instant,
-    /// Where it is counted, if not here.
-    redis: Option<Arc<RedisCounter>>,
-    /// Clients are told how their limits stand.
-    tells: bool,
-    /// Who holds it; nobody any more, once it is settled.
-    by: Option<By>,
-}
-
-impl Ticket {
-    /// How the limits of the request stand; `None` if clients are not told, or nobody has looked.
-    pub fn standings(&self) -> Option<Standings> {
-        let looked = !matches!(self.by, Some(By::Nobody));
-        (self.tells && looked).then(|| standings(&self.claims))
-    }
-
-    /// Ends what was held, and counts what the request came to.
-    pub fn settle(mut self, model: &str, came: Came) {
-        let used = match came {
-            Came::Nothing => Used::default(),
-            Came::Tokens { counts, cost, credit, seen } => {
-                let whole = seen == Seen::Whole;
-                if let Some(guess) = self.guess.filter(|_| seen != Seen::Guessed) {
-                    estimate::observe(&self.shared.metrics, guess, counts, whole);
-                    let estimates = &self.shared.estimates;
-                    estimates.learn(model, self.bytes, counts, whole, self.max_tokens);
-                }
-                Used { input: counts.prompt, output: counts.completion, cost, credit }
-            }
-        };
-        self.close(&used);
-    }
-
-    fn close(&mut self, used: &Used) {
-        let Some(by) = self.by.take() else {
-            return;
-        };
-        let shared = &self.shared;
-        let takes = &self.claims.takes;
-        let slots: Vec<u64> = slots(&self.claims).collect();
-        if !slots.is_empty() {
-            let known = f64::from_bits(shared.duration.load(Ordering::Relaxed));
-            let new = known + WEIGHT * (self.since.elapsed().as_secs_f64() - known);
-            shared.duration.store(new.to_bits(), Ordering::Relaxed);
-        }
-        match by {
-            By::Memory => {
-                if takes.iter().any(|c| c.dim.kind() != Kind::Take) {
-                    shared.table.settle(takes, |claim| used.of(claim.dim), shared.now());
-                }
-                shared.ledger.add(&self.claims.spends, used);
-                self.tell_redis(used);
-                shared.queue.released(slots.into_iter());
-            }
-            By::Redis(held) if slots.is_empty() => held.settle(used),
-            By::Redis(held) => {
-                let queue = Arc::clone(&shared.queue);
-                // Who waits is woken when Redis has heard of it.
-                held.then(move || queue.released(slots.into_iter())).settle(used);
-            }
-            By::Nobody => {
-                self.tell_redis(used);
-                shared.queue.released(slots.into_iter());
-            }
-        }
-    }
-
-    /// What was spent while Redis was away is spent there too.
-    fn tell_redis(&self, used: &Used) {
-        if let Some(redis) = &self.redis {
-            redis.spend(&self.claims.spends, used);
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.close(&Used::default());
     }
 }

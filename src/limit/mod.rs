@@ -13,6 +13,8 @@ pub mod queue;
 pub mod redis;
 pub mod rules;
 pub mod table;
+pub mod ticket;
 
-pub use limiter::{Came, Denial, Limiter, No, Seen, Shared, Ticket, Wish};
+pub use limiter::{Denial, Limiter, No, Shared, Wish};
 pub use rules::Ask;
+pub use ticket::{Came, Seen, Ticket};

@@ -83,6 +83,21 @@ impl Claim {
         format!("{}.{}", self.scope.word(), self.dim.word())
     }
 
+    /// One of five, for tests.
+    #[cfg(test)]
+    pub fn of_five(dim: Dim) -> Self {
+        Self {
+            id: 1,
+            name: "x".into(),
+            scope: Scope::Key,
+            dim,
+            rate: Rate { interval: SECOND, capacity: 5 },
+            amount: 1,
+            left: 0,
+            reset: 0,
+        }
+    }
+
     /// How much the rule lets pass, as it says it.
     pub fn allows(&self) -> f64 {
         match self.dim {

@@ -93,7 +93,7 @@ impl Shared {
 pub struct Limiter {
     plan: LimitPlan,
     rules: Rules,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     redis: Option<Arc<RedisCounter>>,
 }
 
@@ -197,7 +197,7 @@ impl Limiter {
 
     /// Lets a request in, or not. `first`: it does not come from the queue, and must not go before
     /// those who wait there.
-    pub async fn admit(&self, wish: &mut Wish, first: bool) -> Result<Ticket, No> {
+    pub async fn admit(self: &Arc<Self>, wish: &mut Wish, first: bool) -> Result<Ticket, No> {
         let ahead = match first {
             true => self.shared.queue.ahead(wish.claims.slots()),
             false => None,
@@ -207,7 +207,7 @@ impl Limiter {
             None => self.take(&mut wish.claims).await,
         };
         let failed = match taken {
-            Ok(Ok(by)) => return Ok(self.ticket(wish, by)),
+            Ok(Ok(by)) => return Ok(Ticket::new(self, wish, by)),
             Ok(Err(failed)) => failed,
             Err(no) => return Err(No::Refused(no)),
         };
@@ -263,11 +263,6 @@ impl Limiter {
         taken.map(|()| By::Memory).map_err(Failed::Take)
     }
 
-    fn ticket(&self, wish: &mut Wish, by: By) -> Ticket {
-        let (redis, tells) = (self.redis.clone(), self.plan.headers);
-        Ticket::new(Arc::clone(&self.shared), wish, by, redis, tells)
-    }
-
     /// A place in the queue.
     ///
     /// # Errors
@@ -301,7 +296,11 @@ impl Limiter {
 
     /// How the limits of a request stand; `None` if clients are not told.
     pub fn standings(&self, wish: &Wish) -> Option<Standings> {
-        self.plan.headers.then(|| wish.claims.standings())
+        self.told(&wish.claims)
+    }
+
+    pub(super) fn told(&self, claims: &Claims) -> Option<Standings> {
+        self.plan.headers.then(|| claims.standings())
     }
 
     /// What a request has cost, and what is taken of its key's balance: the cost too, or the tokens

@@ -8,8 +8,8 @@ use std::{
 use super::{
     claim::{Claims, Kind, Used},
     estimate::{self, Guess},
-    limiter::{Shared, Wish},
-    redis::{Held, RedisCounter},
+    limiter::{Limiter, Wish},
+    redis::Held,
 };
 use crate::base::{TokenCounts, limits::Standings};
 
@@ -58,39 +58,26 @@ pub enum Seen {
 /// What a request that was let in holds. It is given back once: when the request is settled, or
 /// when it is dropped without that.
 pub struct Ticket {
-    shared: Arc<Shared>,
+    limiter: Arc<Limiter>,
     claims: Claims,
     guess: Option<Guess>,
     bytes: usize,
     max_tokens: Option<u64>,
     since: Instant,
-    /// Where it is counted, if not here.
-    redis: Option<Arc<RedisCounter>>,
-    /// Clients are told how their limits stand.
-    tells: bool,
     /// Who holds it; nobody any more, once it is settled.
     by: Option<By>,
 }
 
 impl Ticket {
-    /// What `by` holds for a request. `redis` is where it is counted, if not here; `tells`: clients
-    /// are told how their limits stand.
-    pub fn new(
-        shared: Arc<Shared>,
-        wish: &mut Wish,
-        by: By,
-        redis: Option<Arc<RedisCounter>>,
-        tells: bool,
-    ) -> Self {
+    /// What `by` holds for a request.
+    pub fn new(limiter: &Arc<Limiter>, wish: &mut Wish, by: By) -> Self {
         Self {
-            shared,
+            limiter: Arc::clone(limiter),
             claims: std::mem::take(&mut wish.claims),
             guess: wish.guess,
             bytes: wish.bytes,
             max_tokens: wish.max_tokens,
             since: Instant::now(),
-            redis,
-            tells,
             by: Some(by),
         }
     }
@@ -98,7 +85,7 @@ impl Ticket {
     /// How the limits of the request stand; `None` if clients are not told, or nobody has looked.
     pub fn standings(&self) -> Option<Standings> {
         let looked = !matches!(self.by, Some(By::Nobody));
-        (self.tells && looked).then(|| self.claims.standings())
+        self.limiter.told(&self.claims).filter(|_| looked)
     }
 
     /// Ends what was held, and counts what the request came to.
@@ -108,8 +95,8 @@ impl Ticket {
             Came::Tokens { counts, cost, credit, seen } => {
                 let whole = seen == Seen::Whole;
                 if let Some(guess) = self.guess.filter(|_| seen != Seen::Guessed) {
-                    estimate::observe(&self.shared.metrics, guess, counts, whole);
-                    let estimates = &self.shared.estimates;
+                    estimate::observe(&self.limiter.shared.metrics, guess, counts, whole);
+                    let estimates = &self.limiter.shared.estimates;
                     estimates.learn(model, self.bytes, counts, whole, self.max_tokens);
                 }
                 Used { input: counts.prompt, output: counts.completion, cost, credit }
@@ -122,7 +109,7 @@ impl Ticket {
         let Some(by) = self.by.take() else {
             return;
         };
-        let shared = &self.shared;
+        let shared = &self.limiter.shared;
         let takes = &self.claims.takes;
         let slots: Vec<u64> = self.claims.slots().collect();
         if !slots.is_empty() {
@@ -154,7 +141,7 @@ impl Ticket {
 
     /// What was spent while Redis was away is spent there too.
     fn tell_redis(&self, used: &Used) {
-        if let Some(redis) = &self.redis {
+        if let Some(redis) = self.limiter.redis() {
             redis.spend(&self.claims.spends, used);
         }
     }

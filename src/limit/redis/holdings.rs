@@ -158,22 +158,11 @@ pub async fn settle(counter: &RedisCounter, lease: &Holding, spends: &[Spend], u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{base::limits::Scope, limit::bucket::SECOND};
 
     #[test]
     fn what_is_only_taken_is_not_held() {
         let holdings = Holdings::default();
-        let claim = |dim| Claim {
-            id: 1,
-            name: "x".into(),
-            scope: Scope::Key,
-            dim,
-            rate: Rate { interval: SECOND, capacity: 5 },
-            amount: 1,
-            left: 0,
-            reset: 0,
-        };
-        let claims = [claim(Dim::RequestsPerMinute), claim(Dim::Tokens), claim(Dim::Concurrent)];
+        let claims = [Dim::RequestsPerMinute, Dim::Tokens, Dim::Concurrent].map(Claim::of_five);
         let exact = holdings.draft(&claims, true);
         let leased = holdings.draft(&claims, false);
         assert_ne!(exact.id, leased.id);

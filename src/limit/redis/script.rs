@@ -363,19 +363,7 @@ mod tests {
     };
 
     fn question() -> Question {
-        let part = |index, dim| {
-            let claim = Claim {
-                id: 1,
-                name: "x".into(),
-                scope: Scope::Key,
-                dim,
-                rate: Rate { interval: SECOND, capacity: 5 },
-                amount: 1,
-                left: 0,
-                reset: 0,
-            };
-            Part::exact(index, &claim)
-        };
+        let part = |index, dim| Part::exact(index, &Claim::of_five(dim));
         let spend = Spend {
             subject: "s".into(),
             scope: Scope::Key,

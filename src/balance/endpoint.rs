@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
@@ -46,8 +46,25 @@ pub struct State {
     in_flight: AtomicUsize,
 }
 
-/// A request's place at a backend; given back when dropped.
+/// A request's place at a backend; given back when dropped. What the request finds out about the
+/// backend is told here; a lease that is dropped without a word says nothing about it.
 pub struct Lease(Arc<State>);
+
+impl Lease {
+    /// It has answered: with the first token of a stream, or a whole document, or a refusal that is
+    /// the client's own fault.
+    pub fn good(&mut self) {}
+
+    /// It has no room now, and is not broken. `pause`: for how long, if it says so.
+    pub fn busy(&mut self, _pause: Option<Duration>) {}
+
+    /// It has failed.
+    pub fn failed(&mut self) {}
+
+    /// The time from the sending of the request to the first token (of a stream), or to the head of
+    /// any other answer.
+    pub fn first_token(&mut self, _after: Duration, _stream: bool) {}
+}
 
 impl Drop for Lease {
     fn drop(&mut self) {
@@ -108,6 +125,9 @@ impl Endpoint {
     pub fn drain(&self, on: bool) {
         self.state.draining.store(on, Ordering::Relaxed);
     }
+
+    /// What an answer of the engine says of its load (vLLM's `endpoint-load-metrics`).
+    pub fn told_load(&self, _header: &str, _now: Instant) {}
 
     /// The peer to connect to; `None` while the name does not resolve.
     pub fn peer(&self) -> Option<HttpPeer> {

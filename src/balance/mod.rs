@@ -6,6 +6,6 @@ pub mod health;
 pub mod pool;
 pub mod strategy;
 
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, Lease};
 pub use health::Probe;
-pub use pool::Pool;
+pub use pool::{Candidate, Choice, Nobody, Pool, Wish};

@@ -3,6 +3,7 @@
 
 mod auth;
 mod limit;
+mod routing;
 mod script;
 mod storage;
 
@@ -18,6 +19,7 @@ use ipnet::IpNet;
 
 pub use self::auth::{Answer, Answers, AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, Source};
 pub use self::limit::{LimitPlan, QueuePlan, SharedPlan};
+pub use self::routing::*;
 pub use self::script::SHIPPED;
 use super::{
     problem::Problem,
@@ -43,6 +45,8 @@ pub struct Plan {
     pub graceful_shutdown_timeout: Duration,
     /// The backends, in the order of the file; at least one.
     pub backends: Vec<BackendPlan>,
+    /// How requests find a backend.
+    pub routing: RoutingPlan,
     /// Active probes; `None` if there are none.
     pub health_check: Option<HealthPlan>,
     /// How long to wait for what.
@@ -237,6 +241,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         max_header_size: sizes.1,
         graceful_shutdown_timeout: raw.server.graceful_shutdown_timeout.0,
         backends,
+        routing: RoutingPlan::default(),
         health_check,
         timeouts: timeouts(&raw.timeouts),
         guard_headers,

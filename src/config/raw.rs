@@ -189,11 +189,23 @@ pub struct Routing {
 pub enum Strategy {
     /// By turns, in proportion to the weights.
     #[default]
+    #[serde(alias = "weighted")]
     RoundRobin,
-    /// Not available in this version.
+    /// The backend with the fewest requests in flight.
     LeastConnections,
-    /// Not available in this version.
+    /// The backend whose first tokens have come soonest of late; the others are probed now and
+    /// then.
     LatencyBased,
+    /// By chance, in proportion to the weights.
+    Random,
+    /// The less busy one of two that chance has chosen.
+    P2c,
+    /// Requests of one session, key or address to one backend, as long as it is not overloaded.
+    ConsistentHash,
+    /// Prompts that begin alike to one backend, as long as it is not overloaded.
+    PrefixAffinity,
+    /// The engine that has the least to do, by its own metrics.
+    LeastLoad,
 }
 
 /// Active probes.

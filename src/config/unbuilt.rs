@@ -3,10 +3,7 @@
 
 use serde_yaml::Value;
 
-use super::{
-    problem::Problem,
-    raw::{Raw, Strategy},
-};
+use super::{problem::Problem, raw::Raw};
 
 /// Refuses every feature that is switched on and missing.
 pub fn refuse(raw: &Raw, problems: &mut Vec<Problem>) {
@@ -26,19 +23,6 @@ pub fn refuse(raw: &Raw, problems: &mut Vec<Problem>) {
     };
     section(&raw.routing.retry, "routing.retry", "retrying after an answer");
     section(&raw.routing.fallback, "routing.fallback", "fallback routing");
-    let strategy = raw.routing.load_balance_strategy;
-    if strategy != Strategy::RoundRobin {
-        let path = "routing.load_balance_strategy";
-        let word = match strategy {
-            Strategy::RoundRobin => "round_robin",
-            Strategy::LeastConnections => "least_connections",
-            Strategy::LatencyBased => "latency_based",
-        };
-        problems.push(
-            Problem::new(path, format!("the strategy `{word}` is not available in this version"))
-                .hint("available: round_robin"),
-        );
-    }
 }
 
 /// A section is on when it holds anything and does not say `enabled: false`.

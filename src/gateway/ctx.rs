@@ -10,9 +10,10 @@ use std::{
 use super::{body_in::Body, limits::Limits, stream::Answer};
 use crate::{
     auth::{Credential, Found},
-    balance::{Endpoint, endpoint::Lease},
+    balance::{Choice, Endpoint, Lease},
     base::{Fault, Principal, Rejection, RequestId},
     dialect::Route,
+    route,
     runtime::{Carry, Snapshot, watch},
 };
 
@@ -78,8 +79,8 @@ impl Who {
 /// Where the request went.
 #[derive(Default)]
 pub struct Way {
-    /// The pool that serves the model.
-    pub pool: Option<usize>,
+    /// The ways to the model.
+    pub route: Option<Arc<route::Route>>,
     /// The backend of the present attempt, or of the last.
     pub endpoint: Option<Arc<Endpoint>>,
     /// Its place at that backend.
@@ -96,9 +97,14 @@ pub struct Way {
 
 impl Way {
     /// The next attempt goes to this backend.
-    pub fn choose(&mut self, endpoint: Arc<Endpoint>) {
-        self.lease = Some(endpoint.lease());
-        self.endpoint = Some(endpoint);
+    pub fn choose(&mut self, choice: Choice) {
+        self.lease = Some(choice.lease);
+        self.endpoint = Some(choice.endpoint);
+    }
+
+    /// The pool that serves the model.
+    pub fn pool(&self) -> Option<usize> {
+        self.route.as_ref()?.tiers.first()?.splits.first().map(|s| s.pool)
     }
 
     /// Gives its place back.

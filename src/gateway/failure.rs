@@ -52,7 +52,7 @@ pub fn connect(mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
         log::warn!("backend {}: {}", endpoint.plan.name, brief(&error));
         ctx.way.tried.push(endpoint.id);
     }
-    let next = ctx.way.pool.is_some_and(|id| {
+    let next = ctx.way.pool().is_some_and(|id| {
         let mut members = ctx.snapshot.pools[id].members();
         members.any(|(e, up)| up && !ctx.way.tried.contains(&e.id))
     });

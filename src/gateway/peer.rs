@@ -1,11 +1,14 @@
 //! Choosing a backend, once for each attempt.
 
-use std::{os::fd::RawFd, sync::atomic::Ordering};
+use std::{os::fd::RawFd, sync::atomic::Ordering, time::Instant};
 
 use pingora::{Error, ErrorType, Result, protocols::Digest, upstreams::peer::HttpPeer};
 
 use super::{ctx::Ctx, early};
-use crate::base::{Fault, FaultKind, Rejection, Side};
+use crate::{
+    balance::Wish,
+    base::{Fault, FaultKind, Rejection, Side},
+};
 
 /// Seconds after which a client may try again when no backend is healthy and nothing is probed.
 const RETRY_AFTER: u64 = 5;
@@ -22,17 +25,22 @@ pub fn choose(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         }
     }
     let snapshot = ctx.snapshot.clone();
-    let pool = ctx.way.pool.and_then(|id| snapshot.pools.get(id));
-    while let Some(endpoint) = pool.and_then(|pool| pool.pick(&ctx.way.tried)) {
-        let peer = endpoint.peer();
+    let pool = ctx.way.pool().and_then(|id| snapshot.pools.get(id));
+    let pick = |tried: &[u32]| {
+        let model = ctx.call.model.as_deref().unwrap_or_default();
+        let now = Instant::now();
+        pool?.pick(&Wish { model, session: None, blocks: &[], tried, now }).ok()
+    };
+    while let Some(choice) = pick(&ctx.way.tried) {
+        let peer = choice.endpoint.peer();
         if let Some(peer) = peer {
-            ctx.way.choose(endpoint);
+            ctx.way.choose(choice);
             return Ok(Box::new(peer));
         }
         // A name that leads nowhere is a backend that cannot be reached.
         ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Connect });
-        ctx.way.tried.push(endpoint.id);
-        ctx.way.choose(endpoint);
+        ctx.way.tried.push(choice.endpoint.id);
+        ctx.way.choose(choice);
     }
     if ctx.end.fault.is_none() {
         let interval = snapshot.plan.health_check.as_ref().map(|h| h.interval.as_secs().max(1));

@@ -107,7 +107,7 @@ async fn inference(session: &mut Session, ctx: &mut Ctx, route: &'static Route) 
         return Ok(Step::Refuse(no));
     }
     match snapshot.router.find(found.model.as_deref()) {
-        Ok(pool) => ctx.way.pool = Some(pool),
+        Ok(route) => ctx.way.route = Some(route),
         Err(no) => return Ok(Step::Refuse(no)),
     }
     if let Err(no) = limits::admit(session, ctx, Some(&found)).await? {
@@ -132,7 +132,7 @@ fn prepare(ctx: &mut Ctx, route: &Route, found: &Peek) {
     // The offsets of the first look are void after an edit.
     let again = if found.guarded { peek::peek(ctx.body.bytes(), &[]).ok() } else { None };
     let found = again.as_ref().unwrap_or(found);
-    let pool = ctx.way.pool.map(|id| &ctx.snapshot.pools[id]);
+    let pool = ctx.way.pool().map(|id| &ctx.snapshot.pools[id]);
     let wanted = |usage| pool.is_some_and(|p| p.asks(usage));
     let (plain, fin) = (wanted(StreamUsage::Off), wanted(StreamUsage::Final));
     let versions: &[(StreamUsage, peek::Ask)] = match (plain, fin, wanted(StreamUsage::Continuous))

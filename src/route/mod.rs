@@ -1,8 +1,33 @@
 //! From a model to the pool that serves it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use crate::{base::Rejection, config::plan::ModelPattern};
+
+/// The ways to a model: one tier after the other.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// The first is used while it has a backend to choose, then the next.
+    pub tiers: Vec<Tier>,
+}
+
+/// Ways of equal right.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// Shares of the requests; when the chosen one has no backend, the others are asked.
+    pub splits: Vec<Split>,
+}
+
+/// A share of a tier.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Split {
+    /// In relation to the other splits.
+    pub weight: u32,
+    /// Who serves it.
+    pub pool: usize,
+    /// The model's name there; `None`: as the client says.
+    pub model: Option<Arc<str>>,
+}
 
 /// Which pool serves a model. Pools are numbers; who is in them is told by [`Router::new`].
 #[derive(Debug, Default)]
@@ -55,11 +80,17 @@ impl Router {
         (router, pools)
     }
 
-    /// The pool for a request.
+    /// The ways of a request.
     ///
     /// # Errors
     /// 404 for a model that no backend serves, 400 if one must be named.
-    pub fn find(&self, model: Option<&str>) -> Result<usize, Rejection> {
+    pub fn find(&self, model: Option<&str>) -> Result<Arc<Route>, Rejection> {
+        let pool = self.pool(model)?;
+        let tier = Tier { splits: vec![Split { weight: 1, pool, model: None }] };
+        Ok(Arc::new(Route { tiers: vec![tier] }))
+    }
+
+    fn pool(&self, model: Option<&str>) -> Result<usize, Rejection> {
         let Some(model) = model else {
             return self.any.ok_or_else(Rejection::missing_model);
         };
@@ -90,28 +121,28 @@ mod tests {
     fn sorts_models_to_their_backends() {
         let (router, pools) =
             router(&[&["qwen-72b"], &[], &["qwen-*"], &["qwen-7*", "llama"], &["qwen-72b"]]);
-        let members = |model| pools[router.find(Some(model)).unwrap()].clone();
+        let members = |model| pools[router.pool(Some(model)).unwrap()].clone();
         assert_eq!(members("qwen-72b"), [0, 1, 2, 3, 4]);
         assert_eq!(members("qwen-7b"), [1, 2, 3]);
         assert_eq!(members("qwen-1"), [1, 2]);
         assert_eq!(members("llama"), [1, 3]);
         assert_eq!(members("other"), [1]);
-        assert_eq!(pools[router.find(None).unwrap()], [1]);
+        assert_eq!(pools[router.pool(None).unwrap()], [1]);
     }
 
     #[test]
     fn refuses_models_that_nobody_serves() {
         let (router, _) = router(&[&["a"], &["b*"]]);
-        assert_eq!(router.find(Some("c")).unwrap_err().code.as_deref(), Some("model_not_found"));
-        assert_eq!(router.find(Some("c")).unwrap_err().status, 404);
-        assert_eq!(router.find(None).unwrap_err().status, 400);
-        assert!(router.find(Some("b")).is_ok());
+        assert_eq!(router.pool(Some("c")).unwrap_err().code.as_deref(), Some("model_not_found"));
+        assert_eq!(router.pool(Some("c")).unwrap_err().status, 404);
+        assert_eq!(router.pool(None).unwrap_err().status, 400);
+        assert!(router.pool(Some("b")).is_ok());
     }
 
     #[test]
     fn equal_sets_share_a_pool() {
         let (router, pools) = router(&[&["a", "b"], &["a", "b", "c"]]);
-        assert_eq!(router.find(Some("a")), router.find(Some("b")));
+        assert_eq!(router.pool(Some("a")), router.pool(Some("b")));
         assert_eq!(pools.len(), 2);
     }
 }

@@ -26,7 +26,7 @@ pub async fn write(
 ) -> Result<()> {
     ctx.end.status = Some(status);
     limits::settle_at_the_end(ctx);
-    if ctx.limits.opened {
+    if opened(session) {
         // The head has gone out while the request waited.
         return session.write_response_body(Some(event(&body)), true).await;
     }
@@ -47,6 +47,11 @@ pub async fn write(
         session.write_response_body(Some(body), true).await?;
     }
     Ok(())
+}
+
+/// Whether the head of an answer has gone to the client.
+pub fn opened(session: &Session) -> bool {
+    session.response_written().is_some_and(|head| !head.status.is_informational())
 }
 
 /// A document as an event of a stream.

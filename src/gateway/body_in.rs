@@ -12,7 +12,7 @@
 //!   reads on when it proxies. A larger body whose last chunk was read cannot be sent again.
 //! - HTTP/2: only the first frame goes through the buffer, the others are read around it.
 
-use std::{future::poll_fn, time::Duration};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::header;
@@ -23,9 +23,11 @@ use super::ctx::Ctx;
 use crate::{
     base::Rejection,
     config::raw::StreamUsage,
+    dialect::Kind,
     wire::{
         edit::{self, Edit},
         json::EndFinder,
+        peek::{self, Peek},
     },
 };
 
@@ -43,12 +45,25 @@ pub const LINGER: Duration = Duration::from_secs(5);
 pub struct Body {
     /// As the client sent it, guarded fields apart.
     bytes: Bytes,
-    /// Versions that ask for usage.
-    asking: Vec<(StreamUsage, Bytes)>,
+    /// What it says, with the places where edits go.
+    found: Peek,
+    /// Versions that have been made for backends.
+    versions: Vec<(Shape, Bytes)>,
     /// How it came.
     pub framing: Framing,
     /// The present attempt has been given it.
     pub given: bool,
+    /// How the present backend is asked for the usage of a stream.
+    pub asked: StreamUsage,
+}
+
+/// What a backend's version of a body depends on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shape {
+    /// How it is asked for the usage of a stream; `Off` for what is none.
+    pub usage: StreamUsage,
+    /// The model's name there; `None`: as the client says.
+    pub model: Option<Arc<str>>,
 }
 
 /// How a body came.
@@ -74,30 +89,43 @@ impl Body {
         self.bytes = edited(std::mem::take(&mut self.bytes), edits);
     }
 
-    /// Makes the version for backends that are asked for usage in this way. `last`: the body as
-    /// it is will not be needed any more, and may be edited in place.
-    pub fn ask(&mut self, usage: StreamUsage, edits: Vec<Edit>, last: bool) {
-        let bytes = if last { std::mem::take(&mut self.bytes) } else { self.bytes.clone() };
-        self.asking.push((usage, edited(bytes, edits)));
+    /// Notes what it says, after the last change for all backends.
+    pub fn note(&mut self, found: Peek) {
+        self.found = found;
     }
 
-    /// The body for a backend that is asked for usage in this way. No copy.
-    pub fn version(&self, usage: StreamUsage) -> Bytes {
-        let asking = self.asking.iter().find(|(u, _)| *u == usage);
-        asking.map_or(&self.bytes, |(_, bytes)| bytes).clone()
+    /// The version of this shape. `sole`: no other will be wanted, and the body may be edited in
+    /// place.
+    pub fn version(&mut self, shape: &Shape, sole: bool) -> Bytes {
+        if let Some((_, bytes)) = self.versions.iter().find(|(s, _)| s == shape) {
+            return bytes.clone();
+        }
+        let edits = self.edits(shape);
+        if edits.is_empty() {
+            return self.bytes.clone();
+        }
+        let bytes = if sole { std::mem::take(&mut self.bytes) } else { self.bytes.clone() };
+        let bytes = edited(bytes, edits);
+        self.versions.push((shape.clone(), bytes.clone()));
+        bytes
     }
 
-    /// Whether `usage` was spliced in for this kind of backend.
-    pub fn asks(&self, usage: StreamUsage) -> bool {
-        self.asking.iter().any(|(u, _)| *u == usage)
+    fn edits(&self, shape: &Shape) -> Vec<Edit> {
+        let mut edits = match shape.usage {
+            StreamUsage::Off => Vec::new(),
+            StreamUsage::Final => peek::usage_edits(&self.bytes, &self.found, peek::Ask::Final),
+            StreamUsage::Continuous => {
+                peek::usage_edits(&self.bytes, &self.found, peek::Ask::Continuous)
+            }
+        };
+        let _ = &mut edits;
+        edits
     }
 
     /// Frees the bytes: no further attempt will need them.
     pub fn forget(&mut self) {
         self.bytes = Bytes::new();
-        for (_, bytes) in &mut self.asking {
-            *bytes = Bytes::new();
-        }
+        self.versions.clear();
     }
 }
 
@@ -328,6 +356,13 @@ pub fn replayable(session: &mut Session, ctx: &Ctx) -> bool {
 
 /// The body for the present backend.
 pub fn for_backend(ctx: &mut Ctx) -> Bytes {
-    let usage = ctx.way.endpoint.as_ref().map_or(StreamUsage::Off, |e| e.plan.stream_usage);
-    ctx.body.version(usage)
+    let streamed = ctx.call.stream
+        && ctx.call.route.is_some_and(|r| r.kind == Kind::Inference { streams: true });
+    let usage = match &ctx.way.endpoint {
+        Some(endpoint) if streamed => endpoint.plan.stream_usage,
+        _ => StreamUsage::Off,
+    };
+    ctx.body.asked = usage;
+    let shape = Shape { usage, model: ctx.way.tries.model.clone() };
+    ctx.body.version(&shape, !ctx.way.tries.may_follow())
 }

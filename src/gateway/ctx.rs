@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{body_in::Body, limits::Limits, stream::Answer};
+use super::{body_in::Body, held::Home, limits::Limits, stream::Answer, tries::Tries};
 use crate::{
     auth::{Credential, Found},
     balance::{Choice, Endpoint, Lease},
@@ -81,30 +81,39 @@ impl Who {
 pub struct Way {
     /// The ways to the model.
     pub route: Option<Arc<route::Route>>,
-    /// The backend of the present attempt, or of the last.
+    /// The backend of the present try, or of the last.
     pub endpoint: Option<Arc<Endpoint>>,
     /// Its place at that backend.
     lease: Option<Lease>,
-    /// Ids of backends that could not be reached.
-    pub tried: Vec<u32>,
+    /// What was tried, and may be.
+    pub tries: Tries,
     /// The next attempt goes to the same backend on a connection of its own.
     pub fresh: bool,
     /// Attempts after the first.
     pub retries: u32,
     /// Its deadlines; `None` until there is a backend to wait for.
     pub watch: Option<watch::Entry>,
+    /// Where the client's own session is while heads are held back.
+    pub held: Option<Home>,
 }
 
 impl Way {
-    /// The next attempt goes to this backend.
+    /// The next try goes to this backend.
     pub fn choose(&mut self, choice: Choice) {
         self.lease = Some(choice.lease);
         self.endpoint = Some(choice.endpoint);
     }
 
-    /// The pool that serves the model.
-    pub fn pool(&self) -> Option<usize> {
-        self.route.as_ref()?.tiers.first()?.splits.first().map(|s| s.pool)
+    /// Its place at the present backend.
+    pub fn lease(&mut self) -> Option<&mut Lease> {
+        self.lease.as_mut()
+    }
+
+    /// The first token of a stream has come at `now`, or the head of another answer.
+    pub fn first_token(&mut self, now: Instant, stream: bool) {
+        if let (Some(lease), Some(since)) = (&mut self.lease, self.tries.since) {
+            lease.first_token(now.saturating_duration_since(since), stream);
+        }
     }
 
     /// Gives its place back.

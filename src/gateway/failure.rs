@@ -1,10 +1,17 @@
 //! What becomes of a fault: another attempt, or one status and one sentence for the client.
 
 use bytes::Bytes;
+use http::header;
 use pingora::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
 
-use super::{answer, body_in, ctx::Ctx, limits, stream::Reading};
+use super::{
+    answer, body_in,
+    ctx::Ctx,
+    held, limits,
+    stream::Reading,
+    tries::{self, Cause, Told},
+};
 use crate::base::{Fault, FaultKind, Side};
 
 /// Status, code and sentence for each fault. The only place where faults become statuses.
@@ -42,7 +49,7 @@ fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
 }
 
 /// A connection could not be made: another backend is tried.
-pub fn connect(mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
+pub fn connect(session: &mut Session, mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
     let kind = match error.etype() {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => FaultKind::ConnectTimeout,
         _ => FaultKind::Connect,
@@ -50,17 +57,22 @@ pub fn connect(mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
     ctx.end.fault = Some(Fault { side: Side::Backend, kind });
     if let Some(endpoint) = &ctx.way.endpoint {
         log::warn!("backend {}: {}", endpoint.plan.name, brief(&error));
-        ctx.way.tried.push(endpoint.id);
     }
-    let next = ctx.way.pool().is_some_and(|id| {
-        let mut members = ctx.snapshot.pools[id].members();
-        members.any(|(e, up)| up && !ctx.way.tried.contains(&e.id))
-    });
-    if next {
-        again(ctx, kind);
-    }
+    let next = another(session, ctx, Cause::Fault(kind));
     error.set_retry(next);
     error
+}
+
+/// The present try has failed: tells its backend's state, and says whether another try follows.
+fn another(session: &mut Session, ctx: &mut Ctx, cause: Cause) -> bool {
+    if let Some(lease) = ctx.way.lease() {
+        lease.failed();
+    }
+    let follows = tries::can_follow(session, ctx, cause);
+    if follows {
+        tries::follow(ctx, cause);
+    }
+    follows
 }
 
 /// An error without Pingora's chain of contexts, which repeats the peer with all its options.
@@ -83,6 +95,11 @@ pub fn proxying(
         watch.set_connection(None);
         watch.set_chunk(None);
     }
+    if let Some(cause) = ctx.answer.refused.take() {
+        tries::follow(ctx, cause);
+        error.set_retry(true);
+        return error;
+    }
     let silent = ctx.answer.status.is_none();
     let mut fault = classify(&error, ctx, reused && silent);
     let mut retry = false;
@@ -90,20 +107,19 @@ pub fn proxying(
         if body_in::replayable(session, ctx) {
             retry = true;
             ctx.way.fresh = true;
-            again(ctx, fault.kind);
+            ctx.way.retries += 1;
+            ctx.carry.metrics.retries.with_label_values(&[fault.word()]).inc();
         } else {
             fault.kind = FaultKind::NotReplayable;
         }
+    } else if fault.side == Side::Backend
+        && !matches!(fault.kind, FaultKind::TotalTimeout | FaultKind::Shutdown)
+    {
+        retry = another(session, ctx, Cause::Fault(fault.kind));
     }
     ctx.end.fault = Some(fault);
     error.set_retry(retry);
     error
-}
-
-fn again(ctx: &mut Ctx, kind: FaultKind) {
-    ctx.way.retries += 1;
-    let fault = Fault { side: Side::Backend, kind };
-    ctx.carry.metrics.retries.with_label_values(&[fault.word()]).inc();
 }
 
 /// Whose fault it was. `stale`: it hit a kept-alive connection before any byte of an answer.
@@ -127,9 +143,13 @@ fn classify(error: &Error, ctx: &Ctx, stale: bool) -> Fault {
 
 /// No attempt is left: answers the client, if it can still be answered.
 pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
-    let code = if ctx.answer.begun
-        || session.response_written().is_some_and(|r| !r.status.is_informational())
-    {
+    if let Some(home) = ctx.way.held.take() {
+        written(held::release(session, &home).await);
+    }
+    let told = ctx.way.tries.told.take().filter(|_| !ctx.answer.begun && !is_gone(ctx));
+    let code = if let Some(told) = told {
+        pass_on(session, ctx, told).await
+    } else if ctx.answer.begun || answer::opened(session) {
         end_stream(session, error, ctx).await
     } else {
         refuse(session, error, ctx).await
@@ -140,6 +160,37 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
         body_in::linger(session).await;
     }
     FailToProxy { error_code: code, can_reuse_downstream: false }
+}
+
+fn is_gone(ctx: &Ctx) -> bool {
+    ctx.end.fault.is_some_and(|fault| fault.side == Side::Client)
+}
+
+/// Answers with the last real answer that a backend gave.
+async fn pass_on(session: &mut Session, ctx: &mut Ctx, told: Told) -> u16 {
+    let Told { endpoint, mut head, body } = told;
+    let status = head.status.as_u16();
+    ctx.way.endpoint = Some(endpoint);
+    ctx.answer.renew();
+    ctx.answer.status = Some(status);
+    ctx.end.fault = None;
+    ctx.end.status = Some(status);
+    limits::settle_at_the_end(ctx);
+    if answer::opened(session) {
+        let event = answer::event(&body);
+        written(session.write_response_body(Some(event), true).await);
+        return status;
+    }
+    head.remove_header(&header::TRANSFER_ENCODING);
+    if let Err(e) = head.insert_header(header::CONTENT_LENGTH, body.len()) {
+        log::debug!("cannot answer: {e}");
+    }
+    session.set_keepalive(None);
+    written(session.write_response_header(head, body.is_empty()).await);
+    if !body.is_empty() {
+        written(session.write_response_body(Some(body), true).await);
+    }
+    status
 }
 
 /// Nothing has been answered yet.
@@ -189,13 +240,13 @@ async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 
             (status, answer::failure(ctx, status, message, code))
         }
     };
-    if ctx.limits.opened {
+    if !ctx.answer.begun {
         ctx.end.status.get_or_insert(status);
     }
     let mut rest = match &mut ctx.answer.reading {
         Reading::Stream(meter) => meter.abandon().to_vec(),
-        // Of the one event that it was to be nothing has been sent.
-        Reading::Event(_) if !ctx.answer.begun => Vec::new(),
+        // Nothing of an answer has followed the comments.
+        _ if !ctx.answer.begun => Vec::new(),
         _ => return status,
     };
     rest.extend_from_slice(&answer::event(&told));

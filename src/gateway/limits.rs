@@ -6,12 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use http::{Version, header};
 use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
-use super::{answer::REQUEST_ID, body_in::Framing, ctx::Ctx, logging, stream::Reading};
+use super::{
+    answer::{REQUEST_ID, opened},
+    body_in::Framing,
+    ctx::Ctx,
+    held::COMMENT,
+    logging,
+};
 use crate::{
     auth::{Auth, Used as Spent},
     base::{Fault, Outcome, Rejection, Side, TokenCounts, UsageSource, limits::Standings},
@@ -20,7 +25,6 @@ use crate::{
         Ask, Came, Denial, Limiter, No, Seen, Ticket, Wish,
         queue::{Place, Turn},
     },
-    usage::{StreamMeter, Strip},
     wire::peek::Peek,
 };
 
@@ -34,7 +38,7 @@ const LOOK_UP: Duration = Duration::from_millis(500);
 
 /// How long a client may take for a comment. A place in the queue is not held up for one that does
 /// not read.
-const COMMENT: Duration = Duration::from_secs(1);
+const COMMENT_TIME: Duration = Duration::from_secs(1);
 
 /// A request and its limits.
 #[derive(Default)]
@@ -48,8 +52,6 @@ pub struct Limits {
     /// Bytes of the body, and the most tokens that the client allows; `None` for what generates
     /// nothing.
     asked: Option<(usize, Option<u64>)>,
-    /// The head of a stream has been sent while the request waited.
-    pub opened: bool,
 }
 
 /// Lets a request in, perhaps after a while. `found` is what its body says; `None` where nothing
@@ -245,8 +247,10 @@ impl Waiting<'_> {
             if comment.is_some_and(|at| Instant::now() >= at) {
                 comment = keep_alive.map(|every| Instant::now() + every);
                 let standings = self.limiter.standings(self.wish);
-                let sent =
-                    tokio::time::timeout(COMMENT, send_comment(session, ctx, standings.as_ref()));
+                let sent = tokio::time::timeout(
+                    COMMENT_TIME,
+                    send_comment(session, ctx, standings.as_ref()),
+                );
                 let Ok(sent) = sent.await else {
                     self.limiter.waited(since, "left");
                     let why = "the client does not take what is sent to it";
@@ -287,7 +291,7 @@ impl Waiting<'_> {
 }
 
 /// Comes back when the client has gone.
-async fn gone(session: &mut Session, framing: Framing) -> Box<Error> {
+pub async fn gone(session: &mut Session, framing: Framing) -> Box<Error> {
     loop {
         let read = match session.is_body_done() {
             // What is unread of such a body must stay so: it could not be sent a second time.
@@ -302,30 +306,38 @@ async fn gone(session: &mut Session, framing: Framing) -> Box<Error> {
 }
 
 /// Whether the head of a stream can be sent before there is an answer.
-fn can_open(session: &Session, ctx: &Ctx) -> bool {
+pub fn can_open(session: &Session, ctx: &Ctx) -> bool {
     ctx.call.stream && session.req_header().version != Version::HTTP_10
+}
+
+/// The head of a stream that has not begun yet.
+pub fn head_of_stream(
+    session: &Session,
+    ctx: &Ctx,
+    standings: Option<&Standings>,
+) -> Result<Box<ResponseHeader>> {
+    let mut head = ResponseHeader::build(200, Some(16))?;
+    head.insert_header(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")?;
+    head.insert_header(header::CACHE_CONTROL, "no-cache")?;
+    head.insert_header(REQUEST_ID, ctx.call.id.header())?;
+    if session.req_header().version == Version::HTTP_11 {
+        head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    if let Some(standings) = standings {
+        dialect::tell_limits(&mut head, session.req_header().uri.path(), standings)?;
+    }
+    Ok(Box::new(head))
 }
 
 async fn send_comment(
     session: &mut Session,
-    ctx: &mut Ctx,
+    ctx: &Ctx,
     standings: Option<&Standings>,
 ) -> Result<()> {
-    if !ctx.limits.opened {
-        let mut head = ResponseHeader::build(200, Some(16))?;
-        head.insert_header(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")?;
-        head.insert_header(header::CACHE_CONTROL, "no-cache")?;
-        head.insert_header(REQUEST_ID, ctx.call.id.header())?;
-        if session.req_header().version == Version::HTTP_11 {
-            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-        }
-        if let Some(standings) = standings {
-            dialect::tell_limits(&mut head, session.req_header().uri.path(), standings)?;
-        }
-        session.write_response_header(Box::new(head), false).await?;
-        ctx.limits.opened = true;
+    if !opened(session) {
         // What goes wrong from here on is told as an event.
-        ctx.answer.reading = Reading::Stream(Box::new(StreamMeter::new(Strip::Nothing)));
+        let head = head_of_stream(session, ctx, standings)?;
+        session.write_response_header(head, false).await?;
     }
-    session.write_response_body(Some(Bytes::from_static(b": keep-alive\n\n")), false).await
+    session.write_response_body(Some(COMMENT), false).await
 }

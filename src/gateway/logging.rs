@@ -6,7 +6,7 @@ use std::time::Duration;
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
-use super::{ctx::Ctx, limits, response};
+use super::{ctx::Ctx, held, limits, response};
 use crate::{
     base::{Outcome, Side, TokenCounts, UsageSource, secret},
     config::raw::KeyForm,
@@ -17,6 +17,9 @@ use crate::{
 
 /// Settles a request.
 pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+    if let Some(home) = ctx.way.held.take() {
+        held::abandon(session, &home);
+    }
     ctx.way.leave();
     let (counts, source) = ctx.answer.usage();
     let summary = Summary {

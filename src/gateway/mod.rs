@@ -5,6 +5,7 @@ mod body_in;
 mod ctx;
 mod early;
 mod failure;
+mod held;
 mod limits;
 mod logging;
 mod models;
@@ -14,6 +15,8 @@ mod policy;
 mod request;
 mod response;
 mod stream;
+mod tries;
+mod verdict;
 
 use std::{os::fd::RawFd, sync::Arc};
 
@@ -64,8 +67,8 @@ impl ProxyHttp for Gateway {
         request::filter(session, ctx).await
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        peer::choose(ctx)
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        peer::choose(session, ctx).await
     }
 
     async fn connected_to_upstream(
@@ -121,12 +124,12 @@ impl ProxyHttp for Gateway {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<std::time::Duration>> {
-        stream::filter(body, end_of_stream, ctx)?;
+        stream::filter(session, body, end_of_stream, ctx)?;
         if end_of_stream {
             limits::settle_at_the_end(ctx);
         }
@@ -135,12 +138,12 @@ impl ProxyHttp for Gateway {
 
     fn fail_to_connect(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         _peer: &HttpPeer,
         ctx: &mut Ctx,
         error: Box<Error>,
     ) -> Box<Error> {
-        failure::connect(error, ctx)
+        failure::connect(session, error, ctx)
     }
 
     fn error_while_proxy(

@@ -1,20 +1,35 @@
-//! Choosing a backend, once for each attempt.
+//! Choosing a backend, once for each try.
 
-use std::{os::fd::RawFd, sync::atomic::Ordering, time::Instant};
+use std::{
+    os::fd::RawFd,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use pingora::{Error, ErrorType, Result, protocols::Digest, upstreams::peer::HttpPeer};
+use pingora_proxy::Session;
 
-use super::{ctx::Ctx, early};
+use super::{
+    ctx::Ctx,
+    early, limits,
+    tries::{self, Next},
+};
 use crate::{
-    balance::Wish,
+    balance::Nobody,
     base::{Fault, FaultKind, Rejection, Side},
 };
 
 /// Seconds after which a client may try again when no backend is healthy and nothing is probed.
 const RETRY_AFTER: u64 = 5;
 
-/// The peer of the next attempt.
-pub fn choose(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+/// How often a pause looks whether its request still may go on.
+const LOOK_UP: Duration = Duration::from_millis(250);
+
+/// The peer of the next try.
+///
+/// # Errors
+/// If there is none, or the client has left meanwhile.
+pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     ctx.body.given = false;
     if std::mem::take(&mut ctx.way.fresh)
         && let Some(endpoint) = &ctx.way.endpoint
@@ -24,30 +39,51 @@ pub fn choose(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
             return Ok(Box::new(peer));
         }
     }
-    let snapshot = ctx.snapshot.clone();
-    let pool = ctx.way.pool().and_then(|id| snapshot.pools.get(id));
-    let pick = |tried: &[u32]| {
-        let model = ctx.call.model.as_deref().unwrap_or_default();
-        let now = Instant::now();
-        pool?.pick(&Wish { model, session: None, blocks: &[], tried, now }).ok()
-    };
-    while let Some(choice) = pick(&ctx.way.tried) {
-        let peer = choice.endpoint.peer();
-        if let Some(peer) = peer {
-            ctx.way.choose(choice);
-            return Ok(Box::new(peer));
+    loop {
+        match tries::next(ctx) {
+            Next::Pause(time) => pause(session, ctx, time).await?,
+            Next::Try(choice, model) => {
+                if let Some(peer) = choice.endpoint.peer() {
+                    tries::start(ctx, choice, model);
+                    return Ok(Box::new(peer));
+                }
+                // A name that leads nowhere is a backend that cannot be reached.
+                ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Connect });
+                tries::skip(ctx, choice);
+            }
+            Next::Nobody(nobody) => {
+                if ctx.end.fault.is_none() && ctx.way.tries.told.is_none() {
+                    ctx.end.rejection = Some(rejection(ctx, nobody));
+                }
+                return Error::e_explain(ErrorType::InternalError, "no backend is left to try");
+            }
         }
-        // A name that leads nowhere is a backend that cannot be reached.
-        ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Connect });
-        ctx.way.tried.push(choice.endpoint.id);
-        ctx.way.choose(choice);
     }
-    if ctx.end.fault.is_none() {
-        let interval = snapshot.plan.health_check.as_ref().map(|h| h.interval.as_secs().max(1));
-        let no = Rejection::no_healthy_backend(interval.unwrap_or(RETRY_AFTER));
-        ctx.end.rejection = Some(no);
+}
+
+fn rejection(ctx: &Ctx, nobody: Nobody) -> Rejection {
+    let probes = ctx.snapshot.plan.health_check.as_ref().map(|h| h.interval.as_secs().max(1));
+    let wait = nobody.retry_after.map(|wait| wait.as_millis().div_ceil(1000).max(1) as u64);
+    Rejection::no_healthy_backend(wait.or(probes).unwrap_or(RETRY_AFTER))
+}
+
+/// Waits, as long as the client does and the request may.
+async fn pause(session: &mut Session, ctx: &mut Ctx, time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(left.min(LOOK_UP)) => {}
+            gone = limits::gone(session, ctx.body.framing) => return Err(gone),
+        }
+        if let Some(kind) = ctx.way.watch.as_ref().and_then(|w| w.fired()) {
+            ctx.end.fault = Some(Fault { side: Side::Gateway, kind });
+            return Error::e_explain(ErrorType::ReadTimedout, "ended while it waited");
+        }
     }
-    Error::e_explain(ErrorType::InternalError, "no backend is left to try")
 }
 
 /// A connection stands: from now on its silence is watched.

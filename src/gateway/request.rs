@@ -4,11 +4,15 @@ use bytes::Bytes;
 use pingora::Result;
 use pingora_proxy::Session;
 
-use super::{answer, body_in, ctx::Ctx, limits, models, policy};
+use super::{
+    answer, body_in,
+    ctx::Ctx,
+    held::{self, KeepAlive},
+    limits, models, policy, tries,
+};
 use crate::{
     base::Rejection,
-    config::raw::StreamUsage,
-    dialect::{self, Kind, Route},
+    dialect::{self, Kind},
     telemetry::Metrics,
     wire::peek::{self, Peek},
 };
@@ -53,7 +57,7 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
         return Ok(Step::Refuse(no));
     }
     match route.kind {
-        Kind::Inference { .. } => inference(session, ctx, route).await,
+        Kind::Inference { .. } => inference(session, ctx).await,
         kind => {
             if let Err(no) = policy::decide(session, ctx).await {
                 return Ok(Step::Refuse(no));
@@ -84,7 +88,7 @@ async fn operator(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<()
     answer::write(session, ctx, status, content_type, Bytes::from(body), &[]).await
 }
 
-async fn inference(session: &mut Session, ctx: &mut Ctx, route: &'static Route) -> Result<Step> {
+async fn inference(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
     if let Err(no) = body_in::read(session, ctx).await? {
         return Ok(Step::Refuse(no));
     }
@@ -113,44 +117,36 @@ async fn inference(session: &mut Session, ctx: &mut Ctx, route: &'static Route) 
     if let Err(no) = limits::admit(session, ctx, Some(&found)).await? {
         return Ok(Step::Refuse(no));
     }
-    prepare(ctx, route, &found);
+    prepare(session, ctx, found)?;
     Ok(Step::Proxy)
 }
 
-/// Edits the body: takes the guarded fields out, and asks for usage. Two versions are kept where
-/// backends of one pool want to be asked differently.
-fn prepare(ctx: &mut Ctx, route: &Route, found: &Peek) {
+/// Takes the guarded fields out of the body, and makes everything ready for the first try.
+fn prepare(session: &mut Session, ctx: &mut Ctx, found: Peek) -> Result<()> {
     let guard = &ctx.snapshot.plan.guard_fields;
+    let mut found = found;
     if found.guarded
         && let Ok(edits) = peek::guard_edits(ctx.body.bytes(), guard)
     {
         ctx.body.change(edits);
+        // The offsets of the first look are void after an edit.
+        found = peek::peek(ctx.body.bytes(), &[]).unwrap_or_default();
     }
-    if !(found.stream && route.kind == Kind::Inference { streams: true }) {
-        return;
+    ctx.body.note(found);
+    tries::begin(ctx);
+    let every = ctx.snapshot.plan.routing.keep_alive.filter(|_| limits::can_open(session, ctx));
+    if every.is_none() && !ctx.way.tries.may_follow() {
+        return Ok(());
     }
-    // The offsets of the first look are void after an edit.
-    let again = if found.guarded { peek::peek(ctx.body.bytes(), &[]).ok() } else { None };
-    let found = again.as_ref().unwrap_or(found);
-    let pool = ctx.way.pool().map(|id| &ctx.snapshot.pools[id]);
-    let wanted = |usage| pool.is_some_and(|p| p.asks(usage));
-    let (plain, fin) = (wanted(StreamUsage::Off), wanted(StreamUsage::Final));
-    let versions: &[(StreamUsage, peek::Ask)] = match (plain, fin, wanted(StreamUsage::Continuous))
-    {
-        (_, true, true) => &[
-            (StreamUsage::Final, peek::Ask::Final),
-            (StreamUsage::Continuous, peek::Ask::Continuous),
-        ],
-        (_, true, false) => &[(StreamUsage::Final, peek::Ask::Final)],
-        (_, false, true) => &[(StreamUsage::Continuous, peek::Ask::Continuous)],
-        (_, false, false) => &[],
+    let keep_alive = match every {
+        Some(every) => {
+            let standings = ctx.limits.standings.as_ref();
+            Some(KeepAlive { every, head: limits::head_of_stream(session, ctx, standings)? })
+        }
+        None => None,
     };
-    for (i, (usage, ask)) in versions.iter().enumerate() {
-        let edits = peek::usage_edits(ctx.body.bytes(), found, *ask);
-        // The last version may take the buffer over, if nobody wants the body as it was.
-        let last = i + 1 == versions.len() && !plain;
-        ctx.body.ask(*usage, edits, last);
-    }
+    ctx.way.held = Some(held::hold(session, keep_alive));
+    Ok(())
 }
 
 /// Answers a refusal.

@@ -1,24 +1,40 @@
 //! The head of an answer.
 
+use std::time::Instant;
+
 use http::{HeaderName, Version, header};
 use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
-use super::{answer::REQUEST_ID, ctx::Ctx, stream::Reading};
+use super::{
+    answer::{self, REQUEST_ID},
+    ctx::Ctx,
+    stream::{Held, Reading},
+    verdict,
+};
 use crate::{
     config::raw::StreamUsage,
-    dialect::{self, Kind},
+    dialect,
     usage::{StreamMeter, Strip},
     wire::headers,
 };
 
-/// A backend has answered: from here on no other one is asked.
-pub fn arrived(response: &ResponseHeader, ctx: &mut Ctx) {
+/// What vLLM tells of its load in the head of an answer, when it is asked to.
+const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+
+/// A backend has answered.
+pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
     if response.status.is_informational() {
         return;
     }
     ctx.answer.status = Some(response.status.as_u16());
+    ctx.answer.retry_after = verdict::retry_after(&response.headers, jiff::Timestamp::now());
     ctx.end.fault = None;
+    if let Some(load) = response.remove_header(&LOAD)
+        && let (Some(endpoint), Ok(load)) = (&ctx.way.endpoint, load.to_str())
+    {
+        endpoint.told_load(load, Instant::now());
+    }
 }
 
 /// Prepares the head for the client, and the reading of the body.
@@ -53,20 +69,35 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
     if let Some(standings) = &ctx.limits.standings {
         dialect::tell_limits(response, session.req_header().uri.path(), standings)?;
     }
+    let opened = answer::opened(session);
     ctx.answer.reading = match reading(response, ctx) {
-        reading @ Reading::Stream(_) => reading,
+        reading @ (Reading::Stream(_) | Reading::Refusal(_)) => reading,
         // The client has been told that a stream comes.
-        _ if ctx.limits.opened && is_empty(response) => {
+        _ if opened && is_empty(response) => {
             return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
         }
-        Reading::Json(tap) if ctx.limits.opened => Reading::Event(Some(tap)),
-        _ if ctx.limits.opened => Reading::Event(None),
+        Reading::Json(tap) if opened => Reading::Event(Some(tap)),
+        _ if opened => Reading::Event(None),
         reading => reading,
     };
-    if let Reading::Stream(_) = ctx.answer.reading
-        && response.headers.contains_key(header::CONTENT_LENGTH)
-    {
-        // Events may be taken out: the length is not known.
+    let renamed = ctx.way.tries.model.is_some();
+    let held = match ctx.answer.reading {
+        Reading::Refusal(_) => true,
+        Reading::Nothing => false,
+        Reading::Stream(_) => ctx.way.tries.may_follow(),
+        Reading::Json(_) | Reading::Event(_) => ctx.way.tries.may_follow() || renamed,
+    };
+    ctx.answer.held = held.then(Held::default);
+    if !matches!(ctx.answer.reading, Reading::Stream(_)) {
+        ctx.way.first_token(Instant::now(), false);
+    }
+    let resized = match ctx.answer.reading {
+        // Events may be taken out.
+        Reading::Stream(_) => true,
+        Reading::Json(_) => renamed,
+        _ => false,
+    };
+    if resized && response.headers.contains_key(header::CONTENT_LENGTH) {
         response.remove_header(&header::CONTENT_LENGTH);
         response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
     }
@@ -85,6 +116,9 @@ fn is_empty(response: &ResponseHeader) -> bool {
 
 /// How the body is to be read.
 fn reading(response: &ResponseHeader, ctx: &Ctx) -> Reading {
+    if verdict::wants_body(response.status.as_u16(), &ctx.snapshot.plan.routing) {
+        return Reading::Refusal(Box::new(response.clone()));
+    }
     if !response.status.is_success() || response.headers.contains_key(header::CONTENT_ENCODING) {
         return Reading::Nothing;
     }
@@ -98,7 +132,8 @@ fn reading(response: &ResponseHeader, ctx: &Ctx) -> Reading {
     if is("application/json") {
         Reading::Json(Box::default())
     } else if is("text/event-stream") {
-        Reading::Stream(Box::new(StreamMeter::new(strip(ctx))))
+        let name = ctx.call.model.as_deref().filter(|_| ctx.way.tries.model.is_some());
+        Reading::Stream(Box::new(StreamMeter::new(strip(ctx)).naming(name)))
     } else {
         Reading::Nothing
     }
@@ -106,11 +141,7 @@ fn reading(response: &ResponseHeader, ctx: &Ctx) -> Reading {
 
 /// What was added to the stream by asking for more than the client did.
 fn strip(ctx: &Ctx) -> Strip {
-    let usage = ctx.way.endpoint.as_ref().map_or(StreamUsage::Off, |e| e.plan.stream_usage);
-    let inference = ctx.call.route.is_some_and(|r| r.kind == Kind::Inference { streams: true });
-    if !inference || !ctx.body.asks(usage) {
-        return Strip::Nothing;
-    }
+    let usage = ctx.body.asked;
     let asked = ctx.call.usage_asked.is_some_and(|(include, _)| {
         // vLLM takes `stream_options` without `include_usage` for a question; OpenAI does not.
         include.unwrap_or(usage == StreamUsage::Continuous)

@@ -1,15 +1,30 @@
 //! The body of an answer, piece by piece, as it passes.
+//!
+//! As long as another backend could take over, nothing of an answer is passed on before something
+//! of its content has come: an engine that dies while it reads the prompt has then done no harm.
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use pingora::{Error, ErrorType, Result};
+use bytes::{Bytes, BytesMut};
+use pingora::{Error, ErrorType, Result, http::ResponseHeader};
+use pingora_proxy::Session;
 
-use super::ctx::Ctx;
+use super::{
+    ctx::Ctx,
+    tries::{self, Cause, Told},
+    verdict,
+};
 use crate::{
     base::{TokenCounts, UsageSource},
     usage::{JsonTap, StreamMeter},
+    wire::{edit, json},
 };
+
+/// Bytes of a document that are held back at most; of a longer one the beginning goes out.
+const LONGEST_DOCUMENT: usize = 256 * 1024;
+
+/// Bytes of a stream without content that are held back at most.
+const LONGEST_SILENCE: usize = 64 * 1024;
 
 /// An answer.
 #[derive(Default)]
@@ -18,13 +33,49 @@ pub struct Answer {
     pub status: Option<u16>,
     /// How its body is read.
     pub reading: Reading,
-    /// From the arrival of the request to the first event of a stream.
+    /// From the arrival of the request to the first event of a stream that has content.
     pub first_token: Option<Duration>,
     /// The whole body has come.
     pub whole: bool,
-    /// A piece of the body has come.
+    /// A piece of the body has gone to the client.
     pub begun: bool,
+    /// Why it is not passed on, but another backend tried.
+    pub refused: Option<Cause>,
+    /// How long its backend wants to be left alone.
+    pub retry_after: Option<Duration>,
+    /// Pieces that are held back; `None`: pieces pass.
+    pub held: Option<Held>,
     last: Option<Instant>,
+    /// Its backend's state has been told of it.
+    judged: bool,
+}
+
+/// Pieces that are held back.
+#[derive(Default)]
+pub struct Held {
+    pieces: Vec<Bytes>,
+    len: usize,
+}
+
+impl Held {
+    fn push(&mut self, piece: Bytes) {
+        if !piece.is_empty() {
+            self.len += piece.len();
+            self.pieces.push(piece);
+        }
+    }
+
+    /// All of it. A single piece is not copied.
+    fn joined(mut self) -> Bytes {
+        match self.pieces.len() {
+            0 | 1 => self.pieces.pop().unwrap_or_default(),
+            _ => {
+                let mut all = BytesMut::with_capacity(self.len);
+                self.pieces.iter().for_each(|piece| all.extend_from_slice(piece));
+                all.freeze()
+            }
+        }
+    }
 }
 
 /// How a body is read.
@@ -39,13 +90,20 @@ pub enum Reading {
     Stream(Box<StreamMeter>),
     /// As a document that is passed on as one event; it is also read, if it is JSON.
     Event(Option<Box<JsonTap>>),
+    /// As the reason of an answer that is no success; with its head.
+    Refusal(Box<ResponseHeader>),
 }
 
 impl Answer {
+    /// Forgets what a backend has answered, for another one to answer.
+    pub fn renew(&mut self) {
+        *self = Self::default();
+    }
+
     /// The counts, and what they are worth.
     pub fn usage(&self) -> (TokenCounts, UsageSource) {
         match &self.reading {
-            Reading::Nothing | Reading::Event(None) => Default::default(),
+            Reading::Nothing | Reading::Event(None) | Reading::Refusal(_) => Default::default(),
             Reading::Json(tap) | Reading::Event(Some(tap)) => tap.usage(),
             Reading::Stream(meter) => meter.usage(),
         }
@@ -63,7 +121,7 @@ impl Answer {
     /// The engine broke the generation off, or said that it failed.
     pub fn broken_off(&self) -> bool {
         match &self.reading {
-            Reading::Nothing | Reading::Event(None) => false,
+            Reading::Nothing | Reading::Event(None) | Reading::Refusal(_) => false,
             Reading::Json(tap) | Reading::Event(Some(tap)) => tap.aborted(),
             Reading::Stream(meter) => meter.aborted() || meter.failed(),
         }
@@ -74,35 +132,50 @@ impl Answer {
 ///
 /// # Errors
 /// If a deadline has cut the answer off: without a length or chunks its end looks like any other.
-/// If nothing came that could be an event of the stream that the client was told of.
-pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> Result<()> {
+/// If nothing came that could be an event of the stream that the client was told of. If the answer
+/// is not to be passed on, because another backend can be tried.
+pub fn filter(
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    end_of_stream: bool,
+    ctx: &mut Ctx,
+) -> Result<()> {
     if end_of_stream && ctx.way.watch.as_ref().is_some_and(|w| w.fired().is_some()) {
         return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
     }
-    let answer = &mut ctx.answer;
-    answer.whole |= end_of_stream;
-    let first = !answer.begun && body.as_ref().is_some_and(|piece| !piece.is_empty());
-    if first {
-        answer.begun = true;
-        // The client is about to get bytes of this answer: no other backend will be asked.
-        ctx.body.forget();
+    ctx.answer.whole |= end_of_stream;
+    read(body, end_of_stream, ctx);
+    wait_for_more(end_of_stream, ctx);
+    if ctx.answer.held.is_some() {
+        *body = hold(session, body.take().unwrap_or_default(), end_of_stream, ctx)?;
+        if body.is_none() {
+            *body = Some(Bytes::new());
+            return Ok(());
+        }
     }
-    if let Some(watch) = &ctx.way.watch {
-        let wait = ctx.snapshot.plan.timeouts.between_chunks.filter(|_| !end_of_stream);
-        watch.set_chunk(Ctx::after(wait));
-    }
-    match &mut answer.reading {
-        Reading::Nothing => {}
-        Reading::Event(_) if end_of_stream && !answer.begun => {
+    let first = !ctx.answer.begun && body.as_ref().is_some_and(|piece| !piece.is_empty());
+    if let Reading::Event(_) = ctx.answer.reading {
+        if end_of_stream && !ctx.answer.begun && !first {
             return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
         }
-        Reading::Event(tap) => {
-            if let (Some(tap), Some(piece)) = (tap, &body) {
-                tap.push(piece);
-            }
-            *body = Some(part_of_event(body.take(), first, end_of_stream));
-        }
-        Reading::Json(tap) => {
+        *body = Some(part_of_event(body.take(), first, end_of_stream));
+    }
+    if first {
+        // The client is about to get bytes of this answer: no other backend will be asked.
+        ctx.answer.begun = true;
+        ctx.body.forget();
+    }
+    if first || end_of_stream {
+        good(ctx);
+    }
+    Ok(())
+}
+
+/// Meters a piece, and takes out what the client did not ask for.
+fn read(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
+    match &mut ctx.answer.reading {
+        Reading::Nothing | Reading::Refusal(_) | Reading::Event(None) => {}
+        Reading::Json(tap) | Reading::Event(Some(tap)) => {
             if let Some(piece) = body {
                 tap.push(piece);
             }
@@ -113,18 +186,149 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> R
                 Some(piece) => meter.push(piece),
                 None => Bytes::new(),
             };
-            let events = meter.events() - before;
+            let (events, substance) = (meter.events() - before, meter.substance());
             if end_of_stream {
                 let rest = meter.finish();
                 out = if out.is_empty() { rest } else { joined(out, &rest) };
             }
             *body = Some(out);
-            if events > 0 {
+            if events > 0 && substance {
                 pace(ctx, events);
             }
         }
     }
-    Ok(())
+}
+
+/// Sets the deadline for what comes next.
+fn wait_for_more(end_of_stream: bool, ctx: &Ctx) {
+    let Some(watch) = &ctx.way.watch else { return };
+    let timeouts = &ctx.snapshot.plan.timeouts;
+    let chunk = Ctx::after(timeouts.between_chunks.filter(|_| !end_of_stream));
+    watch.set_chunk(chunk);
+}
+
+/// Holds a piece back, or lets go of all that is held. `None`: nothing goes out yet.
+fn hold(
+    session: &mut Session,
+    piece: Bytes,
+    end_of_stream: bool,
+    ctx: &mut Ctx,
+) -> Result<Option<Bytes>> {
+    let Some(held) = &mut ctx.answer.held else {
+        return Ok(Some(piece));
+    };
+    held.push(piece);
+    let cause = match look(&ctx.answer, end_of_stream) {
+        Look::Wait => return Ok(None),
+        Look::Pass => None,
+        Look::Refuse(cause) => Some(cause),
+        Look::Judge => judge(ctx),
+    };
+    if let Some(cause) = cause {
+        tell_backend(ctx, cause);
+        if tries::can_follow(session, ctx, cause) {
+            keep(ctx);
+            ctx.answer.refused = Some(cause);
+            return Err(Error::explain(ErrorType::HTTPStatus(503), cause.word()).into_up());
+        }
+    }
+    let document = !matches!(ctx.answer.reading, Reading::Stream(_) | Reading::Refusal(_));
+    let all = ctx.answer.held.take().unwrap_or_default().joined();
+    Ok(Some(match (&ctx.way.tries.model, &ctx.call.model) {
+        (Some(_), Some(name)) if document => renamed(all, name),
+        _ => all,
+    }))
+}
+
+/// What is to be done with what is held.
+enum Look {
+    /// More must come.
+    Wait,
+    /// It goes out.
+    Pass,
+    /// It shows that the backend has failed.
+    Refuse(Cause),
+    /// It is an answer that is no success, as far as it will be read.
+    Judge,
+}
+
+fn look(answer: &Answer, end_of_stream: bool) -> Look {
+    let len = answer.held.as_ref().map_or(0, |held| held.len);
+    match &answer.reading {
+        Reading::Refusal(_) if end_of_stream || len > verdict::MOST => Look::Judge,
+        Reading::Refusal(_) => Look::Wait,
+        Reading::Stream(meter) => {
+            // An error event may tell the client that its request was wrong.
+            let theirs = meter.error_code().is_some_and(|c| matches!(c, 400..=499) && c != 429);
+            match () {
+                () if meter.substance() || meter.failed() && theirs => Look::Pass,
+                () if meter.failed() => Look::Refuse(Cause::ErrorEvent),
+                () if meter.aborted() => Look::Refuse(Cause::Aborted),
+                () if meter.over() || len > LONGEST_SILENCE => Look::Pass,
+                () if end_of_stream => Look::Refuse(Cause::Empty),
+                () => Look::Wait,
+            }
+        }
+        _ if end_of_stream && answer.broken_off() => Look::Refuse(Cause::Aborted),
+        _ if end_of_stream || len > LONGEST_DOCUMENT => Look::Pass,
+        _ => Look::Wait,
+    }
+}
+
+/// Judges an answer that is no success by its whole body; says if another backend might do better.
+fn judge(ctx: &mut Ctx) -> Option<Cause> {
+    // Joined once: it goes out, or is kept, as it is then.
+    let body = ctx.answer.held.take().unwrap_or_default().joined();
+    let status = ctx.answer.status.unwrap_or_default();
+    let plan = &ctx.snapshot.plan.routing;
+    let (verdict, cause) = verdict::judge(status, &body, ctx.answer.retry_after, plan);
+    ctx.answer.held.get_or_insert_default().push(body);
+    ctx.answer.judged = true;
+    if let Some(lease) = ctx.way.lease() {
+        verdict.tell(lease);
+    }
+    cause
+}
+
+/// Tells the backend's state of an answer that has failed before its content.
+fn tell_backend(ctx: &mut Ctx, cause: Cause) {
+    if matches!(cause, Cause::ErrorEvent | Cause::Aborted | Cause::Empty) && !ctx.answer.judged {
+        ctx.answer.judged = true;
+        if let Some(lease) = ctx.way.lease() {
+            lease.failed();
+        }
+    }
+}
+
+/// Keeps an answer that is no success, in case that no other is given.
+fn keep(ctx: &mut Ctx) {
+    if let Reading::Refusal(_) = ctx.answer.reading
+        && let Reading::Refusal(head) = std::mem::take(&mut ctx.answer.reading)
+        && let Some(endpoint) = ctx.way.endpoint.clone()
+    {
+        let body = ctx.answer.held.take().unwrap_or_default().joined();
+        ctx.way.tries.told = Some(Told { endpoint, head, body });
+    }
+}
+
+/// The backend has answered.
+fn good(ctx: &mut Ctx) {
+    if !std::mem::replace(&mut ctx.answer.judged, true)
+        && let Some(lease) = ctx.way.lease()
+    {
+        lease.good();
+    }
+}
+
+/// A document with the name of the model that the client knows.
+fn renamed(document: Bytes, name: &str) -> Bytes {
+    let Some(member) = json::find(&document, "model") else {
+        return document;
+    };
+    let edit = edit::Edit { range: member.value, with: json::quoted(name).into() };
+    let mut all = document.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    edit::apply(&mut all, vec![edit]);
+    all.freeze()
 }
 
 /// A piece of a document, as a piece of an event: in JSON a line break is a space.
@@ -157,6 +361,7 @@ fn pace(ctx: &mut Ctx, events: u64) {
             let wait = now - ctx.call.arrived;
             ctx.answer.first_token = Some(wait);
             metrics.first_token.observe(wait.as_secs_f64());
+            ctx.way.first_token(now, true);
         }
         Some(last) => {
             // Events that came together share the time since the last ones.

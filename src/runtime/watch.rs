@@ -214,6 +214,16 @@ impl Entry {
         self.watch.phase.store(due, Ordering::Relaxed);
     }
 
+    /// Another backend is waited for: what one of them missed is forgotten. The end of the whole
+    /// request is not.
+    pub fn rearm(&self) {
+        if matches!(self.watch.fired.load(Ordering::Acquire), FIRST_BYTE | CHUNK) {
+            self.set_phase(FIRST_BYTE, None);
+            self.watch.fired_at.store(NEVER, Ordering::Relaxed);
+            self.watch.fired.store(0, Ordering::Release);
+        }
+    }
+
     /// The connection that is waited on; `None` when there is none.
     pub fn set_connection(&self, connection: Option<Connection>) {
         *lock(&self.watch.connection) = connection;

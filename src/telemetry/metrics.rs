@@ -28,6 +28,8 @@ pub struct Metrics {
     pub backend_up: IntGaugeVec,
     /// `llmproxy_retries_total{reason}`: further attempts at another backend or connection.
     pub retries: IntCounterVec,
+    /// `llmproxy_retry_budget_exhausted_total`: retries that a pool could not afford.
+    pub retry_budget_exhausted: IntCounter,
     /// `llmproxy_usage_tokens_total{type="prompt"}`.
     pub prompt_tokens: IntCounter,
     /// `llmproxy_usage_tokens_total{type="completion"}`.
@@ -209,6 +211,10 @@ impl Metrics {
                 ),
             ),
             retries: retries(r),
+            retry_budget_exhausted: counter(
+                "llmproxy_retry_budget_exhausted_total",
+                "Retries that were not made, because the retry budget of the pool was used up",
+            ),
             auth,
             auth_queries,
             count_errors,
@@ -281,7 +287,18 @@ fn retries(r: &Registry) -> IntCounterVec {
     let retries = Opts::new("llmproxy_retries_total", help);
     let retries = register(r, IntCounterVec::new(retries, &["reason"]));
     // There from the start, so that a first retry is seen as an increase.
-    for reason in ["connect_failure", "connect_timeout", "stale_connection"] {
+    for reason in [
+        "connect_failure",
+        "connect_timeout",
+        "stale_connection",
+        "connection_broken",
+        "first_byte_timeout",
+        "status",
+        "busy",
+        "error_event",
+        "aborted",
+        "empty",
+    ] {
         retries.with_label_values(&[reason]);
     }
     retries

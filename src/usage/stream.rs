@@ -53,6 +53,14 @@ pub struct StreamMeter {
     failed: bool,
     events: u64,
     content: u64,
+    /// Something of the answer itself has come.
+    substance: bool,
+    /// A choice has been ended, and not broken off.
+    ended_choice: bool,
+    /// The `code` of the error event.
+    error_code: Option<u16>,
+    /// The name of the model that the client knows, as a JSON string; `None`: what the engine says.
+    model: Option<Bytes>,
     find: &'static Finders,
 }
 
@@ -105,8 +113,18 @@ impl StreamMeter {
             failed: false,
             events: 0,
             content: 0,
+            substance: false,
+            ended_choice: false,
+            error_code: None,
+            model: None,
             find: &FINDERS,
         }
+    }
+
+    /// Writes this name into every chunk that names its model.
+    pub fn naming(mut self, model: Option<&str>) -> Self {
+        self.model = model.map(|name| json::quoted(name).into());
+        self
     }
 
     /// The counts so far, and what they are worth.
@@ -133,6 +151,22 @@ impl StreamMeter {
     /// An error event has come.
     pub fn failed(&self) -> bool {
         self.failed
+    }
+
+    /// What the error event gives as its `code`, if that is a status.
+    pub fn error_code(&self) -> Option<u16> {
+        self.error_code
+    }
+
+    /// Something of the answer itself has come: text, a call of a tool, or anything that is not
+    /// known to be without content. An event with only a role, or with an empty text, is without.
+    pub fn substance(&self) -> bool {
+        self.substance
+    }
+
+    /// The engine has said that the answer is over, and did not break it off.
+    pub fn over(&self) -> bool {
+        self.ended_choice || self.done && !self.aborted && !self.failed
     }
 
     /// How many events with data have come, `[DONE]` and the usage chunk included.
@@ -251,7 +285,11 @@ impl StreamMeter {
         let ends_choice = self.look_at_finish(&document);
         let error = self.find.error.find(&document).is_some()
             && json::find(&document, "error").is_some_and(|m| &document[m.value] != b"null");
-        self.failed |= error;
+        if error && !self.failed {
+            self.failed = true;
+            self.error_code = error_code(&document);
+        }
+        self.substance = self.substance || !error && has_substance(&document);
         let mut passed = event.clone();
         let mut content = !ends_choice && !error;
         if self.find.usage.find(&document).is_some()
@@ -273,10 +311,15 @@ impl StreamMeter {
             }
         }
         self.content += u64::from(content);
-        if self.strip != Strip::Nothing && ends_choice && at.is_some() {
-            return Fate::Hold(passed, event.clone());
+        let hold = self.strip != Strip::Nothing && ends_choice && at.is_some();
+        let mut original = event.clone();
+        if let Some(model) = self.model.as_ref().filter(|_| at.is_some()) {
+            passed = with_model(passed, model);
+            if hold {
+                original = with_model(original, model);
+            }
         }
-        Fate::Pass(passed)
+        if hold { Fate::Hold(passed, original) } else { Fate::Pass(passed) }
     }
 
     /// Notes counts: of one choice so far, or of the whole answer.
@@ -315,11 +358,63 @@ impl StreamMeter {
             };
             if value.starts_with(b"\"") {
                 ends = true;
-                self.aborted |= value.starts_with(b"\"abort\"") || value.starts_with(b"\"error\"");
+                let aborted = value.starts_with(b"\"abort\"") || value.starts_with(b"\"error\"");
+                self.aborted |= aborted;
+                self.ended_choice |= !aborted;
             }
         }
         ends
     }
+}
+
+/// Whether a chunk carries a part of the answer.
+fn has_substance(document: &[u8]) -> bool {
+    let Some(choices) = json::find(document, "choices") else {
+        return true;
+    };
+    let choices = &document[choices.value];
+    json::elements(choices).any(|choice| {
+        let choice = &choices[choice];
+        if let Some(text) = json::find(choice, "text") {
+            return !is_empty(&choice[text.value]);
+        }
+        let Some(delta) = json::find(choice, "delta") else {
+            // A whole message where a part was expected.
+            return json::find(choice, "message").is_some();
+        };
+        let delta = &choice[delta.value];
+        json::members(delta, 0)
+            .map_while(Result::ok)
+            .any(|m| !m.is(delta, "role") && !is_empty(&delta[m.value]))
+    })
+}
+
+/// A JSON value in which nothing stands.
+fn is_empty(value: &[u8]) -> bool {
+    matches!(value, b"null" | b"\"\"" | b"[]" | b"{}")
+}
+
+/// The status that an error event gives as its `code`.
+fn error_code(document: &[u8]) -> Option<u16> {
+    let error = &document[json::find(document, "error")?.value];
+    let code = &error[json::find(error, "code")?.value];
+    std::str::from_utf8(code).ok()?.trim_matches('"').parse().ok()
+}
+
+/// The event with another name of its model; unchanged if it names none.
+fn with_model(event: Bytes, name: &[u8]) -> Bytes {
+    let Data::One(range) = sse::data(&event) else {
+        return event;
+    };
+    let Some(member) = json::find(&event[range.clone()], "model") else {
+        return event;
+    };
+    let value = range.start + member.value.start..range.start + member.value.end;
+    let mut out = BytesMut::with_capacity(event.len() + name.len());
+    out.put_slice(&event[..value.start]);
+    out.put_slice(name);
+    out.put_slice(&event[value.end..]);
+    out.freeze()
 }
 
 /// The index of the first choice of a chunk; `None` if it has none, as the usage chunk.

@@ -137,6 +137,11 @@ pub fn find(doc: &[u8], name: &str) -> Option<Member> {
     members(doc, 0).map_while(Result::ok).find(|m| m.is(doc, name))
 }
 
+/// A text as a JSON string.
+pub fn quoted(text: &str) -> Vec<u8> {
+    serde_json::to_vec(text).unwrap_or_else(|_| b"\"\"".to_vec())
+}
+
 /// The elements of the array at the start of `doc`, as ranges; stops at the first that is broken.
 pub fn elements(doc: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut scan = Scan { doc, pos: 0 };

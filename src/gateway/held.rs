@@ -1,0 +1,352 @@
+//! A client's connection on which the head of an answer is held back until a part of its body is
+//! to be sent: until then another backend can take over, and the client gets one whole answer with
+//! the head that belongs to it.
+//!
+//! Pingora writes a head as soon as it has come, and runs no hook of ours while it waits for a
+//! backend. But it takes any session for a client's, and asks the session whether the client is
+//! still there for as long as it waits. So the real session is put into one of ours, which passes
+//! everything on, holds heads back, and sends comments while it is asked.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::Stream;
+use http::HeaderMap;
+use pingora::{
+    Error, ErrorType, Result,
+    http::{RequestHeader, ResponseHeader},
+    protocols::{
+        Digest,
+        http::{
+            HttpTask, ServerSession,
+            custom::{CustomMessageWrite, server::Session as CustomSession},
+        },
+        l4::socket::SocketAddr,
+    },
+};
+use pingora_proxy::Session;
+use tokio::time::Instant;
+
+use crate::base::lock;
+
+/// What a client is sent that waits.
+pub const COMMENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
+
+/// Where the real session comes back to when ours is dropped.
+#[derive(Clone, Default)]
+pub struct Home(Arc<Mutex<Option<Box<ServerSession>>>>);
+
+/// Comments for a client that waits for a stream.
+pub struct KeepAlive {
+    /// How often.
+    pub every: Duration,
+    /// The head, if none has been sent before the first comment.
+    pub head: Box<ResponseHeader>,
+}
+
+/// The real session and what is held back from it.
+struct Held {
+    /// Always there until this is dropped.
+    session: Option<Box<ServerSession>>,
+    home: Home,
+    head: Option<Box<ResponseHeader>>,
+    /// `None` once the answer has begun.
+    keep_alive: Option<(KeepAlive, Instant)>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        *lock(&self.home.0) = self.session.take();
+    }
+}
+
+/// Holds the heads of answers to this request back from now on.
+pub fn hold(session: &mut Session, keep_alive: Option<KeepAlive>) -> Home {
+    let home = Home::default();
+    // The simplest session there is; it is never asked anything.
+    let nothing = Box::new(ServerSession::new_custom(Box::new(())));
+    let mut real = std::mem::replace(&mut session.downstream_session, nothing);
+    if keep_alive.is_some() {
+        // Writes that can be taken up again where they were interrupted.
+        real.set_proxy_tasks_enabled(true);
+    }
+    let held = Held {
+        session: Some(real),
+        home: home.clone(),
+        head: None,
+        keep_alive: keep_alive.map(|k| (Instant::now() + k.every, k)).map(|(at, k)| (k, at)),
+    };
+    *session.downstream_session = ServerSession::new_custom(Box::new(held));
+    home
+}
+
+/// Puts the real session back. A head that is still held back is forgotten.
+///
+/// # Errors
+/// If the client does not take a comment of which it has been sent a part.
+pub async fn release(session: &mut Session, home: &Home) -> Result<()> {
+    // Dropping ours sends the real one home.
+    *session.downstream_session = ServerSession::new_custom(Box::new(()));
+    if let Some(real) = lock(&home.0).take() {
+        session.downstream_session = real;
+    }
+    finish_comment(&mut session.downstream_session).await
+}
+
+/// As [`release`], for one that will not be written to any more.
+pub fn abandon(session: &mut Session, home: &Home) {
+    *session.downstream_session = ServerSession::new_custom(Box::new(()));
+    if let Some(real) = lock(&home.0).take() {
+        session.downstream_session = real;
+    }
+}
+
+async fn finish_comment(session: &mut ServerSession) -> Result<()> {
+    if session.supports_proxy_task_api() && session.has_pending_downstream_proxy_tasks() {
+        session.write_downstream_proxy_tasks().await?;
+    }
+    Ok(())
+}
+
+impl Held {
+    fn real(&self) -> &ServerSession {
+        self.session.as_deref().expect("it is taken only when this is dropped")
+    }
+
+    fn real_mut(&mut self) -> &mut ServerSession {
+        self.session.as_deref_mut().expect("it is taken only when this is dropped")
+    }
+
+    fn opened(&self) -> bool {
+        self.real().response_written().is_some_and(|head| !head.status.is_informational())
+    }
+
+    async fn comment(&mut self) -> Result<()> {
+        let head = match &self.keep_alive {
+            Some((keep_alive, _)) if !self.opened() => Some(keep_alive.head.clone()),
+            _ => None,
+        };
+        let real = self.real_mut();
+        if real.supports_proxy_task_api() {
+            head.into_iter()
+                .for_each(|h| real.send_downstream_proxy_task(HttpTask::Header(h, false)));
+            real.send_downstream_proxy_task(HttpTask::Body(Some(COMMENT), false));
+            return Ok(());
+        }
+        // HTTP/2, where a frame is handed over at once or not at all.
+        if let Some(head) = head {
+            real.write_response_header(head).await?;
+        }
+        real.write_response_body(COMMENT, false).await
+    }
+
+    /// What of these goes to the client now.
+    fn pass(&mut self, tasks: Vec<HttpTask>) -> Vec<HttpTask> {
+        let mut out = Vec::with_capacity(tasks.len() + 1);
+        for task in tasks {
+            match task {
+                HttpTask::Header(head, false) if !head.status.is_informational() => {
+                    self.head = Some(head);
+                }
+                HttpTask::Body(ref piece, false) if piece.as_ref().is_none_or(Bytes::is_empty) => {}
+                // The head of an answer that has come to nothing stays here.
+                HttpTask::Failed(_) => out.push(task),
+                task => {
+                    self.keep_alive = None;
+                    // With comments its own head was sent, and this one is too late.
+                    if let Some(head) = self.head.take().filter(|_| !self.opened()) {
+                        out.push(HttpTask::Header(head, false));
+                    }
+                    out.push(task);
+                }
+            }
+        }
+        out
+    }
+}
+
+#[async_trait]
+impl CustomSession for Held {
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let mut out = self.pass(tasks);
+        match out.first() {
+            None => return Ok(false),
+            Some(HttpTask::Failed(_)) => {
+                if let HttpTask::Failed(error) = out.swap_remove(0) {
+                    return Err(error);
+                }
+            }
+            Some(_) => {}
+        }
+        finish_comment(self.real_mut()).await?;
+        self.real_mut().response_duplex_vec(out).await
+    }
+
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        loop {
+            let Some((_, next)) = &self.keep_alive else {
+                return self.real_mut().read_body_or_idle(no_body_expected).await;
+            };
+            let next = *next;
+            finish_comment(self.real_mut()).await.map_err(|e| e.into_down())?;
+            tokio::select! {
+                read = self.real_mut().read_body_or_idle(no_body_expected) => return read,
+                () = tokio::time::sleep_until(next) => {}
+            }
+            if let Some((keep_alive, next)) = &mut self.keep_alive {
+                *next = Instant::now() + keep_alive.every;
+            }
+            self.comment().await.map_err(|e| e.into_down())?;
+        }
+    }
+
+    fn req_header(&self) -> &RequestHeader {
+        self.real().req_header()
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        self.real_mut().req_header_mut()
+    }
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        self.real_mut().read_request_body().await
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        self.real_mut().drain_request_body().await
+    }
+
+    async fn write_response_header(&mut self, head: Box<ResponseHeader>, _end: bool) -> Result<()> {
+        self.real_mut().write_response_header(head).await
+    }
+
+    async fn write_response_header_ref(&mut self, head: &ResponseHeader, _end: bool) -> Result<()> {
+        self.real_mut().write_response_header_ref(head).await
+    }
+
+    async fn write_body(&mut self, piece: Bytes, end: bool) -> Result<()> {
+        self.real_mut().write_response_body(piece, end).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.real_mut().write_response_trailers(trailers).await
+    }
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_read_timeout(timeout);
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.real().get_read_timeout()
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_write_timeout(timeout);
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.real().get_write_timeout()
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_total_drain_timeout(timeout);
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.real().get_total_drain_timeout()
+    }
+
+    fn request_summary(&self) -> String {
+        self.real().request_summary()
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.real().response_written()
+    }
+
+    async fn shutdown(&mut self, _code: u32, _why: &str) {
+        self.real_mut().shutdown().await;
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        self.real_mut().is_body_done()
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        self.real_mut().finish_body().await
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        self.real_mut().is_body_empty()
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.real().body_bytes_sent()
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.real().body_bytes_read()
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        self.real().digest()
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        self.real_mut().digest_mut()
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.real().client_addr()
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.real().server_addr()
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        self.real().to_h1_raw()
+    }
+
+    fn enable_retry_buffering(&mut self) {
+        self.real_mut().enable_retry_buffering();
+    }
+
+    fn retry_buffer_truncated(&self) -> bool {
+        self.real().retry_buffer_truncated()
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        self.real().get_retry_buffer()
+    }
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// There are no messages beside requests and answers.
+    fn take_custom_message_reader(
+        &mut self,
+    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
+        None
+    }
+
+    fn restore_custom_message_reader(
+        &mut self,
+        _reader: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
+    ) -> Result<()> {
+        Error::e_explain(ErrorType::InternalError, "there is no such reader")
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Error::e_explain(ErrorType::InternalError, "there is no such writer")
+    }
+}

@@ -1,0 +1,320 @@
+//! The tries of one request: at which backends, how many, after what pauses.
+//!
+//! Until a byte of content has gone to the client, another backend can be tried. Each backend is
+//! tried once; when all have been, and the configuration names pauses, they are tried anew.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use pingora::http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::{body_in, ctx::Ctx};
+use crate::{
+    balance::{Choice, Endpoint, Nobody, Wish},
+    base::{Fault, FaultKind, Side},
+    config::plan::{Backoff, RetryOn},
+};
+
+/// The tries of one request.
+#[derive(Default)]
+pub struct Tries {
+    /// How many have been begun.
+    pub begun: u32,
+    /// The model's name at the present backend; `None`: as the client says.
+    pub model: Option<Arc<str>>,
+    /// The last answer of a backend that was not passed on, because another try might do better.
+    pub told: Option<Told>,
+    /// When the present one was begun.
+    pub since: Option<Instant>,
+    /// Ids of backends that have failed it in this round.
+    tried: Vec<u32>,
+    /// Times that all backends had been tried.
+    rounds: u32,
+    /// Tries that may follow after an answer, or after a connection has stood.
+    left: u32,
+    /// There is but one backend, and it is not tried twice.
+    alone: bool,
+    /// Before the next one.
+    pause: Option<Duration>,
+    /// Why the next one is made.
+    reason: Option<&'static str>,
+}
+
+/// An answer that was kept.
+pub struct Told {
+    /// Whose.
+    pub endpoint: Arc<Endpoint>,
+    /// Its head, as the client would have got it.
+    pub head: Box<ResponseHeader>,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// Why a try has come to nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Cause {
+    /// Something broke.
+    Fault(FaultKind),
+    /// The backend answered with a status that another one may not.
+    Status(u16),
+    /// It has no room now, and perhaps says for how long.
+    Busy(Option<Duration>),
+    /// An error event before any content.
+    ErrorEvent,
+    /// The engine broke the generation off before any content.
+    Aborted,
+    /// A stream without any content.
+    Empty,
+}
+
+impl Cause {
+    /// The label of `llmproxy_retries_total`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Fault(kind) => Fault { side: Side::Backend, kind }.word(),
+            Self::Status(_) => "status",
+            Self::Busy(_) => "busy",
+            Self::ErrorEvent => "error_event",
+            Self::Aborted => "aborted",
+            Self::Empty => "empty",
+        }
+    }
+
+    /// Whether such a failure is to be tried again. Statuses were asked about before.
+    fn is_tried_again(self, on: &RetryOn) -> bool {
+        match self {
+            Self::Status(_) | Self::Busy(_) => true,
+            Self::ErrorEvent | Self::Aborted | Self::Empty => on.reset,
+            Self::Fault(kind) => match kind {
+                FaultKind::Connect | FaultKind::ConnectTimeout => on.connect_failure,
+                FaultKind::Broken | FaultKind::Protocol => on.reset,
+                FaultKind::FirstByteTimeout | FaultKind::ChunkTimeout => on.timeout,
+                _ => false,
+            },
+        }
+    }
+}
+
+/// The request is about to be sent to its first backend.
+pub fn begin(ctx: &mut Ctx) {
+    let retry = &ctx.snapshot.plan.routing.retry;
+    let tries = &mut ctx.way.tries;
+    tries.left = retry.max_retries;
+    let sole = ctx.way.route.as_ref().is_some_and(|route| match route.tiers.as_slice() {
+        [tier] => match tier.splits.as_slice() {
+            [split] => ctx.snapshot.pools[split.pool].members().count() == 1,
+            _ => false,
+        },
+        _ => false,
+    });
+    tries.alone = sole && retry.again.is_none();
+}
+
+impl Tries {
+    /// Whether another try may follow one that has been answered.
+    pub fn may_follow(&self) -> bool {
+        self.left > 0 && !self.alone
+    }
+}
+
+/// Whether another try can follow the present one, which fails for this cause.
+pub fn can_follow(session: &mut Session, ctx: &Ctx, cause: Cause) -> bool {
+    let retry = &ctx.snapshot.plan.routing.retry;
+    let tries = &ctx.way.tries;
+    // A connection that cannot be made costs nobody anything: there all others are tried.
+    let unsent = matches!(cause, Cause::Fault(FaultKind::Connect | FaultKind::ConnectTimeout));
+    let over = ctx.way.watch.as_ref().and_then(|w| w.fired());
+    !ctx.answer.begun
+        && !matches!(over, Some(FaultKind::TotalTimeout | FaultKind::Shutdown))
+        && cause.is_tried_again(&retry.on)
+        && (others(ctx) || tries.left > 0 && retry.again.is_some())
+        && (tries.left > 0 || unsent)
+        && body_in::replayable(session, ctx)
+}
+
+/// Whether there is a backend that has not been tried yet, the present one apart.
+fn others(ctx: &Ctx) -> bool {
+    let tries = &ctx.way.tries;
+    let present = ctx.way.endpoint.as_ref().map(|e| e.id);
+    let fresh = |id| Some(id) != present && !tries.tried.contains(&id);
+    let splits = ctx.way.route.iter().flat_map(|r| &r.tiers).flat_map(|t| &t.splits);
+    let mut pools = splits.map(|split| &ctx.snapshot.pools[split.pool]);
+    pools.any(|pool| pool.members().any(|(e, up)| up && fresh(e.id)))
+}
+
+/// Prepares the try that follows the present one.
+pub fn follow(ctx: &mut Ctx, cause: Cause) {
+    let unsent = matches!(cause, Cause::Fault(FaultKind::Connect | FaultKind::ConnectTimeout));
+    let more = others(ctx);
+    let again = ctx.snapshot.plan.routing.retry.again;
+    let present = ctx.way.endpoint.as_ref().map(|e| e.id);
+    if matches!(cause, Cause::ErrorEvent | Cause::Aborted | Cause::Empty) {
+        ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Broken });
+    }
+    let tries = &mut ctx.way.tries;
+    tries.tried.extend(present);
+    tries.reason = Some(cause.word());
+    if !unsent || !more {
+        tries.left = tries.left.saturating_sub(1);
+    }
+    if !more && let Some(backoff) = again {
+        let asked = match cause {
+            Cause::Busy(pause) => pause.map(|p| p.min(backoff.max)),
+            _ => None,
+        };
+        tries.pause =
+            Some(pause(&backoff, tries.rounds, rand::random()).max(asked.unwrap_or_default()));
+        tries.rounds += 1;
+        tries.tried.clear();
+    }
+    if let Some(watch) = &ctx.way.watch {
+        watch.rearm();
+    }
+}
+
+/// The pause after so many rounds; `chance` is from 0 to 1.
+fn pause(backoff: &Backoff, rounds: u32, chance: f64) -> Duration {
+    let factor = backoff.multiplier.powi(rounds.min(1000) as i32);
+    let longest = backoff.max.as_secs_f64();
+    let plain = (backoff.initial.as_secs_f64() * factor).min(longest);
+    Duration::from_secs_f64(plain * (1.0 + backoff.jitter * (2.0 * chance - 1.0)))
+}
+
+/// What comes next.
+pub enum Next {
+    /// This backend, by this name of the model.
+    Try(Choice, Option<Arc<str>>),
+    /// A pause.
+    Pause(Duration),
+    /// No further try.
+    Nobody(Nobody),
+}
+
+/// Looks for the backend of the next try.
+pub fn next(ctx: &mut Ctx) -> Next {
+    if let Some(pause) = ctx.way.tries.pause.take() {
+        return Next::Pause(pause);
+    }
+    let now = Instant::now();
+    let retry = ctx.way.tries.begun > 0;
+    let nobody = match pick(ctx, now) {
+        Ok((choice, pool, model)) => {
+            let pool = &ctx.snapshot.pools[pool];
+            if !retry {
+                pool.earn();
+            } else if !pool.afford_retry(now) {
+                log::debug!("request {}: the retry budget is used up", ctx.call.id);
+                ctx.carry.metrics.retry_budget_exhausted.inc();
+                return Next::Nobody(Nobody::default());
+            }
+            return Next::Try(choice, model);
+        }
+        Err(nobody) => nobody,
+    };
+    // Those that are left alone may be worth waiting for.
+    let again = ctx.snapshot.plan.routing.retry.again;
+    let tries = &mut ctx.way.tries;
+    match (nobody.retry_after, again) {
+        (Some(wait), Some(backoff)) if tries.left > 0 && wait <= backoff.max => {
+            tries.left -= 1;
+            tries.rounds += 1;
+            tries.tried.clear();
+            Next::Pause(wait.max(Duration::from_millis(1)))
+        }
+        _ => Next::Nobody(nobody),
+    }
+}
+
+/// Picks a backend by the ways to the model: tier by tier, in each by chance and weight.
+fn pick(ctx: &mut Ctx, now: Instant) -> Result<(Choice, usize, Option<Arc<str>>), Nobody> {
+    let Some(route) = ctx.way.route.clone() else {
+        return Err(Nobody::default());
+    };
+    let asked = ctx.call.model.as_deref().unwrap_or_default();
+    let mut soonest: Option<Duration> = None;
+    for tier in &route.tiers {
+        let total: u64 = tier.splits.iter().map(|s| u64::from(s.weight)).sum();
+        let drawn = if tier.splits.len() > 1 { rand::random_range(0..total.max(1)) } else { 0 };
+        for split in in_turn(&tier.splits, drawn) {
+            let model = split.model.as_deref().unwrap_or(asked);
+            let tried = &ctx.way.tries.tried;
+            let wish = Wish { model, session: None, blocks: &[], tried, now };
+            match ctx.snapshot.pools[split.pool].pick(&wish) {
+                Ok(choice) => return Ok((choice, split.pool, split.model.clone())),
+                Err(nobody) => {
+                    soonest = soonest.into_iter().chain(nobody.retry_after).min();
+                }
+            }
+        }
+    }
+    Err(Nobody { retry_after: soonest })
+}
+
+/// The splits, from the one on that `drawn` falls to (below the sum of the weights).
+fn in_turn(
+    splits: &[crate::route::Split],
+    drawn: u64,
+) -> impl Iterator<Item = &crate::route::Split> {
+    let mut sum = 0;
+    let first = splits.iter().position(|s| {
+        sum += u64::from(s.weight);
+        drawn < sum
+    });
+    let (before, from) = splits.split_at(first.unwrap_or(0));
+    from.iter().chain(before)
+}
+
+/// A try begins.
+pub fn start(ctx: &mut Ctx, choice: Choice, model: Option<Arc<str>>) {
+    let tries = &mut ctx.way.tries;
+    tries.begun += 1;
+    tries.model = model;
+    tries.since = Some(Instant::now());
+    if let Some(reason) = tries.reason.take() {
+        ctx.way.retries += 1;
+        ctx.carry.metrics.retries.with_label_values(&[reason]).inc();
+    }
+    ctx.answer.renew();
+    ctx.way.choose(choice);
+}
+
+/// A backend that has been chosen cannot even be tried.
+pub fn skip(ctx: &mut Ctx, choice: Choice) {
+    ctx.way.tries.tried.push(choice.endpoint.id);
+    ctx.way.choose(choice);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::route::Split;
+
+    proptest! {
+        #[test]
+        fn pauses_grow_to_their_longest(rounds in 0u32..2000, chance in 0.0..1.0f64) {
+            let backoff = Backoff {
+                initial: Duration::from_millis(100),
+                max: Duration::from_secs(10),
+                multiplier: 2.0,
+                jitter: 0.2,
+            };
+            let plain = (0.1 * 2f64.powi(rounds.min(100) as i32)).min(10.0);
+            let got = pause(&backoff, rounds, chance).as_secs_f64();
+            prop_assert!((plain * 0.8 - 1e-6..=plain * 1.2 + 1e-6).contains(&got));
+        }
+    }
+
+    #[test]
+    fn splits_are_drawn_by_weight_and_all_are_asked() {
+        let split = |weight, pool| Split { weight, pool, model: None };
+        let splits = [split(95, 0), split(5, 1)];
+        let order = |drawn| in_turn(&splits, drawn).map(|s| s.pool).collect::<Vec<_>>();
+        assert_eq!((order(0), order(94), order(95)), (vec![0, 1], vec![0, 1], vec![1, 0]));
+    }
+}

@@ -1,0 +1,161 @@
+//! What an answer that is no success says of its backend: is it broken, is it busy, or is the
+//! request at fault?
+
+use std::time::Duration;
+
+use http::{HeaderMap, header};
+use jiff::{Timestamp, fmt::rfc2822};
+use memchr::memmem;
+
+use super::tries::Cause;
+use crate::{balance::Lease, config::plan::RoutingPlan};
+
+/// Bytes of such an answer that are looked at; a longer one is passed on unread.
+pub const MOST: usize = 64 * 1024;
+
+/// What servers say that have no room now and are not broken: vLLM (admission by queue length and
+/// by prefill backlog, paused, scaling), SGLang, llama.cpp while it loads, Ollama.
+const BUSY: [&str; 9] = [
+    "engine is currently busy",
+    "backlog limit",
+    "currently scaling",
+    "is paused",
+    "ServiceUnavailableError",
+    "queue is full",
+    "Loading model",
+    "server busy",
+    "overloaded",
+];
+
+/// What it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing: the request was wrong, or it is not known who was.
+    Neutral,
+    /// It has no room now, and perhaps says for how long.
+    Busy(Option<Duration>),
+    /// It is broken.
+    Failed,
+}
+
+impl Verdict {
+    /// Tells the backend's state.
+    pub fn tell(self, lease: &mut Lease) {
+        match self {
+            Self::Neutral => lease.good(),
+            Self::Busy(pause) => lease.busy(pause),
+            Self::Failed => lease.failed(),
+        }
+    }
+}
+
+/// Whether the body of an answer with this status must be known.
+pub fn wants_body(status: u16, plan: &RoutingPlan) -> bool {
+    status >= 400
+        && (status == 503
+            || plan.retry.on.statuses.contains(status)
+            || plan.detection.statuses.contains(status)
+            || !plan.detection.patterns.is_empty())
+}
+
+/// Judges an answer; the cause is there if another backend might do better.
+pub fn judge(
+    status: u16,
+    body: &[u8],
+    retry_after: Option<Duration>,
+    plan: &RoutingPlan,
+) -> (Verdict, Option<Cause>) {
+    let says = |text: &String| memmem::find(body, text.as_bytes()).is_some();
+    let told = status >= 400 && plan.detection.patterns.iter().any(says);
+    let busy = || BUSY.iter().any(|text| memmem::find(body, text.as_bytes()).is_some());
+    let verdict = match status {
+        429 | 529 => Verdict::Busy(retry_after),
+        503 if retry_after.is_some() || busy() => Verdict::Busy(retry_after),
+        _ if told => Verdict::Failed,
+        // Not built there, or the request did not come in time.
+        408 | 501 => Verdict::Neutral,
+        500.. => Verdict::Failed,
+        400 | 404 => Verdict::Neutral,
+        // Statuses that the operator takes for failures, an exhausted account for instance.
+        _ if plan.detection.statuses.contains(status) => Verdict::Failed,
+        _ => Verdict::Neutral,
+    };
+    let again = told
+        || plan.retry.on.statuses.contains(status)
+        || plan.detection.statuses.contains(status)
+        || matches!(verdict, Verdict::Busy(_)) && status == 503;
+    let cause = match verdict {
+        Verdict::Busy(pause) => Cause::Busy(pause),
+        _ => Cause::Status(status),
+    };
+    (verdict, again.then_some(cause))
+}
+
+/// `Retry-After`: seconds, or a date.
+pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = rfc2822::parse(text).ok()?.timestamp();
+    Some(Duration::from_secs(at.as_second().saturating_sub(now.as_second()).max(0) as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::plan::{DetectionPlan, Statuses};
+
+    fn detecting(classes: &[u16], patterns: &[&str]) -> RoutingPlan {
+        let statuses = Statuses { codes: Vec::new(), classes: classes.to_vec() };
+        let patterns = patterns.iter().map(|p| (*p).to_owned()).collect();
+        RoutingPlan { detection: DetectionPlan { statuses, patterns }, ..Default::default() }
+    }
+
+    #[test]
+    fn a_full_engine_is_not_a_broken_one() {
+        let plan = RoutingPlan::default();
+        let of = |status, body: &str| judge(status, body.as_bytes(), None, &plan);
+        let busy = (Verdict::Busy(None), Some(Cause::Busy(None)));
+        assert_eq!(of(503, r#"{"error":"The model is currently scaling. Please retry."}"#), busy);
+        assert_eq!(of(503, r#"{"error":{"type":"ServiceUnavailableError"}}"#), busy);
+        assert_eq!(of(429, ""), busy);
+        assert_eq!(of(503, "<html>").0, Verdict::Failed);
+        assert_eq!(of(500, "").0, Verdict::Failed);
+        assert_eq!(of(501, ""), (Verdict::Neutral, Some(Cause::Status(501))));
+        for status in [400, 401, 404, 413, 422] {
+            assert_eq!(of(status, "overloaded"), (Verdict::Neutral, None), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_pause_that_is_asked_for_makes_it_busy() {
+        let pause = Some(Duration::from_secs(7));
+        let plan = RoutingPlan::default();
+        assert_eq!(judge(503, b"", pause, &plan).0, Verdict::Busy(pause));
+    }
+
+    #[test]
+    fn operators_say_what_else_is_a_failure() {
+        let plan = detecting(&[4], &["organization has been disabled"]);
+        let of = |status, body: &str| judge(status, body.as_bytes(), None, &plan);
+        assert_eq!(of(403, ""), (Verdict::Failed, Some(Cause::Status(403))));
+        // Tried elsewhere, but a wrong request ejects nobody.
+        assert_eq!(of(400, ""), (Verdict::Neutral, Some(Cause::Status(400))));
+        assert_eq!(of(400, "this organization has been disabled").0, Verdict::Failed);
+        assert_eq!(of(200, "organization has been disabled").1, None);
+    }
+
+    #[test]
+    fn retry_after_in_both_forms() {
+        let mut headers = HeaderMap::new();
+        let now: Timestamp = "1994-11-06T08:49:30Z".parse().unwrap();
+        assert_eq!(retry_after(&headers, now), None);
+        for (text, seconds) in
+            [("7", 7), ("Sun, 06 Nov 1994 08:49:37 GMT", 7), ("Sun, 06 Nov 1994 08:49:07 GMT", 0)]
+        {
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            assert_eq!(retry_after(&headers, now), Some(Duration::from_secs(seconds)), "{text}");
+        }
+    }
+}

@@ -71,11 +71,12 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
     }
     let opened = answer::opened(session);
     ctx.answer.reading = match reading(response, ctx) {
-        reading @ (Reading::Stream(_) | Reading::Refusal(_)) => reading,
+        reading @ Reading::Stream(_) => reading,
         // The client has been told that a stream comes.
         _ if opened && is_empty(response) => {
             return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
         }
+        Reading::Refusal(head) => Reading::Refusal(head),
         Reading::Json(tap) if opened => Reading::Event(Some(tap)),
         _ if opened => Reading::Event(None),
         reading => reading,

@@ -10,6 +10,7 @@ use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
+    answer,
     ctx::Ctx,
     tries::{self, Cause, Told},
     verdict,
@@ -154,7 +155,12 @@ pub fn filter(
         }
     }
     let first = !ctx.answer.begun && body.as_ref().is_some_and(|piece| !piece.is_empty());
-    if let Reading::Event(_) = ctx.answer.reading {
+    let event = match ctx.answer.reading {
+        Reading::Event(_) => true,
+        Reading::Refusal(_) => answer::opened(session),
+        _ => false,
+    };
+    if event {
         if end_of_stream && !ctx.answer.begun && !first {
             return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
         }

@@ -1,4 +1,5 @@
--- Gives each caller a tier: metadata.tier, a tag, and limits. Refuses nobody who is active.
+-- Gives each caller a tier: one of `tiers` in the configuration, if it is there; metadata.tier, a
+-- tag, and limits. Refuses nobody who is active.
 --
 -- Reads  data.tier or data.level, else the same in data.metadata (also as JSON text), else
 --        metadata.tier of an earlier script; names and numbers as below, unknown ones are standard
@@ -40,5 +41,6 @@ return {
   allow = true,
   metadata = {tier = tier, user_id = data.user_id},
   tags = {"tier:" .. tier},
+  tier = tier,
   limits = limits[tier],
 }

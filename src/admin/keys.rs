@@ -33,6 +33,7 @@ pub struct Key {
     name: String,
     user_id: String,
     team: String,
+    tier: String,
     status: Status,
     /// RFC 3339.
     #[schema(format = DateTime)]
@@ -137,6 +138,7 @@ impl Key {
             name: spec.name,
             user_id: spec.user_id,
             team: spec.team,
+            tier: spec.tier,
             status: match spec.status.as_i64() {
                 Some(0) => Status::Active,
                 Some(2) => Status::QuotaExceeded,

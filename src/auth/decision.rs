@@ -73,6 +73,8 @@ pub struct Verdict {
     pub own_limits: Option<Arc<OwnLimits>>,
     /// Labels.
     pub tags: Vec<String>,
+    /// The tier, in place of the one that the data tells; empty: none.
+    pub tier: Option<String>,
 }
 
 impl Job for Question<'_> {
@@ -244,6 +246,10 @@ impl Verdict {
                 (self.limits, self.own_limits) = (Some(limits), Some(Arc::new(own)));
             }
             (b"tags", _) => self.tags = tags(told("tags")?)?,
+            (b"tier", lua::Value::String(name)) => self.tier = Some(name.to_string_lossy()),
+            (b"tier", other) => {
+                return Err(format!("`tier` is a {}, not a string", other.type_name()));
+            }
             _ => {}
         }
         Ok(())

@@ -461,7 +461,11 @@ fn reason(why: Unfit) -> Reason {
 
 /// The caller, with what a script told about it.
 fn told(known: &Arc<Principal>, verdict: Verdict) -> Arc<Principal> {
-    if verdict.metadata.is_empty() && verdict.limits.is_none() && verdict.tags.is_empty() {
+    let says_nothing = verdict.metadata.is_empty()
+        && verdict.limits.is_none()
+        && verdict.tags.is_empty()
+        && verdict.tier.is_none();
+    if says_nothing {
         return Arc::clone(known);
     }
     let mut principal = Principal::clone(known);
@@ -474,6 +478,9 @@ fn told(known: &Arc<Principal>, verdict: Verdict) -> Arc<Principal> {
     }
     if let Some(team) = said("team") {
         principal.team = team;
+    }
+    if let Some(tier) = verdict.tier {
+        principal.tier = tier;
     }
     principal.metadata.extend(verdict.metadata);
     principal.limits = verdict.own_limits.or(principal.limits);
@@ -488,6 +495,7 @@ fn joined(earlier: &Principal, later: &Principal) -> Arc<Principal> {
         (&mut both.user_id, &later.user_id),
         (&mut both.name, &later.name),
         (&mut both.team, &later.team),
+        (&mut both.tier, &later.tier),
     ] {
         if !from.is_empty() {
             to.clone_from(from);

@@ -18,6 +18,8 @@ pub struct Principal {
     pub name: String,
     /// The team that it belongs to; empty for none.
     pub team: String,
+    /// The tier that it belongs to; empty for none.
+    pub tier: String,
     /// Whatever else the key's data or a script told.
     pub metadata: Map<String, Value>,
     /// Limits of this key alone, as its data or a script gave them.

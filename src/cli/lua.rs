@@ -158,6 +158,7 @@ fn told(verdict: &Verdict) -> Value {
         ("metadata", json!(verdict.metadata)),
         ("limits", json!(verdict.limits)),
         ("tags", json!(verdict.tags)),
+        ("tier", json!(verdict.tier)),
     ] {
         if !value.is_null() && value != json!({}) && value != json!([]) {
             told[name] = value;

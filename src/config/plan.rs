@@ -6,6 +6,7 @@ mod limit;
 mod routing;
 mod script;
 mod storage;
+mod tier;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ pub use self::auth::{Answer, Answers, AuthPlan, CachePlan, KeyPlan, ProviderPlan
 pub use self::limit::{LimitPlan, QueuePlan, SharedPlan};
 pub use self::routing::*;
 pub use self::script::SHIPPED;
+pub use self::tier::TierPlan;
 use super::{
     problem::Problem,
     raw::{self, ErrorFormat, HealthCheck, KeyForm, Log, Raw, SecretText, StreamUsage},
@@ -63,6 +65,8 @@ pub struct Plan {
     pub auth: Option<AuthPlan>,
     /// How much one may call.
     pub limits: LimitPlan,
+    /// Ranks of keys, by their names.
+    pub tiers: BTreeMap<String, TierPlan>,
     /// Addresses that may call at all.
     pub ip_rules: IpRules,
     /// Proxies that are believed about their clients' addresses.
@@ -226,6 +230,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
     make.storage(raw);
     let auth = make.auth(raw);
     let limits = make.limits(raw, auth.as_ref());
+    let tiers = make.tiers(raw);
     let ip_rules = IpRules {
         allowed: make.nets("server.allowed_ips", &raw.server.allowed_ips),
         denied: make.nets("server.denied_ips", &raw.server.denied_ips),
@@ -250,6 +255,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         log: raw.log.clone(),
         auth,
         limits: limits?,
+        tiers,
         ip_rules,
         trusted_proxies,
         error_format: raw.server.error_format,

@@ -28,6 +28,13 @@ impl Problem {
     }
 }
 
+/// The known name that was meant, if one is close enough to what was written.
+pub fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, name) =
+        known.map(|name| (strsim::damerau_levenshtein(written, name), name)).min()?;
+    (distance <= 1 + name.len().max(written.len()) / 3).then_some(name)
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(line) = self.line {

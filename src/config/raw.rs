@@ -3,6 +3,7 @@
 
 mod auth;
 mod limit;
+mod tier;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -10,7 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_yaml::Value;
 
-pub use self::{auth::*, limit::*};
+pub use self::{auth::*, limit::*, tier::*};
 use crate::base::{Secret, duration};
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
@@ -57,6 +58,9 @@ pub struct Raw {
     pub admin: Admin,
     /// How much one may call. Without this section only limits of a key's own hold.
     pub rate_limit: Option<RateLimit>,
+    /// Ranks of keys, by their names. A key says in `tier` to which it belongs.
+    #[serde(default)]
+    pub tiers: BTreeMap<String, Tier>,
 }
 
 /// Process and listener settings. A change of any of them but the sizes needs a restart.

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
 use super::{
-    problem::Problem,
+    problem::{Problem, closest},
     value::{self, Step},
 };
 
@@ -124,13 +124,8 @@ fn unknown_key(path: &[Step], unknown: &str, message: &str) -> Problem {
         .step_by(2)
         .collect();
     let problem = Problem::new(value::show(path), format!("unknown key `{unknown}`"));
-    let closest = known
-        .iter()
-        .map(|name| (strsim::damerau_levenshtein(unknown, name), *name))
-        .min()
-        .filter(|(distance, name)| *distance <= 1 + name.len().max(unknown.len()) / 3);
-    match closest {
-        Some((_, name)) => problem.hint(format!("did you mean `{name}`?")),
+    match closest(unknown, known.iter().copied()) {
+        Some(name) => problem.hint(format!("did you mean `{name}`?")),
         None => problem.hint(format!("known here: {}", known.join(", "))),
     }
 }

@@ -112,6 +112,7 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
         key_id: who.map(|p| p.key_id.clone()).unwrap_or_default(),
         key_name: who.map(|p| p.name.clone()).unwrap_or_default(),
         team: who.map(|p| p.team.clone()).unwrap_or_default(),
+        tier: who.map(|p| p.tier.clone()).unwrap_or_default(),
         metadata: who.map(|p| p.metadata.clone()).unwrap_or_default(),
         tags: who.map(|p| p.tags.clone()).unwrap_or_default(),
         api_key: match hook.caller_key {

@@ -4,8 +4,10 @@
 pub mod carry;
 pub mod live;
 pub mod snapshot;
+pub mod tiers;
 pub mod watch;
 
 pub use carry::{Carry, Outlets, ReloadRequest};
 pub use live::Live;
 pub use snapshot::Snapshot;
+pub use tiers::Tiers;

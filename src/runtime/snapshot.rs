@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Carry;
+use super::{Carry, Tiers};
 use crate::{
     auth::Auth,
     balance::{Endpoint, Pool},
@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub auth: Option<Auth>,
     /// How much one may call.
     pub limits: Arc<Limiter>,
+    /// What callers are given before others.
+    pub tiers: Tiers,
     /// From a model to a pool.
     pub router: Router,
     /// The pools that the router names.
@@ -53,7 +55,8 @@ impl Snapshot {
             .collect();
         let known = earlier.map(|e| &*e.limits);
         let limits = Limiter::new(plan.limits.clone(), &carry.limits, &carry.stores, known);
-        Self { generation, plan, auth, limits, router, pools, endpoints }
+        let tiers = Tiers::new(plan.tiers.clone());
+        Self { generation, plan, auth, limits, tiers, router, pools, endpoints }
     }
 
     /// The backends with their health, each once.

@@ -27,6 +27,9 @@ pub struct Record {
     /// The team that the key belongs to, if any.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub team: String,
+    /// The tier that the key belongs to, if any.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tier: String,
     /// What data or script told about the caller besides.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub metadata: Map<String, Value>,

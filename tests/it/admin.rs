@@ -66,7 +66,10 @@ async fn a_key_lives_and_is_seen_at_once() {
     let admin = Admin::start(&[sim.url()], "").await;
     let ask = async |key: &str| admin.gateway.ask_as(key).await.status;
     let (status, made) = admin
-        .post("/admin/v1/keys", json!({"name": "one", "user_id": "u1", "metadata": {"a": 1}}))
+        .post(
+            "/admin/v1/keys",
+            json!({"name": "one", "user_id": "u1", "tier": "vip", "metadata": {"a": 1}}),
+        )
         .await;
     assert_eq!(status, 201, "{made}");
     let (key, id) = (made["key"].as_str().unwrap(), made["id"].as_str().unwrap());
@@ -75,6 +78,7 @@ async fn a_key_lives_and_is_seen_at_once() {
     let at = format!("/admin/v1/keys/{id}");
     let seen = admin.get(&at).await;
     assert_eq!((&seen["user_id"], &seen["status"]), (&"u1".into(), &"active".into()));
+    assert_eq!(seen["tier"], "vip");
     assert!(seen.get("key").is_none() && !seen.to_string().contains(key));
 
     let patch = async |change: Value| admin.ask(Method::PATCH, &at, Some(change)).await;

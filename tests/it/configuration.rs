@@ -166,6 +166,36 @@ fn mistakes_in_the_new_sections_are_told() {
 }
 
 #[test]
+fn tiers_are_known_to_the_keys_that_name_them() {
+    let text = |tiers: &str, tier: &str| {
+        format!(
+            "backends: [{{url: \"http://x\"}}]\ntiers: {tiers}\napi_keys: [{{key: a, tier: {tier}}}]\n\
+             auth: {{pipeline: [{{type: file}}, {{type: static, static: {{keys: [{{key: b, tier: {tier}}}]}}}}]}}\n"
+        )
+    };
+    let gold = "{gold: {engine_priority: -7, queue_class: 2}, plain: {}}";
+    let plan = config::load_text(&text(gold, "gold"), root(), &|_| None).plan.unwrap();
+    let tier = |name: &str| (plan.tiers[name].engine_priority, plan.tiers[name].queue_class);
+    assert_eq!((tier("gold"), tier("plain")), ((Some(-7), 2), (None, 0)));
+    for (tiers, tier, at, expected) in [
+        (gold, "glod", "api_keys[0].tier", "did you mean `gold`?"),
+        (gold, "glod", "auth.pipeline[1].static.keys[0].tier", "there is no tier `glod`"),
+        ("{}", "gold", "api_keys[0].tier", "add it"),
+        (
+            "{gold: {engine_priority: 1001}}",
+            "gold",
+            "tiers.gold.engine_priority",
+            "between -1000 and 1000",
+        ),
+        ("{gold: {queue_clas: 1}}", "gold", "tiers.gold.queue_clas", "did you mean `queue_class`?"),
+    ] {
+        let found = problems(&text(tiers, tier));
+        let told = found.iter().any(|p| p.path == at && p.to_string().contains(expected));
+        assert!(told, "{tiers} {tier}: {found:?}");
+    }
+}
+
+#[test]
 fn a_missing_feature_that_is_switched_off_is_no_problem() {
     let text = "backends: [{url: \"http://x\"}]\nauth: {enabled: false}\n\
                 routing: {retry: {enabled: false}, fallback: []}\n";

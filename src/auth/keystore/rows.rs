@@ -11,7 +11,8 @@ use crate::{auth::credential::digest, base::terms::Change, store::file};
 
 /// Versions of the schema, in their order. What has been released is never changed: a new version
 /// is a new entry.
-const SCHEMA: [&str; 1] = ["
+const SCHEMA: [&str; 2] = [
+    "
     CREATE TABLE api_keys (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
@@ -37,7 +38,9 @@ const SCHEMA: [&str; 1] = ["
     );
     CREATE INDEX api_keys_status ON api_keys (status);
     CREATE INDEX api_keys_user_id ON api_keys (user_id);
-"];
+",
+    "ALTER TABLE api_keys ADD COLUMN tier TEXT NOT NULL DEFAULT '';",
+];
 
 /// Opens the file, which is made when it is not there.
 pub async fn connect(path: &Path) -> Result<SqlitePool, String> {
@@ -73,7 +76,7 @@ pub async fn write(
     change: &mut Transaction<'_, Sqlite>,
     stored: &StoredKey,
 ) -> Result<(), KeyError> {
-    const UPDATE: &str = "UPDATE api_keys SET name = ?, user_id = ?, team = ?, status = ?,
+    const UPDATE: &str = "UPDATE api_keys SET name = ?, user_id = ?, team = ?, tier = ?, status = ?,
          starts_at = ?, expires_at = ?, total_quota = ?, used_quota = ?, quota_reset_period = ?,
          last_reset_at = ?, balance = ?, allowed_ips = ?, denied_ips = ?, metadata = ?, limits = ?, updated_at = ?
          WHERE id = ?";
@@ -83,6 +86,7 @@ pub async fn write(
         .bind(&spec.name)
         .bind(&spec.user_id)
         .bind(&spec.team)
+        .bind(&spec.tier)
         .bind(spec.status.as_i64())
         .bind(spec.starts_at.as_i64())
         .bind(spec.expires_at.as_i64())
@@ -137,6 +141,7 @@ pub fn read(row: &SqliteRow) -> Result<StoredKey, sqlx::Error> {
             name: row.try_get("name")?,
             user_id: row.try_get("user_id")?,
             team: row.try_get("team")?,
+            tier: row.try_get("tier")?,
             status: row.try_get::<i64, _>("status")?.into(),
             starts_at: time("starts_at")?,
             expires_at: time("expires_at")?,
@@ -153,4 +158,25 @@ pub fn read(row: &SqliteRow) -> Result<StoredKey, sqlx::Error> {
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn keys_of_an_earlier_version_belong_to_no_tier() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        let pool = file::open(&path, &SCHEMA[..1]).await.unwrap();
+        let insert = "INSERT INTO api_keys (id, digest, prefix, name, user_id, team, status,
+             used_quota, allowed_ips, denied_ips, metadata, created_at, updated_at)
+             VALUES ('k', x'00', 'p', 'n', 'u', 't', 0, 0, '[]', '[]', '{}', 1, 1)";
+        sqlx::query(insert).execute(&pool).await.unwrap();
+        pool.close().await;
+        let pool = connect(&path).await.unwrap();
+        let row = sqlx::query("SELECT * FROM api_keys").fetch_one(&pool).await.unwrap();
+        let spec = read(&row).unwrap().spec;
+        assert_eq!((spec.team.as_str(), spec.tier.as_str()), ("t", ""));
+    }
 }

@@ -31,6 +31,9 @@ pub struct KeySpec {
     /// The team that it belongs to.
     #[schema(nullable)]
     pub team: String,
+    /// The tier that it belongs to.
+    #[schema(nullable)]
+    pub tier: String,
     /// `active`, `disabled`, `quota_exceeded`, `expired`, or 0 to 3.
     pub status: Value,
     /// From when it is good: Unix seconds, or a date and time.

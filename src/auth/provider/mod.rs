@@ -66,6 +66,7 @@ impl KeyRecord {
             user_id: text(&["user_id"]).unwrap_or_default(),
             name: text(&["name", "key_name"]).unwrap_or_default(),
             team: text(&["team", "team_id"]).unwrap_or_default(),
+            tier: text(&["tier"]).unwrap_or_default(),
             metadata,
             limits: own,
             tags: Vec::new(),

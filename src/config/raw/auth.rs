@@ -186,6 +186,8 @@ pub struct ApiKey {
     pub user_id: Option<String>,
     /// The team that it belongs to.
     pub team: Option<String>,
+    /// The tier that it belongs to, one of `tiers`.
+    pub tier: Option<String>,
     /// `active`, `disabled`, `quota_exceeded`, `expired`, or 0 to 3.
     pub status: Option<StatusValue>,
     /// Tokens that it may use.

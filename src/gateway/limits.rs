@@ -120,7 +120,9 @@ fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<Wish> {
         enforce_quotas: ctx.snapshot.auth.as_ref().is_none_or(Auth::enforces_quotas),
     };
     let (bytes, max_tokens) = ctx.limits.asked.unwrap_or_default();
-    limiter.wish(&ask, bytes, max_tokens)
+    let mut wish = limiter.wish(&ask, bytes, max_tokens)?;
+    wish.class = ctx.snapshot.tiers.of(ask.who).queue_class;
+    Some(wish)
 }
 
 fn enter(ctx: &mut Ctx, ticket: Ticket) {

@@ -16,7 +16,7 @@ use super::{
     estimate::{Estimates, Guess},
     ledger::Ledger,
     price,
-    queue::{Full, Place, Queue},
+    queue::{Full, Place, Queue, Whose},
     redis::{self, RedisCounter},
     rules::{Ask, Rules, fair_key},
     table::Table,
@@ -105,6 +105,8 @@ pub struct Wish {
     pub(super) bytes: usize,
     pub(super) max_tokens: Option<u64>,
     fair: u64,
+    /// Its place in the queue; larger goes first.
+    pub class: i32,
 }
 
 /// A refusal, and the rule that refuses: `per_key.requests_per_minute`.
@@ -192,7 +194,7 @@ impl Limiter {
             true => fair_key(ask, hash),
             false => 0,
         };
-        (!claims.is_empty()).then_some(Wish { claims, guess, bytes, max_tokens, fair })
+        (!claims.is_empty()).then_some(Wish { claims, guess, bytes, max_tokens, fair, class: 0 })
     }
 
     /// Lets a request in, or not. `first`: it does not come from the queue, and must not go before
@@ -270,7 +272,8 @@ impl Limiter {
     pub fn enter(&self, wish: &Wish, bucket: u64) -> Result<Place, Full> {
         let others = wish.claims.slots().filter(|id| *id != bucket);
         let all = std::iter::once(bucket).chain(others).collect();
-        self.shared.queue.enter(wish.fair, all, self.plan.queue.size)
+        let whose = Whose { class: wish.class, key: wish.fair };
+        self.shared.queue.enter(whose, all, self.plan.queue.size)
     }
 
     /// The same request in its place, by limits that have changed since. `false`: it needs no slot

@@ -602,6 +602,71 @@ async fn a_full_queue_makes_room_for_a_key_that_has_less_in_it() {
     assert_eq!(gate.order(), ["a0", "a1", "b", "a2"]);
 }
 
+#[tokio::test]
+async fn a_higher_class_goes_first_and_takes_the_place_of_a_lower_one() {
+    let gate = Gate::new().await;
+    let keys = KEYS.replace("user_002}", "user_002, tier: vip}");
+    let more = format!(
+        "{keys}tiers: {{vip: {{queue_class: 1}}}}\n\
+         rate_limit: {{global: {{max_concurrent: 1}}, queue: {{max_queue_size: 3, queue_timeout: 1h}}}}\n"
+    );
+    let gateway = Gateway::before(std::slice::from_ref(&gate.url), &more).await;
+    let mut under_way = named(&gateway, A, "a0").await;
+    gate.seen(1).await;
+    let mut low = Vec::new();
+    for n in 1..4 {
+        low.push(named(&gateway, A, &format!("a{n}")).await);
+        waiting(&gateway, n).await;
+    }
+    // The key that comes has as many as the other one, and more.
+    let mut high = Vec::new();
+    for n in 0..2 {
+        high.push(named(&gateway, B, &format!("b{n}")).await);
+        let newest = low.pop().unwrap().answer().await;
+        assert_eq!(refusal(&newest), no_slot(429));
+        waiting(&gateway, 3).await;
+    }
+    // Nobody of a higher class goes for one of a lower.
+    assert_eq!(refusal(&gateway.ask_as(OF_THE_SAME_USER).await), no_slot(429));
+    gate.answers.add_permits(4);
+    for client in [&mut under_way].into_iter().chain(&mut high).chain(&mut low) {
+        assert_eq!(client.answer().await.status, 200);
+    }
+    assert_eq!(gate.order(), ["a0", "b0", "b1", "a1"]);
+}
+
+#[tokio::test]
+async fn a_script_says_the_tier_and_one_that_nobody_knows_is_none() {
+    let gate = Gate::new().await;
+    let receiver = Receiver::start().await;
+    let script = "return {tier = ({[A] = 'vip', [B] = 'tin'})[api_key]}"
+        .replace("[A]", &format!("['{A}']"))
+        .replace("[B]", &format!("['{B}']"));
+    let text = format!(
+        "{}tiers: {{vip: {{queue_class: 1}}}}\n{}\
+         rate_limit: {{global: {{max_concurrent: 1}}, queue: {{max_queue_size: 9, queue_timeout: 1h}}}}\n",
+        with_script(&gate.url, &script),
+        receiver.hook(),
+    );
+    let gateway = Gateway::start(&text).await;
+    let mut clients = vec![named(&gateway, FREE, "none").await];
+    gate.seen(1).await;
+    let later = [(B, "unknown"), (B, "unknown"), (FREE, "none"), (A, "vip")];
+    for (n, (key, id)) in later.into_iter().enumerate() {
+        clients.push(named(&gateway, key, id).await);
+        waiting(&gateway, n + 1).await;
+    }
+    gate.answers.add_permits(5);
+    for client in &mut clients {
+        assert_eq!(client.answer().await.status, 200);
+    }
+    assert_eq!(gate.order(), ["none", "vip", "unknown", "none", "unknown"]);
+    let told = receiver.wait_for(5).await;
+    assert_eq!(told.iter().filter(|record| record["tier"] == "vip").count(), 1);
+    let log = gateway.log();
+    assert_eq!(log.matches("there is no tier \"tin\"").count(), 1, "{log}");
+}
+
 fn chunked(body: &[u8], end: &str) -> Vec<u8> {
     let head = format!(
         "POST {PATH} HTTP/1.1\r\nHost: g\r\n{}Transfer-Encoding: chunked\r\n\r\n",

@@ -4,6 +4,7 @@
 mod auth;
 mod limit;
 mod routing;
+mod salt;
 mod script;
 mod storage;
 mod tier;

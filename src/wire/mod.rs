@@ -1,6 +1,7 @@
 //! Bytes on the wire: JSON without a tree, server-sent events, header fields. No policy.
 
 pub mod edit;
+pub mod engine;
 pub mod forwarded;
 pub mod headers;
 pub mod json;

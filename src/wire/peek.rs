@@ -3,6 +3,8 @@
 
 use std::{borrow::Cow, ops::Range};
 
+use serde_json::Value;
+
 use super::{
     edit::Edit,
     json::{self, SyntaxError},
@@ -26,6 +28,10 @@ pub struct Peek {
     pub max_tokens: Option<u64>,
     /// One of the fields asked for is there.
     pub guarded: bool,
+    /// The value of the last `model`, whatever it is.
+    named: Option<Range<usize>>,
+    /// There is no member.
+    empty: bool,
     /// Offset of the closing brace.
     close: usize,
 }
@@ -57,13 +63,15 @@ pub fn peek(doc: &[u8], guarded: &[String]) -> Result<Peek, SyntaxError> {
     if let Err(e) = std::str::from_utf8(doc) {
         return Err(SyntaxError { at: e.valid_up_to(), what: "invalid UTF-8" });
     }
-    let mut found = Peek::default();
+    let mut found = Peek { empty: true, ..Peek::default() };
     let mut limits = (None, None);
     let mut walk = json::members(doc, 0);
     for member in walk.by_ref() {
         let member = member?;
         let value = &doc[member.value.clone()];
+        found.empty = false;
         if member.is(doc, "model") {
+            found.named = Some(member.value.clone());
             found.model = string(value);
             found.model_invalid = found.model.is_none() && value != b"null";
         } else if member.is(doc, "stream") {
@@ -154,6 +162,25 @@ pub fn guard_edits(doc: &[u8], guarded: &[String]) -> Result<Vec<Edit>, SyntaxEr
     Ok(cuts.into_iter().map(Edit::cut).collect())
 }
 
+/// The edit that adds members to the document, behind all others: of two equal keys the engines
+/// take the last. All of them in one call, and not together with edits that cut members out: what
+/// separates them must be known.
+pub fn insert_fields(peek: &Peek, fields: &[(&str, Value)]) -> Option<Edit> {
+    let mut text = String::new();
+    for (name, value) in fields {
+        let comma = if peek.empty && text.is_empty() { "" } else { "," };
+        text += &format!("{comma}{}:{value}", Value::from(*name));
+    }
+    (!text.is_empty()).then(|| Edit::insert(peek.close, text.into_bytes()))
+}
+
+/// The edit that puts another name in the place of the model's; `None` if the document has no
+/// `model`.
+pub fn replace_model(peek: &Peek, name: &str) -> Option<Edit> {
+    let with = Cow::Owned(Value::from(name).to_string().into_bytes());
+    Some(Edit { range: peek.named.clone()?, with })
+}
+
 /// The edits that make a streaming request ask for usage; empty when it asks already, or when its
 /// `stream_options` are of a kind that the engine itself must refuse.
 pub fn usage_edits(doc: &[u8], peek: &Peek, ask: Ask) -> Vec<Edit> {
@@ -195,6 +222,7 @@ pub fn usage_edits(doc: &[u8], peek: &Peek, ask: Ask) -> Vec<Edit> {
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::wire::edit;
@@ -283,6 +311,72 @@ mod tests {
         );
         let wrong = r#"{"stream_options":"yes"}"#;
         assert_eq!(asking(wrong, Ask::Final), wrong);
+    }
+
+    #[test]
+    fn adds_fields_behind_all_others() {
+        let with = |doc: &str, fields: &[(&str, Value)]| {
+            let p = peek(doc.as_bytes(), &[]).unwrap();
+            edited(doc, insert_fields(&p, fields).into_iter().collect())
+        };
+        let both = [("priority", Value::from(-3)), ("cache_salt", Value::from("a\"b"))];
+        assert_eq!(
+            with("{ } \n", &both),
+            r#"{ "priority":-3,"cache_salt":"a\"b"} "#.to_owned() + "\n"
+        );
+        assert_eq!(
+            with(r#"{"priority":7,"a":{}} "#, &both),
+            r#"{"priority":7,"a":{},"priority":-3,"cache_salt":"a\"b"} "#
+        );
+        assert_eq!(with("{}", &[]), "{}");
+        // Together with the others that one look may give.
+        let doc = r#"{"model":"a","stream":true}"#;
+        let p = peek(doc.as_bytes(), &[]).unwrap();
+        let mut edits = usage_edits(doc.as_bytes(), &p, Ask::Final);
+        edits.extend(insert_fields(&p, &both[..1]));
+        edits.extend(replace_model(&p, "longer"));
+        let all: Value = serde_json::from_str(&edited(doc, edits)).unwrap();
+        assert_eq!(
+            all,
+            serde_json::json!({"model": "longer", "stream": true, "priority": -3,
+                "stream_options": {"include_usage": true}})
+        );
+    }
+
+    #[test]
+    fn replaces_the_model_that_counts() {
+        let named = |doc: &str, name: &str| {
+            let p = peek(doc.as_bytes(), &[]).unwrap();
+            replace_model(&p, name).map(|edit| edited(doc, vec![edit]))
+        };
+        assert_eq!(
+            named(r#"{"mod\u0065l" : "gpt-4o" ,"a":{"model":"x"}}"#, "Qwen/\"72b\"").unwrap(),
+            r#"{"mod\u0065l" : "Qwen/\"72b\"" ,"a":{"model":"x"}}"#
+        );
+        assert_eq!(
+            named(r#"{"model":"a","model":"b"}"#, "c").unwrap(),
+            r#"{"model":"a","model":"c"}"#
+        );
+        assert_eq!(named(r#"{"model":null}"#, "c").unwrap(), r#"{"model":"c"}"#);
+        assert_eq!(named(r#"{"a":1}"#, "c"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn an_edited_document_is_a_document_that_says_what_was_said(
+            name in ".{0,20}", model in ".{0,20}", keys in prop::collection::vec("[a-c]{1,2}", 0..4)
+        ) {
+            let mut said: serde_json::Map<_, _> =
+                keys.into_iter().map(|key| (key, Value::from(1))).collect();
+            said.insert("model".to_owned(), "before".into());
+            let doc = Value::from(said.clone()).to_string();
+            let p = peek(doc.as_bytes(), &[]).unwrap();
+            let edits = insert_fields(&p, &[(&name, 2.into())]).into_iter();
+            let text = edited(&doc, edits.chain(replace_model(&p, &model)).collect());
+            said.insert("model".to_owned(), model.into());
+            said.insert(name, 2.into());
+            prop_assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), Value::from(said));
+        }
     }
 
     #[test]

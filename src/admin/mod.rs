@@ -1,4 +1,5 @@
-//! The operator's HTTP API, on a listener of its own: keys, backends, configuration.
+//! The operator's HTTP API, on a listener of its own: keys, backends, the last requests,
+//! configuration.
 //!
 //! `/admin/v1/...` is the API; `/admin/keys/...` are the endpoints of LLMProxy 0.5, all of them
 //! POST. The OpenAPI document is made from the handlers themselves.
@@ -6,6 +7,7 @@
 mod answer;
 mod backends;
 mod config;
+mod explain;
 mod guard;
 mod keys;
 mod legacy;
@@ -52,7 +54,7 @@ pub struct Parts {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "LLMProxy admin API", description = "Keys, backends and configuration."),
+    info(title = "LLMProxy admin API", description = "Keys, backends, requests and configuration."),
     security(("admin_token" = []))
 )]
 struct Head;
@@ -64,6 +66,7 @@ fn api() -> OpenApiRouter<Parts> {
         .routes(routes!(keys::rotate))
         .routes(routes!(backends::list))
         .routes(routes!(backends::drain, backends::undrain))
+        .routes(routes!(explain::show))
         .routes(routes!(config::show))
         .routes(routes!(config::reload))
         .routes(routes!(legacy::create))

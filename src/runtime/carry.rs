@@ -12,7 +12,7 @@ use pingora_load_balancing::{Backend, HealthRegistry};
 use prometheus::IntGauge;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::{Snapshot, watch::Watches};
+use super::{Explains, Snapshot, watch::Watches};
 use crate::{
     auth::{KeyStore, Resources},
     balance::{Endpoint, Probe, endpoint::Ids, health},
@@ -59,6 +59,8 @@ pub struct Carry {
     pub limits: Arc<limit::Shared>,
     /// Usage records on their way.
     pub usage: UsageQueue,
+    /// The ways of the last requests. Written by the gateway, read by the admin API.
+    pub explains: Explains,
     /// Deadlines of the requests under way.
     pub watches: Arc<Watches>,
     /// The process is about to end: `/ready` says so.
@@ -95,6 +97,7 @@ impl Carry {
             reload,
             limits,
             usage: UsageQueue { sender, waiting: AtomicI64::new(0), depth },
+            explains: Explains::default(),
             watches: Arc::default(),
             draining: AtomicBool::new(false),
             unique: AtomicU64::new(1),

@@ -2,12 +2,14 @@
 //! it is swapped, and what lives on through a swap.
 
 pub mod carry;
+pub mod explain;
 pub mod live;
 pub mod snapshot;
 pub mod tiers;
 pub mod watch;
 
 pub use carry::{Carry, Outlets, ReloadRequest};
+pub use explain::Explains;
 pub use live::Live;
 pub use snapshot::Snapshot;
 pub use tiers::Tiers;

@@ -56,6 +56,7 @@ impl Snapshot {
         let known = earlier.map(|e| &*e.limits);
         let limits = Limiter::new(plan.limits.clone(), &carry.limits, &carry.stores, known);
         let tiers = Tiers::new(plan.tiers.clone());
+        carry.explains.resize(plan.routing.explain);
         Self { generation, plan, auth, limits, tiers, router, pools, endpoints }
     }
 

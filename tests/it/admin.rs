@@ -367,6 +367,21 @@ async fn the_configuration_is_told_without_its_secrets() {
     assert_eq!(admin.get("/admin/v1/config").await["generation"], 1);
 }
 
+#[tokio::test]
+async fn a_request_that_nobody_remembers_cannot_be_explained() {
+    let sim = sim().await;
+    let admin = Admin::start(&[sim.url()], "").await;
+    let explain = async |query: &str| {
+        admin.ask(Method::GET, &format!("/admin/v1/explain{query}"), None).await
+    };
+    let (status, body) = explain("?request_id=req-1").await;
+    assert_eq!(status, 404);
+    assert!(body["error"]["message"].as_str().unwrap().contains("`routing.explain`"), "{body}");
+    for bad in ["", "?request=req-1", "?request_id=a&more=b"] {
+        assert_eq!(explain(bad).await.0, 400, "{bad}");
+    }
+}
+
 /// Schemathesis reads the document, makes requests that it allows and others that it does not, and
 /// looks whether every answer is one that the document tells of.
 #[tokio::test]
@@ -377,7 +392,7 @@ async fn the_openapi_document_tells_the_truth() {
     let served = llmproxy::admin::document().to_json().unwrap();
     assert_eq!(document, serde_json::from_str::<Value>(&served).unwrap());
     let paths: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
-    assert_eq!(paths.len(), 13, "{paths:?}");
+    assert_eq!(paths.len(), 14, "{paths:?}");
     let report = tempfile::tempdir().unwrap();
     let url = format!("http://{}/admin/v1/openapi.json", admin.address);
     let done = tokio::process::Command::new(python::programs("openapi").join("schemathesis"))

@@ -1,0 +1,120 @@
+//! `/admin/v1/explain`.
+
+use axum::{Json, extract::State};
+use serde::Deserialize;
+
+use super::{
+    Parts,
+    answer::{ErrorBody, Params, Refusal},
+};
+use crate::runtime::explain::Trace;
+
+const PATH: &str = "/admin/v1/explain";
+
+/// Which request.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Asked {
+    /// Its id, as in `X-Request-Id` of its answer, in records and in the access log.
+    request_id: String,
+}
+
+/// Why a request went where it went: its tries, the backends among which each chose, and times. The
+/// newest request with this id, if it is among those that are remembered (`routing.explain`).
+#[utoipa::path(get, path = "/admin/v1/explain", tag = "explain", params(Asked), responses(
+    (status = 200, body = Trace), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+))]
+pub async fn show(
+    State(parts): State<Parts>,
+    Params(asked): Params<Asked>,
+) -> Result<Json<Trace>, Refusal> {
+    let explains = &parts.carry.explains;
+    if let Some(trace) = explains.find(&asked.request_id) {
+        return Ok(Json(Trace::clone(&trace)));
+    }
+    Err(match explains.capacity() {
+        0 => {
+            let hint = "requests are not remembered: set `routing.explain` to how many are to be";
+            Refusal::new(PATH, 404, "explain_off", hint)
+        }
+        most => {
+            let hint = format!(
+                "there is no such request among the last {most} of this process: `routing.explain` \
+                 says how many are remembered, and other replicas have their own"
+            );
+            Refusal::new(PATH, 404, "unknown_request", hint)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc};
+
+    use axum::{body::to_bytes, response::IntoResponse};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::runtime::{
+        Carry, Live, Snapshot,
+        explain::{Candidate, Try},
+    };
+
+    async fn told(parts: &Parts, request_id: &str) -> (u16, Value) {
+        let asked = Params(Asked { request_id: request_id.to_owned() });
+        let answer = show(State(parts.clone()), asked).await.into_response();
+        let status = answer.status().as_u16();
+        let body = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_request_is_told_of_by_its_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let (carry, _outlets) = Carry::new(at("keys.db"), at("limits.db"));
+        let text = "backends: [{url: \"http://x\"}]";
+        let plan = crate::config::load_text(text, Path::new("."), &|_| None).plan.unwrap();
+        let snapshot = Snapshot::build(plan, None, &carry);
+        let parts = Parts { live: Arc::new(Live::new(snapshot)), carry };
+        parts.carry.explains.resize(0);
+        let (status, off) = told(&parts, "req-1").await;
+        assert_eq!((status, &off["error"]["code"]), (404, &json!("explain_off")));
+        parts.carry.explains.resize(2);
+        let candidate = Candidate { backend: "b".to_owned(), score: Some(1.5), barred: None };
+        let first = Try {
+            at_ms: 1,
+            tier: 0,
+            pool: 0,
+            model: "qwen-72b".to_owned(),
+            backend: "b".to_owned(),
+            candidates: vec![candidate],
+            first_byte_ms: None,
+            took_ms: 5,
+            result: "connect_failure".to_owned(),
+            hedge: false,
+        };
+        parts.carry.explains.put(Trace {
+            request_id: "req-1".to_owned(),
+            time: jiff::Timestamp::UNIX_EPOCH,
+            model: "gpt-4o".to_owned(),
+            key_id: "key-1".to_owned(),
+            user_id: "u".to_owned(),
+            tries: vec![first],
+            outcome: "rejected".to_owned(),
+            status: 502,
+            duration_ms: 7,
+            queued_ms: None,
+        });
+        let (status, trace) = told(&parts, "req-1").await;
+        assert_eq!((status, &trace["queued_ms"]), (200, &Value::Null));
+        assert_eq!(
+            trace["tries"][0]["candidates"],
+            json!([{"backend": "b", "score": 1.5, "barred": null}])
+        );
+        let (status, unknown) = told(&parts, "req-2").await;
+        assert_eq!((status, &unknown["error"]["code"]), (404, &json!("unknown_request")));
+        assert!(unknown["error"]["message"].as_str().unwrap().contains("routing.explain"));
+    }
+}

@@ -8,7 +8,6 @@ pub mod plan;
 pub mod problem;
 pub mod raw;
 pub mod read;
-mod unbuilt;
 mod value;
 
 pub use check::{Loaded, load, load_text, schema};

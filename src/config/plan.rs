@@ -26,8 +26,7 @@ pub use self::script::SHIPPED;
 pub use self::tier::TierPlan;
 use super::{
     problem::Problem,
-    raw::{self, ErrorFormat, HealthCheck, KeyForm, Log, Raw, SecretText, StreamUsage},
-    unbuilt,
+    raw::{self, Engine, ErrorFormat, HealthCheck, KeyForm, Log, Raw, SecretText, StreamUsage},
 };
 pub use crate::base::ModelPattern;
 use crate::base::{
@@ -161,6 +160,8 @@ pub struct BackendPlan {
     pub authorization: Option<HeaderValue>,
     /// How to ask for usage in streams.
     pub stream_usage: StreamUsage,
+    /// What it is.
+    pub engine: Engine,
 }
 
 /// Active probes.
@@ -188,6 +189,7 @@ pub struct HealthPlan {
 pub struct TimeoutPlan {
     pub connect: Option<Duration>,
     pub first_byte: Option<Duration>,
+    pub first_token: Option<Duration>,
     pub between_chunks: Option<Duration>,
     pub total: Option<Duration>,
     pub client_read: Option<Duration>,
@@ -220,10 +222,10 @@ const SHORTEST_TOKEN: usize = 8;
 /// Returns a plan only if it added no problem.
 pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Plan> {
     let before = problems.len();
-    unbuilt::refuse(raw, problems);
     let mut make = Maker { folder, problems, files: Vec::new(), warnings: Vec::new() };
     let fixed = make.fixed(raw);
-    let backends = make.backends(raw);
+    let (backends, unused) = make.backends(raw);
+    let routing = make.routing(raw, &backends, &unused);
     let health_check = make.health_check(raw.health_check.as_ref());
     let guard_headers = make.guard_headers(&raw.edge_guard);
     let usage_hook = make.usage_hook(raw.usage_hook.as_ref());
@@ -247,7 +249,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         max_header_size: sizes.1,
         graceful_shutdown_timeout: raw.server.graceful_shutdown_timeout.0,
         backends,
-        routing: RoutingPlan::default(),
+        routing,
         health_check,
         timeouts: timeouts(&raw.timeouts),
         guard_headers,
@@ -277,6 +279,7 @@ fn timeouts(raw: &raw::Timeouts) -> TimeoutPlan {
     TimeoutPlan {
         connect: some(raw.connect),
         first_byte: some(raw.first_byte),
+        first_token: some(raw.first_token),
         between_chunks: some(raw.between_chunks),
         total: some(raw.total),
         client_read: some(raw.client_read),
@@ -445,16 +448,17 @@ impl Maker<'_> {
         }
     }
 
-    fn backends(&mut self, raw: &Raw) -> Vec<BackendPlan> {
-        if raw.backends.is_empty() {
-            self.problem(
-                "backends",
-                "there is no backend",
-                "add one: `- url: \"http://vllm:8000\"`",
-            );
+    /// The backends that are used, and those that are switched off.
+    fn backends(&mut self, raw: &Raw) -> (Vec<BackendPlan>, Vec<BackendPlan>) {
+        if !raw.backends.iter().any(|b| b.enabled.0) {
+            let message = match raw.backends[..] {
+                [] => "there is no backend",
+                [..] => "every backend is switched off",
+            };
+            self.problem("backends", message, "add one: `- url: \"http://vllm:8000\"`");
         }
         let mut names = BTreeMap::new();
-        let mut plans = Vec::new();
+        let (mut used, mut unused) = (Vec::new(), Vec::new());
         for (i, backend) in raw.backends.iter().enumerate() {
             let at = format!("backends[{i}]");
             let Some(plan) = self.backend(&at, backend) else {
@@ -464,9 +468,9 @@ impl Maker<'_> {
                 let message = format!("has the same name as backends[{first}]: `{}`", plan.name);
                 self.problem(&at, message, "give each backend a `name` of its own");
             }
-            plans.push(plan);
+            if backend.enabled.0 { &mut used } else { &mut unused }.push(plan);
         }
-        plans
+        (used, unused)
     }
 
     fn backend(&mut self, at: &str, raw: &raw::Backend) -> Option<BackendPlan> {
@@ -484,6 +488,7 @@ impl Maker<'_> {
                 Err(why) => self.problem(format!("{at}.models[{i}]"), why, ""),
             }
         }
+        self.protocol(at, raw.protocol.as_deref());
         let authorization = self.authorization(at, raw);
         let uri = self.backend_uri(at, &raw.url)?;
         let host = uri.host()?.trim_matches(['[', ']']).to_owned();
@@ -505,7 +510,19 @@ impl Maker<'_> {
             models,
             authorization,
             stream_usage: raw.stream_usage,
+            engine: raw.engine,
         })
+    }
+
+    /// Only one language is spoken with backends.
+    fn protocol(&mut self, at: &str, word: Option<&str>) {
+        if let Some(word) = word
+            && word != "openai"
+        {
+            let message = format!("`{word}` is not available in this version");
+            let hint = "remove it, or write `openai`: nothing is translated";
+            self.problem(format!("{at}.protocol"), message, hint);
+        }
     }
 
     fn backend_uri(&mut self, at: &str, url: &str) -> Option<Uri> {

@@ -28,11 +28,14 @@ impl Problem {
     }
 }
 
-/// The known name that was meant, if one is close enough to what was written.
-pub fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let (distance, name) =
-        known.map(|name| (strsim::damerau_levenshtein(written, name), name)).min()?;
-    (distance <= 1 + name.len().max(written.len()) / 3).then_some(name)
+/// Of the words that are known, the one that is meant, if one is like it.
+pub fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(word, name), name))
+        .min()
+        .filter(|(distance, name)| *distance <= 1 + name.len().max(word.len()) / 3)
+        .map(|(_, name)| name)
 }
 
 impl fmt::Display for Problem {

@@ -3,6 +3,9 @@
 
 mod auth;
 mod limit;
+mod models;
+mod routing;
+mod scalar;
 mod tier;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -11,7 +14,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_yaml::Value;
 
-pub use self::{auth::*, limit::*, tier::*};
+pub use self::{auth::*, limit::*, models::*, routing::*, scalar::*, tier::*};
 use crate::base::{Secret, duration};
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
@@ -29,9 +32,19 @@ pub struct Raw {
     /// The LLM servers behind the gateway.
     #[serde(default)]
     pub backends: Vec<Backend>,
-    /// How a backend is chosen.
+    /// How a backend is chosen, and what happens when one fails.
     #[serde(default)]
     pub routing: Routing,
+    /// Models by other names than the backends' own, exact or a prefix with `*` at the end; the
+    /// closest one counts.
+    #[serde(default)]
+    pub models: BTreeMap<String, Model>,
+    /// What becomes of requests whose backends fail, in the words of other gateways.
+    #[serde(default)]
+    pub fallback: Fallback,
+    /// Which answers are failures of the backend.
+    #[serde(default)]
+    pub detection: Detection,
     /// Active probes of the backends. Without this section every backend counts as healthy.
     pub health_check: Option<HealthCheck>,
     /// How long to wait for what.
@@ -156,6 +169,33 @@ pub struct Backend {
     /// How to ask for token counts in streams where the client did not.
     #[serde(default)]
     pub stream_usage: StreamUsage,
+    /// What it is: engines have words of their own for the priority of a request and for the salt
+    /// of their caches.
+    #[serde(default)]
+    pub engine: Engine,
+    /// Whether it is used. `false` leaves it out, with every route to it.
+    #[serde(default)]
+    pub enabled: Switch,
+    /// Language of its API; `openai` is all there is.
+    pub protocol: Option<String>,
+}
+
+/// LLM servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// vLLM.
+    #[default]
+    Vllm,
+    /// SGLang.
+    Sglang,
+    /// Text Generation Inference.
+    Tgi,
+    /// llama.cpp.
+    #[serde(alias = "llama.cpp")]
+    Llamacpp,
+    /// Any other: nothing is added to its requests.
+    Other,
 }
 
 /// How to ask an engine for the token counts of a stream.
@@ -170,46 +210,6 @@ pub enum StreamUsage {
     Final,
     /// Never: requests pass unchanged, and a stream is counted only if its client asked.
     Off,
-}
-
-/// How a backend is chosen.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Routing {
-    /// The balancing strategy.
-    pub load_balance_strategy: Strategy,
-    /// Retries after an answer. Not available in this version; a backend that cannot be reached
-    /// is always replaced by another.
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub retry: Option<Value>,
-    /// Fallback rules. Not available in this version.
-    #[schemars(with = "Option<serde_json::Value>")]
-    pub fallback: Option<Value>,
-}
-
-/// Balancing strategies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Strategy {
-    /// By turns, in proportion to the weights.
-    #[default]
-    #[serde(alias = "weighted")]
-    RoundRobin,
-    /// The backend with the fewest requests in flight.
-    LeastConnections,
-    /// The backend whose first tokens have come soonest of late; the others are probed now and
-    /// then.
-    LatencyBased,
-    /// By chance, in proportion to the weights.
-    Random,
-    /// The less busy one of two that chance has chosen.
-    P2c,
-    /// Requests of one session, key or address to one backend, as long as it is not overloaded.
-    ConsistentHash,
-    /// Prompts that begin alike to one backend, as long as it is not overloaded.
-    PrefixAffinity,
-    /// The engine that has the least to do, by its own metrics.
-    LeastLoad,
 }
 
 /// Active probes.
@@ -258,6 +258,9 @@ pub struct Timeouts {
     /// For the first byte of an answer's body, from the moment the request was sent. Off by
     /// default: an answer that is not streamed begins only when all of it is generated.
     pub first_byte: Span,
+    /// For the first content of a stream, from the moment the request was sent; then another
+    /// backend is tried. Off by default.
+    pub first_token: Span,
     /// For the next bytes of an answer, once it has begun.
     pub between_chunks: Span,
     /// For the whole request. Off by default.
@@ -276,6 +279,7 @@ impl Default for Timeouts {
         Self {
             connect: Span(Duration::from_secs(5)),
             first_byte: Span(Duration::ZERO),
+            first_token: Span(Duration::ZERO),
             between_chunks: Span(Duration::from_secs(600)),
             total: Span(Duration::ZERO),
             client_read: Span(Duration::from_secs(60)),

@@ -1,4 +1,5 @@
-//! `GET /v1/models`: what all healthy backends serve, and what the configuration names.
+//! `GET /v1/models`: what all healthy backends serve, and what the configuration names. A model
+//! that is switched off is not told, whoever has it.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -7,7 +8,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::ctx::Ctx;
-use crate::{balance::Endpoint, config::plan::ModelPattern, store};
+use crate::{balance::Endpoint, store};
 
 /// How long one backend may take to tell its models.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -31,15 +32,12 @@ pub async fn list(ctx: &Ctx) -> Vec<u8> {
             };
             let patterns = &endpoint.plan.models;
             let reachable = patterns.is_empty() || patterns.iter().any(|p| p.matches(&id));
-            if reachable && seen.insert(id) {
+            if reachable && ctx.snapshot.router.lists(&id) && seen.insert(id) {
                 data.push(model);
             }
         }
     }
-    for pattern in ctx.snapshot.endpoints.iter().flat_map(|e| &e.plan.models) {
-        let ModelPattern::Exact(name) = pattern else {
-            continue;
-        };
+    for name in ctx.snapshot.router.models() {
         if seen.insert(name.clone()) {
             let created = jiff::Timestamp::now().as_second();
             data.push(

@@ -1,17 +1,33 @@
-//! From a model to the pool that serves it.
+//! From a model to the pools that serve it. All ways are laid out when the configuration is loaded;
+//! a request only looks its own up.
+
+mod layout;
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::{base::Rejection, config::plan::ModelPattern};
+use crate::{
+    base::Rejection,
+    config::plan::{BalancePlan, ModelPattern, RoutingPlan},
+};
 
-/// The ways to a model: one tier after the other.
+/// Seconds after which a client may try again whose model has no backend that is used.
+const RETRY_AFTER: u64 = 30;
+
+/// The ways to a model: one tier after the other, at least one.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Route {
     /// The first is used while it has a backend to choose, then the next.
     pub tiers: Vec<Tier>,
 }
 
-/// Ways of equal right.
+impl Route {
+    /// The pools of all tiers.
+    pub fn pools(&self) -> impl Iterator<Item = usize> {
+        self.tiers.iter().flat_map(|tier| tier.splits.iter().map(|split| split.pool))
+    }
+}
+
+/// Ways of equal right, at least one.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Tier {
     /// Shares of the requests; when the chosen one has no backend, the others are asked.
@@ -21,7 +37,7 @@ pub struct Tier {
 /// A share of a tier.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Split {
-    /// In relation to the other splits.
+    /// In relation to the other splits, from 1.
     pub weight: u32,
     /// Who serves it.
     pub pool: usize,
@@ -29,120 +45,101 @@ pub struct Split {
     pub model: Option<Arc<str>>,
 }
 
-/// Which pool serves a model. Pools are numbers; who is in them is told by [`Router::new`].
-#[derive(Debug, Default)]
+/// A place that requests can be sent to. Several may stand for one backend of the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Name of its backend.
+    pub backend: &'a str,
+    /// Its share where nothing else says one.
+    pub weight: u32,
+    /// Models it serves; empty for every model.
+    pub models: &'a [ModelPattern],
+}
+
+/// A pool that is to be made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolSpec {
+    /// Places by their numbers, with their weights.
+    pub members: Vec<(usize, u32)>,
+    /// How it balances.
+    pub balance: BalancePlan,
+}
+
+/// Which pools serve a model. Pools are numbers; what they are is told by [`Router::new`].
+#[derive(Debug)]
 pub struct Router {
-    exact: HashMap<String, usize>,
+    exact: HashMap<String, Entry>,
     /// Longest first.
-    prefixes: Vec<(String, usize)>,
-    /// For every other model: the backends that do not name theirs.
-    any: Option<usize>,
+    prefixes: Vec<(String, Entry)>,
+    /// For every other model.
+    any: Entry,
+    /// For requests that name no model.
+    nameless: Entry,
+    /// The exact names that are listed.
+    names: Vec<String>,
+}
+
+/// What is known of one model, or of all that begin alike.
+#[derive(Debug)]
+struct Entry {
+    way: Way,
+    /// Whether clients are told of it.
+    listed: bool,
+}
+
+#[derive(Debug)]
+enum Way {
+    To(Arc<Route>),
+    /// The model is known, and none of its backends is used.
+    Closed,
+    Unknown,
 }
 
 impl Router {
-    /// Sorts backends into pools by the models that each of them serves (`models[i]` are those of
-    /// backend `i`; empty means all). Returns the router and the members of each pool.
-    ///
-    /// Every model that can be told apart gets the backends that name it, that have a prefix of
-    /// it, and those that serve all. Equal sets share a pool.
-    pub fn new(models: &[Vec<ModelPattern>]) -> (Self, Vec<Vec<usize>>) {
-        let mut pools: Vec<Vec<usize>> = Vec::new();
-        let mut pool = |serves: &dyn Fn(&ModelPattern) -> bool| {
-            let members: Vec<usize> = (0..models.len())
-                .filter(|i| models[*i].is_empty() || models[*i].iter().any(serves))
-                .collect();
-            match pools.iter().position(|p| *p == members) {
-                _ if members.is_empty() => None,
-                Some(known) => Some(known),
-                None => {
-                    pools.push(members);
-                    Some(pools.len() - 1)
-                }
-            }
-        };
-        let mut router = Self { any: pool(&|_| false), ..Self::default() };
-        for pattern in models.iter().flatten() {
-            match pattern {
-                ModelPattern::Exact(name) => {
-                    let id = pool(&|p| p.matches(name));
-                    router.exact.extend(id.map(|id| (name.clone(), id)));
-                }
-                ModelPattern::Prefix(prefix) => {
-                    // Any other model with this prefix: shorter prefixes of it match as well.
-                    let covers = |p: &ModelPattern| matches!(p, ModelPattern::Prefix(q) if prefix.starts_with(q.as_str()));
-                    let id = pool(&covers);
-                    router.prefixes.extend(id.map(|id| (prefix.clone(), id)));
-                }
-            }
-        }
-        router.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-        router.prefixes.dedup();
-        (router, pools)
+    /// Lays the ways of all models out. Returns the router and the pools that it speaks of.
+    pub fn new(plan: &RoutingPlan, places: &[Place<'_>]) -> (Self, Vec<PoolSpec>) {
+        layout::lay_out(plan, places)
     }
 
     /// The ways of a request.
     ///
     /// # Errors
-    /// 404 for a model that no backend serves, 400 if one must be named.
+    /// 404 for a model that nobody serves, 400 if one must be named, 503 if its backends are
+    /// switched off.
     pub fn find(&self, model: Option<&str>) -> Result<Arc<Route>, Rejection> {
-        let pool = self.pool(model)?;
-        let tier = Tier { splits: vec![Split { weight: 1, pool, model: None }] };
-        Ok(Arc::new(Route { tiers: vec![tier] }))
+        match (&self.entry(model).way, model) {
+            (Way::To(route), _) => Ok(Arc::clone(route)),
+            (Way::Closed, _) => Err(Rejection::no_healthy_backend(RETRY_AFTER)),
+            (Way::Unknown, Some(model)) => Err(Rejection::unknown_model(model)),
+            (Way::Unknown, None) => Err(Rejection::missing_model()),
+        }
     }
 
-    fn pool(&self, model: Option<&str>) -> Result<usize, Rejection> {
+    fn entry(&self, model: Option<&str>) -> &Entry {
         let Some(model) = model else {
-            return self.any.ok_or_else(Rejection::missing_model);
+            return &self.nameless;
         };
-        let prefix =
-            || self.prefixes.iter().find(|(p, _)| model.starts_with(p.as_str())).map(|(_, id)| *id);
-        self.exact
-            .get(model)
-            .copied()
-            .or_else(prefix)
-            .or(self.any)
-            .ok_or_else(|| Rejection::unknown_model(model))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn router(models: &[&[&str]]) -> (Router, Vec<Vec<usize>>) {
-        let parsed: Vec<Vec<_>> = models
-            .iter()
-            .map(|list| list.iter().map(|m| ModelPattern::parse(m).unwrap()).collect())
-            .collect();
-        Router::new(&parsed)
+        let prefix = || self.prefixes.iter().find(|(p, _)| model.starts_with(p.as_str()));
+        self.exact.get(model).or_else(|| prefix().map(|(_, e)| e)).unwrap_or(&self.any)
     }
 
-    #[test]
-    fn sorts_models_to_their_backends() {
-        let (router, pools) =
-            router(&[&["qwen-72b"], &[], &["qwen-*"], &["qwen-7*", "llama"], &["qwen-72b"]]);
-        let members = |model| pools[router.pool(Some(model)).unwrap()].clone();
-        assert_eq!(members("qwen-72b"), [0, 1, 2, 3, 4]);
-        assert_eq!(members("qwen-7b"), [1, 2, 3]);
-        assert_eq!(members("qwen-1"), [1, 2]);
-        assert_eq!(members("llama"), [1, 3]);
-        assert_eq!(members("other"), [1]);
-        assert_eq!(pools[router.pool(None).unwrap()], [1]);
+    /// The names that clients are told without asking a backend: those of the configuration.
+    pub fn models(&self) -> &[String] {
+        &self.names
     }
 
-    #[test]
-    fn refuses_models_that_nobody_serves() {
-        let (router, _) = router(&[&["a"], &["b*"]]);
-        assert_eq!(router.pool(Some("c")).unwrap_err().code.as_deref(), Some("model_not_found"));
-        assert_eq!(router.pool(Some("c")).unwrap_err().status, 404);
-        assert_eq!(router.pool(None).unwrap_err().status, 400);
-        assert!(router.pool(Some("b")).is_ok());
+    /// Whether clients are told of a model, where a backend has it.
+    pub fn lists(&self, model: &str) -> bool {
+        let entry = self.entry(Some(model));
+        entry.listed && matches!(entry.way, Way::To(_))
     }
 
-    #[test]
-    fn equal_sets_share_a_pool() {
-        let (router, pools) = router(&[&["a", "b"], &["a", "b", "c"]]);
-        assert_eq!(router.pool(Some("a")), router.pool(Some("b")));
-        assert_eq!(pools.len(), 2);
+    /// All ways that a request may take.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        let named = self.exact.values().chain(self.prefixes.iter().map(|(_, entry)| entry));
+        named.chain([&self.any, &self.nameless]).filter_map(|entry| match &entry.way {
+            Way::To(route) => Some(route),
+            Way::Closed | Way::Unknown => None,
+        })
     }
 }

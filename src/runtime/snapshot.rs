@@ -8,7 +8,7 @@ use crate::{
     balance::{Endpoint, Pool},
     config::Plan,
     limit::Limiter,
-    route::Router,
+    route::{Place, PoolSpec, Router},
 };
 
 /// One generation of the configuration, ready for use.
@@ -43,14 +43,13 @@ impl Snapshot {
             .iter()
             .map(|b| Arc::new(Endpoint::new(carry.ids.of(b), b.clone(), &plan.timeouts)))
             .collect();
-        let models: Vec<_> = plan.backends.iter().map(|b| b.models.clone()).collect();
-        let (router, sets) = Router::new(&models);
+        let (router, specs) = router(&plan, &endpoints);
         let probed = plan.health_check.is_some();
-        let pools = sets
+        let pools = specs
             .into_iter()
-            .map(|set| {
-                let members = set.into_iter().map(|i| Arc::clone(&endpoints[i])).collect();
-                Pool::new(members, &carry.health, probed)
+            .map(|spec| {
+                let members = spec.members.iter().map(|(i, _)| Arc::clone(&endpoints[*i]));
+                Pool::new(members.collect(), &carry.health, probed)
             })
             .collect();
         let known = earlier.map(|e| &*e.limits);
@@ -71,8 +70,17 @@ impl Snapshot {
         found
     }
 
-    /// Whether every pool has a healthy backend.
+    /// Whether every model has a healthy backend.
     pub fn ready(&self) -> bool {
-        self.pools.iter().all(Pool::ready)
+        self.router.routes().all(|route| route.pools().any(|id| self.pools[id].ready()))
     }
+}
+
+/// The ways to the models, and the pools that they lead to.
+fn router(plan: &Plan, endpoints: &[Arc<Endpoint>]) -> (Router, Vec<PoolSpec>) {
+    let places: Vec<_> = endpoints
+        .iter()
+        .map(|e| Place { backend: &e.plan.name, weight: e.plan.weight, models: &e.plan.models })
+        .collect();
+    Router::new(&plan.routing, &places)
 }

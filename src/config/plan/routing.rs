@@ -1,12 +1,16 @@
 //! How requests find a backend, and what happens when one fails them.
 
+mod balance;
+mod failure;
+mod models;
+
 use std::{sync::Arc, time::Duration};
 
 use http::HeaderName;
 
 use super::ModelPattern;
 use crate::base::Secret;
-pub use crate::config::raw::Strategy;
+pub use crate::config::raw::{CacheSalt, Strategy};
 
 /// Routing as a whole.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +46,11 @@ pub struct RoutingPlan {
 pub struct ModelPlan {
     /// The name or prefix by which clients ask for it.
     pub name: ModelPattern,
-    /// Where it leads; empty for a disabled model, which still has its fallbacks.
-    pub routes: Vec<RoutePlan>,
+    /// Whether it is on. One that is not still has its fallbacks.
+    pub enabled: bool,
+    /// Where it leads; `None`: to the backends that serve a model of this name. Empty if it is off
+    /// or if none of its backends is used.
+    pub routes: Option<Vec<RoutePlan>>,
     /// Models to go on with, in order. Free of cycles.
     pub fallback: Vec<String>,
     /// How its pools balance.
@@ -63,7 +70,7 @@ pub struct RoutePlan {
     pub weight: u32,
 }
 
-/// One rule of `routing.fallback`; backends by name.
+/// One rule of `routing.fallback`; backends by name. It names at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RulePlan {
     /// Models it holds for; empty: all.
@@ -282,16 +289,4 @@ pub struct HedgePlan {
     pub max_body: usize,
     /// Most tokens that a short request may ask for; one that says nothing is not short.
     pub max_tokens: u64,
-}
-
-/// Whose requests share the engines' prefix caches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CacheSalt {
-    /// Everybody's.
-    #[default]
-    Shared,
-    /// Those of one key.
-    PerKey,
-    /// Those of one user.
-    PerUser,
 }

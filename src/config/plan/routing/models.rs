@@ -1,0 +1,351 @@
+//! Models by names of their own, rules by backend, and what each of them goes on with.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{BalancePlan, ModelPlan, RoutePlan, RulePlan};
+use crate::{
+    base::ModelPattern,
+    config::{
+        plan::{BackendPlan, Maker},
+        problem::{Problem, closest},
+        raw::{self, Raw},
+    },
+};
+
+/// The backend that a text names.
+enum Named {
+    /// It is used; its name.
+    Used(String),
+    /// It is switched off.
+    Unused,
+    /// There is none, which was told.
+    Unknown,
+}
+
+impl Maker<'_> {
+    pub(super) fn rules(
+        &mut self,
+        raw: &[raw::Rule],
+        backends: &[BackendPlan],
+        unused: &[BackendPlan],
+    ) -> Vec<RulePlan> {
+        let mut rules = Vec::new();
+        for (i, rule) in raw.iter().enumerate() {
+            let at = format!("routing.fallback[{i}]");
+            if rule.primary.is_none() && rule.fallback.is_empty() {
+                self.problem(&at, "names no backend", "add `primary` or `fallback`");
+                continue;
+            }
+            let mut name =
+                |at: String, text: &String| match self.named_backend(at, text, backends, unused) {
+                    Named::Used(name) => Some(name),
+                    Named::Unused | Named::Unknown => None,
+                };
+            let primary = rule.primary.as_ref().and_then(|p| name(format!("{at}.primary"), p));
+            let entries = rule.fallback.iter().enumerate();
+            let fallback: Vec<_> =
+                entries.filter_map(|(k, text)| name(format!("{at}.fallback[{k}]"), text)).collect();
+            let models = self.patterns(&format!("{at}.models"), &rule.models);
+            if primary.is_none() && fallback.is_empty() {
+                self.warn(&at, "none of its backends is used: it does not hold");
+                continue;
+            }
+            rules.push(RulePlan { models, primary, fallback });
+        }
+        rules
+    }
+
+    fn patterns(&mut self, at: &str, texts: &[String]) -> Vec<ModelPattern> {
+        let mut patterns = Vec::new();
+        for (i, text) in texts.iter().enumerate() {
+            match ModelPattern::parse(text) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(why) => self.problem(format!("{at}[{i}]"), why, ""),
+            }
+        }
+        patterns
+    }
+
+    /// A backend by its name, or by its URL if no other has the same.
+    fn named_backend(
+        &mut self,
+        at: String,
+        text: &str,
+        backends: &[BackendPlan],
+        unused: &[BackendPlan],
+    ) -> Named {
+        if let Some(named) = backends.iter().find(|b| b.name == text) {
+            return Named::Used(named.name.clone());
+        }
+        if unused.iter().any(|b| b.name == text) {
+            return Named::Unused;
+        }
+        let url = text.trim_end_matches('/');
+        let mut found = backends.iter().filter(|b| b.url == url);
+        if let Some(first) = found.next() {
+            if let Some(second) = found.next() {
+                let message = format!("is the URL of `{}` and of `{}`", first.name, second.name);
+                self.problem(at, message, "write the name of one");
+                return Named::Unknown;
+            }
+            return Named::Used(first.name.clone());
+        }
+        if unused.iter().any(|b| b.url == url) {
+            return Named::Unused;
+        }
+        let known = backends.iter().chain(unused).flat_map(|b| [b.name.as_str(), b.url.as_str()]);
+        let hint = match closest(text, known) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => {
+                let names: Vec<_> = backends.iter().map(|b| b.name.as_str()).collect();
+                format!("there are {}", names.join(", "))
+            }
+        };
+        // Whatever stands before an `@` may be a password.
+        let shown = text.rsplit('@').next().unwrap_or_default();
+        self.problem(at, format!("there is no backend `{shown}`"), &hint);
+        Named::Unknown
+    }
+
+    pub(super) fn models(
+        &mut self,
+        whole: &Raw,
+        backends: &[BackendPlan],
+        unused: &[BackendPlan],
+        rules: &[RulePlan],
+        balance: &BalancePlan,
+    ) -> Vec<ModelPlan> {
+        let mut models = Vec::new();
+        for (name, raw) in &whole.models {
+            let at = format!("models.{name}");
+            let name = match ModelPattern::parse(name) {
+                Ok(pattern) => pattern,
+                Err(why) => {
+                    self.problem(&at, why, "write a name, or a prefix and `*`");
+                    continue;
+                }
+            };
+            let base = BalancePlan {
+                strategy: raw.load_balance_strategy.unwrap_or(balance.strategy),
+                ..balance.clone()
+            };
+            let (affinity, prefix) = (raw.affinity.as_ref(), raw.prefix.as_ref());
+            let balance = self.balance(&at, base, affinity, raw.load_bound, prefix);
+            let routes = self.routes(&at, raw, backends, unused);
+            if routes.is_none() && raw.fallback.is_empty() {
+                let all = || backends.iter().chain(unused);
+                let ruled = rules.iter().flat_map(|r| &r.models).any(|p| p == &name);
+                if !ruled && !all().any(|b| serves(b, &name)) {
+                    let message = "has no routes, and no backend serves a model of this name";
+                    self.problem(&at, message, "add `routes: [{backend: ..., model: ...}]`");
+                }
+            }
+            let (enabled, fallback) = (raw.enabled.0, raw.fallback.clone());
+            models.push(ModelPlan { name, enabled, routes, fallback, balance });
+        }
+        self.alias_fallback(&whole.fallback.alias_fallback, &mut models, balance);
+        self.fallbacks_are_known(whole, backends, rules, &models);
+        self.no_cycles(whole, &models);
+        models
+    }
+
+    /// `None`: it has none of its own.
+    fn routes(
+        &mut self,
+        at: &str,
+        raw: &raw::Model,
+        backends: &[BackendPlan],
+        unused: &[BackendPlan],
+    ) -> Option<Vec<RoutePlan>> {
+        let mut routes = Vec::new();
+        for (i, route) in raw.routes.iter().enumerate() {
+            let at = format!("{at}.routes[{i}]");
+            self.protocol(&at, route.protocol.as_deref());
+            let hint = "`enabled: false` switches a route off";
+            self.within(format!("{at}.weight"), route.weight, 1..=1000, hint);
+            if route.model.as_ref().is_some_and(|m| m.is_empty() || m.contains('*')) {
+                let message = "is not the name of a model";
+                self.problem(format!("{at}.model"), message, "without it: as the client says");
+            }
+            let backend =
+                self.named_backend(format!("{at}.backend"), &route.backend, backends, unused);
+            if let (Named::Used(backend), true) = (backend, route.enabled.0) {
+                routes.push(RoutePlan {
+                    backend,
+                    model: route.model.as_deref().map(Into::into),
+                    priority: route.priority,
+                    weight: route.weight,
+                });
+            }
+        }
+        if !raw.enabled.0 {
+            return Some(Vec::new());
+        }
+        if raw.routes.is_empty() {
+            return None;
+        }
+        if routes.is_empty() {
+            self.warn(at, "none of its routes is used: only its fallbacks serve it");
+        }
+        Some(routes)
+    }
+
+    /// Adds what `fallback.alias_fallback` says; a model that has no entry gets one.
+    fn alias_fallback(
+        &mut self,
+        given: &BTreeMap<String, Vec<String>>,
+        models: &mut Vec<ModelPlan>,
+        balance: &BalancePlan,
+    ) {
+        for (name, more) in given {
+            let pattern = match ModelPattern::parse(name) {
+                Ok(pattern) => pattern,
+                Err(why) => {
+                    self.problem(format!("fallback.alias_fallback.{name}"), why, "");
+                    continue;
+                }
+            };
+            let entry = match models.iter().position(|m| m.name == pattern) {
+                Some(known) => &mut models[known],
+                None => {
+                    let name = pattern;
+                    let (fallback, balance) = (Vec::new(), balance.clone());
+                    models.push(ModelPlan { name, enabled: true, routes: None, fallback, balance });
+                    let last = models.len() - 1;
+                    &mut models[last]
+                }
+            };
+            for model in more {
+                if !entry.fallback.contains(model) {
+                    entry.fallback.push(model.clone());
+                }
+            }
+        }
+    }
+
+    /// Every model that is gone on with must be one.
+    fn fallbacks_are_known(
+        &mut self,
+        whole: &Raw,
+        backends: &[BackendPlan],
+        rules: &[RulePlan],
+        models: &[ModelPlan],
+    ) {
+        let patterns: Vec<_> = (models.iter().map(|m| &m.name))
+            .chain(backends.iter().flat_map(|b| &b.models))
+            .chain(rules.iter().flat_map(|r| &r.models).filter(|p| is_exact(p)))
+            .collect();
+        let any = backends.iter().any(|b| b.models.is_empty());
+        let names: BTreeSet<&str> = patterns
+            .iter()
+            .filter_map(|p| match p {
+                ModelPattern::Exact(name) => Some(name.as_str()),
+                ModelPattern::Prefix(_) => None,
+            })
+            .collect();
+        for (at, name) in fallbacks(whole) {
+            if !name.is_empty() && (any || patterns.iter().any(|p| p.matches(name))) {
+                continue;
+            }
+            let problem = Problem::new(at, format!("no backend and no entry is called `{name}`"));
+            self.problems.push(match closest(name, names.iter().copied()) {
+                Some(close) => problem.hint(format!("did you mean `{close}`?")),
+                None => problem.hint("name a model of `models` or of a backend"),
+            });
+        }
+    }
+
+    /// A model that goes on with itself, perhaps by way of others, would never end.
+    fn no_cycles(&mut self, whole: &Raw, models: &[ModelPlan]) {
+        let mut done = BTreeSet::new();
+        for start in 0..models.len() {
+            let mut way = vec![start];
+            let Some(cycle) = cycle(models, &mut way, &mut done) else {
+                continue;
+            };
+            let first = show(&models[cycle.0].name);
+            let at = match whole.models.get(&first) {
+                Some(model) if !model.fallback.is_empty() => format!("models.{first}.fallback"),
+                _ => format!("fallback.alias_fallback.{first}"),
+            };
+            let mut message =
+                format!("goes round in a circle: {first} -> {}", cycle.1.join(" -> "));
+            if cycle.1.last() != Some(&first) {
+                message.push_str(&format!(", which is `{first}` again"));
+            }
+            self.problem(at, message, "take one of them out");
+        }
+    }
+}
+
+/// Whether a backend serves models that a pattern matches.
+fn serves(backend: &BackendPlan, pattern: &ModelPattern) -> bool {
+    use ModelPattern::{Exact, Prefix};
+    let overlap = |own: &ModelPattern| match (own, pattern) {
+        (own, Exact(name)) => own.matches(name),
+        (Exact(name), pattern) => pattern.matches(name),
+        (Prefix(a), Prefix(b)) => a.starts_with(b.as_str()) || b.starts_with(a.as_str()),
+    };
+    backend.models.is_empty() || backend.models.iter().any(overlap)
+}
+
+fn is_exact(pattern: &ModelPattern) -> bool {
+    matches!(pattern, ModelPattern::Exact(_))
+}
+
+fn show(pattern: &ModelPattern) -> String {
+    match pattern {
+        ModelPattern::Exact(name) => name.clone(),
+        ModelPattern::Prefix(prefix) => format!("{prefix}*"),
+    }
+}
+
+/// The models that are gone on with, each with its place in the file.
+fn fallbacks(whole: &Raw) -> Vec<(String, &str)> {
+    let mut found = Vec::new();
+    let own = whole.models.iter().map(|(name, m)| (format!("models.{name}.fallback"), &m.fallback));
+    let merged = &whole.fallback.alias_fallback;
+    let merged = merged.iter().map(|(name, l)| (format!("fallback.alias_fallback.{name}"), l));
+    for (at, list) in own.chain(merged) {
+        let entries = list.iter().enumerate();
+        found.extend(entries.map(|(i, name)| (format!("{at}[{i}]"), name.as_str())));
+    }
+    found
+}
+
+/// The entry that a name means.
+fn entry(models: &[ModelPlan], name: &str) -> Option<usize> {
+    let patterns: Vec<_> = models.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
+    ModelPattern::closest(&patterns, name).copied()
+}
+
+/// Follows fallbacks from the end of `way`. Returns where a circle begins, and the names in it.
+/// Entries from which none was found are put into `done`, and the one that was found is too.
+fn cycle(
+    models: &[ModelPlan],
+    way: &mut Vec<usize>,
+    done: &mut BTreeSet<usize>,
+) -> Option<(usize, Vec<String>)> {
+    let here = *way.last()?;
+    if done.contains(&here) {
+        return None;
+    }
+    for name in &models[here].fallback {
+        let Some(next) = entry(models, name) else { continue };
+        if let Some(begin) = way.iter().position(|i| *i == next) {
+            let within = way[begin + 1..].iter().map(|i| show(&models[*i].name));
+            let names = within.chain([name.clone()]).collect();
+            done.extend(&way[begin..]);
+            return Some((next, names));
+        }
+        way.push(next);
+        let found = cycle(models, way, done);
+        way.pop();
+        if found.is_some() {
+            done.insert(here);
+            return found;
+        }
+    }
+    done.insert(here);
+    None
+}

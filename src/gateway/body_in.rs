@@ -12,7 +12,7 @@
 //!   reads on when it proxies. A larger body whose last chunk was read cannot be sent again.
 //! - HTTP/2: only the first frame goes through the buffer, the others are read around it.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{future::poll_fn, ops::Range, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::header;
@@ -22,12 +22,14 @@ use pingora_proxy::Session;
 use super::ctx::Ctx;
 use crate::{
     base::Rejection,
-    config::raw::StreamUsage,
+    config::raw::{Engine, StreamUsage},
     dialect::Kind,
     wire::{
         edit::{self, Edit},
+        engine,
         json::EndFinder,
         peek::{self, Peek},
+        prefix,
     },
 };
 
@@ -55,6 +57,8 @@ pub struct Body {
     pub given: bool,
     /// How the present backend is asked for the usage of a stream.
     pub asked: StreamUsage,
+    /// What engines are told beside it.
+    pub extras: Extras,
 }
 
 /// What a backend's version of a body depends on.
@@ -64,6 +68,17 @@ pub struct Shape {
     pub usage: StreamUsage,
     /// The model's name there; `None`: as the client says.
     pub model: Option<Arc<str>>,
+    /// What it is told beside the client's words.
+    pub engine: Engine,
+}
+
+/// What engines are told beside the client's words; the same for all backends of one kind.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Extras {
+    /// How important the request is, larger is more.
+    pub priority: Option<i32>,
+    /// Whose prefix cache it may share.
+    pub salt: Option<String>,
 }
 
 /// How a body came.
@@ -118,8 +133,31 @@ impl Body {
                 peek::usage_edits(&self.bytes, &self.found, peek::Ask::Continuous)
             }
         };
-        let _ = &mut edits;
+        if let Some(model) = &shape.model {
+            edits.extend(peek::replace_model(&self.found, model));
+        }
+        let mut fields = Vec::new();
+        match (shape.engine, &self.extras) {
+            (Engine::Vllm, Extras { salt: Some(salt), .. }) => {
+                fields.push(engine::vllm_cache_salt(salt.clone()));
+            }
+            (Engine::Sglang, Extras { priority: Some(priority), .. }) => {
+                fields.push(engine::sglang_priority(*priority));
+            }
+            _ => {}
+        }
+        edits.extend(peek::insert_fields(&self.found, &fields));
         edits
+    }
+
+    /// Hashes of how the conversation begins, for requests that share a prefix cache.
+    pub fn beginnings(&self, model: &str, block: usize, most: usize) -> Vec<u64> {
+        let part = |range: &Option<Range<usize>>| {
+            range.clone().and_then(|r| self.bytes.get(r)).unwrap_or_default()
+        };
+        let salt = self.extras.salt.as_deref().unwrap_or_default();
+        let scope = [model.as_bytes(), salt.as_bytes(), part(&self.found.tools)];
+        prefix::blocks(prefix::words(&scope), part(&self.found.prompt), block, most)
     }
 
     /// Frees the bytes: no further attempt will need them.
@@ -363,6 +401,7 @@ pub fn for_backend(ctx: &mut Ctx) -> Bytes {
         _ => StreamUsage::Off,
     };
     ctx.body.asked = usage;
-    let shape = Shape { usage, model: ctx.way.tries.model.clone() };
+    let engine = ctx.way.endpoint.as_ref().map_or(Engine::Other, |e| e.plan.engine);
+    let shape = Shape { usage, model: ctx.way.tries.model.clone(), engine };
     ctx.body.version(&shape, !ctx.way.tries.may_follow())
 }

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{body_in::Body, held::Home, limits::Limits, stream::Answer, tries::Tries};
+use super::{
+    body_in::Body, held::Home, limits::Limits, story::Story, stream::Answer, tries::Tries,
+};
 use crate::{
     auth::{Credential, Found},
     balance::{Choice, Endpoint, Lease},
@@ -87,6 +89,8 @@ pub struct Way {
     lease: Option<Lease>,
     /// What was tried, and may be.
     pub tries: Tries,
+    /// What is told of it afterwards.
+    pub story: Story,
     /// The next attempt goes to the same backend on a connection of its own.
     pub fresh: bool,
     /// Attempts after the first.

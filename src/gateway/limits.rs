@@ -262,6 +262,7 @@ impl Waiting<'_> {
             }
         };
         let (result, ticket) = result;
+        ctx.way.story.queued = Some(since.elapsed());
         self.limiter.waited(since, result);
         Ok(ticket.ok_or_else(|| self.in_vain()))
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
-use super::{ctx::Ctx, held, limits, response};
+use super::{ctx::Ctx, held, limits, response, story};
 use crate::{
     base::{Outcome, Side, TokenCounts, UsageSource, secret},
     config::raw::KeyForm,
@@ -34,6 +34,7 @@ pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     count(session, ctx, &summary);
     record(session, ctx, &summary);
     access_line(session, ctx, &summary);
+    story::keep(ctx, summary.status, summary.outcome.word(), summary.duration);
     // Last: when nothing is in flight any more, every record is on its way.
     ctx.end.in_flight = None;
 }

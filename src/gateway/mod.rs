@@ -1,5 +1,6 @@
 //! The proxy: Pingora's `ProxyHttp`, one delegating line for each phase. A phase is a file.
 
+mod affinity;
 mod answer;
 mod body_in;
 mod ctx;
@@ -14,6 +15,7 @@ mod peer;
 mod policy;
 mod request;
 mod response;
+mod story;
 mod stream;
 mod tries;
 mod verdict;

@@ -5,7 +5,14 @@ use http::{HeaderName, HeaderValue, Uri, header};
 use pingora::{Error, ErrorType, OrErr, Result, http::RequestHeader};
 
 use super::{answer::REQUEST_ID, body_in, ctx::Ctx};
-use crate::auth::Auth;
+use crate::{
+    auth::Auth,
+    config::{plan::BackendPlan, raw::Engine},
+    wire::engine,
+};
+
+/// Asks vLLM for its load in the head of an answer.
+const LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
 
 const USER_ID: HeaderName = HeaderName::from_static("x-api-key-userid");
 const NAME: HeaderName = HeaderName::from_static("x-api-key-name");
@@ -64,8 +71,23 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
     if auth.is_some_and(Auth::forwards_identity) {
         identify(request, ctx)?;
     }
+    instruct(request, ctx, backend)?;
     let length = body_in::for_backend(ctx).len();
     request.insert_header(header::CONTENT_LENGTH, length)?;
+    Ok(())
+}
+
+/// Tells the engine what only its headers can say.
+fn instruct(request: &mut RequestHeader, ctx: &Ctx, backend: &BackendPlan) -> Result<()> {
+    if backend.engine != Engine::Vllm {
+        return Ok(());
+    }
+    if let Some(priority) = ctx.body.extras.priority {
+        request.insert_header(engine::VLLM_PRIORITY, engine::vllm_priority(priority))?;
+    }
+    if ctx.snapshot.plan.routing.load.from_answers && !ctx.call.stream {
+        request.insert_header(LOAD_FORMAT, "TEXT")?;
+    }
     Ok(())
 }
 

@@ -40,16 +40,16 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer
         }
     }
     loop {
-        match tries::next(ctx) {
+        match tries::next(session, ctx) {
             Next::Pause(time) => pause(session, ctx, time).await?,
-            Next::Try(choice, model) => {
-                if let Some(peer) = choice.endpoint.peer() {
-                    tries::start(ctx, choice, model);
+            Next::Try(picked) => {
+                if let Some(peer) = picked.choice.endpoint.peer() {
+                    tries::start(ctx, *picked);
                     return Ok(Box::new(peer));
                 }
                 // A name that leads nowhere is a backend that cannot be reached.
                 ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Connect });
-                tries::skip(ctx, choice);
+                tries::skip(ctx, picked.choice);
             }
             Next::Nobody(nobody) => {
                 if ctx.end.fault.is_none() && ctx.way.tries.told.is_none() {
@@ -93,7 +93,10 @@ pub fn connected(fd: RawFd, digest: Option<&Digest>, ctx: &mut Ctx) -> Result<()
     };
     let socket = digest.and_then(|d| d.socket_digest.as_ref());
     watch.set_connection(socket.and_then(|s| early::connection(fd, s.local_addr(), s.peer_addr())));
-    watch.set_first_byte(Ctx::after(ctx.snapshot.plan.timeouts.first_byte));
+    let timeouts = &ctx.snapshot.plan.timeouts;
+    let token = timeouts.first_token.filter(|_| ctx.call.stream);
+    let soonest = timeouts.first_byte.into_iter().chain(token).min();
+    watch.set_first_byte(Ctx::after(soonest));
     // Only now: a deadline that passes from here on finds the connection.
     if watch.fired().is_some() {
         return Err(

@@ -145,6 +145,9 @@ pub fn filter(
         return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
     }
     ctx.answer.whole |= end_of_stream;
+    if body.as_ref().is_some_and(|piece| !piece.is_empty()) {
+        ctx.way.story.first_byte();
+    }
     read(body, end_of_stream, ctx);
     wait_for_more(end_of_stream, ctx);
     if ctx.answer.held.is_some() {
@@ -210,7 +213,16 @@ fn wait_for_more(end_of_stream: bool, ctx: &Ctx) {
     let Some(watch) = &ctx.way.watch else { return };
     let timeouts = &ctx.snapshot.plan.timeouts;
     let chunk = Ctx::after(timeouts.between_chunks.filter(|_| !end_of_stream));
-    watch.set_chunk(chunk);
+    let silent = matches!(&ctx.answer.reading, Reading::Stream(meter) if !meter.substance());
+    let token = match (timeouts.first_token, ctx.way.tries.since) {
+        (Some(wait), Some(since)) if silent && !end_of_stream => Some(since + wait),
+        _ => None,
+    };
+    match token {
+        // The first token is still waited for, whatever else has come.
+        Some(token) if chunk.is_none_or(|chunk| token < chunk) => watch.set_first_byte(Some(token)),
+        _ => watch.set_chunk(chunk),
+    }
 }
 
 /// Holds a piece back, or lets go of all that is held. `None`: nothing goes out yet.

@@ -12,11 +12,12 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{body_in, ctx::Ctx};
+use super::{affinity, body_in, ctx::Ctx, story};
 use crate::{
-    balance::{Choice, Endpoint, Nobody, Wish},
+    balance::{Candidate, Choice, Endpoint, Nobody, Wish},
     base::{Fault, FaultKind, Side},
-    config::plan::{Backoff, RetryOn},
+    config::plan::{Backoff, PrefixPlan, RetryOn, Strategy},
+    route::Split,
 };
 
 /// The tries of one request.
@@ -42,6 +43,8 @@ pub struct Tries {
     pause: Option<Duration>,
     /// Why the next one is made.
     reason: Option<&'static str>,
+    /// How the conversation begins, once a pool has asked: the model there, and the hashes.
+    beginnings: Option<(Arc<str>, Vec<u64>)>,
 }
 
 /// An answer that was kept.
@@ -84,6 +87,16 @@ impl Cause {
         }
     }
 
+    /// What is told of it afterwards.
+    fn told(self) -> String {
+        match self {
+            Self::Status(status) => format!("status {status}"),
+            Self::Busy(None) => "busy".to_owned(),
+            Self::Busy(Some(pause)) => format!("busy for {} s", pause.as_secs()),
+            cause => format!("{} before content", cause.word()),
+        }
+    }
+
     /// Whether such a failure is to be tried again. Statuses were asked about before.
     fn is_tried_again(self, on: &RetryOn) -> bool {
         match self {
@@ -101,6 +114,7 @@ impl Cause {
 
 /// The request is about to be sent to its first backend.
 pub fn begin(ctx: &mut Ctx) {
+    ctx.body.extras = affinity::extras(ctx);
     let retry = &ctx.snapshot.plan.routing.retry;
     let tries = &mut ctx.way.tries;
     tries.left = retry.max_retries;
@@ -155,6 +169,7 @@ pub fn follow(ctx: &mut Ctx, cause: Cause) {
     if matches!(cause, Cause::ErrorEvent | Cause::Aborted | Cause::Empty) {
         ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Broken });
     }
+    ctx.way.story.end(cause.told());
     let tries = &mut ctx.way.tries;
     tries.tried.extend(present);
     tries.reason = Some(cause.word());
@@ -184,10 +199,24 @@ fn pause(backoff: &Backoff, rounds: u32, chance: f64) -> Duration {
     Duration::from_secs_f64(plain * (1.0 + backoff.jitter * (2.0 * chance - 1.0)))
 }
 
+/// A backend, and how it was found.
+pub struct Picked {
+    /// The backend.
+    pub choice: Choice,
+    /// The model's name there; `None`: as the client says.
+    pub model: Option<Arc<str>>,
+    /// Tiers before the one that it was found in.
+    pub tier: usize,
+    /// Its pool.
+    pub pool: usize,
+    /// How the backends of the pool stood, if that is told.
+    pub candidates: Vec<Candidate>,
+}
+
 /// What comes next.
 pub enum Next {
-    /// This backend, by this name of the model.
-    Try(Choice, Option<Arc<str>>),
+    /// This backend.
+    Try(Box<Picked>),
     /// A pause.
     Pause(Duration),
     /// No further try.
@@ -195,15 +224,15 @@ pub enum Next {
 }
 
 /// Looks for the backend of the next try.
-pub fn next(ctx: &mut Ctx) -> Next {
+pub fn next(session: &Session, ctx: &mut Ctx) -> Next {
     if let Some(pause) = ctx.way.tries.pause.take() {
         return Next::Pause(pause);
     }
     let now = Instant::now();
     let retry = ctx.way.tries.begun > 0;
-    let nobody = match pick(ctx, now) {
-        Ok((choice, pool, model)) => {
-            let pool = &ctx.snapshot.pools[pool];
+    let nobody = match pick(session, ctx, now) {
+        Ok(picked) => {
+            let pool = &ctx.snapshot.pools[picked.pool];
             if !retry {
                 pool.earn();
             } else if !pool.afford_retry(now) {
@@ -211,7 +240,7 @@ pub fn next(ctx: &mut Ctx) -> Next {
                 ctx.carry.metrics.retry_budget_exhausted.inc();
                 return Next::Nobody(Nobody::default());
             }
-            return Next::Try(choice, model);
+            return Next::Try(Box::new(picked));
         }
         Err(nobody) => nobody,
     };
@@ -230,21 +259,42 @@ pub fn next(ctx: &mut Ctx) -> Next {
 }
 
 /// Picks a backend by the ways to the model: tier by tier, in each by chance and weight.
-fn pick(ctx: &mut Ctx, now: Instant) -> Result<(Choice, usize, Option<Arc<str>>), Nobody> {
+fn pick(session: &Session, ctx: &mut Ctx, now: Instant) -> Result<Picked, Nobody> {
     let Some(route) = ctx.way.route.clone() else {
         return Err(Nobody::default());
     };
-    let asked = ctx.call.model.as_deref().unwrap_or_default();
+    let asked: Arc<str> = ctx.call.model.as_deref().unwrap_or_default().into();
     let mut soonest: Option<Duration> = None;
-    for tier in &route.tiers {
+    for (number, tier) in route.tiers.iter().enumerate() {
         let total: u64 = tier.splits.iter().map(|s| u64::from(s.weight)).sum();
         let drawn = if tier.splits.len() > 1 { rand::random_range(0..total.max(1)) } else { 0 };
         for split in in_turn(&tier.splits, drawn) {
-            let model = split.model.as_deref().unwrap_or(asked);
-            let tried = &ctx.way.tries.tried;
-            let wish = Wish { model, session: None, blocks: &[], tried, now };
-            match ctx.snapshot.pools[split.pool].pick(&wish) {
-                Ok(choice) => return Ok((choice, split.pool, split.model.clone())),
+            let model = split.model.as_ref().unwrap_or(&asked);
+            let pool = &ctx.snapshot.clone().pools[split.pool];
+            let balance = pool.balance();
+            if balance.strategy == Strategy::PrefixAffinity {
+                begin_alike(ctx, model, &balance.prefix);
+            }
+            let blocks = ctx.way.tries.beginnings.as_ref();
+            let wish = Wish {
+                model,
+                session: affinity::session(session, ctx, balance),
+                blocks: blocks.map_or(&[], |(_, blocks)| blocks.as_slice()),
+                tried: &ctx.way.tries.tried,
+                now,
+            };
+            let candidates = story::candidates(ctx, pool, &wish);
+            match pool.pick(&wish) {
+                Ok(choice) => {
+                    let model = split.model.clone();
+                    return Ok(Picked {
+                        choice,
+                        tier: number,
+                        pool: split.pool,
+                        model,
+                        candidates,
+                    });
+                }
                 Err(nobody) => {
                     soonest = soonest.into_iter().chain(nobody.retry_after).min();
                 }
@@ -252,6 +302,15 @@ fn pick(ctx: &mut Ctx, now: Instant) -> Result<(Choice, usize, Option<Arc<str>>)
         }
     }
     Err(Nobody { retry_after: soonest })
+}
+
+/// Hashes how the conversation begins, unless that was done for this model before.
+fn begin_alike(ctx: &mut Ctx, model: &Arc<str>, plan: &PrefixPlan) {
+    let known = ctx.way.tries.beginnings.as_ref();
+    if known.is_none_or(|(known, _)| known != model) {
+        let blocks = ctx.body.beginnings(model, plan.block, plan.blocks);
+        ctx.way.tries.beginnings = Some((Arc::clone(model), blocks));
+    }
 }
 
 /// The splits, from the one on that `drawn` falls to (below the sum of the weights).
@@ -269,17 +328,20 @@ fn in_turn(
 }
 
 /// A try begins.
-pub fn start(ctx: &mut Ctx, choice: Choice, model: Option<Arc<str>>) {
+pub fn start(ctx: &mut Ctx, picked: Picked) {
+    if ctx.carry.explains.capacity() > 0 {
+        ctx.way.story.begin(ctx.call.arrived, ctx.call.model.as_deref(), &picked);
+    }
     let tries = &mut ctx.way.tries;
     tries.begun += 1;
-    tries.model = model;
+    tries.model = picked.model;
     tries.since = Some(Instant::now());
     if let Some(reason) = tries.reason.take() {
         ctx.way.retries += 1;
         ctx.carry.metrics.retries.with_label_values(&[reason]).inc();
     }
     ctx.answer.renew();
-    ctx.way.choose(choice);
+    ctx.way.choose(picked.choice);
 }
 
 /// A backend that has been chosen cannot even be tried.
@@ -293,7 +355,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::route::Split;
 
     proptest! {
         #[test]

@@ -6,4 +6,5 @@ pub mod forwarded;
 pub mod headers;
 pub mod json;
 pub mod peek;
+pub mod prefix;
 pub mod sse;

@@ -28,6 +28,10 @@ pub struct Peek {
     pub max_tokens: Option<u64>,
     /// One of the fields asked for is there.
     pub guarded: bool,
+    /// Where the conversation stands: `messages`, `prompt` or `input`.
+    pub prompt: Option<Range<usize>>,
+    /// Where the tools stand, which engines put before the conversation.
+    pub tools: Option<Range<usize>>,
     /// The value of the last `model`, whatever it is.
     named: Option<Range<usize>>,
     /// There is no member.
@@ -88,6 +92,10 @@ pub fn peek(doc: &[u8], guarded: &[String]) -> Result<Peek, SyntaxError> {
             limits.0 = number(value);
         } else if member.is(doc, "max_completion_tokens") {
             limits.1 = number(value);
+        } else if ["messages", "prompt", "input"].iter().any(|name| member.is(doc, name)) {
+            found.prompt = Some(member.value.clone());
+        } else if member.is(doc, "tools") {
+            found.tools = Some(member.value.clone());
         }
         found.guarded |= guarded.iter().any(|name| member.is(doc, name));
     }

@@ -1,0 +1,60 @@
+//! What binds a request to a backend, and what engines are told of it.
+
+use http::HeaderName;
+use pingora_proxy::Session;
+
+use super::{body_in::Extras, ctx::Ctx};
+use crate::{
+    base::Secret,
+    config::plan::{Affinity, BalancePlan, CacheSalt, Strategy},
+    wire::{engine, prefix},
+};
+
+/// What names a session where nothing else is said.
+const SESSION: HeaderName = HeaderName::from_static("x-session-id");
+
+/// What binds the request, hashed; `None`: nothing.
+pub fn session(session: &Session, ctx: &Ctx, balance: &BalancePlan) -> Option<u64> {
+    let header = |name: &HeaderName| {
+        let value = session.req_header().headers.get(name)?;
+        Some(prefix::words(&[b"header", value.as_bytes()]))
+    };
+    let who = ctx.who.principal.as_deref();
+    let key = || {
+        let id = who.map(|p| p.key_id.as_str()).filter(|id| !id.is_empty())?;
+        Some(prefix::words(&[b"key", id.as_bytes()]))
+    };
+    let user = || {
+        let id = who.map(|p| p.user_id.as_str()).filter(|id| !id.is_empty())?;
+        Some(prefix::words(&[b"user", id.as_bytes()]))
+    };
+    match &balance.affinity {
+        Some(Affinity::Header(name)) => header(name),
+        Some(Affinity::Key) => key(),
+        // A key that belongs to nobody stands for itself.
+        Some(Affinity::User) => user().or_else(key),
+        None if balance.strategy == Strategy::ConsistentHash => {
+            let address = ctx.call.client.map(|ip| ip.to_string());
+            let address = || Some(prefix::words(&[b"address", address?.as_bytes()]));
+            header(&SESSION).or_else(key).or_else(address)
+        }
+        None => None,
+    }
+}
+
+/// What engines are told beside the client's words.
+pub fn extras(ctx: &Ctx) -> Extras {
+    let routing = &ctx.snapshot.plan.routing;
+    let who = ctx.who.principal.as_deref();
+    let priority = ctx.snapshot.tiers.of(who).engine_priority;
+    let key = who.map_or("", |p| p.key_id.as_str());
+    let user = who.map(|p| p.user_id.as_str()).filter(|id| !id.is_empty());
+    let scope = match (routing.cache_salt, user) {
+        (CacheSalt::Shared, _) => None,
+        (CacheSalt::PerUser, Some(user)) => Some(format!("user:{user}")),
+        _ => Some(format!("key:{key}")),
+    };
+    let secret = routing.cache_salt_secret.as_ref().map(Secret::expose);
+    let salt = scope.zip(secret).map(|(scope, secret)| engine::salt(secret.as_bytes(), &scope));
+    Extras { priority, salt }
+}

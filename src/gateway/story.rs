@@ -1,0 +1,101 @@
+//! The story of a request for `/admin/v1/explain`: its tries, and how the backends stood then.
+
+use std::time::{Duration, Instant};
+
+use super::{ctx::Ctx, tries::Picked};
+use crate::{
+    balance::{Candidate, Pool, Wish},
+    runtime::explain::{Trace, Try},
+};
+
+/// Backends of a pool of which it is told how they stood.
+const CANDIDATES: usize = 16;
+
+/// The tries so far.
+#[derive(Default)]
+pub struct Story {
+    tries: Vec<Try>,
+    since: Option<Instant>,
+    /// How long the request waited for a slot.
+    pub queued: Option<Duration>,
+}
+
+/// How the backends of a pool stand, if anybody may ask.
+pub fn candidates(ctx: &Ctx, pool: &Pool, wish: &Wish<'_>) -> Vec<Candidate> {
+    if ctx.carry.explains.capacity() == 0 {
+        return Vec::new();
+    }
+    pool.candidates(wish, CANDIDATES)
+}
+
+impl Story {
+    /// A try begins.
+    pub fn begin(&mut self, arrived: Instant, model: Option<&str>, picked: &Picked) {
+        let now = Instant::now();
+        self.since = Some(now);
+        self.tries.push(Try {
+            at_ms: millis(now - arrived),
+            tier: picked.tier,
+            pool: picked.pool,
+            model: picked.model.as_deref().or(model).unwrap_or_default().to_owned(),
+            backend: picked.choice.endpoint.plan.name.clone(),
+            candidates: picked.candidates.iter().cloned().map(Into::into).collect(),
+            first_byte_ms: None,
+            took_ms: 0,
+            result: String::new(),
+            hedge: false,
+        });
+    }
+
+    /// The first byte of its answer has come.
+    pub fn first_byte(&mut self) {
+        let since = self.since;
+        if let (Some(present), Some(since)) = (self.tries.last_mut(), since) {
+            present.first_byte_ms.get_or_insert(millis(since.elapsed()));
+        }
+    }
+
+    /// The present try has ended.
+    pub fn end(&mut self, result: String) {
+        let since = self.since.take();
+        if let (Some(present), Some(since)) = (self.tries.last_mut(), since) {
+            present.took_ms = millis(since.elapsed());
+            present.result = result;
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    time.as_millis() as u64
+}
+
+/// Keeps the story of a request that has ended.
+pub fn keep(ctx: &mut Ctx, status: u16, outcome: &str, duration: Duration) {
+    let explains = &ctx.carry.explains;
+    if explains.capacity() == 0 || ctx.way.route.is_none() && ctx.end.rejection.is_none() {
+        return;
+    }
+    let result = match (&ctx.end.fault, ctx.answer.status) {
+        (Some(fault), _) => fault.word().to_owned(),
+        (None, Some(status @ 200..=299)) if ctx.answer.broken_off() => {
+            format!("status {status}, broken off")
+        }
+        (None, Some(200..=299)) => "ok".to_owned(),
+        (None, Some(status)) => format!("status {status}"),
+        (None, None) => "no answer".to_owned(),
+    };
+    ctx.way.story.end(result);
+    let who = ctx.who.principal.as_deref();
+    explains.put(Trace {
+        request_id: ctx.call.id.as_str().to_owned(),
+        time: jiff::Timestamp::now() - duration,
+        model: ctx.call.model.clone().unwrap_or_default(),
+        key_id: who.map(|p| p.key_id.clone()).unwrap_or_default(),
+        user_id: who.map(|p| p.user_id.clone()).unwrap_or_default(),
+        tries: std::mem::take(&mut ctx.way.story.tries),
+        outcome: outcome.to_owned(),
+        status,
+        duration_ms: millis(duration),
+        queued_ms: ctx.way.story.queued.map(millis),
+    });
+}

@@ -1,7 +1,7 @@
 //! HTTP/1.1 by hand: a server that may break the rules has to be written below the libraries
 //! that keep them.
 
-use std::{io, time::Duration};
+use std::{io, pin::pin, time::Duration};
 
 use bytes::{Buf, BytesMut};
 use tokio::{
@@ -135,10 +135,18 @@ impl Conn {
 
     /// Waits, and notices if the reader goes away meanwhile.
     pub async fn wait(&mut self, time: Duration) -> Result<(), Gone> {
-        let deadline = tokio::time::Instant::now() + time;
+        if time.is_zero() {
+            return Ok(());
+        }
+        self.until(tokio::time::sleep(time)).await
+    }
+
+    /// Waits for something, and notices if the reader goes away meanwhile.
+    pub async fn until<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Gone> {
+        let mut what = pin!(what);
         loop {
             tokio::select! {
-                () = tokio::time::sleep_until(deadline) => return Ok(()),
+                outcome = &mut what => return Ok(outcome),
                 read = self.stream.read_buf(&mut self.buffer) => {
                     // A half-close counts as gone, as with vLLM.
                     if read? == 0 {
@@ -146,6 +154,13 @@ impl Conn {
                     }
                 }
             }
+        }
+    }
+
+    /// Waits for ever, which is until the reader goes away.
+    pub async fn hang(&mut self) -> Gone {
+        match self.until(std::future::pending::<Gone>()).await {
+            Ok(gone) | Err(gone) => gone,
         }
     }
 

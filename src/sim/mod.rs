@@ -3,11 +3,20 @@
 //! It behaves on the wire as captures of a running vLLM 0.32 show: the same members in the same
 //! order, `200` and headers at once and the first event later, errors in the same words, idle
 //! connections closed after five seconds, an answer given up as soon as its reader is gone. It
-//! can be made to fail in the ways in which real servers fail.
+//! can be made to fail in the ways in which real servers fail, and it has what makes the load of
+//! engines differ: a queue and a prefix cache.
 
+mod ask;
+mod behaviour;
+mod cache;
 mod chat;
 mod conn;
 mod control;
+mod metrics;
+mod plain;
+mod refusal;
+mod stats;
+mod stream;
 mod text;
 
 use std::{
@@ -20,165 +29,78 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::Semaphore,
+    task::JoinHandle,
+};
 
 use crate::base::lock;
 
-/// How a simulated server behaves. Everything can be changed while it runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Behaviour {
-    /// Models that it serves; the first answers requests that name none.
-    pub models: Vec<String>,
-    /// Milliseconds until the first token.
-    pub first_token_ms: u64,
-    /// Milliseconds between tokens.
-    pub inter_token_ms: u64,
-    /// Tokens in an answer; `max_tokens` of a request may lower it.
-    pub tokens: u64,
-    /// In which way it fails.
-    pub fail: Fail,
-    /// Every how manyth inference request fails; 1 means each.
-    pub fail_every: u64,
-    /// Status of `/health`.
-    pub health: u16,
-    /// Milliseconds after which an idle connection is closed (uvicorn: 5000).
-    pub keep_alive_ms: u64,
-    /// Closes the connection after every streamed answer without having said so, as llama.cpp
-    /// does.
-    pub close_after_stream: bool,
-    /// The key that it wants as `Authorization: Bearer`; empty for none.
-    pub api_key: String,
-}
+pub use behaviour::{Behaviour, Engine, Fail, Load};
+pub use stats::{Seen, Stats};
 
-impl Default for Behaviour {
-    fn default() -> Self {
-        Self {
-            models: vec!["sim-model".to_owned()],
-            first_token_ms: 0,
-            inter_token_ms: 0,
-            tokens: 16,
-            fail: Fail::None,
-            fail_every: 1,
-            health: 200,
-            keep_alive_ms: 5000,
-            close_after_stream: false,
-            api_key: String::new(),
-        }
-    }
-}
-
-/// Ways to fail.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum Fail {
-    /// Not at all.
-    #[default]
-    None,
-    /// Closes the connection instead of answering.
-    BeforeHeaders,
-    /// Closes it after `200` and the headers.
-    AfterHeaders,
-    /// Closes it after half of the tokens.
-    MidStream,
-    /// Answers 503, as vLLM does when its queue is full.
-    Busy,
-    /// Answers 429 with `Retry-After: 7`.
-    TooMany,
-    /// Answers 500.
-    Error,
-    /// The first event of a stream is an error.
-    ErrorEvent,
-    /// An error event after half of the tokens, then `[DONE]`: what vLLM sends when its engine
-    /// dies.
-    ErrorEventMidStream,
-    /// Ends after half of the tokens with `finish_reason` `abort`: what vLLM sends on SIGTERM.
-    Abort,
-    /// Takes the request and never answers.
-    Wedge,
-    /// Stops after half of the tokens and keeps the connection open.
-    Stall,
-}
-
-/// What a simulated server has seen.
-#[derive(Default)]
-pub struct Stats {
-    requests: AtomicU64,
-    aborted: AtomicU64,
-    running: AtomicU64,
-    connections: AtomicU64,
-    probes: AtomicU64,
-    prompt_tokens: AtomicU64,
-    generated_tokens: AtomicU64,
-    last: Mutex<Option<Seen>>,
-}
-
-/// A request as it arrived.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Seen {
-    /// Method and target.
-    pub line: String,
-    /// Header fields, names in lower case.
-    pub headers: Vec<(String, String)>,
-    /// The body.
-    #[serde(skip)]
-    pub body: Vec<u8>,
-}
-
-impl Seen {
-    /// The value of a header field.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
-    }
-}
-
-impl Stats {
-    /// Inference requests, failed ones included.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
-    }
-
-    /// Answers given up because the reader was gone.
-    pub fn aborted(&self) -> u64 {
-        self.aborted.load(Ordering::Relaxed)
-    }
-
-    /// Inference requests being answered.
-    pub fn running(&self) -> u64 {
-        self.running.load(Ordering::Relaxed)
-    }
-
-    /// Connections accepted.
-    pub fn connections(&self) -> u64 {
-        self.connections.load(Ordering::Relaxed)
-    }
-
-    /// Requests to `/health`.
-    pub fn probes(&self) -> u64 {
-        self.probes.load(Ordering::Relaxed)
-    }
-
-    /// The last inference request.
-    pub fn last(&self) -> Option<Seen> {
-        lock(&self.last).clone()
-    }
-}
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// What the connections of one server share.
 struct Shared {
-    behaviour: Mutex<Arc<Behaviour>>,
+    setting: Mutex<Arc<Setting>>,
+    cache: Mutex<cache::PrefixCache>,
     stats: Stats,
 }
 
+/// A behaviour, and what counts from its beginning.
+struct Setting {
+    behaviour: Behaviour,
+    /// Places of requests that are worked on.
+    places: Arc<Semaphore>,
+    failed: AtomicU64,
+}
+
+impl Setting {
+    fn new(behaviour: Behaviour) -> Self {
+        let places = match behaviour.max_running {
+            0 => Semaphore::MAX_PERMITS,
+            bound => bound,
+        };
+        Self { behaviour, places: Arc::new(Semaphore::new(places)), failed: AtomicU64::new(0) }
+    }
+
+    /// The behaviour after this one.
+    fn next(&self, behaviour: Behaviour) -> Self {
+        let same = behaviour.max_running == self.behaviour.max_running;
+        let mut next = Self::new(behaviour);
+        if same {
+            next.places = Arc::clone(&self.places);
+        }
+        next
+    }
+
+    /// The way in which the request with this number fails, and counts it if it does.
+    fn fail(&self, number: u64, model: &str) -> Fail {
+        let behaviour = &self.behaviour;
+        let meant = behaviour.fail != Fail::None
+            && number.is_multiple_of(behaviour.fail_every.max(1))
+            && (behaviour.fail_model.is_empty() || behaviour.fail_model == model);
+        if meant {
+            let before = self.failed.fetch_add(1, Ordering::Relaxed);
+            if behaviour.fail_first == 0 || before < behaviour.fail_first {
+                return behaviour.fail;
+            }
+        }
+        Fail::None
+    }
+}
+
 impl Shared {
-    fn behaviour(&self) -> Arc<Behaviour> {
-        Arc::clone(&lock(&self.behaviour))
+    fn setting(&self) -> Arc<Setting> {
+        Arc::clone(&lock(&self.setting))
     }
 
     fn set(&self, behaviour: Behaviour) {
-        *lock(&self.behaviour) = Arc::new(behaviour);
+        let mut setting = lock(&self.setting);
+        *setting = Arc::new(setting.next(behaviour));
     }
 }
 
@@ -187,7 +109,14 @@ pub struct Sim {
     /// Where it listens.
     pub address: SocketAddr,
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    state: Mutex<State>,
+}
+
+enum State {
+    Listening(JoinHandle<()>),
+    /// The socket keeps the port from others.
+    Refusing(TcpSocket),
+    Between,
 }
 
 impl Sim {
@@ -199,11 +128,12 @@ impl Sim {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
-            behaviour: Mutex::new(Arc::new(behaviour)),
+            setting: Mutex::new(Arc::new(Setting::new(behaviour))),
+            cache: Mutex::default(),
             stats: Stats::default(),
         });
         let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Ok(Self { address, shared, task })
+        Ok(Self { address, shared, state: Mutex::new(State::Listening(task)) })
     }
 
     /// `http://address`.
@@ -218,20 +148,70 @@ impl Sim {
 
     /// Changes how it behaves; answers under way keep their behaviour.
     pub fn change(&self, change: impl FnOnce(&mut Behaviour)) {
-        let mut behaviour = (*self.shared.behaviour()).clone();
+        let mut behaviour = self.shared.setting().behaviour.clone();
         change(&mut behaviour);
         self.shared.set(behaviour);
     }
 
+    /// Forgets every prompt, as a restarted engine has.
+    pub fn forget(&self) {
+        *lock(&self.shared.cache) = cache::PrefixCache::default();
+    }
+
+    /// Cuts all connections and refuses new ones, as if the process had ended.
+    ///
+    /// # Errors
+    /// If another process has got the port meanwhile.
+    pub async fn refuse(&self) -> io::Result<()> {
+        let state = std::mem::replace(&mut *lock(&self.state), State::Between);
+        let State::Listening(task) = state else {
+            *lock(&self.state) = state;
+            return Ok(());
+        };
+        task.abort();
+        task.await.ok();
+        let socket = match self.address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // Its connections may still be closing.
+        socket.set_reuseaddr(true)?;
+        socket.bind(self.address)?;
+        *lock(&self.state) = State::Refusing(socket);
+        Ok(())
+    }
+
+    /// Listens again after [`Self::refuse`], at the same address and with what it had seen.
+    ///
+    /// # Errors
+    /// If the system does not let it.
+    pub fn listen(&self) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        match std::mem::replace(&mut *state, State::Between) {
+            State::Refusing(socket) => {
+                let listener = socket.listen(BACKLOG)?;
+                let task = tokio::spawn(accept(listener, Arc::clone(&self.shared)));
+                *state = State::Listening(task);
+            }
+            other => *state = other,
+        }
+        Ok(())
+    }
+
     /// Runs until the process ends.
-    pub async fn forever(mut self) {
-        (&mut self.task).await.ok();
+    pub async fn forever(self) {
+        let state = std::mem::replace(&mut *lock(&self.state), State::Between);
+        if let State::Listening(task) = state {
+            task.await.ok();
+        }
     }
 }
 
 impl Drop for Sim {
     fn drop(&mut self) {
-        self.task.abort();
+        if let State::Listening(task) = &*lock(&self.state) {
+            task.abort();
+        }
     }
 }
 

@@ -1,0 +1,107 @@
+//! Answers of the simulated model that come in one piece, member by member as vLLM writes them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{
+    Fail,
+    ask::{Ask, FINGERPRINT},
+    chat,
+    conn::{Conn, Gone},
+    control::{After, JSON},
+    metrics, refusal, text,
+};
+
+impl Ask<'_> {
+    /// Answers in one piece.
+    pub async fn whole(&self, conn: &mut Conn) -> Result<After, Gone> {
+        let call = self.call;
+        let turn = call.turn(conn, self).await?;
+        conn.wait(Duration::from_millis(self.decode_ms())).await?;
+        let prompt = text::prompt_tokens(self.prompt.len());
+        let generated = self.generated() * self.choices;
+        let body = json!({
+            "id": self.id,
+            "object": if self.chat { "chat.completion" } else { "text_completion" },
+            "created": self.created, "model": self.model(),
+            "choices": (0..self.choices).map(|index| self.choice(index)).collect::<Vec<_>>(),
+            "service_tier": null, "system_fingerprint": FINGERPRINT,
+            "usage": {"prompt_tokens": prompt, "total_tokens": prompt + generated,
+                      "completion_tokens": generated,
+                      "prompt_tokens_details": self.prompt_details(turn.cached),
+                      "completion_tokens_details": null},
+            "kv_transfer_params": null, "metrics": null,
+        });
+        let load = metrics::header(call.seen, &call.shared.stats, &call.setting.behaviour);
+        self.deliver(conn, &load, body, generated).await
+    }
+
+    fn choice(&self, index: u64) -> Value {
+        let mut choice = match (&self.tool, self.chat) {
+            (Some(name), _) => {
+                json!({"index": index, "message": {"role": "assistant", "content": null, "refusal": null,
+                "annotations": null, "audio": null, "function_call": null,
+                "tool_calls": self.tool_call(name), "reasoning": null}})
+            }
+            (None, true) => {
+                json!({"index": index, "message": {"role": "assistant", "content": self.content(),
+                "refusal": null, "annotations": null, "audio": null, "function_call": null,
+                "reasoning": null}})
+            }
+            (None, false) => json!({"index": index, "text": self.content()}),
+        };
+        choice["logprobs"] = Value::Null;
+        let aborted = matches!(self.call.fail, Fail::Abort | Fail::AbortBeforeContent);
+        choice["finish_reason"] = if aborted { "abort" } else { self.finish_reason() }.into();
+        for null in ["stop_reason", "token_ids", "routed_experts"] {
+            choice[null] = Value::Null;
+        }
+        choice
+    }
+
+    /// `prompt_tokens_details`: vLLM tells it only of prompts that it has known something of.
+    pub fn prompt_details(&self, cached: u64) -> Value {
+        if self.call.setting.behaviour.prompt_tokens_details && cached > 0 {
+            json!({"cached_tokens": cached})
+        } else {
+            Value::Null
+        }
+    }
+
+    /// Sends an answer of one piece, or what a server that fails sends of it.
+    pub async fn deliver(
+        &self,
+        conn: &mut Conn,
+        headers: &str,
+        body: Value,
+        generated: u64,
+    ) -> Result<After, Gone> {
+        let body = body.to_string();
+        let cut = match self.call.fail {
+            Fail::ErrorEvent | Fail::ErrorEventAfterRole | Fail::ErrorEventMidStream => {
+                return chat::refuse(conn, (500, "", refusal::dead())).await;
+            }
+            Fail::AfterHeaders | Fail::WedgeAfterHeaders => 0,
+            // Not as far as the content.
+            Fail::BeforeContent | Fail::WedgeAfterRole => body.len().min(16),
+            Fail::MidStream | Fail::Stall => body.len() / 2,
+            _ => {
+                conn.answer(200, headers, JSON, body.as_bytes()).await?;
+                self.call.count(self, generated);
+                return Ok(After::Keep);
+            }
+        };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: {JSON}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        conn.write(head.as_bytes()).await?;
+        conn.write(&body.as_bytes()[..cut]).await?;
+        match self.call.fail {
+            Fail::MidStream => Ok(After::Close),
+            Fail::AfterHeaders | Fail::BeforeContent => Ok(After::Reset),
+            _ => Err(conn.hang().await),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The simulated server's errors, in vLLM's words.
+
+use serde_json::{Value, json};
+
+use super::{Behaviour, Fail};
+
+/// An answer that is an error: the status, more header lines, the body.
+pub type Refusal = (u16, &'static str, Value);
+
+/// What vLLM says when its engine has died.
+pub fn dead() -> Value {
+    let text = "EngineCore encountered an issue. See stack trace (above) for the root cause.";
+    error(text, "InternalServerError", None, 500)
+}
+
+/// The answer to a body that is no JSON.
+pub fn not_json(e: &serde_json::Error) -> Refusal {
+    let at = format!("body.{}", e.column());
+    let text = format!(
+        "1 validation error:\n  {{'type': 'json_invalid', 'loc': '{at}', 'msg': 'JSON decode error'}}"
+    );
+    (400, "", error(&text, "Bad Request", Some(&at), 400))
+}
+
+/// The answer of a server that fails by refusing.
+pub fn failing(fail: Fail, model: &str, behaviour: &Behaviour) -> Option<Refusal> {
+    let unavailable = |text, kind| Some((503, "", error(text, kind, None, 503)));
+    match fail {
+        Fail::Busy => unavailable(
+            "The engine is currently busy and cannot accept new requests. Please try again later \
+             or on a different instance.",
+            "Service Unavailable",
+        ),
+        Fail::Backlog => unavailable(
+            "The engine has reached its prefill token backlog limit. Please try again later or on \
+             a different instance.",
+            "Service Unavailable",
+        ),
+        Fail::Paused => {
+            unavailable("The engine is paused. Please try again later.", "ServiceUnavailableError")
+        }
+        Fail::Scaling => {
+            let text = "The model is currently scaling. Please try again later.";
+            Some((503, "", json!({"error": text})))
+        }
+        Fail::TooMany => {
+            let body = error("Too many requests", "RateLimitError", None, 429);
+            Some((429, "retry-after: 7\r\n", body))
+        }
+        Fail::NoModel => Some(no_model(model, behaviour)),
+        Fail::Error => Some((500, "", dead())),
+        _ => None,
+    }
+}
+
+/// The requests that vLLM itself refuses.
+pub fn invalid(behaviour: &Behaviour, path: &str, body: &Value) -> Option<Refusal> {
+    let needed = match path {
+        "/v1/chat/completions" => "messages",
+        "/v1/completions" => "prompt",
+        _ => "input",
+    };
+    if body[needed].is_null() {
+        let at = format!("body.{needed}");
+        let text = format!(
+            "1 validation error:\n  {{'type': 'missing', 'loc': '{at}', 'msg': 'Field required'}}"
+        );
+        return Some((400, "", error(&text, "Bad Request", Some(&at), 400)));
+    }
+    if !body["stream_options"].is_null() && body["stream"] != true {
+        let text =
+            "Stream options can only be defined when `stream=True`. (parameter=stream_options)";
+        return Some((400, "", error(text, "BadRequestError", Some("stream_options"), 400)));
+    }
+    let model = body["model"].as_str()?;
+    let known = behaviour.models.iter().any(|m| m == model);
+    (!known).then(|| no_model(model, behaviour))
+}
+
+fn no_model(model: &str, behaviour: &Behaviour) -> Refusal {
+    let text = format!(
+        "The model `{model}` does not exist. Valid aliases: {}.",
+        behaviour.models.join(", ")
+    );
+    (404, "", error(&text, "NotFoundError", Some("model"), 404))
+}
+
+fn error(message: &str, kind: &str, param: Option<&str>, code: u16) -> Value {
+    json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
+}

@@ -28,6 +28,8 @@ pub struct Behaviour {
     pub fail_after: Option<u64>,
     /// Milliseconds that [`Fail::Slow`] adds to the time until the first token.
     pub slow_ms: u64,
+    /// The seconds of `Retry-After` in a 429.
+    pub retry_after: u64,
     /// How many requests are worked on at a time, the others wait; 0 for all. A change holds for
     /// the requests that come after it.
     pub max_running: usize,
@@ -66,6 +68,7 @@ impl Default for Behaviour {
             fail_model: String::new(),
             fail_after: None,
             slow_ms: 1000,
+            retry_after: 7,
             max_running: 0,
             prefix_cache: 0,
             prompt_tokens_details: false,
@@ -131,7 +134,7 @@ pub enum Fail {
     Paused,
     /// Answers 503, as vLLM does while it changes its size: the error is a text, not an object.
     Scaling,
-    /// Answers 429 with `Retry-After: 7`.
+    /// Answers 429 with `Retry-After`.
     TooMany,
     /// Answers 404: it has no such model.
     NoModel,

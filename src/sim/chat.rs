@@ -133,6 +133,6 @@ impl Call<'_> {
 /// Answers with an error.
 pub async fn refuse(conn: &mut Conn, refusal: Refusal) -> Result<After, Gone> {
     let (status, headers, body) = refusal;
-    conn.answer(status, headers, super::control::JSON, body.to_string().as_bytes()).await?;
+    conn.answer(status, &headers, super::control::JSON, body.to_string().as_bytes()).await?;
     Ok(After::Keep)
 }

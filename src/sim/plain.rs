@@ -80,7 +80,7 @@ impl Ask<'_> {
         let body = body.to_string();
         let cut = match self.call.fail {
             Fail::ErrorEvent | Fail::ErrorEventAfterRole | Fail::ErrorEventMidStream => {
-                return chat::refuse(conn, (500, "", refusal::dead())).await;
+                return chat::refuse(conn, (500, String::new(), refusal::dead())).await;
             }
             Fail::AfterHeaders | Fail::WedgeAfterHeaders => 0,
             // Not as far as the content.

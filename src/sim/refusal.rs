@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{Behaviour, Fail};
 
 /// An answer that is an error: the status, more header lines, the body.
-pub type Refusal = (u16, &'static str, Value);
+pub type Refusal = (u16, String, Value);
 
 /// What vLLM says when its engine has died.
 pub fn dead() -> Value {
@@ -19,12 +19,12 @@ pub fn not_json(e: &serde_json::Error) -> Refusal {
     let text = format!(
         "1 validation error:\n  {{'type': 'json_invalid', 'loc': '{at}', 'msg': 'JSON decode error'}}"
     );
-    (400, "", error(&text, "Bad Request", Some(&at), 400))
+    (400, String::new(), error(&text, "Bad Request", Some(&at), 400))
 }
 
 /// The answer of a server that fails by refusing.
 pub fn failing(fail: Fail, model: &str, behaviour: &Behaviour) -> Option<Refusal> {
-    let unavailable = |text, kind| Some((503, "", error(text, kind, None, 503)));
+    let unavailable = |text, kind| Some((503, String::new(), error(text, kind, None, 503)));
     match fail {
         Fail::Busy => unavailable(
             "The engine is currently busy and cannot accept new requests. Please try again later \
@@ -41,14 +41,14 @@ pub fn failing(fail: Fail, model: &str, behaviour: &Behaviour) -> Option<Refusal
         }
         Fail::Scaling => {
             let text = "The model is currently scaling. Please try again later.";
-            Some((503, "", json!({"error": text})))
+            Some((503, String::new(), json!({"error": text})))
         }
         Fail::TooMany => {
             let body = error("Too many requests", "RateLimitError", None, 429);
-            Some((429, "retry-after: 7\r\n", body))
+            Some((429, format!("retry-after: {}\r\n", behaviour.retry_after), body))
         }
         Fail::NoModel => Some(no_model(model, behaviour)),
-        Fail::Error => Some((500, "", dead())),
+        Fail::Error => Some((500, String::new(), dead())),
         _ => None,
     }
 }
@@ -65,12 +65,16 @@ pub fn invalid(behaviour: &Behaviour, path: &str, body: &Value) -> Option<Refusa
         let text = format!(
             "1 validation error:\n  {{'type': 'missing', 'loc': '{at}', 'msg': 'Field required'}}"
         );
-        return Some((400, "", error(&text, "Bad Request", Some(&at), 400)));
+        return Some((400, String::new(), error(&text, "Bad Request", Some(&at), 400)));
     }
     if !body["stream_options"].is_null() && body["stream"] != true {
         let text =
             "Stream options can only be defined when `stream=True`. (parameter=stream_options)";
-        return Some((400, "", error(text, "BadRequestError", Some("stream_options"), 400)));
+        return Some((
+            400,
+            String::new(),
+            error(text, "BadRequestError", Some("stream_options"), 400),
+        ));
     }
     let model = body["model"].as_str()?;
     let known = behaviour.models.iter().any(|m| m == model);
@@ -82,7 +86,7 @@ fn no_model(model: &str, behaviour: &Behaviour) -> Refusal {
         "The model `{model}` does not exist. Valid aliases: {}.",
         behaviour.models.join(", ")
     );
-    (404, "", error(&text, "NotFoundError", Some("model"), 404))
+    (404, String::new(), error(&text, "NotFoundError", Some("model"), 404))
 }
 
 fn error(message: &str, kind: &str, param: Option<&str>, code: u16) -> Value {

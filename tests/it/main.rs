@@ -28,6 +28,7 @@ mod replicas;
 mod routing;
 mod scripts;
 mod sdk;
+mod sim;
 mod stores;
 mod streaming;
 mod timeouts;

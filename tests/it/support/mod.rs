@@ -1,6 +1,7 @@
 //! The harness: a gateway process, a raw HTTP client, a receiver of usage records.
 
 pub mod client;
+pub mod faults;
 pub mod gateway;
 pub mod python;
 pub mod receiver;

@@ -5,9 +5,8 @@ use pingora_proxy::Session;
 
 use super::{body_in::Extras, ctx::Ctx};
 use crate::{
-    base::Secret,
-    config::plan::{Affinity, BalancePlan, CacheSalt, Strategy},
-    wire::{engine, prefix},
+    config::plan::{Affinity, BalancePlan, Strategy},
+    wire::prefix,
 };
 
 /// What names a session where nothing else is said.
@@ -47,14 +46,7 @@ pub fn extras(ctx: &Ctx) -> Extras {
     let routing = &ctx.snapshot.plan.routing;
     let who = ctx.who.principal.as_deref();
     let priority = ctx.snapshot.tiers.of(who).engine_priority;
-    let key = who.map_or("", |p| p.key_id.as_str());
-    let user = who.map(|p| p.user_id.as_str()).filter(|id| !id.is_empty());
-    let scope = match (routing.cache_salt, user) {
-        (CacheSalt::Shared, _) => None,
-        (CacheSalt::PerUser, Some(user)) => Some(format!("user:{user}")),
-        _ => Some(format!("key:{key}")),
-    };
-    let secret = routing.cache_salt_secret.as_ref().map(Secret::expose);
-    let salt = scope.zip(secret).map(|(scope, secret)| engine::salt(secret.as_bytes(), &scope));
+    let secret = routing.cache_salt_secret.as_ref();
+    let salt = secret.and_then(|secret| routing.cache_salt.of(secret, who));
     Extras { priority, salt }
 }

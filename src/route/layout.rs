@@ -65,6 +65,12 @@ pub(super) fn lay_out(plan: &RoutingPlan, places: &[Place<'_>]) -> (Router, Vec<
             ModelPattern::Exact(_) | ModelPattern::Prefix(_) => {}
         }
     }
+    // A model that another one goes on with is told apart, so as not to go on with itself.
+    for name in plan.models.iter().flat_map(|m| &m.fallback) {
+        if !exact.contains_key(name) {
+            exact.insert(name.clone(), layout.entry(Class::Name(name)));
+        }
+    }
     let mut prefixes: Vec<_> = prefixes.into_iter().collect();
     prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
     let any = layout.entry(Class::Prefix(""));
@@ -275,3 +281,6 @@ impl<'a> Layout<'a> {
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
+
+#[cfg(test)]
+mod tests;

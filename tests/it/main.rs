@@ -12,6 +12,7 @@ mod auth;
 mod body;
 mod captures;
 mod configuration;
+mod configuration_routing;
 mod examples;
 mod failures;
 mod floors;

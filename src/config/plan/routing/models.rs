@@ -257,10 +257,11 @@ impl Maker<'_> {
 
     /// A model that goes on with itself, perhaps by way of others, would never end.
     fn no_cycles(&mut self, whole: &Raw, models: &[ModelPlan]) {
+        let names: Vec<_> = models.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
         let mut done = BTreeSet::new();
         for start in 0..models.len() {
             let mut way = vec![start];
-            let Some(cycle) = cycle(models, &mut way, &mut done) else {
+            let Some(cycle) = cycle(models, &names, &mut way, &mut done) else {
                 continue;
             };
             let first = show(&models[cycle.0].name);
@@ -313,16 +314,11 @@ fn fallbacks(whole: &Raw) -> Vec<(String, &str)> {
     found
 }
 
-/// The entry that a name means.
-fn entry(models: &[ModelPlan], name: &str) -> Option<usize> {
-    let patterns: Vec<_> = models.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
-    ModelPattern::closest(&patterns, name).copied()
-}
-
 /// Follows fallbacks from the end of `way`. Returns where a circle begins, and the names in it.
-/// Entries from which none was found are put into `done`, and the one that was found is too.
+/// Entries from which none was found are put into `done`, and those that led to one.
 fn cycle(
     models: &[ModelPlan],
+    names: &[(ModelPattern, usize)],
     way: &mut Vec<usize>,
     done: &mut BTreeSet<usize>,
 ) -> Option<(usize, Vec<String>)> {
@@ -331,15 +327,15 @@ fn cycle(
         return None;
     }
     for name in &models[here].fallback {
-        let Some(next) = entry(models, name) else { continue };
+        let Some(&next) = ModelPattern::closest(names, name) else { continue };
         if let Some(begin) = way.iter().position(|i| *i == next) {
             let within = way[begin + 1..].iter().map(|i| show(&models[*i].name));
-            let names = within.chain([name.clone()]).collect();
+            let circle = within.chain([name.clone()]).collect();
             done.extend(&way[begin..]);
-            return Some((next, names));
+            return Some((next, circle));
         }
         way.push(next);
-        let found = cycle(models, way, done);
+        let found = cycle(models, names, way, done);
         way.pop();
         if found.is_some() {
             done.insert(here);

@@ -314,10 +314,7 @@ fn begin_alike(ctx: &mut Ctx, model: &Arc<str>, plan: &PrefixPlan) {
 }
 
 /// The splits, from the one on that `drawn` falls to (below the sum of the weights).
-fn in_turn(
-    splits: &[crate::route::Split],
-    drawn: u64,
-) -> impl Iterator<Item = &crate::route::Split> {
+fn in_turn(splits: &[Split], drawn: u64) -> impl Iterator<Item = &Split> {
     let mut sum = 0;
     let first = splits.iter().position(|s| {
         sum += u64::from(s.weight);

@@ -236,8 +236,20 @@ fn a_salt_needs_a_secret_that_cannot_be_guessed() {
     assert!(!shown.to_string().contains("0123456789abcdef"), "{shown}");
 }
 
+/// The only problem of a text, whose backends all name their models: a backend that serves every
+/// model would make every name known.
+fn is_wrong(text: &str, at: &str, expected: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let backends = BACKENDS.lines().filter(|line| !line.contains("enabled: false"));
+    let backends = backends.collect::<Vec<_>>().join("\n");
+    let found = config::load_text(&format!("{backends}\n{text}\n"), root, &|_| None).problems;
+    let [problem] = &found[..] else { panic!("{text}: {found:?}") };
+    assert_eq!((problem.path.as_str(), problem.line), (at, Some(4)), "{text}: {problem}");
+    assert!(problem.to_string().contains(expected), "{text}: {problem}");
+}
+
 #[test]
-fn mistakes_are_told_with_their_place() {
+fn mistakes_in_routing_are_told() {
     for (text, at, expected) in [
         ("routing: {load_bound: 0.5}", "routing.load_bound", "between 1 and 100"),
         ("routing: {keep_alive: 5ms}", "routing.keep_alive", "shorter than 100ms"),
@@ -271,6 +283,14 @@ fn mistakes_are_told_with_their_place() {
             "routing.retry.retry_on[1]",
             "did you mean `timeout`?",
         ),
+    ] {
+        is_wrong(text, at, expected);
+    }
+}
+
+#[test]
+fn mistakes_in_rules_and_models_are_told() {
+    for (text, at, expected) in [
         ("routing: {fallback: [{models: [x]}]}", "routing.fallback[0]", "names no backend"),
         (
             "routing: {fallback: [{primary: \"http://a:2\"}]}",
@@ -319,17 +339,7 @@ fn mistakes_are_told_with_their_place() {
         ("detection: {error_codes: [200]}", "detection.error_codes[0]", "is no status"),
         ("detection: {error_patterns: [\"\"]}", "detection.error_patterns[0]", "is empty"),
     ] {
-        // Backends that serve every model would make every name known.
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let whole = format!(
-            "{}{text}\n",
-            BACKENDS.replace("  - {name: off, url: \"http://off:1\", enabled: false}\n", "")
-        );
-        let found = config::load_text(&whole, root, &|_| None).problems;
-        let [problem] = &found[..] else { panic!("{text}: {found:?}") };
-        assert_eq!(problem.path, at, "{text}: {problem}");
-        assert!(problem.to_string().contains(expected), "{text}: {problem}");
-        assert_eq!(problem.line, Some(4), "{text}: {problem}");
+        is_wrong(text, at, expected);
     }
 }
 

@@ -163,6 +163,7 @@ async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
     print_callers(&targets);
     print_limited(&targets);
     drop((targets, redis));
+    print_selection();
     print_script();
     print_decision();
     drop(_backend);
@@ -346,6 +347,76 @@ fn print_decision() {
         dialect::tell_limits(&mut head, "/v1/chat/completions", &standings).unwrap();
     };
     println!("telling how they stand: {:.2} µs", micros(CALLS, &mut tell));
+}
+
+/// What choosing a backend takes with each strategy, and giving its place back.
+fn print_selection() {
+    println!();
+    for (count, aim) in [(10, 1.0), (1000, 5.0)] {
+        for strategy in [
+            "round_robin",
+            "random",
+            "p2c",
+            "least_connections",
+            "latency_based",
+            "least_load",
+            "consistent_hash",
+            "prefix_affinity",
+        ] {
+            let took = selection(strategy, count);
+            let verdict = if took < aim { "reached" } else { "missed" };
+            println!(
+                "aim: {strategy} chooses among {count} in less than {aim} µs: {verdict} ({took:.2})"
+            );
+        }
+    }
+}
+
+/// Microseconds that a choice takes among backends of which each has a request.
+fn selection(strategy: &str, count: usize) -> f64 {
+    use llmproxy::{
+        balance::{Endpoint, Pool, PoolParts, Wish, endpoint::Ids},
+        config::{self, plan::BalancePlan},
+        telemetry::Metrics,
+    };
+    const CALLS: u32 = 20_000;
+    let url = |n| format!("http://10.0.{}.{}:80", n / 250, n % 250 + 1);
+    let backends: String =
+        (0..count).map(|n| format!("  - {{name: b{n}, url: \"{}\"}}\n", url(n))).collect();
+    let text = format!("backends:\n{backends}");
+    let plan = config::load_text(&text, Path::new("."), &|_| None).plan.unwrap();
+    let ids = Ids::new(&Metrics::new());
+    let member = |b: &config::plan::BackendPlan| {
+        (std::sync::Arc::new(Endpoint::new(ids.of(b), b.clone(), &plan.timeouts)), 1)
+    };
+    let members: Vec<_> = plan.backends.iter().map(member).collect();
+    let strategy = serde_json::from_value(strategy.into()).unwrap();
+    let parts = PoolParts {
+        balance: &BalancePlan { strategy, ..BalancePlan::default() },
+        circuit: &plan.routing.circuit,
+        budget: &plan.routing.retry.budget,
+        load_interval: Duration::from_secs(2),
+        registry: &std::sync::Arc::default(),
+        probed: true,
+        memories: &ids.memories,
+        seed: 1,
+    };
+    let pool = Pool::new(members, &parts);
+    let now = Instant::now();
+    let mut n = 0u64;
+    let mut choose = || {
+        // Conversations of 8 KiB in blocks of 512 bytes, whose first half others have as well.
+        n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let blocks: [u64; 16] =
+            std::array::from_fn(|i| if i < 8 { n % 100 + i as u64 } else { n + i as u64 });
+        let wish = Wish { model: "m", session: Some(n), blocks: &blocks, tried: &[], now };
+        let mut choice = pool.pick(&wish).ok().unwrap();
+        choice.lease.first_token(Duration::from_millis(100), true);
+        choice.lease.good();
+        choice.lease
+    };
+    let _others: Vec<_> = (0..count).map(|_| choose()).collect();
+    micros(CALLS, &mut || drop(choose()))
 }
 
 /// Microseconds that a call takes, the median of five turns.

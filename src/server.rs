@@ -38,7 +38,7 @@ use crate::{
     gateway::Gateway,
     runtime::{Carry, Live, Outlets, Snapshot},
     store,
-    tasks::{deadline, delivery, health, limits, operator, reload},
+    tasks::{deadline, delivery, health, limits, load, operator, reload},
     telemetry::logger,
 };
 
@@ -231,7 +231,9 @@ impl BackgroundService for Tasks {
             }
         };
         let limits = limits::run(Arc::clone(&self.carry));
-        tokio::join!(reload, operator, admin, delivery, health, deadlines, limits);
+        let (live, carry) = both();
+        let load = load::run(live, carry);
+        tokio::join!(reload, operator, admin, delivery, health, deadlines, limits, load);
     }
 }
 

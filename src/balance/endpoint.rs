@@ -3,10 +3,7 @@
 use std::{
     collections::HashMap,
     net::{Ipv6Addr, SocketAddr},
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -16,6 +13,11 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_load_balancing::{Backend, Extensions};
 use reqwest::RequestBuilder;
 
+use super::{
+    load::{self, Reading},
+    prefix::Memories,
+    state::State,
+};
 use crate::{
     base::lock,
     config::plan::{BackendPlan, TimeoutPlan},
@@ -37,39 +39,6 @@ pub struct Endpoint {
     usual: [OnceLock<Usual>; 2 * dialect::INFERENCE_ROUTES],
     /// A connection's settings, for an address yet to be filled in.
     template: HttpPeer,
-}
-
-/// What is known of a backend over all generations of the configuration.
-#[derive(Default)]
-pub struct State {
-    draining: AtomicBool,
-    in_flight: AtomicUsize,
-}
-
-/// A request's place at a backend; given back when dropped. What the request finds out about the
-/// backend is told here; a lease that is dropped without a word says nothing about it.
-pub struct Lease(Arc<State>);
-
-impl Lease {
-    /// It has answered: with the first token of a stream, or a whole document, or a refusal that is
-    /// the client's own fault.
-    pub fn good(&mut self) {}
-
-    /// It has no room now, and is not broken. `pause`: for how long, if it says so.
-    pub fn busy(&mut self, _pause: Option<Duration>) {}
-
-    /// It has failed.
-    pub fn failed(&mut self) {}
-
-    /// The time from the sending of the request to the first token (of a stream), or to the head of
-    /// any other answer.
-    pub fn first_token(&mut self, _after: Duration, _stream: bool) {}
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Endpoint {
@@ -105,15 +74,14 @@ impl Endpoint {
         Some(slot.get_or_init(|| metrics.usual(route.path, word, &self.plan.name)))
     }
 
-    /// Takes a place for a request.
-    pub fn lease(&self) -> Lease {
-        self.state.in_flight.fetch_add(1, Ordering::Relaxed);
-        Lease(Arc::clone(&self.state))
+    /// What is known of it over all generations.
+    pub(super) fn state(&self) -> &Arc<State> {
+        &self.state
     }
 
     /// Requests that are with it now.
     pub fn in_flight(&self) -> usize {
-        self.state.in_flight.load(Ordering::Relaxed)
+        self.state.in_flight()
     }
 
     /// Whether it gets no new requests, because an operator said so.
@@ -127,7 +95,30 @@ impl Endpoint {
     }
 
     /// What an answer of the engine says of its load (vLLM's `endpoint-load-metrics`).
-    pub fn told_load(&self, _header: &str, _now: Instant) {}
+    pub fn told_load(&self, header: &str, now: Instant) {
+        if let Some(reading) = load::header(header) {
+            self.state.told(reading, now);
+        }
+    }
+
+    /// What its engine's metrics say of its load; whether they say anything.
+    pub fn read_load(&self, metrics: &[u8], now: Instant) -> bool {
+        let reading = load::metrics(metrics);
+        if let Some(reading) = reading {
+            self.state.told(reading, now);
+        }
+        reading.is_some()
+    }
+
+    /// What its engine has last said of its load, and when.
+    pub fn load(&self) -> Option<(Reading, Instant)> {
+        self.state.reading()
+    }
+
+    /// Brings the gauge of its open circuits up to date.
+    pub fn show_circuits(&self) {
+        self.state.show();
+    }
 
     /// The peer to connect to; `None` while the name does not resolve.
     pub fn peer(&self) -> Option<HttpPeer> {
@@ -193,11 +184,11 @@ impl Endpoint {
     /// The backend as pingora-load-balancing knows it. Its address is a name tag made from the
     /// id, in the discard prefix 100::/64 (RFC 6666): two backends on one host stay two, and a
     /// backend keeps its health when its name leads elsewhere.
-    pub fn backend(&self) -> Backend {
+    pub fn backend(&self, weight: u32) -> Backend {
         let [a, b] = [(self.id >> 16) as u16, self.id as u16];
         let tag = SocketAddr::from((Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, a, b), 1));
         // Nothing is put into `ext`: it is copied with every choice.
-        Backend { addr: tag.into(), weight: self.plan.weight as usize, ext: Extensions::new() }
+        Backend { addr: tag.into(), weight: weight as usize, ext: Extensions::new() }
     }
 
     /// The id on the name tag of a backend made by [`Self::backend`].
@@ -213,18 +204,31 @@ impl Endpoint {
 }
 
 /// Hands out the same id for the same backend over all reloads.
-#[derive(Default)]
-pub struct Ids(Mutex<HashMap<(String, String), Identity>>);
+pub struct Ids {
+    known: Mutex<HashMap<(String, String), Identity>>,
+    metrics: Metrics,
+    /// From when the times of all of them are told.
+    epoch: Instant,
+    /// What pools remember.
+    pub memories: Memories,
+}
 
 /// The id of a backend, and what is known of it.
 pub type Identity = (u32, Arc<State>);
 
 impl Ids {
+    /// None are known yet.
+    pub fn new(metrics: &Metrics) -> Self {
+        let (known, memories) = (Mutex::default(), Memories::default());
+        Self { known, metrics: metrics.clone(), epoch: Instant::now(), memories }
+    }
+
     /// The id of the backend with this name and URL, and what is known of it.
     pub fn of(&self, plan: &BackendPlan) -> Identity {
-        let mut known = lock(&self.0);
+        let mut known = lock(&self.known);
         let next = known.len() as u32 + 1;
         let name = (plan.name.clone(), plan.url.clone());
-        known.entry(name).or_insert_with(|| (next, Arc::default())).clone()
+        let state = || Arc::new(State::new(&plan.name, self.epoch, &self.metrics));
+        known.entry(name).or_insert_with(|| (next, state())).clone()
     }
 }

@@ -1,11 +1,21 @@
 //! Backends and how one of them is chosen: pools on pingora-load-balancing, with health shared
 //! between all pools and carried over reloads.
 
+mod ask;
+mod budget;
+mod circuit;
 pub mod endpoint;
 pub mod health;
+pub mod load;
 pub mod pool;
+pub mod prefix;
+mod random;
+pub mod state;
 pub mod strategy;
+pub mod table;
+mod trouble;
 
-pub use endpoint::{Endpoint, Lease};
+pub use endpoint::Endpoint;
 pub use health::Probe;
-pub use pool::{Candidate, Choice, Nobody, Pool, Wish};
+pub use pool::{Candidate, Choice, Nobody, Pool, PoolParts, Wish};
+pub use state::Lease;

@@ -1,16 +1,29 @@
 //! A pool: the backends that serve one set of models.
 
 use std::{
+    cell::{Cell, RefCell},
     collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::FutureExt;
-use pingora_load_balancing::{Backends, HealthRegistry, LoadBalancer, discovery::Static};
+use pingora_load_balancing::{Backend, Backends, HealthRegistry, discovery::Static};
 
-use super::{Endpoint, endpoint::Lease, strategy::RoundRobin};
-use crate::config::{plan::BalancePlan, raw::StreamUsage};
+use super::{
+    Endpoint,
+    ask::{self, Ask},
+    budget::Budget,
+    prefix::Memories,
+    state::Lease,
+    strategy::{self, Balancer},
+    table::{Rules, Table},
+    trouble::Bar,
+};
+use crate::config::{
+    plan::{BalancePlan, BudgetPlan, CircuitPlan, Strategy},
+    raw::StreamUsage,
+};
 
 /// What a choice goes by.
 #[derive(Clone, Copy, Debug)]
@@ -55,31 +68,87 @@ pub struct Candidate {
     pub barred: Option<&'static str>,
 }
 
+/// What a pool is made with, beside its members.
+#[derive(Clone, Copy)]
+pub struct PoolParts<'a> {
+    /// How it balances.
+    pub balance: &'a BalancePlan,
+    /// When its backends are left alone.
+    pub circuit: &'a CircuitPlan,
+    /// Its retries.
+    pub budget: &'a BudgetPlan,
+    /// From one reading of the engines' load to the next.
+    pub load_interval: Duration,
+    /// Health of the backends.
+    pub registry: &'a Arc<HealthRegistry>,
+    /// Without probes every backend counts as healthy, whatever earlier probes found.
+    pub probed: bool,
+    /// What earlier pools remember.
+    pub memories: &'a Memories,
+    /// Where chance begins.
+    pub seed: u64,
+}
+
 /// A set of backends and the strategy that chooses among them.
 pub struct Pool {
+    /// In the order in which they were given.
     members: Vec<Arc<Endpoint>>,
-    balancer: LoadBalancer<RoundRobin>,
+    table: Arc<Table>,
+    balancer: Box<dyn Balancer>,
     probed: bool,
     balance: BalancePlan,
+    circuit: CircuitPlan,
+    budget: Budget,
     /// The ways in which its backends want to be asked for usage.
     asks: Vec<StreamUsage>,
 }
 
+thread_local! {
+    /// The key of the choice that this thread is making.
+    static KEY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 impl Pool {
-    /// A pool of these backends, whose health is kept in `registry`. Without probes (`probed` is
-    /// false) every backend counts as healthy, whatever earlier probes found.
-    pub fn new(members: Vec<Arc<Endpoint>>, registry: &Arc<HealthRegistry>, probed: bool) -> Self {
-        let set: BTreeSet<_> = members.iter().map(|e| e.backend()).collect();
-        let backends = Backends::new_with_health_registry(Static::new(set), Arc::clone(registry));
-        let balancer = LoadBalancer::from_backends(backends);
+    /// A pool of these backends, with their weights in it.
+    pub fn new(members: Vec<(Arc<Endpoint>, u32)>, parts: &PoolParts<'_>) -> Self {
+        let balance = parts.balance;
+        let rules = Rules {
+            bound: balance.bound,
+            stale: 3 * parts.load_interval,
+            max_ejected: parts.circuit.max_ejected,
+            ring: balance.affinity.is_some() || balance.strategy == Strategy::ConsistentHash,
+            seed: parts.seed,
+        };
+        let memory = (balance.strategy == Strategy::PrefixAffinity).then(|| {
+            let ids: BTreeSet<_> = members.iter().map(|(e, _)| e.id).collect();
+            let ids: Vec<_> = ids.into_iter().collect();
+            parts.memories.of(&ids, balance.prefix.remembered)
+        });
+        let mut shown: Vec<Arc<Endpoint>> = Vec::with_capacity(members.len());
+        let mut seen = BTreeSet::new();
+        shown.extend(members.iter().filter(|(e, _)| seen.insert(e.id)).map(|(e, _)| Arc::clone(e)));
+        let table = Arc::new(Table::new(members, &rules, memory));
+        let set: BTreeSet<_> = table.backends.iter().cloned().collect();
+        let registry = Arc::clone(parts.registry);
+        let backends = Backends::new_with_health_registry(Static::new(set), registry);
+        let balancer = strategy::balancer(balance.strategy, backends, &table);
         balancer
-            .update()
+            .start()
             .now_or_never()
             .expect("a static list does not wait")
             .expect("a static list does not fail");
-        let mut asks: Vec<_> = members.iter().map(|e| e.plan.stream_usage).collect();
+        let mut asks: Vec<_> = shown.iter().map(|e| e.plan.stream_usage).collect();
         asks.dedup();
-        Self { members, balancer, probed, balance: BalancePlan::default(), asks }
+        Self {
+            members: shown,
+            table,
+            balancer,
+            probed: parts.probed,
+            balance: balance.clone(),
+            circuit: *parts.circuit,
+            budget: Budget::new(parts.budget, Instant::now()),
+            asks,
+        }
     }
 
     /// Chooses a backend and takes a place there.
@@ -87,32 +156,115 @@ impl Pool {
     /// # Errors
     /// If there is none to choose.
     pub fn pick(&self, wish: &Wish<'_>) -> Result<Choice, Nobody> {
-        // Each backend is offered once, after a few weighted attempts.
-        let most = self.members.len() + RoundRobin::WEIGHTED_TRIES;
-        let chosen = self
-            .balancer
-            .select_with(b"", most, |backend, healthy| {
-                let id = Endpoint::id_of(backend);
-                (healthy || !self.probed) && !wish.tried.contains(&id) && !self.draining(id)
-            })
-            .ok_or(Nobody::default())?;
-        let id = Endpoint::id_of(&chosen);
-        let endpoint = self.members.iter().find(|e| e.id == id).cloned();
-        let endpoint = endpoint.ok_or(Nobody::default())?;
-        Ok(Choice { lease: endpoint.lease(), endpoint })
+        self.asking(wish, |key, ask| self.choose(key, ask).ok_or_else(|| self.nobody(ask)))
+            .unwrap_or_else(|| Err(Nobody::default()))
+    }
+
+    /// Does something with a wish that strategies can read.
+    fn asking<T>(&self, wish: &Wish<'_>, act: impl FnOnce(&[u8], &Ask<'_>) -> T) -> Option<T> {
+        self.table.look(wish.now, |backend| self.healthy(backend));
+        KEY.with_borrow_mut(|key| {
+            ask::write(wish, self.table.epoch, key);
+            Ask::read(key, self.table.epoch).map(|ask| act(key, &ask))
+        })
+    }
+
+    fn choose(&self, key: &[u8], ask: &Ask<'_>) -> Option<Choice> {
+        let table = &*self.table;
+        let chosen = Cell::new(None);
+        let accept = |backend: &Backend, healthy: bool| {
+            let Some(member) = table.number(Endpoint::id_of(backend)) else { return false };
+            let endpoint = &table.members[member];
+            if !(healthy || !self.probed) || endpoint.draining() || ask.tried(endpoint.id) {
+                return false;
+            }
+            let admitted = table.admit(member, ask);
+            chosen.set(admitted.ok().map(|probe| (member, probe)));
+            chosen.get().is_some()
+        };
+        let at_home = self.home(ask).is_some_and(|member| {
+            let backend = &table.backends[member];
+            accept(backend, self.healthy(backend))
+        });
+        if !at_home {
+            // Each backend is offered once, after the choices of the strategy.
+            let most = table.len() + strategy::CHOICES;
+            self.balancer.select(key, most, &accept)?;
+        }
+        let (member, probe) = chosen.get()?;
+        self.balancer.chosen(table, member, ask);
+        let endpoint = Arc::clone(&table.members[member]);
+        let lease = endpoint.state().lease(ask.model, self.circuit, probe);
+        Some(Choice { endpoint, lease })
+    }
+
+    /// Where the request belongs that is bound to a backend, if that is not overloaded.
+    fn home(&self, ask: &Ask<'_>) -> Option<usize> {
+        if self.balance.affinity.is_none() || self.balance.strategy == Strategy::ConsistentHash {
+            return None;
+        }
+        let home = self.table.home(ask, |_| true)?;
+        self.table.within(home, &self.table.crowd(ask)).then_some(home)
+    }
+
+    /// Nobody could be chosen: when one might be.
+    fn nobody(&self, ask: &Ask<'_>) -> Nobody {
+        let waits = (0..self.table.len()).filter_map(|member| {
+            let endpoint = &self.table.members[member];
+            let usable = self.healthy(&self.table.backends[member])
+                && !endpoint.draining()
+                && !ask.tried(endpoint.id);
+            usable.then(|| self.table.bars(member, ask)).flatten().map(Bar::wait)
+        });
+        Nobody { retry_after: waits.min() }
     }
 
     /// How its backends stand, for the story of a request. At most `most` of them.
-    pub fn candidates(&self, _wish: &Wish<'_>, _most: usize) -> Vec<Candidate> {
-        Vec::new()
+    pub fn candidates(&self, wish: &Wish<'_>, most: usize) -> Vec<Candidate> {
+        let told = self.asking(wish, |_, ask| {
+            let crowd = self.balance_by_bound(ask).then(|| self.table.crowd(ask));
+            let one = |endpoint: &Arc<Endpoint>| {
+                let member = self.table.number(endpoint.id)?;
+                let barred = if !self.healthy(&self.table.backends[member]) {
+                    Some("unhealthy")
+                } else if endpoint.draining() {
+                    Some("draining")
+                } else if ask.tried(endpoint.id) {
+                    Some("tried")
+                } else {
+                    match self.table.bars(member, ask) {
+                        Some(Bar::Open(_)) => Some("open"),
+                        Some(Bar::Busy(_)) => Some("busy"),
+                        None => crowd
+                            .filter(|crowd| !self.table.within(member, crowd))
+                            .map(|_| "overloaded"),
+                    }
+                };
+                let score = self.balancer.score(&self.table, member, ask);
+                Some(Candidate { backend: endpoint.plan.name.clone(), score, barred })
+            };
+            self.members.iter().take(most).filter_map(one).collect()
+        });
+        told.unwrap_or_default()
+    }
+
+    /// Whether a request goes where it belongs only within the bound.
+    fn balance_by_bound(&self, ask: &Ask<'_>) -> bool {
+        match self.balance.strategy {
+            Strategy::PrefixAffinity => true,
+            Strategy::ConsistentHash => ask.session.is_some(),
+            _ => self.balance.affinity.is_some() && ask.session.is_some(),
+        }
     }
 
     /// A request has come: it earns a part of a retry.
-    pub fn earn(&self) {}
+    pub fn earn(&self) {
+        self.budget.earn();
+    }
 
     /// Whether the pool can afford a retry; takes it.
-    pub fn afford_retry(&self, _now: Instant) -> bool {
-        true
+    pub fn afford_retry(&self, now: Instant) -> bool {
+        self.budget.afford(now)
     }
 
     /// Its plan.
@@ -125,15 +277,17 @@ impl Pool {
         self.asks.contains(&usage)
     }
 
-    fn draining(&self, id: u32) -> bool {
-        self.members.iter().any(|e| e.id == id && e.draining())
+    fn healthy(&self, backend: &Backend) -> bool {
+        !self.probed || self.balancer.healthy(backend)
     }
 
     /// The backends with their health.
     pub fn health(&self) -> impl Iterator<Item = (&Arc<Endpoint>, bool)> {
-        let ready =
-            |e: &Arc<Endpoint>| !self.probed || self.balancer.backends().ready(&e.backend());
-        self.members.iter().map(move |e| (e, ready(e)))
+        let healthy = |e: &Arc<Endpoint>| {
+            let member = self.table.number(e.id);
+            member.is_some_and(|member| self.healthy(&self.table.backends[member]))
+        };
+        self.members.iter().map(move |e| (e, healthy(e)))
     }
 
     /// The backends, and whether they may be chosen.
@@ -141,8 +295,11 @@ impl Pool {
         self.health().map(|(e, healthy)| (e, healthy && !e.draining()))
     }
 
-    /// Whether there is a backend to choose.
+    /// Whether there is a backend to choose, as far as probes and operators say.
     pub fn ready(&self) -> bool {
         self.members().any(|(_, healthy)| healthy)
     }
 }
+
+#[cfg(test)]
+mod tests;

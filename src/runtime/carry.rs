@@ -84,12 +84,13 @@ impl Carry {
         let (reload, reloads) = mpsc::unbounded_channel();
         let limits = Arc::new(limit::Shared::new(limits_db, &metrics));
         let depth = metrics.webhook_queue.clone();
+        let ids = Ids::new(&metrics);
         let carry = Self {
             metrics,
             health: registry,
             probe,
             probe_now: Notify::new(),
-            ids: Ids::default(),
+            ids,
             client,
             outside: store::http::outside(),
             stores: Stores::default(),

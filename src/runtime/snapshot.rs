@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Carry, Tiers};
 use crate::{
     auth::Auth,
-    balance::{Endpoint, Pool},
+    balance::{Endpoint, Pool, PoolParts},
     config::Plan,
     limit::Limiter,
     route::{Place, PoolSpec, Router},
@@ -45,11 +45,22 @@ impl Snapshot {
             .collect();
         let (router, specs) = router(&plan, &endpoints);
         let probed = plan.health_check.is_some();
+        let routing = &plan.routing;
         let pools = specs
             .into_iter()
             .map(|spec| {
-                let members = spec.members.iter().map(|(i, _)| Arc::clone(&endpoints[*i]));
-                Pool::new(members.collect(), &carry.health, probed)
+                let parts = PoolParts {
+                    balance: &spec.balance,
+                    circuit: &routing.circuit,
+                    budget: &routing.retry.budget,
+                    load_interval: routing.load.interval,
+                    registry: &carry.health,
+                    probed,
+                    memories: &carry.ids.memories,
+                    seed: rand::random(),
+                };
+                let member = |(i, weight): &(usize, u32)| (Arc::clone(&endpoints[*i]), *weight);
+                Pool::new(spec.members.iter().map(member).collect(), &parts)
             })
             .collect();
         let known = earlier.map(|e| &*e.limits);

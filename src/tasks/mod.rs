@@ -5,5 +5,6 @@ pub mod deadline;
 pub mod delivery;
 pub mod health;
 pub mod limits;
+pub mod load;
 pub mod operator;
 pub mod reload;

@@ -4,7 +4,7 @@
 //! is a configured name or empty (no backend was reached), `stream` is `true` or `false`.
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
@@ -26,6 +26,8 @@ pub struct Metrics {
     pub in_flight: IntGauge,
     /// `llmproxy_backend_up{backend}`: 1 or 0.
     pub backend_up: IntGaugeVec,
+    /// Balancing.
+    pub balance: BalanceMetrics,
     /// `llmproxy_retries_total{reason}`: further attempts at another backend or connection.
     pub retries: IntCounterVec,
     /// `llmproxy_retry_budget_exhausted_total`: retries that a pool could not afford.
@@ -57,6 +59,49 @@ pub struct Metrics {
     pub limits: LimitMetrics,
     /// `llmproxy_config_reload_success`: 1 if the last load of the configuration succeeded.
     pub reload_success: IntGauge,
+}
+
+/// The metrics of balancing.
+#[derive(Clone)]
+pub struct BalanceMetrics {
+    /// `llmproxy_circuit_open{backend}`: models for which a backend is left alone, or tried out.
+    pub circuit_open: IntGaugeVec,
+    /// `llmproxy_circuit_opened_total{backend}`: how often it was found to fail for a model.
+    pub circuit_opened: IntCounterVec,
+    /// `llmproxy_backend_in_flight{backend}`: requests that are with it.
+    pub in_flight: IntGaugeVec,
+    /// `llmproxy_backend_load_age_seconds{backend}`: time since its engine's load was last read.
+    pub load_age: GaugeVec,
+    /// `llmproxy_backend_load{backend,kind}`: what was read: requests `running` and `waiting`, and
+    /// the part of the `kv_cache` that is used.
+    pub load: GaugeVec,
+}
+
+impl BalanceMetrics {
+    fn new(r: &Registry) -> Self {
+        let gauges = |name: &str, help: &str| {
+            register(r, IntGaugeVec::new(Opts::new(name, help), &["backend"]))
+        };
+        let opened = Opts::new(
+            "llmproxy_circuit_opened_total",
+            "How often a backend was found to fail for a model",
+        );
+        let age = Opts::new(
+            "llmproxy_backend_load_age_seconds",
+            "Time since the load of a backend was last read",
+        );
+        let load = Opts::new("llmproxy_backend_load", "The load that an engine tells of");
+        Self {
+            circuit_open: gauges(
+                "llmproxy_circuit_open",
+                "Models for which a backend is left alone",
+            ),
+            circuit_opened: register(r, IntCounterVec::new(opened, &["backend"])),
+            in_flight: gauges("llmproxy_backend_in_flight", "Requests that are with a backend"),
+            load_age: register(r, GaugeVec::new(age, &["backend"])),
+            load: register(r, GaugeVec::new(load, &["backend", "kind"])),
+        }
+    }
 }
 
 /// The metrics of limits.
@@ -210,6 +255,7 @@ impl Metrics {
                     &["backend"],
                 ),
             ),
+            balance: BalanceMetrics::new(r),
             retries: retries(r),
             retry_budget_exhausted: counter(
                 "llmproxy_retry_budget_exhausted_total",

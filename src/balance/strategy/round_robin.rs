@@ -14,6 +14,8 @@ use pingora_load_balancing::{
     selection::{BackendIter, BackendSelection},
 };
 
+use super::{super::table::Table, Ranking};
+
 /// The strategy. The turns of a whole round are computed once; choosing is one atomic increment.
 pub struct RoundRobin {
     backends: Box<[Backend]>,
@@ -22,14 +24,17 @@ pub struct RoundRobin {
     next: AtomicUsize,
 }
 
-impl RoundRobin {
-    /// How many turns are tried before the backends are offered one after the other.
-    pub const WEIGHTED_TRIES: usize = 8;
-}
+/// How many turns are tried before the backends are offered one after the other.
+const WEIGHTED_TRIES: usize = 8;
+
+/// Turns of a round at most. Weights whose round would be longer are rounded.
+const LONGEST: i64 = 1 << 16;
+
+impl Ranking for RoundRobin {}
 
 impl BackendSelection for RoundRobin {
     type Iter = Turn;
-    type Config = ();
+    type Config = Arc<Table>;
 
     fn build(backends: &BTreeSet<Backend>) -> Self {
         let backends: Box<[Backend]> = backends.iter().cloned().collect();
@@ -56,7 +61,7 @@ impl BackendIter for Turn {
         let RoundRobin { backends, turns, .. } = &*self.of;
         let step = self.step;
         self.step += 1;
-        let index = match step.checked_sub(RoundRobin::WEIGHTED_TRIES) {
+        let index = match step.checked_sub(WEIGHTED_TRIES) {
             // 0x9e37... spreads consecutive numbers evenly (Fibonacci hashing).
             None if step > 0 => {
                 let far = (self.start + step).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
@@ -73,7 +78,11 @@ impl BackendIter for Turn {
 /// The smooth weighted round robin of nginx, run for one whole round.
 fn turns(weights: &[usize]) -> Box<[u32]> {
     let common = weights.iter().copied().reduce(gcd).unwrap_or(1).max(1);
-    let weights: Vec<i64> = weights.iter().map(|w| (w / common) as i64).collect();
+    let mut weights: Vec<i64> = weights.iter().map(|w| (w / common) as i64).collect();
+    let whole: i64 = weights.iter().sum();
+    if whole > LONGEST {
+        weights.iter_mut().for_each(|w| *w = (*w * LONGEST / whole).max(1));
+    }
     let total: i64 = weights.iter().sum();
     let mut current = vec![0i64; weights.len()];
     (0..total)

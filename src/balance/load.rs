@@ -1,0 +1,189 @@
+//! What an engine says of its load: in its metrics, or in a header of its answers.
+
+use memchr::{memchr, memrchr};
+
+/// A reading.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// Requests that wait.
+    pub waiting: f64,
+    /// Requests that run; `None` if it was not said.
+    pub running: Option<f64>,
+    /// How full the KV cache is, 0 to 1.
+    pub kv_cache: Option<f64>,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Waiting,
+    Running,
+    KvCache,
+}
+
+/// The engines' names for it.
+const NAMES: [(&[u8], Kind); 10] = [
+    (b"vllm:num_requests_waiting", Kind::Waiting),
+    (b"vllm:num_requests_running", Kind::Running),
+    (b"vllm:kv_cache_usage_perc", Kind::KvCache),
+    (b"sglang:num_queue_reqs", Kind::Waiting),
+    (b"sglang:num_running_reqs", Kind::Running),
+    (b"sglang:token_usage", Kind::KvCache),
+    (b"tgi_queue_size", Kind::Waiting),
+    (b"tgi_batch_current_size", Kind::Running),
+    (b"llamacpp:requests_deferred", Kind::Waiting),
+    (b"llamacpp:requests_processing", Kind::Running),
+];
+
+/// Reads metrics in Prometheus' text format. Counts of several engines behind one address are
+/// added up; of their caches the fullest counts. `None` if nothing is said of requests.
+pub fn metrics(text: &[u8]) -> Option<Reading> {
+    let mut found = Found::default();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = memchr(b'\n', rest).unwrap_or(rest.len());
+        let line = &rest[..end];
+        rest = rest.get(end + 1..).unwrap_or_default();
+        // Few of the lines are wanted, and their first letters tell most of the others.
+        if matches!(line.first(), Some(b'v' | b's' | b't' | b'l'))
+            && let Some((kind, value)) = sample(line)
+        {
+            found.add(kind, value);
+        }
+    }
+    found.reading()
+}
+
+/// The value of a line that is wanted.
+fn sample(line: &[u8]) -> Option<(Kind, f64)> {
+    let (name, kind) = NAMES.iter().find(|(name, _)| line.starts_with(name))?;
+    let rest = &line[name.len()..];
+    let value = match rest.first()? {
+        // A label's value may hold a brace; nothing behind the labels does.
+        b'{' => &rest[memrchr(b'}', rest)? + 1..],
+        b' ' | b'\t' => rest,
+        _ => return None,
+    };
+    // A time may stand behind the value.
+    let value = std::str::from_utf8(value).ok()?.split_ascii_whitespace().next()?;
+    Some((*kind, value.parse().ok()?))
+}
+
+/// Reads the value of an `endpoint-load-metrics` header, in the formats TEXT and JSON.
+pub fn header(value: &str) -> Option<Reading> {
+    let mut found = Found::default();
+    let value = value.trim();
+    let value = value.strip_prefix("TEXT").or(value.strip_prefix("JSON")).unwrap_or(value).trim();
+    if value.starts_with('{') {
+        let all: serde_json::Value = serde_json::from_str(value).ok()?;
+        let named = all.get("named_metrics").and_then(|n| n.as_object());
+        for (name, value) in all.as_object().into_iter().chain(named).flatten() {
+            if let (Some(kind), Some(value)) = (kind(name), value.as_f64()) {
+                found.add(kind, value);
+            }
+        }
+    } else {
+        for (name, value) in value.split(',').filter_map(|part| part.split_once('=')) {
+            if let (Some(kind), Ok(value)) = (kind(name.trim()), value.trim().parse()) {
+                found.add(kind, value);
+            }
+        }
+    }
+    found.reading()
+}
+
+/// What a metric of the header is, whatever stands before its name.
+fn kind(name: &str) -> Option<Kind> {
+    match name.rsplit(['.', ':']).next()? {
+        "num_requests_waiting" => Some(Kind::Waiting),
+        "num_requests_running" => Some(Kind::Running),
+        "kv_cache_usage_perc" => Some(Kind::KvCache),
+        _ => None,
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    waiting: Option<f64>,
+    running: Option<f64>,
+    kv_cache: Option<f64>,
+}
+
+impl Found {
+    fn add(&mut self, kind: Kind, value: f64) {
+        if !value.is_finite() || value < 0.0 {
+            return;
+        }
+        match kind {
+            Kind::Waiting => *self.waiting.get_or_insert(0.0) += value,
+            Kind::Running => *self.running.get_or_insert(0.0) += value,
+            Kind::KvCache => {
+                let fullest = self.kv_cache.get_or_insert(0.0);
+                *fullest = fullest.max(value);
+            }
+        }
+    }
+
+    fn reading(self) -> Option<Reading> {
+        if self.waiting.is_none() && self.running.is_none() {
+            return None;
+        }
+        let waiting = self.waiting.unwrap_or(0.0);
+        Some(Reading { waiting, running: self.running, kv_cache: self.kv_cache })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(waiting: f64, running: f64, kv_cache: Option<f64>) -> Option<Reading> {
+        Some(Reading { waiting, running: Some(running), kv_cache })
+    }
+
+    #[test]
+    fn real_engines_are_understood() {
+        let vllm = include_bytes!("../../tests/fixtures/vllm/metrics.txt");
+        assert_eq!(metrics(vllm), reading(0.0, 0.0, Some(0.0)));
+        let llama = include_bytes!("../../tests/fixtures/llamacpp/metrics.txt");
+        assert_eq!(metrics(llama), reading(0.0, 0.0, None));
+    }
+
+    #[test]
+    fn engines_behind_one_address_add_up() {
+        let text = b"# TYPE vllm:num_requests_waiting gauge\n\
+            vllm:num_requests_waiting{engine=\"0\",model_name=\"a}b\"} 3.0\n\
+            vllm:num_requests_waiting{engine=\"1\",model_name=\"a}b\"} 1e1 1700000000\n\
+            vllm:num_requests_waiting_by_reason{reason=\"capacity\"} 99\n\
+            vllm:num_requests_running{engine=\"0\"} 2\n\
+            vllm:kv_cache_usage_perc{engine=\"0\"} 0.2\n\
+            vllm:kv_cache_usage_perc{engine=\"1\"} 0.9\n\
+            vllm:num_requests_running{engine=\"1\"} NaN";
+        assert_eq!(metrics(text), reading(13.0, 2.0, Some(0.9)));
+    }
+
+    #[test]
+    fn other_engines_have_other_names() {
+        let sglang = b"sglang:num_queue_reqs{tp=\"0\"} 4\nsglang:num_running_reqs 5\nsglang:token_usage 0.5\n";
+        assert_eq!(metrics(sglang), reading(4.0, 5.0, Some(0.5)));
+        assert_eq!(
+            metrics(b"tgi_queue_size 1\ntgi_batch_current_size 7\n"),
+            reading(1.0, 7.0, None)
+        );
+        assert_eq!(metrics(b"process_cpu_seconds_total 7\n"), None);
+        assert_eq!(metrics(b"vllm:num_requests_waiting{engine=\"0\n"), None);
+    }
+
+    #[test]
+    fn headers_come_in_two_formats() {
+        let told = Some(Reading { waiting: 2.0, running: None, kv_cache: Some(0.3) });
+        let text =
+            "TEXT named_metrics.kv_cache_usage_perc=0.3, named_metrics.num_requests_waiting=2.0";
+        assert_eq!(header(text), told);
+        assert_eq!(header("kv_cache_usage_perc=0.3,num_requests_waiting=2"), told);
+        let json =
+            r#"JSON {"named_metrics": {"kv_cache_usage_perc": 0.3, "num_requests_waiting": 2}}"#;
+        assert_eq!(header(json), told);
+        assert_eq!(header("nonsense"), None);
+        assert_eq!(header("{"), None);
+    }
+}

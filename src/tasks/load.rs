@@ -1,0 +1,144 @@
+//! Reads the engines' load for the pools that balance by it, and keeps the metrics of balancing
+//! true.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use reqwest::Method;
+
+use crate::{
+    balance::Endpoint,
+    config::plan::{LoadPlan, Strategy},
+    runtime::{Carry, Live, Snapshot},
+    store::http,
+    telemetry::metrics::BalanceMetrics,
+};
+
+/// How often the metrics are brought up to date.
+const SHOW: Duration = Duration::from_secs(1);
+
+/// What is read of an engine's metrics at most.
+const MOST: usize = 1 << 20;
+
+/// Runs for ever.
+pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
+    tokio::join!(read_for_ever(&live, &carry), show_for_ever(&live, &carry));
+}
+
+async fn read_for_ever(live: &Live, carry: &Carry) {
+    // Those that could not be read last time: told once.
+    let mut silent = HashSet::new();
+    loop {
+        let began = Instant::now();
+        let snapshot = live.load();
+        let plan = snapshot.plan.routing.load.clone();
+        let wanted = wanted(&snapshot);
+        drop(snapshot);
+        let reads = wanted.iter().map(|endpoint| read(endpoint, &plan, &carry.client));
+        let found = join_all(reads).await;
+        silent.retain(|id| wanted.iter().any(|e| e.id == *id));
+        for (endpoint, outcome) in wanted.iter().zip(found) {
+            let name = &endpoint.plan.name;
+            match outcome {
+                Ok(()) if silent.remove(&endpoint.id) => {
+                    log::info!("the load of backend {name} is read again");
+                }
+                Err(why) if silent.insert(endpoint.id) => {
+                    log::warn!("the load of backend {name} cannot be read: {why}");
+                }
+                _ => {}
+            }
+        }
+        wait(live, began, plan.interval).await;
+    }
+}
+
+/// Waits for the next turn. Looks at the configuration meanwhile, so that a reload that asks for
+/// readings, or for more of them, need not wait for a long interval to end.
+async fn wait(live: &Live, began: Instant, interval: Duration) {
+    let generation = live.load().generation;
+    loop {
+        let left = interval.saturating_sub(began.elapsed());
+        if left.is_zero() || live.load().generation != generation {
+            return;
+        }
+        tokio::time::sleep(left.min(SHOW)).await;
+    }
+}
+
+/// The backends of the pools that go by their load, each once.
+fn wanted(snapshot: &Snapshot) -> Vec<Arc<Endpoint>> {
+    let mut seen = HashSet::new();
+    let pools = snapshot.pools.iter().filter(|p| p.balance().strategy == Strategy::LeastLoad);
+    let members = pools.flat_map(|pool| pool.members().map(|(endpoint, _)| endpoint));
+    members.filter(|endpoint| seen.insert(endpoint.id)).map(Arc::clone).collect()
+}
+
+async fn read(
+    endpoint: &Endpoint,
+    plan: &LoadPlan,
+    client: &reqwest::Client,
+) -> Result<(), String> {
+    let request = endpoint.request(client, Method::GET, &plan.path);
+    let mut answer = request.timeout(plan.timeout).send().await.map_err(http::cause)?;
+    if !answer.status().is_success() {
+        return Err(format!("{} answered {}", plan.path, answer.status().as_u16()));
+    }
+    let mut text = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(http::cause)? {
+        if text.len() + chunk.len() > MOST {
+            return Err(format!("{} is larger than 1 MiB", plan.path));
+        }
+        text.extend_from_slice(&chunk);
+    }
+    if endpoint.read_load(&text, Instant::now()) {
+        return Ok(());
+    }
+    Err(format!("{} tells of no requests that wait or run", plan.path))
+}
+
+async fn show_for_ever(live: &Live, carry: &Carry) {
+    let mut shown: HashSet<String> = HashSet::new();
+    let mut turn = tokio::time::interval(SHOW);
+    turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        turn.tick().await;
+        let snapshot = live.load();
+        let metrics = &carry.metrics.balance;
+        let names: HashSet<_> = snapshot.endpoints.iter().map(|e| e.plan.name.clone()).collect();
+        shown.difference(&names).for_each(|gone| forget(metrics, gone));
+        snapshot.endpoints.iter().for_each(|endpoint| show(metrics, endpoint, Instant::now()));
+        shown = names;
+    }
+}
+
+fn show(metrics: &BalanceMetrics, endpoint: &Endpoint, now: Instant) {
+    let name = endpoint.plan.name.as_str();
+    metrics.in_flight.with_label_values(&[name]).set(endpoint.in_flight() as i64);
+    endpoint.show_circuits();
+    let Some((reading, at)) = endpoint.load() else { return };
+    let age = now.saturating_duration_since(at).as_secs_f64();
+    metrics.load_age.with_label_values(&[name]).set(age);
+    let set = |kind, value: f64| metrics.load.with_label_values(&[name, kind]).set(value);
+    set("waiting", reading.waiting);
+    if let Some(running) = reading.running {
+        set("running", running);
+    }
+    if let Some(used) = reading.kv_cache {
+        set("kv_cache", used);
+    }
+}
+
+/// A backend that is not in the configuration any more is not in the metrics either.
+fn forget(metrics: &BalanceMetrics, name: &str) {
+    metrics.in_flight.remove_label_values(&[name]).ok();
+    metrics.circuit_open.remove_label_values(&[name]).ok();
+    metrics.load_age.remove_label_values(&[name]).ok();
+    for kind in ["waiting", "running", "kv_cache"] {
+        metrics.load.remove_label_values(&[name, kind]).ok();
+    }
+}

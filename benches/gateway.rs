@@ -3,7 +3,8 @@
 //! machine's.
 //!
 //! `make bench`, or with a longer measurement `BENCH_SECONDS=10 make bench`; `BENCH_ONLY=limits`
-//! leaves out those gateways beside the plain one whose names do not have that in them. Each proxy has one
+//! leaves out those gateways beside the plain one whose names do not have that in them, and
+//! `BENCH_ONLY=selection` measures nothing but the choice of a backend. Each proxy has one
 //! thread on one core; the load and the backend have the others.
 #![expect(
     clippy::unwrap_used,
@@ -104,6 +105,9 @@ fn main() {
     // `cargo test --benches` must not measure for minutes.
     if !std::env::args().any(|a| a == "--bench") {
         return;
+    }
+    if std::env::var("BENCH_ONLY").is_ok_and(|only| only == "selection") {
+        return print_selection();
     }
     let seconds = std::env::var("BENCH_SECONDS").map_or(3.0, |s| s.parse().unwrap());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

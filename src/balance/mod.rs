@@ -12,7 +12,7 @@ pub mod prefix;
 mod random;
 pub mod state;
 pub mod strategy;
-pub mod table;
+mod table;
 mod trouble;
 
 pub use endpoint::Endpoint;

@@ -175,7 +175,8 @@ impl Pool {
         let accept = |backend: &Backend, healthy: bool| {
             let Some(member) = table.number(Endpoint::id_of(backend)) else { return false };
             let endpoint = &table.members[member];
-            if !(healthy || !self.probed) || endpoint.draining() || ask.tried(endpoint.id) {
+            let down = self.probed && !healthy;
+            if down || endpoint.draining() || ask.tried(endpoint.id) {
                 return false;
             }
             let admitted = table.admit(member, ask);

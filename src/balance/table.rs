@@ -204,10 +204,10 @@ impl Table {
     /// Whether a member can be chosen, as far as can be told at a glance.
     pub fn fit(&self, member: usize, ask: &Ask<'_>) -> bool {
         let state = &self.seats[member].state;
-        self.up[member].load(Ordering::Relaxed)
-            && !state.draining.load(Ordering::Relaxed)
-            && !(state.troubles.any() && self.bars(member, ask).is_some())
-            && !ask.tried(self.ids[member])
+        let gone = !self.up[member].load(Ordering::Relaxed)
+            || state.draining.load(Ordering::Relaxed)
+            || ask.tried(self.ids[member]);
+        !gone && (!state.troubles.any() || self.bars(member, ask).is_none())
     }
 
     /// Why a member is left alone, if it is.

@@ -52,7 +52,7 @@ impl Bed {
     }
 
     fn pick(&self, wish: &Wish<'_>) -> (usize, Lease) {
-        let choice = self.pool.pick(wish).ok().expect("somebody can be chosen");
+        let choice = self.pool.pick(wish).expect("somebody can be chosen");
         let at = self.endpoints.iter().position(|e| e.id == choice.endpoint.id);
         (at.unwrap(), choice.lease)
     }
@@ -232,7 +232,7 @@ fn home(bed: &Bed, session: u64) -> usize {
 #[test]
 fn sessions_stay_where_they_are() {
     let bed = Bed::new(&plan(Strategy::ConsistentHash), &[1; 10]);
-    let sessions: Vec<u64> = (0..1000).map(|n| crate::balance::random::mix(n)).collect();
+    let sessions: Vec<u64> = (0..1000).map(crate::balance::random::mix).collect();
     let before: Vec<_> = sessions.iter().map(|s| home(&bed, *s)).collect();
     let again: Vec<_> = sessions.iter().map(|s| home(&bed, *s)).collect();
     assert_eq!(before, again);

@@ -26,7 +26,7 @@ use pingora::{
 use socket2::{Domain, Socket, Type};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::Mutex,
+    sync::{Mutex, oneshot},
 };
 
 use crate::{
@@ -38,7 +38,7 @@ use crate::{
     gateway::Gateway,
     runtime::{Carry, Live, Outlets, Snapshot},
     store,
-    tasks::{deadline, delivery, health, limits, load, operator, reload},
+    tasks::{deadline, delivery, discovery, health, limits, load, operator, reload},
     telemetry::logger,
 };
 
@@ -116,6 +116,9 @@ fn announce(plan: &Plan) {
     }
     for backend in &plan.backends {
         log::info!("backend {} at {}, weight {}", backend.name, backend.url, backend.weight);
+    }
+    for source in &plan.discovery.sources {
+        log::info!("more backends from discovery source {}", source.name);
     }
     if plan.auth.is_none() {
         log::info!("no auth: everybody may call");
@@ -219,7 +222,10 @@ impl BackgroundService for Tasks {
         let (live, carry) = both();
         let delivery = delivery::run(live, carry, outlets.records);
         let (live, carry) = both();
-        let health = health::run(live, carry, || ready.notify_ready());
+        let (found, backends) = oneshot::channel();
+        let health = health::run(live, carry, backends, || ready.notify_ready());
+        let (live, carry) = both();
+        let discovery = discovery::run(live, carry, found);
         let deadlines = deadline::run(Arc::clone(&self.carry));
         let (live, carry) = both();
         let plan = live.load().plan.fixed.admin.clone();
@@ -233,7 +239,7 @@ impl BackgroundService for Tasks {
         let limits = limits::run(Arc::clone(&self.carry));
         let (live, carry) = both();
         let load = load::run(live, carry);
-        tokio::join!(reload, operator, admin, delivery, health, deadlines, limits, load);
+        tokio::join!(reload, operator, admin, delivery, discovery, health, deadlines, limits, load);
     }
 }
 

@@ -18,8 +18,11 @@ use crate::balance::Endpoint;
 /// A backend.
 #[derive(Serialize, ToSchema)]
 pub struct Backend {
+    /// `NAME@ADDRESS` for each of several addresses.
     name: String,
     url: String,
+    /// Where it is; several if they are taken together, none while its name leads nowhere.
+    addresses: Vec<String>,
     weight: u32,
     /// The probes succeed, or there are none.
     healthy: bool,
@@ -41,8 +44,9 @@ fn all(parts: &Parts) -> Vec<(Arc<Endpoint>, bool)> {
 
 fn shown(endpoint: &Endpoint, healthy: bool) -> Backend {
     Backend {
-        name: endpoint.plan.name.clone(),
+        name: endpoint.name.clone(),
         url: endpoint.plan.url.clone(),
+        addresses: endpoint.address.iter().map(ToString::to_string).collect(),
         weight: endpoint.plan.weight,
         healthy,
         draining: endpoint.draining(),
@@ -60,7 +64,8 @@ pub async fn list(State(parts): State<Parts>) -> Json<Backends> {
 }
 
 /// Gives a backend no new requests; those under way go on. Holds until it is taken back or the
-/// gateway is restarted.
+/// gateway is restarted, for all addresses of the backend, those to come included; or for a single
+/// one, `NAME@ADDRESS`.
 #[utoipa::path(put, path = "/admin/v1/backends/{name}/drain", tag = "backends",
     params(("name" = String, Path, description = "Its name, percent-encoded if it is a URL")),
     responses((status = 200, body = Backend), (status = 404, body = ErrorBody)))]
@@ -85,13 +90,36 @@ pub async fn undrain(
 }
 
 fn switch(parts: &Parts, from: SocketAddr, name: &str, on: bool) -> Result<Json<Backend>, Refusal> {
-    let found = all(parts).into_iter().find(|(e, _)| e.plan.name == name);
-    let Some((endpoint, healthy)) = found else {
+    let Some(found) = switched(parts, name, on) else {
         let path = "/admin/v1/backends/";
         return Err(Refusal::new(path, 404, "unknown_backend", "there is no such backend"));
     };
-    endpoint.drain(on);
     audit(from, if on { "backend drained" } else { "backend taken back" }, name);
     parts.carry.probe_now.notify_one();
-    Ok(Json(shown(&endpoint, healthy)))
+    Ok(Json(found))
+}
+
+/// Drains what has this name or takes it back; how it stands then, all addresses together.
+fn switched(parts: &Parts, name: &str, on: bool) -> Option<Backend> {
+    let snapshot = parts.live.load();
+    if let Some(plan) = snapshot.backends.iter().find(|b| b.name == name) {
+        parts.carry.drained.set(name, on, || parts.live.load());
+        let places = all(parts).into_iter().filter(|(e, _)| e.plan.name == name);
+        let shown: Vec<_> = places.map(|(e, healthy)| shown(&e, healthy)).collect();
+        return Some(Backend {
+            name: name.to_owned(),
+            url: plan.url.clone(),
+            weight: plan.weight,
+            healthy: shown.iter().any(|b| b.healthy),
+            draining: on,
+            in_flight: shown.iter().map(|b| b.in_flight).sum(),
+            addresses: shown.into_iter().flat_map(|b| b.addresses).collect(),
+        });
+    }
+    // With its address an endpoint can be named even while it is the only one of its backend.
+    let full = |e: &Endpoint| e.address.map(|address| format!("{}@{address}", e.plan.name));
+    let (endpoint, healthy) =
+        all(parts).into_iter().find(|(e, _)| full(e).as_deref() == Some(name))?;
+    endpoint.drain(on);
+    Some(shown(&endpoint, healthy))
 }

@@ -1,14 +1,16 @@
 //! One backend at run time: what to send it and where it is.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, OnceLock, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwapOption;
-use http::{Method, header::AUTHORIZATION};
+use ::http::{
+    Method,
+    header::{AUTHORIZATION, HOST},
+};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_load_balancing::{Backend, Extensions};
 use reqwest::RequestBuilder;
@@ -22,6 +24,7 @@ use crate::{
     base::lock,
     config::plan::{BackendPlan, TimeoutPlan},
     dialect::{self, Route},
+    store::http,
     telemetry::{Metrics, metrics::Usual},
 };
 
@@ -29,12 +32,16 @@ use crate::{
 pub struct Endpoint {
     /// Identity of the backend; the same in every generation of the configuration that names it.
     pub id: u32,
-    /// As configured.
+    /// Its own name: that of its backend, with the address if there are several.
+    pub name: String,
+    /// Its backend, as configured.
     pub plan: BackendPlan,
     /// What lives through reloads.
     state: Arc<State>,
-    /// Where its name leads; `None` until it was resolved.
-    address: ArcSwapOption<SocketAddr>,
+    /// Where it is; `None` for a name that nobody has looked up.
+    pub address: Option<SocketAddr>,
+    /// For asking an address of several, where the URL must hold the name.
+    own_client: OnceLock<reqwest::Client>,
     /// Counters of its usual requests, by [`dialect::index`] and stream.
     usual: [OnceLock<Usual>; 2 * dialect::INFERENCE_ROUTES],
     /// A connection's settings, for an address yet to be filled in.
@@ -42,10 +49,9 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Makes an endpoint. A literal address is used at once; a name waits for [`Self::resolve`].
+    /// Makes an endpoint. A literal address is known; that of a name is told by [`Self::at`].
     pub fn new(identity: Identity, plan: BackendPlan, timeouts: &TimeoutPlan) -> Self {
         let (id, state) = identity;
-        let literal = plan.host.parse().ok().map(|ip| Arc::new(SocketAddr::new(ip, plan.port)));
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut template = HttpPeer::new(
             nowhere,
@@ -59,12 +65,20 @@ impl Endpoint {
         template.options.idle_timeout = Some(timeouts.upstream_idle);
         Self {
             id,
+            name: plan.name.clone(),
+            address: plan.literal(),
             plan,
             state,
-            address: ArcSwapOption::new(literal),
+            own_client: OnceLock::new(),
             usual: Default::default(),
             template,
         }
+    }
+
+    /// Puts it at an address, under a name of its own.
+    #[must_use]
+    pub fn at(self, address: SocketAddr, name: String) -> Self {
+        Self { name, address: Some(address), ..self }
     }
 
     /// The counters of usual requests to a path.
@@ -122,9 +136,8 @@ impl Endpoint {
 
     /// The peer to connect to; `None` while the name does not resolve.
     pub fn peer(&self) -> Option<HttpPeer> {
-        let address = self.address.load();
         let mut peer = self.template.clone();
-        peer._address = (**address.as_ref()?).into();
+        peer._address = self.address?.into();
         Some(peer)
     }
 
@@ -137,48 +150,32 @@ impl Endpoint {
         Some(peer)
     }
 
-    /// Takes over where the name led in an earlier generation.
-    pub fn adopt(&self, earlier: &Self) {
-        if self.address.load().is_none() {
-            self.address.store(earlier.address.load_full());
-        }
-    }
-
-    /// A request of our own to the backend: `path` stands below its prefix.
+    /// A request of our own to the backend: `path` stands below its prefix. It goes to the address of
+    /// this endpoint, wherever else the name leads.
     pub fn request(&self, client: &reqwest::Client, method: Method, path: &str) -> RequestBuilder {
-        let scheme = if self.plan.tls { "https" } else { "http" };
         let authority = self.plan.authority.to_str().unwrap_or_default();
-        let url = format!("{scheme}://{authority}{}{path}", self.plan.prefix);
-        let request = client.request(method, url);
+        let named = self.address.filter(|_| self.plan.literal().is_none());
+        let prefix = &self.plan.prefix;
+        let request = match named {
+            Some(address) if self.plan.tls => {
+                // The certificate is asked for by the name in the URL.
+                let own = || http::client_at(&self.plan.host, address);
+                let url = format!("https://{authority}{prefix}{path}");
+                self.own_client.get_or_init(own).request(method, url)
+            }
+            Some(address) => {
+                let request = client.request(method, format!("http://{address}{prefix}{path}"));
+                request.header(HOST, &self.plan.authority)
+            }
+            None => {
+                let scheme = if self.plan.tls { "https" } else { "http" };
+                client.request(method, format!("{scheme}://{authority}{prefix}{path}"))
+            }
+        };
         match &self.plan.authorization {
             Some(key) => request.header(AUTHORIZATION, key),
             None => request,
         }
-    }
-
-    /// Looks the name up again. Keeps the last address when the name server fails.
-    ///
-    /// # Errors
-    /// Why there is no address.
-    pub async fn resolve(&self) -> Result<(), String> {
-        let (host, port) = (self.plan.host.as_str(), self.plan.port);
-        if host.parse::<std::net::IpAddr>().is_ok() {
-            return Ok(());
-        }
-        let found = tokio::net::lookup_host((host, port)).await;
-        let known = self.address.load_full();
-        let addresses: Vec<SocketAddr> = match found {
-            Ok(addresses) => addresses.collect(),
-            Err(_) if known.is_some() => return Ok(()),
-            Err(e) => return Err(format!("cannot resolve {host}: {e}")),
-        };
-        // Stay with the address in use while the name still leads there.
-        if known.is_some_and(|known| addresses.contains(&known)) {
-            return Ok(());
-        }
-        let first = addresses.first().ok_or_else(|| format!("{host} has no address"))?;
-        self.address.store(Some(Arc::new(*first)));
-        Ok(())
     }
 
     /// The backend as pingora-load-balancing knows it. Its address is a name tag made from the
@@ -205,7 +202,7 @@ impl Endpoint {
 
 /// Hands out the same id for the same backend over all reloads.
 pub struct Ids {
-    known: Mutex<HashMap<(String, String), Identity>>,
+    known: Mutex<Identities>,
     metrics: Metrics,
     /// From when the times of all of them are told.
     epoch: Instant,
@@ -213,8 +210,27 @@ pub struct Ids {
     pub memories: Memories,
 }
 
+#[derive(Default)]
+struct Identities {
+    known: HashMap<Key, Known>,
+    last: u32,
+}
+
+/// Name, URL, and the address where each address of the backend is an endpoint of its own.
+type Key = (String, String, Option<SocketAddr>);
+
+struct Known {
+    identity: Identity,
+    /// When it was last part of a configuration.
+    used: Instant,
+}
+
 /// The id of a backend, and what is known of it.
 pub type Identity = (u32, Arc<State>);
+
+/// How long a backend is remembered that has gone: name servers may tell now of some of the
+/// addresses and now of others.
+const REMEMBERED: Duration = Duration::from_secs(600);
 
 impl Ids {
     /// None are known yet.
@@ -225,10 +241,57 @@ impl Ids {
 
     /// The id of the backend with this name and URL, and what is known of it.
     pub fn of(&self, plan: &BackendPlan) -> Identity {
-        let mut known = lock(&self.known);
-        let next = known.len() as u32 + 1;
-        let name = (plan.name.clone(), plan.url.clone());
-        let state = || Arc::new(State::new(&plan.name, self.epoch, &self.metrics));
-        known.entry(name).or_insert_with(|| (next, state())).clone()
+        self.of_address(plan, None)
+    }
+
+    /// The same for one of its addresses.
+    pub fn of_address(&self, plan: &BackendPlan, address: Option<SocketAddr>) -> Identity {
+        let ids = &mut *lock(&self.known);
+        let last = &mut ids.last;
+        let known = ids.known.entry((plan.name.clone(), plan.url.clone(), address));
+        let known = known.or_insert_with(|| {
+            *last += 1;
+            let state = State::new(&plan.name, self.epoch, &self.metrics);
+            Known { identity: (*last, Arc::new(state)), used: Instant::now() }
+        });
+        known.identity.clone()
+    }
+
+    /// Forgets what is not in use any more, `now` or for a while: `current` are the ids in use.
+    pub fn tidy(&self, current: &HashSet<u32>, now: Instant) {
+        lock(&self.known).known.retain(|_, known| {
+            if current.contains(&known.identity.0) {
+                known.used = now;
+            }
+            // Requests under way hold their backend's state.
+            Arc::strong_count(&known.identity.1) > 1
+                || now.saturating_duration_since(known.used) < REMEMBERED
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::config::load_text;
+
+    #[test]
+    fn what_has_gone_is_forgotten_after_a_while_and_its_id_is_not_used_again() {
+        let text = "backends: [{url: \"http://engines:80\"}]";
+        let loaded = load_text(text, std::path::Path::new("."), &|_| None);
+        let plan = loaded.plan.unwrap().backends.remove(0);
+        let at = |n: u8| Some(SocketAddr::from(([10, 0, 0, n], 80)));
+        let (ids, start) = (Ids::new(&Metrics::new()), Instant::now());
+        let id = |n| ids.of_address(&plan, at(n)).0;
+        assert_eq!((id(1), id(2), id(1)), (1, 2, 1));
+        let held = ids.of_address(&plan, at(3));
+        ids.tidy(&HashSet::from([1]), start);
+        assert_eq!(id(2), 2, "it may come back soon");
+        let later = start + REMEMBERED + Duration::from_secs(1);
+        ids.tidy(&HashSet::from([1]), later);
+        assert_eq!((id(1), id(2)), (1, 4), "the one in use stays");
+        assert_eq!(id(3), held.0, "a request was with it");
     }
 }

@@ -53,6 +53,7 @@ impl Probe {
         let mut probed = lock(&self.probed);
         probed.retain(|id| endpoints.iter().any(|e| e.id == *id));
         drop(probed);
+        lock(&self.failures).retain(|id, _| endpoints.iter().any(|e| e.id == *id));
         self.plan.store(plan.map(Into::into));
     }
 
@@ -61,11 +62,10 @@ impl Probe {
     }
 
     fn name(&self, backend: &Backend) -> String {
-        self.endpoint(backend).map_or_else(|| "?".to_owned(), |e| e.plan.name.clone())
+        self.endpoint(backend).map_or_else(|| "?".to_owned(), |e| e.name.clone())
     }
 
     async fn ask(&self, endpoint: &Endpoint, plan: &HealthPlan) -> Result<(), String> {
-        endpoint.resolve().await?;
         let request = endpoint.request(&self.client, plan.method.clone(), &plan.path);
         let answer = request.timeout(plan.timeout).send().await.map_err(http::cause)?;
         let status = answer.status().as_u16();
@@ -95,7 +95,7 @@ impl HealthCheck for Shared {
         };
         WAS_FIRST.set(first);
         answer.map_err(|why| {
-            log::debug!("probe of {} failed: {why}", endpoint.plan.name);
+            log::debug!("probe of {} failed: {why}", endpoint.name);
             let mut failures = lock(&self.0.failures);
             failures.insert(endpoint.id, why.clone());
             Error::explain(ErrorType::Custom("probe failed"), why)

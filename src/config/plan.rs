@@ -2,6 +2,7 @@
 //! never meets a configuration error.
 
 mod auth;
+mod discovery;
 mod limit;
 mod routing;
 mod salt;
@@ -20,13 +21,17 @@ use http::{HeaderName, HeaderValue, Method, Uri};
 use ipnet::IpNet;
 
 pub use self::auth::{Answer, Answers, AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, Source};
+pub use self::discovery::{DiscoveryMode, DiscoveryPlan, Listed, Place, SourcePlan, listed};
 pub use self::limit::{LimitPlan, QueuePlan, SharedPlan};
 pub use self::routing::*;
 pub use self::script::SHIPPED;
 pub use self::tier::TierPlan;
 use super::{
     problem::Problem,
-    raw::{self, Engine, ErrorFormat, HealthCheck, KeyForm, Log, Raw, SecretText, StreamUsage},
+    raw::{
+        self, Addresses, Engine, ErrorFormat, HealthCheck, KeyForm, Log, Raw, SecretText,
+        StreamUsage,
+    },
 };
 pub use crate::base::ModelPattern;
 use crate::base::{
@@ -45,8 +50,10 @@ pub struct Plan {
     pub max_header_size: usize,
     /// How long streams may go on after SIGTERM.
     pub graceful_shutdown_timeout: Duration,
-    /// The backends, in the order of the file; at least one.
+    /// The backends of the file, in its order; at least one, or a source in `discovery`.
     pub backends: Vec<BackendPlan>,
+    /// Where more backends come from.
+    pub discovery: DiscoveryPlan,
     /// How requests find a backend.
     pub routing: RoutingPlan,
     /// Active probes; `None` if there are none.
@@ -136,7 +143,7 @@ impl Fixed {
 }
 
 /// One backend.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct BackendPlan {
     /// Name in metrics, logs and records.
     pub name: String,
@@ -162,6 +169,15 @@ pub struct BackendPlan {
     pub stream_usage: StreamUsage,
     /// What it is.
     pub engine: Engine,
+    /// What becomes of several addresses.
+    pub addresses: Addresses,
+}
+
+impl BackendPlan {
+    /// Its address, if it is not given as a name.
+    pub fn literal(&self) -> Option<SocketAddr> {
+        self.host.parse().ok().map(|ip| SocketAddr::new(ip, self.port))
+    }
 }
 
 /// Active probes.
@@ -226,6 +242,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
     let fixed = make.fixed(raw);
     let (backends, unused) = make.backends(raw);
     let routing = make.routing(raw, &backends, &unused);
+    let discovery = make.discovery(raw.discovery.as_ref());
     let health_check = make.health_check(raw.health_check.as_ref());
     let guard_headers = make.guard_headers(&raw.edge_guard);
     let usage_hook = make.usage_hook(raw.usage_hook.as_ref());
@@ -250,6 +267,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         graceful_shutdown_timeout: raw.server.graceful_shutdown_timeout.0,
         backends,
         routing,
+        discovery,
         health_check,
         timeouts: timeouts(&raw.timeouts),
         guard_headers,
@@ -450,7 +468,7 @@ impl Maker<'_> {
 
     /// The backends that are used, and those that are switched off.
     fn backends(&mut self, raw: &Raw) -> (Vec<BackendPlan>, Vec<BackendPlan>) {
-        if !raw.backends.iter().any(|b| b.enabled.0) {
+        if !raw.backends.iter().any(|b| b.enabled.0) && !discovery::may_be_empty(raw) {
             let message = match raw.backends[..] {
                 [] => "there is no backend",
                 [..] => "every backend is switched off",
@@ -489,7 +507,8 @@ impl Maker<'_> {
             }
         }
         self.protocol(at, raw.protocol.as_deref());
-        let authorization = self.authorization(at, raw);
+        let authorization =
+            self.authorization(at, raw.api_key.as_ref(), raw.api_key_file.as_deref());
         let uri = self.backend_uri(at, &raw.url)?;
         let host = uri.host()?.trim_matches(['[', ']']).to_owned();
         let tls = uri.scheme_str() == Some("https");
@@ -511,6 +530,7 @@ impl Maker<'_> {
             authorization,
             stream_usage: raw.stream_usage,
             engine: raw.engine,
+            addresses: raw.addresses.unwrap_or(if tls { Addresses::One } else { Addresses::Each }),
         })
     }
 
@@ -598,8 +618,13 @@ impl Maker<'_> {
         }
     }
 
-    fn authorization(&mut self, at: &str, raw: &raw::Backend) -> Option<HeaderValue> {
-        let key = self.secret(at, "api_key", raw.api_key.as_ref(), raw.api_key_file.as_deref())?;
+    fn authorization(
+        &mut self,
+        at: &str,
+        key: Option<&SecretText>,
+        file: Option<&str>,
+    ) -> Option<HeaderValue> {
+        let key = self.secret(at, "api_key", key, file)?;
         match HeaderValue::from_str(&format!("Bearer {}", key.expose())) {
             Ok(mut value) if !key.expose().is_empty() => {
                 value.set_sensitive(true);

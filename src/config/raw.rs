@@ -2,6 +2,7 @@
 //! by `llmproxy schema` is derived from these types and their comments.
 
 mod auth;
+mod discovery;
 mod limit;
 mod models;
 mod routing;
@@ -14,7 +15,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_yaml::Value;
 
-pub use self::{auth::*, limit::*, models::*, routing::*, scalar::*, tier::*};
+pub use self::{auth::*, discovery::*, limit::*, models::*, routing::*, scalar::*, tier::*};
 use crate::base::{Secret, duration};
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
@@ -32,6 +33,8 @@ pub struct Raw {
     /// The LLM servers behind the gateway.
     #[serde(default)]
     pub backends: Vec<Backend>,
+    /// Backends that other places tell of, and name servers.
+    pub discovery: Option<Discovery>,
     /// How a backend is chosen, and what happens when one fails.
     #[serde(default)]
     pub routing: Routing,
@@ -178,6 +181,9 @@ pub struct Backend {
     pub enabled: Switch,
     /// Language of its API; `openai` is all there is.
     pub protocol: Option<String>,
+    /// What becomes of a name that leads to several addresses. `each` without this for http, and
+    /// `one` for https: hosted services stand behind addresses that change.
+    pub addresses: Option<Addresses>,
 }
 
 /// LLM servers.

@@ -56,7 +56,7 @@ pub fn connect(session: &mut Session, mut error: Box<Error>, ctx: &mut Ctx) -> B
     };
     ctx.end.fault = Some(Fault { side: Side::Backend, kind });
     if let Some(endpoint) = &ctx.way.endpoint {
-        log::warn!("backend {}: {}", endpoint.plan.name, brief(&error));
+        log::warn!("backend {}: {}", endpoint.name, brief(&error));
     }
     let next = another(session, ctx, Cause::Fault(kind));
     error.set_retry(next);

@@ -117,7 +117,7 @@ fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<Wish> {
         model: ctx.call.model.as_deref(),
         now: jiff::Timestamp::now().as_second(),
         only_requests: ctx.limits.asked.is_none(),
-        enforce_quotas: ctx.snapshot.auth.as_ref().is_none_or(Auth::enforces_quotas),
+        enforce_quotas: ctx.snapshot.auth.as_deref().is_none_or(Auth::enforces_quotas),
     };
     let (bytes, max_tokens) = ctx.limits.asked.unwrap_or_default();
     let mut wish = limiter.wish(&ask, bytes, max_tokens)?;

@@ -160,7 +160,7 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         path: header.uri.path(),
         status: summary.status,
         model: ctx.call.model.as_deref().unwrap_or(""),
-        backend: ctx.way.endpoint.as_ref().map_or("", |e| e.plan.name.as_str()),
+        backend: ctx.way.endpoint.as_ref().map_or("", |e| e.name.as_str()),
         stream: summary.stream,
         outcome: summary.outcome.word(),
         tokens: summary.counts,

@@ -65,7 +65,7 @@ async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Value> {
         Err(e) => {
             log::warn!(
                 "backend {} does not tell its models: {}",
-                endpoint.plan.name,
+                endpoint.name,
                 store::http::cause(e)
             );
             Vec::new()

@@ -40,7 +40,7 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
         return Error::e_explain(ErrorType::InternalError, "no backend was chosen");
     };
     let guarded = &ctx.snapshot.plan.guard_headers;
-    let auth = ctx.snapshot.auth.as_ref();
+    let auth = ctx.snapshot.auth.as_deref();
     let removed: Vec<HeaderName> = request
         .headers
         .keys()

@@ -17,6 +17,9 @@ use crate::{
     wire::peek::{self, Peek},
 };
 
+/// Seconds after which a client may try again while there is no backend.
+const RETRY_AFTER: u64 = 5;
+
 /// Decides about the request. `true` if it has been answered.
 pub async fn filter(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
     match decide(session, ctx).await? {
@@ -112,6 +115,10 @@ async fn inference(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
     }
     match snapshot.router.find(found.model.as_deref()) {
         Ok(route) => ctx.way.route = Some(route),
+        // No backend at all is no reason to say of a model that it does not exist.
+        Err(_) if snapshot.backends.is_empty() => {
+            return Ok(Step::Refuse(Rejection::no_healthy_backend(RETRY_AFTER)));
+        }
         Err(no) => return Ok(Step::Refuse(no)),
     }
     if let Err(no) = limits::admit(session, ctx, Some(&found)).await? {

@@ -12,7 +12,11 @@ use pingora_load_balancing::{Backend, HealthRegistry};
 use prometheus::IntGauge;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::{Explains, Snapshot, watch::Watches};
+use super::{
+    Explains, Snapshot,
+    discovery::{Drained, Found},
+    watch::Watches,
+};
 use crate::{
     auth::{KeyStore, Resources},
     balance::{Endpoint, Probe, endpoint::Ids, health},
@@ -45,6 +49,12 @@ pub struct Carry {
     pub probe_now: Notify,
     /// Identities of the backends.
     pub ids: Ids,
+    /// Where they are.
+    pub found: Found,
+    /// Those that get no new requests.
+    pub drained: Drained,
+    /// Wakes the task that finds backends: the configuration has changed.
+    pub discover_now: Notify,
     /// For asking backends what is not a client's request.
     pub client: reqwest::Client,
     /// For everything outside of the fleet.
@@ -91,6 +101,9 @@ impl Carry {
             probe,
             probe_now: Notify::new(),
             ids,
+            found: Found::default(),
+            drained: Drained::default(),
+            discover_now: Notify::new(),
             client,
             outside: store::http::outside(),
             stores: Stores::default(),

@@ -2,6 +2,7 @@
 //! it is swapped, and what lives on through a swap.
 
 pub mod carry;
+pub mod discovery;
 pub mod explain;
 pub mod live;
 pub mod snapshot;

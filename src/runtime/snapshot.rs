@@ -1,33 +1,35 @@
 //! Everything that a request may need of the configuration, immutable.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use super::{Carry, Tiers};
+use super::{Carry, Tiers, discovery};
 use crate::{
     auth::Auth,
     balance::{Endpoint, Pool, PoolParts},
-    config::Plan,
+    config::{Plan, plan::BackendPlan},
     limit::Limiter,
-    route::{Place, PoolSpec, Router},
+    route::{Place, PoolSpec, Route, Router},
 };
 
 /// One generation of the configuration, ready for use.
 pub struct Snapshot {
-    /// Counts the loads of this process, from 1.
+    /// Counts the loads of this process, and the changes of the backends, from 1.
     pub generation: u64,
     /// What the file means.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Who may call; `None`: everybody.
-    pub auth: Option<Auth>,
+    pub auth: Option<Arc<Auth>>,
     /// How much one may call.
     pub limits: Arc<Limiter>,
     /// What callers are given before others.
-    pub tiers: Tiers,
+    pub tiers: Arc<Tiers>,
     /// From a model to a pool.
     pub router: Router,
     /// The pools that the router names.
     pub pools: Vec<Pool>,
-    /// All backends, in the order of the file.
+    /// All backends: those of the file, in its order, and those that other places told of.
+    pub backends: Vec<BackendPlan>,
+    /// Where they are, in the same order: none, one or several for each.
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 
@@ -35,39 +37,49 @@ impl Snapshot {
     /// Builds the generation after `earlier` whole. What lives on comes from there and from
     /// `carry`.
     pub fn build(plan: Plan, earlier: Option<&Self>, carry: &Carry) -> Self {
-        let generation = earlier.map_or(1, |e| e.generation + 1);
-        let known = earlier.and_then(|e| e.auth.as_ref());
+        let known = earlier.and_then(|e| e.auth.as_deref());
         let auth = plan.auth.as_ref().map(|auth| Auth::new(auth, &carry.resources(), known));
-        let endpoints: Vec<_> = plan
-            .backends
-            .iter()
-            .map(|b| Arc::new(Endpoint::new(carry.ids.of(b), b.clone(), &plan.timeouts)))
-            .collect();
-        let (router, specs) = router(&plan, &endpoints);
-        let probed = plan.health_check.is_some();
-        let routing = &plan.routing;
-        let pools = specs
-            .into_iter()
-            .map(|spec| {
-                let parts = PoolParts {
-                    balance: &spec.balance,
-                    circuit: &routing.circuit,
-                    budget: &routing.retry.budget,
-                    load_interval: routing.load.interval,
-                    registry: &carry.health,
-                    probed,
-                    memories: &carry.ids.memories,
-                    seed: rand::random(),
-                };
-                let member = |(i, weight): &(usize, u32)| (Arc::clone(&endpoints[*i]), *weight);
-                Pool::new(spec.members.iter().map(member).collect(), &parts)
-            })
-            .collect();
         let known = earlier.map(|e| &*e.limits);
         let limits = Limiter::new(plan.limits.clone(), &carry.limits, &carry.stores, known);
         let tiers = Tiers::new(plan.tiers.clone());
         carry.explains.resize(plan.routing.explain);
-        Self { generation, plan, auth, limits, tiers, router, pools, endpoints }
+        let backends = carry.found.backends(&plan);
+        let endpoints = discovery::endpoints(&backends, &plan.timeouts, carry, earlier);
+        let (router, pools) = pools(&plan, &backends, &endpoints, carry);
+        Self {
+            generation: earlier.map_or(1, |e| e.generation + 1),
+            plan: Arc::new(plan),
+            auth: auth.map(Arc::new),
+            limits,
+            tiers: Arc::new(tiers),
+            router,
+            pools,
+            backends,
+            endpoints,
+        }
+    }
+
+    /// The next generation by the same plan, if the backends have changed.
+    pub fn with_new_backends(&self, carry: &Carry) -> Option<Self> {
+        let backends = carry.found.backends(&self.plan);
+        let endpoints = discovery::endpoints(&backends, &self.plan.timeouts, carry, Some(self));
+        let same = endpoints.len() == self.endpoints.len()
+            && endpoints.iter().zip(&self.endpoints).all(|(a, b)| Arc::ptr_eq(a, b));
+        if same && backends == self.backends {
+            return None;
+        }
+        let (router, pools) = pools(&self.plan, &backends, &endpoints, carry);
+        Some(Self {
+            generation: self.generation + 1,
+            plan: Arc::clone(&self.plan),
+            auth: self.auth.clone(),
+            limits: Arc::clone(&self.limits),
+            tiers: Arc::clone(&self.tiers),
+            router,
+            pools,
+            backends,
+            endpoints,
+        })
     }
 
     /// The backends with their health, each once.
@@ -81,17 +93,52 @@ impl Snapshot {
         found
     }
 
-    /// Whether every model has a healthy backend.
+    /// Whether there are backends, and every model has a healthy one.
     pub fn ready(&self) -> bool {
-        self.router.routes().all(|route| route.pools().any(|id| self.pools[id].ready()))
+        let ready = |route: &Route| route.pools().any(|id| self.pools[id].ready());
+        !self.backends.is_empty() && self.router.routes().all(|route| ready(route))
     }
 }
 
-/// The ways to the models, and the pools that they lead to.
-fn router(plan: &Plan, endpoints: &[Arc<Endpoint>]) -> (Router, Vec<PoolSpec>) {
-    let places: Vec<_> = endpoints
+/// The ways to the models, and the pools that they lead to. A backend that is nowhere yet has a
+/// place all the same: its models are known, and have nobody to serve them.
+fn pools(
+    plan: &Plan,
+    backends: &[BackendPlan],
+    endpoints: &[Arc<Endpoint>],
+    carry: &Carry,
+) -> (Router, Vec<Pool>) {
+    let mut known: HashMap<&str, Vec<&Arc<Endpoint>>> = HashMap::new();
+    for endpoint in endpoints {
+        known.entry(&endpoint.plan.name).or_default().push(endpoint);
+    }
+    let place = |b: &BackendPlan| known.get(b.name.as_str()).cloned().unwrap_or_default();
+    let mut places = Vec::new();
+    for backend in backends {
+        let found = place(backend);
+        let nowhere = found.is_empty().then_some(None);
+        places.extend(found.into_iter().map(Some).chain(nowhere).map(|e| (backend, e)));
+    }
+    let told: Vec<_> = places
         .iter()
-        .map(|e| Place { backend: &e.plan.name, weight: e.plan.weight, models: &e.plan.models })
+        .map(|(b, _)| Place { backend: &b.name, weight: b.weight, models: &b.models })
         .collect();
-    Router::new(&plan.routing, &places)
+    let (router, specs) = Router::new(&plan.routing, &told);
+    let routing = &plan.routing;
+    let pool = |spec: PoolSpec| {
+        let parts = PoolParts {
+            balance: &spec.balance,
+            circuit: &routing.circuit,
+            budget: &routing.retry.budget,
+            load_interval: routing.load.interval,
+            registry: &carry.health,
+            probed: plan.health_check.is_some(),
+            memories: &carry.ids.memories,
+            seed: rand::random(),
+        };
+        let member = |(i, weight): &(usize, u32)| Some((Arc::clone(places[*i].1?), *weight));
+        Pool::new(spec.members.iter().filter_map(member).collect(), &parts)
+    };
+    let pools = specs.into_iter().map(pool).collect();
+    (router, pools)
 }

@@ -1,6 +1,6 @@
 //! The HTTP client for everything that is not a client's request: webhooks, probes, model lists.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use super::tls;
 
@@ -15,6 +15,11 @@ pub fn outside() -> reqwest::Client {
 /// redirects: a webhook that moves must be configured anew.
 pub fn client() -> reqwest::Client {
     build(builder().no_proxy())
+}
+
+/// A client for one backend that has several addresses: it goes to this one.
+pub fn client_at(host: &str, address: SocketAddr) -> reqwest::Client {
+    build(builder().no_proxy().resolve(host, address))
 }
 
 /// What a failed request failed from. `reqwest` itself prints only that it failed; the URL, which

@@ -1,5 +1,6 @@
 //! What is opened once and used by many: certificates, HTTP clients, Redis and SQL connections.
 
+pub mod dns;
 pub mod file;
 pub mod http;
 pub mod redis;

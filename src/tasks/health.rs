@@ -2,17 +2,25 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::join_all;
+use tokio::sync::oneshot;
 
 use crate::runtime::{Carry, Live, Snapshot};
 
-/// How often names are resolved when nothing is probed.
-const RESOLVE: Duration = Duration::from_secs(30);
+/// How often it is shown what is in use when nothing is probed.
+const SHOW: Duration = Duration::from_secs(30);
 
-/// Runs for ever. `first` is called after the first round, or after a second if that takes
-/// longer: from then on requests may come.
-pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: impl FnOnce()) {
-    let round = round(&live, &carry);
+/// Runs for ever. The first round begins when the backends are `found`. `first` is called after it,
+/// or after a second if all that takes longer: from then on requests may come.
+pub async fn run(
+    live: Arc<Live>,
+    carry: Arc<Carry>,
+    found: oneshot::Receiver<()>,
+    first: impl FnOnce(),
+) {
+    let round = async {
+        found.await.ok();
+        round(&live, &carry).await;
+    };
     tokio::pin!(round);
     let late = tokio::time::timeout(Duration::from_secs(1), &mut round).await.is_err();
     first();
@@ -20,7 +28,7 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: impl FnOnce()) {
         round.await;
     }
     loop {
-        let interval = live.load().plan.health_check.as_ref().map_or(RESOLVE, |h| h.interval);
+        let interval = live.load().plan.health_check.as_ref().map_or(SHOW, |h| h.interval);
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
             () = carry.probe_now.notified() => {}
@@ -30,29 +38,16 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: impl FnOnce()) {
 }
 
 async fn round(live: &Live, carry: &Carry) {
-    let snapshot = live.load();
-    if snapshot.plan.health_check.is_some() {
+    if live.load().plan.health_check.is_some() {
         carry.health.run_health_check(true).await;
-    } else {
-        resolve(&snapshot).await;
     }
     // The configuration may have changed meanwhile: show the health of what is in use now.
-    show(&live.load(), carry);
-}
-
-/// Resolves the names of all backends.
-pub async fn resolve(snapshot: &Snapshot) {
-    let lookups = snapshot.endpoints.iter().map(|endpoint| async move {
-        if let Err(why) = endpoint.resolve().await {
-            log::warn!("backend {}: {why}", endpoint.plan.name);
-        }
-    });
-    join_all(lookups).await;
+    live.steady(|snapshot| show(snapshot, carry));
 }
 
 fn show(snapshot: &Snapshot, carry: &Carry) {
     for (endpoint, healthy) in snapshot.health() {
-        let gauge = carry.metrics.backend_up.with_label_values(&[&endpoint.plan.name]);
+        let gauge = carry.metrics.backend_up.with_label_values(&[&endpoint.name]);
         gauge.set(i64::from(healthy && !endpoint.draining()));
     }
 }

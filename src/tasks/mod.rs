@@ -1,8 +1,9 @@
-//! What runs beside the requests: probes, reloads, deliveries, deadlines. Each task reads the
+//! What runs beside the requests: probes, searches for backends, reloads, deliveries, deadlines. Each task reads the
 //! current snapshot at every turn, so that a reload reaches it.
 
 pub mod deadline;
 pub mod delivery;
+pub mod discovery;
 pub mod health;
 pub mod limits;
 pub mod load;

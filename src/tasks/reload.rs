@@ -12,10 +12,10 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::health;
+use super::discovery;
 use crate::{
     config::{self, raw::Level},
-    runtime::{Carry, Live, ReloadRequest, Snapshot},
+    runtime::{Carry, Live, ReloadRequest},
     telemetry::logger,
 };
 
@@ -78,7 +78,7 @@ fn contents(file: &Path, live: &Live) -> Vec<(PathBuf, Option<Vec<u8>>)> {
 }
 
 /// Loads the file; the new generation, or everything that is wrong.
-async fn reload(file: &Path, live: &Live, carry: &Carry) -> Result<u64, Vec<String>> {
+async fn reload(file: &Path, live: &Live, carry: &Arc<Carry>) -> Result<u64, Vec<String>> {
     let old = live.load();
     let refused = |why: Vec<String>| {
         carry.metrics.reload_success.set(0);
@@ -99,25 +99,11 @@ async fn reload(file: &Path, live: &Live, carry: &Carry) -> Result<u64, Vec<Stri
     for warning in &plan.warnings {
         log::warn!("{}: {warning}", file.display());
     }
-    let next = Snapshot::build(plan, Some(&old), carry);
-    for endpoint in &next.endpoints {
-        if let Some(earlier) = old.endpoints.iter().find(|e| e.id == endpoint.id) {
-            endpoint.adopt(earlier);
-        }
-    }
-    tokio::time::timeout(Duration::from_secs(5), health::resolve(&next)).await.ok();
-    carry.probe.set(next.plan.health_check.clone(), &next.endpoints);
-    logger::start(level(next.plan.log.level), false);
-    for gone in &old.endpoints {
-        if !next.endpoints.iter().any(|e| e.plan.name == gone.plan.name) {
-            carry.metrics.backend_up.remove_label_values(&[&gone.plan.name]).ok();
-        }
-    }
+    logger::start(level(plan.log.level), false);
+    let next = discovery::reload(plan, live, carry).await;
     let generation = next.generation;
     log::info!("configuration {generation} is in force");
-    live.swap(next);
     carry.metrics.reload_success.set(1);
-    carry.probe_now.notify_one();
     Ok(generation)
 }
 

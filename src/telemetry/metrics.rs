@@ -1,7 +1,9 @@
 //! Every metric, declared once.
 //!
 //! Labels are bounded: `path` is one of the paths that the gateway serves or `other`, `backend`
-//! is a configured name or empty (no backend was reached), `stream` is `true` or `false`.
+//! is the name of a backend or empty (no backend was reached), `stream` is `true` or `false`. Where
+//! each address of a backend counts for itself, only gauges tell them apart: those of an address
+//! that has gone are removed, and counters would pile up.
 
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -24,10 +26,14 @@ pub struct Metrics {
     pub inter_token: Histogram,
     /// `llmproxy_requests_in_flight`.
     pub in_flight: IntGauge,
-    /// `llmproxy_backend_up{backend}`: 1 or 0.
+    /// `llmproxy_backend_up{backend}`: 1 or 0; `NAME@ADDRESS` for each of several addresses.
     pub backend_up: IntGaugeVec,
     /// Balancing.
     pub balance: BalanceMetrics,
+    /// `llmproxy_discovery_up{source}`: 1 if the source told its list when it was last asked.
+    pub discovery_up: IntGaugeVec,
+    /// `llmproxy_discovery_backends{source}`: backends that it told of last.
+    pub discovery_backends: IntGaugeVec,
     /// `llmproxy_retries_total{reason}`: further attempts at another backend or connection.
     pub retries: IntCounterVec,
     /// `llmproxy_retry_budget_exhausted_total`: retries that a pool could not afford.
@@ -245,15 +251,23 @@ impl Metrics {
                 &INTER_TOKEN,
             ),
             in_flight: gauge("llmproxy_requests_in_flight", "Requests being served"),
-            backend_up: register(
+            backend_up: gauges(
                 r,
-                IntGaugeVec::new(
-                    Opts::new(
-                        "llmproxy_backend_up",
-                        "Whether a backend is in use (1) or taken out (0)",
-                    ),
-                    &["backend"],
-                ),
+                "llmproxy_backend_up",
+                "Whether a backend is in use (1) or taken out (0)",
+                "backend",
+            ),
+            discovery_up: gauges(
+                r,
+                "llmproxy_discovery_up",
+                "Whether a source of backends told its list when it was last asked",
+                "source",
+            ),
+            discovery_backends: gauges(
+                r,
+                "llmproxy_discovery_backends",
+                "Backends that a source told of last",
+                "source",
             ),
             balance: BalanceMetrics::new(r),
             retries: retries(r),
@@ -304,6 +318,10 @@ impl Metrics {
 
     /// Content type of [`Self::render`].
     pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+}
+
+fn gauges(r: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
+    register(r, IntGaugeVec::new(Opts::new(name, help), &[label]))
 }
 
 fn auth(r: &Registry) -> (IntCounterVec, HistogramVec) {

@@ -13,6 +13,7 @@ mod body;
 mod captures;
 mod configuration;
 mod configuration_routing;
+mod discovery;
 mod examples;
 mod failures;
 mod floors;

@@ -396,9 +396,14 @@ impl Maker<'_> {
     }
 
     /// The section of a provider, which its type needs.
-    fn section<'s, T>(&mut self, at: &str, key: &str, given: Option<&'s T>) -> Option<&'s T> {
+    pub(super) fn section<'s, T>(
+        &mut self,
+        at: &str,
+        key: &str,
+        given: Option<&'s T>,
+    ) -> Option<&'s T> {
         if given.is_none() {
-            let message = format!("a provider of type `{key}` needs a section `{key}`");
+            let message = format!("type `{key}` needs a section `{key}`");
             self.problem(at, message, "");
         }
         given

@@ -1,6 +1,7 @@
 //! The harness: a gateway process, a raw HTTP client, a receiver of usage records.
 
 pub mod client;
+pub mod dns;
 pub mod faults;
 pub mod gateway;
 pub mod python;
@@ -13,7 +14,7 @@ use std::{
 };
 
 use llmproxy::sim::{Behaviour, Sim};
-pub use {client::Client, gateway::Gateway, receiver::Receiver};
+pub use {client::Client, dns::NameServer, gateway::Gateway, receiver::Receiver};
 
 /// How long something may take that should happen at once: long enough for a slow machine, short
 /// enough to end a test that hangs.

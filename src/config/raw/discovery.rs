@@ -1,0 +1,169 @@
+//! `discovery`, as the file says it.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_yaml::Value;
+
+use super::{SecretText, Span, Switch, secs};
+
+/// Backends that other places tell of, beside those of `backends`.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Discovery {
+    /// Whether the sources are asked. On unless it is set to `false`.
+    pub enabled: Switch,
+    /// How several sources go together.
+    pub mode: DiscoveryMode,
+    /// How often a source is asked that does not say so itself.
+    pub interval: Span,
+    /// Name servers, `address:port`, for the names of backends. None: those of the system.
+    pub dns_servers: Vec<String>,
+    /// The sources.
+    pub sources: Vec<DiscoverySource>,
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self {
+            enabled: Switch::default(),
+            mode: DiscoveryMode::default(),
+            interval: secs(30),
+            dns_servers: Vec::new(),
+            sources: Vec::new(),
+        }
+    }
+}
+
+/// How several sources go together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiscoveryMode {
+    /// `backends` and all sources together.
+    #[default]
+    Merge,
+    /// The first source that tells of any; `backends` if there is none.
+    First,
+}
+
+/// A place that tells of backends.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiscoverySource {
+    /// Name in metrics and logs; the type without one.
+    pub name: Option<String>,
+    /// What kind of place.
+    #[serde(rename = "type")]
+    pub kind: SourceType,
+    /// Whether it is asked. On unless it is set to `false`.
+    #[serde(default)]
+    pub enabled: Switch,
+    /// An HTTP service.
+    pub http: Option<HttpSource>,
+    /// A file.
+    pub file: Option<FileSource>,
+    /// Sent to its backends as `Authorization: Bearer`.
+    #[schemars(with = "Option<String>")]
+    pub api_key: Option<SecretText>,
+    /// A file that holds the key.
+    pub api_key_file: Option<String>,
+    /// Of version 0.3: the sections of types that are not built.
+    #[serde(default, rename = "static", skip_serializing)]
+    #[schemars(skip)]
+    pub fixed: Option<Value>,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[expect(missing_docs, reason = "as `fixed`")]
+    pub database: Option<Value>,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[expect(missing_docs, reason = "as `fixed`")]
+    pub consul: Option<Value>,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[expect(missing_docs, reason = "as `fixed`")]
+    pub kubernetes: Option<Value>,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    #[expect(missing_docs, reason = "as `fixed`")]
+    pub etcd: Option<Value>,
+}
+
+/// Kinds of places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "those that are not built are refused by name")]
+pub enum SourceType {
+    /// An HTTP service.
+    Http,
+    /// A file.
+    File,
+    #[schemars(skip)]
+    Static,
+    #[schemars(skip)]
+    Database,
+    #[schemars(skip)]
+    Consul,
+    #[schemars(skip)]
+    Kubernetes,
+    #[schemars(skip)]
+    Etcd,
+}
+
+/// An HTTP service that tells of backends.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HttpSource {
+    /// Asked by GET. It answers with a JSON list of backends, or an object that has one in
+    /// `backends` or `services`; an entry has `url`, and may have `name`, `weight`, `models`,
+    /// `stream_usage`, `addresses` and `status`.
+    #[serde(serialize_with = "super::without_query")]
+    pub url: String,
+    /// `GET` is all there is.
+    #[serde(default)]
+    pub method: SourceMethod,
+    /// How long an answer may take.
+    #[serde(default = "ten_seconds")]
+    pub timeout: Span,
+    /// How often it is asked; the `interval` of `discovery` without this.
+    pub interval: Option<Span>,
+    /// Header fields to send along.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub headers: BTreeMap<String, SecretText>,
+    /// Header fields whose values stand in files of their own.
+    #[serde(default)]
+    pub headers_file: BTreeMap<String, String>,
+}
+
+/// The method of an HTTP source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum SourceMethod {
+    /// The only one.
+    #[default]
+    #[serde(rename = "GET")]
+    Get,
+}
+
+/// A file that tells of backends.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileSource {
+    /// YAML or JSON, of the form that `http` answers in. Looked at every second.
+    pub path: String,
+}
+
+/// What becomes of a backend whose name leads to several addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Addresses {
+    /// Each is a server of its own, with its own share, health and connections.
+    Each,
+    /// They are one server: one of them is used for as long as the name leads there.
+    One,
+}
+
+fn ten_seconds() -> Span {
+    secs(10)
+}

@@ -1,0 +1,357 @@
+//! Where backends are, as far as is known now, and the endpoints that follow from it.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use super::{Carry, Snapshot};
+use crate::{
+    balance::Endpoint,
+    base::lock,
+    config::{
+        Plan,
+        plan::{BackendPlan, DiscoveryMode, SourcePlan, TimeoutPlan},
+        raw::Addresses,
+    },
+    store::dns,
+};
+
+/// Names that one line of the log tells at most.
+const TOLD: usize = 20;
+
+/// What name servers and sources have told.
+#[derive(Default)]
+pub struct Found(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    names: HashMap<String, Name>,
+    lists: HashMap<String, List>,
+    /// What was complained of last, by name or source.
+    complaints: HashMap<String, String>,
+    /// A plan that is not in force yet is finding its backends.
+    learning: bool,
+}
+
+/// Where a name leads.
+#[derive(Default)]
+struct Name {
+    addresses: Vec<IpAddr>,
+    /// The name servers have said that there is nothing, where there had been addresses.
+    doubted: bool,
+}
+
+/// What a source told.
+struct List {
+    source: SourcePlan,
+    text: Arc<str>,
+    backends: Vec<BackendPlan>,
+}
+
+impl Found {
+    /// Takes in what the name servers say of a name; whether anything has changed. That there are
+    /// no addresses any more counts when they say it twice: a word too many in a name server that
+    /// starts must not cost all backends.
+    pub fn name(&self, host: &str, answer: &dns::Answer) -> bool {
+        let known = &mut *lock(&self.0);
+        let name = known.names.entry(host.to_owned()).or_default();
+        if answer.addresses.is_empty() && !name.addresses.is_empty() && !name.doubted {
+            name.doubted = true;
+            return false;
+        }
+        name.doubted = false;
+        let set = |list: &[IpAddr]| list.iter().copied().collect::<BTreeSet<_>>();
+        let changed = set(&name.addresses) != set(&answer.addresses);
+        if changed {
+            name.addresses.clone_from(&answer.addresses);
+        }
+        changed
+    }
+
+    /// Takes in what a source told; whether anything has changed.
+    pub fn list(&self, source: &SourcePlan, text: &str, backends: Vec<BackendPlan>) -> bool {
+        let known = &mut *lock(&self.0);
+        let changed = known.lists.get(&source.name).is_none_or(|l| l.backends != backends);
+        let list = List { source: source.clone(), text: text.into(), backends };
+        known.lists.insert(source.name.clone(), list);
+        changed
+    }
+
+    /// What a source told last, if it is still asked in the same way.
+    pub fn text(&self, source: &SourcePlan) -> Option<Arc<str>> {
+        let known = lock(&self.0);
+        let list = known.lists.get(&source.name)?;
+        (list.source == *source).then(|| Arc::clone(&list.text))
+    }
+
+    /// How many backends a source told of last.
+    pub fn told(&self, source: &SourcePlan) -> usize {
+        lock(&self.0).lists.get(&source.name).map_or(0, |list| list.backends.len())
+    }
+
+    /// Whether it is known where a name leads, or that it leads nowhere.
+    pub fn knows(&self, host: &str) -> bool {
+        lock(&self.0).names.contains_key(host)
+    }
+
+    /// Whether a complaint about something is another one than the last; `None`: all is well.
+    pub fn complaint(&self, about: &str, what: Option<&str>) -> bool {
+        let complaints = &mut lock(&self.0).complaints;
+        match what {
+            None => complaints.remove(about).is_some(),
+            Some(what) => {
+                complaints.insert(about.to_owned(), what.to_owned()).as_deref() != Some(what)
+            }
+        }
+    }
+
+    /// Whether a plan that is not in force yet is finding its backends: nothing is forgotten.
+    pub fn learning(&self, on: bool) {
+        lock(&self.0).learning = on;
+    }
+
+    /// Forgets what a plan and its backends do not name.
+    pub fn tidy(&self, plan: &Plan, backends: &[BackendPlan]) {
+        let hosts: HashSet<_> = backends.iter().map(|b| b.host.as_str()).collect();
+        let known = &mut *lock(&self.0);
+        if known.learning {
+            return;
+        }
+        let named = |about: &str| about.strip_prefix("name ").is_none_or(|n| hosts.contains(n));
+        known.complaints.retain(|about, _| named(about));
+        known.names.retain(|host, _| hosts.contains(host.as_str()));
+        let sources = &plan.discovery.sources;
+        known.lists.retain(|name, _| sources.iter().any(|s| s.name == *name));
+    }
+
+    /// All backends: those of the file and those that sources tell of, each name once.
+    pub fn backends(&self, plan: &Plan) -> Vec<BackendPlan> {
+        let known = lock(&self.0);
+        let lists: Vec<&[BackendPlan]> = plan
+            .discovery
+            .sources
+            .iter()
+            .filter_map(|source| known.lists.get(&source.name))
+            .map(|list| list.backends.as_slice())
+            .collect();
+        match plan.discovery.mode {
+            DiscoveryMode::Merge => merge(std::iter::once(&*plan.backends).chain(lists)),
+            DiscoveryMode::First => {
+                let first = lists.into_iter().find(|list| !list.is_empty());
+                first.unwrap_or(&plan.backends).to_vec()
+            }
+        }
+    }
+
+    /// The places of a backend; `before` is where it was. More than one only where each address
+    /// counts.
+    fn places(&self, backend: &BackendPlan, before: Option<SocketAddr>) -> Vec<SocketAddr> {
+        if let Some(literal) = backend.literal() {
+            return vec![literal];
+        }
+        let known = lock(&self.0);
+        let addresses = known.names.get(&backend.host).map_or(&[][..], |n| &n.addresses);
+        let mut places: Vec<_> =
+            addresses.iter().map(|ip| SocketAddr::new(*ip, backend.port)).collect();
+        if backend.addresses == Addresses::One {
+            // Stay where the backend is while the name still leads there.
+            let stays = before.filter(|place| places.contains(place));
+            return stays.or(places.first().copied()).into_iter().collect();
+        }
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+}
+
+/// The first of each name.
+fn merge<'a>(lists: impl Iterator<Item = &'a [BackendPlan]>) -> Vec<BackendPlan> {
+    let mut names = HashSet::new();
+    lists.flatten().filter(|b| names.insert(b.name.as_str())).cloned().collect()
+}
+
+/// The endpoints of these backends, in their order. Those of `earlier` that are as they were stay.
+pub fn endpoints(
+    backends: &[BackendPlan],
+    timeouts: &TimeoutPlan,
+    carry: &Carry,
+    earlier: Option<&Snapshot>,
+) -> Vec<Arc<Endpoint>> {
+    let before: HashMap<u32, &Arc<Endpoint>> =
+        earlier.iter().flat_map(|e| &e.endpoints).map(|e| (e.id, e)).collect();
+    let same_timeouts = earlier.is_some_and(|e| e.plan.timeouts == *timeouts);
+    let mut endpoints = Vec::with_capacity(backends.len());
+    for backend in backends {
+        let each = backend.addresses == Addresses::Each && backend.literal().is_none();
+        let known = (!each).then(|| before.get(&carry.ids.of(backend).0)).flatten();
+        let places = carry.found.places(backend, known.and_then(|e| e.address));
+        for place in &places {
+            let name = match places.len() {
+                1 => backend.name.clone(),
+                _ => format!("{}@{place}", backend.name),
+            };
+            let identity = carry.ids.of_address(backend, each.then_some(*place));
+            let same = before.get(&identity.0).filter(|e| {
+                let as_it_was = (&e.name, e.address, &e.plan) == (&name, Some(*place), backend);
+                same_timeouts && as_it_was
+            });
+            endpoints.push(match same {
+                Some(endpoint) => Arc::clone(endpoint),
+                None => {
+                    let endpoint = Endpoint::new(identity, backend.clone(), timeouts);
+                    Arc::new(endpoint.at(*place, name))
+                }
+            });
+        }
+    }
+    endpoints
+}
+
+/// Backends that get no new requests, by name: also those of their addresses that are yet to come.
+#[derive(Default)]
+pub struct Drained(Mutex<HashSet<String>>);
+
+impl Drained {
+    /// Drains a backend, or takes it back, with all of its endpoints in `snapshot`, which must be
+    /// asked for under the lock.
+    pub fn set(&self, name: &str, on: bool, snapshot: impl FnOnce() -> Arc<Snapshot>) {
+        let mut names = lock(&self.0);
+        if on {
+            names.insert(name.to_owned());
+        } else {
+            names.remove(name);
+        }
+        for endpoint in snapshot().endpoints.iter().filter(|e| e.plan.name == name) {
+            endpoint.drain(on);
+        }
+    }
+
+    /// Whether a backend is drained.
+    pub fn contains(&self, name: &str) -> bool {
+        lock(&self.0).contains(name)
+    }
+
+    fn apply(&self, next: &Snapshot) {
+        let names = lock(&self.0);
+        for endpoint in next.endpoints.iter().filter(|e| names.contains(&e.plan.name)) {
+            endpoint.drain(true);
+        }
+    }
+}
+
+/// What is to be done when `next` has taken the place of `old`.
+pub(super) fn took_over(old: &Snapshot, next: &Snapshot, carry: &Carry) {
+    carry.drained.apply(next);
+    let names = |snapshot: &Snapshot| -> BTreeSet<String> {
+        snapshot.endpoints.iter().map(|e| e.name.clone()).collect()
+    };
+    let (before, after) = (names(old), names(next));
+    for gone in before.difference(&after) {
+        carry.metrics.backend_up.remove_label_values(&[gone]).ok();
+    }
+    for gone in &old.plan.discovery.sources {
+        if !next.plan.discovery.sources.iter().any(|s| s.name == gone.name) {
+            carry.metrics.discovery_up.remove_label_values(&[&gone.name]).ok();
+            carry.metrics.discovery_backends.remove_label_values(&[&gone.name]).ok();
+        }
+    }
+    let ids = next.endpoints.iter().map(|e| e.id).collect();
+    carry.ids.tidy(&ids, Instant::now());
+    carry.found.tidy(&next.plan, &next.backends);
+    let generation = next.generation;
+    let (came, went) = (told(after.difference(&before)), told(before.difference(&after)));
+    if !came.is_empty() {
+        log::info!("configuration {generation}: new backends: {came}");
+    }
+    if !went.is_empty() {
+        log::info!("configuration {generation}: backends that have gone: {went}");
+    }
+    carry.probe_now.notify_one();
+}
+
+fn told<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<&str> = names.map(String::as_str).collect();
+    match names.len().checked_sub(TOLD) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..TOLD].join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use super::*;
+    use crate::config::{load_text, plan::listed};
+
+    fn plan(text: &str) -> Plan {
+        let loaded = load_text(text, Path::new("."), &|_| None);
+        loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems))
+    }
+
+    fn answer(last: &[u8]) -> dns::Answer {
+        let addresses = last.iter().map(|n| IpAddr::from([10, 0, 0, *n])).collect();
+        dns::Answer { addresses, ttl: Duration::from_secs(1) }
+    }
+
+    #[test]
+    fn an_order_is_no_change_and_no_answer_counts_when_it_is_said_twice() {
+        let found = Found::default();
+        assert!(found.name("a", &answer(&[1, 2])));
+        assert!(!found.name("a", &answer(&[2, 1])));
+        assert!(!found.name("a", &answer(&[])));
+        assert!(!found.name("a", &answer(&[1, 2])), "it was a word too many");
+        assert!(!found.name("a", &answer(&[])));
+        assert!(found.name("a", &answer(&[])));
+        assert!(!found.name("a", &answer(&[])));
+    }
+
+    #[test]
+    fn each_address_is_a_place_or_one_of_them_is() {
+        let text = "backends:\n\
+            - {name: e, url: \"http://n:80\"}\n\
+            - {name: o, url: \"https://n\"}\n\
+            - {name: l, url: \"http://127.0.0.1:80\"}\n";
+        let plan = plan(text);
+        let found = Found::default();
+        let places = |i: usize, before: Option<&str>| {
+            let places = found.places(&plan.backends[i], before.map(|b| b.parse().unwrap()));
+            places.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(places(0, None), Vec::<String>::new());
+        assert_eq!(places(2, None), ["127.0.0.1:80"]);
+        found.name("n", &answer(&[3, 1, 2]));
+        assert_eq!(places(0, None), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
+        assert_eq!(places(1, None), ["10.0.0.3:443"]);
+        assert_eq!(places(1, Some("10.0.0.2:443")), ["10.0.0.2:443"]);
+        assert_eq!(places(1, Some("10.0.0.9:443")), ["10.0.0.3:443"]);
+    }
+
+    #[test]
+    fn sources_are_merged_or_the_first_that_has_any_counts() {
+        let text = "backends: [{name: a, url: \"http://file\"}]\n\
+            discovery:\n  mode: MODE\n  sources:\n\
+            \x20 - {name: x, type: file, file: {path: x}}\n\
+            \x20 - {name: y, type: file, file: {path: y}}\n";
+        let names = |mode: &str, x: &str, y: &str| {
+            let plan = plan(&text.replace("MODE", mode));
+            let found = Found::default();
+            for (source, text) in plan.discovery.sources.iter().zip([x, y]) {
+                found.list(source, text, listed(text, source).unwrap().backends);
+            }
+            let backends = found.backends(&plan);
+            backends.iter().map(|b| format!("{} {}", b.name, b.host)).collect::<Vec<_>>()
+        };
+        let (x, y) = (
+            "[{name: a, url: \"http://x\"}, {name: b, url: \"http://x\"}]",
+            "[{name: b, url: \"http://y\"}, {name: c, url: \"http://y\"}]",
+        );
+        assert_eq!(names("merge", x, y), ["a file", "b x", "c y"]);
+        assert_eq!(names("first", x, y), ["a x", "b x"]);
+        assert_eq!(names("first", "[]", y), ["b y", "c y"]);
+        assert_eq!(names("first", "[]", "[]"), ["a file"]);
+    }
+}

@@ -1,0 +1,151 @@
+//! One question, to a name server or a source, and what becomes of the answer.
+
+use std::{path::Path, time::Duration};
+
+use crate::{
+    config::{
+        Plan,
+        plan::{Place, SourcePlan, listed},
+    },
+    runtime::Carry,
+    store::{dns, http},
+};
+
+/// The shortest and the longest time from one look at a name to the next.
+const TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// After a failure it is asked again so soon.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// The longest list that a source may tell, in bytes.
+const LONGEST: usize = 16 << 20;
+
+/// How long a file must stay as it is until it counts as written.
+const SETTLED: Duration = Duration::from_millis(50);
+
+/// Entries that are no use and that one line of the log tells at most.
+const TOLD: usize = 10;
+
+/// What can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Item {
+    /// Where a name leads.
+    Name(String),
+    /// What a source tells.
+    Source(SourcePlan),
+}
+
+/// Asks, and takes the answer in. When to ask again, and whether anything has changed.
+pub async fn ask(item: &Item, plan: &Plan, carry: &Carry) -> (Duration, bool) {
+    match item {
+        Item::Name(host) => name(host, plan, carry).await,
+        Item::Source(source) => {
+            let result = self::source(source, carry).await;
+            let up = carry.metrics.discovery_up.with_label_values(&[&source.name]);
+            up.set(i64::from(result.is_ok()));
+            let told = i64::try_from(carry.found.told(source)).unwrap_or(i64::MAX);
+            carry.metrics.discovery_backends.with_label_values(&[&source.name]).set(told);
+            let about = format!("discovery source {}", source.name);
+            complain(carry, &about, result.as_ref().err(), "tells its backends again");
+            match result {
+                Ok(news) => (source.interval, news),
+                Err(_) => (source.interval.min(AGAIN), false),
+            }
+        }
+    }
+}
+
+async fn name(host: &str, plan: &Plan, carry: &Carry) -> (Duration, bool) {
+    let about = format!("name {host}");
+    match dns::lookup(host, &plan.discovery.dns_servers).await {
+        Ok(answer) if answer.addresses.is_empty() => {
+            let why = "has no address".to_owned();
+            complain(carry, &about, Some(&why), "");
+            (AGAIN, carry.found.name(host, &answer))
+        }
+        Ok(answer) => {
+            complain(carry, &about, None, "has addresses again");
+            (answer.ttl.clamp(TTL.0, TTL.1), carry.found.name(host, &answer))
+        }
+        Err(why) => {
+            let why = format!("cannot be resolved: {why}");
+            complain(carry, &about, Some(&why), "");
+            (AGAIN, false)
+        }
+    }
+}
+
+/// Tells of a failure once, and of its end.
+fn complain(carry: &Carry, about: &str, why: Option<&String>, again: &str) {
+    if !carry.found.complaint(about, why.map(String::as_str)) {
+        return;
+    }
+    match why {
+        Some(why) => log::warn!("{about} {why}"),
+        None => log::info!("{about} {again}"),
+    }
+}
+
+/// Whether what it tells has changed.
+async fn source(source: &SourcePlan, carry: &Carry) -> Result<bool, String> {
+    let before = carry.found.text(source);
+    let text = match &source.place {
+        Place::File(path) => match read(path, before.as_deref()).await? {
+            Some(text) => text,
+            None => return Ok(false),
+        },
+        Place::Http { .. } => fetch(source, carry).await?,
+    };
+    if before.as_deref() == Some(&*text) {
+        return Ok(false);
+    }
+    let listed = listed(&text, source).map_err(|why| format!("told no list: {why}"))?;
+    let about = format!("discovery source {}: not usable:", source.name);
+    let skipped = listed.skipped.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
+    let skipped = match listed.skipped.len().checked_sub(TOLD) {
+        None | Some(0) => skipped,
+        Some(more) => format!("{skipped}; and {more} more"),
+    };
+    let bad = (!skipped.is_empty()).then_some(&skipped);
+    complain(carry, &about, bad, "nothing any more");
+    if listed.backends.is_empty() && carry.found.told(source) > 0 {
+        log::warn!("discovery source {} tells of no backend any more", source.name);
+    }
+    Ok(carry.found.list(source, &text, listed.backends))
+}
+
+async fn fetch(source: &SourcePlan, carry: &Carry) -> Result<String, String> {
+    let Place::Http { url, timeout, headers } = &source.place else {
+        return Err("cannot be asked".to_owned());
+    };
+    let mut request = carry.outside.get(url).timeout(*timeout);
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    let failed = |e| format!("cannot be asked: {}", http::cause(e));
+    let mut answer = request.send().await.map_err(failed)?;
+    if !answer.status().is_success() {
+        return Err(format!("answered {}", answer.status().as_u16()));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(failed)? {
+        body.extend_from_slice(&chunk);
+        if body.len() > LONGEST {
+            return Err("answered with more than 16 MiB".to_owned());
+        }
+    }
+    String::from_utf8(body).map_err(|_| "answered with bytes that are no text".to_owned())
+}
+
+/// The text of a file; `None` while it is being written.
+async fn read(path: &Path, before: Option<&str>) -> Result<Option<String>, String> {
+    let look = || {
+        std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+    };
+    let text = look()?;
+    if before.is_some_and(|before| before != text) {
+        tokio::time::sleep(SETTLED).await;
+        return Ok(Some(text).filter(|text| look().is_ok_and(|now| now == *text)));
+    }
+    Ok(Some(text))
+}

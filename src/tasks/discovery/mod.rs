@@ -1,0 +1,119 @@
+//! Finds backends while the gateway runs: looks names up again when their addresses end, asks the
+//! sources of `discovery`, and puts a new snapshot in place when the answers differ.
+
+mod ask;
+mod schedule;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{
+    future::{OptionFuture, join_all},
+    stream::{FuturesUnordered, StreamExt},
+};
+use tokio::sync::oneshot;
+
+use self::{
+    ask::{Item, ask},
+    schedule::Schedule,
+};
+use crate::{
+    config::{Plan, plan::BackendPlan},
+    runtime::{Carry, Live, Snapshot},
+};
+
+/// From one change of the backends to the next, at least.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a change waits for what it has brought up: the names of new backends.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Runs for ever. `first` is told when everything has been asked for once.
+pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: oneshot::Sender<()>) {
+    let mut first = Some(first);
+    let mut schedule = Schedule::default();
+    let mut asked = FuturesUnordered::new();
+    // When something was found out that is not in force yet.
+    let mut changed: Option<Instant> = None;
+    let mut last: Option<Instant> = None;
+    loop {
+        let plan = Arc::clone(&live.load().plan);
+        let now = Instant::now();
+        schedule.keep(items(&plan, &carry.found.backends(&plan)), now);
+        for item in schedule.take(now) {
+            asked.push(look(item, Arc::clone(&plan), Arc::clone(&carry)));
+        }
+        let due = changed.map(|at| {
+            let complete = if schedule.all_known() { at } else { at + WAIT };
+            last.map_or(complete, |last| complete.max(last + PAUSE))
+        });
+        if due.is_some_and(|due| due <= now) {
+            changed = None;
+            if live.replace(&carry, |old| old.with_new_backends(&carry)).is_some() {
+                last = Some(now);
+            }
+            continue;
+        }
+        if schedule.all_known() && changed.is_none() {
+            first.take().map(|first| first.send(()));
+        }
+        let next = due.into_iter().chain(schedule.next()).min();
+        let sleep: OptionFuture<_> = next.map(|at| tokio::time::sleep_until(at.into())).into();
+        tokio::select! {
+            Some((item, again, news)) = asked.next() => {
+                schedule.done(&item, Instant::now() + again);
+                if news {
+                    changed = changed.or(Some(Instant::now()));
+                }
+            }
+            Some(()) = sleep => {}
+            () = carry.discover_now.notified() => {}
+        }
+    }
+}
+
+/// Finds out what a plan that is not in force yet will need and that is not known, as far as that
+/// is possible in a few seconds.
+async fn learn(plan: &Arc<Plan>, carry: &Arc<Carry>) {
+    let all = async {
+        // Sources first: they tell of names.
+        for sources in [true, false] {
+            let backends = carry.found.backends(plan);
+            let unknown = items(plan, &backends).filter(|item| match item {
+                Item::Source(source) => sources && carry.found.text(source).is_none(),
+                Item::Name(host) => !sources && !carry.found.knows(host),
+            });
+            join_all(unknown.map(|item| look(item, Arc::clone(plan), Arc::clone(carry)))).await;
+        }
+    };
+    tokio::time::timeout(WAIT, all).await.ok();
+}
+
+async fn look(item: Item, plan: Arc<Plan>, carry: Arc<Carry>) -> (Item, Duration, bool) {
+    let (again, news) = ask(&item, &plan, &carry).await;
+    (item, again, news)
+}
+
+/// What there is to ask for.
+fn items(plan: &Plan, backends: &[BackendPlan]) -> impl Iterator<Item = Item> {
+    let names = backends.iter().filter(|b| b.literal().is_none());
+    let names: Vec<_> = names.map(|b| Item::Name(b.host.clone())).collect();
+    let sources = plan.discovery.sources.iter().cloned().map(Item::Source);
+    sources.chain(names).collect::<Vec<_>>().into_iter()
+}
+
+/// Reloads: the generation that follows `live` by this plan.
+pub async fn reload(plan: Plan, live: &Live, carry: &Arc<Carry>) -> Arc<Snapshot> {
+    let plan = Arc::new(plan);
+    carry.found.learning(true);
+    learn(&plan, carry).await;
+    let plan = Arc::unwrap_or_clone(plan);
+    let next = live.replace(carry, |old| Some(Snapshot::build(plan, Some(old), carry)));
+    carry.found.learning(false);
+    let next = next.unwrap_or_else(|| live.load());
+    carry.found.tidy(&next.plan, &next.backends);
+    carry.discover_now.notify_one();
+    next
+}

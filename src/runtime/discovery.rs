@@ -146,6 +146,19 @@ impl Found {
         }
     }
 
+    /// Names of backends that stand more than once, in the file and in lists that go together.
+    pub fn doubles(&self, plan: &Plan) -> Vec<String> {
+        if plan.discovery.mode == DiscoveryMode::First {
+            return Vec::new();
+        }
+        let known = lock(&self.0);
+        let lists = plan.discovery.sources.iter().filter_map(|s| known.lists.get(&s.name));
+        let all = plan.backends.iter().chain(lists.flat_map(|list| &list.backends));
+        let mut names = HashSet::new();
+        let doubles = all.filter(|b| !names.insert(b.name.as_str()));
+        doubles.map(|b| b.name.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// The places of a backend; `before` is where it was. More than one only where each address
     /// counts.
     fn places(&self, backend: &BackendPlan, before: Option<SocketAddr>) -> Vec<SocketAddr> {

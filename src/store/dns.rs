@@ -10,6 +10,7 @@ use hickory_resolver::{
     config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts},
     lookup::Lookup,
     net::{NetError, runtime::TokioRuntimeProvider},
+    proto::rr::Name,
     system_conf::read_system_conf,
 };
 
@@ -39,9 +40,11 @@ pub async fn lookup(host: &str, servers: &[SocketAddr]) -> Result<Answer, String
 
 async fn ask(host: &str, servers: &[SocketAddr]) -> Result<Answer, String> {
     let resolver = resolver(servers).map_err(|e| e.to_string())?;
-    let answer = match found(resolver.ipv4_lookup(host).await)? {
+    // Relaxed: with underscores, as services of Docker Compose have them.
+    let name = Name::from_str_relaxed(host).map_err(|e| e.to_string())?;
+    let answer = match found(resolver.ipv4_lookup(name.clone()).await)? {
         Some(answer) => Some(answer),
-        None => found(resolver.ipv6_lookup(host).await)?,
+        None => found(resolver.ipv6_lookup(name).await)?,
     };
     Ok(answer.unwrap_or(Answer { addresses: Vec::new(), ttl: Duration::ZERO }))
 }

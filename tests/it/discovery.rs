@@ -24,16 +24,15 @@ async fn twins() -> (Sim, Sim) {
     let second = Ipv4Addr::new(127, 0, 0, 2);
     loop {
         let port = free_address().port();
-        let start = async |ip| Sim::start((ip, port).into(), slow()).await;
+        let start = async |ip| Sim::start((ip, port).into(), short()).await;
         if let (Ok(a), Ok(b)) = (start(first).await, start(second).await) {
             return (a, b);
         }
     }
 }
 
-/// Streams last for a while, documents do not matter.
-fn slow() -> Behaviour {
-    Behaviour { inter_token_ms: 100, tokens: 4, ..Behaviour::default() }
+fn short() -> Behaviour {
+    Behaviour { tokens: 4, ..Behaviour::default() }
 }
 
 async fn ask(gateway: &Gateway) -> u16 {
@@ -93,6 +92,7 @@ async fn requests_follow_a_name() {
     };
     let (mut one, mut two) = (streams().await, streams().await);
     eventually("one of them is there", async || a.stats().running() == 1).await;
+    a.change(|s| s.inter_token_ms = 0);
     names.set("engines.test", &["127.0.0.2"]);
     eventually("only the second is used", async || only(&gateway, [&a, &b], [false, true]).await)
         .await;
@@ -123,9 +123,10 @@ async fn without_an_answer_addresses_stay_and_without_addresses_there_is_no_back
     gateway.logs("name engines.test has no address").await;
     names.set("engines.test", &["127.0.0.1"]);
     eventually("it is there", async || ask(&gateway).await == 200).await;
-    names.silence("engines.test");
+    names.fail("engines.test");
     let asked = names.asked();
     eventually("the name server is asked in vain", async || names.asked() > asked).await;
+    gateway.logs("name engines.test cannot be resolved").await;
     assert!(only(&gateway, [&a, &b], [true, false]).await);
     names.set("engines.test", &[]);
     // Said twice.
@@ -137,18 +138,18 @@ async fn addresses_that_are_taken_together_are_one_backend() {
     let names = NameServer::start().await;
     let (a, b) = twins().await;
     let port = a.address.port();
-    names.set("engines.test", &["127.0.0.1"]);
+    names.set("engine_pool.test", &["127.0.0.1"]);
     let backends = format!(
-        "backends: [{{name: e, url: \"http://engines.test:{port}\", addresses: one}}]\n{}",
+        "backends: [{{name: e, url: \"http://engine_pool.test:{port}\", addresses: one}}]\n{}",
         names.section()
     );
     let gateway = Gateway::start(&backends).await;
     assert!(only(&gateway, [&a, &b], [true, false]).await);
-    names.set("engines.test", &["127.0.0.2", "127.0.0.1"]);
+    names.set("engine_pool.test", &["127.0.0.2", "127.0.0.1"]);
     let asked = names.asked();
     eventually("it is looked up again", async || names.asked() > asked + 1).await;
     assert!(only(&gateway, [&a, &b], [true, false]).await, "it stays while the name leads there");
-    names.set("engines.test", &["127.0.0.2"]);
+    names.set("engine_pool.test", &["127.0.0.2"]);
     eventually("it moves", async || only(&gateway, [&a, &b], [false, true]).await).await;
 }
 
@@ -268,11 +269,13 @@ async fn a_file_tells_of_backends() {
 
 #[tokio::test]
 async fn a_backend_that_is_taken_out_of_the_file_finishes_its_streams() {
-    let (a, b) = (sim_with(|s| s.inter_token_ms = 200).await, sim().await);
+    let (a, b) = (sim_with(|s| s.inter_token_ms = 300).await, sim().await);
     let gateway = Gateway::before(&[a.url()], "").await;
     let mut client = gateway.client().await;
     client.post(PATH, chat(true)).await;
     assert_eq!(client.head().await.status, 200);
+    // What comes now is quick; the stream is not.
+    a.change(|s| s.inter_token_ms = 0);
     gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n", b.url()));
     eventually("the other is used", async || only(&gateway, [&a, &b], [false, true]).await).await;
     assert_eq!(a.stats().running(), 1, "the stream is still there");
@@ -352,7 +355,7 @@ fn mistakes_in_the_section_are_told() {
         "line 3: discovery.dns_servers[1]: `ns.example.com` is not an address",
         "line 5: discovery.sources[0].type: there are no sources of type `kubernetes` (hint: name a headless service",
         "line 6: discovery.sources[1].type: there are no sources of type `consul` (hint: write `http://SERVICE.service.consul",
-        "line 7: discovery.sources[2]: type `http` needs a section `http`",
+        "line 7: discovery.sources[2]: a source of type `http` needs a section `http`",
         "line 9: discovery.sources[4]: has the same name as an earlier one: `file`",
         "line 10: discovery.sources[5].http.url: is not an http or https URL",
         "line 10: discovery.sources[5].http.interval: is shorter than 100ms",

@@ -403,7 +403,7 @@ impl Maker<'_> {
         given: Option<&'s T>,
     ) -> Option<&'s T> {
         if given.is_none() {
-            let message = format!("type `{key}` needs a section `{key}`");
+            let message = format!("a provider of type `{key}` needs a section `{key}`");
             self.problem(at, message, "");
         }
         given

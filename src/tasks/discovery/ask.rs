@@ -75,6 +75,14 @@ async fn name(host: &str, plan: &Plan, carry: &Carry) -> (Duration, bool) {
     }
 }
 
+/// Tells of backends that are left out because an earlier one has their name.
+pub fn doubles(plan: &Plan, carry: &Carry) {
+    let doubles = carry.found.doubles(plan).join(", ");
+    let why =
+        (!doubles.is_empty()).then(|| format!("stand more than once, the first counts: {doubles}"));
+    complain(carry, "names of backends", why.as_ref(), "all stand once again");
+}
+
 /// Tells of a failure once, and of its end.
 fn complain(carry: &Carry, about: &str, why: Option<&String>, again: &str) {
     if !carry.found.complaint(about, why.map(String::as_str)) {
@@ -100,14 +108,14 @@ async fn source(source: &SourcePlan, carry: &Carry) -> Result<bool, String> {
         return Ok(false);
     }
     let listed = listed(&text, source).map_err(|why| format!("told no list: {why}"))?;
-    let about = format!("discovery source {}: not usable:", source.name);
+    let about = format!("discovery source {}: entries", source.name);
     let skipped = listed.skipped.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
     let skipped = match listed.skipped.len().checked_sub(TOLD) {
         None | Some(0) => skipped,
         Some(more) => format!("{skipped}; and {more} more"),
     };
-    let bad = (!skipped.is_empty()).then_some(&skipped);
-    complain(carry, &about, bad, "nothing any more");
+    let bad = (!skipped.is_empty()).then(|| format!("that are no use are skipped: {skipped}"));
+    complain(carry, &about, bad.as_ref(), "are all of use again");
     if listed.backends.is_empty() && carry.found.told(source) > 0 {
         log::warn!("discovery source {} tells of no backend any more", source.name);
     }

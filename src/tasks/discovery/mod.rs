@@ -16,7 +16,7 @@ use futures::{
 use tokio::sync::oneshot;
 
 use self::{
-    ask::{Item, ask},
+    ask::{Item, ask, doubles},
     schedule::Schedule,
 };
 use crate::{
@@ -38,10 +38,18 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: oneshot::Sender<()>)
     // When something was found out that is not in force yet.
     let mut changed: Option<Instant> = None;
     let mut last: Option<Instant> = None;
+    let mut plan = Arc::clone(&live.load().plan);
+    let mut stale = true;
     loop {
-        let plan = Arc::clone(&live.load().plan);
         let now = Instant::now();
-        schedule.keep(items(&plan, &carry.found.backends(&plan)), now);
+        if std::mem::take(&mut stale) {
+            let before = std::mem::replace(&mut plan, Arc::clone(&live.load().plan));
+            if before.discovery.dns_servers != plan.discovery.dns_servers {
+                schedule = Schedule::default();
+            }
+            schedule.keep(items(&plan, &carry.found.backends(&plan)), now);
+            doubles(&plan, &carry);
+        }
         for item in schedule.take(now) {
             asked.push(look(item, Arc::clone(&plan), Arc::clone(&carry)));
         }
@@ -65,11 +73,13 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: oneshot::Sender<()>)
             Some((item, again, news)) = asked.next() => {
                 schedule.done(&item, Instant::now() + again);
                 if news {
+                    // Another list has other names.
+                    stale = matches!(item, Item::Source(_));
                     changed = changed.or(Some(Instant::now()));
                 }
             }
             Some(()) = sleep => {}
-            () = carry.discover_now.notified() => {}
+            () = carry.discover_now.notified() => stale = true,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{net::UdpSocket, task::JoinHandle};
 
-/// What it says of a name: addresses, for a second; or nothing at all, so that one waits in vain.
+/// What it says of a name: addresses, for a second; or that it has failed.
 type Names = Arc<Mutex<HashMap<String, Option<Vec<IpAddr>>>>>;
 
 /// A running server. It stops when dropped.
@@ -34,8 +34,8 @@ impl NameServer {
         self.names.lock().unwrap().insert(name.to_owned(), Some(addresses));
     }
 
-    /// Says nothing any more of a name.
-    pub fn silence(&self, name: &str) {
+    /// Says from now on that it cannot say anything of a name.
+    pub fn fail(&self, name: &str) {
         self.names.lock().unwrap().insert(name.to_owned(), None);
     }
 
@@ -61,14 +61,12 @@ async fn serve(socket: UdpSocket, names: Names, asked: Arc<Mutex<u64>>) {
     loop {
         let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
         *asked.lock().unwrap() += 1;
-        if let Some(answer) = answer(&buffer[..length], &names) {
-            socket.send_to(&answer, from).await.unwrap();
-        }
+        socket.send_to(&answer(&buffer[..length], &names), from).await.unwrap();
     }
 }
 
 /// RFC 1035, 4.1: a header of 12 bytes, the question, the records.
-fn answer(question: &[u8], names: &Names) -> Option<Vec<u8>> {
+fn answer(question: &[u8], names: &Names) -> Vec<u8> {
     let (mut name, mut at) = (String::new(), 12);
     while question[at] != 0 {
         let end = at + 1 + usize::from(question[at]);
@@ -81,9 +79,12 @@ fn answer(question: &[u8], names: &Names) -> Option<Vec<u8>> {
     let kind = question[at + 2];
     let known = names.lock().unwrap().get(&name.to_ascii_lowercase()).cloned();
     // A name that is not known does not exist; one without addresses has no records.
-    let code = if known.is_some() { 0 } else { 3 };
-    let records: Vec<Vec<u8>> = known
-        .unwrap_or_else(|| Some(Vec::new()))?
+    let (code, addresses) = match known {
+        Some(Some(addresses)) => (0, addresses),
+        Some(None) => (2, Vec::new()),
+        None => (3, Vec::new()),
+    };
+    let records: Vec<Vec<u8>> = addresses
         .iter()
         .filter_map(|address| match (address, kind) {
             (IpAddr::V4(ip), 1) => Some(ip.octets().to_vec()),
@@ -99,5 +100,5 @@ fn answer(question: &[u8], names: &Names) -> Option<Vec<u8>> {
         out.extend([0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 1, 0, data.len() as u8]);
         out.extend(data);
     }
-    Some(out)
+    out
 }

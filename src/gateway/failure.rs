@@ -11,6 +11,7 @@ use super::{
     held, limits,
     stream::Reading,
     tries::{self, Cause, Told},
+    verdict::Verdict,
 };
 use crate::base::{Fault, FaultKind, Side};
 
@@ -65,9 +66,7 @@ pub fn connect(session: &mut Session, mut error: Box<Error>, ctx: &mut Ctx) -> B
 
 /// The present try has failed: tells its backend's state, and says whether another try follows.
 fn another(session: &mut Session, ctx: &mut Ctx, cause: Cause) -> bool {
-    if let Some(lease) = ctx.way.lease() {
-        lease.failed();
-    }
+    tries::tell(ctx, Verdict::Failed);
     let follows = tries::can_follow(session, ctx, cause);
     if follows {
         tries::follow(ctx, cause);

@@ -13,7 +13,7 @@ use super::{
     answer,
     ctx::Ctx,
     tries::{self, Cause, Told},
-    verdict,
+    verdict::{self, Verdict},
 };
 use crate::{
     base::{TokenCounts, UsageSource},
@@ -302,9 +302,7 @@ fn judge(ctx: &mut Ctx) -> Option<Cause> {
     let (verdict, cause) = verdict::judge(status, &body, ctx.answer.retry_after, plan);
     ctx.answer.held.get_or_insert_default().push(body);
     ctx.answer.judged = true;
-    if let Some(lease) = ctx.way.lease() {
-        verdict.tell(lease);
-    }
+    tries::tell(ctx, verdict);
     cause
 }
 
@@ -312,9 +310,7 @@ fn judge(ctx: &mut Ctx) -> Option<Cause> {
 fn tell_backend(ctx: &mut Ctx, cause: Cause) {
     if matches!(cause, Cause::ErrorEvent | Cause::Aborted | Cause::Empty) && !ctx.answer.judged {
         ctx.answer.judged = true;
-        if let Some(lease) = ctx.way.lease() {
-            lease.failed();
-        }
+        tries::tell(ctx, Verdict::Failed);
     }
 }
 
@@ -331,10 +327,8 @@ fn keep(ctx: &mut Ctx) {
 
 /// The backend has answered.
 fn good(ctx: &mut Ctx) {
-    if !std::mem::replace(&mut ctx.answer.judged, true)
-        && let Some(lease) = ctx.way.lease()
-    {
-        lease.good();
+    if !std::mem::replace(&mut ctx.answer.judged, true) {
+        tries::tell(ctx, Verdict::Neutral);
     }
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{affinity, body_in, ctx::Ctx, story};
+use super::{affinity, body_in, ctx::Ctx, story, verdict::Verdict};
 use crate::{
     balance::{Candidate, Choice, Endpoint, Nobody, Wish},
     base::{Fault, FaultKind, Side},
@@ -37,7 +37,9 @@ pub struct Tries {
     rounds: u32,
     /// Tries that may follow after an answer, or after a connection has stood.
     left: u32,
-    /// There is but one backend, and it is not tried twice.
+    /// There is but one backend.
+    sole: bool,
+    /// And it is not tried twice.
     alone: bool,
     /// Before the next one.
     pause: Option<Duration>,
@@ -125,7 +127,21 @@ pub fn begin(ctx: &mut Ctx) {
         },
         _ => false,
     });
+    tries.sole = sole;
     tries.alone = sole && retry.again.is_none();
+}
+
+/// Tells the backend's state what came of the present try.
+pub fn tell(ctx: &mut Ctx, verdict: Verdict) {
+    // Who cannot be replaced is asked all the same: what it says is better than what we could.
+    let spared = ctx.way.tries.sole && !ctx.snapshot.plan.routing.circuit.lone;
+    let Some(lease) = ctx.way.lease() else { return };
+    match verdict {
+        Verdict::Neutral => lease.good(),
+        _ if spared => {}
+        Verdict::Busy(pause) => lease.busy(pause),
+        Verdict::Failed => lease.failed(),
+    }
 }
 
 impl Tries {

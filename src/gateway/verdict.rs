@@ -8,7 +8,7 @@ use jiff::{Timestamp, fmt::rfc2822};
 use memchr::memmem;
 
 use super::tries::Cause;
-use crate::{balance::Lease, config::plan::RoutingPlan};
+use crate::config::plan::RoutingPlan;
 
 /// Bytes of such an answer that are looked at; a longer one is passed on unread.
 pub const MOST: usize = 64 * 1024;
@@ -36,17 +36,6 @@ pub enum Verdict {
     Busy(Option<Duration>),
     /// It is broken.
     Failed,
-}
-
-impl Verdict {
-    /// Tells the backend's state.
-    pub fn tell(self, lease: &mut Lease) {
-        match self {
-            Self::Neutral => lease.good(),
-            Self::Busy(pause) => lease.busy(pause),
-            Self::Failed => lease.failed(),
-        }
-    }
 }
 
 /// Whether the body of an answer with this status must be known.

@@ -241,6 +241,9 @@ pub struct CircuitPlan {
     pub cooldown: Duration,
     /// Share of a pool that may be left alone at once, 0 to 1.
     pub max_ejected: f64,
+    /// Also a backend that nobody can stand in for: then its clients are told to come back, instead
+    /// of what it would say. Only if the configuration speaks of it.
+    pub lone: bool,
 }
 
 impl Default for CircuitPlan {
@@ -252,6 +255,7 @@ impl Default for CircuitPlan {
             window: Duration::from_secs(30),
             cooldown: Duration::from_secs(30),
             max_ejected: 1.0,
+            lone: false,
         }
     }
 }

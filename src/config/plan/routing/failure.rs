@@ -183,6 +183,7 @@ impl Maker<'_> {
             window: raw.window.map_or(base.window, |w| w.0),
             cooldown: raw.cooldown.map_or(base.cooldown, |c| c.0),
             max_ejected: raw.max_ejected.map_or(base.max_ejected, |share| share.0),
+            lone: base.lone || raw.enabled == Some(true) || raw.consecutive_failures.is_some(),
         }
     }
 
@@ -193,6 +194,7 @@ impl Maker<'_> {
         if let Some(raw::Seconds(cooldown)) = raw.cooldown_seconds {
             self.within_time("fallback.cooldown_seconds", cooldown.0, range.clone(), "");
             plan.consecutive = (!cooldown.0.is_zero()).then_some(1);
+            plan.lone = true;
             if !cooldown.0.is_zero() {
                 plan.cooldown = cooldown.0;
             }
@@ -214,6 +216,7 @@ impl Maker<'_> {
             let threshold = raw.circuit_failure_threshold.unwrap_or(5);
             self.within("fallback.circuit_failure_threshold", threshold, 1..=1_000_000, "");
             plan.consecutive = Some(threshold);
+            plan.lone = true;
             let minute = Duration::from_secs(60);
             let said = raw.circuit_open_timeout.map(|open| open.0.0);
             plan.cooldown = said.or(raw.cooldown_seconds.map(|c| c.0.0)).unwrap_or(minute);

@@ -35,7 +35,8 @@
 //! # State
 //!
 //! What belongs to a request is in its context, which pins one [`runtime::Snapshot`]. A reload
-//! builds the next snapshot whole and swaps once. Health, counters, connections and records that
+//! builds the next snapshot whole and swaps once; so does a change of the backends, which
+//! `tasks/discovery` finds. Health, counters, connections and records that
 //! wait are in [`runtime::Carry`] and live through it.
 
 pub mod admin;

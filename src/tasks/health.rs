@@ -2,12 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::oneshot;
+use futures::FutureExt;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::runtime::{Carry, Live, Snapshot};
 
 /// How often it is shown what is in use when nothing is probed.
 const SHOW: Duration = Duration::from_secs(30);
+
+/// How long the first round waits for backends that are still to be found: those that are known
+/// want to be probed.
+const FIND: Duration = Duration::from_millis(500);
 
 /// Runs for ever. The first round begins when the backends are `found`. `first` is called after it,
 /// or after a second if all that takes longer: from then on requests may come.
@@ -17,12 +22,15 @@ pub async fn run(
     found: oneshot::Receiver<()>,
     first: impl FnOnce(),
 ) {
+    let found = found.map(drop).shared();
+    let end = Instant::now() + Duration::from_secs(1);
     let round = async {
-        found.await.ok();
+        tokio::time::timeout(FIND, found.clone()).await.ok();
         round(&live, &carry).await;
     };
     tokio::pin!(round);
-    let late = tokio::time::timeout(Duration::from_secs(1), &mut round).await.is_err();
+    let late = tokio::time::timeout_at(end, &mut round).await.is_err();
+    tokio::time::timeout_at(end, found.clone()).await.ok();
     first();
     if late {
         round.await;

@@ -228,6 +228,7 @@ impl Metrics {
         let (auth, auth_queries) = auth(r);
         let tokens = counters("llmproxy_usage_tokens_total", "Metered tokens", &["type"]);
         let (count_errors, counting) = quotas(r);
+        let (discovery_up, discovery_backends) = discovery(r);
         Self {
             requests: counters(
                 "llmproxy_requests_total",
@@ -257,19 +258,9 @@ impl Metrics {
                 "Whether a backend is in use (1) or taken out (0)",
                 "backend",
             ),
-            discovery_up: gauges(
-                r,
-                "llmproxy_discovery_up",
-                "Whether a source of backends told its list when it was last asked",
-                "source",
-            ),
-            discovery_backends: gauges(
-                r,
-                "llmproxy_discovery_backends",
-                "Backends that a source told of last",
-                "source",
-            ),
             balance: BalanceMetrics::new(r),
+            discovery_up,
+            discovery_backends,
             retries: retries(r),
             retry_budget_exhausted: counter(
                 "llmproxy_retry_budget_exhausted_total",
@@ -322,6 +313,15 @@ impl Metrics {
 
 fn gauges(r: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
     register(r, IntGaugeVec::new(Opts::new(name, help), &[label]))
+}
+
+fn discovery(r: &Registry) -> (IntGaugeVec, IntGaugeVec) {
+    let up = "Whether a source of backends told its list when it was last asked";
+    let backends = "Backends that a source told of last";
+    (
+        gauges(r, "llmproxy_discovery_up", up, "source"),
+        gauges(r, "llmproxy_discovery_backends", backends, "source"),
+    )
 }
 
 fn auth(r: &Registry) -> (IntCounterVec, HistogramVec) {

@@ -63,7 +63,7 @@ async fn requests_follow_a_name() {
     names.set("engines.test", &["127.0.0.1"]);
     let url = format!("http://engines.test:{port}");
     let more = format!("{}health_check: {{interval: 1h}}\n", names.section());
-    let gateway = Gateway::before(&[url.clone()], &more).await;
+    let gateway = Gateway::before(std::slice::from_ref(&url), &more).await;
     // Known before the first request.
     assert_eq!(ask(&gateway).await, 200);
     assert!(only(&gateway, [&a, &b], [true, false]).await);
@@ -296,7 +296,7 @@ async fn a_drained_backend_is_drained_at_every_address() {
     let port = a.address.port();
     names.set("engines.test", &["127.0.0.1", "127.0.0.2"]);
     let url = format!("http://engines.test:{port}");
-    let admin = Admin::start(&[url.clone()], &names.section()).await;
+    let admin = Admin::start(std::slice::from_ref(&url), &names.section()).await;
     let (_, key) = admin.post("/admin/v1/keys", json!({"name": "k", "user_id": "u"})).await;
     let key = key["key"].as_str().unwrap();
     let list = async || admin.get("/admin/v1/backends").await["backends"].clone();

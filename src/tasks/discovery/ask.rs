@@ -35,42 +35,52 @@ pub enum Item {
     Source(SourcePlan),
 }
 
-/// Asks, and takes the answer in. When to ask again, and whether anything has changed.
-pub async fn ask(item: &Item, plan: &Plan, carry: &Carry) -> (Duration, bool) {
+/// What came of a question.
+pub struct Outcome {
+    /// When to ask again.
+    pub again: Duration,
+    /// Whether anything has changed.
+    pub news: bool,
+    /// Whether there was an answer.
+    pub answered: bool,
+}
+
+/// Asks, and takes the answer in.
+pub async fn ask(item: &Item, plan: &Plan, carry: &Carry) -> Outcome {
     match item {
         Item::Name(host) => name(host, plan, carry).await,
         Item::Source(source) => {
             let result = self::source(source, carry).await;
-            let up = carry.metrics.discovery_up.with_label_values(&[&source.name]);
-            up.set(i64::from(result.is_ok()));
-            let told = i64::try_from(carry.found.told(source)).unwrap_or(i64::MAX);
-            carry.metrics.discovery_backends.with_label_values(&[&source.name]).set(told);
             let about = format!("discovery source {}", source.name);
             complain(carry, &about, result.as_ref().err(), "tells its backends again");
             match result {
-                Ok(news) => (source.interval, news),
-                Err(_) => (source.interval.min(AGAIN), false),
+                Ok(news) => Outcome { again: source.interval, news, answered: true },
+                Err(_) => {
+                    let again = source.interval.min(AGAIN);
+                    Outcome { again, news: false, answered: false }
+                }
             }
         }
     }
 }
 
-async fn name(host: &str, plan: &Plan, carry: &Carry) -> (Duration, bool) {
+async fn name(host: &str, plan: &Plan, carry: &Carry) -> Outcome {
     let about = format!("name {host}");
     match dns::lookup(host, &plan.discovery.dns_servers).await {
         Ok(answer) if answer.addresses.is_empty() => {
             let why = "has no address".to_owned();
             complain(carry, &about, Some(&why), "");
-            (AGAIN, carry.found.name(host, &answer))
+            Outcome { again: AGAIN, news: carry.found.name(host, &answer), answered: true }
         }
         Ok(answer) => {
             complain(carry, &about, None, "has addresses again");
-            (answer.ttl.clamp(TTL.0, TTL.1), carry.found.name(host, &answer))
+            let again = answer.ttl.clamp(TTL.0, TTL.1);
+            Outcome { again, news: carry.found.name(host, &answer), answered: true }
         }
         Err(why) => {
             let why = format!("cannot be resolved: {why}");
             complain(carry, &about, Some(&why), "");
-            (AGAIN, false)
+            Outcome { again: AGAIN, news: false, answered: false }
         }
     }
 }

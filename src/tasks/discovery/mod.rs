@@ -16,11 +16,14 @@ use futures::{
 use tokio::sync::oneshot;
 
 use self::{
-    ask::{Item, ask, doubles},
+    ask::{Item, Outcome, ask, doubles},
     schedule::Schedule,
 };
 use crate::{
-    config::{Plan, plan::BackendPlan},
+    config::{
+        Plan,
+        plan::{BackendPlan, SourcePlan},
+    },
     runtime::{Carry, Live, Snapshot},
 };
 
@@ -70,9 +73,12 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: oneshot::Sender<()>)
         let next = due.into_iter().chain(schedule.next()).min();
         let sleep: OptionFuture<_> = next.map(|at| tokio::time::sleep_until(at.into())).into();
         tokio::select! {
-            Some((item, again, news)) = asked.next() => {
-                schedule.done(&item, Instant::now() + again);
-                if news {
+            Some((item, outcome)) = asked.next() => {
+                schedule.done(&item, Instant::now() + outcome.again);
+                if let Item::Source(source) = &item {
+                    live.steady(|snapshot| show(source, outcome.answered, snapshot, &carry));
+                }
+                if outcome.news {
                     // Another list has other names.
                     stale = matches!(item, Item::Source(_));
                     changed = changed.or(Some(Instant::now()));
@@ -101,9 +107,18 @@ async fn learn(plan: &Arc<Plan>, carry: &Arc<Carry>) {
     tokio::time::timeout(WAIT, all).await.ok();
 }
 
-async fn look(item: Item, plan: Arc<Plan>, carry: Arc<Carry>) -> (Item, Duration, bool) {
-    let (again, news) = ask(&item, &plan, &carry).await;
-    (item, again, news)
+async fn look(item: Item, plan: Arc<Plan>, carry: Arc<Carry>) -> (Item, Outcome) {
+    let outcome = ask(&item, &plan, &carry).await;
+    (item, outcome)
+}
+
+/// Shows how a source stands, if it is still one.
+fn show(source: &SourcePlan, up: bool, snapshot: &Snapshot, carry: &Carry) {
+    if snapshot.plan.discovery.sources.contains(source) {
+        let told = i64::try_from(carry.found.told(source)).unwrap_or(i64::MAX);
+        carry.metrics.discovery_up.with_label_values(&[&source.name]).set(i64::from(up));
+        carry.metrics.discovery_backends.with_label_values(&[&source.name]).set(told);
+    }
 }
 
 /// What there is to ask for.

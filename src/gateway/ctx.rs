@@ -108,6 +108,12 @@ impl Way {
         self.endpoint = Some(choice.endpoint);
     }
 
+    /// Takes the present try away, to be put back with [`Self::choose`] or given up.
+    pub fn put_aside(&mut self) -> Option<Choice> {
+        let lease = self.lease.take()?;
+        Some(Choice { endpoint: self.endpoint.clone()?, lease })
+    }
+
     /// Its place at the present backend.
     pub fn lease(&mut self) -> Option<&mut Lease> {
         self.lease.as_mut()

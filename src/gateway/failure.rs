@@ -13,7 +13,10 @@ use super::{
     tries::{self, Cause, Told},
     verdict::Verdict,
 };
-use crate::base::{Fault, FaultKind, Side};
+use crate::{
+    balance::Endpoint,
+    base::{Fault, FaultKind, Side},
+};
 
 /// Status, code and sentence for each fault. The only place where faults become statuses.
 fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
@@ -51,21 +54,26 @@ fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
 
 /// A connection could not be made: another backend is tried.
 pub fn connect(session: &mut Session, mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
-    let kind = match error.etype() {
-        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => FaultKind::ConnectTimeout,
-        _ => FaultKind::Connect,
-    };
+    let kind = unreachable(&error, ctx.way.endpoint.as_deref());
     ctx.end.fault = Some(Fault { side: Side::Backend, kind });
-    if let Some(endpoint) = &ctx.way.endpoint {
-        log::warn!("backend {}: {}", endpoint.name, brief(&error));
-    }
     let next = another(session, ctx, Cause::Fault(kind));
     error.set_retry(next);
     error
 }
 
+/// What it is that a connection could not be made.
+pub fn unreachable(error: &Error, endpoint: Option<&Endpoint>) -> FaultKind {
+    if let Some(endpoint) = endpoint {
+        log::warn!("backend {}: {}", endpoint.name, brief(error));
+    }
+    match error.etype() {
+        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => FaultKind::ConnectTimeout,
+        _ => FaultKind::Connect,
+    }
+}
+
 /// The present try has failed: tells its backend's state, and says whether another try follows.
-fn another(session: &mut Session, ctx: &mut Ctx, cause: Cause) -> bool {
+pub fn another(session: &mut Session, ctx: &mut Ctx, cause: Cause) -> bool {
     tries::tell(ctx, Verdict::Failed);
     let follows = tries::can_follow(session, ctx, cause);
     if follows {

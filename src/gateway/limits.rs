@@ -54,6 +54,13 @@ pub struct Limits {
     asked: Option<(usize, Option<u64>)>,
 }
 
+impl Limits {
+    /// Bytes of the body, and the most tokens that the client allows: 0 where none are generated.
+    pub fn asked(&self) -> Option<(usize, Option<u64>)> {
+        self.asked
+    }
+}
+
 /// Lets a request in, perhaps after a while. `found` is what its body says; `None` where nothing
 /// will be generated.
 ///

@@ -1,14 +1,14 @@
 //! What goes to the backend: the client's request, less what is none of the backend's business.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Uri, header};
+use http::{HeaderName, HeaderValue, Uri, Version, header};
 use pingora::{Error, ErrorType, OrErr, Result, http::RequestHeader};
 
 use super::{answer::REQUEST_ID, body_in, ctx::Ctx};
 use crate::{
     auth::Auth,
     config::{plan::BackendPlan, raw::Engine},
-    wire::engine,
+    wire::{engine, headers as hop},
 };
 
 /// Asks vLLM for its load in the head of an answer.
@@ -31,6 +31,27 @@ fn is_removed(name: &str) -> bool {
             | "expect"
             | "transfer-encoding"
     )
+}
+
+/// The client's header without what belongs to its connection only, as [`headers`] wants it where
+/// Pingora does not make the request.
+pub fn of_client(request: &RequestHeader) -> RequestHeader {
+    let mut request = request.clone();
+    request.set_version(Version::HTTP_11);
+    let connection = request.headers.get_all(header::CONNECTION);
+    let nominated: Vec<String> =
+        connection.iter().flat_map(|v| hop::nominated(v.as_bytes())).collect();
+    let removed: Vec<HeaderName> = request
+        .headers
+        .keys()
+        .filter(|n| hop::is_hop_by_hop(n.as_str()) || nominated.iter().any(|x| n.as_str() == x))
+        .cloned()
+        .collect();
+    for name in &removed {
+        request.remove_header(name);
+    }
+    request.remove_header("http2-settings");
+    request
 }
 
 /// Turns the client's header into the backend's. Pingora has removed hop-by-hop fields already

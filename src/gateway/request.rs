@@ -7,6 +7,7 @@ use pingora_proxy::Session;
 use super::{
     answer, body_in,
     ctx::Ctx,
+    hedge,
     held::{self, KeepAlive},
     limits, models, policy, tries,
 };
@@ -124,12 +125,16 @@ async fn inference(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
     if let Err(no) = limits::admit(session, ctx, Some(&found)).await? {
         return Ok(Step::Refuse(no));
     }
-    prepare(session, ctx, found)?;
+    prepare(ctx, found);
+    if hedge::serve(session, ctx).await? {
+        return Ok(Step::Answered);
+    }
+    hold(session, ctx)?;
     Ok(Step::Proxy)
 }
 
 /// Takes the guarded fields out of the body, and makes everything ready for the first try.
-fn prepare(session: &mut Session, ctx: &mut Ctx, found: Peek) -> Result<()> {
+fn prepare(ctx: &mut Ctx, found: Peek) {
     let guard = &ctx.snapshot.plan.guard_fields;
     let mut found = found;
     if found.guarded
@@ -141,6 +146,10 @@ fn prepare(session: &mut Session, ctx: &mut Ctx, found: Peek) -> Result<()> {
     }
     ctx.body.note(found);
     tries::begin(ctx);
+}
+
+/// Holds the head of an answer back, if another backend may give another one.
+fn hold(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
     let every = ctx.snapshot.plan.routing.keep_alive.filter(|_| limits::can_open(session, ctx));
     if every.is_none() && !ctx.way.tries.may_follow() {
         return Ok(());

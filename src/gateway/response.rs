@@ -90,7 +90,8 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
     };
     ctx.answer.held = held.then(Held::default);
     if !matches!(ctx.answer.reading, Reading::Stream(_)) {
-        ctx.way.first_token(Instant::now(), false);
+        let at = ctx.answer.head_at.unwrap_or_else(Instant::now);
+        ctx.way.first_token(at, false);
     }
     let resized = match ctx.answer.reading {
         // Events may be taken out.

@@ -15,7 +15,10 @@ const CANDIDATES: usize = 16;
 #[derive(Default)]
 pub struct Story {
     tries: Vec<Try>,
-    since: Option<Instant>,
+    /// When each was begun; `None` once it has ended.
+    since: Vec<Option<Instant>>,
+    /// The one that is told of.
+    present: usize,
     /// How long the request waited for a slot.
     pub queued: Option<Duration>,
 }
@@ -32,7 +35,8 @@ impl Story {
     /// A try begins.
     pub fn begin(&mut self, arrived: Instant, model: Option<&str>, picked: &Picked) {
         let now = Instant::now();
-        self.since = Some(now);
+        self.present = self.tries.len();
+        self.since.push(Some(now));
         self.tries.push(Try {
             at_ms: millis(now - arrived),
             tier: picked.tier,
@@ -49,18 +53,46 @@ impl Story {
 
     /// The first byte of its answer has come.
     pub fn first_byte(&mut self) {
-        let since = self.since;
-        if let (Some(present), Some(since)) = (self.tries.last_mut(), since) {
-            present.first_byte_ms.get_or_insert(millis(since.elapsed()));
+        if let Some((present, since)) = self.open() {
+            present.first_byte_ms.get_or_insert_with(|| millis(since.elapsed()));
         }
+    }
+
+    /// The first byte of its answer came at `at`.
+    pub fn first_byte_at(&mut self, at: Instant) {
+        if let Some((present, since)) = self.open() {
+            present.first_byte_ms = Some(millis(at.saturating_duration_since(since)));
+        }
+    }
+
+    /// The present try is made at the same time as another one.
+    pub fn hedge(&mut self) {
+        if let Some(present) = self.tries.get_mut(self.present) {
+            present.hedge = true;
+        }
+    }
+
+    /// The place of the present try.
+    pub fn present(&self) -> usize {
+        self.present
+    }
+
+    /// What is told from now on is told of the try at this place.
+    pub fn turn_to(&mut self, place: usize) {
+        self.present = place;
+    }
+
+    fn open(&mut self) -> Option<(&mut Try, Instant)> {
+        let since = (*self.since.get(self.present)?)?;
+        Some((self.tries.get_mut(self.present)?, since))
     }
 
     /// The present try has ended.
     pub fn end(&mut self, result: String) {
-        let since = self.since.take();
-        if let (Some(present), Some(since)) = (self.tries.last_mut(), since) {
+        if let Some((present, since)) = self.open() {
             present.took_ms = millis(since.elapsed());
             present.result = result;
+            self.since[self.present] = None;
         }
     }
 }

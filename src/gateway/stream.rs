@@ -42,6 +42,8 @@ pub struct Answer {
     pub begun: bool,
     /// Why it is not passed on, but another backend tried.
     pub refused: Option<Cause>,
+    /// When its head came, if that was not just now.
+    pub head_at: Option<Instant>,
     /// How long its backend wants to be left alone.
     pub retry_after: Option<Duration>,
     /// Pieces that are held back; `None`: pieces pass.

@@ -31,6 +31,8 @@ pub struct Tries {
     pub told: Option<Told>,
     /// When the present one was begun.
     pub since: Option<Instant>,
+    /// Whether there is another one at the same time.
+    pub beside: Beside,
     /// Ids of backends that have failed it in this round.
     tried: Vec<u32>,
     /// Times that all backends had been tried.
@@ -47,6 +49,18 @@ pub struct Tries {
     reason: Option<&'static str>,
     /// How the conversation begins, once a pool has asked: the model there, and the hashes.
     beginnings: Option<(Arc<str>, Vec<u64>)>,
+}
+
+/// Whether there is another try at the same time as the present one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Beside {
+    /// There is none.
+    #[default]
+    None,
+    /// There is none yet, or no more.
+    Possible,
+    /// There is one.
+    UnderWay,
 }
 
 /// An answer that was kept.
@@ -147,7 +161,7 @@ pub fn tell(ctx: &mut Ctx, verdict: Verdict) {
 impl Tries {
     /// Whether another try may follow one that has been answered.
     pub fn may_follow(&self) -> bool {
-        self.left > 0 && !self.alone
+        self.beside != Beside::None || self.left > 0 && !self.alone
     }
 }
 
@@ -158,9 +172,13 @@ pub fn can_follow(session: &mut Session, ctx: &Ctx, cause: Cause) -> bool {
     // A connection that cannot be made costs nobody anything: there all others are tried.
     let unsent = matches!(cause, Cause::Fault(FaultKind::Connect | FaultKind::ConnectTimeout));
     let over = ctx.way.watch.as_ref().and_then(|w| w.fired());
-    !ctx.answer.begun
-        && !matches!(over, Some(FaultKind::TotalTimeout | FaultKind::Shutdown))
-        && cause.is_tried_again(&retry.on)
+    let open =
+        !ctx.answer.begun && !matches!(over, Some(FaultKind::TotalTimeout | FaultKind::Shutdown));
+    if tries.beside == Beside::UnderWay {
+        // It has been made already.
+        return open;
+    }
+    open && cause.is_tried_again(&retry.on)
         && (others(ctx) || tries.left > 0 && retry.again.is_some())
         && (tries.left > 0 || unsent)
         && body_in::replayable(session, ctx)
@@ -205,6 +223,13 @@ pub fn follow(ctx: &mut Ctx, cause: Cause) {
     if let Some(watch) = &ctx.way.watch {
         watch.rearm();
     }
+}
+
+/// The present try has failed, and there is another one at the same time.
+pub fn drop_out(ctx: &mut Ctx, cause: Cause) {
+    ctx.way.story.end(cause.told());
+    let present = ctx.way.endpoint.as_ref().map(|e| e.id);
+    ctx.way.tries.tried.extend(present);
 }
 
 /// The pause after so many rounds; `chance` is from 0 to 1.
@@ -272,6 +297,36 @@ pub fn next(session: &Session, ctx: &mut Ctx) -> Next {
         }
         _ => Next::Nobody(nobody),
     }
+}
+
+/// Puts back a pause that was not made.
+pub fn postpone(ctx: &mut Ctx, pause: Duration) {
+    ctx.way.tries.pause = Some(pause);
+}
+
+/// Whether there is a tier with more than one backend that could be chosen.
+pub fn several(ctx: &Ctx) -> bool {
+    ctx.way.route.iter().flat_map(|route| &route.tiers).any(|tier| {
+        let pools = tier.splits.iter().map(|split| &ctx.snapshot.pools[split.pool]);
+        let mut up = pools.flat_map(|pool| pool.members()).filter(|(_, up)| *up);
+        let first = up.next().map(|(e, _)| e.id);
+        up.any(|(e, _)| Some(e.id) != first)
+    })
+}
+
+/// Looks for a backend for a second try beside the present one, in the same tier: fallbacks are for
+/// failures. It counts as a retry.
+pub fn second(session: &Session, ctx: &mut Ctx, tier: usize) -> Option<Box<Picked>> {
+    let present = ctx.way.endpoint.as_ref().map(|e| e.id);
+    ctx.way.tries.tried.extend(present);
+    let now = Instant::now();
+    let picked = pick(session, ctx, now).ok().filter(|picked| picked.tier == tier)?;
+    if !ctx.snapshot.pools[picked.pool].afford_retry(now) {
+        ctx.carry.metrics.retry_budget_exhausted.inc();
+        return None;
+    }
+    ctx.way.tries.left = ctx.way.tries.left.saturating_sub(1);
+    Some(Box::new(picked))
 }
 
 /// Picks a backend by the ways to the model: tier by tier, in each by chance and weight.

@@ -3,11 +3,12 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
+use pingora::connectors::http::Connector;
 use pingora_load_balancing::{Backend, HealthRegistry};
 use prometheus::IntGauge;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -57,6 +58,9 @@ pub struct Carry {
     pub discover_now: Notify,
     /// For asking backends what is not a client's request.
     pub client: reqwest::Client,
+    /// Connections to backends for requests that are tried at two of them at the same time. Made
+    /// when the first one needs it.
+    pub connector: LazyLock<Connector>,
     /// For everything outside of the fleet.
     pub outside: reqwest::Client,
     /// Redis and SQL connections.
@@ -105,6 +109,7 @@ impl Carry {
             drained: Drained::default(),
             discover_now: Notify::new(),
             client,
+            connector: LazyLock::new(|| Connector::new(None)),
             outside: store::http::outside(),
             stores: Stores::default(),
             keys: Arc::new(KeyStore::new(keys_db)),

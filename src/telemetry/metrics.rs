@@ -38,6 +38,9 @@ pub struct Metrics {
     pub retries: IntCounterVec,
     /// `llmproxy_retry_budget_exhausted_total`: retries that a pool could not afford.
     pub retry_budget_exhausted: IntCounter,
+    /// `llmproxy_hedges_total{result}`: second tries beside a first one that was slow: `won`
+    /// (answered first), `lost` (the first try did, or nobody waited any more) or `failed`.
+    pub hedges: IntCounterVec,
     /// `llmproxy_usage_tokens_total{type="prompt"}`.
     pub prompt_tokens: IntCounter,
     /// `llmproxy_usage_tokens_total{type="completion"}`.
@@ -266,6 +269,7 @@ impl Metrics {
                 "llmproxy_retry_budget_exhausted_total",
                 "Retries that were not made, because the retry budget of the pool was used up",
             ),
+            hedges: hedges(r),
             auth,
             auth_queries,
             count_errors,
@@ -344,6 +348,16 @@ fn quotas(r: &Registry) -> (IntCounterVec, IntGauge) {
         register(r, IntCounterVec::new(errors, &["provider"])),
         register(r, IntGauge::new("llmproxy_quota_counting", counting)),
     )
+}
+
+fn hedges(r: &Registry) -> IntCounterVec {
+    let help = "Second tries at the same time as a first one that was slow";
+    let hedges = Opts::new("llmproxy_hedges_total", help);
+    let hedges = register(r, IntCounterVec::new(hedges, &["result"]));
+    for result in ["won", "lost", "failed"] {
+        hedges.with_label_values(&[result]);
+    }
+    hedges
 }
 
 fn retries(r: &Registry) -> IntCounterVec {

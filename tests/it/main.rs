@@ -19,6 +19,7 @@ mod failures;
 mod floors;
 mod guard;
 mod health;
+mod hedging;
 mod keepalive;
 mod lifecycle;
 mod limit_redis;

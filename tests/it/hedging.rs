@@ -281,6 +281,41 @@ async fn backends_know_the_model_by_their_own_names() {
 }
 
 #[tokio::test]
+async fn clients_and_bodies_of_all_kinds_are_served() {
+    let sims = fleet(2, |_| {}).await;
+    slow(&sims[0], LONG).await;
+    slow(&sims[1], LONG).await;
+    let gateway = Gateway::start(&format!("{}{}", backends(&sims), hedging("10ms"))).await;
+    // HTTP/2: a stream that is reset ends both tries.
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let post = || client.post(gateway.url(PATH)).body(short());
+    let waiting = tokio::spawn(post().send());
+    eventually("both are asked", async || requests(&sims) == [1, 1]).await;
+    waiting.abort();
+    at_rest(&sims).await;
+    sims[1].change(|b| b.slow_ms = 0);
+    let mut asked = requests(&sims);
+    let answer = post().send().await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_2));
+    assert!(answer.text().await.unwrap().contains("\"completion_tokens\":16"));
+    // A chunked body: its last chunk may still be unread when the answer comes.
+    let mut client = gateway.client().await;
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let body = format!("{:x}\r\n{}\r\n0\r\n\r\n", short().len(), short());
+    for _ in 0..3 {
+        client.send((head.clone() + &body).as_bytes()).await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+    asked[1] += 4;
+    assert_eq!(requests(&sims)[1], asked[1]);
+    // One that closes the connection when it has answered.
+    let mut client = gateway.client().await;
+    client.post_with(PATH, "Connection: close\r\n", short().as_bytes()).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+}
+
+#[tokio::test]
 async fn a_dead_kept_alive_connection_is_nobodys_failure() {
     let sims = fleet(2, |b| b.keep_alive_ms = 50).await;
     let gateway = Gateway::start(&format!("{}{}", backends(&sims), hedging("60s"))).await;

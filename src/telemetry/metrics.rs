@@ -371,6 +371,8 @@ fn retries(r: &Registry) -> IntCounterVec {
         "stale_connection",
         "connection_broken",
         "first_byte_timeout",
+        "chunk_timeout",
+        "protocol_error",
         "status",
         "busy",
         "error_event",

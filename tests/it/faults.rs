@@ -1,0 +1,270 @@
+//! Whatever befalls a backend, with every strategy: the client gets a whole answer as long as there
+//! is a healthy backend and nothing of the content has gone out. Nothing comes twice, nothing leaks.
+
+use std::{cell::Cell, collections::HashMap};
+
+use futures::future::join_all;
+use llmproxy::sim::Sim;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Client, Gateway, Receiver,
+    client::Answer,
+    eventually,
+    faults::{Fault, at_rest, fleet, heal, tries_of, urls},
+    free_address,
+};
+
+const PATH: &str = "/v1/chat/completions";
+const TOKEN: &str = "a-token-for-tests";
+/// Tokens of an answer.
+const TOKENS: u64 = 8;
+/// Requests within which every strategy has asked every backend.
+const MOST: usize = 100;
+
+/// A test of a strategy; of one that pools do not honour yet it is for later.
+macro_rules! with {
+    ($(#[$attribute:meta])? $strategy:ident) => {
+        #[tokio::test]
+        $(#[$attribute])?
+        async fn $strategy() {
+            super::matrix(stringify!($strategy)).await;
+        }
+    };
+    (later: $($strategy:ident)*) => {
+        $(with!(#[ignore = "pools go by turns in any case yet"] $strategy);)*
+    };
+    (now: $($strategy:ident)*) => {
+        $(with!($strategy);)*
+    };
+}
+
+mod strategies {
+    with!(now: round_robin);
+    with!(later: least_connections latency_based random p2c consistent_hash prefix_affinity least_load);
+}
+
+/// Every fault, of one of two backends, and of one and two of three.
+async fn matrix(strategy: &str) {
+    let stages = [(2, 1, false), (2, 1, true), (3, 1, false), (3, 1, true), (3, 2, false)];
+    join_all(stages.map(async |(n, faulty, silent)| {
+        let stage = Stage::new(strategy, n, faulty, silent).await;
+        for fault in Fault::ALL.into_iter().filter(|f| f.is_silence() == silent) {
+            stage.survives(fault).await;
+        }
+        stage.accounts_for_everything().await;
+    }))
+    .await;
+}
+
+/// A gateway, and backends of which the first can be made to fail.
+struct Stage {
+    name: String,
+    sims: Vec<Sim>,
+    faulty: usize,
+    gateway: Gateway,
+    admin: String,
+    receiver: Receiver,
+    /// What healthy backends answer, by whether it is a stream.
+    right: [String; 2],
+    asked: Cell<u64>,
+    records: std::cell::RefCell<HashMap<String, Value>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Stage {
+    async fn new(strategy: &str, n: usize, faulty: usize, silent: bool) -> Self {
+        let sims = fleet(n, |b| {
+            (b.tokens, b.slow_ms, b.inter_token_ms) = (TOKENS, 30, 1);
+        })
+        .await;
+        let (receiver, folder) = (Receiver::start().await, tempfile::tempdir().unwrap());
+        let admin = free_address().to_string();
+        let wait = if silent { "400ms" } else { "1m" };
+        let more = format!(
+            "routing:
+  load_balance_strategy: {strategy}
+  circuit: {{enabled: false}}
+  retry: {{budget: {{ratio: 1, min_per_second: 1000}}}}
+timeouts: {{first_byte: {wait}, first_token: {wait}, between_chunks: {wait}}}
+admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
+{}",
+            folder.path().join("keys.db").display(),
+            receiver.hook(),
+        );
+        let gateway = Gateway::before(&urls(&sims), &more).await;
+        let mut direct = Client::connect(sims[0].address).await;
+        let mut right = [String::new(), String::new()];
+        for stream in [false, true] {
+            direct.post_with(PATH, "X-Request-Id: r\r\n", body(0, stream).as_bytes()).await;
+            right[usize::from(stream)] = told(&direct.answer().await, "r");
+        }
+        let name = format!("{strategy}, {faulty} of {n}");
+        let (asked, records) = (Cell::new(0), HashMap::new().into());
+        #[rustfmt::skip]
+        return Self { name, sims, faulty, gateway, admin, receiver, right, asked, records, _folder: folder };
+    }
+
+    /// Asks until the faulty backends have been asked.
+    async fn survives(&self, fault: Fault) {
+        for sim in &self.sims[..self.faulty] {
+            fault.befall(sim).await;
+        }
+        for stream in [true, false] {
+            let refused = self.refused().await;
+            let mut hits = 0;
+            for n in 1.. {
+                hits += usize::from(self.ask(fault, stream).await);
+                let hit = match fault {
+                    Fault::Refuse => self.refused().await > refused,
+                    _ => hits > 0,
+                };
+                if hit && n >= 2 {
+                    break;
+                }
+                assert!(n < MOST, "{}: {fault:?}: the backend is never asked", self.name);
+            }
+        }
+        self.sims.iter().for_each(heal);
+        at_rest(&self.sims).await;
+        self.nothing_in_flight().await;
+    }
+
+    async fn refused(&self) -> f64 {
+        self.gateway.metric("llmproxy_retries_total{reason=\"connect_failure\"}").await
+    }
+
+    /// Asks once; `true` if a faulty backend was asked.
+    async fn ask(&self, fault: Fault, stream: bool) -> bool {
+        let number = self.asked.replace(self.asked.get() + 1);
+        let id = format!("request-{number}");
+        let headers = format!("X-Request-Id: {id}\r\nX-Session-ID: {number}\r\n");
+        let mut client = self.gateway.client().await;
+        client.post_with(PATH, &headers, body(number, stream).as_bytes()).await;
+        let answer = client.answer().await;
+        let tries = tries_of(&self.sims, &id);
+        let hit = tries[..self.faulty].iter().any(|n| *n > 0);
+        let moved = tries.iter().filter(|n| **n > 0).count() > 1;
+        let case = format!(
+            "{}: {fault:?}, stream {stream}, tries {tries:?}:\n{}",
+            self.name,
+            String::from_utf8_lossy(&answer.body)
+        );
+        assert!(answer.whole, "{case}");
+        let got = told(&answer, &id);
+        let right = &self.right[usize::from(stream)];
+        let record = if answer.status == 404 {
+            assert!(fault == Fault::NoModel && hit, "{case}");
+            ("rejected", 404, 0)
+        } else if stream && hit && fault.is_after_content() {
+            assert_eq!(answer.status, 200, "{case}");
+            if fault == Fault::DieMidStream && moved {
+                // A reset can overtake content that nobody has read yet.
+                assert_eq!(&got, right, "{case}");
+                ("complete", 200, TOKENS)
+            } else {
+                assert!(!moved, "a second backend was asked. {case}");
+                ("upstream_error", 200, broken(fault, &got, right, &case))
+            }
+        } else {
+            assert_eq!(answer.status, 200, "{case}");
+            assert_eq!(&got, right, "{case}");
+            ("complete", 200, TOKENS)
+        };
+        let (outcome, status, completion) = record;
+        let record = json!({"outcome": outcome, "status": status, "completion": completion});
+        self.records.borrow_mut().insert(id, record);
+        hit
+    }
+
+    async fn nothing_in_flight(&self) {
+        let url = format!("http://{}/admin/v1/backends", self.admin);
+        let client = reqwest::Client::new();
+        eventually(&format!("{}: nothing is in flight", self.name), async || {
+            let asked = client.get(&url).header("X-Admin-Token", TOKEN).send().await.unwrap();
+            let told: Value = serde_json::from_str(&asked.text().await.unwrap()).unwrap();
+            let all = told["backends"].as_array().unwrap();
+            all.len() == self.sims.len() && all.iter().all(|b| b["in_flight"] == 0)
+        })
+        .await;
+    }
+
+    /// There is one record of each request, and it is right.
+    async fn accounts_for_everything(&self) {
+        let expected = self.records.borrow();
+        let records = self.receiver.wait_for(expected.len()).await;
+        let prompt = serde_json::from_str::<Value>(&self.right[0]).unwrap()["usage"]
+            ["prompt_tokens"]
+            .clone();
+        let mut seen = HashMap::new();
+        for record in &records {
+            let id = record["request_id"].as_str().unwrap();
+            assert!(seen.insert(id, ()).is_none(), "{}: two records of {id}", self.name);
+            let got = json!({"outcome": record["outcome"], "status": record["status_code"],
+                             "completion": record["completion_tokens"]});
+            assert_eq!(got, expected[id], "{}: {id}: {record}", self.name);
+            if record["outcome"] == "complete" {
+                assert_eq!(record["prompt_tokens"], prompt, "{record}");
+            }
+        }
+        // The request that asks is one itself.
+        assert_eq!(self.gateway.metric("llmproxy_requests_in_flight").await, 1.0, "{}", self.name);
+    }
+}
+
+/// A request like no other, but of the same length.
+fn body(number: u64, stream: bool) -> String {
+    let prompt = format!("{number:06} ").repeat(100);
+    json!({"model": "sim-model", "stream": stream, "messages": [{"role": "user", "content": prompt}]})
+        .to_string()
+}
+
+/// An answer without what differs from one to the next.
+fn told(answer: &Answer, id: &str) -> String {
+    let text = answer.text().replace(&format!("\"chatcmpl-{id}\""), "\"ID\"");
+    let mut parts = text.split("\"created\":");
+    let mut told = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        told.push_str("\"created\":0");
+        told.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+    told
+}
+
+/// A stream that has ended after some content: what came is right, and its end is told. Returns how
+/// many tokens came.
+fn broken(fault: Fault, got: &str, right: &str, case: &str) -> u64 {
+    let events = |text: &str| {
+        text.split_terminator("\n\n")
+            .map(|e| e.strip_prefix("data: ").unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let (got, right) = (events(got), events(right));
+    let same = got.iter().zip(&right).take_while(|(a, b)| a == b).count();
+    assert!(same > 1, "content came. {case}");
+    let rest = &got[same..];
+    let event: Value = serde_json::from_str(&rest[0]).unwrap();
+    let tokens = same as u64 - 1;
+    let error = &event["error"];
+    match fault {
+        // What the engine says of itself is passed on as it comes.
+        Fault::AbortMidStream => {
+            assert_eq!(event["choices"][0]["finish_reason"], "abort", "{case}");
+            assert_eq!(rest[1..], ["[DONE]"], "{case}");
+            tokens + 1
+        }
+        Fault::ErrorMidStream => {
+            assert_eq!(error["type"], "InternalServerError", "{case}");
+            assert_eq!(rest[1..], ["[DONE]"], "{case}");
+            tokens
+        }
+        _ => {
+            let code =
+                if fault.is_silence() { "backend_timeout" } else { "backend_failed" };
+            assert_eq!(error["code"], code, "{case}");
+            assert!(error["message"].is_string() && error["type"].is_string(), "{case}");
+            assert_eq!(rest.len(), 1, "{case}");
+            tokens
+        }
+    }
+}

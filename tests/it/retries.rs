@@ -1,0 +1,444 @@
+//! Trying again: when, how often, after what pauses, and what the client gets when nothing helps.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use llmproxy::sim::{Fail, Sim};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{
+    Client, Gateway, Receiver, chat, chat_of,
+    client::Answer,
+    eventually,
+    faults::{Fault, at_rest, fleet, urls},
+    sim_with,
+};
+
+const PATH: &str = "/v1/chat/completions";
+const COMMENT: &str = ": keep-alive\n\n";
+/// Longer than any test.
+const EVER: u64 = 3_600_000;
+
+/// A gateway that asks these backends one after the other; `routing` is more of that section.
+async fn in_order(backends: &[String], routing: &str, more: &str) -> Gateway {
+    let list: String = (backends.iter().enumerate())
+        .map(|(i, url)| format!("  - {{name: b{i}, url: \"{url}\"}}\n"))
+        .collect();
+    let others: Vec<_> = (1..backends.len()).map(|i| format!("b{i}")).collect();
+    let rule = match others.len() {
+        0 => String::new(),
+        _ => format!("  fallback: [{{primary: b0, fallback: [{}]}}]\n", others.join(", ")),
+    };
+    Gateway::start(&format!(
+        "backends:\n{list}routing:\n  circuit: {{enabled: false}}\n{rule}{routing}{more}"
+    ))
+    .await
+}
+
+async fn ask(gateway: &Gateway, stream: bool) -> Answer {
+    gateway.client().await.ask(PATH, chat(stream)).await
+}
+
+async fn direct(sim: &Sim, stream: bool) -> Answer {
+    Client::connect(sim.address).await.ask(PATH, chat(stream)).await
+}
+
+fn requests(sims: &[Sim]) -> Vec<u64> {
+    sims.iter().map(|sim| sim.stats().requests()).collect()
+}
+
+/// The answer is whole and no failure.
+fn is_good(answer: &Answer, stream: bool) -> bool {
+    let text = answer.text();
+    let whole = match stream {
+        true => text.matches("\"role\"").count() == 1 && text.ends_with("data: [DONE]\n\n"),
+        false => text.ends_with('}'),
+    };
+    answer.status == 200 && answer.whole && whole && !text.contains("error")
+}
+
+/// The error of a stream's last event.
+fn last_error(text: &str) -> Value {
+    let last = text.trim_end().rsplit("\n\n").next().unwrap();
+    serde_json::from_str::<Value>(last.strip_prefix("data: ").unwrap()).unwrap()["error"].clone()
+}
+
+#[tokio::test]
+async fn when_all_fail_the_last_real_answer_is_the_clients() {
+    let sims = fleet(2, |_| {}).await;
+    let receiver = Receiver::start().await;
+    let gateway = in_order(&urls(&sims), "", &receiver.hook()).await;
+    let cases = [
+        (Fault::Dead, Fault::Busy, 503, Some(1)),
+        (Fault::Busy, Fault::Dead, 500, Some(1)),
+        (Fault::Busy, Fault::Reset, 503, Some(0)),
+        (Fault::TooMany, Fault::DieAfterHeaders, 429, Some(0)),
+        (Fault::Dead, Fault::Refuse, 500, Some(0)),
+        (Fault::Refuse, Fault::Refuse, 502, None),
+    ];
+    let mut records = 0;
+    for (first, second, status, whose) in cases {
+        first.befall(&sims[0]).await;
+        second.befall(&sims[1]).await;
+        for stream in [true, false] {
+            let answer = ask(&gateway, stream).await;
+            let case = format!("{first:?} {second:?} {stream}");
+            assert_eq!(answer.status, status, "{case}");
+            match whose {
+                Some(whose) => {
+                    let expected = direct(&sims[whose], stream).await;
+                    assert_eq!(answer.text(), expected.text(), "{case}");
+                    let field = |name| (answer.header(name), expected.header(name));
+                    for name in ["retry-after", "content-type"] {
+                        assert_eq!(field(name).0, field(name).1, "{case}");
+                    }
+                }
+                None => assert_eq!(answer.json()["error"]["code"], "backend_unreachable", "{case}"),
+            }
+            assert!(answer.header("x-request-id").is_some(), "{case}");
+            records += 1;
+            let all = receiver.wait_for(records).await;
+            let last = all.last().unwrap();
+            assert_eq!(last["status_code"], status, "{case}");
+            assert_eq!(last["completion_tokens"], 0, "{case}");
+            if let Some(whose) = whose {
+                assert_eq!(last["backend_url"], sims[whose].url(), "{case}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_backend_is_tried_again_after_a_pause() {
+    let again = "  retry: {initial_wait: 10ms, max_wait: 50ms, max_retries: 2}\n";
+    for fault in Fault::ALL {
+        if fault.is_silence() || matches!(fault, Fault::Refuse | Fault::NoModel | Fault::Slow) {
+            continue;
+        }
+        let sim = sim_with(|b| (b.fail_first, b.retry_after) = (2, 0)).await;
+        let gateway = in_order(&[sim.url()], again, "").await;
+        for stream in [true, false] {
+            if stream && fault.is_after_content() {
+                continue;
+            }
+            fault.befall(&sim).await;
+            let before = sim.stats().requests();
+            let answer = ask(&gateway, stream).await;
+            assert!(is_good(&answer, stream), "{fault:?} {stream}: {}", answer.text());
+            let tries = sim.stats().requests() - before;
+            // A kept connection that breaks without a word is made anew once.
+            let stale = u64::from(fault == Fault::Reset && !stream);
+            assert!((3..=3 + stale).contains(&tries), "{fault:?} {stream}: {tries}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_tried_only_so_often() {
+    let sims = fleet(1, |b| b.fail = Fail::Error).await;
+    for (retry, tries) in [
+        ("{initial_wait: 1ms, max_wait: 5ms, max_retries: 4}", 5),
+        ("{initial_wait: 1ms, max_wait: 5ms, max_retries: 0}", 1),
+        ("{initial_wait: 1ms, max_wait: 5ms}", 4),
+        ("{enabled: false}", 1),
+    ] {
+        let gateway = in_order(&urls(&sims), &format!("  retry: {retry}\n"), "").await;
+        let before = sims[0].stats().requests();
+        assert_eq!(ask(&gateway, true).await.status, 500, "{retry}");
+        assert_eq!(sims[0].stats().requests() - before, tries, "{retry}");
+    }
+    // With five others, not all of them are asked either.
+    let sims = fleet(6, |b| b.fail = Fail::Error).await;
+    let gateway = in_order(&urls(&sims), "", "").await;
+    assert_eq!(ask(&gateway, false).await.status, 500);
+    assert_eq!(requests(&sims), [1, 1, 1, 1, 0, 0]);
+    // Unless nothing was asked of them.
+    for sim in &sims[..5] {
+        sim.refuse().await.unwrap();
+    }
+    sims[5].change(|b| b.fail = Fail::None);
+    assert_eq!(ask(&gateway, false).await.status, 200);
+}
+
+#[tokio::test]
+async fn only_what_is_named_is_tried_again() {
+    let sims = fleet(2, |_| {}).await;
+    let cases = [
+        ("[connect_failure]", Fault::Refuse, 200),
+        ("[connect_failure]", Fault::Dead, 500),
+        ("[connect_failure]", Fault::Reset, 502),
+        ("[connect_failure]", Fault::NoModel, 404),
+        // A full engine means elsewhere, whatever is named.
+        ("[connect_failure]", Fault::Busy, 200),
+        ("[5xx]", Fault::Dead, 200),
+        ("[5xx]", Fault::Refuse, 502),
+        ("[5xx]", Fault::TooMany, 429),
+        ("[429]", Fault::TooMany, 200),
+        ("[404]", Fault::NoModel, 200),
+        ("[4xx]", Fault::NoModel, 200),
+        ("[reset]", Fault::DieAfterHeaders, 200),
+        ("[reset]", Fault::Dead, 500),
+    ];
+    for (on, fault, status) in cases {
+        let gateway = in_order(&urls(&sims), &format!("  retry: {{retry_on: {on}}}\n"), "").await;
+        fault.befall(&sims[0]).await;
+        assert_eq!(ask(&gateway, false).await.status, status, "{on} {fault:?}");
+        crate::support::faults::heal(&sims[0]);
+    }
+}
+
+#[tokio::test]
+async fn a_backend_says_when_it_is_to_be_tried_again() {
+    let sim = sim_with(|b| (b.fail, b.fail_first, b.retry_after) = (Fail::TooMany, 1, 1)).await;
+    let gateway = in_order(&[sim.url()], "  retry: {initial_wait: 1ms, max_wait: 5s}\n", "").await;
+    let start = Instant::now();
+    assert!(is_good(&ask(&gateway, true).await, true));
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!(sim.stats().requests(), 2);
+}
+
+#[tokio::test]
+async fn mistakes_of_the_client_are_told_and_nobody_else_is_asked() {
+    let sims = fleet(2, |_| {}).await;
+    let gateway = in_order(&urls(&sims), "", "").await;
+    let bad = r#"{"model":"sim-model","stream":true}"#;
+    let expected = Client::connect(sims[0].address).await.ask(PATH, bad).await;
+    let answer = gateway.client().await.ask(PATH, bad).await;
+    assert_eq!((answer.status, answer.text()), (400, expected.text()));
+    sims[0].change(|b| b.fail = Fail::NoModel);
+    let expected = direct(&sims[0], false).await;
+    let answer = ask(&gateway, false).await;
+    assert_eq!((answer.status, answer.text()), (404, expected.text()));
+    assert_eq!(requests(&sims), [4, 0]);
+}
+
+#[tokio::test]
+async fn a_mistake_of_the_client_in_a_stream_is_told_too() {
+    let sims = fleet(1, |_| {}).await;
+    let error = r#"data: {"error":{"message":"too long","type":"BadRequestError","code":400}}"#;
+    let stream = format!("{error}\n\ndata: [DONE]\n\n");
+    let gateway = in_order(&[streaming(stream.clone()).await, sims[0].url()], "", "").await;
+    let answer = ask(&gateway, true).await;
+    assert_eq!((answer.status, answer.text()), (200, stream.as_str()));
+    assert_eq!(requests(&sims), [0]);
+}
+
+/// A backend that answers every request with this stream.
+async fn streaming(stream: String) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            socket.read(&mut [0; 4096]).await.unwrap();
+            socket.write_all((head.to_owned() + &stream).as_bytes()).await.unwrap();
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn operators_say_what_else_is_a_failure() {
+    let sims = fleet(2, |_| {}).await;
+    sims[0].change(|b| b.fail = Fail::NoModel);
+    for (detection, status) in [
+        ("{error_patterns: [\"does not exist\"]}", 200),
+        ("{error_patterns: [\"insufficient_quota\"]}", 404),
+        ("{error_codes: [\"404\"]}", 200),
+        ("{error_codes: [\"5xx\"]}", 404),
+    ] {
+        let more = format!("detection: {detection}\n");
+        let gateway = in_order(&urls(&sims), "", &more).await;
+        for stream in [true, false] {
+            assert_eq!(ask(&gateway, stream).await.status, status, "{detection}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn bodies_of_every_size_are_sent_again() {
+    for fault in [Fault::Dead, Fault::Reset, Fault::Refuse] {
+        let sims = fleet(2, |_| {}).await;
+        let gateway = in_order(&urls(&sims), "", "").await;
+        fault.befall(&sims[0]).await;
+        for size in [100, 65_536, 65_537, 1 << 20] {
+            for (stream, chunked) in [(true, false), (false, false), (true, true), (false, true)] {
+                let body = chat_of(size, stream);
+                let mut client = gateway.client().await;
+                if chunked {
+                    post_chunked(&mut client, &body).await;
+                } else {
+                    client.post(PATH, &body).await;
+                }
+                let answer = client.answer().await;
+                let case = format!("{fault:?} {size} {stream} {chunked}: {}", answer.text());
+                assert!(is_good(&answer, stream), "{case}");
+                let usual = stream && size > 65_536;
+                let got = sims[1].stats().last().unwrap().body;
+                assert!(usual || got.len() >= size && is_same(&got, &body), "{case}");
+            }
+        }
+    }
+}
+
+/// Whether the prompts are the same: usage may have been asked for.
+fn is_same(got: &[u8], sent: &[u8]) -> bool {
+    let messages = |body| serde_json::from_slice::<Value>(body).unwrap()["messages"].clone();
+    messages(got) == messages(sent)
+}
+
+async fn post_chunked(client: &mut Client, body: &[u8]) {
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n");
+    client.send(head.as_bytes()).await;
+    for piece in body.chunks(50_000) {
+        let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat();
+        client.send(&chunk).await;
+    }
+    client.send(b"0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn others_take_over_by_http2_too() {
+    let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    for keep_alive in ["0", "100ms"] {
+        let sims = fleet(2, |_| {}).await;
+        let routing = format!("  keep_alive: {keep_alive}\n");
+        let gateway = in_order(&urls(&sims), &routing, "").await;
+        for fault in Fault::ALL {
+            if fault.is_silence() || matches!(fault, Fault::NoModel | Fault::Slow) {
+                continue;
+            }
+            fault.befall(&sims[0]).await;
+            for (stream, size) in [(true, 200), (false, 200), (true, 1 << 20), (false, 1 << 20)] {
+                if stream && fault.is_after_content() {
+                    continue;
+                }
+                let request = h2.post(gateway.url(PATH)).body(chat_of(size, stream));
+                let answer = request.send().await.unwrap();
+                let status = answer.status().as_u16();
+                let text = answer.text().await.unwrap();
+                let case = format!("{keep_alive} {fault:?} {stream} {size}: {status} {text}");
+                assert!(status == 200 && !text.contains("error"), "{case}");
+                let text = text.trim_start_matches(COMMENT);
+                assert_eq!(text.matches("\"role\"").count(), 1, "{case}");
+                assert!(!stream || text.ends_with("data: [DONE]\n\n"), "{case}");
+            }
+            crate::support::faults::heal(&sims[0]);
+        }
+        at_rest(&sims).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_waits_is_sent_comments() {
+    let sims = fleet(2, |b| b.first_token_ms = 250).await;
+    let receiver = Receiver::start().await;
+    let gateway = in_order(&urls(&sims), "  keep_alive: 100ms\n", &receiver.hook()).await;
+    let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let expected = direct(&sims[1], true).await;
+    let mut records = 0;
+    // The second one takes over when comments have gone out.
+    for fail in [Fail::None, Fail::BeforeContent, Fail::ErrorEvent, Fail::AfterHeaders] {
+        sims[0].change(|b| b.fail = fail);
+        let by_h2 = async {
+            let answer = h2.post(gateway.url(PATH)).body(chat(true)).send().await.unwrap();
+            answer.text().await.unwrap()
+        };
+        let (by_h1, by_h2) = tokio::join!(ask(&gateway, true), by_h2);
+        assert_eq!(by_h1.header("content-type"), expected.header("content-type"));
+        for text in [by_h1.text(), &by_h2] {
+            let events = text.trim_start_matches(COMMENT);
+            assert!(events.len() < text.len() && !events.contains(COMMENT), "{fail:?}: {text}");
+            assert_eq!(events.matches("\"content\"").count(), 17, "{fail:?}: {text}");
+            assert!(events.ends_with("data: [DONE]\n\n"), "{fail:?}: {text}");
+        }
+        records += 2;
+        let all = receiver.wait_for(records).await;
+        assert!(all.iter().all(|r| r["outcome"] == "complete" && r["completion_tokens"] == 16));
+    }
+    // What is no stream gets none.
+    assert!(is_good(&ask(&gateway, false).await, false));
+}
+
+#[tokio::test]
+async fn when_all_fail_after_comments_an_event_says_so() {
+    let sims = fleet(2, |b| (b.first_token_ms, b.fail) = (300, Fail::BeforeContent)).await;
+    let gateway = in_order(&urls(&sims), "  keep_alive: 100ms\n", "").await;
+    let answer = ask(&gateway, true).await;
+    assert!(answer.status == 200 && answer.whole, "{}", answer.text());
+    assert_eq!(answer.text().matches("data: ").count(), 1, "{}", answer.text());
+    assert_eq!(last_error(answer.text())["code"], "backend_failed");
+    // A status that comes too late is told by its body; and comments also come in pauses.
+    let sims = fleet(1, |b| b.fail = Fail::Error).await;
+    let routing = "  keep_alive: 100ms\n  retry: {initial_wait: 400ms, max_retries: 1}\n";
+    let gateway = in_order(&urls(&sims), routing, "").await;
+    let answer = ask(&gateway, true).await;
+    let text = answer.text();
+    assert!(answer.status == 200 && answer.whole && text.starts_with(COMMENT), "{text}");
+    assert_eq!(text.matches("data: ").count(), 1, "{text}");
+    assert_eq!(last_error(text), direct(&sims[0], true).await.json()["error"]);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_it_waits_is_noticed() {
+    let sim = sim_with(|b| b.first_token_ms = EVER).await;
+    let receiver = Receiver::start().await;
+    let gateway = in_order(&[sim.url()], "  keep_alive: 100ms\n", &receiver.hook()).await;
+    let mut client = gateway.client().await;
+    client.post(PATH, chat(true)).await;
+    assert_eq!(client.head().await.status, 200);
+    for _ in 0..2 {
+        assert_eq!(client.chunk().await.unwrap(), COMMENT.as_bytes());
+    }
+    drop(client);
+    eventually("the backend stops", async || sim.stats().aborted() == 1).await;
+    assert_eq!(receiver.one().await["outcome"], "client_aborted");
+    let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let mut answer = h2.post(gateway.url(PATH)).body(chat(true)).send().await.unwrap();
+    assert_eq!(answer.chunk().await.unwrap().unwrap(), COMMENT.as_bytes());
+    drop(answer);
+    eventually("the backend stops", async || sim.stats().aborted() == 2).await;
+    assert_eq!(receiver.wait_for(2).await[1]["outcome"], "client_aborted");
+    // Nor does a pause hold on to a client that has left.
+    sim.change(|b| (b.first_token_ms, b.fail) = (0, Fail::Error));
+    let routing = "  retry: {initial_wait: 1h, max_wait: 1h}\n";
+    let gateway = in_order(&[sim.url()], routing, &receiver.hook()).await;
+    let mut client = gateway.client().await;
+    client.post(PATH, chat(true)).await;
+    eventually("it was tried", async || sim.stats().requests() == 3).await;
+    drop(client);
+    assert_eq!(receiver.wait_for(3).await[2]["outcome"], "client_aborted");
+}
+
+#[tokio::test]
+#[ignore = "needs the budget"]
+async fn a_storm_is_not_made_worse() {
+    const REQUESTS: u64 = 300;
+    for fault in [Fault::Dead, Fault::Refuse] {
+        let sims = fleet(2, |_| {}).await;
+        let retry = "  circuit: {enabled: false}\n  retry: {initial_wait: 1ms, max_wait: 5ms, \
+                     budget: {ratio: 0.2, min_per_second: 1}}\n";
+        let gateway = Gateway::before(&urls(&sims), &format!("routing:\n{retry}")).await;
+        for sim in &sims {
+            fault.befall(sim).await;
+        }
+        let start = Instant::now();
+        join_all((0..10).map(async |_| {
+            for _ in 0..REQUESTS / 10 {
+                assert!(ask(&gateway, true).await.status >= 500);
+            }
+        }))
+        .await;
+        let reason = if fault == Fault::Dead { "status" } else { "connect_failure" };
+        let name = format!("llmproxy_retries_total{{reason=\"{reason}\"}}");
+        let retries = gateway.metric(&name).await;
+        let most = 0.2 * REQUESTS as f64 + start.elapsed().as_secs_f64() + 2.0;
+        assert!(retries > 0.0 && retries <= most, "{fault:?}: {retries} of {most}");
+        if fault == Fault::Dead {
+            let tries: u64 = requests(&sims).iter().sum();
+            assert!(tries as f64 <= REQUESTS as f64 + most, "{tries}");
+        }
+        assert!(gateway.metric("llmproxy_retry_budget_exhausted_total").await > 0.0);
+    }
+}

@@ -197,7 +197,6 @@ async fn models_by_other_names_are_listed() {
 }
 
 #[tokio::test]
-#[ignore = "bodies are not edited for the name that a backend knows yet"]
 async fn models_by_other_names_are_served() {
     let (gateway, stable, canary) = aliases().await;
     for _ in 0..20 {

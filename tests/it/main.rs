@@ -39,3 +39,4 @@ mod streaming;
 mod timeouts;
 mod tls;
 mod usage;
+mod ways;

@@ -18,6 +18,7 @@ async fn the_openai_sdk_is_served() {
     let broken = sim_with(|b| b.fail = Fail::MidStream).await;
     let tight = sim_with(|b| b.models = vec!["tight".to_owned()]).await;
     let queued = sim_with(|b| (b.models, b.inter_token_ms) = (vec!["queued".to_owned()], 50)).await;
+    let late = sim_with(|b| (b.models, b.first_token_ms) = (vec!["late".to_owned()], 1200)).await;
     let forbidden = forbidding().await;
     let gateway = Gateway::start(&format!(
         "backends:
@@ -30,6 +31,8 @@ async fn the_openai_sdk_is_served() {
   - {{url: \"{}\", models: [broken]}}
   - {{url: \"{}\", models: [tight]}}
   - {{url: \"{}\", models: [queued]}}
+  - {{url: \"{}\", models: [late]}}
+routing: {{keep_alive: 500ms}}
 rate_limit:
   models: {{tight: {{requests_per_minute: 1}}, queued: {{max_concurrent: 1}}}}
   queue: {{max_queue_size: 10, keep_alive: 100ms}}
@@ -43,6 +46,7 @@ server: {{max_body_size: 1MiB}}
         broken.url(),
         tight.url(),
         queued.url(),
+        late.url(),
     ))
     .await;
     broken.change(|b| b.models = vec!["broken".to_owned()]);
@@ -58,7 +62,7 @@ server: {{max_body_size: 1MiB}}
         .unwrap();
     let told = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{told}");
-    assert!(told.contains("Ran 19 tests"), "{told}");
+    assert!(told.contains("Ran 20 tests"), "{told}");
 }
 
 /// A backend that answers 403.

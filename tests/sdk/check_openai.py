@@ -103,6 +103,12 @@ class Chat(unittest.TestCase):
             self.assertEqual(second[-1].choices[0].finish_reason, "stop")
             self.assertEqual(list(first)[-1].choices[0].finish_reason, "stop")
 
+    def test_a_first_token_that_is_late(self):
+        # The comments meanwhile are nothing to the SDK either.
+        chunks = list(ask(model="late", stream=True))
+        self.assertEqual(chunks[0].choices[0].delta.role, "assistant")
+        self.assertEqual(chunks[-1].choices[0].finish_reason, "stop")
+
     def test_abort(self):
         def stats():
             with urllib.request.urlopen(os.environ["SLOW_STATS"]) as answer:

@@ -9,7 +9,8 @@
 //!   at which no more than 64 KiB are left, so that it holds a tail of the body.
 //! - HTTP/1.1 chunked: the buffer is on from the start, which is good for 64 KiB. Reading stops
 //!   when the JSON document is complete, before the last chunk; while that is unread, Pingora
-//!   reads on when it proxies. A larger body whose last chunk was read cannot be sent again.
+//!   reads on when it proxies. A larger body whose last chunk was read cannot be sent again, but
+//!   for requests of which heads are held back (`held`): their session has a buffer to tell of.
 //! - HTTP/2: only the first frame goes through the buffer, the others are read around it.
 
 use std::{future::poll_fn, ops::Range, sync::Arc, time::Duration};
@@ -89,7 +90,7 @@ pub enum Framing {
     Sized,
     /// Chunked and within the retry buffer: likewise.
     SmallChunked,
-    /// Chunked and larger: only while the last chunk is unread.
+    /// Chunked and larger: only while the last chunk is unread, or heads are held back.
     LargeChunked,
 }
 
@@ -389,7 +390,7 @@ pub async fn linger(session: &mut Session) {
 
 /// Whether another attempt could be given the body.
 pub fn replayable(session: &mut Session, ctx: &Ctx) -> bool {
-    ctx.body.framing != Framing::LargeChunked || !session.is_body_done()
+    ctx.body.framing != Framing::LargeChunked || ctx.way.held.is_some() || !session.is_body_done()
 }
 
 /// The body for the present backend.

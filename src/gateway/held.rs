@@ -316,12 +316,15 @@ impl CustomSession for Held {
         self.real_mut().enable_retry_buffering();
     }
 
+    /// The gateway itself keeps the whole body.
     fn retry_buffer_truncated(&self) -> bool {
-        self.real().retry_buffer_truncated()
+        false
     }
 
     fn get_retry_buffer(&self) -> Option<Bytes> {
-        self.real().get_retry_buffer()
+        let real = self.real();
+        // Anything but nothing: `outbound` puts the body in its place.
+        if real.retry_buffer_truncated() { Some(COMMENT) } else { real.get_retry_buffer() }
     }
 
     async fn finish_custom(&mut self) -> Result<()> {

@@ -66,7 +66,7 @@ fn last_error(text: &str) -> Value {
 
 #[tokio::test]
 async fn when_all_fail_the_last_real_answer_is_the_clients() {
-    let sims = fleet(2, |_| {}).await;
+    let sims = fleet(2, |b| b.models = (0..12).map(|n| format!("model-{n}")).collect()).await;
     let receiver = Receiver::start().await;
     let gateway = in_order(&urls(&sims), "", &receiver.hook()).await;
     let cases = [
@@ -82,12 +82,14 @@ async fn when_all_fail_the_last_real_answer_is_the_clients() {
         first.befall(&sims[0]).await;
         second.befall(&sims[1]).await;
         for stream in [true, false] {
-            let answer = ask(&gateway, stream).await;
+            // One that is busy is left alone for a while: for a model.
+            let body = chat(stream).replace("sim-model", &format!("model-{records}"));
+            let answer = gateway.client().await.ask(PATH, &body).await;
             let case = format!("{first:?} {second:?} {stream}");
             assert_eq!(answer.status, status, "{case}");
             match whose {
                 Some(whose) => {
-                    let expected = direct(&sims[whose], stream).await;
+                    let expected = Client::connect(sims[whose].address).await.ask(PATH, &body).await;
                     assert_eq!(answer.text(), expected.text(), "{case}");
                     let field = |name| (answer.header(name), expected.header(name));
                     for name in ["retry-after", "content-type"] {
@@ -111,26 +113,29 @@ async fn when_all_fail_the_last_real_answer_is_the_clients() {
 
 #[tokio::test]
 async fn one_backend_is_tried_again_after_a_pause() {
-    let again = "  retry: {initial_wait: 10ms, max_wait: 50ms, max_retries: 2}\n";
-    for fault in Fault::ALL {
-        if fault.is_silence() || matches!(fault, Fault::Refuse | Fault::NoModel | Fault::Slow) {
+    join_all(Fault::ALL.map(async |fault| {
+        if !fault.is_silence() && !matches!(fault, Fault::Refuse | Fault::NoModel | Fault::Slow) {
+            tried_again(fault).await;
+        }
+    }))
+    .await;
+}
+
+/// It fails twice, and then answers.
+async fn tried_again(fault: Fault) {
+    let again = "  retry: {initial_wait: 10ms, max_wait: 5s, max_retries: 2}\n";
+    let sim = sim_with(|b| (b.fail_first, b.retry_after) = (2, 0)).await;
+    let gateway = in_order(&[sim.url()], again, "").await;
+    for stream in [true, false] {
+        if stream && fault.is_after_content() {
             continue;
         }
-        let sim = sim_with(|b| (b.fail_first, b.retry_after) = (2, 0)).await;
-        let gateway = in_order(&[sim.url()], again, "").await;
-        for stream in [true, false] {
-            if stream && fault.is_after_content() {
-                continue;
-            }
-            fault.befall(&sim).await;
-            let before = sim.stats().requests();
-            let answer = ask(&gateway, stream).await;
-            assert!(is_good(&answer, stream), "{fault:?} {stream}: {}", answer.text());
-            let tries = sim.stats().requests() - before;
-            // A kept connection that breaks without a word is made anew once.
-            let stale = u64::from(fault == Fault::Reset && !stream);
-            assert!((3..=3 + stale).contains(&tries), "{fault:?} {stream}: {tries}");
-        }
+        fault.befall(&sim).await;
+        let before = sim.stats().requests();
+        let answer = ask(&gateway, stream).await;
+        assert!(is_good(&answer, stream), "{fault:?} {stream}: {}", answer.text());
+        // A kept connection that breaks without a word is made anew, which is one of the three.
+        assert_eq!(sim.stats().requests() - before, 3, "{fault:?} {stream}");
     }
 }
 
@@ -412,13 +417,12 @@ async fn a_client_that_leaves_while_it_waits_is_noticed() {
 }
 
 #[tokio::test]
-#[ignore = "needs the budget"]
 async fn a_storm_is_not_made_worse() {
     const REQUESTS: u64 = 300;
     for fault in [Fault::Dead, Fault::Refuse] {
         let sims = fleet(2, |_| {}).await;
         let retry = "  circuit: {enabled: false}\n  retry: {initial_wait: 1ms, max_wait: 5ms, \
-                     budget: {ratio: 0.2, min_per_second: 1}}\n";
+                     budget: {ratio: 0.1, min_per_second: 1}}\n";
         let gateway = Gateway::before(&urls(&sims), &format!("routing:\n{retry}")).await;
         for sim in &sims {
             fault.befall(sim).await;
@@ -433,7 +437,9 @@ async fn a_storm_is_not_made_worse() {
         let reason = if fault == Fault::Dead { "status" } else { "connect_failure" };
         let name = format!("llmproxy_retries_total{{reason=\"{reason}\"}}");
         let retries = gateway.metric(&name).await;
-        let most = 0.2 * REQUESTS as f64 + start.elapsed().as_secs_f64() + 2.0;
+        // What ten seconds and a hundred requests bring is there from the start.
+        let earned = 0.1 * REQUESTS as f64 + start.elapsed().as_secs_f64();
+        let most = 10.0 + 0.1 * 100.0 + earned + 1.0;
         assert!(retries > 0.0 && retries <= most, "{fault:?}: {retries} of {most}");
         if fault == Fault::Dead {
             let tries: u64 = requests(&sims).iter().sum();

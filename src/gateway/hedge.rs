@@ -25,6 +25,7 @@ use super::{
     exchange::{self, Came, Ended, Exchange, Rest},
     failure, limits, outbound, response, stream,
     tries::{self, Beside, Cause, Next, Picked},
+    verdict::Verdict,
 };
 use crate::{
     balance::Choice,
@@ -249,9 +250,7 @@ async fn settle(
                 ctx.way.put_aside();
                 return Ok(After::GoOn);
             }
-            if let Some(lease) = ctx.way.lease() {
-                lease.failed();
-            }
+            tries::tell(ctx, Verdict::Failed);
             cause
         }
     };

@@ -37,6 +37,8 @@ pub struct Tries {
     tried: Vec<u32>,
     /// Times that all backends had been tried.
     rounds: u32,
+    /// Times that backends were waited for that are left alone.
+    waits: u32,
     /// Tries that may follow after an answer, or after a connection has stood.
     left: u32,
     /// There is but one backend.
@@ -285,17 +287,9 @@ pub fn next(session: &Session, ctx: &mut Ctx) -> Next {
         }
         Err(nobody) => nobody,
     };
-    // Those that are left alone may be worth waiting for.
-    let again = ctx.snapshot.plan.routing.retry.again;
-    let tries = &mut ctx.way.tries;
-    match (nobody.retry_after, again) {
-        (Some(wait), Some(backoff)) if tries.left > 0 && wait <= backoff.max => {
-            tries.left -= 1;
-            tries.rounds += 1;
-            tries.tried.clear();
-            Next::Pause(wait.max(Duration::from_millis(1)))
-        }
-        _ => Next::Nobody(nobody),
+    match wait_for(ctx, nobody) {
+        Some(pause) => Next::Pause(pause),
+        None => Next::Nobody(nobody),
     }
 }
 
@@ -327,6 +321,21 @@ pub fn second(session: &Session, ctx: &mut Ctx, tier: usize) -> Option<Box<Picke
     }
     ctx.way.tries.left = ctx.way.tries.left.saturating_sub(1);
     Some(Box::new(picked))
+}
+
+/// How long to wait when there is nobody to choose: until one of those that are left alone is tried
+/// again, or until those are that have failed this request. The try that follows was paid for.
+fn wait_for(ctx: &mut Ctx, nobody: Nobody) -> Option<Duration> {
+    let retry = &ctx.snapshot.plan.routing.retry;
+    let tries = &mut ctx.way.tries;
+    let backoff = retry.again.filter(|_| tries.waits < retry.max_retries)?;
+    let anew = (!tries.tried.is_empty()).then(|| pause(&backoff, tries.rounds, rand::random()));
+    let open = nobody.retry_after.filter(|wait| *wait <= backoff.max);
+    let wait = anew.into_iter().chain(open).min()?;
+    tries.waits += 1;
+    tries.rounds += 1;
+    tries.tried.clear();
+    Some(wait.max(Duration::from_millis(1)))
 }
 
 /// Picks a backend by the ways to the model: tier by tier, in each by chance and weight.

@@ -70,7 +70,8 @@ impl Stage {
     async fn new(strategy: &str, n: usize, faulty: usize, silent: bool) -> Self {
         let sims = fleet(n, |b| {
             (b.tokens, b.slow_ms, b.inter_token_ms) = (TOKENS, 30, 1);
-            b.models = Fault::ALL.iter().flat_map(|f| [model(*f, true), model(*f, false)]).collect();
+            b.models =
+                Fault::ALL.iter().flat_map(|f| [model(*f, true), model(*f, false)]).collect();
         })
         .await;
         let (receiver, folder) = (Receiver::start().await, tempfile::tempdir().unwrap());

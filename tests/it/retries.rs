@@ -89,7 +89,8 @@ async fn when_all_fail_the_last_real_answer_is_the_clients() {
             assert_eq!(answer.status, status, "{case}");
             match whose {
                 Some(whose) => {
-                    let expected = Client::connect(sims[whose].address).await.ask(PATH, &body).await;
+                    let expected =
+                        Client::connect(sims[whose].address).await.ask(PATH, &body).await;
                     assert_eq!(answer.text(), expected.text(), "{case}");
                     let field = |name| (answer.header(name), expected.header(name));
                     for name in ["retry-after", "content-type"] {

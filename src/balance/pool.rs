@@ -296,6 +296,16 @@ impl Pool {
         self.health().map(|(e, healthy)| (e, healthy && !e.draining()))
     }
 
+    /// How many backends it has.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// It has no backend.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
     /// Whether there is a backend to choose, as far as probes and operators say.
     pub fn ready(&self) -> bool {
         self.members().any(|(_, healthy)| healthy)

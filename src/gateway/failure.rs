@@ -7,10 +7,11 @@ use pingora_proxy::{FailToProxy, Session};
 
 use super::{
     answer, body_in,
+    cause::Cause,
     ctx::Ctx,
     held, limits,
     stream::Reading,
-    tries::{self, Cause, Told},
+    tries::{self, Told},
     verdict::Verdict,
 };
 use crate::{

@@ -21,10 +21,11 @@ use pingora_proxy::Session;
 
 use super::{
     body_in::{self, Framing},
+    cause::Cause,
     ctx::Ctx,
     exchange::{self, Came, Ended, Exchange, Rest},
     failure, limits, outbound, response, stream,
-    tries::{self, Beside, Cause, Next, Picked},
+    tries::{self, Beside, Next, Picked},
     verdict::Verdict,
 };
 use crate::{

@@ -3,6 +3,7 @@
 mod affinity;
 mod answer;
 mod body_in;
+mod cause;
 mod ctx;
 mod early;
 mod exchange;
@@ -19,6 +20,7 @@ mod request;
 mod response;
 mod story;
 mod stream;
+mod tried;
 mod tries;
 mod verdict;
 

@@ -11,8 +11,9 @@ use pingora_proxy::Session;
 
 use super::{
     answer,
+    cause::Cause,
     ctx::Ctx,
-    tries::{self, Cause, Told},
+    tries::{self, Told},
     verdict::{self, Verdict},
 };
 use crate::{

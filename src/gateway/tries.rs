@@ -12,11 +12,11 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{affinity, body_in, ctx::Ctx, story, verdict::Verdict};
+use super::{affinity, body_in, cause::Cause, ctx::Ctx, story, tried::Tried, verdict::Verdict};
 use crate::{
     balance::{Candidate, Choice, Endpoint, Nobody, Wish},
     base::{Fault, FaultKind, Side},
-    config::plan::{Backoff, PrefixPlan, RetryOn, Strategy},
+    config::plan::{Backoff, PrefixPlan, Strategy},
     route::Split,
 };
 
@@ -33,8 +33,8 @@ pub struct Tries {
     pub since: Option<Instant>,
     /// Whether there is another one at the same time.
     pub beside: Beside,
-    /// Ids of backends that have failed it in this round.
-    tried: Vec<u32>,
+    /// The backends that have failed it in this round.
+    tried: Tried,
     /// Times that all backends had been tried.
     rounds: u32,
     /// Times that backends were waited for that are left alone.
@@ -75,61 +75,6 @@ pub struct Told {
     pub body: Bytes,
 }
 
-/// Why a try has come to nothing.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Cause {
-    /// Something broke.
-    Fault(FaultKind),
-    /// The backend answered with a status that another one may not.
-    Status(u16),
-    /// It has no room now, and perhaps says for how long.
-    Busy(Option<Duration>),
-    /// An error event before any content.
-    ErrorEvent,
-    /// The engine broke the generation off before any content.
-    Aborted,
-    /// A stream without any content.
-    Empty,
-}
-
-impl Cause {
-    /// The label of `llmproxy_retries_total`.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Fault(kind) => Fault { side: Side::Backend, kind }.word(),
-            Self::Status(_) => "status",
-            Self::Busy(_) => "busy",
-            Self::ErrorEvent => "error_event",
-            Self::Aborted => "aborted",
-            Self::Empty => "empty",
-        }
-    }
-
-    /// What is told of it afterwards.
-    fn told(self) -> String {
-        match self {
-            Self::Status(status) => format!("status {status}"),
-            Self::Busy(None) => "busy".to_owned(),
-            Self::Busy(Some(pause)) => format!("busy for {} s", pause.as_secs()),
-            cause => format!("{} before content", cause.word()),
-        }
-    }
-
-    /// Whether such a failure is to be tried again. Statuses were asked about before.
-    fn is_tried_again(self, on: &RetryOn) -> bool {
-        match self {
-            Self::Status(_) | Self::Busy(_) => true,
-            Self::ErrorEvent | Self::Aborted | Self::Empty => on.reset,
-            Self::Fault(kind) => match kind {
-                FaultKind::Connect | FaultKind::ConnectTimeout => on.connect_failure,
-                FaultKind::Broken | FaultKind::Protocol => on.reset,
-                FaultKind::FirstByteTimeout | FaultKind::ChunkTimeout => on.timeout,
-                _ => false,
-            },
-        }
-    }
-}
-
 /// The request is about to be sent to its first backend.
 pub fn begin(ctx: &mut Ctx) {
     ctx.body.extras = affinity::extras(ctx);
@@ -138,7 +83,7 @@ pub fn begin(ctx: &mut Ctx) {
     tries.left = retry.max_retries;
     let sole = ctx.way.route.as_ref().is_some_and(|route| match route.tiers.as_slice() {
         [tier] => match tier.splits.as_slice() {
-            [split] => ctx.snapshot.pools[split.pool].members().count() == 1,
+            [split] => ctx.snapshot.pools[split.pool].len() == 1,
             _ => false,
         },
         _ => false,
@@ -171,8 +116,6 @@ impl Tries {
 pub fn can_follow(session: &mut Session, ctx: &Ctx, cause: Cause) -> bool {
     let retry = &ctx.snapshot.plan.routing.retry;
     let tries = &ctx.way.tries;
-    // A connection that cannot be made costs nobody anything: there all others are tried.
-    let unsent = matches!(cause, Cause::Fault(FaultKind::Connect | FaultKind::ConnectTimeout));
     let over = ctx.way.watch.as_ref().and_then(|w| w.fired());
     let open =
         !ctx.answer.begun && !matches!(over, Some(FaultKind::TotalTimeout | FaultKind::Shutdown));
@@ -181,35 +124,47 @@ pub fn can_follow(session: &mut Session, ctx: &Ctx, cause: Cause) -> bool {
         return open;
     }
     open && cause.is_tried_again(&retry.on)
-        && (others(ctx) || tries.left > 0 && retry.again.is_some())
-        && (tries.left > 0 || unsent)
+        && (others(ctx, cause) || tries.left > 0 && retry.again.is_some())
+        // A connection that cannot be made costs nobody anything: there all others are tried.
+        && (tries.left > 0 || cause.is_unsent())
         && body_in::replayable(session, ctx)
 }
 
-/// Whether there is a backend that has not been tried yet, the present one apart.
-fn others(ctx: &Ctx) -> bool {
+/// Whether there is a backend that has not been tried yet, after the present one for this cause.
+fn others(ctx: &Ctx, cause: Cause) -> bool {
     let tries = &ctx.way.tries;
     let present = ctx.way.endpoint.as_ref().map(|e| e.id);
-    let fresh = |id| Some(id) != present && !tries.tried.contains(&id);
-    let splits = ctx.way.route.iter().flat_map(|r| &r.tiers).flat_map(|t| &t.splits);
-    let mut pools = splits.map(|split| &ctx.snapshot.pools[split.pool]);
-    pools.any(|pool| pool.members().any(|(e, up)| up && fresh(e.id)))
+    let fresh = |id, model: Option<&str>| {
+        let now = Some(id) == present && (cause.is_unsent() || model == tries.model.as_deref());
+        !now && !tries.tried.contains(id, model)
+    };
+    let mut splits = ctx.way.route.iter().flat_map(|r| &r.tiers).flat_map(|t| &t.splits);
+    splits.any(|split| {
+        let mut members = ctx.snapshot.pools[split.pool].members();
+        members.any(|(e, up)| up && fresh(e.id, split.model.as_deref()))
+    })
+}
+
+/// Notes that the present backend has failed the request.
+fn fail(ctx: &mut Ctx, cause: Cause) {
+    ctx.way.story.end(cause.told());
+    let tries = &mut ctx.way.tries;
+    if let Some(endpoint) = &ctx.way.endpoint {
+        tries.tried.add(endpoint.id, tries.model.clone(), cause.is_unsent());
+    }
 }
 
 /// Prepares the try that follows the present one.
 pub fn follow(ctx: &mut Ctx, cause: Cause) {
-    let unsent = matches!(cause, Cause::Fault(FaultKind::Connect | FaultKind::ConnectTimeout));
-    let more = others(ctx);
+    let more = others(ctx, cause);
     let again = ctx.snapshot.plan.routing.retry.again;
-    let present = ctx.way.endpoint.as_ref().map(|e| e.id);
     if matches!(cause, Cause::ErrorEvent | Cause::Aborted | Cause::Empty) {
         ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Broken });
     }
-    ctx.way.story.end(cause.told());
+    fail(ctx, cause);
     let tries = &mut ctx.way.tries;
-    tries.tried.extend(present);
     tries.reason = Some(cause.word());
-    if !unsent || !more {
+    if !cause.is_unsent() || !more {
         tries.left = tries.left.saturating_sub(1);
     }
     if !more && let Some(backoff) = again {
@@ -229,9 +184,7 @@ pub fn follow(ctx: &mut Ctx, cause: Cause) {
 
 /// The present try has failed, and there is another one at the same time.
 pub fn drop_out(ctx: &mut Ctx, cause: Cause) {
-    ctx.way.story.end(cause.told());
-    let present = ctx.way.endpoint.as_ref().map(|e| e.id);
-    ctx.way.tries.tried.extend(present);
+    fail(ctx, cause);
 }
 
 /// The pause after so many rounds; `chance` is from 0 to 1.
@@ -311,8 +264,10 @@ pub fn several(ctx: &Ctx) -> bool {
 /// Looks for a backend for a second try beside the present one, in the same tier: fallbacks are for
 /// failures. It counts as a retry.
 pub fn second(session: &Session, ctx: &mut Ctx, tier: usize) -> Option<Box<Picked>> {
-    let present = ctx.way.endpoint.as_ref().map(|e| e.id);
-    ctx.way.tries.tried.extend(present);
+    let tries = &mut ctx.way.tries;
+    if let Some(endpoint) = &ctx.way.endpoint {
+        tries.tried.add(endpoint.id, tries.model.clone(), false);
+    }
     let now = Instant::now();
     let picked = pick(session, ctx, now).ok().filter(|picked| picked.tier == tier)?;
     if !ctx.snapshot.pools[picked.pool].afford_retry(now) {
@@ -355,12 +310,13 @@ fn pick(session: &Session, ctx: &mut Ctx, now: Instant) -> Result<Picked, Nobody
             if balance.strategy == Strategy::PrefixAffinity {
                 begin_alike(ctx, model, &balance.prefix);
             }
+            let tried: Vec<u32> = ctx.way.tries.tried.with(split.model.as_deref()).collect();
             let blocks = ctx.way.tries.beginnings.as_ref();
             let wish = Wish {
                 model,
                 session: affinity::session(session, ctx, balance),
                 blocks: blocks.map_or(&[], |(_, blocks)| blocks.as_slice()),
-                tried: &ctx.way.tries.tried,
+                tried: &tried,
                 now,
             };
             let candidates = story::candidates(ctx, pool, &wish);
@@ -423,7 +379,7 @@ pub fn start(ctx: &mut Ctx, picked: Picked) {
 
 /// A backend that has been chosen cannot even be tried.
 pub fn skip(ctx: &mut Ctx, choice: Choice) {
-    ctx.way.tries.tried.push(choice.endpoint.id);
+    ctx.way.tries.tried.add(choice.endpoint.id, None, true);
     ctx.way.choose(choice);
 }
 

@@ -7,7 +7,7 @@ use http::{HeaderMap, header};
 use jiff::{Timestamp, fmt::rfc2822};
 use memchr::memmem;
 
-use super::tries::Cause;
+use super::cause::Cause;
 use crate::config::plan::RoutingPlan;
 
 /// Bytes of such an answer that are looked at; a longer one is passed on unread.

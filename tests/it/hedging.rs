@@ -327,7 +327,6 @@ async fn a_dead_kept_alive_connection_is_nobodys_failure() {
 }
 
 #[tokio::test]
-#[ignore = "pools do not keep a retry budget yet"]
 async fn hedges_take_from_the_retry_budget() {
     let sims = fleet(2, |_| {}).await;
     slow(&sims[0], 300).await;

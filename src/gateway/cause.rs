@@ -1,0 +1,68 @@
+//! Why a try has come to nothing.
+
+use std::time::Duration;
+
+use crate::{
+    base::{Fault, FaultKind, Side},
+    config::plan::RetryOn,
+};
+
+/// Why a try has come to nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Cause {
+    /// Something broke.
+    Fault(FaultKind),
+    /// The backend answered with a status that another one may not.
+    Status(u16),
+    /// It has no room now, and perhaps says for how long.
+    Busy(Option<Duration>),
+    /// An error event before any content.
+    ErrorEvent,
+    /// The engine broke the generation off before any content.
+    Aborted,
+    /// A stream without any content.
+    Empty,
+}
+
+impl Cause {
+    /// The label of `llmproxy_retries_total`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Fault(kind) => Fault { side: Side::Backend, kind }.word(),
+            Self::Status(_) => "status",
+            Self::Busy(_) => "busy",
+            Self::ErrorEvent => "error_event",
+            Self::Aborted => "aborted",
+            Self::Empty => "empty",
+        }
+    }
+
+    /// What is told of it afterwards.
+    pub fn told(self) -> String {
+        match self {
+            Self::Status(status) => format!("status {status}"),
+            Self::Busy(None) => "busy".to_owned(),
+            Self::Busy(Some(pause)) => format!("busy for {} s", pause.as_secs()),
+            cause => format!("{} before content", cause.word()),
+        }
+    }
+
+    /// Whether such a failure is to be tried again. Statuses were asked about before.
+    pub fn is_tried_again(self, on: &RetryOn) -> bool {
+        match self {
+            Self::Status(_) | Self::Busy(_) => true,
+            Self::ErrorEvent | Self::Aborted | Self::Empty => on.reset,
+            Self::Fault(kind) => match kind {
+                FaultKind::Connect | FaultKind::ConnectTimeout => on.connect_failure,
+                FaultKind::Broken | FaultKind::Protocol => on.reset,
+                FaultKind::FirstByteTimeout | FaultKind::ChunkTimeout => on.timeout,
+                _ => false,
+            },
+        }
+    }
+
+    /// Nothing has reached the backend.
+    pub fn is_unsent(self) -> bool {
+        matches!(self, Self::Fault(FaultKind::Connect | FaultKind::ConnectTimeout))
+    }
+}

@@ -299,10 +299,11 @@ impl Table {
         self.sums.partition_point(|sum| *sum <= point).min(self.len().saturating_sub(1))
     }
 
-    /// How much the members that can be chosen have to do.
-    pub fn crowd(&self, ask: &Ask<'_>) -> Crowd {
+    /// How much the members that can be chosen have to do. Of those that have the least, the first
+    /// from `start` is told.
+    pub fn crowd(&self, start: usize, ask: &Ask<'_>) -> Crowd {
         let mut crowd = Crowd::default();
-        let (mut lowest, start) = (f64::INFINITY, self.turn_fit(ask));
+        let mut lowest = f64::INFINITY;
         for member in (start..self.len()).chain(0..start) {
             if !self.fit(member, ask) {
                 continue;

@@ -177,6 +177,19 @@ fn the_idle_is_preferred_and_equal_ones_take_turns() {
 }
 
 #[test]
+fn telling_how_they_stand_takes_nobodys_turn() {
+    for strategy in [Strategy::PrefixAffinity, Strategy::LeastConnections] {
+        let bed = Bed::new(&plan(strategy), &[1, 1]);
+        let mut counts = [0, 0];
+        for _ in 0..100 {
+            bed.pool.candidates(&bed.wish(), 16);
+            counts[bed.pick(&bed.wish()).0] += 1;
+        }
+        assert_eq!(counts, [50, 50], "{strategy:?}");
+    }
+}
+
+#[test]
 fn the_faster_is_preferred_and_the_others_are_tried_now_and_then() {
     let bed = Bed::new(&plan(Strategy::LatencyBased), &[1, 1, 1]);
     // Not measured yet: each gets some, although none has told anything.

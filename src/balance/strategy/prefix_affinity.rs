@@ -52,7 +52,7 @@ impl Ranking for PrefixAffinity {
 }
 
 fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-    let crowd = table.crowd(ask);
+    let crowd = table.crowd(table.turn_fit(ask), ask);
     let open = |member: usize| table.within(member, &crowd) && table.rested(member, &crowd);
     let knows = |block| {
         let memory = table.memory.as_ref()?;

@@ -238,7 +238,8 @@ const SHORTEST_TOKEN: usize = 8;
 /// Returns a plan only if it added no problem.
 pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Plan> {
     let before = problems.len();
-    let mut make = Maker { folder, problems, files: Vec::new(), warnings: Vec::new() };
+    let discovers = discovery::are_on(raw);
+    let mut make = Maker { folder, problems, files: Vec::new(), warnings: Vec::new(), discovers };
     let fixed = make.fixed(raw);
     let (backends, unused) = make.backends(raw);
     let routing = make.routing(raw, &backends, &unused);
@@ -311,6 +312,8 @@ struct Maker<'a> {
     problems: &'a mut Vec<Problem>,
     files: Vec<PathBuf>,
     warnings: Vec<Problem>,
+    /// Other places tell of backends too.
+    discovers: bool,
 }
 
 impl Maker<'_> {
@@ -468,7 +471,7 @@ impl Maker<'_> {
 
     /// The backends that are used, and those that are switched off.
     fn backends(&mut self, raw: &Raw) -> (Vec<BackendPlan>, Vec<BackendPlan>) {
-        if !raw.backends.iter().any(|b| b.enabled.0) && !discovery::may_be_empty(raw) {
+        if !raw.backends.iter().any(|b| b.enabled.0) && !self.discovers {
             let message = match raw.backends[..] {
                 [] => "there is no backend",
                 [..] => "every backend is switched off",

@@ -373,3 +373,19 @@ fn circles_are_spelled_out() {
     let fine = "models: {qwen: {fallback: [llama-1, llama-2]}, llama-1: {fallback: [llama-2]}}";
     assert_eq!(load(fine).problems, []);
 }
+
+#[test]
+fn a_route_may_wait_for_a_backend_that_a_source_will_tell_of() {
+    let text = |source: &str| {
+        format!(
+            "backends: [{{name: a, url: \"http://a\"}}]\n\
+             discovery: {{sources: [{{type: file, enabled: {source}, file: {{path: engines.yaml}}}}]}}\n\
+             models: {{m: {{routes: [{{backend: later}}]}}}}\n"
+        )
+    };
+    let loaded = config::load_text(&text("true"), Path::new("/"), &|_| None);
+    let plan = loaded.plan.expect("it is valid");
+    assert_eq!(plan.routing.models[0].routes.as_ref().unwrap()[0].backend, "later");
+    assert!(plan.warnings.iter().any(|w| w.path == "models.m.routes[0].backend"));
+    assert!(config::load_text(&text("false"), Path::new("/"), &|_| None).plan.is_none());
+}

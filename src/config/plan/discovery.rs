@@ -267,6 +267,7 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
         problems: &mut problems,
         files: Vec::new(),
         warnings: Vec::new(),
+        discovers: true,
     };
     let plan = make.backend("", &raw);
     match plan.filter(|_| problems.is_empty()) {
@@ -279,8 +280,8 @@ fn said(problem: &Problem) -> String {
     problem.to_string().trim_start_matches('.').to_owned()
 }
 
-/// Whether there may be no backend in the file.
-pub(super) fn may_be_empty(raw: &Raw) -> bool {
+/// Whether a source tells of backends, beside those of the file.
+pub(super) fn are_on(raw: &Raw) -> bool {
     let on = |d: &raw::Discovery| d.enabled.0 && d.sources.iter().any(|s| s.enabled.0);
     raw.discovery.as_ref().is_some_and(on)
 }

@@ -103,6 +103,12 @@ impl Maker<'_> {
         };
         // Whatever stands before an `@` may be a password.
         let shown = text.rsplit('@').next().unwrap_or_default();
+        if self.discovers && !text.contains("://") {
+            let message =
+                format!("`{shown}` is not in the file: it waits for a source to tell of it");
+            self.warn(at, message);
+            return Named::Used(text.to_owned());
+        }
         self.problem(at, format!("there is no backend `{shown}`"), &hint);
         Named::Unknown
     }

@@ -2,8 +2,11 @@
 
 use std::os::fd::RawFd;
 
-use http::{HeaderName, header::AUTHORIZATION};
-use pingora::protocols::l4::socket::SocketAddr;
+use http::{
+    HeaderName, HeaderValue, Version,
+    header::{AUTHORIZATION, CONNECTION},
+};
+use pingora::{http::RequestHeader, protocols::l4::socket::SocketAddr};
 use pingora_proxy::Session;
 
 use super::{
@@ -34,7 +37,8 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     // the rest is read and thrown away, for as long as that takes no more than this.
     session.set_close_on_response_before_downstream_finish(false);
     session.set_total_drain_timeout(Some(body_in::LINGER));
-    session.set_keepalive(Some(KEEP_ALIVE));
+    let kept = is_kept(session.req_header()).then_some(KEEP_ALIVE);
+    session.set_keepalive(kept);
     let timeouts = &ctx.snapshot.plan.timeouts;
     session.set_read_timeout(timeouts.client_read);
     session.set_write_timeout(timeouts.client_write);
@@ -59,6 +63,13 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     if size + session.req_header().raw_path().len() > limit {
         ctx.end.rejection = Some(Rejection::headers_too_large(limit));
     }
+}
+
+/// Whether the client's connection is kept. By HTTP/1.0 only if it asks for that (RFC 9112, section
+/// 9.3): it may read to the end of the connection, whatever the answer says of its length.
+fn is_kept(header: &RequestHeader) -> bool {
+    let asks = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
+    header.version != Version::HTTP_10 || header.headers.get(CONNECTION).is_some_and(asks)
 }
 
 /// Enters the request among those that can be ended from outside: by its deadlines, or when the

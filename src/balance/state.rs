@@ -198,8 +198,15 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// It has answered: with the first token of a stream, or a whole document, or a refusal that is
-    /// the client's own fault.
+    /// The first token of a stream has come. That is enough to know that a backend works again which
+    /// was left alone; others do not wait for the end.
+    pub fn began(&mut self) {
+        if self.probe.is_some() {
+            self.good();
+        }
+    }
+
+    /// It has answered: with a whole stream or document, or a refusal that is the client's own fault.
     pub fn good(&mut self) {
         if self.state.troubles.any() {
             self.good_at(Instant::now());

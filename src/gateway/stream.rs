@@ -177,8 +177,10 @@ pub fn filter(
         ctx.answer.begun = true;
         ctx.body.forget();
     }
-    if first || end_of_stream {
-        good(ctx);
+    if end_of_stream {
+        ended(ctx);
+    } else if first && let Some(lease) = ctx.way.lease() {
+        lease.began();
     }
     Ok(())
 }
@@ -278,18 +280,14 @@ fn look(answer: &Answer, end_of_stream: bool) -> Look {
     match &answer.reading {
         Reading::Refusal(_) if end_of_stream || len > verdict::MOST => Look::Judge,
         Reading::Refusal(_) => Look::Wait,
-        Reading::Stream(meter) => {
-            // An error event may tell the client that its request was wrong.
-            let theirs = meter.error_code().is_some_and(|c| matches!(c, 400..=499) && c != 429);
-            match () {
-                () if meter.substance() || meter.failed() && theirs => Look::Pass,
-                () if meter.failed() => Look::Refuse(Cause::ErrorEvent),
-                () if meter.aborted() => Look::Refuse(Cause::Aborted),
-                () if meter.over() || len > LONGEST_SILENCE => Look::Pass,
-                () if end_of_stream => Look::Refuse(Cause::Empty),
-                () => Look::Wait,
-            }
-        }
+        Reading::Stream(meter) => match () {
+            () if meter.substance() || is_theirs(meter) => Look::Pass,
+            () if meter.failed() => Look::Refuse(Cause::ErrorEvent),
+            () if meter.aborted() => Look::Refuse(Cause::Aborted),
+            () if meter.over() || len > LONGEST_SILENCE => Look::Pass,
+            () if end_of_stream => Look::Refuse(Cause::Empty),
+            () => Look::Wait,
+        },
         _ if end_of_stream && answer.broken_off() => Look::Refuse(Cause::Aborted),
         _ if end_of_stream || len > LONGEST_DOCUMENT => Look::Pass,
         _ => Look::Wait,
@@ -328,11 +326,21 @@ fn keep(ctx: &mut Ctx) {
     }
 }
 
-/// The backend has answered.
-fn good(ctx: &mut Ctx) {
+/// The backend has answered. It may have said that it failed, when nobody could take over any more.
+fn ended(ctx: &mut Ctx) {
     if !std::mem::replace(&mut ctx.answer.judged, true) {
-        tries::tell(ctx, Verdict::Neutral);
+        let verdict = match &ctx.answer.reading {
+            Reading::Stream(meter) if is_theirs(meter) => Verdict::Neutral,
+            _ if ctx.answer.broken_off() => Verdict::Failed,
+            _ => Verdict::Neutral,
+        };
+        tries::tell(ctx, verdict);
     }
+}
+
+/// Whether an error event tells the client that its request was wrong.
+fn is_theirs(meter: &StreamMeter) -> bool {
+    meter.failed() && meter.error_code().is_some_and(|c| matches!(c, 400..=499) && c != 429)
 }
 
 /// A document with the name of the model that the client knows.

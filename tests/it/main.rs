@@ -10,6 +10,7 @@ mod support;
 mod admin;
 mod auth;
 mod body;
+mod breaking;
 mod captures;
 mod configuration;
 mod configuration_routing;

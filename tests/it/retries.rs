@@ -418,6 +418,74 @@ async fn a_client_that_leaves_while_it_waits_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_is_noticed_while_others_could_take_over() {
+    let sims = fleet(2, |b| b.first_token_ms = EVER).await;
+    let receiver = Receiver::start().await;
+    let gateway = in_order(&urls(&sims), "", &receiver.hook()).await;
+    let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    for (n, stream) in [true, false].into_iter().enumerate() {
+        let seen = 2 * n as u64;
+        let mut client = gateway.client().await;
+        client.post(PATH, chat(stream)).await;
+        eventually("it is asked", async || sims[0].stats().requests() == seen + 1).await;
+        drop(client);
+        eventually("it stops", async || sims[0].stats().aborted() == seen + 1).await;
+        let request = tokio::spawn(h2.post(gateway.url(PATH)).body(chat(stream)).send());
+        eventually("it is asked", async || sims[0].stats().requests() == seen + 2).await;
+        request.abort();
+        eventually("it stops", async || sims[0].stats().aborted() == seen + 2).await;
+    }
+    let records = receiver.wait_for(4).await;
+    assert!(records.iter().all(|r| r["outcome"] == "client_aborted"), "{records:?}");
+    assert_eq!(requests(&sims), [4, 0]);
+}
+
+#[tokio::test]
+async fn a_connection_of_a_client_outlives_what_fails_behind_it() {
+    let sims = fleet(2, |_| {}).await;
+    for keep_alive in ["0", "100ms"] {
+        let gateway = in_order(&urls(&sims), &format!("  keep_alive: {keep_alive}\n"), "").await;
+        let mut client = gateway.client().await;
+        for fault in Fault::ALL {
+            if fault.is_silence() || fault == Fault::NoModel {
+                continue;
+            }
+            fault.befall(&sims[0]).await;
+            for stream in [true, false] {
+                if !(stream && fault.is_after_content()) {
+                    let answer = client.ask(PATH, chat(stream)).await;
+                    let text = answer.text().replace(COMMENT, "");
+                    let good = is_good(&answer, stream) && text.contains("Hello");
+                    assert!(good, "{fault:?} {stream}: {text}");
+                }
+            }
+            crate::support::faults::heal(&sims[0]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn others_take_over_for_http_1_0_too() {
+    let sims = fleet(2, |_| {}).await;
+    let gateway = in_order(&urls(&sims), "  keep_alive: 100ms\n", "").await;
+    for fault in [Fault::Dead, Fault::DieBeforeContent, Fault::Refuse] {
+        fault.befall(&sims[0]).await;
+        for stream in [true, false] {
+            let body = chat(stream);
+            let head = format!("POST {PATH} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len());
+            let mut socket = tokio::net::TcpStream::connect(gateway.address).await.unwrap();
+            socket.write_all((head + &body).as_bytes()).await.unwrap();
+            let mut text = String::new();
+            let read = socket.read_to_string(&mut text);
+            tokio::time::timeout(crate::support::PATIENCE, read).await.unwrap().unwrap();
+            assert!(text.split(' ').nth(1) == Some("200"), "{fault:?} {stream}: {text}");
+            assert_eq!(text.matches("Hello").count(), 2, "{fault:?} {stream}: {text}");
+            assert!(!stream || text.ends_with("data: [DONE]\n\n"), "{fault:?}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_storm_is_not_made_worse() {
     const REQUESTS: u64 = 300;
     for fault in [Fault::Dead, Fault::Refuse] {

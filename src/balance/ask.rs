@@ -61,6 +61,11 @@ impl<'a> Ask<'a> {
         })
     }
 
+    /// Whether there are backends that are not wanted.
+    pub fn again(&self) -> bool {
+        !self.tried.is_empty()
+    }
+
     /// Whether a backend is not wanted.
     pub fn tried(&self, id: u32) -> bool {
         self.tried.as_chunks().0.iter().any(|bytes| u32::from_le_bytes(*bytes) == id)

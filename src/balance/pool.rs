@@ -205,7 +205,7 @@ impl Pool {
             return None;
         }
         let home = self.table.home(ask, |_| true)?;
-        self.table.within(home, &self.table.crowd(0, ask)).then_some(home)
+        self.table.within(home, &self.table.crowd(ask)).then_some(home)
     }
 
     /// Nobody could be chosen: when one might be.
@@ -223,7 +223,7 @@ impl Pool {
     /// How its backends stand, for the story of a request. At most `most` of them.
     pub fn candidates(&self, wish: &Wish<'_>, most: usize) -> Vec<Candidate> {
         let told = self.asking(wish, |_, ask| {
-            let crowd = self.balance_by_bound(ask).then(|| self.table.crowd(0, ask));
+            let crowd = self.balance_by_bound(ask).then(|| self.table.count(ask).0);
             let one = |endpoint: &Arc<Endpoint>| {
                 let member = self.table.number(endpoint.id)?;
                 let barred = if !self.healthy(&self.table.backends[member]) {

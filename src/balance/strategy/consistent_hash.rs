@@ -47,6 +47,7 @@ fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
     if ask.session.is_none() {
         return [table.draw_fit(ask), table.draw_fit(ask)];
     }
-    let crowd = table.crowd(table.turn_fit(ask), ask);
-    [table.home(ask, |member| table.within(member, &crowd)), crowd.least]
+    let crowd = table.crowd(ask);
+    let home = table.home(ask, |member| table.within(member, &crowd));
+    [home.or_else(|| table.least_loaded(ask)), None]
 }

@@ -51,16 +51,27 @@ fn score(table: &Table, member: usize) -> Option<f64> {
     Some(table.by_weight(member, millis * (table.in_flight(member) + 1.0)))
 }
 
+/// The best one of those that were measured, and the least busy one of the others. Of equal ones the
+/// first from `start`.
+fn best(table: &Table, ask: &Ask<'_>, start: usize) -> [Option<usize>; 2] {
+    let mut best = [None, None];
+    let mut lowest = [f64::INFINITY; 2];
+    table.from(start).for_each(|member| {
+        let (kind, score) = match score(table, member) {
+            Some(score) => (0, score),
+            None => (1, table.load(member)),
+        };
+        if score < lowest[kind] && table.fit(member, ask) {
+            (best[kind], lowest[kind]) = (Some(member), score);
+        }
+    });
+    best
+}
+
 fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-    let start = table.turn_fit(ask);
-    let measured = |member| score(table, member).unwrap_or(f64::INFINITY);
-    let best = table.least(start, ask, measured);
+    let [best, unknown] = best(table, ask, table.turn_fit(ask));
     // One that was not measured yet goes first, but not with all requests that come until it is.
-    let unknown = |member: usize| match table.state(member).latency() {
-        None => table.load(member),
-        Some(_) => f64::INFINITY,
-    };
-    if let Some(unknown) = table.least(start, ask, unknown)
+    if let Some(unknown) = unknown
         && best.is_none_or(|best| table.load(unknown) <= table.load(best))
     {
         return [Some(unknown), best];

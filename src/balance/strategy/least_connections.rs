@@ -42,5 +42,5 @@ impl Ranking for LeastConnections {
 }
 
 fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-    [table.least(table.turn_fit(ask), ask, |member| table.load(member)), None]
+    [table.least_loaded(ask), None]
 }

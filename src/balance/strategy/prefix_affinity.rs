@@ -43,7 +43,7 @@ impl Ranking for PrefixAffinity {
     }
 
     fn chosen(table: &Table, member: usize, ask: &Ask<'_>) {
-        table.count(member);
+        table.chosen(member);
         if let Some(memory) = &table.memory {
             let id = table.members[member].id;
             ask.blocks().for_each(|block| memory.remember(block, id));
@@ -52,7 +52,7 @@ impl Ranking for PrefixAffinity {
 }
 
 fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-    let crowd = table.crowd(table.turn_fit(ask), ask);
+    let crowd = table.crowd(ask);
     let open = |member: usize| table.within(member, &crowd) && table.rested(member, &crowd);
     let knows = |block| {
         let memory = table.memory.as_ref()?;
@@ -62,11 +62,15 @@ fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
     };
     // From the longest to the shortest.
     let known = ask.blocks().rev().find_map(knows);
-    if known.is_some() || crowd.least.is_none_or(|least| table.rested(least, &crowd)) {
-        return [known, crowd.least];
+    if known.is_some() {
+        return [known, None];
+    }
+    let idle = table.least_loaded(ask);
+    if idle.is_none_or(|idle| table.rested(idle, &crowd)) {
+        return [idle, None];
     }
     let rested = |member| {
         if table.rested(member, &crowd) { table.load(member) } else { f64::INFINITY }
     };
-    [table.least(table.turn_fit(ask), ask, rested), crowd.least]
+    [table.least(table.turn_fit(ask), ask, rested), idle]
 }

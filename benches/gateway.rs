@@ -379,7 +379,7 @@ fn print_selection() {
 /// Microseconds that a choice takes among backends of which each has a request.
 fn selection(strategy: &str, count: usize) -> f64 {
     use llmproxy::{
-        balance::{Endpoint, Pool, PoolParts, Wish, endpoint::Ids},
+        balance::{Endpoint, Pool, PoolParts, Wish, endpoint::Ids, heirs::Heritage},
         config::{self, plan::BalancePlan},
         telemetry::Metrics,
     };
@@ -402,7 +402,7 @@ fn selection(strategy: &str, count: usize) -> f64 {
         load_interval: Duration::from_secs(2),
         registry: &std::sync::Arc::default(),
         probed: true,
-        memories: &ids.memories,
+        heritage: Heritage::default(),
         seed: 1,
     };
     let pool = Pool::new(members, &parts);

@@ -4,7 +4,10 @@
 //! up to what ten seconds and a hundred requests bring. A pool starts with that.
 
 use std::{
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,6 +25,12 @@ pub struct Budget {
     per_microsecond: f64,
     /// The most that is kept.
     capacity: i64,
+    purse: Arc<Purse>,
+}
+
+/// What there is at present.
+#[derive(Debug)]
+struct Purse {
     kept: AtomicI64,
     began: Instant,
     /// Until when, in microseconds from `began`, the free ones have been given.
@@ -36,10 +45,23 @@ impl Budget {
             earned: (plan.ratio * RETRY) as i64,
             per_microsecond: plan.min_per_second,
             capacity,
-            kept: AtomicI64::new(capacity),
-            began: now,
-            given: AtomicU64::new(0),
+            purse: Arc::new(Purse::new(capacity, now)),
         }
+    }
+
+    /// Goes on with the budget of a pool whose place this one takes: both spend of the same, as long
+    /// as requests of the earlier pool are under way.
+    #[must_use]
+    pub fn instead_of(self, old: &Self) -> Self {
+        Self { purse: Arc::clone(&old.purse), ..self }
+    }
+
+    /// Begins with as much as another one has.
+    #[must_use]
+    pub fn like(self, old: &Self, now: Instant) -> Self {
+        old.give(now);
+        let kept = old.purse.kept.load(Ordering::Relaxed).min(self.capacity);
+        Self { purse: Arc::new(Purse::new(kept, now)), ..self }
     }
 
     /// Retries that are kept at most.
@@ -57,19 +79,20 @@ impl Budget {
         self.give(now);
         let price = RETRY as i64;
         let take = |kept: i64| (kept >= price).then_some(kept - price);
-        self.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+        self.purse.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
     /// Gives the free ones of the time that has passed. Of two that come at once, one gives.
     fn give(&self, now: Instant) {
-        let until = now.saturating_duration_since(self.began).as_micros() as u64;
-        let given = self.given.load(Ordering::Relaxed);
+        let Purse { began, given: last, .. } = &*self.purse;
+        let until = now.saturating_duration_since(*began).as_micros() as u64;
+        let given = last.load(Ordering::Relaxed);
         // Not for less than a millisecond, so that no part of a millionth is lost each time.
         if until < given.saturating_add(Duration::from_millis(1).as_micros() as u64) {
             return;
         }
         let (relaxed, mine) = (Ordering::Relaxed, (until - given) as f64);
-        if self.given.compare_exchange(given, until, relaxed, relaxed).is_ok() {
+        if last.compare_exchange(given, until, relaxed, relaxed).is_ok() {
             self.add((mine * self.per_microsecond).min(self.capacity as f64) as i64);
         }
     }
@@ -77,7 +100,13 @@ impl Budget {
     fn add(&self, more: i64) {
         let add = |kept: i64| (kept < self.capacity).then(|| (kept + more).min(self.capacity));
         // A full budget is only read.
-        self.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok();
+        self.purse.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok();
+    }
+}
+
+impl Purse {
+    fn new(kept: i64, began: Instant) -> Self {
+        Self { kept: AtomicI64::new(kept), began, given: AtomicU64::new(0) }
     }
 }
 
@@ -97,6 +126,21 @@ mod tests {
         assert_eq!(all(now), 10);
         assert_eq!(all(now + Duration::from_secs(4)), 4);
         assert_eq!(all(now + Duration::from_secs(4000)), 30);
+    }
+
+    #[test]
+    fn a_pool_that_is_built_anew_has_not_more_than_before() {
+        let now = Instant::now();
+        let plan = BudgetPlan { ratio: 0.2, min_per_second: 1.0 };
+        let old = Budget::new(&plan, now);
+        assert_eq!((0..25).filter(|_| old.afford(now)).count(), 25);
+        let next = Budget::new(&plan, now).instead_of(&old);
+        assert!((0..3).all(|_| next.afford(now)) && old.afford(now));
+        let beside = Budget::new(&plan, now).like(&old, now);
+        assert_eq!((0..9).filter(|_| beside.afford(now)).count(), 1);
+        assert!(next.afford(now) && !old.afford(now) && !next.afford(now));
+        let later = now + Duration::from_secs(2);
+        assert_eq!((0..9).filter(|_| next.afford(later) || old.afford(later)).count(), 2);
     }
 
     #[test]

@@ -17,7 +17,6 @@ use reqwest::RequestBuilder;
 
 use super::{
     load::{self, Reading},
-    prefix::Memories,
     state::State,
 };
 use crate::{
@@ -206,8 +205,6 @@ pub struct Ids {
     metrics: Metrics,
     /// From when the times of all of them are told.
     epoch: Instant,
-    /// What pools remember.
-    pub memories: Memories,
 }
 
 #[derive(Default)]
@@ -235,8 +232,7 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 impl Ids {
     /// None are known yet.
     pub fn new(metrics: &Metrics) -> Self {
-        let (known, memories) = (Mutex::default(), Memories::default());
-        Self { known, metrics: metrics.clone(), epoch: Instant::now(), memories }
+        Self { known: Mutex::default(), metrics: metrics.clone(), epoch: Instant::now() }
     }
 
     /// The id of the backend with this name and URL, and what is known of it.

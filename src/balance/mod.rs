@@ -6,6 +6,7 @@ mod budget;
 mod circuit;
 pub mod endpoint;
 pub mod health;
+pub mod heirs;
 pub mod load;
 pub mod pool;
 pub mod prefix;

@@ -14,7 +14,8 @@ use super::{
     Endpoint,
     ask::{self, Ask},
     budget::Budget,
-    prefix::Memories,
+    heirs::Heritage,
+    prefix::Memory,
     state::Lease,
     strategy::{self, Balancer},
     table::{Rules, Table},
@@ -83,8 +84,8 @@ pub struct PoolParts<'a> {
     pub registry: &'a Arc<HealthRegistry>,
     /// Without probes every backend counts as healthy, whatever earlier probes found.
     pub probed: bool,
-    /// What earlier pools remember.
-    pub memories: &'a Memories,
+    /// The pools of the generation before that it goes on from.
+    pub heritage: Heritage<'a>,
     /// Where chance begins.
     pub seed: u64,
 }
@@ -120,14 +121,19 @@ impl Pool {
             seed: parts.seed,
         };
         let memory = (balance.strategy == Strategy::PrefixAffinity).then(|| {
-            let ids: BTreeSet<_> = members.iter().map(|(e, _)| e.id).collect();
-            let ids: Vec<_> = ids.into_iter().collect();
-            parts.memories.of(&ids, balance.prefix.remembered)
+            let room = balance.prefix.remembered;
+            let old = parts.heritage.closest.and_then(|old| old.table.memory.as_ref());
+            let old = old.filter(|memory| memory.has_room_for(room));
+            old.map_or_else(|| Arc::new(Memory::new(room)), Arc::clone)
         });
         let mut shown: Vec<Arc<Endpoint>> = Vec::with_capacity(members.len());
         let mut seen = BTreeSet::new();
         shown.extend(members.iter().filter(|(e, _)| seen.insert(e.id)).map(|(e, _)| Arc::clone(e)));
-        let table = Arc::new(Table::new(members, &rules, memory));
+        let table = Table::new(members, &rules, memory);
+        if let Some(old) = parts.heritage.closest {
+            table.inherit(&old.table);
+        }
+        let table = Arc::new(table);
         let set: BTreeSet<_> = table.backends.iter().cloned().collect();
         let registry = Arc::clone(parts.registry);
         let backends = Backends::new_with_health_registry(Static::new(set), registry);
@@ -146,9 +152,14 @@ impl Pool {
             probed: parts.probed,
             balance: balance.clone(),
             circuit: *parts.circuit,
-            budget: Budget::new(parts.budget, Instant::now()),
+            budget: budget(parts),
             asks,
         }
+    }
+
+    /// Ids of its backends, sorted.
+    pub fn ids(&self) -> &[u32] {
+        self.table.ids()
     }
 
     /// Chooses a backend and takes a place there.
@@ -309,6 +320,17 @@ impl Pool {
     /// Whether there is a backend to choose, as far as probes and operators say.
     pub fn ready(&self) -> bool {
         self.members().any(|(_, healthy)| healthy)
+    }
+}
+
+/// The budget of a pool that may take another one's place, or have come from one.
+fn budget(parts: &PoolParts<'_>) -> Budget {
+    let now = Instant::now();
+    let budget = Budget::new(parts.budget, now);
+    match (parts.heritage.sole, parts.heritage.closest) {
+        (Some(old), _) => budget.instead_of(&old.budget),
+        (None, Some(old)) => budget.like(&old.budget, now),
+        (None, None) => budget,
     }
 }
 

@@ -1,16 +1,9 @@
 //! Which backend has seen which beginning of a conversation: a table of fixed size, without locks,
 //! that forgets. A wrong or lost entry costs a cache miss of an engine, and nothing else.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::random::{mix, scale};
-use crate::base::lock;
 
 /// Entries that share a place: those of one cache line. New ones come into the middle and rise when
 /// they are used, so that what is used often is not swept out by what is seen once.
@@ -31,12 +24,16 @@ struct Set([AtomicU64; WAYS]);
 impl Memory {
     /// Room for this many entries.
     pub fn new(entries: usize) -> Self {
-        Self { sets: (0..entries.div_ceil(WAYS).max(1)).map(|_| Set::default()).collect() }
+        Self { sets: (0..Self::sets(entries)).map(|_| Set::default()).collect() }
     }
 
-    /// Entries that it has room for.
-    pub fn room(&self) -> usize {
-        self.sets.len() * WAYS
+    /// Whether it is as large as a new one with room for this many entries.
+    pub fn has_room_for(&self, entries: usize) -> bool {
+        self.sets.len() == Self::sets(entries)
+    }
+
+    fn sets(entries: usize) -> usize {
+        entries.div_ceil(WAYS).max(1)
     }
 
     fn place(&self, block: u64) -> (&Set, u64) {
@@ -80,27 +77,6 @@ impl Memory {
     }
 }
 
-/// The memories of the pools in use, so that one lives through a reload. Pools of the same backends
-/// share one.
-#[derive(Debug, Default)]
-pub struct Memories(Mutex<HashMap<Vec<u32>, Weak<Memory>>>);
-
-impl Memories {
-    /// The memory of the pool of the backends with these ids, which are sorted.
-    pub fn of(&self, ids: &[u32], entries: usize) -> Arc<Memory> {
-        let mut known = lock(&self.0);
-        known.retain(|_, memory| memory.strong_count() > 0);
-        let wanted = entries.div_ceil(WAYS).max(1) * WAYS;
-        let living = known.get(ids).and_then(Weak::upgrade);
-        if let Some(memory) = living.filter(|memory| memory.room() == wanted) {
-            return memory;
-        }
-        let memory = Arc::new(Memory::new(entries));
-        known.insert(ids.to_vec(), Arc::downgrade(&memory));
-        memory
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,7 +96,7 @@ mod tests {
     #[test]
     fn what_is_used_often_stays_and_the_rest_is_bounded() {
         let memory = Memory::new(1024);
-        assert_eq!(memory.room(), 1024);
+        assert!(memory.has_room_for(1024) && !memory.has_room_for(2048));
         for n in 0..100_000u64 {
             memory.remember(n + 1000, 1);
             if n % 100 == 0 {
@@ -129,17 +105,5 @@ mod tests {
         }
         let kept = (0..50).filter(|block| memory.who(*block).any(|id| id == 2)).count();
         assert!(kept >= 45, "{kept} of 50");
-    }
-
-    #[test]
-    fn a_memory_lives_as_long_as_a_pool_has_it() {
-        let memories = Memories::default();
-        let first = memories.of(&[1, 2], 64);
-        first.remember(7, 1);
-        assert_eq!(memories.of(&[1, 2], 64).who(7).count(), 1);
-        assert_eq!(memories.of(&[1, 3], 64).who(7).count(), 0);
-        assert_eq!(memories.of(&[1, 2], 128).who(7).count(), 0);
-        drop(first);
-        assert_eq!(memories.of(&[1, 2], 64).who(7).count(), 0);
     }
 }

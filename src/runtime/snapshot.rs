@@ -1,11 +1,17 @@
 //! Everything that a request may need of the configuration, immutable.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{Carry, Tiers, discovery};
 use crate::{
     auth::Auth,
-    balance::{Endpoint, Pool, PoolParts},
+    balance::{
+        Endpoint, Pool, PoolParts,
+        heirs::{Heritage, heirs},
+    },
     config::{Plan, plan::BackendPlan},
     limit::Limiter,
     route::{Place, PoolSpec, Route, Router},
@@ -45,7 +51,8 @@ impl Snapshot {
         carry.explains.resize(plan.routing.explain);
         let backends = carry.found.backends(&plan);
         let endpoints = discovery::endpoints(&backends, &plan.timeouts, carry, earlier);
-        let (router, pools) = pools(&plan, &backends, &endpoints, carry);
+        let old = earlier.map_or(&[][..], |e| &e.pools);
+        let (router, pools) = pools(&plan, &backends, &endpoints, old, carry);
         Self {
             generation: earlier.map_or(1, |e| e.generation + 1),
             plan: Arc::new(plan),
@@ -68,7 +75,7 @@ impl Snapshot {
         if same && backends == self.backends {
             return None;
         }
-        let (router, pools) = pools(&self.plan, &backends, &endpoints, carry);
+        let (router, pools) = pools(&self.plan, &backends, &endpoints, &self.pools, carry);
         Some(Self {
             generation: self.generation + 1,
             plan: Arc::clone(&self.plan),
@@ -100,12 +107,14 @@ impl Snapshot {
     }
 }
 
-/// The ways to the models, and the pools that they lead to. A backend that is nowhere yet has a
-/// place all the same: its models are known, and have nobody to serve them.
+/// The ways to the models, and the pools that they lead to, which go on from the `old` ones. A
+/// backend that is nowhere yet has a place all the same: its models are known, and have nobody to
+/// serve them.
 fn pools(
     plan: &Plan,
     backends: &[BackendPlan],
     endpoints: &[Arc<Endpoint>],
+    old: &[Pool],
     carry: &Carry,
 ) -> (Router, Vec<Pool>) {
     let mut known: HashMap<&str, Vec<&Arc<Endpoint>>> = HashMap::new();
@@ -125,7 +134,17 @@ fn pools(
         .collect();
     let (router, specs) = Router::new(&plan.routing, &told);
     let routing = &plan.routing;
-    let pool = |spec: PoolSpec| {
+    let members = |spec: &PoolSpec| -> Vec<(Arc<Endpoint>, u32)> {
+        let member = |(i, weight): &(usize, u32)| Some((Arc::clone(places[*i].1?), *weight));
+        spec.members.iter().filter_map(member).collect()
+    };
+    let ids = |spec: &PoolSpec| {
+        let ids: BTreeSet<_> = members(spec).iter().map(|(e, _)| e.id).collect();
+        ids.into_iter().collect()
+    };
+    let told: Vec<_> = specs.iter().map(|spec| (ids(spec), &spec.balance)).collect();
+    let heritages = heirs(old, &told);
+    let pool = |(spec, heritage): (&PoolSpec, Heritage<'_>)| {
         let parts = PoolParts {
             balance: &spec.balance,
             circuit: &routing.circuit,
@@ -133,12 +152,11 @@ fn pools(
             load_interval: routing.load.interval,
             registry: &carry.health,
             probed: plan.health_check.is_some(),
-            memories: &carry.ids.memories,
+            heritage,
             seed: rand::random(),
         };
-        let member = |(i, weight): &(usize, u32)| Some((Arc::clone(places[*i].1?), *weight));
-        Pool::new(spec.members.iter().filter_map(member).collect(), &parts)
+        Pool::new(members(spec), &parts)
     };
-    let pools = specs.into_iter().map(pool).collect();
+    let pools = specs.iter().zip(heritages).map(pool).collect();
     (router, pools)
 }

@@ -10,7 +10,6 @@ const SECOND: Duration = Duration::from_secs(1);
 /// A pool and the clock of its test.
 struct Bed {
     pool: Pool,
-    ids: Ids,
     registry: Arc<HealthRegistry>,
     endpoints: Vec<Arc<Endpoint>>,
     now: Instant,
@@ -43,8 +42,8 @@ impl Bed {
             u64::from(Endpoint::id_of(backend))
         }));
         let members = endpoints.iter().cloned().zip(weights.iter().copied()).collect();
-        let pool = pool(members, balance, circuit, &ids, &registry);
-        Self { pool, ids, registry, endpoints, now: Instant::now() }
+        let pool = pool(members, balance, circuit, Heritage::default(), &registry);
+        Self { pool, registry, endpoints, now: Instant::now() }
     }
 
     fn wish(&self) -> Wish<'static> {
@@ -82,7 +81,7 @@ fn pool(
     members: Vec<(Arc<Endpoint>, u32)>,
     balance: &BalancePlan,
     circuit: &CircuitPlan,
-    ids: &Ids,
+    heritage: Heritage<'_>,
     registry: &Arc<HealthRegistry>,
 ) -> Pool {
     let parts = PoolParts {
@@ -92,7 +91,7 @@ fn pool(
         load_interval: 2 * SECOND,
         registry,
         probed: false,
-        memories: &ids.memories,
+        heritage,
         seed: 42,
     };
     Pool::new(members, &parts)
@@ -258,7 +257,8 @@ fn sessions_stay_where_they_are() {
     let rest = bed.endpoints.iter().filter(|e| e.id != bed.endpoints[3].id);
     let members = rest.map(|e| (Arc::clone(e), 1)).collect();
     let (balance, circuit) = (plan(Strategy::ConsistentHash), CircuitPlan::default());
-    let smaller = Bed { pool: pool(members, &balance, &circuit, &bed.ids, &bed.registry), ..bed };
+    let smaller = pool(members, &balance, &circuit, Heritage::default(), &bed.registry);
+    let smaller = Bed { pool: smaller, ..bed };
     let moved =
         sessions.iter().zip(&before).filter(|(s, was)| home(&smaller, **s) != **was).count();
     assert!(moved < 250, "{moved} of 1000");
@@ -306,14 +306,57 @@ fn prompts_that_begin_alike_go_together() {
     used.sort_unstable();
     used.dedup();
     assert_eq!(used.len(), 5);
-    // A pool built anew knows what this one knew.
-    let blocks = conversation(3, 999);
-    let before = bed.pick(&Wish { blocks: &blocks, ..bed.wish() }).0;
-    let members = bed.endpoints.iter().map(|e| (Arc::clone(e), 1)).collect();
+}
+
+#[test]
+fn a_pool_goes_on_where_the_one_before_it_was() {
+    let bed = Bed::new(&plan(Strategy::PrefixAffinity), &[1; 5]);
+    let blocks = |n| conversation(n, n + 1000);
+    let pick = |bed: &Bed, n| bed.pick(&Wish { blocks: &blocks(n), ..bed.wish() }).0;
+    let before: Vec<_> = (0..50).map(|n| pick(&bed, n)).collect();
+    // One of five has gone, and later it is back.
     let (balance, circuit) = (plan(Strategy::PrefixAffinity), CircuitPlan::default());
-    let next = pool(members, &balance, &circuit, &bed.ids, &bed.registry);
-    let next = Bed { pool: next, ..bed };
-    (0..3).for_each(|_| assert_eq!(next.pick(&Wish { blocks: &blocks, ..next.wish() }).0, before));
+    let anew = |bed: Bed, count: usize| {
+        let members: Vec<_> = bed.endpoints[..count].iter().map(|e| (Arc::clone(e), 1)).collect();
+        let ids = members.iter().map(|(e, _)| e.id).collect();
+        let old = std::slice::from_ref(&bed.pool);
+        let heritage = crate::balance::heirs::heirs(old, &[(ids, &balance)]).remove(0);
+        let pool = pool(members, &balance, &circuit, heritage, &bed.registry);
+        Bed { pool, ..bed }
+    };
+    let bed = anew(bed, 4);
+    for (n, was) in (0..50).zip(&before).filter(|(_, was)| **was < 4) {
+        assert_eq!(pick(&bed, n), *was);
+    }
+    // Who has been chosen a lot of late is still known to have been.
+    let home = pick(&bed, 1);
+    let _busy: Vec<_> = (0..5).map(|backend| bed.occupy(backend, 1)).collect();
+    (0..400).for_each(|_| _ = pick(&bed, 1));
+    let bed = anew(bed, 5);
+    assert!((0..10).all(|_| pick(&bed, 1) != home));
+    // The retries that were spent are spent.
+    while bed.pool.afford_retry(bed.now) {}
+    let bed = anew(bed, 4);
+    assert!(!bed.pool.afford_retry(bed.now));
+}
+
+#[test]
+fn the_bound_holds_in_a_large_pool() {
+    for strategy in [Strategy::ConsistentHash, Strategy::PrefixAffinity] {
+        let bed = Bed::new(&plan(strategy), &[1; 200]);
+        let blocks = conversation(1, 2);
+        let wish = Wish { session: Some(7), blocks: &blocks, ..bed.wish() };
+        let mut leases = std::collections::VecDeque::new();
+        for n in 0..10_000 {
+            leases.push_back(bed.pick(&wish).1);
+            if n >= 4000 {
+                leases.pop_front();
+            }
+        }
+        // Twenty each, and a quarter more.
+        let most = bed.endpoints.iter().map(|e| e.in_flight()).max().unwrap();
+        assert!((20..=26).contains(&most), "{strategy:?} {most}");
+    }
 }
 
 #[test]

@@ -51,6 +51,7 @@ impl Endpoint {
     /// Makes an endpoint. A literal address is known; that of a name is told by [`Self::at`].
     pub fn new(identity: Identity, plan: BackendPlan, timeouts: &TimeoutPlan) -> Self {
         let (id, state) = identity;
+        state.named(Some(&plan.name));
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut template = HttpPeer::new(
             nowhere,
@@ -77,7 +78,13 @@ impl Endpoint {
     /// Puts it at an address, under a name of its own.
     #[must_use]
     pub fn at(self, address: SocketAddr, name: String) -> Self {
+        self.state.named(Some(&name));
         Self { name, address: Some(address), ..self }
+    }
+
+    /// It is not used any more: what its last requests find out is not to be seen in the metrics.
+    pub fn leave(&self) {
+        self.state.named(None);
     }
 
     /// The counters of usual requests to a path.

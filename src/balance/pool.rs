@@ -253,7 +253,7 @@ impl Pool {
                     }
                 };
                 let score = self.balancer.score(&self.table, member, ask);
-                Some(Candidate { backend: endpoint.plan.name.clone(), score, barred })
+                Some(Candidate { backend: endpoint.name.clone(), score, barred })
             };
             self.members.iter().take(most).filter_map(one).collect()
         });

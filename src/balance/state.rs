@@ -44,7 +44,10 @@ pub struct State {
     reading: Mutex<Option<(Reading, Instant)>>,
     /// From when its times are told.
     epoch: Instant,
-    name: Box<str>,
+    /// Its backend, as configured.
+    backend: Box<str>,
+    /// The name of the endpoint that is in use; `None`: none is.
+    name: Mutex<Option<Box<str>>>,
     /// Looked up at each change, because a backend that is gone for a while loses its metrics.
     metrics: BalanceMetrics,
 }
@@ -54,7 +57,7 @@ const STREAM: u64 = 1 << 32;
 
 impl State {
     /// Of a backend of which nothing is known. Times are told from `epoch`.
-    pub fn new(name: &str, epoch: Instant, metrics: &Metrics) -> Self {
+    pub fn new(backend: &str, epoch: Instant, metrics: &Metrics) -> Self {
         Self {
             in_flight: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
@@ -66,9 +69,15 @@ impl State {
             troubles: Troubles::default(),
             reading: Mutex::default(),
             epoch,
-            name: name.into(),
+            backend: backend.into(),
+            name: Mutex::new(Some(backend.into())),
             metrics: metrics.balance.clone(),
         }
+    }
+
+    /// How it is called from now on; `None`: it is not in use.
+    pub fn named(&self, name: Option<&str>) {
+        *lock(&self.name) = name.map(Into::into);
     }
 
     /// From when its times are told.
@@ -167,21 +176,25 @@ impl State {
     }
 
     fn changed(&self, model: &str, change: Change) {
+        let name = || lock(&self.name).clone().unwrap_or_else(|| self.backend.clone());
         match change {
             Change::None => return,
             Change::Opened => {
-                self.metrics.circuit_opened.with_label_values(&[&self.name]).inc();
-                log::warn!("backend {} fails: it gets no requests for {model} now", self.name);
+                self.metrics.circuit_opened.with_label_values(&[&self.backend]).inc();
+                log::warn!("backend {} fails: it gets no requests for {model} now", name());
             }
-            Change::Closed => log::info!("backend {} serves {model} again", self.name),
+            Change::Closed => log::info!("backend {} serves {model} again", name()),
         }
         self.show();
     }
 
-    /// Brings the gauge of open circuits up to date.
+    /// Brings the gauge of open circuits up to date, if the backend is in use.
     pub fn show(&self) {
-        let open = self.metrics.circuit_open.with_label_values(&[&self.name]);
-        open.set(self.troubles.open() as i64);
+        // Under the lock: the gauge of one that leaves is removed after this, or not made again.
+        if let Some(name) = &*lock(&self.name) {
+            let open = self.metrics.circuit_open.with_label_values(&[name]);
+            open.set(self.troubles.open() as i64);
+        }
     }
 }
 

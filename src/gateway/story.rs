@@ -42,7 +42,7 @@ impl Story {
             tier: picked.tier,
             pool: picked.pool,
             model: picked.model.as_deref().or(model).unwrap_or_default().to_owned(),
-            backend: picked.choice.endpoint.plan.name.clone(),
+            backend: picked.choice.endpoint.name.clone(),
             candidates: picked.candidates.iter().cloned().map(Into::into).collect(),
             first_byte_ms: None,
             took_ms: 0,

@@ -261,9 +261,12 @@ pub(super) fn took_over(old: &Snapshot, next: &Snapshot, carry: &Carry) {
     let names = |snapshot: &Snapshot| -> BTreeSet<String> {
         snapshot.endpoints.iter().map(|e| e.name.clone()).collect()
     };
+    let ids = next.endpoints.iter().map(|e| e.id).collect();
+    leave(old, &ids);
     let (before, after) = (names(old), names(next));
     for gone in before.difference(&after) {
         carry.metrics.backend_up.remove_label_values(&[gone]).ok();
+        carry.metrics.balance.forget(gone);
     }
     for gone in &old.plan.discovery.sources {
         if !next.plan.discovery.sources.iter().any(|s| s.name == gone.name) {
@@ -271,7 +274,6 @@ pub(super) fn took_over(old: &Snapshot, next: &Snapshot, carry: &Carry) {
             carry.metrics.discovery_backends.remove_label_values(&[&gone.name]).ok();
         }
     }
-    let ids = next.endpoints.iter().map(|e| e.id).collect();
     carry.ids.tidy(&ids, Instant::now());
     carry.found.tidy(&next.plan, &next.backends);
     let generation = next.generation;
@@ -283,6 +285,11 @@ pub(super) fn took_over(old: &Snapshot, next: &Snapshot, carry: &Carry) {
         log::info!("configuration {generation}: backends that have gone: {went}");
     }
     carry.probe_now.notify_one();
+}
+
+/// Those that are not among the ids in use any more leave.
+fn leave(old: &Snapshot, ids: &HashSet<u32>) {
+    old.endpoints.iter().filter(|e| !ids.contains(&e.id)).for_each(|e| e.leave());
 }
 
 fn told<'a>(names: impl Iterator<Item = &'a String>) -> String {

@@ -42,7 +42,7 @@ async fn read_for_ever(live: &Live, carry: &Carry) {
         let found = join_all(reads).await;
         silent.retain(|id| wanted.iter().any(|e| e.id == *id));
         for (endpoint, outcome) in wanted.iter().zip(found) {
-            let name = &endpoint.plan.name;
+            let name = &endpoint.name;
             match outcome {
                 Ok(()) if silent.remove(&endpoint.id) => {
                     log::info!("the load of backend {name} is read again");
@@ -102,22 +102,20 @@ async fn read(
 }
 
 async fn show_for_ever(live: &Live, carry: &Carry) {
-    let mut shown: HashSet<String> = HashSet::new();
     let mut turn = tokio::time::interval(SHOW);
     turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         turn.tick().await;
-        let snapshot = live.load();
-        let metrics = &carry.metrics.balance;
-        let names: HashSet<_> = snapshot.endpoints.iter().map(|e| e.plan.name.clone()).collect();
-        shown.difference(&names).for_each(|gone| forget(metrics, gone));
-        snapshot.endpoints.iter().for_each(|endpoint| show(metrics, endpoint, Instant::now()));
-        shown = names;
+        // What goes with the next configuration is removed after this.
+        live.steady(|snapshot| {
+            let (metrics, now) = (&carry.metrics.balance, Instant::now());
+            snapshot.endpoints.iter().for_each(|endpoint| show(metrics, endpoint, now));
+        });
     }
 }
 
 fn show(metrics: &BalanceMetrics, endpoint: &Endpoint, now: Instant) {
-    let name = endpoint.plan.name.as_str();
+    let name = endpoint.name.as_str();
     metrics.in_flight.with_label_values(&[name]).set(endpoint.in_flight() as i64);
     endpoint.show_circuits();
     let Some((reading, at)) = endpoint.load() else { return };
@@ -130,15 +128,5 @@ fn show(metrics: &BalanceMetrics, endpoint: &Endpoint, now: Instant) {
     }
     if let Some(used) = reading.kv_cache {
         set("kv_cache", used);
-    }
-}
-
-/// A backend that is not in the configuration any more is not in the metrics either.
-fn forget(metrics: &BalanceMetrics, name: &str) {
-    metrics.in_flight.remove_label_values(&[name]).ok();
-    metrics.circuit_open.remove_label_values(&[name]).ok();
-    metrics.load_age.remove_label_values(&[name]).ok();
-    for kind in ["waiting", "running", "kv_cache"] {
-        metrics.load.remove_label_values(&[name, kind]).ok();
     }
 }

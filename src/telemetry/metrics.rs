@@ -111,6 +111,16 @@ impl BalanceMetrics {
             load: register(r, GaugeVec::new(load, &["backend", "kind"])),
         }
     }
+
+    /// A backend that is not in use any more is not in the gauges either.
+    pub fn forget(&self, name: &str) {
+        self.in_flight.remove_label_values(&[name]).ok();
+        self.circuit_open.remove_label_values(&[name]).ok();
+        self.load_age.remove_label_values(&[name]).ok();
+        for kind in ["waiting", "running", "kv_cache"] {
+            self.load.remove_label_values(&[name, kind]).ok();
+        }
+    }
 }
 
 /// The metrics of limits.

@@ -359,7 +359,7 @@ impl Table {
     }
 
     /// The same, counted now, and how many are left alone.
-    fn count(&self, ask: &Ask<'_>) -> (Crowd, usize) {
+    pub fn count(&self, ask: &Ask<'_>) -> (Crowd, usize) {
         let (mut crowd, mut barred) = (Crowd::default(), 0);
         for (member, seat) in self.seats.iter().enumerate() {
             if !self.fit(member, ask) {

@@ -193,7 +193,7 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
 
     /// There is one record of each request, and it is right.
     async fn accounts_for_everything(&self) {
-        let expected = self.records.borrow();
+        let expected = self.records.take();
         let records = self.receiver.wait_for(expected.len()).await;
         let prompt =
             serde_json::from_str::<Value>(&self.right[0]).unwrap()["usage"]["prompt_tokens"]

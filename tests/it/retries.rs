@@ -237,7 +237,10 @@ async fn streaming(stream: String) -> String {
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
-            socket.read(&mut [0; 4096]).await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                socket.read_buf(&mut request).await.unwrap();
+            }
             socket.write_all((head.to_owned() + &stream).as_bytes()).await.unwrap();
         }
     });

@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use llmproxy::sim::Sim;
+use llmproxy::sim::{Fail, Sim};
 
 use super::support::{
-    Gateway, chat, eventually, free_address,
+    Client, Gateway, chat, eventually, free_address,
     servers::{MariaDb, Postgres, Redis},
     sim, sim_with,
 };
@@ -217,4 +217,84 @@ async fn aliases() -> (Gateway, Sim, Sim) {
     let canary = sim_with(|b| b.models = models(&["qwen-72b-next"])).await;
     let env = [("STABLE_URL", stable.url()), ("CANARY_URL", canary.url())];
     (Gateway::example("aliases", &env).await, stable, canary)
+}
+
+/// The backends of the tries of a request, as the admin API tells them.
+async fn tried(admin: &str, request_id: &str) -> Vec<String> {
+    let ask = format!(
+        "GET /admin/v1/explain?request_id={request_id} HTTP/1.1\r\nHost: {admin}\r\n\
+         X-Admin-Token: change-me-please\r\n\r\n"
+    );
+    let mut told = Vec::new();
+    // A request is told of when it has ended, which may be a moment after its answer.
+    eventually("the request is told of", async || {
+        let mut client = Client::connect(admin.parse().unwrap()).await;
+        client.send(ask.as_bytes()).await;
+        let answer = client.answer().await;
+        if answer.status == 200 {
+            let trace = answer.json();
+            let tries = trace["tries"].as_array().unwrap().iter();
+            told = tries.map(|t| t["backend"].as_str().unwrap().to_owned()).collect();
+        }
+        answer.status == 200
+    })
+    .await;
+    told
+}
+
+#[tokio::test]
+async fn conversations_stay_with_an_engine_and_outlive_it() {
+    let (one, two) = (sim().await, sim().await);
+    let admin = free_address().to_string();
+    let env = [("ENGINE_1", one.url()), ("ENGINE_2", two.url()), ("ADMIN_LISTEN", admin.clone())];
+    let gateway = Gateway::example("routing", &env).await;
+    let system = "You are a patient teacher of mathematics. ".repeat(4);
+    let body = format!(
+        r#"{{"model":"sim-model","stream":true,"messages":[{{"role":"system","content":"{system}"}}]}}"#
+    );
+    let ask = async |id: &str| {
+        let mut client = gateway.client().await;
+        let headers = format!("X-Request-Id: {id}\r\n");
+        client.post_with("/v1/chat/completions", &headers, body.as_bytes()).await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.text().ends_with("data: [DONE]\n\n"), "{}", answer.text());
+    };
+    for _ in 0..4 {
+        ask("whole").await;
+    }
+    let home = tried(&admin, "whole").await.pop().unwrap();
+    let (at_home, other, engines) = match home.as_str() {
+        "engine-1" => (&one, &two, ["engine-1", "engine-2"]),
+        _ => (&two, &one, ["engine-2", "engine-1"]),
+    };
+    assert_eq!((at_home.stats().requests(), other.stats().requests()), (4, 0));
+
+    // It dies after its headers: the clients do not notice.
+    at_home.change(|b| b.fail = Fail::AfterHeaders);
+    ask("broken").await;
+    assert_eq!(tried(&admin, "broken").await, engines);
+    for _ in 0..5 {
+        ask("later").await;
+    }
+    assert_eq!(other.stats().requests(), 6);
+}
+
+#[tokio::test]
+async fn rules_by_backend_are_served() {
+    let models = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+    let primary = sim_with(|b| b.models = models(&["qwen-72b"])).await;
+    let fallback = sim_with(|b| b.models = models(&["qwen-72b", "other"])).await;
+    let env = [("PRIMARY_URL", primary.url()), ("FALLBACK_URL", fallback.url())];
+    let gateway = Gateway::example("fallback", &env).await;
+    let counts = || (primary.stats().requests(), fallback.stats().requests());
+    let served = [(200, "qwen-72b".to_owned()), (200, "qwen-72b".to_owned())];
+    assert_eq!(answered(&gateway, &["qwen-72b", "qwen-72b"]).await, served);
+    assert_eq!(counts(), (2, 0));
+    // The primary does not have this one, and is not asked.
+    assert_eq!(answered(&gateway, &["other"]).await[0].0, 200);
+    assert_eq!(counts(), (2, 1));
+    primary.change(|b| b.fail = Fail::Error);
+    assert_eq!(answered(&gateway, &["qwen-72b", "qwen-72b"]).await, served);
+    assert_eq!(counts(), (4, 3));
 }

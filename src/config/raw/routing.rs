@@ -224,7 +224,7 @@ pub struct Circuit {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
-    /// `false`: each request is tried once, even if the connection cannot be made.
+    /// `false`: each request is tried once, or more often if no connection could be made.
     pub enabled: Switch,
     /// Tries after the first. 3, or what `fallback.max_retries` says.
     pub max_retries: Option<u32>,

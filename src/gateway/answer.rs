@@ -54,11 +54,22 @@ pub fn opened(session: &Session) -> bool {
     session.response_written().is_some_and(|head| !head.status.is_informational())
 }
 
-/// A document as an event of a stream.
+/// What a backend has answered that is no success, as an event of a stream: its own words, if they
+/// are such that readers of streams take them for an error.
+pub fn error_event(ctx: &Ctx, status: u16, body: &[u8]) -> Bytes {
+    let said: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    if said.is_some_and(|said| said.get("error").is_some_and(|error| !error.is_null())) {
+        return event(body);
+    }
+    let message = format!("The backend answered with status {status}");
+    event(&failure(ctx, status, &message, "backend_failed"))
+}
+
+/// A document as an event of a stream. In JSON a line break is a space.
 pub fn event(document: &[u8]) -> Bytes {
     let mut event = Vec::with_capacity(document.len() + 8);
     event.extend_from_slice(b"data: ");
-    event.extend_from_slice(document);
+    event.extend(document.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }));
     event.extend_from_slice(b"\n\n");
     event.into()
 }

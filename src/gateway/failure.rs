@@ -185,7 +185,7 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, told: Told) -> u16 {
     ctx.end.status = Some(status);
     limits::settle_at_the_end(ctx);
     if answer::opened(session) {
-        let event = answer::event(&body);
+        let event = answer::error_event(ctx, status, &body);
         written(session.write_response_body(Some(event), true).await);
         return status;
     }

@@ -8,7 +8,10 @@
 //! everything on, holds heads back, and sends comments while it is asked.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,7 +41,24 @@ pub const COMMENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
 /// Where the real session comes back to when ours is dropped.
 #[derive(Clone, Default)]
-pub struct Home(Arc<Mutex<Option<Box<ServerSession>>>>);
+pub struct Home(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    session: Mutex<Option<Box<ServerSession>>>,
+    quiet: AtomicBool,
+}
+
+impl Home {
+    /// No comments for now, or comments again.
+    pub fn set_quiet(&self, quiet: bool) {
+        self.0.quiet.store(quiet, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> Option<Box<ServerSession>> {
+        lock(&self.0.session).take()
+    }
+}
 
 /// Comments for a client that waits for a stream.
 pub struct KeepAlive {
@@ -54,13 +74,15 @@ struct Held {
     session: Option<Box<ServerSession>>,
     home: Home,
     head: Option<Box<ResponseHeader>>,
+    /// A part of an answer has been passed on.
+    begun: bool,
     /// `None` once the answer has begun.
     keep_alive: Option<(KeepAlive, Instant)>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        *lock(&self.home.0) = self.session.take();
+        *lock(&self.home.0.session) = self.session.take();
     }
 }
 
@@ -78,6 +100,7 @@ pub fn hold(session: &mut Session, keep_alive: Option<KeepAlive>) -> Home {
         session: Some(real),
         home: home.clone(),
         head: None,
+        begun: false,
         keep_alive: keep_alive.map(|k| (Instant::now() + k.every, k)).map(|(at, k)| (k, at)),
     };
     *session.downstream_session = ServerSession::new_custom(Box::new(held));
@@ -91,7 +114,7 @@ pub fn hold(session: &mut Session, keep_alive: Option<KeepAlive>) -> Home {
 pub async fn release(session: &mut Session, home: &Home) -> Result<()> {
     // Dropping ours sends the real one home.
     *session.downstream_session = ServerSession::new_custom(Box::new(()));
-    if let Some(real) = lock(&home.0).take() {
+    if let Some(real) = home.take() {
         session.downstream_session = real;
     }
     finish_comment(&mut session.downstream_session).await
@@ -100,7 +123,7 @@ pub async fn release(session: &mut Session, home: &Home) -> Result<()> {
 /// As [`release`], for one that will not be written to any more.
 pub fn abandon(session: &mut Session, home: &Home) {
     *session.downstream_session = ServerSession::new_custom(Box::new(()));
-    if let Some(real) = lock(&home.0).take() {
+    if let Some(real) = home.take() {
         session.downstream_session = real;
     }
 }
@@ -146,6 +169,9 @@ impl Held {
 
     /// What of these goes to the client now.
     fn pass(&mut self, tasks: Vec<HttpTask>) -> Vec<HttpTask> {
+        if self.begun {
+            return tasks;
+        }
         let mut out = Vec::with_capacity(tasks.len() + 1);
         for task in tasks {
             match task {
@@ -157,6 +183,7 @@ impl Held {
                 HttpTask::Failed(_) => out.push(task),
                 task => {
                     self.keep_alive = None;
+                    self.begun = true;
                     // With comments its own head was sent, and this one is too late.
                     if let Some(head) = self.head.take().filter(|_| !self.opened()) {
                         out.push(HttpTask::Header(head, false));
@@ -172,6 +199,7 @@ impl Held {
 #[async_trait]
 impl CustomSession for Held {
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        finish_comment(self.real_mut()).await?;
         let mut out = self.pass(tasks);
         match out.first() {
             None => return Ok(false),
@@ -182,7 +210,6 @@ impl CustomSession for Held {
             }
             Some(_) => {}
         }
-        finish_comment(self.real_mut()).await?;
         self.real_mut().response_duplex_vec(out).await
     }
 
@@ -199,6 +226,9 @@ impl CustomSession for Held {
             }
             if let Some((keep_alive, next)) = &mut self.keep_alive {
                 *next = Instant::now() + keep_alive.every;
+            }
+            if self.home.0.quiet.load(Ordering::Relaxed) {
+                continue;
             }
             self.comment().await.map_err(|e| e.into_down())?;
         }

@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 use super::{
     answer::{self, REQUEST_ID},
     ctx::Ctx,
-    stream::{Held, Reading},
+    stream::{self, Held, Reading},
     verdict,
 };
 use crate::{
@@ -41,7 +41,7 @@ pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
 ///
 /// # Errors
 /// If the client was told of a stream, and there is not even a body.
-pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     if response.status.is_informational() {
         return Ok(());
     }
@@ -71,12 +71,11 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
     }
     let opened = answer::opened(session);
     ctx.answer.reading = match reading(response, ctx) {
-        reading @ Reading::Stream(_) => reading,
+        reading @ (Reading::Stream(_) | Reading::Refusal(_)) => reading,
         // The client has been told that a stream comes.
         _ if opened && is_empty(response) => {
             return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
         }
-        Reading::Refusal(head) => Reading::Refusal(head),
         Reading::Json(tap) if opened => Reading::Event(Some(tap)),
         _ if opened => Reading::Event(None),
         reading => reading,
@@ -89,7 +88,18 @@ pub fn headers(session: &Session, response: &mut ResponseHeader, ctx: &mut Ctx) 
         Reading::Json(_) | Reading::Event(_) => ctx.way.tries.may_follow() || renamed,
     };
     ctx.answer.held = held.then(Held::default);
-    if !matches!(ctx.answer.reading, Reading::Stream(_)) {
+    let stream = matches!(ctx.answer.reading, Reading::Stream(_));
+    if let Some(home) = &ctx.way.held {
+        // A comment would come between a document and its head.
+        home.set_quiet(!stream && !opened);
+    }
+    if is_empty(response) {
+        stream::nothing_follows(session, ctx)?;
+        if opened {
+            return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
+        }
+    }
+    if !stream && response.status.is_success() {
         let at = ctx.answer.head_at.unwrap_or_else(Instant::now);
         ctx.way.first_token(at, false);
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{ctx::Ctx, tries::Picked};
 use crate::{
     balance::{Candidate, Pool, Wish},
-    runtime::explain::{Trace, Try},
+    runtime::explain::{self, Trace, Try},
 };
 
 /// Backends of a pool of which it is told how they stood.
@@ -31,9 +31,25 @@ pub fn candidates(ctx: &Ctx, pool: &Pool, wish: &Wish<'_>) -> Vec<Candidate> {
     pool.candidates(wish, CANDIDATES)
 }
 
+/// Where a backend was looked for.
+pub struct Place {
+    /// Tiers before this one.
+    pub tier: usize,
+    /// The pool.
+    pub pool: usize,
+    /// The model's name there.
+    pub model: String,
+    /// How its backends stood.
+    pub candidates: Vec<Candidate>,
+}
+
+fn told(candidates: Vec<Candidate>) -> Vec<explain::Candidate> {
+    candidates.into_iter().map(Into::into).collect()
+}
+
 impl Story {
     /// A try begins.
-    pub fn begin(&mut self, arrived: Instant, model: Option<&str>, picked: &Picked) {
+    pub fn begin(&mut self, arrived: Instant, model: Option<&str>, picked: &mut Picked) {
         let now = Instant::now();
         self.present = self.tries.len();
         self.since.push(Some(now));
@@ -43,10 +59,31 @@ impl Story {
             pool: picked.pool,
             model: picked.model.as_deref().or(model).unwrap_or_default().to_owned(),
             backend: picked.choice.endpoint.name.clone(),
-            candidates: picked.candidates.iter().cloned().map(Into::into).collect(),
+            candidates: told(std::mem::take(&mut picked.candidates)),
             first_byte_ms: None,
             took_ms: 0,
             result: String::new(),
+            hedge: false,
+        });
+    }
+
+    /// There was nobody to choose.
+    pub fn nobody(&mut self, arrived: Instant, place: Place) {
+        // That all have been tried can be seen without this.
+        if place.candidates.iter().all(|candidate| candidate.barred == Some("tried")) {
+            return;
+        }
+        self.since.push(None);
+        self.tries.push(Try {
+            at_ms: millis(arrived.elapsed()),
+            tier: place.tier,
+            pool: place.pool,
+            model: place.model,
+            backend: String::new(),
+            candidates: told(place.candidates),
+            first_byte_ms: None,
+            took_ms: 0,
+            result: "nobody to choose".to_owned(),
             hedge: false,
         });
     }

@@ -18,12 +18,15 @@ use super::{
 };
 use crate::{
     base::{TokenCounts, UsageSource},
-    usage::{JsonTap, StreamMeter},
+    usage::{Blame, JsonTap, StreamMeter},
     wire::{edit, json},
 };
 
 /// Bytes of a document that are held back at most; of a longer one the beginning goes out.
 const LONGEST_DOCUMENT: usize = 256 * 1024;
+
+/// The same where the name of the model has to be replaced.
+const LONGEST_RENAMED: usize = 8 * 1024 * 1024;
 
 /// Bytes of a stream without content that are held back at most.
 const LONGEST_SILENCE: usize = 64 * 1024;
@@ -47,6 +50,8 @@ pub struct Answer {
     pub head_at: Option<Instant>,
     /// How long its backend wants to be left alone.
     pub retry_after: Option<Duration>,
+    /// The client has been told in other words: what still comes is not passed on.
+    told_otherwise: bool,
     /// Pieces that are held back; `None`: pieces pass.
     pub held: Option<Held>,
     last: Option<Instant>,
@@ -148,6 +153,10 @@ pub fn filter(
         return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
     }
     ctx.answer.whole |= end_of_stream;
+    if ctx.answer.told_otherwise {
+        *body = Some(Bytes::new());
+        return Ok(());
+    }
     if body.as_ref().is_some_and(|piece| !piece.is_empty()) {
         ctx.way.story.first_byte();
     }
@@ -161,16 +170,17 @@ pub fn filter(
         }
     }
     let first = !ctx.answer.begun && body.as_ref().is_some_and(|piece| !piece.is_empty());
-    let event = match ctx.answer.reading {
-        Reading::Event(_) => true,
-        Reading::Refusal(_) => answer::opened(session),
-        _ => false,
-    };
-    if event {
-        if end_of_stream && !ctx.answer.begun && !first {
+    match ctx.answer.reading {
+        Reading::Event(_) if end_of_stream && !ctx.answer.begun && !first => {
             return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
         }
-        *body = Some(part_of_event(body.take(), first, end_of_stream));
+        Reading::Event(_) => *body = Some(part_of_event(body.take(), first, end_of_stream)),
+        Reading::Refusal(_) if first && answer::opened(session) => {
+            let status = ctx.answer.status.unwrap_or_default();
+            *body = Some(answer::error_event(ctx, status, &body.take().unwrap_or_default()));
+            ctx.answer.told_otherwise = true;
+        }
+        _ => {}
     }
     if first {
         // The client is about to get bytes of this answer: no other backend will be asked.
@@ -182,6 +192,21 @@ pub fn filter(
     } else if first && let Some(lease) = ctx.way.lease() {
         lease.began();
     }
+    Ok(())
+}
+
+/// The head says that no body follows, and there will be no piece to look at.
+///
+/// # Errors
+/// If the answer is not to be passed on, because another backend can be tried.
+pub fn nothing_follows(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+    ctx.answer.whole = true;
+    if let Reading::Stream(_) | Reading::Refusal(_) = ctx.answer.reading {
+        ctx.answer.held.get_or_insert_default();
+        hold(session, Bytes::new(), true, ctx)?;
+    }
+    ctx.answer.held = None;
+    ended(ctx);
     Ok(())
 }
 
@@ -241,7 +266,8 @@ fn hold(
         return Ok(Some(piece));
     };
     held.push(piece);
-    let cause = match look(&ctx.answer, end_of_stream) {
+    let renames = ctx.way.tries.model.is_some();
+    let cause = match look(&ctx.answer, renames, end_of_stream) {
         Look::Wait => return Ok(None),
         Look::Pass => None,
         Look::Refuse(cause) => Some(cause),
@@ -275,13 +301,15 @@ enum Look {
     Judge,
 }
 
-fn look(answer: &Answer, end_of_stream: bool) -> Look {
+fn look(answer: &Answer, renames: bool, end_of_stream: bool) -> Look {
     let len = answer.held.as_ref().map_or(0, |held| held.len);
+    // The name of the model may stand at the end.
+    let longest = if renames { LONGEST_RENAMED } else { LONGEST_DOCUMENT };
     match &answer.reading {
         Reading::Refusal(_) if end_of_stream || len > verdict::MOST => Look::Judge,
         Reading::Refusal(_) => Look::Wait,
         Reading::Stream(meter) => match () {
-            () if meter.substance() || is_theirs(meter) => Look::Pass,
+            () if meter.substance() || meter.blame() == Some(Blame::Client) => Look::Pass,
             () if meter.failed() => Look::Refuse(Cause::ErrorEvent),
             () if meter.aborted() => Look::Refuse(Cause::Aborted),
             () if meter.over() || len > LONGEST_SILENCE => Look::Pass,
@@ -289,7 +317,7 @@ fn look(answer: &Answer, end_of_stream: bool) -> Look {
             () => Look::Wait,
         },
         _ if end_of_stream && answer.broken_off() => Look::Refuse(Cause::Aborted),
-        _ if end_of_stream || len > LONGEST_DOCUMENT => Look::Pass,
+        _ if end_of_stream || len > longest => Look::Pass,
         _ => Look::Wait,
     }
 }
@@ -311,7 +339,11 @@ fn judge(ctx: &mut Ctx) -> Option<Cause> {
 fn tell_backend(ctx: &mut Ctx, cause: Cause) {
     if matches!(cause, Cause::ErrorEvent | Cause::Aborted | Cause::Empty) && !ctx.answer.judged {
         ctx.answer.judged = true;
-        tries::tell(ctx, Verdict::Failed);
+        let verdict = match &ctx.answer.reading {
+            Reading::Stream(meter) if meter.blame() == Some(Blame::Nobody) => Verdict::Neutral,
+            _ => Verdict::Failed,
+        };
+        tries::tell(ctx, verdict);
     }
 }
 
@@ -330,17 +362,15 @@ fn keep(ctx: &mut Ctx) {
 fn ended(ctx: &mut Ctx) {
     if !std::mem::replace(&mut ctx.answer.judged, true) {
         let verdict = match &ctx.answer.reading {
-            Reading::Stream(meter) if is_theirs(meter) => Verdict::Neutral,
+            Reading::Stream(meter) if meter.blame().is_some_and(|b| b != Blame::Engine) => {
+                Verdict::Neutral
+            }
             _ if ctx.answer.broken_off() => Verdict::Failed,
+            _ if ctx.answer.status.is_some_and(|status| status < 400) => Verdict::Good,
             _ => Verdict::Neutral,
         };
         tries::tell(ctx, verdict);
     }
-}
-
-/// Whether an error event tells the client that its request was wrong.
-fn is_theirs(meter: &StreamMeter) -> bool {
-    meter.failed() && meter.error_code().is_some_and(|c| matches!(c, 400..=499) && c != 429)
 }
 
 /// A document with the name of the model that the client knows.

@@ -17,7 +17,7 @@ use crate::{
     balance::{Candidate, Choice, Endpoint, Nobody, Wish},
     base::{Fault, FaultKind, Side},
     config::plan::{Backoff, PrefixPlan, Strategy},
-    route::Split,
+    route::{Split, Tier},
 };
 
 /// The tries of one request.
@@ -45,12 +45,16 @@ pub struct Tries {
     sole: bool,
     /// And it is not tried twice.
     alone: bool,
+    /// The tier of the present one.
+    tier: usize,
+    /// The pool that pays for retries: that of the first.
+    paying: Option<usize>,
     /// Before the next one.
     pause: Option<Duration>,
     /// Why the next one is made.
     reason: Option<&'static str>,
     /// How the conversation begins, once a pool has asked: the model there, and the hashes.
-    beginnings: Option<(Arc<str>, Vec<u64>)>,
+    beginnings: Option<(Option<Arc<str>>, PrefixPlan, Vec<u64>)>,
 }
 
 /// Whether there is another try at the same time as the present one.
@@ -98,7 +102,8 @@ pub fn tell(ctx: &mut Ctx, verdict: Verdict) {
     let spared = ctx.way.tries.sole && !ctx.snapshot.plan.routing.circuit.lone;
     let Some(lease) = ctx.way.lease() else { return };
     match verdict {
-        Verdict::Neutral => lease.good(),
+        Verdict::Good => lease.good(),
+        Verdict::Neutral => {}
         _ if spared => {}
         Verdict::Busy(pause) => lease.busy(pause),
         Verdict::Failed => lease.failed(),
@@ -124,10 +129,19 @@ pub fn can_follow(session: &mut Session, ctx: &Ctx, cause: Cause) -> bool {
         return open;
     }
     open && cause.is_tried_again(&retry.on)
-        && (others(ctx, cause) || tries.left > 0 && retry.again.is_some())
+        && (others(ctx, cause) || tries.left > 0 && worth_a_pause(cause, retry.again))
         // A connection that cannot be made costs nobody anything: there all others are tried.
         && (tries.left > 0 || cause.is_unsent())
         && body_in::replayable(session, ctx)
+}
+
+/// Whether the same backend may be tried again, after a pause.
+fn worth_a_pause(cause: Cause, again: Option<Backoff>) -> bool {
+    match (cause, again) {
+        // It says itself that it is too early.
+        (Cause::Busy(Some(asked)), Some(backoff)) => asked <= backoff.max,
+        (_, again) => again.is_some(),
+    }
 }
 
 /// Whether there is a backend that has not been tried yet, after the present one for this cause.
@@ -162,6 +176,11 @@ pub fn follow(ctx: &mut Ctx, cause: Cause) {
         ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Broken });
     }
     fail(ctx, cause);
+    if let Some(home) = &ctx.way.held {
+        home.set_quiet(false);
+    }
+    // While the next one is waited for, the request is with nobody.
+    drop(ctx.way.put_aside());
     let tries = &mut ctx.way.tries;
     tries.reason = Some(cause.word());
     if !cause.is_unsent() || !more {
@@ -228,7 +247,8 @@ pub fn next(session: &Session, ctx: &mut Ctx) -> Next {
     let retry = ctx.way.tries.begun > 0;
     let nobody = match pick(session, ctx, now) {
         Ok(picked) => {
-            let pool = &ctx.snapshot.pools[picked.pool];
+            let paying = *ctx.way.tries.paying.get_or_insert(picked.pool);
+            let pool = &ctx.snapshot.pools[paying];
             if !retry {
                 pool.earn();
             } else if !pool.afford_retry(now) {
@@ -270,7 +290,8 @@ pub fn second(session: &Session, ctx: &mut Ctx, tier: usize) -> Option<Box<Picke
     }
     let now = Instant::now();
     let picked = pick(session, ctx, now).ok().filter(|picked| picked.tier == tier)?;
-    if !ctx.snapshot.pools[picked.pool].afford_retry(now) {
+    let paying = *ctx.way.tries.paying.get_or_insert(picked.pool);
+    if !ctx.snapshot.pools[paying].afford_retry(now) {
         ctx.carry.metrics.retry_budget_exhausted.inc();
         return None;
     }
@@ -298,54 +319,84 @@ fn pick(session: &Session, ctx: &mut Ctx, now: Instant) -> Result<Picked, Nobody
     let Some(route) = ctx.way.route.clone() else {
         return Err(Nobody::default());
     };
-    let asked: Arc<str> = ctx.call.model.as_deref().unwrap_or_default().into();
+    let tries = &ctx.way.tries;
+    let tiers = route.tiers.len();
+    // The last try goes to the next tier, if that has not been asked yet.
+    let last = tries.begun > 0 && tries.left == 0 && tries.tier + 1 < tiers;
+    let first = if last { tries.tier + 1 } else { 0 };
     let mut soonest: Option<Duration> = None;
-    for (number, tier) in route.tiers.iter().enumerate() {
-        let total: u64 = tier.splits.iter().map(|s| u64::from(s.weight)).sum();
-        let drawn = if tier.splits.len() > 1 { rand::random_range(0..total.max(1)) } else { 0 };
-        for split in in_turn(&tier.splits, drawn) {
-            let model = split.model.as_ref().unwrap_or(&asked);
-            let pool = &ctx.snapshot.clone().pools[split.pool];
-            let balance = pool.balance();
-            if balance.strategy == Strategy::PrefixAffinity {
-                begin_alike(ctx, model, &balance.prefix);
-            }
-            let tried: Vec<u32> = ctx.way.tries.tried.with(split.model.as_deref()).collect();
-            let blocks = ctx.way.tries.beginnings.as_ref();
-            let wish = Wish {
-                model,
-                session: affinity::session(session, ctx, balance),
-                blocks: blocks.map_or(&[], |(_, blocks)| blocks.as_slice()),
-                tried: &tried,
-                now,
-            };
-            let candidates = story::candidates(ctx, pool, &wish);
-            match pool.pick(&wish) {
-                Ok(choice) => {
-                    let model = split.model.clone();
-                    return Ok(Picked {
-                        choice,
-                        tier: number,
-                        pool: split.pool,
-                        model,
-                        candidates,
-                    });
-                }
-                Err(nobody) => {
-                    soonest = soonest.into_iter().chain(nobody.retry_after).min();
-                }
+    for number in (first..tiers).chain(0..first) {
+        let tier = &route.tiers[number];
+        for split in in_turn(&tier.splits, draw(session, ctx, tier)) {
+            match pick_of(session, ctx, now, (number, split)) {
+                Ok(picked) => return Ok(picked),
+                Err(nobody) => soonest = soonest.into_iter().chain(nobody.retry_after).min(),
             }
         }
     }
     Err(Nobody { retry_after: soonest })
 }
 
+/// Where the choice among the shares of a tier falls: requests that belong together take the same.
+fn draw(session: &Session, ctx: &Ctx, tier: &Tier) -> u64 {
+    let [first, _, ..] = tier.splits.as_slice() else { return 0 };
+    let total: u64 = tier.splits.iter().map(|s| u64::from(s.weight)).sum();
+    let bound = affinity::session(session, ctx, ctx.snapshot.pools[first.pool].balance());
+    bound.unwrap_or_else(rand::random) % total.max(1)
+}
+
+/// Picks a backend of one share.
+fn pick_of(
+    session: &Session,
+    ctx: &mut Ctx,
+    now: Instant,
+    (tier, split): (usize, &Split),
+) -> Result<Picked, Nobody> {
+    let snapshot = ctx.snapshot.clone();
+    let pool = &snapshot.pools[split.pool];
+    let balance = pool.balance();
+    if balance.strategy == Strategy::PrefixAffinity {
+        begin_alike(ctx, split.model.as_ref(), &balance.prefix);
+    }
+    let asked = ctx.call.model.as_deref().unwrap_or_default();
+    let model = split.model.as_deref().unwrap_or(asked);
+    let tried: Vec<u32> = ctx.way.tries.tried.with(split.model.as_deref()).collect();
+    let blocks = ctx.way.tries.beginnings.as_ref();
+    let wish = Wish {
+        model,
+        session: affinity::session(session, ctx, balance),
+        blocks: blocks.map_or(&[], |(_, _, blocks)| blocks.as_slice()),
+        tried: &tried,
+        now,
+    };
+    // As they stand before one is chosen; of one that is alone it is told if it is not.
+    let mut candidates =
+        if pool.len() > 1 { story::candidates(ctx, pool, &wish) } else { Vec::new() };
+    match pool.pick(&wish) {
+        Ok(choice) => {
+            let (pool, model) = (split.pool, split.model.clone());
+            Ok(Picked { choice, tier, pool, model, candidates })
+        }
+        Err(nobody) => {
+            if candidates.is_empty() {
+                candidates = story::candidates(ctx, pool, &wish);
+            }
+            let model = model.to_owned();
+            let place = story::Place { tier, pool: split.pool, model, candidates };
+            ctx.way.story.nobody(ctx.call.arrived, place);
+            Err(nobody)
+        }
+    }
+}
+
 /// Hashes how the conversation begins, unless that was done for this model before.
-fn begin_alike(ctx: &mut Ctx, model: &Arc<str>, plan: &PrefixPlan) {
+fn begin_alike(ctx: &mut Ctx, model: Option<&Arc<str>>, plan: &PrefixPlan) {
     let known = ctx.way.tries.beginnings.as_ref();
-    if known.is_none_or(|(known, _)| known != model) {
-        let blocks = ctx.body.beginnings(model, plan.block, plan.blocks);
-        ctx.way.tries.beginnings = Some((Arc::clone(model), blocks));
+    if known.is_none_or(|(known, by, _)| known.as_ref() != model || by != plan) {
+        let asked = ctx.call.model.as_deref().unwrap_or_default();
+        let name = model.map_or(asked, |model| model);
+        let blocks = ctx.body.beginnings(name, plan.block, plan.blocks);
+        ctx.way.tries.beginnings = Some((model.cloned(), *plan, blocks));
     }
 }
 
@@ -361,12 +412,13 @@ fn in_turn(splits: &[Split], drawn: u64) -> impl Iterator<Item = &Split> {
 }
 
 /// A try begins.
-pub fn start(ctx: &mut Ctx, picked: Picked) {
+pub fn start(ctx: &mut Ctx, mut picked: Picked) {
     if ctx.carry.explains.capacity() > 0 {
-        ctx.way.story.begin(ctx.call.arrived, ctx.call.model.as_deref(), &picked);
+        ctx.way.story.begin(ctx.call.arrived, ctx.call.model.as_deref(), &mut picked);
     }
     let tries = &mut ctx.way.tries;
     tries.begun += 1;
+    tries.tier = picked.tier;
     tries.model = picked.model;
     tries.since = Some(Instant::now());
     if let Some(reason) = tries.reason.take() {

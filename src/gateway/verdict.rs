@@ -30,6 +30,8 @@ const BUSY: [&str; 9] = [
 /// What it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
+    /// It works.
+    Good,
     /// Nothing: the request was wrong, or it is not known who was.
     Neutral,
     /// It has no room now, and perhaps says for how long.

@@ -144,6 +144,10 @@ impl Watch {
     }
 
     fn fire(&self, now: u64) {
+        // Since it was looked at, another wait may have begun.
+        if !self.is_late(now) {
+            return;
+        }
         if self.fired.load(Ordering::Relaxed) != 0 {
             // The client has had its time to take the last words.
             self.fired_at.store(NEVER, Ordering::Relaxed);

@@ -10,5 +10,5 @@ pub mod stream;
 pub mod tap;
 
 pub use record::Record;
-pub use stream::{StreamMeter, Strip};
+pub use stream::{Blame, StreamMeter, Strip};
 pub use tap::JsonTap;

@@ -36,6 +36,52 @@ pub enum Strip {
     },
 }
 
+/// Whose fault an error event tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The client's: its request cannot be served anywhere.
+    Client,
+    /// The engine's.
+    Engine,
+    /// It does not say.
+    Nobody,
+}
+
+impl Blame {
+    /// Words in the `code` or the type of errors that are the client's: OpenAI's, vLLM's, TGI's.
+    const CLIENT: [&str; 6] =
+        ["invalid", "badrequest", "notfound", "validation", "contextlength", "unprocessable"];
+    /// And of those that are not.
+    const ENGINE: [&str; 6] =
+        ["internal", "server", "unavailable", "overloaded", "generation", "timeout"];
+
+    fn of(document: &[u8]) -> Self {
+        let text = |object: &[u8], name: &str| {
+            let value = object.get(json::find(object, name)?.value)?;
+            let text = String::from_utf8_lossy(value).to_ascii_lowercase();
+            Some(text.chars().filter(char::is_ascii_alphanumeric).collect::<String>())
+        };
+        let error = json::find(document, "error").map_or(&b""[..], |m| &document[m.value]);
+        // TGI has its type beside the error.
+        let words = [text(error, "code"), text(error, "type"), text(document, "error_type")];
+        for word in words.into_iter().flatten() {
+            match word.parse::<u16>() {
+                Ok(408 | 429 | 500..) => return Self::Engine,
+                Ok(400..) => return Self::Client,
+                Ok(_) => {}
+                Err(_) if Self::CLIENT.iter().any(|known| word.contains(known)) => {
+                    return Self::Client;
+                }
+                Err(_) if Self::ENGINE.iter().any(|known| word.contains(known)) => {
+                    return Self::Engine;
+                }
+                Err(_) => {}
+            }
+        }
+        Self::Nobody
+    }
+}
+
 /// Members of a usage chunk that exist only because usage was asked for.
 const OWNED_BY_USAGE: [&str; 2] = ["usage", "metrics"];
 
@@ -57,8 +103,8 @@ pub struct StreamMeter {
     substance: bool,
     /// A choice has been ended, and not broken off.
     ended_choice: bool,
-    /// The `code` of the error event.
-    error_code: Option<u16>,
+    /// Whose fault it is, by the error event.
+    blame: Option<Blame>,
     /// The name of the model that the client knows, as a JSON string; `None`: what the engine says.
     model: Option<Bytes>,
     find: &'static Finders,
@@ -115,7 +161,7 @@ impl StreamMeter {
             content: 0,
             substance: false,
             ended_choice: false,
-            error_code: None,
+            blame: None,
             model: None,
             find: &FINDERS,
         }
@@ -153,9 +199,9 @@ impl StreamMeter {
         self.failed
     }
 
-    /// What the error event gives as its `code`, if that is a status.
-    pub fn error_code(&self) -> Option<u16> {
-        self.error_code
+    /// Whose fault it is, by the error event that has come.
+    pub fn blame(&self) -> Option<Blame> {
+        self.blame
     }
 
     /// Something of the answer itself has come: text, a call of a tool, or anything that is not
@@ -287,7 +333,7 @@ impl StreamMeter {
             && json::find(&document, "error").is_some_and(|m| &document[m.value] != b"null");
         if error && !self.failed {
             self.failed = true;
-            self.error_code = error_code(&document);
+            self.blame = Some(Blame::of(&document));
         }
         self.substance = self.substance || !error && has_substance(&document);
         let mut passed = event.clone();
@@ -392,13 +438,6 @@ fn has_substance(document: &[u8]) -> bool {
 /// A JSON value in which nothing stands.
 fn is_empty(value: &[u8]) -> bool {
     matches!(value, b"null" | b"\"\"" | b"[]" | b"{}")
-}
-
-/// The status that an error event gives as its `code`.
-fn error_code(document: &[u8]) -> Option<u16> {
-    let error = &document[json::find(document, "error")?.value];
-    let code = &error[json::find(error, "code")?.value];
-    std::str::from_utf8(code).ok()?.trim_matches('"').parse().ok()
 }
 
 /// The event with another name of its model; unchanged if it names none.
@@ -707,5 +746,26 @@ mod tests {
         let (_, meter) = run(ALL, &[&chunk(0), &chunk(1)]);
         let (counts, _) = meter.usage();
         assert_eq!((counts.completion, counts.total), (u64::MAX, u64::MAX));
+    }
+
+    #[test]
+    fn error_events_say_whose_fault_it_is() {
+        for (event, blame) in [
+            (r#"{"error":{"message":"m","type":"InternalServerError","code":500}}"#, Blame::Engine),
+            (r#"{"error":{"message":"m","type":"BadRequestError","code":400}}"#, Blame::Client),
+            (
+                r#"{"error":{"type":"invalid_request_error","code":"context_length_exceeded"}}"#,
+                Blame::Client,
+            ),
+            (r#"{"error":{"code":null,"type":"server_error"}}"#, Blame::Engine),
+            (r#"{"error":{"code":429}}"#, Blame::Engine),
+            (r#"{"error":"out of range","error_type":"validation"}"#, Blame::Client),
+            (r#"{"error":"Request failed","error_type":"generation"}"#, Blame::Engine),
+            (r#"{"error":"something"}"#, Blame::Nobody),
+        ] {
+            let mut meter = StreamMeter::new(Strip::Nothing);
+            meter.push(Bytes::from(format!("data: {event}\n\n")));
+            assert_eq!(meter.blame(), Some(blame), "{event}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use pingora_load_balancing::{Backend, selection::BackendSelection};
 use super::{
     super::{
         ask::Ask,
-        table::{Offers, Table},
+        table::{Crowd, Offers, Table},
     },
     Ranking,
 };
@@ -62,15 +62,22 @@ fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
     };
     // From the longest to the shortest.
     let known = ask.blocks().rev().find_map(knows);
-    if known.is_some() {
-        return [known, None];
-    }
-    let idle = table.least_loaded(ask);
-    if idle.is_none_or(|idle| table.rested(idle, &crowd)) {
-        return [idle, None];
-    }
-    let rested = |member| {
-        if table.rested(member, &crowd) { table.load(member) } else { f64::INFINITY }
-    };
-    [table.least(table.turn_fit(ask), ask, rested), idle]
+    [known.or_else(|| idlest(table, ask, &crowd)), None]
+}
+
+/// The least loaded one of those that have not been chosen too often of late, if there is any.
+fn idlest(table: &Table, ask: &Ask<'_>, crowd: &Crowd) -> Option<usize> {
+    let (mut rested, mut any) = ((None, f64::INFINITY), (None, f64::INFINITY));
+    table.from(table.turn_fit(ask)).for_each(|member| {
+        let load = table.load(member);
+        if load < rested.1 && table.fit(member, ask) {
+            if load < any.1 {
+                any = (Some(member), load);
+            }
+            if table.rested(member, crowd) {
+                rested = (Some(member), load);
+            }
+        }
+    });
+    rested.0.or(any.0)
 }

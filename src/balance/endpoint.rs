@@ -51,7 +51,6 @@ impl Endpoint {
     /// Makes an endpoint. A literal address is known; that of a name is told by [`Self::at`].
     pub fn new(identity: Identity, plan: BackendPlan, timeouts: &TimeoutPlan) -> Self {
         let (id, state) = identity;
-        state.named(Some(&plan.name));
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut template = HttpPeer::new(
             nowhere,
@@ -78,8 +77,12 @@ impl Endpoint {
     /// Puts it at an address, under a name of its own.
     #[must_use]
     pub fn at(self, address: SocketAddr, name: String) -> Self {
-        self.state.named(Some(&name));
         Self { name, address: Some(address), ..self }
+    }
+
+    /// It is in use from now on, under its name.
+    pub fn enter(&self) {
+        self.state.named(Some(&self.name));
     }
 
     /// It is not used any more: what its last requests find out is not to be seen in the metrics.

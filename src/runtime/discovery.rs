@@ -261,8 +261,10 @@ pub(super) fn took_over(old: &Snapshot, next: &Snapshot, carry: &Carry) {
     let names = |snapshot: &Snapshot| -> BTreeSet<String> {
         snapshot.endpoints.iter().map(|e| e.name.clone()).collect()
     };
-    let ids = next.endpoints.iter().map(|e| e.id).collect();
-    leave(old, &ids);
+    let ids: HashSet<_> = next.endpoints.iter().map(|e| e.id).collect();
+    // First the names, then the gauges: nobody writes the old ones any more.
+    old.endpoints.iter().filter(|e| !ids.contains(&e.id)).for_each(|e| e.leave());
+    next.endpoints.iter().for_each(|e| e.enter());
     let (before, after) = (names(old), names(next));
     for gone in before.difference(&after) {
         carry.metrics.backend_up.remove_label_values(&[gone]).ok();
@@ -285,11 +287,6 @@ pub(super) fn took_over(old: &Snapshot, next: &Snapshot, carry: &Carry) {
         log::info!("configuration {generation}: backends that have gone: {went}");
     }
     carry.probe_now.notify_one();
-}
-
-/// Those that are not among the ids in use any more leave.
-fn leave(old: &Snapshot, ids: &HashSet<u32>) {
-    old.endpoints.iter().filter(|e| !ids.contains(&e.id)).for_each(|e| e.leave());
 }
 
 fn told<'a>(names: impl Iterator<Item = &'a String>) -> String {

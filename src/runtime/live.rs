@@ -17,6 +17,7 @@ pub struct Live {
 impl Live {
     /// Starts with a first snapshot.
     pub fn new(first: Snapshot) -> Self {
+        first.endpoints.iter().for_each(|endpoint| endpoint.enter());
         Self { current: ArcSwap::from_pointee(first), building: Mutex::default() }
     }
 

@@ -367,20 +367,29 @@ fn print_selection() {
             "consistent_hash",
             "prefix_affinity",
         ] {
-            let took = selection(strategy, count);
+            let took = selection(strategy, false, count);
             let verdict = if took < aim { "reached" } else { "missed" };
             println!(
                 "aim: {strategy} chooses among {count} in less than {aim} µs: {verdict} ({took:.2})"
             );
         }
+        let took = selection("round_robin", true, count);
+        let verdict = if took < aim { "reached" } else { "missed" };
+        println!(
+            "aim: a session finds its place among {count} in less than {aim} µs: {verdict} ({took:.2})"
+        );
     }
 }
 
-/// Microseconds that a choice takes among backends of which each has a request.
-fn selection(strategy: &str, count: usize) -> f64 {
+/// Microseconds that a choice takes among backends of which each has a request; with or without
+/// sessions that are bound to them.
+fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
     use llmproxy::{
         balance::{Endpoint, Pool, PoolParts, Wish, endpoint::Ids, heirs::Heritage},
-        config::{self, plan::BalancePlan},
+        config::{
+            self,
+            plan::{Affinity, BalancePlan},
+        },
         telemetry::Metrics,
     };
     const CALLS: u32 = 20_000;
@@ -396,7 +405,11 @@ fn selection(strategy: &str, count: usize) -> f64 {
     let members: Vec<_> = plan.backends.iter().map(member).collect();
     let strategy = serde_json::from_value(strategy.into()).unwrap();
     let parts = PoolParts {
-        balance: &BalancePlan { strategy, ..BalancePlan::default() },
+        balance: &BalancePlan {
+            strategy,
+            affinity: bound.then_some(Affinity::Key),
+            ..BalancePlan::default()
+        },
         circuit: &plan.routing.circuit,
         budget: &plan.routing.retry.budget,
         load_interval: Duration::from_secs(2),

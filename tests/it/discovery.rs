@@ -81,6 +81,15 @@ async fn requests_follow_a_name() {
     .await;
     assert!(b.stats().probes() > 0);
     assert_eq!(gateway.metric(&up("")).await, 0.0, "the gauge of before has gone");
+    let metrics =
+        async || reqwest::get(gateway.url("/metrics")).await.unwrap().text().await.unwrap();
+    eventually("each is shown by itself", async || {
+        let text = metrics().await;
+        let shown =
+            |n| text.contains(&format!("_in_flight{{backend=\"{url}@127.0.0.{n}:{port}\"}}"));
+        shown(1) && shown(2) && !text.contains(&format!("_in_flight{{backend=\"{url}\"}}"))
+    })
+    .await;
 
     // A stream at an address that goes comes to its end.
     a.change(|s| s.inter_token_ms = 1500);
@@ -105,7 +114,7 @@ async fn requests_follow_a_name() {
         assert!(body.ends_with("data: [DONE]\n\n"), "{body}");
         assert!(!body.contains("error"), "{body}");
     }
-    let metrics = reqwest::get(gateway.url("/metrics")).await.unwrap().text().await.unwrap();
+    let metrics = metrics().await;
     assert!(!metrics.contains("@127.0.0.1"), "{metrics}");
 }
 

@@ -9,6 +9,7 @@ mod support;
 
 mod admin;
 mod auth;
+mod balancing;
 mod body;
 mod breaking;
 mod captures;

@@ -232,16 +232,21 @@ async fn a_mistake_of_the_client_in_a_stream_is_told_too() {
 
 /// A backend that answers every request with this stream.
 async fn streaming(stream: String) -> String {
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
+    saying(head.to_owned() + &stream).await
+}
+
+/// A backend that answers every request with these bytes.
+async fn saying(answer: String) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
             let mut request = Vec::new();
             while !request.ends_with(b"}") {
                 socket.read_buf(&mut request).await.unwrap();
             }
-            socket.write_all((head.to_owned() + &stream).as_bytes()).await.unwrap();
+            socket.write_all(answer.as_bytes()).await.unwrap();
         }
     });
     url
@@ -518,5 +523,42 @@ async fn a_storm_is_not_made_worse() {
             assert!(tries as f64 <= REQUESTS as f64 + most, "{tries}");
         }
         assert!(gateway.metric("llmproxy_retry_budget_exhausted_total").await > 0.0);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_a_body_is_judged_too() {
+    let sims = fleet(1, |_| {}).await;
+    for answer in [
+        "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 0\r\n\r\n",
+    ] {
+        let backends = [saying(answer.to_owned()).await, sims[0].url()];
+        let gateway = in_order(&backends, "", "").await;
+        assert!(is_good(&ask(&gateway, true).await, true), "{answer}");
+        // With nobody else it is the client's.
+        let gateway = in_order(&backends[..1], "", "").await;
+        let told = ask(&gateway, true).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {}", told.status)), "{answer}");
+        assert!(told.body.is_empty(), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_error_event_is_told_as_one() {
+    for body in ["<html>\r\n<h1>502</h1>\r\n</html>", "{\n \"detail\": \"broken\"\n}", ""] {
+        let answer = format!(
+            "HTTP/1.1 502 Bad Gateway\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let backends = [saying(answer).await];
+        let routing = "  keep_alive: 100ms\n  retry: {initial_wait: 400ms, max_retries: 1}\n";
+        let gateway = in_order(&backends, routing, "").await;
+        let answer = ask(&gateway, true).await;
+        let text = answer.text();
+        assert!(answer.status == 200 && text.starts_with(COMMENT), "{text}");
+        assert_eq!(last_error(text)["code"], "backend_failed", "{text}");
+        assert_eq!(text.matches("data: ").count(), 1, "{text}");
     }
 }

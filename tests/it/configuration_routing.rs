@@ -115,7 +115,11 @@ fn retries_are_what_the_sections_say_together() {
     ] {
         let routing = routing(text);
         assert_eq!((routing.retry.max_retries, routing.retry.again), (most, again), "{text}");
-        assert!(!text.contains("enabled: false") || routing.rules.is_empty(), "{text}");
+        let off = text.contains("enabled: false");
+        assert!(!off || routing.rules.is_empty(), "{text}");
+        let on = &routing.retry.on;
+        assert_eq!([on.connect_failure, on.reset, on.timeout], [!off; 3], "{text}");
+        assert!(on.statuses.contains(500), "answers are looked at: {text}");
     }
     let on = routing("routing: {retry: {retry_on: [5xx, timeout, 429, \"409\"]}}").retry.on;
     assert_eq!((on.connect_failure, on.reset, on.timeout), (false, false, true));

@@ -168,6 +168,24 @@ async fn a_request_is_tried_only_so_often() {
 }
 
 #[tokio::test]
+async fn where_retries_are_off_there_is_one_try_also_of_who_refuses() {
+    let sims = fleet(2, |_| {}).await;
+    for off in ["  retry: {enabled: false}\n", "  enabled: false\n"] {
+        for fault in [Fault::Refuse, Fault::Dead, Fault::Reset, Fault::Busy] {
+            let list: String = urls(&sims).iter().map(|u| format!("  - url: \"{u}\"\n")).collect();
+            let text = format!("backends:\n{list}routing:\n  circuit: {{enabled: false}}\n{off}");
+            let gateway = Gateway::start(&text).await;
+            fault.befall(&sims[0]).await;
+            // By turns: one of two requests gets the backend that fails.
+            let statuses = [ask(&gateway, false).await.status, ask(&gateway, false).await.status];
+            let failed = statuses.iter().filter(|s| **s >= 500).count();
+            assert_eq!(failed, 1, "{off} {fault:?}: {statuses:?}");
+            crate::support::faults::heal(&sims[0]);
+        }
+    }
+}
+
+#[tokio::test]
 async fn only_what_is_named_is_tried_again() {
     let sims = fleet(2, |_| {}).await;
     let cases = [

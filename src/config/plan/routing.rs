@@ -147,6 +147,15 @@ pub struct RetryPlan {
     pub budget: BudgetPlan,
 }
 
+impl RetryPlan {
+    /// One try for each request, whatever becomes of it. The statuses stay: they also say which
+    /// answers are looked at, and so count against a backend.
+    pub(super) fn off(self) -> Self {
+        let on = RetryOn { connect_failure: false, reset: false, timeout: false, ..self.on };
+        Self { max_retries: 0, again: None, on, ..self }
+    }
+}
+
 impl Default for RetryPlan {
     fn default() -> Self {
         Self { max_retries: 3, again: None, on: RetryOn::default(), budget: BudgetPlan::default() }

@@ -9,7 +9,7 @@ use super::{ByteSize, SecretText, Share, Span, Switch, Word, secs};
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Routing {
-    /// `false` switches `retry` and the rules of `fallback` off; the strategy stays.
+    /// `false` switches all further tries and the rules of `fallback` off; the strategy stays.
     pub enabled: Switch,
     /// The balancing strategy.
     #[serde(alias = "load_balance")]
@@ -224,7 +224,7 @@ pub struct Circuit {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
-    /// `false`: each request is tried once, or more often if no connection could be made.
+    /// `false`: each request is tried once, also if no connection could be made.
     pub enabled: Switch,
     /// Tries after the first. 3, or what `fallback.max_retries` says.
     pub max_retries: Option<u32>,

@@ -3,7 +3,7 @@
 use std::{fmt::Display, ops::RangeInclusive, time::Duration};
 
 use super::{
-    Affinity, BalancePlan, CacheSalt, HedgePlan, LoadPlan, PrefixPlan, RetryPlan, RoutingPlan,
+    Affinity, BalancePlan, CacheSalt, HedgePlan, LoadPlan, PrefixPlan, RoutingPlan,
 };
 use crate::{
     base::Secret,
@@ -51,7 +51,7 @@ impl Maker<'_> {
             models,
             rules,
             balance,
-            retry: if off { RetryPlan { max_retries: 0, again: None, ..retry } } else { retry },
+            retry: if off { retry.off() } else { retry },
             detection: self.detection(&whole.detection),
             circuit: self.circuit(&raw.circuit, &whole.fallback),
             keep_alive: (!keep_alive.is_zero()).then_some(keep_alive),

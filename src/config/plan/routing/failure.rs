@@ -56,7 +56,7 @@ impl Maker<'_> {
             on: raw.retry_on.as_ref().map_or(standard.on, |words| self.retry_on(words)),
             budget: BudgetPlan { ratio: raw.budget.ratio, min_per_second: free },
         };
-        if raw.enabled.0 { plan } else { RetryPlan { max_retries: 0, again: None, ..plan } }
+        if raw.enabled.0 { plan } else { plan.off() }
     }
 
     fn backoff_of_fallback(&mut self, raw: &Fallback) -> Option<Backoff> {

@@ -189,3 +189,19 @@ async fn full_backends_are_waited_for() {
     assert_eq!(answer.status, 503, "nobody is left to ask");
     assert!(answer.header("retry-after").is_some());
 }
+
+#[tokio::test]
+async fn who_has_no_substitute_is_left_alone_only_if_that_is_said() {
+    for (spare, status) in [("", 500), (", spare_last: true", 500), (", spare_last: false", 503)] {
+        let sims = fleet(1, |b| b.fail = Fail::Error).await;
+        let circuit = format!("{{enabled: true, consecutive_failures: 2, cooldown: 1h{spare}}}");
+        let gateway = gateway(&sims, &circuit, "").await;
+        for _ in 0..2 {
+            assert_eq!(ask(&gateway, false).await.status, 500, "{spare}");
+        }
+        for _ in 0..3 {
+            assert_eq!(ask(&gateway, false).await.status, status, "{spare}");
+        }
+        assert_eq!(requests(&sims)[0], if status == 503 { 2 } else { 5 }, "{spare}");
+    }
+}

@@ -158,6 +158,18 @@ fn circuits_are_what_the_sections_say_together() {
             "{text}"
         );
     }
+    for (text, lone) in [
+        ("", false),
+        ("routing: {circuit: {enabled: true, consecutive_failures: 5}}", false),
+        ("routing: {circuit: {spare_last: true}}", false),
+        ("routing: {circuit: {spare_last: false}}", true),
+        ("fallback: {cooldown_seconds: 9}", true),
+        ("fallback: {enable_circuit_breaker: true}", true),
+        ("fallback: {cooldown_seconds: 9}\nrouting: {circuit: {spare_last: true}}", false),
+        ("fallback: {enable_circuit_breaker: true}\nrouting: {circuit: {enabled: true}}", true),
+    ] {
+        assert_eq!(routing(text).circuit.lone, lone, "{text}");
+    }
     let circuit = routing("routing: {circuit: {max_ejected: 50%, failure_rate: 0.25}}").circuit;
     assert_eq!((circuit.max_ejected, circuit.rate), (0.5, 0.25));
 }

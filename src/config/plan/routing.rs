@@ -251,7 +251,7 @@ pub struct CircuitPlan {
     /// Share of a pool that may be left alone at once, 0 to 1.
     pub max_ejected: f64,
     /// Also a backend that nobody can stand in for: then its clients are told to come back, instead
-    /// of what it would say. Only if the configuration speaks of it.
+    /// of what it would say.
     pub lone: bool,
 }
 

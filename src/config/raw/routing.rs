@@ -218,6 +218,9 @@ pub struct Circuit {
     pub cooldown: Option<Span>,
     /// The part of a pool that is left alone at the same time at most: `100%`.
     pub max_ejected: Option<Share>,
+    /// Whether a backend that nobody can stand in for is used all the same: true, but with
+    /// `fallback.cooldown_seconds` or `enable_circuit_breaker`.
+    pub spare_last: Option<Switch>,
 }
 
 /// Trying again, until content has gone to the client.

@@ -183,7 +183,7 @@ impl Maker<'_> {
             window: raw.window.map_or(base.window, |w| w.0),
             cooldown: raw.cooldown.map_or(base.cooldown, |c| c.0),
             max_ejected: raw.max_ejected.map_or(base.max_ejected, |share| share.0),
-            lone: base.lone || raw.enabled == Some(true) || raw.consecutive_failures.is_some(),
+            lone: raw.spare_last.map_or(base.lone, |spare| !spare.0),
         }
     }
 

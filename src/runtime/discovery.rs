@@ -49,6 +49,19 @@ struct List {
     source: SourcePlan,
     text: Arc<str>,
     backends: Vec<BackendPlan>,
+    /// It has told an empty list since.
+    doubted: bool,
+}
+
+/// What has become of a list that a source told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is what was known.
+    Same,
+    /// It has changed something.
+    News,
+    /// It is empty where there had been backends, for the first time: it does not count yet.
+    Doubted,
 }
 
 impl Found {
@@ -71,13 +84,33 @@ impl Found {
         changed
     }
 
-    /// Takes in what a source told; whether anything has changed.
-    pub fn list(&self, source: &SourcePlan, text: &str, backends: Vec<BackendPlan>) -> bool {
+    /// Takes in what a source told. An empty list counts when it is told twice, as with names: a
+    /// service that starts, or a file that is written anew, must not cost all backends.
+    pub fn list(&self, source: &SourcePlan, text: &str, backends: Vec<BackendPlan>) -> Taken {
         let known = &mut *lock(&self.0);
-        let changed = known.lists.get(&source.name).is_none_or(|l| l.backends != backends);
-        let list = List { source: source.clone(), text: text.into(), backends };
+        let earlier = known.lists.get_mut(&source.name);
+        let taken = match &earlier {
+            Some(list) if list.backends == backends => Taken::Same,
+            _ => Taken::News,
+        };
+        if let Some(list) = earlier
+            && taken == Taken::News
+            && backends.is_empty()
+            && !list.doubted
+        {
+            list.doubted = true;
+            return Taken::Doubted;
+        }
+        let list = List { source: source.clone(), text: text.into(), backends, doubted: false };
         known.lists.insert(source.name.clone(), list);
-        changed
+        taken
+    }
+
+    /// A source has told what it told before.
+    pub fn same(&self, source: &SourcePlan) {
+        if let Some(list) = lock(&self.0).lists.get_mut(&source.name) {
+            list.doubted = false;
+        }
     }
 
     /// What a source told last, if it is still asked in the same way.
@@ -324,6 +357,31 @@ mod tests {
         assert!(!found.name("a", &answer(&[])));
         assert!(found.name("a", &answer(&[])));
         assert!(!found.name("a", &answer(&[])));
+    }
+
+    #[test]
+    fn an_empty_list_counts_when_it_is_told_twice_in_a_row() {
+        let text = "discovery: {sources: [{name: x, type: file, file: {path: x}}]}\n";
+        let plan = plan(text);
+        let source = &plan.discovery.sources[0];
+        let found = Found::default();
+        let tell = |text: &str| {
+            let taken = found.list(source, text, listed(text, source).unwrap().backends);
+            (taken, found.told(source))
+        };
+        let one = "[{name: a, url: \"http://x\"}]";
+        assert_eq!(tell(one), (Taken::News, 1));
+        assert_eq!(tell("[]"), (Taken::Doubted, 1));
+        // It was a word too many.
+        found.same(source);
+        assert_eq!(tell("[]"), (Taken::Doubted, 1));
+        assert_eq!(tell(&format!("{one}\n")), (Taken::Same, 1));
+        assert_eq!(tell("[]"), (Taken::Doubted, 1));
+        assert_eq!(tell("[]"), (Taken::News, 0));
+        assert_eq!(tell("[]"), (Taken::Same, 0));
+        // Of a source that has told nothing yet there is nothing to lose.
+        let found = Found::default();
+        assert_eq!(found.list(source, "[]", Vec::new()), Taken::News);
     }
 
     #[test]

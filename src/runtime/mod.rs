@@ -10,6 +10,7 @@ pub mod tiers;
 pub mod watch;
 
 pub use carry::{Carry, Outlets, ReloadRequest};
+pub use discovery::Taken;
 pub use explain::Explains;
 pub use live::Live;
 pub use snapshot::Snapshot;

@@ -222,7 +222,8 @@ async fn a_service_tells_of_backends() {
     gateway.logs("entry 2 (\"bad\")").await;
 
     // What is no list changes nothing, and neither does a failure.
-    for (status, text) in [(500, "[]"), (200, "<html>"), (200, "{}")] {
+    let bad = "[{\"name\": \"a\", \"address\": \"of another version\"}]";
+    for (status, text) in [(500, "[]"), (200, "<html>"), (200, "{}"), (200, bad)] {
         registry.tell(status, text);
         eventually("it counts as down", async || gateway.metric(up).await == 0.0).await;
         assert_eq!(gateway.metric(count).await, 2.0);
@@ -231,9 +232,12 @@ async fn a_service_tells_of_backends() {
         eventually("it counts as up", async || gateway.metric(up).await == 1.0).await;
     }
     assert_eq!(gateway.log().matches("answered 500").count(), 1, "told once");
+    gateway.logs("no entry is of use: entry 0 (\"a\")").await;
 
     registry.tell(200, "[]");
+    // Told twice.
     eventually("none is left", async || ask(&gateway).await == 503).await;
+    gateway.logs("tells an empty list once").await;
     gateway.logs("tells of no backend any more").await;
     assert_eq!(gateway.client().await.get("/ready").await.status, 503);
     registry.tell(200, json!({"services": [entry("b", &b)]}));

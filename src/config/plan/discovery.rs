@@ -62,6 +62,20 @@ pub struct Listed {
     pub skipped: Vec<String>,
 }
 
+impl Listed {
+    /// The entries that are no use, for one line of the log; empty if there are none.
+    pub fn complaint(&self) -> String {
+        let told = self.skipped.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
+        match self.skipped.len().checked_sub(TOLD) {
+            None | Some(0) => told,
+            Some(more) => format!("{told}; and {more} more"),
+        }
+    }
+}
+
+/// Entries that are no use and that one line of the log tells at most.
+const TOLD: usize = 10;
+
 /// How often a file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -191,7 +205,8 @@ struct Entry {
 /// name that came before excepted.
 ///
 /// # Errors
-/// If it is no list at all.
+/// If it is no list at all, or one of which nothing is of use: whoever wrote it did not mean that
+/// there are no backends.
 pub fn listed(text: &str, source: &SourcePlan) -> Result<Listed, String> {
     let mut listed = Listed::default();
     let mut names = BTreeMap::new();
@@ -213,6 +228,9 @@ pub fn listed(text: &str, source: &SourcePlan) -> Result<Listed, String> {
             },
             Err(why) => listed.skipped.push(format!("{shown}: {why}")),
         }
+    }
+    if listed.backends.is_empty() && !listed.skipped.is_empty() {
+        return Err(format!("no entry is of use: {}", listed.complaint()));
     }
     Ok(listed)
 }
@@ -369,6 +387,22 @@ mod tests {
             assert!(listed(text, &source(Place::File("f".into()))).is_err(), "{text}");
         }
         assert_eq!(listed("[]", &http()).unwrap(), Listed::default());
+    }
+
+    #[test]
+    fn a_list_of_which_nothing_is_of_use_is_refused_whole() {
+        let bad = r#"{"name": "b", "url": "ftp://b"}"#;
+        let off = r#"{"name": "c", "url": "http://c", "status": "disabled"}"#;
+        for text in [format!("[{bad}]"), format!("[{off}, {bad}]")] {
+            let why = listed(&text, &http()).unwrap_err();
+            assert!(why.starts_with("no entry is of use: entry "), "{why}");
+            assert!(why.contains("(\"b\"): url: the scheme must be"), "{why}");
+        }
+        let many = vec![bad; 30].join(",");
+        let why = listed(&format!("[{many}]"), &http()).unwrap_err();
+        assert!(why.ends_with("; and 20 more"), "{why}");
+        // Backends that are switched off are meant to be none.
+        assert_eq!(listed(&format!("[{off}]"), &http()).unwrap(), Listed::default());
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use crate::{
         Plan,
         plan::{Place, SourcePlan, listed},
     },
-    runtime::Carry,
+    runtime::{Carry, Taken},
     store::{dns, http},
 };
 
@@ -22,9 +22,6 @@ const LONGEST: usize = 16 << 20;
 
 /// How long a file must stay as it is until it counts as written.
 const SETTLED: Duration = Duration::from_millis(50);
-
-/// Entries that are no use and that one line of the log tells at most.
-const TOLD: usize = 10;
 
 /// What can be asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,12 +50,14 @@ pub async fn ask(item: &Item, plan: &Plan, carry: &Carry) -> Outcome {
             let result = self::source(source, carry).await;
             let about = format!("discovery source {}", source.name);
             complain(carry, &about, result.as_ref().err(), "tells its backends again");
+            let soon = source.interval.min(AGAIN);
             match result {
-                Ok(news) => Outcome { again: source.interval, news, answered: true },
-                Err(_) => {
-                    let again = source.interval.min(AGAIN);
-                    Outcome { again, news: false, answered: false }
+                Ok(Taken::Doubted) => Outcome { again: soon, news: false, answered: true },
+                Ok(taken) => {
+                    let news = taken == Taken::News;
+                    Outcome { again: source.interval, news, answered: true }
                 }
+                Err(_) => Outcome { again: soon, news: false, answered: false },
             }
         }
     }
@@ -104,32 +103,35 @@ fn complain(carry: &Carry, about: &str, why: Option<&String>, again: &str) {
     }
 }
 
-/// Whether what it tells has changed.
-async fn source(source: &SourcePlan, carry: &Carry) -> Result<bool, String> {
+/// Asks a source, and takes in what it tells.
+async fn source(source: &SourcePlan, carry: &Carry) -> Result<Taken, String> {
     let before = carry.found.text(source);
     let text = match &source.place {
         Place::File(path) => match read(path, before.as_deref()).await? {
             Some(text) => text,
-            None => return Ok(false),
+            None => return Ok(Taken::Same),
         },
         Place::Http { .. } => fetch(source, carry).await?,
     };
     if before.as_deref() == Some(&*text) {
-        return Ok(false);
+        carry.found.same(source);
+        return Ok(Taken::Same);
     }
     let listed = listed(&text, source).map_err(|why| format!("told no list: {why}"))?;
     let about = format!("discovery source {}: entries", source.name);
-    let skipped = listed.skipped.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
-    let skipped = match listed.skipped.len().checked_sub(TOLD) {
-        None | Some(0) => skipped,
-        Some(more) => format!("{skipped}; and {more} more"),
-    };
+    let skipped = listed.complaint();
     let bad = (!skipped.is_empty()).then(|| format!("that are no use are skipped: {skipped}"));
     complain(carry, &about, bad.as_ref(), "are all of use again");
-    if listed.backends.is_empty() && carry.found.told(source) > 0 {
-        log::warn!("discovery source {} tells of no backend any more", source.name);
+    let none = listed.backends.is_empty() && carry.found.told(source) > 0;
+    let taken = carry.found.list(source, &text, listed.backends);
+    if none {
+        let name = &source.name;
+        match taken {
+            Taken::Doubted => log::warn!("discovery source {name} tells an empty list once"),
+            _ => log::warn!("discovery source {name} tells of no backend any more"),
+        }
     }
-    Ok(carry.found.list(source, &text, listed.backends))
+    Ok(taken)
 }
 
 async fn fetch(source: &SourcePlan, carry: &Carry) -> Result<String, String> {

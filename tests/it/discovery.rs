@@ -245,6 +245,21 @@ async fn a_service_tells_of_backends() {
 }
 
 #[tokio::test]
+async fn a_route_may_lead_to_a_backend_that_a_service_tells_of() {
+    let registry = Registry::start().await;
+    let sim = sim().await;
+    let models = "models: {gpt: {routes: [{backend: told, model: sim-model}]}}\n";
+    let gateway = Gateway::start(&format!("{}{models}", registry.section(""))).await;
+    let ask = async || {
+        let body = chat(false).replace("sim-model", "gpt");
+        gateway.client().await.ask(PATH, body).await.status
+    };
+    assert_eq!(ask().await, 503);
+    registry.tell(200, json!([entry("told", &sim)]));
+    eventually("it leads there", async || ask().await == 200).await;
+}
+
+#[tokio::test]
 async fn a_file_tells_of_backends() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("engines.yaml");

@@ -21,6 +21,9 @@ use crate::{
 /// Seconds after which a client may try again while there is no backend.
 const RETRY_AFTER: u64 = 5;
 
+/// Bytes of the name of a model. Names are kept, in traces and for circuits.
+const LONGEST_MODEL: usize = 1024;
+
 /// Decides about the request. `true` if it has been answered.
 pub async fn filter(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
     match decide(session, ctx).await? {
@@ -103,6 +106,10 @@ async fn inference(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
     };
     if found.model_invalid {
         return Ok(Step::Refuse(Rejection::bad_field("model", "it must be a string")));
+    }
+    if found.model.as_ref().is_some_and(|name| name.len() > LONGEST_MODEL) {
+        let why = format!("it is longer than {LONGEST_MODEL} bytes");
+        return Ok(Step::Refuse(Rejection::bad_field("model", &why)));
     }
     if let Some(param) = found.bad_switch {
         let why = "its switches must be true, false or null";

@@ -217,6 +217,22 @@ async fn what_is_not_json_is_told_so() {
 }
 
 #[tokio::test]
+async fn the_name_of_a_model_has_an_end() {
+    let sim = sim_with(|b| b.models.push("m".repeat(1024))).await;
+    let gateway = Gateway::before(&[sim.url()], "").await;
+    for (bytes, status) in [(1024, 200), (1025, 400), (100_000, 400)] {
+        let body = chat(false).replace("sim-model", &"m".repeat(bytes));
+        let answer = gateway.client().await.ask("/v1/chat/completions", body).await;
+        assert_eq!(answer.status, status, "{bytes}");
+        if status == 400 {
+            let error = &answer.json()["error"];
+            assert_eq!((&error["param"], &error["code"]), (&"model".into(), &"invalid_value".into()));
+        }
+    }
+    assert_eq!(sim.stats().requests(), 1);
+}
+
+#[tokio::test]
 async fn requests_may_be_pipelined() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;

@@ -1,5 +1,7 @@
 //! The pipeline: which providers are asked in which order, and what their answers come to.
 
+mod preview;
+
 use std::{future::Future, sync::Arc, time::Instant};
 
 use http::HeaderMap;

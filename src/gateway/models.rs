@@ -1,20 +1,21 @@
-//! `GET /v1/models`: what all healthy backends serve, and what the configuration names. A model
-//! that is switched off is not told, whoever has it.
+//! `GET /v1/models`: what all healthy backends serve, and what the configuration names, as far as
+//! the caller may use it. A model that is switched off is not told, whoever has it.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use http::Method;
+use pingora_proxy::Session;
 use serde_json::{Value, json};
 
-use super::ctx::Ctx;
+use super::{ctx::Ctx, policy};
 use crate::{balance::Endpoint, store};
 
 /// How long one backend may take to tell its models.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The list, in OpenAI's form. A model of several backends stands once, as the first told it.
-pub async fn list(ctx: &Ctx) -> Vec<u8> {
+pub async fn list(session: &Session, ctx: &Ctx) -> Vec<u8> {
     let healthy: Vec<_> = ctx
         .snapshot
         .health()
@@ -45,6 +46,9 @@ pub async fn list(ctx: &Ctx) -> Vec<u8> {
             );
         }
     }
+    let names: Vec<_> = data.iter().filter_map(|m| m["id"].as_str().map(str::to_owned)).collect();
+    let refused = policy::refused(session, ctx, &names).await;
+    data.retain(|model| model["id"].as_str().is_none_or(|name| !refused.contains(name)));
     json!({"object": "list", "data": data}).to_string().into_bytes()
 }
 

@@ -3,10 +3,23 @@
 //! Who is calling is found out before the body is read; the decision may want to know the model,
 //! and comes after.
 
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use http::Method;
 use pingora_proxy::Session;
 
 use super::ctx::Ctx;
 use crate::{auth::Call, base::Rejection};
+
+/// What a model is asked for at, as far as the list of models is concerned.
+const CHAT: &str = "/v1/chat/completions";
+
+/// Decisions that a list of models may take, and how long all of them.
+const MOST: usize = 200;
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Rules about addresses, and whose key it is.
 ///
@@ -47,4 +60,45 @@ pub async fn decide(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
     ctx.who.principal = found.principal();
     ctx.who.principal = Some(auth.decide(found, ctx.who.key().unwrap_or_default(), call).await?);
     Ok(())
+}
+
+/// Those of these models for which the caller would be refused, and is not refused anyway. Models
+/// about which it would take too long to decide are not among them.
+pub async fn refused(session: &Session, ctx: &Ctx, models: &[String]) -> HashSet<String> {
+    let mut refused = HashSet::new();
+    let (Some(auth), Some(found)) = (&ctx.snapshot.auth, &ctx.who.found) else {
+        return refused;
+    };
+    if auth.skips(CHAT) || !auth.may_ask_for_the_model(found) {
+        return refused;
+    }
+    let key = ctx.who.key().unwrap_or_default();
+    let would_allow = |model| {
+        let headers = &session.req_header().headers;
+        let (method, ip) = (&Method::POST, ctx.call.client);
+        auth.would_allow(found, key, Call { method, path: CHAT, ip, headers, model, stream: false })
+    };
+    let until = Instant::now() + PATIENCE;
+    let mut allowed = false;
+    for model in models.iter().take(MOST) {
+        match tokio::time::timeout_at(until.into(), would_allow(Some(model))).await {
+            Ok(Some(true)) => allowed = true,
+            Ok(Some(false)) => _ = refused.insert(model.clone()),
+            Ok(None) | Err(_) => break,
+        }
+        if Instant::now() >= until {
+            break;
+        }
+        // Other requests of this thread do not wait for all of them.
+        tokio::task::yield_now().await;
+    }
+    // Nothing is allowed: is that because of the models? Scripts that ask for the model may also
+    // refuse who names none, so this counts only here.
+    if !allowed
+        && !refused.is_empty()
+        && !matches!(tokio::time::timeout_at(until.into(), would_allow(None)).await, Ok(Some(true)))
+    {
+        refused.clear();
+    }
+    refused
 }

@@ -84,7 +84,7 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
 async fn operator(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<()> {
     const TEXT: &str = "text/plain; charset=utf-8";
     let (status, content_type, body) = match kind {
-        Kind::Models => (200, "application/json", models::list(ctx).await),
+        Kind::Models => (200, "application/json", models::list(session, ctx).await),
         Kind::Metrics => (200, Metrics::CONTENT_TYPE, ctx.carry.metrics.render()),
         Kind::Ready => match ctx.carry.ready(&ctx.snapshot) {
             Ok(()) => (200, TEXT, b"OK".to_vec()),

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use llmproxy::sim::{Fail, Sim};
 
-use crate::support::{Client, Gateway, PATIENCE, chat_of, free_address, sim};
+use crate::support::{Client, Gateway, PATIENCE, chat, chat_of, free_address, sim, sim_with};
 
 const CAP: usize = 2 << 20;
 const SIZES: [usize; 7] = [100, 65_535, 65_536, 65_537, 65_536 * 2, 1 << 20, CAP];
@@ -226,7 +226,10 @@ async fn the_name_of_a_model_has_an_end() {
         assert_eq!(answer.status, status, "{bytes}");
         if status == 400 {
             let error = &answer.json()["error"];
-            assert_eq!((&error["param"], &error["code"]), (&"model".into(), &"invalid_value".into()));
+            assert_eq!(
+                (&error["param"], &error["code"]),
+                (&"model".into(), &"invalid_value".into())
+            );
         }
     }
     assert_eq!(sim.stats().requests(), 1);

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::support::{Gateway, Receiver, chat, sim};
+use super::support::{Gateway, Receiver, chat, sim, sim_with};
 
 /// A gateway whose script decides about every key.
 pub fn with_script(url: &str, script: &str) -> String {
@@ -255,4 +255,66 @@ async fn a_stream_is_decided_about_like_any_request() {
         client.post_with("/v1/chat/completions", key, chat(stream).as_bytes()).await;
         assert_eq!(client.answer().await.status, status);
     }
+}
+
+#[tokio::test]
+async fn the_list_of_models_is_what_the_caller_may_use() {
+    let sim = sim_with(|b| b.models = vec!["qwen-7b".to_owned(), "llama".to_owned()]).await;
+    let keys = r#"      static:
+        keys:
+        - {key: sk-qwen-000001, metadata: {models: ["qwen-*"]}}
+        - {key: sk-llama-00001, metadata: {models: ["llama", "gpt"]}}
+        - {key: sk-all-0000001}
+        - {key: sk-never-00001, metadata: {models: ["another"]}}
+"#;
+    let gateway = async |script: &str| {
+        let text = format!(
+            "backends: [{{name: b, url: \"{}\"}}]\nmodels: {{gpt: {{routes: [{{backend: b, model: \
+             llama}}]}}}}\nauth:\n  pipeline:\n  - type: static\n{keys}{script}",
+            sim.url()
+        );
+        Gateway::start(&text).await
+    };
+    let listed = async |gateway: &Gateway, key: &str| {
+        let request = reqwest::Client::new().get(gateway.url("/v1/models")).bearer_auth(key);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{key}");
+        let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        let data = answer["data"].as_array().unwrap().clone();
+        let mut names: Vec<_> = data.iter().map(|m| m["id"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names.join(" ")
+    };
+    // The script that comes with the gateway, which refuses a POST without a model.
+    let shipped = gateway("    lua: {name: model_permission}\n").await;
+    assert_eq!(listed(&shipped, "sk-qwen-000001").await, "qwen-7b");
+    assert_eq!(listed(&shipped, "sk-llama-00001").await, "gpt llama");
+    assert_eq!(listed(&shipped, "sk-all-0000001").await, "gpt llama qwen-7b");
+
+    let own = gateway(
+        "    lua_script: |
+      if request.method ~= 'POST' then return true end
+      log('asked for ' .. tostring(request.model))
+      if request.model == nil then return true end
+      for _, name in ipairs(data.metadata and data.metadata.models or {}) do
+        if name == request.model then return true end
+      end
+      return false\n",
+    )
+    .await;
+    assert_eq!(listed(&own, "sk-llama-00001").await, "gpt llama");
+    assert_eq!(listed(&own, "sk-never-00001").await, "", "none of them");
+    // Nothing was counted but the two requests, and nothing logged.
+    let count =
+        |decision| format!("llmproxy_auth_total{{decision=\"{decision}\",provider=\"static\"}}");
+    assert_eq!(own.metric(&count("allow")).await, 2.0);
+    assert_eq!(own.metric(&count("deny")).await, 0.0);
+    assert!(!own.log().contains("asked for"), "{}", own.log());
+
+    // Who may call nothing at all is not told that there is nothing.
+    let closed = gateway("    lua_script: \"return request.method == 'GET'\"\n").await;
+    assert_eq!(listed(&closed, "sk-all-0000001").await, "gpt llama qwen-7b");
+    let slow = "    lua_script: \"if request.model then while true do end end return true\"\n";
+    let told = listed(&gateway(slow).await, "sk-all-0000001").await;
+    assert_ne!(told, "gpt llama qwen-7b", "a script that fails refuses");
 }

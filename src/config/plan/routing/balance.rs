@@ -2,9 +2,7 @@
 
 use std::{fmt::Display, ops::RangeInclusive, time::Duration};
 
-use super::{
-    Affinity, BalancePlan, CacheSalt, HedgePlan, LoadPlan, PrefixPlan, RoutingPlan,
-};
+use super::{Affinity, BalancePlan, CacheSalt, HedgePlan, LoadPlan, PrefixPlan, RoutingPlan};
 use crate::{
     base::Secret,
     config::{

@@ -195,6 +195,18 @@ impl Rejection {
         Self::not_let_in(403, "IP_NOT_ALLOWED", "This address may not call the gateway")
     }
 
+    /// 503: every backend that serves the model is left alone for now, because it is busy or has failed.
+    pub fn all_left_alone(retry_after: u64) -> Self {
+        let mut no = Self::new(
+            503,
+            "server_error",
+            "Every backend for this model is busy or has failed of late",
+        )
+        .code("no_healthy_backend");
+        no.retry_after = Some(retry_after);
+        no
+    }
+
     /// 503: every backend that serves the model is down.
     pub fn no_healthy_backend(retry_after: u64) -> Self {
         let mut no =

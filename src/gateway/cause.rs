@@ -43,6 +43,7 @@ impl Cause {
             Self::Status(status) => format!("status {status}"),
             Self::Busy(None) => "busy".to_owned(),
             Self::Busy(Some(pause)) => format!("busy for {} s", pause.as_secs()),
+            Self::Fault(_) if self.is_unsent() => self.word().to_owned(),
             cause => format!("{} before content", cause.word()),
         }
     }

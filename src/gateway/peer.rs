@@ -63,8 +63,10 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer
 
 fn rejection(ctx: &Ctx, nobody: Nobody) -> Rejection {
     let probes = ctx.snapshot.plan.health_check.as_ref().map(|h| h.interval.as_secs().max(1));
-    let wait = nobody.retry_after.map(|wait| wait.as_millis().div_ceil(1000).max(1) as u64);
-    Rejection::no_healthy_backend(wait.or(probes).unwrap_or(RETRY_AFTER))
+    match nobody.retry_after {
+        Some(wait) => Rejection::all_left_alone(wait.as_millis().div_ceil(1000).max(1) as u64),
+        None => Rejection::no_healthy_backend(probes.unwrap_or(RETRY_AFTER)),
+    }
 }
 
 /// Waits, as long as the client does and the request may.

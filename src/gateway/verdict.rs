@@ -42,11 +42,11 @@ pub enum Verdict {
 
 /// Whether the body of an answer with this status must be known.
 pub fn wants_body(status: u16, plan: &RoutingPlan) -> bool {
-    status >= 400
-        && (status == 503
-            || plan.retry.on.statuses.contains(status)
-            || plan.detection.statuses.contains(status)
-            || !plan.detection.patterns.is_empty())
+    status >= 500
+        || status >= 400
+            && (plan.retry.on.statuses.contains(status)
+                || plan.detection.statuses.contains(status)
+                || !plan.detection.patterns.is_empty())
 }
 
 /// Judges an answer; the cause is there if another backend might do better.

@@ -56,15 +56,16 @@ pub struct Try {
     pub pool: usize,
     /// The model, by the name that the backend knows.
     pub model: String,
-    /// The backend; empty if there was none to choose.
+    /// The backend; empty if there was none to choose, which the candidates explain.
     pub backend: String,
-    /// How the backends of the pool stood then.
+    /// How the backends of the pool stood then; of a single one only if it was not chosen.
     pub candidates: Vec<Candidate>,
     /// When the first byte of its answer came, from its beginning; `null` if none came.
     pub first_byte_ms: Option<u64>,
     /// How long it took.
     pub took_ms: u64,
-    /// What came of it: `ok`, `connect_failure`, `status 503 busy`, `reset before content`.
+    /// What came of it: `ok`, `connect_failure`, `status 500`, `busy`,
+    /// `connection_broken before content`, `nobody to choose`.
     pub result: String,
     /// It was made at the same time as another one.
     pub hedge: bool,

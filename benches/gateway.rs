@@ -224,6 +224,15 @@ fn targets(
     add("LLMProxy", &|listen| {
         gateway(folder, llmproxy, listen, backend, core, "log: {access: false}\n")
     });
+    // The same one twice: another could take over, so that answers are held until they begin.
+    let two = format!(
+        "log: {{access: false}}\nbackends: [{{name: a, url: \"http://{backend}\"}}, {{name: b, url: \"http://{backend}\"}}]\n"
+    );
+    add("LLMProxy, two backends", &|listen| gateway(folder, llmproxy, listen, backend, core, &two));
+    let unexplained = format!("{two}routing: {{explain: 0}}\n");
+    add("LLMProxy, two backends, nothing explained", &|listen| {
+        gateway(folder, llmproxy, listen, backend, core, &unexplained)
+    });
     add("LLMProxy, access log", &|listen| gateway(folder, llmproxy, listen, backend, core, ""));
     let more =
         format!("log: {{access: false}}\nusage_hook: {{url: \"http://{}/usage\"}}\n", receiver());
@@ -537,9 +546,10 @@ fn gateway(
     more: &str,
 ) -> Process {
     let file = folder.join(format!("{}.yaml", listen.port()));
+    let one = format!("backends: [{{url: \"http://{backend}\"}}]\n");
+    let backends = if more.contains("backends:") { "" } else { one.as_str() };
     let text = format!(
-        "listen: \"{listen}\"\nserver: {{threads: 1}}\nbackends: [{{url: \"http://{backend}\"}}]\n\
-         health_check: {{interval: 5s}}\n{more}"
+        "listen: \"{listen}\"\nserver: {{threads: 1}}\n{backends}health_check: {{interval: 5s}}\n{more}"
     );
     fs::write(&file, text).unwrap();
     Process::start(llmproxy, &["serve", "--config", file.to_str().unwrap()], core)

@@ -14,6 +14,7 @@ use ::http::{
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_load_balancing::{Backend, Extensions};
 use reqwest::RequestBuilder;
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
     load::{self, Reading},
@@ -21,7 +22,10 @@ use super::{
 };
 use crate::{
     base::lock,
-    config::plan::{BackendPlan, TimeoutPlan},
+    config::{
+        plan::{BackendPlan, TimeoutPlan},
+        raw::Addresses,
+    },
     dialect::{self, Route},
     store::http,
     telemetry::{Metrics, metrics::Usual},
@@ -195,6 +199,21 @@ impl Endpoint {
         let tag = SocketAddr::from((Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, a, b), 1));
         // Nothing is put into `ext`: it is copied with every choice.
         Backend { addr: tag.into(), weight: weight as usize, ext: Extensions::new() }
+    }
+
+    /// Whether each address of a backend is an endpoint of its own.
+    pub fn each(plan: &BackendPlan) -> bool {
+        plan.addresses == Addresses::Each && plan.literal().is_none()
+    }
+
+    /// A name tag, no address, that is the same in every process that knows this backend, made of what its id
+    /// stands for: its name, its URL, and its address where each is an endpoint of its own.
+    pub fn lasting_tag(&self) -> Ipv6Addr {
+        let BackendPlan { name, url, .. } = &self.plan;
+        let own = self.address.filter(|_| Self::each(&self.plan));
+        let own = own.map(|address| address.to_string()).unwrap_or_default();
+        // None of these can have a zero in it.
+        Ipv6Addr::from_bits(xxh3_128(format!("{name}\0{url}\0{own}").as_bytes()))
     }
 
     /// The id on the name tag of a backend made by [`Self::backend`].

@@ -11,6 +11,7 @@ pub mod load;
 pub mod pool;
 pub mod prefix;
 mod random;
+mod ring;
 pub mod state;
 pub mod strategy;
 mod table;

@@ -2,7 +2,6 @@
 //! looks at side by side.
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -11,16 +10,14 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use pingora_load_balancing::{
-    Backend,
-    selection::{BackendIter, BackendSelection, consistent::KetamaHashing},
-};
+use pingora_load_balancing::{Backend, selection::BackendIter};
 
 use super::{
     Endpoint,
     ask::Ask,
     prefix::Memory,
     random::{Random, scale, spread},
+    ring::Ring,
     state::State,
     trouble::Bar,
 };
@@ -69,7 +66,7 @@ pub struct Table {
     pub stale: u64,
     /// Members that may be left alone at once.
     max_open: usize,
-    ring: Option<Arc<KetamaHashing>>,
+    ring: Option<Ring>,
     /// Who has seen what.
     pub memory: Option<Arc<Memory>>,
     /// The crowd as it was last counted, and how often it was asked for.
@@ -138,7 +135,6 @@ impl Table {
         });
         members.iter_mut().for_each(|(_, weight)| *weight = (*weight).max(1));
         let backends: Box<[_]> = members.iter().map(|(e, weight)| e.backend(*weight)).collect();
-        let set: BTreeSet<_> = backends.iter().cloned().collect();
         let seat = |(e, weight): &(Arc<Endpoint>, u32)| {
             let weight = f64::from(*weight);
             Seat { state: Arc::clone(e.state()), weight, per: 1.0 / weight }
@@ -165,7 +161,7 @@ impl Table {
             bound: rules.bound,
             stale: rules.stale.as_millis() as u64,
             max_open,
-            ring: rules.ring.then(|| Arc::new(KetamaHashing::build(&set))),
+            ring: rules.ring.then(|| Ring::new(&members)),
             memory,
             counted: ArcSwapOption::empty(),
             asked: AtomicU64::new(0),
@@ -418,14 +414,8 @@ impl Table {
 
     /// Where a session belongs, of those that can be chosen and that `wanted` takes.
     pub fn home(&self, ask: &Ask<'_>, wanted: impl Fn(usize) -> bool) -> Option<usize> {
-        let mut points = self.ring.as_ref()?.iter(&ask.session?.to_le_bytes());
-        for _ in 0..STEPS {
-            let member = self.number(Endpoint::id_of(points.next()?))?;
-            if self.fit(member, ask) && wanted(member) {
-                return Some(member);
-            }
-        }
-        None
+        let mut points = self.ring.as_ref()?.from(ask.session?).take(STEPS);
+        points.find(|member| self.fit(*member, ask) && wanted(*member))
     }
 }
 

@@ -231,7 +231,7 @@ pub fn endpoints(
     let same_timeouts = earlier.is_some_and(|e| e.plan.timeouts == *timeouts);
     let mut endpoints = Vec::with_capacity(backends.len());
     for backend in backends {
-        let each = backend.addresses == Addresses::Each && backend.literal().is_none();
+        let each = Endpoint::each(backend);
         let known = (!each).then(|| before.get(&carry.ids.of(backend).0)).flatten();
         let places = carry.found.places(backend, known.and_then(|e| e.address));
         for place in &places {

@@ -265,6 +265,45 @@ fn sessions_stay_where_they_are() {
 }
 
 #[test]
+fn replicas_agree_where_a_session_belongs() {
+    let ids = Ids::new(&Metrics::new());
+    let here = endpoints(&ids, 12);
+    // The other one has known other backends before, and these in another order.
+    let other = Ids::new(&Metrics::new());
+    endpoints(&other, 40).iter().rev().for_each(|e| _ = other.of(&e.plan));
+    other.tidy(&Default::default(), Instant::now() + 1000 * SECOND);
+    for endpoint in here[..7].iter().rev() {
+        other.of(&endpoint.plan);
+    }
+    let there = endpoints(&other, 12);
+    assert!(here.iter().zip(&there).all(|(a, b)| a.name == b.name && a.id != b.id));
+    for (strategy, affinity) in [
+        (Strategy::ConsistentHash, None),
+        (Strategy::RoundRobin, Some(config::plan::Affinity::Key)),
+    ] {
+        let balance = BalancePlan { affinity, ..plan(strategy) };
+        let registry = Arc::new(HealthRegistry::new());
+        let weight = |e: &Arc<Endpoint>| 1 + e.plan.port as u32 % 3;
+        let made = |members: &mut dyn Iterator<Item = &Arc<Endpoint>>| {
+            let members = members.map(|e| (Arc::clone(e), weight(e))).collect();
+            pool(members, &balance, &CircuitPlan::default(), Heritage::default(), &registry)
+        };
+        let pools = [made(&mut here.iter()), made(&mut there.iter().rev())];
+        for session in (0..500).map(crate::balance::random::mix) {
+            let wish = Wish {
+                model: "m",
+                session: Some(session),
+                blocks: &[],
+                tried: &[],
+                now: Instant::now(),
+            };
+            let [one, two] = pools.each_ref().map(|pool| pool.pick(&wish).ok().unwrap());
+            assert_eq!(one.endpoint.name, two.endpoint.name, "{strategy:?}");
+        }
+    }
+}
+
+#[test]
 fn a_session_leaves_an_overloaded_backend() {
     for affinity in [None, Some(config::plan::Affinity::Key)] {
         let strategy = match affinity {

@@ -29,6 +29,10 @@ const LOOK: u64 = 100;
 /// Points of the ring that are looked at before a session goes to the least loaded.
 const STEPS: usize = 256;
 
+/// Requests that are never too many for a member: where there is little to do, a share of it is less
+/// than one, and what is under way would send the session's next request elsewhere.
+const ALWAYS: f64 = 2.0;
+
 /// Picks for each member until the counts of recent picks are halved.
 const RECENT: u64 = 64;
 
@@ -373,7 +377,8 @@ impl Table {
     /// Whether a member would still be within the bound with one request more.
     pub fn within(&self, member: usize, crowd: &Crowd) -> bool {
         let share = self.seats[member].weight / crowd.weight;
-        self.in_flight(member) < (self.bound * (crowd.in_flight + 1.0) * share).ceil()
+        let most = (self.bound * (crowd.in_flight + 1.0) * share).ceil();
+        self.in_flight(member) < most.max(ALWAYS)
     }
 
     /// Whether a member has not been chosen too often of late. Only a busy pool cares: an engine that

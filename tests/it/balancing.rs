@@ -278,7 +278,7 @@ async fn a_session_stays_at_one_backend() {
     {
         let sims = fleet(4, |_| {}).await;
         let more = format!(
-            "{auth}routing: {{load_balance_strategy: {strategy}, affinity: {{by: {by}}}, load_bound: 3}}\n"
+            "{auth}routing: {{load_balance_strategy: {strategy}, affinity: {{by: {by}}}}}\n"
         );
         let gateway = before(&sims, &more).await;
         let request = |n: usize| {

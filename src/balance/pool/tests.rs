@@ -277,10 +277,8 @@ fn replicas_agree_where_a_session_belongs() {
     }
     let there = endpoints(&other, 12);
     assert!(here.iter().zip(&there).all(|(a, b)| a.name == b.name && a.id != b.id));
-    for (strategy, affinity) in [
-        (Strategy::ConsistentHash, None),
-        (Strategy::RoundRobin, Some(config::plan::Affinity::Key)),
-    ] {
+    let key = Some(config::plan::Affinity::Key);
+    for (strategy, affinity) in [(Strategy::ConsistentHash, None), (Strategy::RoundRobin, key)] {
         let balance = BalancePlan { affinity, ..plan(strategy) };
         let registry = Arc::new(HealthRegistry::new());
         let weight = |e: &Arc<Endpoint>| 1 + e.plan.port as u32 % 3;
@@ -300,6 +298,20 @@ fn replicas_agree_where_a_session_belongs() {
             let [one, two] = pools.each_ref().map(|pool| pool.pick(&wish).ok().unwrap());
             assert_eq!(one.endpoint.name, two.endpoint.name, "{strategy:?}");
         }
+    }
+}
+
+#[test]
+fn a_session_stays_while_there_is_little_to_do() {
+    let key = Some(config::plan::Affinity::Key);
+    for (strategy, affinity) in [(Strategy::ConsistentHash, None), (Strategy::LeastLoad, key)] {
+        let bed = Bed::new(&BalancePlan { affinity, ..plan(strategy) }, &[1; 3]);
+        let wish = Wish { session: Some(7), ..bed.wish() };
+        let (at, _first) = bed.pick(&wish);
+        let (next, _second) = bed.pick(&wish);
+        assert_eq!(next, at);
+        let (third, _third) = bed.pick(&wish);
+        assert_ne!(third, at, "two are enough while others have nothing to do");
     }
 }
 

@@ -20,6 +20,9 @@ const MOST: usize = 256;
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// How often it is looked for troubles that are over, of models that nobody asks for any more.
+const SWEPT: Duration = Duration::from_secs(1);
+
 /// Why a backend is left alone, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bar {
@@ -41,9 +44,16 @@ impl Bar {
 /// The troubles of one backend.
 #[derive(Debug, Default)]
 pub struct Troubles {
-    models: Mutex<HashMap<Box<str>, Trouble>>,
+    models: Mutex<Models>,
     /// As many as `models` has.
     known: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Models {
+    by_name: HashMap<Box<str>, Trouble>,
+    /// When it was last looked for those that are over.
+    swept: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -66,7 +76,7 @@ impl Troubles {
             return None;
         }
         let models = lock(&self.models);
-        models.get(model).and_then(|trouble| trouble.bars(now, kept))
+        models.by_name.get(model).and_then(|trouble| trouble.bars(now, kept))
     }
 
     /// Lets a request through or not; a number if it is to find out whether the backend works.
@@ -78,7 +88,7 @@ impl Troubles {
             return Ok(None);
         }
         let mut models = lock(&self.models);
-        let Some(trouble) = models.get_mut(model) else { return Ok(None) };
+        let Some(trouble) = models.by_name.get_mut(model) else { return Ok(None) };
         if let Some(bar) = trouble.bars(now, kept) {
             return Err(bar);
         }
@@ -100,12 +110,20 @@ impl Troubles {
         if !self.any() {
             return Change::None;
         }
-        let mut models = lock(&self.models);
-        let change = models
-            .get_mut(model)
-            .map_or(Change::None, |trouble| trouble.circuit.good(now, plan, probe));
-        models.retain(|_, trouble| !trouble.over(now, plan));
-        self.known.store(models.len(), Ordering::Relaxed);
+        let models = &mut *lock(&self.models);
+        let mut change = Change::None;
+        if let Some(trouble) = models.by_name.get_mut(model) {
+            change = trouble.circuit.good(now, plan, probe);
+            if trouble.over(now, plan) {
+                models.by_name.remove(model);
+            }
+        }
+        // The others only now and then: many answers are good, and each holds the lock.
+        if models.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEPT) {
+            models.swept = Some(now);
+            models.by_name.retain(|_, trouble| !trouble.over(now, plan));
+        }
+        self.known.store(models.by_name.len(), Ordering::Relaxed);
         change
     }
 
@@ -131,7 +149,7 @@ impl Troubles {
 
     /// A request that was to find out whether the backend works did not.
     pub fn release(&self, model: &str, probe: u64) {
-        if let Some(trouble) = lock(&self.models).get_mut(model) {
+        if let Some(trouble) = lock(&self.models).by_name.get_mut(model) {
             trouble.circuit.release(probe);
         }
     }
@@ -141,7 +159,7 @@ impl Troubles {
         if !self.any() {
             return None;
         }
-        lock(&self.models).get(model)?.circuit.since()
+        lock(&self.models).by_name.get(model)?.circuit.since()
     }
 
     /// Models whose circuits are not closed.
@@ -149,11 +167,11 @@ impl Troubles {
         if !self.any() {
             return 0;
         }
-        lock(&self.models).values().filter(|t| t.circuit.since().is_some()).count()
+        lock(&self.models).by_name.values().filter(|t| t.circuit.since().is_some()).count()
     }
 
     fn with<T>(&self, model: &str, now: Instant, act: impl FnOnce(&mut Trouble) -> T) -> T {
-        let mut models = lock(&self.models);
+        let models = &mut lock(&self.models).by_name;
         if !models.contains_key(model) && models.len() >= MOST {
             // The one that has been quiet for longest goes; an open one only if all are.
             let oldest = models.iter().min_by_key(|(_, t)| (t.circuit.since().is_some(), t.seen));
@@ -210,6 +228,13 @@ mod tests {
         assert!(troubles.any());
         troubles.good("m", now + SECOND * 100, &plan, None);
         assert!(!troubles.any());
+        // One's own at once, the others within a second.
+        let later = now + SECOND * 100;
+        ["m", "n"].iter().for_each(|model| troubles.busy(model, later, Some(SECOND / 4)));
+        troubles.good("m", later + SECOND / 2, &plan, None);
+        assert_eq!(troubles.known.load(Ordering::Relaxed), 1);
+        troubles.good("m", later + SECOND, &plan, None);
+        assert!(!troubles.any());
     }
 
     #[test]
@@ -220,7 +245,7 @@ mod tests {
         for n in 0..1000u32 {
             troubles.failed(&format!("m{n}"), now + SECOND, &plan, None);
         }
-        assert_eq!(lock(&troubles.models).len(), MOST);
+        assert_eq!(lock(&troubles.models).by_name.len(), MOST);
         // The one that matters is still there.
         assert!(matches!(troubles.bars("bad", now + SECOND, true), Some(Bar::Open(_))));
     }

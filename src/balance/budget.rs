@@ -1,7 +1,7 @@
 //! How many retries a pool can afford, so that a fleet that fails is not asked twice as much.
 //!
 //! Every request earns a part of a retry, and a few a second are free. What is not used is kept:
-//! up to what ten seconds and a hundred requests bring. A pool starts with that.
+//! up to what ten seconds and a hundred requests bring, and at least one. A pool starts with that.
 
 use std::{
     sync::{
@@ -66,7 +66,9 @@ impl Budget {
 
     /// Retries that are kept at most.
     pub fn capacity(plan: &BudgetPlan) -> f64 {
-        10.0 * plan.min_per_second + 100.0 * plan.ratio
+        let most = 10.0 * plan.min_per_second + 100.0 * plan.ratio;
+        // A whole one at least: else what is earned could never be spent.
+        if most > 0.0 { most.max(1.0) } else { 0.0 }
     }
 
     /// A request has come.
@@ -141,6 +143,17 @@ mod tests {
         assert!(next.afford(now) && !old.afford(now) && !next.afford(now));
         let later = now + Duration::from_secs(2);
         assert_eq!((0..9).filter(|_| next.afford(later) || old.afford(later)).count(), 2);
+    }
+
+    #[test]
+    fn a_small_budget_affords_a_retry_once_it_is_earned() {
+        let now = Instant::now();
+        let budget = Budget::new(&BudgetPlan { ratio: 0.005, min_per_second: 0.0 }, now);
+        assert!(budget.afford(now) && !budget.afford(now));
+        (0..199).for_each(|_| budget.earn());
+        assert!(!budget.afford(now));
+        budget.earn();
+        assert!(budget.afford(now));
     }
 
     #[test]

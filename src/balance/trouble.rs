@@ -18,7 +18,7 @@ const MOST: usize = 256;
 
 /// How long a busy backend is left alone that does not say for how long, and at most.
 const PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// How often it is looked for troubles that are over, of models that nobody asks for any more.
 const SWEPT: Duration = Duration::from_secs(1);
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(troubles.admit("other", now, true), Ok(None));
         assert_eq!(troubles.admit("m", now + SECOND, true), Ok(None));
         troubles.busy("m", now, Some(SECOND * 3600));
-        assert_eq!(troubles.admit("m", now, true), Err(Bar::Busy(SECOND * 60)));
+        assert_eq!(troubles.admit("m", now, true), Err(Bar::Busy(SECOND * 600)));
         assert_eq!(troubles.open(), 0);
     }
 

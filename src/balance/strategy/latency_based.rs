@@ -1,42 +1,30 @@
 //! The backend whose first tokens have come soonest of late, times the requests that are with it and
 //! by its weight. Now and then another one is tried, so that one that has become fast is noticed.
 
-use std::{collections::BTreeSet, sync::Arc};
-
-use pingora_load_balancing::{Backend, selection::BackendSelection};
-
 use super::{
-    super::{
-        ask::Ask,
-        table::{Offers, Table},
-    },
-    Ranking,
+    super::{ask::Ask, table::Table},
+    selection::Rule,
 };
 
 /// The strategy.
-pub struct LatencyBased(Arc<Table>);
+pub struct LatencyBased;
 
-impl BackendSelection for LatencyBased {
-    type Iter = Offers;
-    type Config = Arc<Table>;
-
-    fn build_with_config(_backends: &BTreeSet<Backend>, table: &Arc<Table>) -> Self {
-        Self(Arc::clone(table))
+impl Rule for LatencyBased {
+    fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
+        let [best, unknown] = best(table, ask, table.turn_fit(ask));
+        // One that was not measured yet goes first, but not with all requests that come until it is.
+        if let Some(unknown) = unknown
+            && best.is_none_or(|best| table.load(unknown) <= table.load(best))
+        {
+            return [Some(unknown), best];
+        }
+        if table.random.happens(PROBES) {
+            let other = table.draw_fit(ask).filter(|other| Some(*other) != best);
+            return [other, best];
+        }
+        [best, None]
     }
 
-    /// Without a table there is nobody to choose.
-    fn build(_backends: &BTreeSet<Backend>) -> Self {
-        Self(Arc::default())
-    }
-
-    fn iter(self: &Arc<Self>, key: &[u8]) -> Offers {
-        let table = &self.0;
-        let choices = Ask::read(key, table.epoch).map_or([None, None], |ask| choose(table, &ask));
-        Offers::new(table, choices, Table::load)
-    }
-}
-
-impl Ranking for LatencyBased {
     fn score(table: &Table, member: usize, _ask: &Ask<'_>) -> Option<f64> {
         score(table, member)
     }
@@ -66,19 +54,4 @@ fn best(table: &Table, ask: &Ask<'_>, start: usize) -> [Option<usize>; 2] {
         }
     });
     best
-}
-
-fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-    let [best, unknown] = best(table, ask, table.turn_fit(ask));
-    // One that was not measured yet goes first, but not with all requests that come until it is.
-    if let Some(unknown) = unknown
-        && best.is_none_or(|best| table.load(unknown) <= table.load(best))
-    {
-        return [Some(unknown), best];
-    }
-    if table.random.happens(PROBES) {
-        let other = table.draw_fit(ask).filter(|other| Some(*other) != best);
-        return [other, best];
-    }
-    [best, None]
 }

@@ -1,5 +1,5 @@
-//! Balancing strategies, each a selection of pingora-load-balancing. One file a strategy; a new one
-//! gets its line in [`balancer`].
+//! Balancing strategies, each a selection of pingora-load-balancing. One file a strategy, with its
+//! rule; a new one gets its line in [`balancer`].
 
 mod consistent_hash;
 mod latency_based;
@@ -9,6 +9,7 @@ mod p2c;
 mod prefix_affinity;
 mod random;
 mod round_robin;
+mod selection;
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use pingora_load_balancing::{
 use self::{
     consistent_hash::ConsistentHash, latency_based::LatencyBased,
     least_connections::LeastConnections, least_load::LeastLoad, p2c::P2c,
-    prefix_affinity::PrefixAffinity, random::Random, round_robin::RoundRobin,
+    prefix_affinity::PrefixAffinity, random::Random, round_robin::RoundRobin, selection::Selection,
 };
 use super::{ask::Ask, table::Table};
 use crate::config::plan::Strategy;
@@ -110,12 +111,12 @@ pub(super) fn balancer(
 ) -> Box<dyn Balancer> {
     match strategy {
         Strategy::RoundRobin => make::<RoundRobin>(backends, table),
-        Strategy::LeastConnections => make::<LeastConnections>(backends, table),
-        Strategy::LatencyBased => make::<LatencyBased>(backends, table),
-        Strategy::Random => make::<Random>(backends, table),
-        Strategy::P2c => make::<P2c>(backends, table),
-        Strategy::ConsistentHash => make::<ConsistentHash>(backends, table),
-        Strategy::PrefixAffinity => make::<PrefixAffinity>(backends, table),
-        Strategy::LeastLoad => make::<LeastLoad>(backends, table),
+        Strategy::LeastConnections => make::<Selection<LeastConnections>>(backends, table),
+        Strategy::LatencyBased => make::<Selection<LatencyBased>>(backends, table),
+        Strategy::Random => make::<Selection<Random>>(backends, table),
+        Strategy::P2c => make::<Selection<P2c>>(backends, table),
+        Strategy::ConsistentHash => make::<Selection<ConsistentHash>>(backends, table),
+        Strategy::PrefixAffinity => make::<Selection<PrefixAffinity>>(backends, table),
+        Strategy::LeastLoad => make::<Selection<LeastLoad>>(backends, table),
     }
 }

@@ -2,42 +2,32 @@
 //! known beginning wins, among the backends that are not overloaded. A popular beginning spreads,
 //! because several may know it; what nobody knows goes to the least loaded.
 
-use std::{collections::BTreeSet, sync::Arc};
-
-use pingora_load_balancing::{Backend, selection::BackendSelection};
-
 use super::{
     super::{
         ask::Ask,
-        table::{Crowd, Offers, Table},
+        table::{Crowd, Table},
     },
-    Ranking,
+    selection::Rule,
 };
 
 /// The strategy.
-pub struct PrefixAffinity(Arc<Table>);
+pub struct PrefixAffinity;
 
-impl BackendSelection for PrefixAffinity {
-    type Iter = Offers;
-    type Config = Arc<Table>;
-
-    fn build_with_config(_backends: &BTreeSet<Backend>, table: &Arc<Table>) -> Self {
-        Self(Arc::clone(table))
+impl Rule for PrefixAffinity {
+    fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
+        let crowd = table.crowd(ask);
+        let open = |member: usize| table.within(member, &crowd) && table.rested(member, &crowd);
+        let knows = |block| {
+            let memory = table.memory.as_ref()?;
+            let members = memory.who(block).filter_map(|id| table.number(id));
+            let fit = members.filter(|member| table.fit(*member, ask) && open(*member));
+            fit.min_by(|a, b| table.load(*a).total_cmp(&table.load(*b)))
+        };
+        // From the longest to the shortest.
+        let known = ask.blocks().rev().find_map(knows);
+        [known.or_else(|| idlest(table, ask, &crowd)), None]
     }
 
-    /// Without a table there is nobody to choose.
-    fn build(_backends: &BTreeSet<Backend>) -> Self {
-        Self(Arc::default())
-    }
-
-    fn iter(self: &Arc<Self>, key: &[u8]) -> Offers {
-        let table = &self.0;
-        let choices = Ask::read(key, table.epoch).map_or([None, None], |ask| choose(table, &ask));
-        Offers::new(table, choices, Table::load)
-    }
-}
-
-impl Ranking for PrefixAffinity {
     fn score(table: &Table, member: usize, _ask: &Ask<'_>) -> Option<f64> {
         Some(table.load(member))
     }
@@ -49,20 +39,6 @@ impl Ranking for PrefixAffinity {
             ask.blocks().for_each(|block| memory.remember(block, id));
         }
     }
-}
-
-fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-    let crowd = table.crowd(ask);
-    let open = |member: usize| table.within(member, &crowd) && table.rested(member, &crowd);
-    let knows = |block| {
-        let memory = table.memory.as_ref()?;
-        let members = memory.who(block).filter_map(|id| table.number(id));
-        let fit = members.filter(|member| table.fit(*member, ask) && open(*member));
-        fit.min_by(|a, b| table.load(*a).total_cmp(&table.load(*b)))
-    };
-    // From the longest to the shortest.
-    let known = ask.blocks().rev().find_map(knows);
-    [known.or_else(|| idlest(table, ask, &crowd)), None]
 }
 
 /// The least loaded one of those that have not been chosen too often of late, if there is any.

@@ -46,7 +46,7 @@ fn shown(endpoint: &Endpoint, healthy: bool) -> Backend {
     Backend {
         name: endpoint.name.clone(),
         url: endpoint.plan.url.clone(),
-        addresses: endpoint.address.iter().map(ToString::to_string).collect(),
+        addresses: vec![endpoint.address.to_string()],
         weight: endpoint.plan.weight,
         healthy,
         draining: endpoint.draining(),
@@ -117,9 +117,8 @@ fn switched(parts: &Parts, name: &str, on: bool) -> Option<Backend> {
         });
     }
     // With its address an endpoint can be named even while it is the only one of its backend.
-    let full = |e: &Endpoint| e.address.map(|address| format!("{}@{address}", e.plan.name));
-    let (endpoint, healthy) =
-        all(parts).into_iter().find(|(e, _)| full(e).as_deref() == Some(name))?;
+    let full = |e: &Endpoint| format!("{}@{}", e.plan.name, e.address);
+    let (endpoint, healthy) = all(parts).into_iter().find(|(e, _)| full(e) == name)?;
     endpoint.drain(on);
     Some(shown(&endpoint, healthy))
 }

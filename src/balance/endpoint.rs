@@ -41,47 +41,48 @@ pub struct Endpoint {
     pub plan: BackendPlan,
     /// What lives through reloads.
     state: Arc<State>,
-    /// Where it is; `None` for a name that nobody has looked up.
-    pub address: Option<SocketAddr>,
+    /// Where it is.
+    pub address: SocketAddr,
     /// For asking an address of several, where the URL must hold the name.
     own_client: OnceLock<reqwest::Client>,
     /// Counters of its usual requests, by [`dialect::index`] and stream.
     usual: [OnceLock<Usual>; 2 * dialect::INFERENCE_ROUTES],
-    /// A connection's settings, for an address yet to be filled in.
-    template: HttpPeer,
+    /// Its address and a connection's settings.
+    peer: HttpPeer,
 }
 
 impl Endpoint {
-    /// Makes an endpoint. A literal address is known; that of a name is told by [`Self::at`].
-    pub fn new(identity: Identity, plan: BackendPlan, timeouts: &TimeoutPlan) -> Self {
+    /// Makes an endpoint at an address, called as its backend.
+    pub fn new(
+        identity: Identity,
+        plan: BackendPlan,
+        address: SocketAddr,
+        timeouts: &TimeoutPlan,
+    ) -> Self {
         let (id, state) = identity;
-        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut template = HttpPeer::new(
-            nowhere,
-            plan.tls,
-            if plan.tls { plan.host.clone() } else { String::new() },
-        );
+        let sni = if plan.tls { plan.host.clone() } else { String::new() };
+        let mut peer = HttpPeer::new(address, plan.tls, sni);
         // No path that the gateway serves can be upgraded to another protocol.
-        template.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        template.options.connection_timeout = timeouts.connect;
-        template.options.total_connection_timeout = timeouts.connect;
-        template.options.idle_timeout = Some(timeouts.upstream_idle);
+        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+        peer.options.connection_timeout = timeouts.connect;
+        peer.options.total_connection_timeout = timeouts.connect;
+        peer.options.idle_timeout = Some(timeouts.upstream_idle);
         Self {
             id,
             name: plan.name.clone(),
-            address: plan.literal(),
+            address,
             plan,
             state,
             own_client: OnceLock::new(),
             usual: Default::default(),
-            template,
+            peer,
         }
     }
 
-    /// Puts it at an address, under a name of its own.
+    /// Gives it a name of its own.
     #[must_use]
-    pub fn at(self, address: SocketAddr, name: String) -> Self {
-        Self { name, address: Some(address), ..self }
+    pub fn called(self, name: String) -> Self {
+        Self { name, ..self }
     }
 
     /// It is in use from now on, under its name.
@@ -147,27 +148,25 @@ impl Endpoint {
         self.state.show();
     }
 
-    /// The peer to connect to; `None` while the name does not resolve.
-    pub fn peer(&self) -> Option<HttpPeer> {
-        let mut peer = self.template.clone();
-        peer._address = self.address?.into();
-        Some(peer)
+    /// The peer to connect to.
+    pub fn peer(&self) -> HttpPeer {
+        self.peer.clone()
     }
 
     /// A peer that shares no connection with any other request: for the attempt after a
     /// kept-alive connection was found dead. `unique` must not be zero and not repeat soon.
-    pub fn fresh_peer(&self, unique: u64) -> Option<HttpPeer> {
-        let mut peer = self.peer()?;
+    pub fn fresh_peer(&self, unique: u64) -> HttpPeer {
+        let mut peer = self.peer();
         peer.group_key = unique;
         peer.options.idle_timeout = Some(Duration::ZERO);
-        Some(peer)
+        peer
     }
 
     /// A request of our own to the backend: `path` stands below its prefix. It goes to the address of
     /// this endpoint, wherever else the name leads.
     pub fn request(&self, client: &reqwest::Client, method: Method, path: &str) -> RequestBuilder {
         let authority = self.plan.authority.to_str().unwrap_or_default();
-        let named = self.address.filter(|_| self.plan.literal().is_none());
+        let named = self.plan.literal().is_none().then_some(self.address);
         let prefix = &self.plan.prefix;
         let request = match named {
             Some(address) if self.plan.tls => {
@@ -210,8 +209,7 @@ impl Endpoint {
     /// stands for: its name, its URL, and its address where each is an endpoint of its own.
     pub fn lasting_tag(&self) -> Ipv6Addr {
         let BackendPlan { name, url, .. } = &self.plan;
-        let own = self.address.filter(|_| Self::each(&self.plan));
-        let own = own.map(|address| address.to_string()).unwrap_or_default();
+        let own = if Self::each(&self.plan) { self.address.to_string() } else { String::new() };
         // None of these can have a zero in it.
         Ipv6Addr::from_bits(xxh3_128(format!("{name}\0{url}\0{own}").as_bytes()))
     }

@@ -106,10 +106,7 @@ impl Exchange {
                     let word = Fault { side: Side::Backend, kind }.word();
                     self.carry.metrics.retries.with_label_values(&[word]).inc();
                     let unique = self.carry.unique.fetch_add(1, Ordering::Relaxed);
-                    let Some(peer) = self.endpoint.fresh_peer(unique) else {
-                        return Ended { result: Err(FaultKind::Connect), again };
-                    };
-                    self.peer = peer;
+                    self.peer = self.endpoint.fresh_peer(unique);
                 }
                 Err(kind) => return Ended { result: Err(kind), again },
                 Ok((came, true)) => {

@@ -131,15 +131,10 @@ async fn run(session: &mut Session, ctx: &mut Ctx, delay: Duration) -> Result<bo
     result
 }
 
-/// Begins a try. `None` if its backend cannot even be tried.
+/// Begins a try, and takes it out of the context. `None` if it is not there any more.
 fn begin(session: &Session, ctx: &mut Ctx, picked: Picked) -> Result<Option<Runner>> {
     let endpoint = picked.choice.endpoint.clone();
-    let Some(peer) = endpoint.peer() else {
-        ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Connect });
-        tries::skip(ctx, picked.choice);
-        ctx.way.put_aside();
-        return Ok(None);
-    };
+    let peer = endpoint.peer();
     tries::start(ctx, picked);
     let mut request = outbound::of_client(session.req_header());
     outbound::headers(&mut request, ctx)?;

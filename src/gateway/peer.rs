@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     balance::Nobody,
-    base::{Fault, FaultKind, Rejection, Side},
+    base::{Fault, Rejection, Side},
 };
 
 /// Seconds after which a client may try again when no backend is healthy and nothing is probed.
@@ -35,21 +35,15 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer
         && let Some(endpoint) = &ctx.way.endpoint
     {
         let unique = ctx.carry.unique.fetch_add(1, Ordering::Relaxed);
-        if let Some(peer) = endpoint.fresh_peer(unique) {
-            return Ok(Box::new(peer));
-        }
+        return Ok(Box::new(endpoint.fresh_peer(unique)));
     }
     loop {
         match tries::next(session, ctx) {
             Next::Pause(time) => pause(session, ctx, time).await?,
             Next::Try(picked) => {
-                if let Some(peer) = picked.choice.endpoint.peer() {
-                    tries::start(ctx, *picked);
-                    return Ok(Box::new(peer));
-                }
-                // A name that leads nowhere is a backend that cannot be reached.
-                ctx.end.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Connect });
-                tries::skip(ctx, picked.choice);
+                let peer = picked.choice.endpoint.peer();
+                tries::start(ctx, *picked);
+                return Ok(Box::new(peer));
             }
             Next::Nobody(nobody) => {
                 if ctx.end.fault.is_none() && ctx.way.tries.told.is_none() {

@@ -429,12 +429,6 @@ pub fn start(ctx: &mut Ctx, mut picked: Picked) {
     ctx.way.choose(picked.choice);
 }
 
-/// A backend that has been chosen cannot even be tried.
-pub fn skip(ctx: &mut Ctx, choice: Choice) {
-    ctx.way.tries.tried.add(choice.endpoint.id, None, true);
-    ctx.way.choose(choice);
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -233,7 +233,7 @@ pub fn endpoints(
     for backend in backends {
         let each = Endpoint::each(backend);
         let known = (!each).then(|| before.get(&carry.ids.of(backend).0)).flatten();
-        let places = carry.found.places(backend, known.and_then(|e| e.address));
+        let places = carry.found.places(backend, known.map(|e| e.address));
         for place in &places {
             let name = match places.len() {
                 1 => backend.name.clone(),
@@ -241,14 +241,14 @@ pub fn endpoints(
             };
             let identity = carry.ids.of_address(backend, each.then_some(*place));
             let same = before.get(&identity.0).filter(|e| {
-                let as_it_was = (&e.name, e.address, &e.plan) == (&name, Some(*place), backend);
+                let as_it_was = (&e.name, e.address, &e.plan) == (&name, *place, backend);
                 same_timeouts && as_it_was
             });
             endpoints.push(match same {
                 Some(endpoint) => Arc::clone(endpoint),
                 None => {
-                    let endpoint = Endpoint::new(identity, backend.clone(), timeouts);
-                    Arc::new(endpoint.at(*place, name))
+                    let endpoint = Endpoint::new(identity, backend.clone(), *place, timeouts);
+                    Arc::new(endpoint.called(name))
                 }
             });
         }

@@ -117,7 +117,8 @@ async fn source(source: &SourcePlan, carry: &Carry) -> Result<Taken, String> {
         carry.found.same(source);
         return Ok(Taken::Same);
     }
-    let listed = listed(&text, source).map_err(|why| format!("told no list: {why}"))?;
+    let listed =
+        listed(&text, source).map_err(|why| format!("told what cannot be taken: {why}"))?;
     let about = format!("discovery source {}: entries", source.name);
     let skipped = listed.complaint();
     let bad = (!skipped.is_empty()).then(|| format!("that are no use are skipped: {skipped}"));

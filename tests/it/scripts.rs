@@ -260,7 +260,7 @@ async fn a_stream_is_decided_about_like_any_request() {
 #[tokio::test]
 async fn the_list_of_models_is_what_the_caller_may_use() {
     let sim = sim_with(|b| b.models = vec!["qwen-7b".to_owned(), "llama".to_owned()]).await;
-    let keys = r#"      static:
+    let keys = r#"    static:
         keys:
         - {key: sk-qwen-000001, metadata: {models: ["qwen-*"]}}
         - {key: sk-llama-00001, metadata: {models: ["llama", "gpt"]}}

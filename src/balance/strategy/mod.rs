@@ -1,5 +1,5 @@
 //! Balancing strategies, each a selection of pingora-load-balancing. One file a strategy, with its
-//! rule; a new one gets its line in [`balancer`].
+//! rule; a new one gets its line in `balancer`.
 
 mod consistent_hash;
 mod latency_based;

@@ -17,7 +17,7 @@ use super::{
     scripts::with_script,
     streaming::without_time,
     support::{
-        Client, Gateway, Receiver, chat, chat_of, client::Answer, eventually, sim, sim_with,
+        Client, Gateway, Receiver, chat, chat_of, client::Answer, eventually, saying, sim, sim_with,
     },
 };
 
@@ -951,30 +951,11 @@ async fn a_failure_after_comments_is_an_event() {
     }
 }
 
-/// A server that answers the first request on each connection with these bytes.
-async fn answers_with(answer: String) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            let mut request = Vec::new();
-            while !request.ends_with(b"}") {
-                if socket.read_buf(&mut request).await.unwrap_or(0) == 0 {
-                    break;
-                }
-            }
-            let _ = socket.write_all(answer.as_bytes()).await;
-        }
-    });
-    url
-}
-
 /// What a client is sent after comments, by a backend that answers with these bytes, and the
 /// record of it.
 async fn after_comments(answer: &str) -> (String, Value) {
     let sim = sim_with(|b| b.inter_token_ms = EVER).await;
-    let url = answers_with(answer.to_owned()).await;
+    let url = saying(answer.to_owned()).await;
     let receiver = Receiver::start().await;
     let text = format!(
         "backends:\n  - {{url: \"{}\", models: [sim-model]}}\n  - {{url: \"{url}\", models: [odd]}}\n{KEYS}rate_limit: {KEEP_ALIVE}\n{}",

@@ -12,7 +12,7 @@ use crate::support::{
     client::Answer,
     eventually,
     faults::{Fault, at_rest, fleet, urls},
-    sim_with,
+    saying, sim_with,
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -252,22 +252,6 @@ async fn a_mistake_of_the_client_in_a_stream_is_told_too() {
 async fn streaming(stream: String) -> String {
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
     saying(head.to_owned() + &stream).await
-}
-
-/// A backend that answers every request with these bytes.
-async fn saying(answer: String) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            let mut request = Vec::new();
-            while !request.ends_with(b"}") {
-                socket.read_buf(&mut request).await.unwrap();
-            }
-            socket.write_all(answer.as_bytes()).await.unwrap();
-        }
-    });
-    url
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use std::{
 };
 
 use llmproxy::sim::{Behaviour, Sim};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 pub use {client::Client, dns::NameServer, gateway::Gateway, receiver::Receiver};
 
 /// How long something may take that should happen at once: long enough for a slow machine, short
@@ -70,4 +71,22 @@ pub fn chat_of(size: usize, stream: bool) -> Vec<u8> {
     // Not all the same byte: a piece in the wrong place must show.
     let fill: String = (0..fill).map(|i| char::from(b'a' + (i / 7 % 26) as u8)).collect();
     format!("{head}{fill}{tail}").into_bytes()
+}
+
+/// A backend that answers the first request on each connection with these bytes; returns its URL.
+pub async fn saying(answer: String) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                if socket.read_buf(&mut request).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+            socket.write_all(answer.as_bytes()).await.ok();
+        }
+    });
+    url
 }

@@ -218,11 +218,13 @@ impl Table {
     }
 
     /// Requests in flight in relation to the weight.
+    #[inline]
     pub fn load(&self, member: usize) -> f64 {
         self.by_weight(member, self.in_flight(member))
     }
 
     /// Whether a member can be chosen, as far as can be told at a glance.
+    #[inline]
     pub fn fit(&self, member: usize, ask: &Ask<'_>) -> bool {
         let state = &self.seats[member].state;
         let gone = !self.up[member].load(Ordering::Relaxed)
@@ -232,6 +234,7 @@ impl Table {
     }
 
     /// Why a member is left alone, if it is.
+    #[inline]
     pub fn bars(&self, member: usize, ask: &Ask<'_>) -> Option<Bar> {
         let troubles = &self.seats[member].state.troubles;
         match troubles.bars(ask.model, ask.now, true)? {
@@ -253,6 +256,7 @@ impl Table {
     }
 
     /// Whether the open circuit of a member is kept open. Of too many, the first ones are.
+    #[inline]
     fn kept(&self, member: usize, ask: &Ask<'_>) -> bool {
         if self.max_open >= self.len() {
             return true;
@@ -269,6 +273,7 @@ impl Table {
     }
 
     /// The member that can be chosen with the lowest score; of equal ones the first from `start`.
+    #[inline]
     pub fn least(
         &self,
         start: usize,
@@ -292,6 +297,7 @@ impl Table {
     }
 
     /// All members, in a circle. To be gone through by `for_each`, which makes two plain loops of it.
+    #[inline]
     pub fn from(&self, start: usize) -> impl Iterator<Item = usize> {
         (start..self.len()).chain(0..start)
     }
@@ -375,6 +381,7 @@ impl Table {
     }
 
     /// Whether a member would still be within the bound with one request more.
+    #[inline]
     pub fn within(&self, member: usize, crowd: &Crowd) -> bool {
         let share = self.seats[member].weight / crowd.weight;
         let most = (self.bound * (crowd.in_flight + 1.0) * share).ceil();
@@ -384,6 +391,7 @@ impl Table {
     /// Whether a member has not been chosen too often of late. Only a busy pool cares: an engine that
     /// answers sooner, because it has seen the prompts, has few requests in flight and would be
     /// chosen for that.
+    #[inline]
     pub fn rested(&self, member: usize, crowd: &Crowd) -> bool {
         if crowd.in_flight < crowd.members {
             return true;

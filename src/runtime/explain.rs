@@ -1,7 +1,7 @@
 //! Why requests went where they went: the last ones, by their ids.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -100,15 +100,9 @@ pub struct Explains {
     ring: Mutex<Ring>,
 }
 
-#[derive(Default)]
-struct Ring {
-    /// From the oldest to the newest.
-    traces: VecDeque<Arc<Trace>>,
-    /// Those that have gone; the number of the oldest one.
-    gone: u64,
-    /// The number of the newest trace with an id. Clients choose ids, and may use one twice.
-    newest: HashMap<String, u64>,
-}
+/// From the oldest to the newest. Each request adds one and hardly anybody asks, so they are looked
+/// through for an id instead of being indexed by it.
+type Ring = VecDeque<Arc<Trace>>;
 
 impl Explains {
     /// How many are kept; 0: none, and nobody need make any.
@@ -121,11 +115,8 @@ impl Explains {
         // Under the lock, so that no trace is added by the old figure after it.
         let mut ring = lock(&self.ring);
         self.capacity.store(capacity, Ordering::Relaxed);
-        let surplus = ring.traces.len().saturating_sub(capacity);
-        let dropped: Vec<_> = (0..surplus).filter_map(|_| ring.forget()).collect();
-        if capacity == 0 {
-            *ring = Ring::default();
-        }
+        let surplus = ring.len().saturating_sub(capacity);
+        let dropped: Vec<_> = ring.drain(..surplus).collect();
         drop(ring);
         drop(dropped);
     }
@@ -133,38 +124,24 @@ impl Explains {
     /// Keeps a trace. The oldest one goes, if there are too many.
     pub fn put(&self, mut trace: Trace) {
         shorten(&mut trace.model);
-        let (id, trace) = (trace.request_id.clone(), Arc::new(trace));
+        let trace = Arc::new(trace);
         let mut ring = lock(&self.ring);
         let capacity = self.capacity();
         if capacity == 0 {
             return;
         }
-        let oldest = if ring.traces.len() >= capacity { ring.forget() } else { None };
-        let number = ring.gone + ring.traces.len() as u64;
-        ring.traces.push_back(trace);
-        ring.newest.insert(id, number);
+        let oldest = if ring.len() >= capacity { ring.pop_front() } else { None };
+        ring.push_back(trace);
         drop(ring);
         // Given back to memory without the lock.
         drop(oldest);
     }
 
-    /// The newest trace with this id.
+    /// The newest trace with this id: clients choose ids, and may use one twice.
     pub fn find(&self, request_id: &str) -> Option<Arc<Trace>> {
-        let ring = lock(&self.ring);
-        let place = ring.newest.get(request_id)? - ring.gone;
-        ring.traces.get(usize::try_from(place).ok()?).cloned()
-    }
-}
-
-impl Ring {
-    /// Takes the oldest one out.
-    fn forget(&mut self) -> Option<Arc<Trace>> {
-        let oldest = self.traces.pop_front()?;
-        if self.newest.get(&oldest.request_id) == Some(&self.gone) {
-            self.newest.remove(&oldest.request_id);
-        }
-        self.gone += 1;
-        Some(oldest)
+        // Looked through without the lock.
+        let traces: Vec<_> = lock(&self.ring).iter().cloned().collect();
+        traces.into_iter().rev().find(|trace| trace.request_id == request_id)
     }
 }
 
@@ -211,7 +188,7 @@ mod tests {
         explains.resize(1);
         assert_eq!((known("b"), known("c")), (false, true));
         explains.resize(0);
-        assert!(!known("c") && lock(&explains.ring).newest.is_empty());
+        assert!(!known("c") && lock(&explains.ring).is_empty());
     }
 
     #[test]
@@ -244,7 +221,7 @@ mod tests {
                     let expected = kept.iter().rfind(|(i, _)| *i == id).map(|(_, n)| *n);
                     prop_assert_eq!(explains.find(&id.to_string()).map(|t| t.status), expected);
                 }
-                prop_assert!(lock(&explains.ring).newest.len() <= capacity);
+                prop_assert!(lock(&explains.ring).len() <= capacity);
             }
         }
     }

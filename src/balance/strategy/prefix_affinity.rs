@@ -41,10 +41,32 @@ impl Rule for PrefixAffinity {
     }
 }
 
-/// The least loaded one of those that have not been chosen too often of late, if there is any.
+/// Members of a large pool that are looked at for a prompt that nobody knows.
+const SOME: usize = 64;
+
+/// The least loaded one of those that have not been chosen too often of late, if there is any. In a
+/// large pool it is the least loaded of some, which take turns.
 fn idlest(table: &Table, ask: &Ask<'_>, crowd: &Crowd) -> Option<usize> {
+    let start = table.turn_fit(ask);
+    if table.len() > 2 * SOME {
+        let some = least_of(table.from(start).take(SOME), table, ask, crowd);
+        if some.0.is_some() {
+            return some.0;
+        }
+    }
+    let (rested, any) = least_of(table.from(start), table, ask, crowd);
+    rested.or(any)
+}
+
+/// The least loaded of those that are rested, and of all.
+fn least_of(
+    members: impl Iterator<Item = usize>,
+    table: &Table,
+    ask: &Ask<'_>,
+    crowd: &Crowd,
+) -> (Option<usize>, Option<usize>) {
     let (mut rested, mut any) = ((None, f64::INFINITY), (None, f64::INFINITY));
-    table.from(table.turn_fit(ask)).for_each(|member| {
+    members.for_each(|member| {
         let load = table.load(member);
         if load < rested.1 && table.fit(member, ask) {
             if load < any.1 {
@@ -55,5 +77,5 @@ fn idlest(table: &Table, ask: &Ask<'_>, crowd: &Crowd) -> Option<usize> {
             }
         }
     });
-    rested.0.or(any.0)
+    (rested.0, any.0)
 }

@@ -22,7 +22,7 @@ const TOKENS: u64 = 8;
 /// Requests at the same time.
 const AT_ONCE: usize = 6;
 /// Times so many, within which every strategy has asked every backend.
-const MOST: usize = 50;
+const MOST: usize = 500;
 
 macro_rules! tests {
     ($($strategy:ident)*) => {

@@ -254,7 +254,7 @@ async fn settle(
         race.hedge = Some("failed");
     }
     if other {
-        tries::drop_out(ctx, cause);
+        tries::fail(ctx, cause);
         ctx.answer.renew();
         ctx.end.fault = None;
     } else {

@@ -112,16 +112,13 @@ pub fn hold(session: &mut Session, keep_alive: Option<KeepAlive>) -> Home {
 /// # Errors
 /// If the client does not take a comment of which it has been sent a part.
 pub async fn release(session: &mut Session, home: &Home) -> Result<()> {
-    // Dropping ours sends the real one home.
-    *session.downstream_session = ServerSession::new_custom(Box::new(()));
-    if let Some(real) = home.take() {
-        session.downstream_session = real;
-    }
+    abandon(session, home);
     finish_comment(&mut session.downstream_session).await
 }
 
 /// As [`release`], for one that will not be written to any more.
 pub fn abandon(session: &mut Session, home: &Home) {
+    // Dropping ours sends the real one home.
     *session.downstream_session = ServerSession::new_custom(Box::new(()));
     if let Some(real) = home.take() {
         session.downstream_session = real;

@@ -159,12 +159,18 @@ fn others(ctx: &Ctx, cause: Cause) -> bool {
     })
 }
 
-/// Notes that the present backend has failed the request.
-fn fail(ctx: &mut Ctx, cause: Cause) {
+/// Notes that the present backend has failed the request. What follows, [`follow`] or another try at
+/// the same time decides.
+pub fn fail(ctx: &mut Ctx, cause: Cause) {
     ctx.way.story.end(cause.told());
+    leave_out(ctx, cause.is_unsent());
+}
+
+/// The present backend is not chosen again in this round; with any model, if it is `unreachable`.
+fn leave_out(ctx: &mut Ctx, unreachable: bool) {
     let tries = &mut ctx.way.tries;
     if let Some(endpoint) = &ctx.way.endpoint {
-        tries.tried.add(endpoint.id, tries.model.clone(), cause.is_unsent());
+        tries.tried.add(endpoint.id, tries.model.clone(), unreachable);
     }
 }
 
@@ -187,23 +193,18 @@ pub fn follow(ctx: &mut Ctx, cause: Cause) {
         tries.left = tries.left.saturating_sub(1);
     }
     if !more && let Some(backoff) = again {
+        // Who asks for more than the longest pause is not tried again: see `worth_a_pause`.
         let asked = match cause {
-            Cause::Busy(pause) => pause.map(|p| p.min(backoff.max)),
-            _ => None,
+            Cause::Busy(pause) => pause.unwrap_or_default(),
+            _ => Duration::ZERO,
         };
-        tries.pause =
-            Some(pause(&backoff, tries.rounds, rand::random()).max(asked.unwrap_or_default()));
+        tries.pause = Some(pause(&backoff, tries.rounds, rand::random()).max(asked));
         tries.rounds += 1;
         tries.tried.clear();
     }
     if let Some(watch) = &ctx.way.watch {
         watch.rearm();
     }
-}
-
-/// The present try has failed, and there is another one at the same time.
-pub fn drop_out(ctx: &mut Ctx, cause: Cause) {
-    fail(ctx, cause);
 }
 
 /// The pause after so many rounds; `chance` is from 0 to 1.
@@ -247,13 +248,10 @@ pub fn next(session: &Session, ctx: &mut Ctx) -> Next {
     let retry = ctx.way.tries.begun > 0;
     let nobody = match pick(session, ctx, now) {
         Ok(picked) => {
-            let paying = *ctx.way.tries.paying.get_or_insert(picked.pool);
-            let pool = &ctx.snapshot.pools[paying];
             if !retry {
-                pool.earn();
-            } else if !pool.afford_retry(now) {
-                log::debug!("request {}: the retry budget is used up", ctx.call.id);
-                ctx.carry.metrics.retry_budget_exhausted.inc();
+                ctx.way.tries.paying = Some(picked.pool);
+                ctx.snapshot.pools[picked.pool].earn();
+            } else if !afford(ctx, picked.pool, now) {
                 return Next::Nobody(Nobody::default());
             }
             return Next::Try(Box::new(picked));
@@ -264,6 +262,17 @@ pub fn next(session: &Session, ctx: &mut Ctx) -> Next {
         Some(pause) => Next::Pause(pause),
         None => Next::Nobody(nobody),
     }
+}
+
+/// Takes a retry from the budget of the pool that was asked first; `pool` if none was.
+fn afford(ctx: &mut Ctx, pool: usize, now: Instant) -> bool {
+    let paying = *ctx.way.tries.paying.get_or_insert(pool);
+    let can = ctx.snapshot.pools[paying].afford_retry(now);
+    if !can {
+        log::debug!("request {}: the retry budget is used up", ctx.call.id);
+        ctx.carry.metrics.retry_budget_exhausted.inc();
+    }
+    can
 }
 
 /// Puts back a pause that was not made.
@@ -284,15 +293,10 @@ pub fn several(ctx: &Ctx) -> bool {
 /// Looks for a backend for a second try beside the present one, in the same tier: fallbacks are for
 /// failures. It counts as a retry.
 pub fn second(session: &Session, ctx: &mut Ctx, tier: usize) -> Option<Box<Picked>> {
-    let tries = &mut ctx.way.tries;
-    if let Some(endpoint) = &ctx.way.endpoint {
-        tries.tried.add(endpoint.id, tries.model.clone(), false);
-    }
+    leave_out(ctx, false);
     let now = Instant::now();
     let picked = pick(session, ctx, now).ok().filter(|picked| picked.tier == tier)?;
-    let paying = *ctx.way.tries.paying.get_or_insert(picked.pool);
-    if !ctx.snapshot.pools[paying].afford_retry(now) {
-        ctx.carry.metrics.retry_budget_exhausted.inc();
+    if !afford(ctx, picked.pool, now) {
         return None;
     }
     ctx.way.tries.left = ctx.way.tries.left.saturating_sub(1);

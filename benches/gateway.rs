@@ -334,7 +334,7 @@ fn print_decision() {
     let (metrics, stores) = (Metrics::new(), Stores::default());
     let shared = std::sync::Arc::new(Shared::new(PathBuf::from("none"), &metrics));
     let limiter = Limiter::new(plan.limits, &shared, &stores, None);
-    let counts = TokenCounts { prompt: 9, completion: 16, total: 25, cached: 0 };
+    let counts = TokenCounts { prompt: 9, completion: 16, total: 25, ..TokenCounts::default() };
     let mut standings = Standings::default();
     let mut decide = || {
         let ask = Ask {

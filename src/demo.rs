@@ -58,6 +58,8 @@ backends:
 health_check:
   interval: 10s
   path: /health
+usage:
+  spool: {{enabled: false}}
 usage_hook:
   url: \"http://{receiver}/usage\"
 log:

@@ -58,11 +58,13 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     let operator = fixed.metrics_listen.map(listen).transpose()?;
     let admin = fixed.admin.as_ref().map(|admin| listen(admin.listen)).transpose()?;
 
-    let (carry, outlets) = Carry::new(fixed.keys_db.clone(), fixed.limits_db.clone());
+    let (carry, outlets) =
+        Carry::new(fixed.keys_db.clone(), fixed.limits_db.clone(), fixed.spool.clone());
     carry.metrics.reload_success.set(1);
     let told = Mutex::new(Some(signals(&carry)?));
     announce(&plan);
     open_keys(&plan, &carry)?;
+    carry.usage.open(&plan.usage).map_err(io::Error::other)?;
     let spent = carry.stores.handle().block_on(carry.limits.ledger.load());
     spent.map_err(|e| io::Error::other(e.to_string()))?;
     let first = Snapshot::build(plan, None, &carry);
@@ -123,8 +125,8 @@ fn announce(plan: &Plan) {
     if plan.auth.is_none() {
         log::info!("no auth: everybody may call");
     }
-    if plan.usage_hook.is_none() {
-        log::info!("no usage_hook: usage records are not sent anywhere");
+    if !plan.usage.is_on() {
+        log::info!("no reporter: usage records are not made");
     }
 }
 
@@ -220,7 +222,7 @@ impl BackgroundService for Tasks {
             }
         };
         let (live, carry) = both();
-        let delivery = delivery::run(live, carry, outlets.records);
+        let delivery = delivery::run(live, carry);
         let (live, carry) = both();
         let (found, backends) = oneshot::channel();
         let health = health::run(live, carry, backends, || ready.notify_ready());
@@ -308,7 +310,7 @@ fn drain(live: &Live, carry: &Carry, patience: Duration, hurry: &AtomicBool) {
             redis.give_back();
         }
         let told = carry.limits.ledger.waiting() == 0 && counting() <= 0 && pending() <= 0;
-        told && carry.usage.waiting() <= 0
+        told && !carry.usage.busy()
     });
     if pending() > 0 {
         log::error!("Redis could not be told of {} requests that have ended", pending());
@@ -322,6 +324,9 @@ fn drain(live: &Live, carry: &Carry, patience: Duration, hurry: &AtomicBool) {
     }
     match carry.usage.waiting() {
         0 => log::info!("stopped"),
+        left if carry.usage.durable() => {
+            log::info!("stopped; {left} usage records wait in the spool for the next start");
+        }
         lost => log::error!("stopped; {lost} usage records could not be delivered"),
     }
     logger::flush();

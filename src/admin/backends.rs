@@ -45,7 +45,7 @@ fn all(parts: &Parts) -> Vec<(Arc<Endpoint>, bool)> {
 fn shown(endpoint: &Endpoint, healthy: bool) -> Backend {
     Backend {
         name: endpoint.name.clone(),
-        url: endpoint.plan.url.clone(),
+        url: endpoint.plan.url.to_string(),
         addresses: vec![endpoint.address.to_string()],
         weight: endpoint.plan.weight,
         healthy,
@@ -108,7 +108,7 @@ fn switched(parts: &Parts, name: &str, on: bool) -> Option<Backend> {
         let shown: Vec<_> = places.map(|(e, healthy)| shown(&e, healthy)).collect();
         return Some(Backend {
             name: name.to_owned(),
-            url: plan.url.clone(),
+            url: plan.url.to_string(),
             weight: plan.weight,
             healthy: shown.iter().any(|b| b.healthy),
             draining: on,

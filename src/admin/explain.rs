@@ -73,7 +73,7 @@ mod tests {
     async fn a_request_is_told_of_by_its_id() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let (carry, _outlets) = Carry::new(at("keys.db"), at("limits.db"));
+        let (carry, _outlets) = Carry::new(at("keys.db"), at("limits.db"), None);
         let text = "backends: [{url: \"http://x\"}]";
         let plan = crate::config::load_text(text, Path::new("."), &|_| None).plan.unwrap();
         let snapshot = Snapshot::build(plan, None, &carry);

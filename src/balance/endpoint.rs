@@ -271,7 +271,7 @@ impl Ids {
     pub fn of_address(&self, plan: &BackendPlan, address: Option<SocketAddr>) -> Identity {
         let ids = &mut *lock(&self.known);
         let last = &mut ids.last;
-        let known = ids.known.entry((plan.name.clone(), plan.url.clone(), address));
+        let known = ids.known.entry((plan.name.clone(), plan.url.to_string(), address));
         let known = known.or_insert_with(|| {
             *last += 1;
             let state = State::new(&plan.name, self.epoch, &self.metrics);

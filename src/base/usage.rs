@@ -2,6 +2,9 @@
 
 use std::ops::AddAssign;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// Token counts as an engine reported them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenCounts {
@@ -11,8 +14,10 @@ pub struct TokenCounts {
     pub completion: u64,
     /// Their sum as the engine says it (embeddings report only this and `prompt`).
     pub total: u64,
-    /// Of the tokens of the prompt, those that the engine had in its cache.
-    pub cached: u64,
+    /// Of the tokens of the prompt, those that the engine had in its cache; `None`: not told.
+    pub cached: Option<u64>,
+    /// Of the tokens generated, those of the reasoning; `None`: not told.
+    pub reasoning: Option<u64>,
 }
 
 /// What a request has used up of its key's quota and balance.
@@ -39,7 +44,8 @@ impl AddAssign for Used {
 }
 
 /// How a request ended, as written into usage records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// The whole answer reached the client.
     Complete,
@@ -64,7 +70,8 @@ impl Outcome {
 }
 
 /// Where the counts of a record come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum UsageSource {
     /// The engine reported nothing: the counts are zero and unknown.
     #[default]

@@ -9,11 +9,13 @@ mod salt;
 mod script;
 mod storage;
 mod tier;
+mod usage;
 
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,12 +28,10 @@ pub use self::limit::{LimitPlan, QueuePlan, SharedPlan};
 pub use self::routing::*;
 pub use self::script::SHIPPED;
 pub use self::tier::TierPlan;
+pub use self::usage::*;
 use super::{
     problem::Problem,
-    raw::{
-        self, Addresses, Engine, ErrorFormat, HealthCheck, KeyForm, Log, Raw, SecretText,
-        StreamUsage,
-    },
+    raw::{self, Addresses, Engine, ErrorFormat, HealthCheck, Log, Raw, SecretText, StreamUsage},
 };
 pub use crate::base::ModelPattern;
 use crate::base::{
@@ -64,8 +64,8 @@ pub struct Plan {
     pub guard_headers: Vec<HeaderName>,
     /// Names of body fields that never reach a backend.
     pub guard_fields: Vec<String>,
-    /// Where usage records go; `None` for nowhere.
-    pub usage_hook: Option<HookPlan>,
+    /// What becomes of usage records.
+    pub usage: UsagePlan,
     /// Logging.
     pub log: Log,
     /// Who may call; `None`: everybody.
@@ -109,6 +109,8 @@ pub struct Fixed {
     pub keys_db: PathBuf,
     /// The file with what was spent.
     pub limits_db: PathBuf,
+    /// The folder of the spool of usage records; `None`: they wait in memory.
+    pub spool: Option<PathBuf>,
 }
 
 /// The admin API.
@@ -138,6 +140,7 @@ impl Fixed {
         differs("admin", self.admin == other.admin);
         differs("admin.db_path", self.keys_db == other.keys_db);
         differs("rate_limit.db_path", self.limits_db == other.limits_db);
+        differs("usage.spool", self.spool == other.spool);
         keys
     }
 }
@@ -148,7 +151,7 @@ pub struct BackendPlan {
     /// Name in metrics, logs and records.
     pub name: String,
     /// The URL as configured, without user information.
-    pub url: String,
+    pub url: Arc<str>,
     /// `https`.
     pub tls: bool,
     /// Host name or address.
@@ -213,23 +216,6 @@ pub struct TimeoutPlan {
     pub upstream_idle: Duration,
 }
 
-/// The usage webhook.
-#[derive(Clone, Debug)]
-pub struct HookPlan {
-    /// Where.
-    pub url: String,
-    /// How long one attempt may take.
-    pub timeout: Duration,
-    /// Further attempts after the first.
-    pub retry: u32,
-    /// Header fields to send along.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Records that may wait.
-    pub queue_size: usize,
-    /// How the caller's key is written.
-    pub caller_key: KeyForm,
-}
-
 /// A token that can be guessed is no lock.
 const SHORTEST_TOKEN: usize = 8;
 
@@ -246,7 +232,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
     let discovery = make.discovery(raw.discovery.as_ref());
     let health_check = make.health_check(raw.health_check.as_ref());
     let guard_headers = make.guard_headers(&raw.edge_guard);
-    let usage_hook = make.usage_hook(raw.usage_hook.as_ref());
+    let usage = make.usage(raw);
     let sizes = make.sizes(&raw.server);
     make.storage(raw);
     let auth = make.auth(raw);
@@ -273,7 +259,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         timeouts: timeouts(&raw.timeouts),
         guard_headers,
         guard_fields: raw.edge_guard.remove_fields.clone(),
-        usage_hook,
+        usage: usage?,
         log: raw.log.clone(),
         auth,
         limits: limits?,
@@ -383,10 +369,8 @@ impl Maker<'_> {
                 self.problem("admin.listen", message, "give it a port of its own");
             }
         }
-        let limits_db = match &raw.rate_limit {
-            Some(limits) => limits.db_path.clone(),
-            None => raw::RateLimit::default().db_path,
-        };
+        let limits_db = raw.rate_limit.as_ref().and_then(|limits| limits.db_path.as_deref());
+        let spool = &raw.usage.spool;
         Some(Fixed {
             listen: listen?,
             metrics_listen,
@@ -395,9 +379,20 @@ impl Maker<'_> {
             h2c: raw.server.h2c,
             json_log,
             admin,
-            keys_db: self.path(&raw.admin.db_path),
-            limits_db: self.path(&limits_db),
+            keys_db: self.keys_db(raw),
+            limits_db: self.data(raw, limits_db, "limits.db"),
+            spool: spool.enabled.0.then(|| self.data(raw, spool.path.as_deref(), "usage")),
         })
+    }
+
+    /// The file with the keys of the admin API.
+    fn keys_db(&self, raw: &Raw) -> PathBuf {
+        self.data(raw, raw.admin.db_path.as_deref(), "keys.db")
+    }
+
+    /// What is configured, or this in the folder for data.
+    fn data(&self, raw: &Raw, given: Option<&str>, name: &str) -> PathBuf {
+        given.map_or_else(|| self.path(&raw.data_dir).join(name), |given| self.path(given))
     }
 
     fn sizes(&mut self, raw: &raw::Server) -> (u64, usize) {
@@ -522,7 +517,7 @@ impl Maker<'_> {
         let url = raw.url.trim_end_matches('/').to_owned();
         Some(BackendPlan {
             name: raw.name.clone().unwrap_or_else(|| url.clone()),
-            url,
+            url: url.into(),
             tls,
             host,
             port,
@@ -702,26 +697,6 @@ impl Maker<'_> {
             }
         }
         names
-    }
-
-    fn usage_hook(&mut self, raw: Option<&raw::UsageHook>) -> Option<HookPlan> {
-        let raw = raw.filter(|h| h.enabled)?;
-        self.http_url("usage_hook.url", &raw.url);
-        if raw.timeout.0.is_zero() {
-            self.problem("usage_hook.timeout", "is zero", "the default is 3s");
-        }
-        if !(1..=10_000_000).contains(&raw.queue_size) {
-            self.problem("usage_hook.queue_size", "is not between 1 and 10000000", "");
-        }
-        let headers = self.header_fields("usage_hook", &raw.headers, &raw.headers_file);
-        Some(HookPlan {
-            url: raw.url.clone(),
-            timeout: raw.timeout.0,
-            retry: raw.retry,
-            headers,
-            queue_size: raw.queue_size,
-            caller_key: raw.caller_key,
-        })
     }
 
     /// Whether a text is an address of HTTP.

@@ -8,6 +8,7 @@ mod models;
 mod routing;
 mod scalar;
 mod tier;
+mod usage;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -15,7 +16,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_yaml::Value;
 
-pub use self::{auth::*, discovery::*, limit::*, models::*, routing::*, scalar::*, tier::*};
+pub use self::{
+    auth::*, discovery::*, limit::*, models::*, routing::*, scalar::*, tier::*, usage::*,
+};
 use crate::base::{Secret, duration};
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
@@ -56,7 +59,13 @@ pub struct Raw {
     /// Which privileged inputs of the engines are taken out of client requests.
     #[serde(default)]
     pub edge_guard: EdgeGuard,
-    /// Where usage records are sent.
+    /// The folder for what the gateway itself keeps: usage records on their way, its databases.
+    #[serde(default = "data_dir")]
+    pub data_dir: String,
+    /// Usage records: what becomes of them.
+    #[serde(default)]
+    pub usage: Usage,
+    /// Where usage records are sent, in the words of the first version.
     pub usage_hook: Option<UsageHook>,
     /// What is logged, and how.
     #[serde(default)]
@@ -317,52 +326,6 @@ impl Default for EdgeGuard {
     }
 }
 
-/// Where usage records are sent.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct UsageHook {
-    /// Whether to send records at all.
-    #[serde(default = "yes")]
-    pub enabled: bool,
-    /// Each record is sent here, as JSON by POST; any 2xx answer accepts it.
-    #[serde(serialize_with = "without_query")]
-    pub url: String,
-    /// How long one attempt may take.
-    #[serde(default = "three_seconds")]
-    pub timeout: Span,
-    /// Further attempts after a first one that failed, with pauses that grow from half a second to
-    /// a minute: 2 last for about a second, 5 for 10 seconds, 10 for 4 minutes. Then the record is
-    /// given up.
-    #[serde(default = "ten")]
-    pub retry: u32,
-    /// Header fields to send along, for instance `Authorization`.
-    #[serde(default)]
-    #[schemars(with = "BTreeMap<String, String>")]
-    pub headers: BTreeMap<String, SecretText>,
-    /// Header fields whose values stand in files of their own.
-    #[serde(default)]
-    pub headers_file: BTreeMap<String, String>,
-    /// Records that may wait in memory; when there are more, new ones are lost and counted.
-    #[serde(default = "queue_size")]
-    pub queue_size: usize,
-    /// How the caller's key is written into records.
-    #[serde(default)]
-    pub caller_key: KeyForm,
-}
-
-/// How a key is written into a usage record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum KeyForm {
-    /// The first and the last four characters.
-    #[default]
-    Masked,
-    /// As the client sent it.
-    Plain,
-    /// Not at all.
-    None,
-}
-
 /// Logging.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -432,8 +395,8 @@ fn without_query<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Er
     serializer.serialize_str(&format!("{scheme}://{host}{path}"))
 }
 
-fn queue_size() -> usize {
-    10_000
+fn data_dir() -> String {
+    "data".to_owned()
 }
 
 /// A duration in the file.

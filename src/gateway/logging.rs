@@ -1,7 +1,7 @@
 //! The one exit of every request: what it took is settled, unless its answer could be settled
 //! before its last byte; counts, the usage record, the access line.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
@@ -12,7 +12,7 @@ use crate::{
     config::raw::KeyForm,
     dialect::{self, Kind},
     telemetry::access,
-    usage::Record,
+    usage::Draft,
 };
 
 /// Settles a request.
@@ -96,54 +96,40 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
 
 /// Sends a record on its way: for every inference request, whatever became of it.
 fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
-    let Some(hook) = &ctx.snapshot.plan.usage_hook else {
+    let plan = &ctx.snapshot.plan.usage;
+    let Some(route) = ctx.call.route.filter(|r| matches!(r.kind, Kind::Inference { .. })) else {
         return;
     };
-    let Some(route) = ctx.call.route else { return };
-    if !matches!(route.kind, Kind::Inference { .. }) {
+    if !plan.is_on() {
         return;
     }
     let key = ctx.who.key();
-    let who = ctx.who.principal.as_deref();
-    let arrived = jiff::Timestamp::now() - summary.duration;
-    let mut record = Record {
-        record_id: format!("rec_{:032x}", rand::random::<u128>()),
-        request_id: ctx.call.id.as_str().to_owned(),
-        user_id: who.map(|p| p.user_id.clone()).unwrap_or_default(),
-        key_id: who.map(|p| p.key_id.clone()).unwrap_or_default(),
-        key_name: who.map(|p| p.name.clone()).unwrap_or_default(),
-        team: who.map(|p| p.team.clone()).unwrap_or_default(),
-        tier: who.map(|p| p.tier.clone()).unwrap_or_default(),
-        metadata: who.map(|p| p.metadata.clone()).unwrap_or_default(),
-        tags: who.map(|p| p.tags.clone()).unwrap_or_default(),
-        api_key: match hook.caller_key {
+    ctx.carry.usage.put(Draft {
+        record_id: rand::random(),
+        request_id: ctx.call.id.clone(),
+        who: ctx.who.principal.clone(),
+        api_key: match plan.caller_key {
             KeyForm::Masked => key.map(secret::mask).unwrap_or_default(),
             KeyForm::Plain => key.unwrap_or_default().to_owned(),
             KeyForm::None => String::new(),
         },
-        model: ctx.call.model.clone().unwrap_or_default(),
-        prompt_tokens: 0,
-        completion_tokens: 0,
-        total_tokens: 0,
-        is_stream: summary.stream,
-        endpoint: route.path.to_owned(),
-        path: route.path.to_owned(),
-        timestamp: format!("{arrived:.3}"),
-        backend_url: ctx.way.endpoint.as_ref().map(|e| e.plan.url.clone()).unwrap_or_default(),
-        method: session.req_header().method.as_str().to_owned(),
-        status_code: summary.status,
-        latency_ms: summary.duration.as_millis() as u64,
-        ttft_ms: ctx.answer.first_token.map(|t| t.as_millis() as u64),
-        outcome: "",
-        usage_source: "",
-        usage: None,
-    };
-    record.set_usage(summary.counts, summary.source, summary.outcome);
-    let metrics = &ctx.carry.metrics;
-    if !ctx.carry.usage.put(record, hook.queue_size) {
-        metrics.webhook_failure.inc();
-        log::error!("usage record of request {} lost: the queue is full", ctx.call.id);
-    }
+        model: ctx.call.model.clone(),
+        response_model: None,
+        counts: summary.counts,
+        source: summary.source,
+        outcome: summary.outcome,
+        cost: None,
+        stream: summary.stream,
+        path: route.path,
+        arrived: jiff::Timestamp::now() - summary.duration,
+        backend_url: ctx.way.endpoint.as_ref().map(|e| Arc::clone(&e.plan.url)),
+        method: session.req_header().method.clone(),
+        status: summary.status,
+        latency: summary.duration,
+        ttft: ctx.answer.first_token,
+        queued: ctx.way.story.queued,
+        tries: 0,
+    });
 }
 
 fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {

@@ -329,7 +329,7 @@ impl Limiter {
         let guess = self.shared.estimates.guess(model, bytes, max_tokens);
         let completion = if streamed > 0 { streamed } else { guess.completion };
         let total = guess.prompt.saturating_add(completion);
-        TokenCounts { prompt: guess.prompt, completion, total, cached: 0 }
+        TokenCounts { prompt: guess.prompt, completion, total, ..TokenCounts::default() }
     }
 
     fn refusal(&self, claims: &Claims, failed: Failed) -> Denial {

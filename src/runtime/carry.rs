@@ -4,13 +4,12 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use pingora::connectors::http::Connector;
 use pingora_load_balancing::{Backend, HealthRegistry};
-use prometheus::IntGauge;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
@@ -24,7 +23,7 @@ use crate::{
     limit,
     store::{self, Stores},
     telemetry::Metrics,
-    usage::Record,
+    usage::Outbox,
 };
 
 /// Asks for a reload; told the new generation, or everything that is wrong with the file.
@@ -32,8 +31,6 @@ pub type ReloadRequest = oneshot::Sender<Result<u64, Vec<String>>>;
 
 /// Where what requests and operators put in comes out again.
 pub struct Outlets {
-    /// Usage records.
-    pub records: mpsc::UnboundedReceiver<Record>,
     /// Wishes for a reload.
     pub reloads: mpsc::UnboundedReceiver<ReloadRequest>,
 }
@@ -72,7 +69,9 @@ pub struct Carry {
     /// Limits: what is taken and held, and what was spent.
     pub limits: Arc<limit::Shared>,
     /// Usage records on their way.
-    pub usage: UsageQueue,
+    pub usage: Outbox,
+    /// Wakes the task that delivers them: the configuration has changed.
+    pub deliver_now: Notify,
     /// The ways of the last requests. Written by the gateway, read by the admin API.
     pub explains: Explains,
     /// Deadlines of the requests under way.
@@ -85,20 +84,23 @@ pub struct Carry {
 
 impl Carry {
     /// Starts with nothing known. `keys_db` is the file of the admin API's keys, `limits_db` that
-    /// of what was spent.
-    pub fn new(keys_db: PathBuf, limits_db: PathBuf) -> (Arc<Self>, Outlets) {
+    /// of what was spent, `spool` the folder of usage records.
+    pub fn new(
+        keys_db: PathBuf,
+        limits_db: PathBuf,
+        spool: Option<PathBuf>,
+    ) -> (Arc<Self>, Outlets) {
         let client = store::http::client();
         let probe = Arc::new(Probe::new(client.clone()));
         // A backend keeps its health when its weight changes.
         let key = |backend: &Backend| u64::from(Endpoint::id_of(backend));
         let registry = Arc::new(HealthRegistry::with_equivalence(key));
         registry.set_health_check(Box::new(health::Shared(Arc::clone(&probe))));
-        let (sender, receiver) = mpsc::unbounded_channel();
         let metrics = Metrics::new();
         let (reload, reloads) = mpsc::unbounded_channel();
         let limits = Arc::new(limit::Shared::new(limits_db, &metrics));
-        let depth = metrics.webhook_queue.clone();
         let ids = Ids::new(&metrics);
+        let usage = metrics.usage.clone();
         let carry = Self {
             metrics,
             health: registry,
@@ -115,13 +117,14 @@ impl Carry {
             keys: Arc::new(KeyStore::new(keys_db)),
             reload,
             limits,
-            usage: UsageQueue { sender, waiting: AtomicI64::new(0), depth },
+            usage: Outbox::new(spool, usage),
+            deliver_now: Notify::new(),
             explains: Explains::default(),
             watches: Arc::default(),
             draining: AtomicBool::new(false),
             unique: AtomicU64::new(1),
         };
-        (Arc::new(carry), Outlets { records: receiver, reloads })
+        (Arc::new(carry), Outlets { reloads })
     }
 }
 
@@ -146,40 +149,5 @@ impl Carry {
             () if !snapshot.ready() => Err("no healthy backend\n"),
             () => Ok(()),
         }
-    }
-}
-
-/// Usage records between the requests and the task that delivers them. Bounded: `queue_size` of
-/// the current configuration counts, so that a reload can change it.
-pub struct UsageQueue {
-    sender: mpsc::UnboundedSender<Record>,
-    waiting: AtomicI64,
-    /// Shows `waiting`.
-    depth: IntGauge,
-}
-
-impl UsageQueue {
-    /// Takes a record in; `false` if the queue is full and the record is lost.
-    pub fn put(&self, record: Record, queue_size: usize) -> bool {
-        let limit = i64::try_from(queue_size).unwrap_or(i64::MAX);
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= limit
-            || self.sender.send(record).is_err()
-        {
-            self.finished();
-            return false;
-        }
-        self.depth.set(self.waiting());
-        true
-    }
-
-    /// A record has been delivered or given up.
-    pub fn finished(&self) {
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.depth.set(self.waiting());
-    }
-
-    /// Records waiting or being sent.
-    pub fn waiting(&self) -> i64 {
-        self.waiting.load(Ordering::Relaxed)
     }
 }

@@ -18,22 +18,29 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// If it cannot be used.
 pub async fn open(path: &Path, schema: &[&'static str]) -> Result<SqlitePool, String> {
     prepare(path).map_err(|e| e.to_string())?;
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .busy_timeout(PATIENCE)
-        .journal_mode(SqliteJournalMode::Wal);
     let pool = SqlitePoolOptions::new()
         .max_connections(4)
         .acquire_timeout(PATIENCE)
-        .connect_with(options)
+        .connect_with(options(path))
         .await
         .map_err(|e| e.to_string())?;
     migrate(&pool, schema).await?;
     Ok(pool)
 }
 
+/// How such a file is opened. [`prepare`] makes it.
+pub fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(PATIENCE)
+        .journal_mode(SqliteJournalMode::Wal)
+}
+
 /// Makes folder and file, for nobody else to read.
-fn prepare(path: &Path) -> std::io::Result<()> {
+///
+/// # Errors
+/// If that cannot be.
+pub fn prepare(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;

@@ -96,11 +96,15 @@ async fn reload(file: &Path, live: &Live, carry: &Arc<Carry>) -> Result<u64, Vec
     if !fixed.is_empty() {
         return refused(vec![format!("a change of {} needs a restart", fixed.join(", "))]);
     }
+    if let Err(why) = carry.usage.open(&plan.usage) {
+        return refused(vec![format!("usage.spool: {why}")]);
+    }
     for warning in &plan.warnings {
         log::warn!("{}: {warning}", file.display());
     }
     logger::start(level(plan.log.level), false);
     let next = discovery::reload(plan, live, carry).await;
+    carry.deliver_now.notify_one();
     let generation = next.generation;
     log::info!("configuration {generation} is in force");
     carry.metrics.reload_success.set(1);

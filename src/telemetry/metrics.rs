@@ -5,6 +5,7 @@
 //! each address of a backend counts for itself, only gauges tell them apart: those of an address
 //! that has gone are removed, and counters would pile up.
 
+use super::UsageMetrics;
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
@@ -45,12 +46,8 @@ pub struct Metrics {
     pub prompt_tokens: IntCounter,
     /// `llmproxy_usage_tokens_total{type="completion"}`.
     pub completion_tokens: IntCounter,
-    /// `llmproxy_webhook_success_total`: records accepted by the webhook.
-    pub webhook_success: IntCounter,
-    /// `llmproxy_webhook_failure_total`: records given up.
-    pub webhook_failure: IntCounter,
-    /// `llmproxy_webhook_queue_depth`: records waiting or being sent.
-    pub webhook_queue: IntGauge,
+    /// Usage records.
+    pub usage: UsageMetrics,
     /// `llmproxy_auth_total{provider,decision}`: `allow`, `deny`, `script_error` (denied as well),
     /// `error` (the provider could not be asked), `stale` (it could not, and its last answer
     /// served). `provider` is empty where none was concerned.
@@ -287,15 +284,7 @@ impl Metrics {
             limits: LimitMetrics::new(r),
             prompt_tokens: tokens.with_label_values(&["prompt"]),
             completion_tokens: tokens.with_label_values(&["completion"]),
-            webhook_success: counter(
-                "llmproxy_webhook_success_total",
-                "Usage records accepted by the webhook",
-            ),
-            webhook_failure: counter("llmproxy_webhook_failure_total", "Usage records given up"),
-            webhook_queue: gauge(
-                "llmproxy_webhook_queue_depth",
-                "Usage records waiting or being sent",
-            ),
+            usage: UsageMetrics::new(r),
             reload_success: gauge(
                 "llmproxy_config_reload_success",
                 "Whether the last load of the configuration succeeded",
@@ -325,7 +314,7 @@ impl Metrics {
     pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 }
 
-fn gauges(r: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
+pub(super) fn gauges(r: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
     register(r, IntGaugeVec::new(Opts::new(name, help), &[label]))
 }
 
@@ -396,7 +385,7 @@ fn retries(r: &Registry) -> IntCounterVec {
 
 /// Registers a metric. Names are constants of this file: a clash or an illegal name is a defect
 /// that every start would show.
-fn register<C: Collector + Clone + 'static>(
+pub(super) fn register<C: Collector + Clone + 'static>(
     registry: &Registry,
     metric: prometheus::Result<C>,
 ) -> C {

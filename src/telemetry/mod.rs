@@ -4,4 +4,7 @@ pub mod access;
 pub mod logger;
 pub mod metrics;
 
+mod usage;
+
 pub use metrics::Metrics;
+pub use usage::{DriftMetrics, UsageMetrics};

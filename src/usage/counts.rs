@@ -15,7 +15,12 @@ pub fn read(value: &[u8]) -> Option<TokenCounts> {
             b"prompt_tokens" => (counts.prompt, seen) = (number().unwrap_or(0), true),
             b"completion_tokens" => (counts.completion, seen) = (number().unwrap_or(0), true),
             b"total_tokens" => (total, seen) = (number(), true),
-            b"prompt_tokens_details" => counts.cached = cached(&value[member.value.clone()]),
+            b"prompt_tokens_details" => {
+                counts.cached = detail(&value[member.value.clone()], b"cached_tokens");
+            }
+            b"completion_tokens_details" => {
+                counts.reasoning = detail(&value[member.value.clone()], b"reasoning_tokens");
+            }
             _ => {}
         }
     }
@@ -23,13 +28,12 @@ pub fn read(value: &[u8]) -> Option<TokenCounts> {
     seen.then_some(counts)
 }
 
-/// `cached_tokens` of `prompt_tokens_details`, which is `null` unless vLLM was started with
-/// `--enable-prompt-tokens-details`.
-fn cached(details: &[u8]) -> u64 {
+/// A number in one of the objects with details, which are `null` or absent unless the engine was told
+/// to write them (vLLM: `--enable-prompt-tokens-details`).
+fn detail(details: &[u8], name: &[u8]) -> Option<u64> {
     let mut members = json::members(details, 0).map_while(Result::ok);
-    let cached = members.find(|m| &details[m.key.clone()] == b"cached_tokens");
-    let text = cached.and_then(|m| std::str::from_utf8(&details[m.value]).ok());
-    text.and_then(|t| t.parse().ok()).unwrap_or(0)
+    let found = members.find(|m| &details[m.key.clone()] == name)?;
+    std::str::from_utf8(details.get(found.value)?).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -41,15 +45,18 @@ mod tests {
         let vllm = br#"{"prompt_tokens":21,"total_tokens":33,"completion_tokens":12,"prompt_tokens_details":null}"#;
         assert_eq!(
             read(vllm),
-            Some(TokenCounts { prompt: 21, completion: 12, total: 33, cached: 0 })
+            Some(TokenCounts { prompt: 21, completion: 12, total: 33, ..TokenCounts::default() })
         );
         let embeddings = br#"{"prompt_tokens": 5, "total_tokens": 5}"#;
         assert_eq!(
             read(embeddings),
-            Some(TokenCounts { prompt: 5, completion: 0, total: 5, cached: 0 })
+            Some(TokenCounts { prompt: 5, completion: 0, total: 5, ..TokenCounts::default() })
         );
         let cached = br#"{"prompt_tokens":9,"prompt_tokens_details":{"a":[1],"cached_tokens":4}}"#;
-        assert_eq!(read(cached).unwrap().cached, 4);
+        assert_eq!(read(cached).unwrap().cached, Some(4));
+        let details =
+            br#"{"completion_tokens":9,"completion_tokens_details":{"reasoning_tokens":7}}"#;
+        assert_eq!(read(details).unwrap().reasoning, Some(7));
         let no_total = br#"{"prompt_tokens":1,"completion_tokens":2}"#;
         assert_eq!(read(no_total).unwrap().total, 3);
         let most = format!(r#"{{"prompt_tokens":{0},"completion_tokens":{0}}}"#, u64::MAX);

@@ -1,14 +1,21 @@
-//! Metering: token counts from the passing bytes, one record per finished request, and where the
-//! records go.
+//! Metering: token counts from the passing bytes, one record per finished request, the spool in
+//! which records wait, and where they go.
 //!
-//! The durable spool will stand between [`record`] and [`sink`]; until then a bounded queue does.
+//! A request's thread hands a [`Draft`] to the [`Outbox`] and goes on. The thread of the
+//! [`spool`] makes a [`Record`] of it and appends it to a log; each reporter reads that log at its
+//! own pace and hands the records to its [`sink`].
 
 pub mod counts;
+pub mod dead;
+pub mod outbox;
 pub mod record;
 pub mod sink;
+pub mod spool;
 pub mod stream;
 pub mod tap;
 
-pub use record::Record;
+pub use outbox::{Outbox, Standing, State};
+pub use record::{Draft, Record};
+pub use spool::{Cursor, Entry, Spool};
 pub use stream::{Blame, StreamMeter, Strip};
 pub use tap::JsonTap;

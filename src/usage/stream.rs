@@ -383,12 +383,14 @@ impl StreamMeter {
         let prompt = self.choices.iter().map(|(_, c)| c.prompt).max().unwrap_or(0);
         let completion = self.choices.iter().map(|(_, c)| c.completion);
         let completion = completion.fold(0, u64::saturating_add);
-        let cached = self.choices.iter().map(|(_, c)| c.cached).max().unwrap_or(0);
+        let cached = self.choices.iter().map(|(_, c)| c.cached).max().flatten();
+        let reasoning = self.choices.iter().filter_map(|(_, c)| c.reasoning);
+        let reasoning = reasoning.reduce(u64::saturating_add);
         self.counts = Some(match self.choices.len() {
             1 => counts,
             _ => {
                 let total = prompt.saturating_add(completion);
-                TokenCounts { prompt, completion, total, cached }
+                TokenCounts { prompt, completion, total, cached, reasoning }
             }
         });
     }
@@ -591,7 +593,7 @@ mod tests {
             "\n\ndata: [DONE]\n\n"
         );
         assert_eq!(out, expected);
-        let counts = TokenCounts { prompt: 3, completion: 2, total: 5, cached: 0 };
+        let counts = TokenCounts { prompt: 3, completion: 2, total: 5, ..TokenCounts::default() };
         assert_eq!(meter.usage(), (counts, UsageSource::Final));
     }
 
@@ -641,9 +643,15 @@ mod tests {
             )
         };
         let (_, meter) = run(ALL, &[&chunk(0, 1), &chunk(1, 1), &chunk(0, 2), &chunk(1, 7)]);
-        assert_eq!(meter.usage().0, TokenCounts { prompt: 5, completion: 9, total: 14, cached: 0 });
+        assert_eq!(
+            meter.usage().0,
+            TokenCounts { prompt: 5, completion: 9, total: 14, ..TokenCounts::default() }
+        );
         let (_, meter) = run(ALL, &[&chunk(0, 1), &chunk(1, 1), USAGE, DONE]);
-        assert_eq!(meter.usage().0, TokenCounts { prompt: 3, completion: 2, total: 5, cached: 0 });
+        assert_eq!(
+            meter.usage().0,
+            TokenCounts { prompt: 3, completion: 2, total: 5, ..TokenCounts::default() }
+        );
     }
 
     #[test]
@@ -675,7 +683,7 @@ mod tests {
     fn a_stream_that_breaks_keeps_its_last_figures() {
         let mut meter = StreamMeter::new(ALL);
         meter.push(Bytes::from(format!("{ROLE}{LAST}data: {{\"hal")));
-        let counts = TokenCounts { prompt: 3, completion: 2, total: 5, cached: 0 };
+        let counts = TokenCounts { prompt: 3, completion: 2, total: 5, ..TokenCounts::default() };
         assert_eq!(meter.usage(), (counts, UsageSource::Partial));
         let rest = meter.abandon();
         assert!(rest.ends_with(b"}]}\n\n"));
@@ -707,7 +715,10 @@ mod tests {
         assert_eq!(out, parts.concat());
         assert_eq!(
             meter.usage(),
-            (TokenCounts { prompt: 1, completion: 2, total: 3, cached: 0 }, UsageSource::Final)
+            (
+                TokenCounts { prompt: 1, completion: 2, total: 3, ..TokenCounts::default() },
+                UsageSource::Final
+            )
         );
         let (out, _) = run(ALL, &parts);
         assert_eq!(out, [parts[0], parts[1], parts[3]].concat());

@@ -173,7 +173,13 @@ mod tests {
     fn finds_the_usage_of_the_answer_and_no_other() {
         let mut tap = JsonTap::default();
         tap.push(ANSWER.as_bytes());
-        let counts = TokenCounts { prompt: 21, completion: 12, total: 33, cached: 3 };
+        let counts = TokenCounts {
+            prompt: 21,
+            completion: 12,
+            total: 33,
+            cached: Some(3),
+            ..TokenCounts::default()
+        };
         assert_eq!(tap.usage(), (counts, UsageSource::Final));
         assert!(!tap.aborted());
     }

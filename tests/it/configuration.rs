@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use llmproxy::{
     base::limits::{Limits, Scope},
-    config::{self, Plan, Problem},
+    config::{self, Plan, Problem, plan::Destination},
 };
 use serde_json::json;
 
@@ -30,9 +30,9 @@ fn the_configuration_of_version_0_1_is_valid_and_means_what_it_said() {
         config::load_text(&read("tests/fixtures/seeds/readme-0.1.yaml"), root(), &|_| None);
     let plan = loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems));
     assert_eq!(plan.fixed.listen, "0.0.0.0:8080".parse().unwrap());
-    let backends: Vec<_> = plan.backends.iter().map(|b| (b.url.as_str(), b.weight)).collect();
+    let backends: Vec<_> = plan.backends.iter().map(|b| (&*b.url, b.weight)).collect();
     assert_eq!(backends, [("http://vllm:8000", 5), ("http://tgi:8081", 3)]);
-    let hook = plan.usage_hook.unwrap();
+    let Destination::Webhook(hook) = &plan.usage.reporters[0].to else { panic!("a webhook") };
     assert_eq!(
         (hook.url.as_str(), hook.timeout.as_secs(), hook.retry),
         ("https://your-billing.com/llm-usage", 1, 2)
@@ -388,7 +388,8 @@ fn a_secret_may_stand_in_a_file() {
     assert!(found.problems[0].message.contains("cannot read"), "{:?}", found.problems);
     let hook = "backends: [{url: \"http://x\"}]\nusage_hook: {url: \"http://y\", headers_file: {X-Token: key}}\n";
     let plan = config::load_text(hook, folder.path(), &|_| None).plan.unwrap();
-    assert_eq!(plan.usage_hook.as_ref().unwrap().headers[0].1, "sk-from-file");
+    let Destination::Webhook(hook) = &plan.usage.reporters[0].to else { panic!("a webhook") };
+    assert_eq!(hook.headers[0].1, "sk-from-file");
     assert!(!format!("{plan:?}").contains("sk-from-file"));
     let both = told("backends:\n  - {url: \"http://x\", api_key: a, api_key_file: b}\n");
     assert!(both[0].contains("both `api_key` and `api_key_file` are given"), "{both:?}");

@@ -378,7 +378,7 @@ impl Maker<'_> {
                 let defaults = whole.auth.as_ref().map(|a| a.defaults.clone()).unwrap_or_default();
                 Some(Source::Keys(self.keys("api_keys", &whole.api_keys, &defaults)))
             }
-            ProviderKind::Builtin => Some(Source::Builtin(self.path(&whole.admin.db_path))),
+            ProviderKind::Builtin => Some(Source::Builtin(self.keys_db(whole))),
             ProviderKind::Lua => Some(Source::Lua),
             ProviderKind::Redis => {
                 let redis = self.section(at, "redis", raw.redis.as_ref())?;

@@ -364,7 +364,7 @@ mod tests {
                        {"name": "a", "url": "http://third"}, {"name": "z", "url": "http://z"}]"#;
         let listed = listed(text, &http()).unwrap();
         assert_eq!(names(&listed), ["a", "z"]);
-        assert_eq!(listed.backends[0].url, "http://a");
+        assert_eq!(*listed.backends[0].url, *"http://a");
         let told = listed.skipped.join("\n");
         assert_eq!(listed.skipped.len(), 8, "{told}");
         for part in [

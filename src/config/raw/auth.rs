@@ -493,9 +493,9 @@ pub struct Admin {
     pub token: Option<SecretText>,
     /// A file that holds the token.
     pub token_file: Option<String>,
-    /// The SQLite file with the keys that it manages, for the provider `builtin`. It is made when
-    /// it is not there.
-    pub db_path: String,
+    /// The SQLite file with the keys that it manages, for the provider `builtin`; `keys.db` in
+    /// `data_dir` without this. It is made when it is not there.
+    pub db_path: Option<String>,
 }
 
 impl Default for Admin {
@@ -505,7 +505,7 @@ impl Default for Admin {
             listen: "127.0.0.1:8001".to_owned(),
             token: None,
             token_file: None,
-            db_path: "data/keys.db".to_owned(),
+            db_path: None,
         }
     }
 }

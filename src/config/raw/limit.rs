@@ -61,8 +61,8 @@ pub struct RateLimit {
     /// Limits that are counted in memory at a time. Each takes up to 64 bytes.
     pub max_buckets: usize,
     /// The SQLite file of what was spent of budgets and of the quotas of static keys, if that is
-    /// not counted in Redis; made when it is needed.
-    pub db_path: String,
+    /// not counted in Redis; `limits.db` in `data_dir` without this. Made when it is needed.
+    pub db_path: Option<String>,
 }
 
 impl Default for RateLimit {
@@ -91,7 +91,7 @@ impl Default for RateLimit {
             queue: Queue::default(),
             prices: BTreeMap::new(),
             max_buckets: 1_000_000,
-            db_path: "data/limits.db".to_owned(),
+            db_path: None,
         }
     }
 }

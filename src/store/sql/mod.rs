@@ -48,6 +48,8 @@ pub struct Settings {
 pub enum Target {
     /// A file of SQLite.
     File(PathBuf),
+    /// A file of SQLite of the gateway's own, which is made when it is not there.
+    Own(PathBuf),
     /// A connection string.
     Dsn(Secret),
     /// A server.
@@ -66,6 +68,18 @@ pub enum Target {
 }
 
 impl Settings {
+    /// A SQLite file of the gateway's own.
+    pub fn own_file(path: PathBuf) -> Self {
+        Self {
+            driver: Driver::Sqlite,
+            target: Target::Own(path),
+            max_connections: 4,
+            connect_timeout: Duration::from_secs(10),
+            max_lifetime: None,
+            idle_timeout: None,
+        }
+    }
+
     /// Whether the target can be understood.
     ///
     /// # Errors
@@ -192,8 +206,7 @@ impl Lookup {
         fields: &[String],
     ) -> Result<Self, String> {
         let quote = |name: &str| quote(driver, name);
-        let table =
-            table.split('.').map(quote).collect::<Result<Vec<_>, _>>().map(|p| p.join("."))?;
+        let table = table_name(driver, table)?;
         let key = quote(key_column)?;
         let wanted = match fields {
             [] => "*".to_owned(),
@@ -220,6 +233,15 @@ impl Lookup {
         let same = bool::from(told.as_str()?.as_bytes().ct_eq(key.as_bytes()));
         same.then_some(row)
     }
+}
+
+/// The name of a table, perhaps with its schema, as the database quotes names.
+///
+/// # Errors
+/// If it is none.
+pub fn table_name(driver: Driver, table: &str) -> Result<String, String> {
+    let parts = table.split('.').map(|part| quote(driver, part));
+    parts.collect::<Result<Vec<_>, _>>().map(|parts| parts.join("."))
 }
 
 /// A name as the database quotes names. Only names of letters, digits and `_` are accepted.

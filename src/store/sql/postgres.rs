@@ -12,7 +12,7 @@ use super::{Row, Target, count::Kind, decimal, dsn};
 
 pub fn options(target: &Target) -> Result<PgConnectOptions, String> {
     match target {
-        Target::File(_) => Err("only SQLite has a `path`".to_owned()),
+        Target::File(_) | Target::Own(_) => Err("only SQLite has a `path`".to_owned()),
         Target::Dsn(text) => dsn::postgres(text.expose()),
         Target::Server { host, port, user, password, database } => {
             let options = PgConnectOptions::new_without_pgpass()

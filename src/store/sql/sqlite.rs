@@ -7,11 +7,13 @@ use sqlx::{
 };
 
 use super::{Row, Target, count::Kind};
+use crate::store::file;
 
 /// A file that is not there is not made, and one that may not be written to is read.
 pub fn options(target: &Target) -> Result<SqliteConnectOptions, String> {
     match target {
         Target::File(path) => Ok(SqliteConnectOptions::new().filename(path)),
+        Target::Own(path) => Ok(file::options(path)),
         _ => Err("SQLite wants a `path`".to_owned()),
     }
 }

@@ -1,28 +1,27 @@
-//! The webhook sink: each record by POST, as JSON.
+//! The webhook sink: records by POST, as JSON.
 
 use async_trait::async_trait;
 
 use super::{Failure, Sink};
-use crate::{config::plan::HookPlan, store::http, usage::Record};
+use crate::{config::plan::WebhookPlan, store::http, usage::Entry};
 
 /// Sends records to one URL.
 pub struct Webhook {
     client: reqwest::Client,
-    plan: HookPlan,
+    plan: WebhookPlan,
 }
 
 impl Webhook {
     /// A sink for the configured URL.
-    pub fn new(client: reqwest::Client, plan: HookPlan) -> Self {
+    pub fn new(client: reqwest::Client, plan: WebhookPlan) -> Self {
         Self { client, plan }
     }
 }
 
 #[async_trait]
 impl Sink for Webhook {
-    async fn deliver(&self, record: &Record) -> Result<(), Failure> {
-        let body = serde_json::to_vec(record)
-            .map_err(|e| Failure { why: format!("cannot write the record: {e}"), again: false })?;
+    async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
+        let body = records[0].json.clone();
         let mut request = self
             .client
             .post(&self.plan.url)
@@ -40,12 +39,10 @@ impl Sink for Webhook {
                 answer.bytes().await.ok();
                 match status.is_success() {
                     true => Ok(()),
-                    false => Err(Failure { why: format!("answered {status}"), again: true }),
+                    false => Err(Failure::away(format!("answered {status}"))),
                 }
             }
-            Err(e) => {
-                Err(Failure { why: format!("cannot be reached: {}", http::cause(e)), again: true })
-            }
+            Err(e) => Err(Failure::away(format!("cannot be reached: {}", http::cause(e)))),
         }
     }
 }

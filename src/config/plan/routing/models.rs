@@ -81,7 +81,7 @@ impl Maker<'_> {
             return Named::Unused;
         }
         let url = text.trim_end_matches('/');
-        let mut found = backends.iter().filter(|b| b.url == url);
+        let mut found = backends.iter().filter(|b| *b.url == *url);
         if let Some(first) = found.next() {
             if let Some(second) = found.next() {
                 let message = format!("is the URL of `{}` and of `{}`", first.name, second.name);
@@ -90,10 +90,10 @@ impl Maker<'_> {
             }
             return Named::Used(first.name.clone());
         }
-        if unused.iter().any(|b| b.url == url) {
+        if unused.iter().any(|b| *b.url == *url) {
             return Named::Unused;
         }
-        let known = backends.iter().chain(unused).flat_map(|b| [b.name.as_str(), b.url.as_str()]);
+        let known = backends.iter().chain(unused).flat_map(|b| [b.name.as_str(), &*b.url]);
         let hint = match closest(text, known) {
             Some(name) => format!("did you mean `{name}`?"),
             None => {

@@ -1,0 +1,540 @@
+//! `usage` and `usage_hook`: where records go, and how they wait until they are there.
+
+use std::{path::PathBuf, time::Duration};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http::{HeaderName, HeaderValue};
+
+use super::Maker;
+use crate::{
+    base::Secret,
+    config::raw::{self, KeyForm, Raw, ReporterKind, WhenFull},
+    store::{redis, sql},
+};
+
+/// What becomes of usage records.
+#[derive(Clone, Debug)]
+pub struct UsagePlan {
+    /// How the caller's key is written.
+    pub caller_key: KeyForm,
+    /// Records that may wait in memory.
+    pub queue_size: usize,
+    /// How they wait on disk.
+    pub spool: SpoolPlan,
+    /// Where they go; nowhere if there are none.
+    pub reporters: Vec<ReporterPlan>,
+    /// The place of the reporter that the admin API asks.
+    pub store: Option<usize>,
+    /// Comparing them with what the engines have counted; `None`: not done.
+    pub reconciliation: Option<ReconciliationPlan>,
+}
+
+impl UsagePlan {
+    /// Whether records are made.
+    pub fn is_on(&self) -> bool {
+        !self.reporters.is_empty()
+    }
+}
+
+/// How records wait on disk; what a reload can change of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpoolPlan {
+    /// A segment is ended at this size, in bytes.
+    pub segment_size: u64,
+    /// Bytes that may wait.
+    pub max_size: u64,
+    /// What happens when they do.
+    pub when_full: WhenFull,
+    /// The longest time until a record is forced to the disk.
+    pub fsync_interval: Duration,
+    /// How long records are kept after they have been delivered.
+    pub keep: Duration,
+}
+
+/// Where records go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReporterPlan {
+    /// Its name: letters, digits, `-` and `_`.
+    pub name: String,
+    /// What kind of place.
+    pub to: Destination,
+    /// Older records are put aside.
+    pub max_age: Duration,
+    /// The longest pause after attempts that failed.
+    pub max_backoff: Duration,
+}
+
+/// A place where records go.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Destination {
+    /// By POST.
+    Webhook(WebhookPlan),
+    /// A table.
+    Database(TablePlan),
+    /// A file with a record a line.
+    File(FilePlan),
+    /// A stream of Redis.
+    Redis(StreamPlan),
+}
+
+impl Destination {
+    /// The word for it in the configuration.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Webhook(_) => ReporterKind::Webhook.word(),
+            Self::Database(table) if table.own => ReporterKind::Builtin.word(),
+            Self::Database(_) => ReporterKind::Database.word(),
+            Self::File(_) => ReporterKind::File.word(),
+            Self::Redis(_) => ReporterKind::Redis.word(),
+        }
+    }
+}
+
+/// The usage webhook.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WebhookPlan {
+    /// Where.
+    pub url: String,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+    /// Further attempts for a record that is refused as such.
+    pub retry: u32,
+    /// Header fields to send along.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What requests are signed with.
+    pub keys: Vec<SigningKey>,
+    /// Most records in one request.
+    pub batch_size: usize,
+    /// How long a batch waits for more.
+    pub flush_interval: Duration,
+    /// Requests under way at a time.
+    pub concurrency: usize,
+}
+
+/// Bytes that sign. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SigningKey(pub Vec<u8>);
+
+impl std::fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// A table for records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TablePlan {
+    /// The database.
+    pub settings: sql::Settings,
+    /// The table, perhaps with its schema: `billing.usage_records`.
+    pub table: String,
+    /// Most records in one statement.
+    pub batch_size: usize,
+    /// Older records are removed; `None`: never.
+    pub retention: Option<Duration>,
+    /// It is a SQLite file of the gateway's own.
+    pub own: bool,
+}
+
+/// A file for records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilePlan {
+    /// Its path.
+    pub path: PathBuf,
+    /// It is begun anew at this size, in bytes.
+    pub max_size: u64,
+    /// How many earlier files are kept.
+    pub max_files: usize,
+}
+
+/// A stream of Redis for records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamPlan {
+    /// The server.
+    pub settings: redis::Settings,
+    /// The key.
+    pub stream: String,
+    /// About how many entries are kept; `None`: all.
+    pub max_len: Option<u64>,
+    /// Most records in one go.
+    pub batch_size: usize,
+}
+
+/// Comparing what was metered with the engines' own counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReconciliationPlan {
+    /// How often engines are asked.
+    pub interval: Duration,
+    /// The time that is looked back on.
+    pub window: Duration,
+}
+
+/// The name of the reporter that `usage_hook` is.
+const HOOK: &str = "usage_hook";
+
+impl Maker<'_> {
+    pub(super) fn usage(&mut self, whole: &Raw) -> Option<UsagePlan> {
+        let raw = &whole.usage;
+        let hook = whole.usage_hook.as_ref().filter(|hook| hook.enabled.0);
+        let queue_size = raw.queue_size.or(hook.and_then(|h| h.queue_size)).unwrap_or(10_000);
+        if !(1..=10_000_000).contains(&queue_size) {
+            let at =
+                if raw.queue_size.is_some() { "usage.queue_size" } else { "usage_hook.queue_size" };
+            self.problem(at, "is not between 1 and 10000000", "");
+        }
+        let mut reporters = Vec::new();
+        if let Some(hook) = hook {
+            reporters.extend(self.hook(hook));
+            self.reporters("usage_hook.reporters", &hook.reporters, whole, &mut reporters);
+        }
+        self.reporters("usage.reporters", &raw.reporters, whole, &mut reporters);
+        let spool = self.spool(&raw.spool);
+        let reconciliation = self.reconciliation(&raw.reconciliation);
+        let mut store = self.store(raw, &reporters);
+        if raw.store.is_none() && store.is_none() && whole.admin.enabled {
+            store = Some(reporters.len());
+            let built_in = self.builtin(&raw::BuiltinReporter::default(), whole);
+            reporters.push(ReporterPlan {
+                name: free_name(&reporters),
+                to: Destination::Database(built_in),
+                max_age: Duration::from_secs(7 * 24 * 3600),
+                max_backoff: Duration::from_secs(600),
+            });
+        }
+        if !raw.enabled.0 {
+            (reporters, store) = (Vec::new(), None);
+        }
+        Some(UsagePlan {
+            caller_key: raw.caller_key.or(hook.and_then(|h| h.caller_key)).unwrap_or_default(),
+            queue_size,
+            spool: spool?,
+            reporters,
+            store,
+            reconciliation,
+        })
+    }
+
+    fn hook(&mut self, raw: &raw::UsageHook) -> Option<ReporterPlan> {
+        let Some(url) = &raw.url else {
+            if raw.reporters.is_empty() {
+                self.problem("usage_hook.url", "is missing", "write `https://host/path`");
+            }
+            return None;
+        };
+        let webhook = raw::WebhookReporter {
+            timeout: raw.timeout,
+            retry: raw.retry,
+            headers: raw.headers.clone(),
+            headers_file: raw.headers_file.clone(),
+            secret: raw.secret.clone(),
+            secret_file: raw.secret_file.clone(),
+            ..raw::WebhookReporter::at(url)
+        };
+        Some(ReporterPlan {
+            name: HOOK.to_owned(),
+            to: Destination::Webhook(self.webhook(HOOK, &webhook)?),
+            max_age: Duration::from_secs(7 * 24 * 3600),
+            max_backoff: Duration::from_secs(600),
+        })
+    }
+
+    fn reporters(
+        &mut self,
+        at: &str,
+        raw: &[raw::Reporter],
+        whole: &Raw,
+        plans: &mut Vec<ReporterPlan>,
+    ) {
+        for (i, raw) in raw.iter().enumerate() {
+            let at = format!("{at}[{i}]");
+            let name = raw.name.as_deref().unwrap_or(raw.kind.word());
+            let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+            if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
+                let hint = "names consist of letters, digits, `-` and `_`, 64 at most";
+                self.problem(format!("{at}.name"), format!("`{name}` is not a name"), hint);
+            }
+            if plans.iter().any(|plan| plan.name == name) {
+                let message = format!("another reporter is called `{name}` as well");
+                self.problem(&at, message, "give each a `name` of its own");
+            }
+            if let Some(to) = self.destination(&at, raw, whole)
+                && raw.enabled.0
+            {
+                plans.push(ReporterPlan {
+                    name: name.to_owned(),
+                    to,
+                    max_age: self.not_zero(&at, "max_age", raw.max_age),
+                    max_backoff: self.not_zero(&at, "max_backoff", raw.max_backoff),
+                });
+            }
+        }
+    }
+
+    fn not_zero(&mut self, at: &str, key: &str, span: raw::Span) -> Duration {
+        if span.0.is_zero() {
+            self.problem(format!("{at}.{key}"), "is zero", "");
+        }
+        span.0
+    }
+
+    fn destination(&mut self, at: &str, raw: &raw::Reporter, whole: &Raw) -> Option<Destination> {
+        let kind = raw.kind;
+        let own = [
+            (ReporterKind::Webhook, raw.webhook.is_some(), "webhook"),
+            (ReporterKind::Webhook, raw.url.is_some(), "url"),
+            (ReporterKind::Webhook, raw.timeout.is_some(), "timeout"),
+            (ReporterKind::Webhook, raw.retry.is_some(), "retry"),
+            (ReporterKind::Database, raw.database.is_some(), "database"),
+            (ReporterKind::Builtin, raw.builtin.is_some(), "builtin"),
+            (ReporterKind::File, raw.file.is_some(), "file"),
+            (ReporterKind::Redis, raw.redis.is_some(), "redis"),
+        ];
+        for (of, given, key) in own {
+            if given && of != kind {
+                let message = format!("does not belong to a reporter of type {}", kind.word());
+                self.problem(format!("{at}.{key}"), message, "");
+            }
+        }
+        let missing = |make: &mut Self| {
+            let key = kind.word();
+            make.problem(at, format!("a reporter of type {key} needs a section `{key}`"), "");
+        };
+        Some(match kind {
+            ReporterKind::Webhook => Destination::Webhook(match (&raw.webhook, &raw.url) {
+                (Some(_), Some(_)) => {
+                    self.problem(format!("{at}.url"), "stands in `webhook` as well", "keep one");
+                    return None;
+                }
+                (Some(webhook), None) => self.webhook(&format!("{at}.webhook"), webhook)?,
+                (None, Some(url)) => {
+                    let mut webhook = raw::WebhookReporter::at(url);
+                    webhook.timeout = raw.timeout.unwrap_or(webhook.timeout);
+                    webhook.retry = raw.retry.unwrap_or(webhook.retry);
+                    self.webhook(at, &webhook)?
+                }
+                (None, None) => {
+                    missing(self);
+                    return None;
+                }
+            }),
+            ReporterKind::Database => match &raw.database {
+                Some(table) => {
+                    Destination::Database(self.table(&format!("{at}.database"), table, whole)?)
+                }
+                None => {
+                    missing(self);
+                    return None;
+                }
+            },
+            ReporterKind::Builtin => {
+                let raw = raw.builtin.clone().unwrap_or_default();
+                Destination::Database(self.builtin(&raw, whole))
+            }
+            ReporterKind::File => match &raw.file {
+                Some(file) => Destination::File(self.record_file(&format!("{at}.file"), file)),
+                None => {
+                    missing(self);
+                    return None;
+                }
+            },
+            ReporterKind::Redis => match &raw.redis {
+                Some(redis) => {
+                    Destination::Redis(self.stream(&format!("{at}.redis"), redis, whole)?)
+                }
+                None => {
+                    missing(self);
+                    return None;
+                }
+            },
+        })
+    }
+
+    fn webhook(&mut self, at: &str, raw: &raw::WebhookReporter) -> Option<WebhookPlan> {
+        let key = |name: &str| format!("{at}.{name}");
+        let fine = self.http_url(&key("url"), &raw.url);
+        if raw.method.as_deref().is_some_and(|m| !m.eq_ignore_ascii_case("POST")) {
+            self.problem(key("method"), "only POST is possible", "remove it");
+        }
+        if raw.timeout.0.is_zero() {
+            self.problem(key("timeout"), "is zero", "the default is 3s");
+        }
+        self.batch_size(at, raw.batch_size);
+        if !(1..=1000).contains(&raw.concurrency) {
+            self.problem(key("concurrency"), "is not between 1 and 1000", "the default is 1");
+        }
+        let headers = self.header_fields(at, &raw.headers, &raw.headers_file);
+        let secret = self.secret(at, "secret", raw.secret.as_ref(), raw.secret_file.as_deref());
+        let keys = match secret.as_ref().map(signing_keys) {
+            None => Vec::new(),
+            Some(Ok(keys)) => keys,
+            Some(Err(why)) => {
+                self.problem(key("secret"), why, "write `whsec_` and base64, or any text");
+                return None;
+            }
+        };
+        fine.then(|| WebhookPlan {
+            url: raw.url.clone(),
+            timeout: raw.timeout.0,
+            retry: raw.retry,
+            headers,
+            keys,
+            batch_size: raw.batch_size,
+            flush_interval: raw.flush_interval.0,
+            concurrency: raw.concurrency,
+        })
+    }
+
+    fn batch_size(&mut self, at: &str, size: usize) {
+        if !(1..=10_000).contains(&size) {
+            self.problem(format!("{at}.batch_size"), "is not between 1 and 10000", "");
+        }
+    }
+
+    fn table(&mut self, at: &str, raw: &raw::DatabaseReporter, whole: &Raw) -> Option<TablePlan> {
+        let settings = match (&raw.storage, raw.own()) {
+            (Some(name), None) if raw.dsn.is_none() && raw.driver.is_none() => {
+                self.named_database(&format!("{at}.storage"), name, whole)
+            }
+            (None, Some(own)) => self.database(at, &own),
+            _ => {
+                self.problem(
+                    at,
+                    "needs either `driver` and `dsn`, or `storage`",
+                    "write `storage: NAME` for one of `storage.databases`",
+                );
+                None
+            }
+        }?;
+        if let Err(why) = sql::table_name(settings.driver, &raw.table) {
+            self.problem(format!("{at}.table"), why, "names consist of letters, digits and `_`");
+        }
+        self.batch_size(at, raw.batch_size);
+        Some(TablePlan {
+            settings,
+            table: raw.table.clone(),
+            batch_size: raw.batch_size,
+            retention: days(raw.retention_days),
+            own: false,
+        })
+    }
+
+    fn builtin(&mut self, raw: &raw::BuiltinReporter, whole: &Raw) -> TablePlan {
+        TablePlan {
+            settings: sql::Settings::own_file(self.data(whole, raw.path.as_deref(), "usage.db")),
+            table: "usage_records".to_owned(),
+            batch_size: 100,
+            retention: days(raw.retention_days),
+            own: true,
+        }
+    }
+
+    fn record_file(&mut self, at: &str, raw: &raw::FileReporter) -> FilePlan {
+        if raw.max_size.0 < 1024 {
+            self.problem(format!("{at}.max_size"), "is less than 1KiB", "the default is 100MiB");
+        }
+        FilePlan { path: self.path(&raw.path), max_size: raw.max_size.0, max_files: raw.max_files }
+    }
+
+    fn stream(&mut self, at: &str, raw: &raw::RedisReporter, whole: &Raw) -> Option<StreamPlan> {
+        self.batch_size(at, raw.batch_size);
+        if raw.stream.is_empty() {
+            self.problem(format!("{at}.stream"), "is empty", "the default is `llmproxy:usage`");
+        }
+        Some(StreamPlan {
+            settings: self.named_cache(&format!("{at}.storage"), &raw.storage, whole)?,
+            stream: raw.stream.clone(),
+            max_len: (raw.max_len > 0).then_some(raw.max_len),
+            batch_size: raw.batch_size,
+        })
+    }
+
+    fn spool(&mut self, raw: &raw::Spool) -> Option<SpoolPlan> {
+        let at = |key: &str| format!("usage.spool.{key}");
+        let before = self.problems.len();
+        if !(64 << 10..=1 << 30).contains(&raw.segment_size.0) {
+            let hint = "the default is 16MiB";
+            self.problem(at("segment_size"), "is not between 64KiB and 1GiB", hint);
+        }
+        if raw.max_size.0 < raw.segment_size.0.saturating_mul(4) {
+            let hint = "room is given back by whole segments";
+            self.problem(at("max_size"), "is less than four times `segment_size`", hint);
+        }
+        if raw.fsync_interval.0 > Duration::from_secs(60) {
+            self.problem(at("fsync_interval"), "is longer than a minute", "the default is 100ms");
+        }
+        (self.problems.len() == before).then_some(SpoolPlan {
+            segment_size: raw.segment_size.0,
+            max_size: raw.max_size.0,
+            when_full: raw.when_full,
+            fsync_interval: raw.fsync_interval.0,
+            keep: raw.keep.0,
+        })
+    }
+
+    fn reconciliation(&mut self, raw: &raw::Reconciliation) -> Option<ReconciliationPlan> {
+        if !raw.enabled {
+            return None;
+        }
+        let at = |key: &str| format!("usage.reconciliation.{key}");
+        if raw.interval.0 < Duration::from_millis(100) {
+            self.problem(at("interval"), "is shorter than 100ms", "the default is 15s");
+        }
+        if raw.window.0 < raw.interval.0 {
+            self.problem(at("window"), "is shorter than `interval`", "the default is 10m");
+        }
+        Some(ReconciliationPlan { interval: raw.interval.0, window: raw.window.0 })
+    }
+
+    /// The reporter that the admin API asks.
+    fn store(&mut self, raw: &raw::Usage, reporters: &[ReporterPlan]) -> Option<usize> {
+        let table = |plan: &ReporterPlan| matches!(plan.to, Destination::Database(_));
+        match raw.store.as_deref() {
+            Some("none") => None,
+            None => reporters.iter().position(table),
+            Some(name) => {
+                let found = reporters.iter().position(|plan| plan.name == name && table(plan));
+                if found.is_none() {
+                    let known = reporters.iter().filter(|plan| table(plan));
+                    let known: Vec<_> = known.map(|plan| plan.name.as_str()).collect();
+                    let hint = match known[..] {
+                        [] => "there is none of type `builtin` or `database`".to_owned(),
+                        _ => format!("there are: {}", known.join(", ")),
+                    };
+                    let message = format!("no reporter that can be asked is called `{name}`");
+                    self.problem("usage.store", message, &hint);
+                }
+                found
+            }
+        }
+    }
+}
+
+fn days(n: u32) -> Option<Duration> {
+    (n > 0).then(|| Duration::from_secs(u64::from(n) * 24 * 3600))
+}
+
+/// A name for the reporter that nobody has asked for.
+fn free_name(reporters: &[ReporterPlan]) -> String {
+    let taken = |name: &str| reporters.iter().any(|plan| plan.name == name);
+    let mut name = ReporterKind::Builtin.word().to_owned();
+    while taken(&name) {
+        name.push('_');
+    }
+    name
+}
+
+/// The keys in a text: several with spaces between them.
+fn signing_keys(secret: &Secret) -> Result<Vec<SigningKey>, &'static str> {
+    let keys = secret.expose().split_whitespace().map(|word| match word.strip_prefix("whsec_") {
+        None => Ok(SigningKey(word.as_bytes().to_vec())),
+        Some(coded) => BASE64_STANDARD
+            .decode(coded)
+            .map(SigningKey)
+            .map_err(|_| "what follows `whsec_` is not base64"),
+    });
+    let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
+    match keys.iter().all(|key| !key.0.is_empty()) && !keys.is_empty() {
+        true => Ok(keys),
+        false => Err("is empty"),
+    }
+}

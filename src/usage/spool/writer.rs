@@ -1,0 +1,128 @@
+//! The thread that makes records of what requests hand over, and adds them to the log.
+
+use std::{
+    sync::{Arc, Weak, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{Entry, Full, Spool};
+use crate::{config::raw::WhenFull, usage::Draft};
+
+/// How often the thread looks around when there is nothing to do.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// From one attempt to write to a full log to the next.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Runs for as long as there is a spool.
+pub fn run(spool: &Weak<Spool>) {
+    let mut writer = Writer { sequence: 0, unsynced: None, spare: Vec::new() };
+    while let Some(spool) = spool.upgrade() {
+        writer.turn(&spool);
+    }
+}
+
+struct Writer {
+    /// The last number that was given.
+    sequence: u64,
+    /// Since when there is something that was not forced to the disk.
+    unsynced: Option<Instant>,
+    spare: Vec<Draft>,
+}
+
+impl Writer {
+    fn turn(&mut self, spool: &Arc<Spool>) {
+        let interval = spool.plan().fsync_interval;
+        let due = self.unsynced.map(|since| interval.saturating_sub(since.elapsed()));
+        let spare = std::mem::take(&mut self.spare);
+        let mut taken = spool.intake.take(spare, due.unwrap_or(IDLE));
+        // Numbers that never come.
+        self.sequence += taken.lost;
+        if !taken.drafts.is_empty() {
+            spool.settled.store(false, Ordering::Release);
+            self.write(spool, &taken.drafts);
+            self.unsynced.get_or_insert_with(Instant::now);
+            spool.intake.done(taken.drafts.len());
+        }
+        taken.drafts.clear();
+        self.spare = taken.drafts;
+        if self.unsynced.is_some_and(|since| since.elapsed() >= interval) {
+            self.sync(spool);
+        }
+        spool.log.trim();
+    }
+
+    fn sync(&mut self, spool: &Spool) {
+        if let Err(why) = spool.log.sync() {
+            log::error!("the usage spool: {why}");
+            self.unsynced = Some(Instant::now());
+            return;
+        }
+        self.unsynced = None;
+        if spool.intake.len() == 0 {
+            spool.settled.store(true, Ordering::Release);
+        }
+    }
+
+    fn write(&mut self, spool: &Spool, drafts: &[Draft]) {
+        let first = spool.log.end();
+        let time = jiff::Timestamp::now().as_millisecond();
+        let mut text = Vec::with_capacity(drafts.len() * 1024);
+        let mut ends = Vec::with_capacity(drafts.len());
+        for draft in drafts {
+            self.sequence += 1;
+            let record = draft.record(&spool.process, self.sequence);
+            if let Err(e) = serde_json::to_writer(&mut text, &record) {
+                // Only if memory cannot be written to.
+                log::error!("usage record of request {}: {e}", draft.request_id);
+            }
+            ends.push(text.len());
+        }
+        let (text, mut start) = (Bytes::from(text), 0);
+        let entry = |(i, end): (usize, usize)| {
+            let json = text.slice(std::mem::replace(&mut start, end)..end);
+            Entry { index: first + i as u64, time, json }
+        };
+        let entries = ends.into_iter().enumerate().map(entry).collect();
+        append(spool, entries);
+    }
+}
+
+/// Adds records to the log; while there is no room, does what the policy says.
+fn append(spool: &Spool, mut entries: Vec<Entry>) {
+    let mut told = false;
+    while let Err(full) = spool.log.append(std::mem::take(&mut entries)) {
+        let Full { why, waits, records } = full;
+        if !waits {
+            spool.lost("queue_full", records.len() as u64, &why);
+            break;
+        }
+        let drop_oldest = spool.plan().when_full == WhenFull::DropOldest;
+        entries = records;
+        if drop_oldest {
+            match spool.log.drop_oldest() {
+                0 => {
+                    spool.lost("spool_full", entries.len() as u64, &why);
+                    break;
+                }
+                lost => spool.lost("spool_full", lost, &why),
+            }
+            continue;
+        }
+        if !std::mem::replace(&mut told, true) {
+            log::error!("new requests are refused until there is room for usage records: {why}");
+        }
+        spool.full(true);
+        // Those who deliver go on with what is there, which makes room.
+        spool.end.send_replace(spool.log.end());
+        std::thread::sleep(PAUSE);
+        spool.log.trim();
+    }
+    if told {
+        log::warn!("there is room for usage records again");
+    }
+    spool.full(false);
+    spool.end.send_replace(spool.log.end());
+}

@@ -322,6 +322,7 @@ fn drain(live: &Live, carry: &Carry, patience: Duration, hurry: &AtomicBool) {
     if counting() > 0 {
         log::error!("the usage of {} keys could not be counted", counting());
     }
+    carry.usage.flush();
     match carry.usage.waiting() {
         0 => log::info!("stopped"),
         left if carry.usage.durable() => {

@@ -117,7 +117,16 @@ impl Outbox {
         let soon = |s: &Arc<Standing>| {
             s.next() < spool.end() && (!self.durable() || s.state() == State::Delivering)
         };
-        !spool.settled() || standings.iter().any(soon)
+        spool.queued() > 0 || standings.iter().any(soon)
+    }
+
+    /// Forces everything that was handed over to the disk: the process is about to end.
+    pub fn flush(&self) {
+        if let Some(spool) = self.spool()
+            && let Err(why) = spool.sync()
+        {
+            log::error!("the usage spool: {why}");
+        }
     }
 
     /// Records that some reporter has not delivered.

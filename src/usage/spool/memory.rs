@@ -69,8 +69,8 @@ impl Log for Memory {
     fn trim(&self) {}
 
     /// Here the newest are lost: those that wait may be under way.
-    fn drop_oldest(&self) -> u64 {
-        0
+    fn drop_oldest(&self) -> Option<u64> {
+        None
     }
 
     fn set(&self, plan: &UsagePlan) -> Result<(), String> {

@@ -3,14 +3,19 @@
 //! Records have an index, counted from 0 on over all runs of the gateway that used the same folder.
 //! Each reporter has a place: the index of the first record that it has not delivered.
 
+mod archive;
+mod disk;
+mod frame;
 mod intake;
 mod memory;
+mod place;
+mod segment;
 mod writer;
 
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -18,7 +23,11 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use self::{intake::Intake, memory::Memory};
+pub use self::{
+    archive::{Archive, Damage, Gap, Records, Verdict},
+    segment::Segment,
+};
+use self::{disk::Disk, intake::Intake, memory::Memory};
 use super::Draft;
 use crate::{
     base::lock,
@@ -63,8 +72,8 @@ trait Log: Send + Sync {
     fn trim(&self);
 
     /// Makes room by giving up what reporters still need: as much as can be freed at a time. Returns
-    /// how many records were lost; 0: there is no room to be had.
-    fn drop_oldest(&self) -> u64;
+    /// how many records were lost; `None`: there is no room to be had.
+    fn drop_oldest(&self) -> Option<u64>;
 
     /// Takes over what a reload has changed. Reporters that are new have their place at the end, if
     /// they have not been here before; those that are not named do not hold anything up.
@@ -89,8 +98,9 @@ pub struct Spool {
     /// Told after records were added.
     end: watch::Sender<u64>,
     refuses: AtomicBool,
-    /// Everything handed over is in the log, and as safe as it will be.
-    settled: AtomicBool,
+    /// Something was added that has not been forced to the disk.
+    unsynced: Mutex<bool>,
+    wake: Condvar,
     metrics: UsageMetrics,
 }
 
@@ -104,8 +114,10 @@ impl Spool {
         plan: &UsagePlan,
         metrics: UsageMetrics,
     ) -> Result<Arc<Self>, String> {
-        let _ = folder;
-        let log: Box<dyn Log> = Box::new(Memory::default());
+        let log: Box<dyn Log> = match folder {
+            Some(folder) => Box::new(Disk::open(folder, plan, metrics.clone())?),
+            None => Box::new(Memory::default()),
+        };
         log.set(plan)?;
         let end = watch::Sender::new(log.end());
         let spool = Arc::new(Self {
@@ -115,14 +127,14 @@ impl Spool {
             log,
             end,
             refuses: AtomicBool::new(false),
-            settled: AtomicBool::new(true),
+            unsynced: Mutex::new(false),
+            wake: Condvar::new(),
             metrics,
         });
-        let work = Arc::downgrade(&spool);
-        std::thread::Builder::new()
-            .name("spool".to_owned())
-            .spawn(move || writer::run(&work))
-            .map_err(|e| format!("cannot start a thread: {e}"))?;
+        start("spool", &spool, writer::run)?;
+        if folder.is_some() {
+            start("spool-sync", &spool, writer::sync)?;
+        }
         Ok(spool)
     }
 
@@ -170,9 +182,12 @@ impl Spool {
         self.intake.len() as u64
     }
 
-    /// Whether everything that was handed over is in the log, and forced to the disk.
-    pub fn settled(&self) -> bool {
-        self.intake.len() == 0 && self.settled.load(Ordering::Acquire)
+    /// Forces what is in the log to the disk.
+    ///
+    /// # Errors
+    /// If that cannot be.
+    pub fn sync(&self) -> Result<(), String> {
+        self.log.sync()
     }
 
     /// The index of the next record that will be added.
@@ -199,6 +214,13 @@ impl Spool {
         let next = self.log.place(reporter);
         Cursor { spool: Arc::clone(self), reporter: reporter.to_owned(), next }
     }
+}
+
+fn start(name: &str, spool: &Arc<Spool>, work: fn(&Weak<Spool>)) -> Result<(), String> {
+    let weak = Arc::downgrade(spool);
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    let started = thread.spawn(move || work(&weak)).map(drop);
+    started.map_err(|e| format!("cannot start a thread: {e}"))
 }
 
 /// The place of a reporter in the log.

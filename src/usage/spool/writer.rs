@@ -1,14 +1,14 @@
 //! The thread that makes records of what requests hand over, and adds them to the log.
 
 use std::{
-    sync::{Arc, Weak, atomic::Ordering},
-    time::{Duration, Instant},
+    sync::{PoisonError, Weak},
+    time::Duration,
 };
 
 use bytes::Bytes;
 
 use super::{Entry, Full, Spool};
-use crate::{config::raw::WhenFull, usage::Draft};
+use crate::{base::lock, config::raw::WhenFull, usage::Draft};
 
 /// How often the thread looks around when there is nothing to do.
 const IDLE: Duration = Duration::from_millis(500);
@@ -18,52 +18,59 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs for as long as there is a spool.
 pub fn run(spool: &Weak<Spool>) {
-    let mut writer = Writer { sequence: 0, unsynced: None, spare: Vec::new() };
+    let mut writer = Writer { sequence: 0, spare: Vec::new() };
     while let Some(spool) = spool.upgrade() {
         writer.turn(&spool);
+    }
+}
+
+/// Forces records to the disk, on a thread of its own: others are written meanwhile. Runs for as
+/// long as there is a spool.
+pub fn sync(spool: &Weak<Spool>) {
+    let mut failing = false;
+    while let Some(spool) = spool.upgrade() {
+        let unsynced = lock(&spool.unsynced);
+        let woken = spool.wake.wait_timeout_while(unsynced, IDLE, |unsynced| !*unsynced);
+        let (mut unsynced, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::take(&mut *unsynced) {
+            continue;
+        }
+        drop(unsynced);
+        std::thread::sleep(spool.plan().fsync_interval);
+        match spool.log.sync() {
+            Ok(()) => failing = false,
+            Err(why) => {
+                if !std::mem::replace(&mut failing, true) {
+                    log::error!("the usage spool: {why}");
+                }
+                *lock(&spool.unsynced) = true;
+                std::thread::sleep(PAUSE);
+            }
+        }
     }
 }
 
 struct Writer {
     /// The last number that was given.
     sequence: u64,
-    /// Since when there is something that was not forced to the disk.
-    unsynced: Option<Instant>,
     spare: Vec<Draft>,
 }
 
 impl Writer {
-    fn turn(&mut self, spool: &Arc<Spool>) {
-        let interval = spool.plan().fsync_interval;
-        let due = self.unsynced.map(|since| interval.saturating_sub(since.elapsed()));
-        let spare = std::mem::take(&mut self.spare);
-        let mut taken = spool.intake.take(spare, due.unwrap_or(IDLE));
+    fn turn(&mut self, spool: &Spool) {
+        let mut taken = spool.intake.take(std::mem::take(&mut self.spare), IDLE);
         // Numbers that never come.
         self.sequence += taken.lost;
         if !taken.drafts.is_empty() {
-            spool.settled.store(false, Ordering::Release);
             self.write(spool, &taken.drafts);
-            self.unsynced.get_or_insert_with(Instant::now);
             spool.intake.done(taken.drafts.len());
+            if !std::mem::replace(&mut *lock(&spool.unsynced), true) {
+                spool.wake.notify_one();
+            }
         }
         taken.drafts.clear();
         self.spare = taken.drafts;
-        if self.unsynced.is_some_and(|since| since.elapsed() >= interval) {
-            self.sync(spool);
-        }
         spool.log.trim();
-    }
-
-    fn sync(&mut self, spool: &Spool) {
-        if let Err(why) = spool.log.sync() {
-            log::error!("the usage spool: {why}");
-            self.unsynced = Some(Instant::now());
-            return;
-        }
-        self.unsynced = None;
-        if spool.intake.len() == 0 {
-            spool.settled.store(true, Ordering::Release);
-        }
     }
 
     fn write(&mut self, spool: &Spool, drafts: &[Draft]) {
@@ -103,11 +110,11 @@ fn append(spool: &Spool, mut entries: Vec<Entry>) {
         entries = records;
         if drop_oldest {
             match spool.log.drop_oldest() {
-                0 => {
+                None => {
                     spool.lost("spool_full", entries.len() as u64, &why);
                     break;
                 }
-                lost => spool.lost("spool_full", lost, &why),
+                Some(lost) => spool.lost("spool_full", lost, &why),
             }
             continue;
         }

@@ -42,6 +42,9 @@ use crate::{
     telemetry::logger,
 };
 
+/// The signal of a process that writes more to a file than it may.
+const SIGXFSZ: i32 = 25;
+
 /// How long records may still be delivered, and usage counted, after the last request has ended.
 const LAST_DELIVERIES: Duration = Duration::from_secs(5);
 
@@ -166,6 +169,8 @@ fn try_address(address: SocketAddr) -> io::Result<()> {
 fn signals(carry: &Carry) -> io::Result<(Signal, Signal)> {
     let handle = carry.stores.handle();
     let _entered = handle.enter();
+    // A file that may not grow (`ulimit -f`) is an error of that file, and no end of the process.
+    drop(signal(SignalKind::from_raw(SIGXFSZ))?);
     Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
 }
 

@@ -207,6 +207,18 @@ impl Rejection {
         no
     }
 
+    /// 503: there would be no room for the usage record of this request.
+    pub fn usage_spool_full(retry_after: u64) -> Self {
+        let mut no = Self::new(
+            503,
+            "server_error",
+            "The gateway cannot record usage at present, try again later",
+        )
+        .code("usage_spool_full");
+        no.retry_after = Some(retry_after);
+        no
+    }
+
     /// 503: every backend that serves the model is down.
     pub fn no_healthy_backend(retry_after: u64) -> Self {
         let mut no =

@@ -57,14 +57,19 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
         let no = Rejection::unknown_path(header.method.as_str(), route.path);
         return Ok(Step::Refuse(no));
     }
+    let inference = matches!(route.kind, Kind::Inference { .. });
+    if inference && ctx.carry.usage.refuses() {
+        // Before it is one with a route, of which a record is made.
+        return Ok(Step::Refuse(Rejection::usage_spool_full(RETRY_AFTER)));
+    }
     ctx.call.route = Some(route);
-    if matches!(route.kind, Kind::Inference { .. } | Kind::Models)
+    if (inference || route.kind == Kind::Models)
         && let Err(no) = policy::identify(session, ctx).await
     {
         return Ok(Step::Refuse(no));
     }
     match route.kind {
-        Kind::Inference { .. } => inference(session, ctx).await,
+        Kind::Inference { .. } => infer(session, ctx).await,
         kind => {
             if let Err(no) = policy::decide(session, ctx).await {
                 return Ok(Step::Refuse(no));
@@ -95,7 +100,7 @@ async fn operator(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<()
     answer::write(session, ctx, status, content_type, Bytes::from(body), &[]).await
 }
 
-async fn inference(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
+async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
     if let Err(no) = body_in::read(session, ctx).await? {
         return Ok(Step::Refuse(no));
     }

@@ -146,6 +146,7 @@ impl Carry {
     pub fn ready(&self, snapshot: &Snapshot) -> Result<(), &'static str> {
         match () {
             () if self.draining.load(Ordering::Relaxed) => Err("draining\n"),
+            () if self.usage.refuses() => Err("no room for usage records\n"),
             () if !snapshot.ready() => Err("no healthy backend\n"),
             () => Ok(()),
         }

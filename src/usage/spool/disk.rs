@@ -116,7 +116,7 @@ impl Disk {
         let mut end = 0;
         let mut active = None;
         if let Some(last) = segments.back_mut() {
-            let (file, next) = mend(last).map_err(cannot)?;
+            let (file, next) = segment::mend(last).map_err(cannot)?;
             (active, end) = (Some(file), next);
         }
         // Places may be further on than what a power failure has left: no index is used twice.
@@ -323,32 +323,6 @@ fn only_one(folder: &Path) -> Result<File, String> {
     }
 }
 
-/// Opens the last segment to go on in it. What a crash has left half written is cut off. Returns
-/// the index of the next record as well.
-fn mend(last: &mut Segment) -> io::Result<(File, u64)> {
-    let mut walk = Walk::open(&last.path, None, None)?;
-    let (mut next, mut whole) = (last.first, walk.position());
-    while let Some(step) = walk.step()? {
-        if let Step::Record(entry, position) = step {
-            (next, whole) = (entry.index + 1, position);
-        }
-    }
-    let file = OpenOptions::new().read(true).write(true).open(&last.path)?;
-    if whole < segment::HEAD {
-        // Not even its beginning was written.
-        let (file, begun) = segment::create(last.path.parent().unwrap_or(Path::new(".")), next)?;
-        *last = begun;
-        return Ok((file, next));
-    }
-    if last.bytes > whole {
-        let cut = last.bytes - whole;
-        log::warn!("{}: {cut} bytes at its end were half written, cut off", last.path.display());
-        file.set_len(whole)?;
-    }
-    last.bytes = whole;
-    Ok((file, next))
-}
-
 impl Log for Disk {
     fn append(&self, mut records: Vec<Entry>) -> Result<(), Full> {
         let mut active = lock(&self.active);
@@ -467,13 +441,18 @@ impl Log for Disk {
     }
 
     fn drop_oldest(&self) -> Option<u64> {
-        let lost = {
+        let (oldest, next) = {
             let state = lock(&self.state);
-            let oldest = state.segments.front()?.first;
-            let next = state.segments.get(1)?.first;
-            next.saturating_sub(state.needed().max(oldest))
+            (state.segments.front()?.first, state.segments.get(1)?.first)
         };
-        (self.remove(1) == 1).then_some(lost)
+        if self.remove(1) == 0 {
+            return None;
+        }
+        // What is counted as lost does not come after all.
+        let mut state = lock(&self.state);
+        state.recent.retain(|entry| entry.index >= next);
+        state.recent_bytes = state.recent.iter().map(|entry| entry.json.len()).sum();
+        Some(next.saturating_sub(state.needed().max(oldest)))
     }
 
     fn set(&self, plan: &UsagePlan) -> Result<(), String> {

@@ -10,6 +10,8 @@ mod intake;
 mod memory;
 mod place;
 mod segment;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{

@@ -182,6 +182,35 @@ impl Walk {
     }
 }
 
+/// Opens the last segment to go on in it. What a crash has left half written is cut off. Returns
+/// the index of the next record as well.
+///
+/// # Errors
+/// If that cannot be.
+pub fn mend(last: &mut Segment) -> io::Result<(File, u64)> {
+    let mut walk = Walk::open(&last.path, None, None)?;
+    let (mut next, mut whole) = (last.first, walk.position());
+    while let Some(step) = walk.step()? {
+        if let Step::Record(entry, position) = step {
+            (next, whole) = (entry.index + 1, position);
+        }
+    }
+    let file = OpenOptions::new().read(true).write(true).open(&last.path)?;
+    if whole < HEAD {
+        // Not even its beginning was written.
+        let (file, begun) = create(last.path.parent().unwrap_or(Path::new(".")), next)?;
+        *last = begun;
+        return Ok((file, next));
+    }
+    if last.bytes > whole {
+        let cut = last.bytes - whole;
+        log::warn!("{}: {cut} bytes at its end were half written, cut off", last.path.display());
+        file.set_len(whole)?;
+    }
+    last.bytes = whole;
+    Ok((file, next))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

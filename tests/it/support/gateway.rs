@@ -34,6 +34,26 @@ impl Gateway {
         Self::start(&format!("backends:\n{list}{more}")).await
     }
 
+    /// Starts a gateway by way of these words, to which its command line is added. It runs in its
+    /// folder.
+    pub async fn wrapped(configuration: &str, wrap: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = free_address();
+        let file = folder.path().join("llmproxy.yaml");
+        fs::write(&file, with_listen(address, configuration)).unwrap();
+        let mut command = Command::new(wrap[0]);
+        command.args(&wrap[1..]).arg(env!("CARGO_BIN_EXE_llmproxy")).current_dir(folder.path());
+        let child = launch(command, &file, &folder.path().join("log"));
+        let gateway = Self { address, file, child, folder };
+        gateway.wait_until_it_answers().await;
+        gateway
+    }
+
+    /// The id of the process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Starts the process and does not wait.
     pub fn spawn(configuration: &str, env: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -59,6 +79,23 @@ impl Gateway {
         let gateway = Self { address, file, child, folder };
         gateway.wait_until_it_answers().await;
         gateway
+    }
+
+    /// Kills the process as a crash does: without a word.
+    pub fn crash(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again, with the same configuration and the same folder.
+    pub async fn revive(&mut self) {
+        self.child = run(&self.file, &self.folder.path().join("log"), std::iter::empty());
+        self.wait_until_it_answers().await;
+    }
+
+    /// A path in its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     async fn wait_until_it_answers(&self) {
@@ -136,14 +173,19 @@ impl Gateway {
 }
 
 fn run<'a>(file: &Path, log: &Path, env: impl Iterator<Item = (&'a str, &'a str)>) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_llmproxy"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llmproxy"));
+    command.envs(env);
+    launch(command, file, log)
+}
+
+fn launch(mut command: Command, file: &Path, log: &Path) -> Child {
+    command
         .args(["serve", "--config"])
         .arg(file)
         .env_remove("RUST_LOG")
-        .envs(env)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(File::create(log).unwrap())
+        .stderr(File::options().create(true).append(true).open(log).unwrap())
         .spawn()
         .unwrap()
 }

@@ -33,7 +33,12 @@ pub struct Receiver {
 
 impl Receiver {
     pub async fn start() -> Self {
-        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        Self::at((Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// One at this address.
+    pub async fn at(address: SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Shared::default();
         let app = Router::new().route("/usage", post(receive)).with_state(shared.clone());

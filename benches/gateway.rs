@@ -166,6 +166,7 @@ async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
     print_requests(&targets);
     print_callers(&targets);
     print_limited(&targets);
+    print_spool(&targets);
     drop((targets, redis));
     print_selection();
     print_script();
@@ -239,7 +240,42 @@ fn targets(
     add("LLMProxy, a webhook call each", &|listen| {
         gateway(folder, llmproxy, listen, backend, core, &more)
     });
+    for (name, usage) in recorders(folder) {
+        let more = format!("log: {{access: false}}\nusage:\n  {usage}\n");
+        add(name, &|listen| gateway(folder, llmproxy, listen, backend, core, &more));
+    }
     targets
+}
+
+const SPOOLED: &str = "LLMProxy, usage spool";
+
+/// Gateways that make usage records, and how.
+fn recorders(folder: &Path) -> Vec<(&'static str, String)> {
+    let nobody = "reporters: [{type: webhook, webhook: {url: \"http://127.0.0.1:9/\"}}]";
+    let batches = format!(
+        "reporters: [{{type: webhook, webhook: {{url: \"http://{}/usage\", batch_size: 500}}}}]",
+        receiver()
+    );
+    let file = |name: &str| {
+        let path = folder.join(name).display().to_string();
+        format!("reporters: [{{type: file, file: {{path: \"{path}\"}}}}]")
+    };
+    vec![
+        (SPOOLED, nobody.to_owned()),
+        ("LLMProxy, usage spool and file", file("spooled.jsonl")),
+        ("LLMProxy, usage to a file from memory", {
+            format!("{}\n  queue_size: 1000000\n  spool: {{enabled: false}}", file("memory.jsonl"))
+        }),
+        ("LLMProxy, usage spool and webhook in batches", batches),
+    ]
+}
+
+/// What making records costs that outlive a crash, against the gateway that makes none.
+fn print_spool(targets: &[Target]) {
+    if let Some(ratio) = ratio_to_plain(targets, SPOOLED) {
+        let verdict = if ratio >= 0.95 { "reached" } else { "missed" };
+        println!("aim: {SPOOLED} at 0.95 of no records or more: {verdict} ({ratio:.2})");
+    }
 }
 
 /// The key with which the load comes.
@@ -550,7 +586,8 @@ fn gateway(
     let one = format!("backends: [{{url: \"http://{backend}\"}}]\n");
     let backends = if more.contains("backends:") { "" } else { one.as_str() };
     let text = format!(
-        "listen: \"{listen}\"\nserver: {{threads: 1}}\n{backends}health_check: {{interval: 5s}}\n{more}"
+        "listen: \"{listen}\"\nserver: {{threads: 1}}\ndata_dir: data-{}\n{backends}health_check: {{interval: 5s}}\n{more}",
+        listen.port()
     );
     fs::write(&file, text).unwrap();
     Process::start(llmproxy, &["serve", "--config", file.to_str().unwrap()], core)

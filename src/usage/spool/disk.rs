@@ -107,7 +107,12 @@ impl Disk {
     /// If the folder cannot be used, or another process uses it.
     pub fn open(folder: &Path, plan: &UsagePlan, metrics: UsageMetrics) -> Result<Self, String> {
         let shown = folder.display();
-        let cannot = |e: io::Error| format!("cannot use {shown}: {e}");
+        let cannot = |e: io::Error| {
+            format!(
+                "cannot use {shown} for usage records: {e}; set `data_dir` to a folder that can be \
+                 written to, or `usage.spool.enabled: false`"
+            )
+        };
         for folder in [folder, &place::folder(folder)] {
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(cannot)?;
         }

@@ -20,6 +20,7 @@ use std::{
         Arc, Condvar, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -36,6 +37,9 @@ use crate::{
     config::plan::{SpoolPlan, UsagePlan},
     telemetry::UsageMetrics,
 };
+
+/// From one line about lost records to the next.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A record in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +104,8 @@ pub struct Spool {
     /// Told after records were added.
     end: watch::Sender<u64>,
     refuses: AtomicBool,
+    /// When it was last told that records are lost, and how many were since.
+    untold: Mutex<(Option<Instant>, u64)>,
     /// Something was added that has not been forced to the disk.
     unsynced: Mutex<bool>,
     wake: Condvar,
@@ -129,6 +135,7 @@ impl Spool {
             log,
             end,
             refuses: AtomicBool::new(false),
+            untold: Mutex::default(),
             unsynced: Mutex::new(false),
             wake: Condvar::new(),
             metrics,
@@ -162,10 +169,15 @@ impl Spool {
         }
     }
 
-    /// Counts and tells of records that are lost.
+    /// Counts records that are lost, and tells of them: at once, and then once a second.
     fn lost(&self, reason: &str, n: u64, why: &str) {
         self.metrics.lost.with_label_values(&[reason]).inc_by(n);
-        log::error!("{n} usage records lost: {why}");
+        let mut untold = lock(&self.untold);
+        untold.1 += n;
+        if untold.0.is_none_or(|at| at.elapsed() >= QUIET) {
+            log::error!("{} usage records lost: {why}", untold.1);
+            *untold = (Some(Instant::now()), 0);
+        }
     }
 
     /// There is no room, or there is again.

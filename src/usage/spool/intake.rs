@@ -13,9 +13,12 @@ use crate::{
     usage::Draft,
 };
 
-/// How long the writer lets records gather once there is one: each time it is woken costs a request
-/// more than everything else here.
+/// How long the writer lets records gather once there is one: waking it, and a write of its own, cost
+/// more than all else that is done for a record. A crash costs what gathers.
 const GATHER: Duration = Duration::from_millis(2);
+
+/// So many records are not waited for.
+const ENOUGH: usize = 256;
 
 /// Records that were handed over.
 pub struct Intake {
@@ -88,12 +91,12 @@ impl Intake {
     /// gathered in.
     pub fn take(&self, spare: Vec<Draft>, patience: Duration) -> Taken {
         let waiting = lock(&self.waiting);
-        if waiting.drafts.is_empty() {
-            let woken = self.wake.wait_timeout_while(waiting, patience, |w| w.drafts.is_empty());
-            drop(woken.unwrap_or_else(PoisonError::into_inner));
-            std::thread::sleep(GATHER.min(patience));
-        } else {
-            drop(waiting);
+        let woken = self.wake.wait_timeout_while(waiting, patience, |w| w.drafts.is_empty());
+        let (waiting, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        let gather = (1..ENOUGH).contains(&waiting.drafts.len());
+        drop(waiting);
+        if gather {
+            std::thread::sleep(GATHER);
         }
         let mut waiting = lock(&self.waiting);
         let drafts = std::mem::replace(&mut waiting.drafts, spare);

@@ -28,7 +28,7 @@ pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
         return;
     }
     ctx.answer.status = Some(response.status.as_u16());
-    ctx.answer.retry_after = verdict::retry_after(&response.headers, jiff::Timestamp::now());
+    ctx.answer.retry_after = headers::retry_after(&response.headers, jiff::Timestamp::now());
     ctx.end.fault = None;
     if let Some(load) = response.remove_header(&LOAD)
         && let (Some(endpoint), Ok(load)) = (&ctx.way.endpoint, load.to_str())

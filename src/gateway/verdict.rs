@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, header};
-use jiff::{Timestamp, fmt::rfc2822};
 use memchr::memmem;
 
 use super::cause::Cause;
@@ -82,16 +80,6 @@ pub fn judge(
     (verdict, again.then_some(cause))
 }
 
-/// `Retry-After`: seconds, or a date.
-pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let at = rfc2822::parse(text).ok()?.timestamp();
-    Some(Duration::from_secs(at.as_second().saturating_sub(now.as_second()).max(0) as u64))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,18 +123,5 @@ mod tests {
         assert_eq!(of(400, ""), (Verdict::Neutral, Some(Cause::Status(400))));
         assert_eq!(of(400, "this organization has been disabled").0, Verdict::Failed);
         assert_eq!(of(200, "organization has been disabled").1, None);
-    }
-
-    #[test]
-    fn retry_after_in_both_forms() {
-        let mut headers = HeaderMap::new();
-        let now: Timestamp = "1994-11-06T08:49:30Z".parse().unwrap();
-        assert_eq!(retry_after(&headers, now), None);
-        for (text, seconds) in
-            [("7", 7), ("Sun, 06 Nov 1994 08:49:37 GMT", 7), ("Sun, 06 Nov 1994 08:49:07 GMT", 0)]
-        {
-            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
-            assert_eq!(retry_after(&headers, now), Some(Duration::from_secs(seconds)), "{text}");
-        }
     }
 }

@@ -1,48 +1,214 @@
-//! The webhook sink: records by POST, as JSON.
+//! The webhook sink: records by POST, as JSON, signed as Standard Webhooks says.
+
+use std::{fmt::Write as _, time::Duration};
 
 use async_trait::async_trait;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use hmac::{Hmac, Mac};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use jiff::Timestamp;
+use serde::Deserialize;
+use sha2::Sha256;
 
 use super::{Failure, Sink};
-use crate::{config::plan::WebhookPlan, store::http, usage::Entry};
+use crate::{
+    config::plan::{SigningKey, WebhookPlan},
+    store::http::cause,
+    usage::Entry,
+    wire::headers::retry_after,
+};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const ID: HeaderName = HeaderName::from_static("webhook-id");
+const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+
+/// Bytes of an answer that are read, so that its connection can be used again.
+const MOST: usize = 64 * 1024;
 
 /// Sends records to one URL.
 pub struct Webhook {
     client: reqwest::Client,
     plan: WebhookPlan,
+    /// The header fields that do not change.
+    headers: HeaderMap,
 }
 
 impl Webhook {
     /// A sink for the configured URL.
     pub fn new(client: reqwest::Client, plan: WebhookPlan) -> Self {
-        Self { client, plan }
+        let json = HeaderValue::from_static("application/json");
+        let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, json)]);
+        for (name, value) in &plan.headers {
+            headers.insert(name, value.clone());
+        }
+        Self { client, plan, headers }
+    }
+
+    /// The header fields of one request.
+    fn headers(&self, id: &str, now: Timestamp, body: &[u8]) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        let timestamp = now.as_second();
+        // An id comes from a record: it is not taken for granted that it is fit for a header.
+        if let Ok(id) = HeaderValue::from_str(id) {
+            headers.insert(IDEMPOTENCY_KEY, id.clone());
+            headers.insert(ID, id);
+        }
+        headers.insert(TIMESTAMP, timestamp.into());
+        if !self.plan.keys.is_empty()
+            && let Ok(signature) = signatures(&self.plan.keys, id, timestamp, body).try_into()
+        {
+            headers.insert(SIGNATURE, signature);
+        }
+        headers
     }
 }
 
 #[async_trait]
 impl Sink for Webhook {
     async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
-        let body = records[0].json.clone();
-        let mut request = self
-            .client
-            .post(&self.plan.url)
-            .timeout(self.plan.timeout)
-            .header(::http::header::CONTENT_TYPE, "application/json")
-            .body(body);
-        for (name, value) in &self.plan.headers {
-            request = request.header(name, value);
-        }
+        let body = body(records, self.plan.batch_size > 1);
+        let headers = self.headers(&message_id(records), Timestamp::now(), &body);
+        let request = self.client.post(&self.plan.url).timeout(self.plan.timeout);
         // The URL may hold a token in its query: errors are told without it.
-        match request.send().await {
-            Ok(answer) => {
-                let status = answer.status();
-                // Read to its end, so that the connection can be used again.
-                answer.bytes().await.ok();
-                match status.is_success() {
-                    true => Ok(()),
-                    false => Err(Failure::away(format!("answered {status}"))),
+        match request.headers(headers).body(body).send().await {
+            Ok(mut answer) => {
+                let verdict = judge(answer.status(), answer.headers(), Timestamp::now());
+                let mut read = 0;
+                while read < MOST
+                    && let Ok(Some(piece)) = answer.chunk().await
+                {
+                    read += piece.len();
                 }
+                verdict
             }
-            Err(e) => Err(Failure::away(format!("cannot be reached: {}", http::cause(e)))),
+            Err(e) => Err(Failure::away(format!("cannot be reached: {}", cause(e)))),
         }
+    }
+}
+
+/// What an answer means. Redirects are not followed, and mean that the receiver is not there.
+fn judge(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Result<(), Failure> {
+    let why = format!("answered {status}");
+    match status.as_u16() {
+        200..=299 => Ok(()),
+        410 => Err(Failure::Gone { why }),
+        400 | 413 | 415 | 422 => Err(Failure::Refused { why }),
+        _ => {
+            let retry_after = retry_after(headers, now).filter(|pause| *pause > Duration::ZERO);
+            Err(Failure::Away { why, retry_after })
+        }
+    }
+}
+
+/// The record as it is, or an array of all of them.
+fn body(records: &[Entry], array: bool) -> Bytes {
+    if let ([record], false) = (records, array) {
+        return record.json.clone();
+    }
+    let size: usize = records.iter().map(|record| record.json.len() + 1).sum();
+    let mut body = Vec::with_capacity(size + 1);
+    for (i, record) in records.iter().enumerate() {
+        body.push(if i == 0 { b'[' } else { b',' });
+        body.extend_from_slice(&record.json);
+    }
+    body.push(b']');
+    body.into()
+}
+
+/// The id of a request: that of its record; of several that of the first, a hyphen, and how many
+/// they are. Records follow one another in the log, so it is the same for the same records.
+fn message_id(records: &[Entry]) -> String {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        record_id: &'a str,
+    }
+    let named = |entry: &Entry| {
+        let named: Result<Named<'_>, _> = serde_json::from_slice(&entry.json);
+        named.map_or_else(|_| format!("index_{}", entry.index), |n| n.record_id.to_owned())
+    };
+    match records {
+        [] => String::new(),
+        [one] => named(one),
+        [first, ..] => format!("{}-{}", named(first), records.len()),
+    }
+}
+
+/// The signatures with all keys, with spaces between them: `v1,` and the HMAC-SHA256 of id,
+/// timestamp and body in base64.
+fn signatures(keys: &[SigningKey], id: &str, timestamp: i64, body: &[u8]) -> String {
+    let mut told = String::new();
+    for key in keys {
+        let mac = Hmac::<Sha256>::new_from_slice(&key.0);
+        let mut mac = mac.expect("HMAC takes keys of any length");
+        mac.update(format!("{id}.{timestamp}.").as_bytes());
+        mac.update(body);
+        let gap = if told.is_empty() { "" } else { " " };
+        let signature = BASE64_STANDARD.encode(mac.finalize().into_bytes());
+        // Writing to a text cannot fail.
+        write!(told, "{gap}v1,{signature}").ok();
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(index: u64, json: &'static str) -> Entry {
+        Entry { index, time: 0, json: Bytes::from_static(json.as_bytes()) }
+    }
+
+    /// The example of Standard Webhooks' own libraries.
+    #[test]
+    fn signs_as_standard_webhooks_says() {
+        let key = SigningKey(BASE64_STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap());
+        let id = "msg_p5jXN8AQM9LWM0D4loKWxJek";
+        let body = br#"{"test": 2432232314}"#;
+        let signed = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        assert_eq!(signatures(std::slice::from_ref(&key), id, 1_614_265_330, body), signed);
+        let two = signatures(&[SigningKey(b"other".to_vec()), key], id, 1_614_265_330, body);
+        let (other, same) = two.split_once(' ').unwrap();
+        assert!(other.starts_with("v1,") && other != signed);
+        assert_eq!(same, signed);
+    }
+
+    #[test]
+    fn a_single_record_is_sent_as_it_is() {
+        let one = [entry(7, r#"{"record_id":"rec_a", "n":1}"#)];
+        assert_eq!(body(&one, false).as_ptr(), one[0].json.as_ptr(), "not copied");
+        assert_eq!(body(&one, true), r#"[{"record_id":"rec_a", "n":1}]"#);
+        assert_eq!(message_id(&one), "rec_a");
+        assert_eq!(message_id(&[entry(7, "damaged")]), "index_7");
+    }
+
+    #[test]
+    fn several_records_are_an_array_with_a_lasting_id() {
+        let two = [entry(0, r#"{"record_id":"rec_a"}"#), entry(1, r#"{"record_id":"rec_b"}"#)];
+        assert_eq!(body(&two, true), r#"[{"record_id":"rec_a"},{"record_id":"rec_b"}]"#);
+        assert_eq!(message_id(&two), "rec_a-2");
+    }
+
+    #[test]
+    fn answers_are_told_apart() {
+        let now: Timestamp = "1994-11-06T08:49:30Z".parse().unwrap();
+        let mut headers = HeaderMap::new();
+        let judged = |status: u16, headers: &HeaderMap| {
+            judge(StatusCode::from_u16(status).unwrap(), headers, now)
+        };
+        assert_eq!(judged(202, &headers), Ok(()));
+        assert!(matches!(judged(410, &headers), Err(Failure::Gone { .. })));
+        for status in [400, 413, 415, 422] {
+            assert!(matches!(judged(status, &headers), Err(Failure::Refused { .. })), "{status}");
+        }
+        for status in [302, 401, 404, 408, 429, 500, 503] {
+            let away = judged(status, &headers);
+            assert!(matches!(away, Err(Failure::Away { retry_after: None, .. })), "{status}");
+        }
+        headers.insert(header::RETRY_AFTER, "Sun, 06 Nov 1994 08:49:37 GMT".parse().unwrap());
+        let Err(Failure::Away { retry_after, why }) = judged(503, &headers) else { panic!() };
+        assert_eq!(retry_after, Some(Duration::from_secs(7)));
+        assert_eq!(why, "answered 503 Service Unavailable");
     }
 }

@@ -172,7 +172,10 @@ async fn a_webhook_that_fails_is_tried_again_and_holds_no_request_up() {
     let sim = sim().await;
     let receiver = Receiver::start().await;
     receiver.refuse(2);
-    let more = format!("{}  retry: 2\n  headers: {{X-Token: \"secret-token\"}}\n", receiver.hook());
+    let more = format!(
+        "usage: {{spool: {{enabled: false}}}}\n{}  retry: 2\n  headers: {{X-Token: \"secret-token\"}}\n",
+        receiver.hook()
+    );
     let gateway = Gateway::before(&[sim.url()], &more).await;
     assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
     receiver.one().await;
@@ -184,11 +187,16 @@ async fn a_webhook_that_fails_is_tried_again_and_holds_no_request_up() {
     .await;
 
     receiver.refuse(3);
-    gateway.client().await.ask(PATH, chat(false)).await;
+    let answer = gateway.client().await.ask(PATH, chat(false)).await;
     eventually("given up", async || gateway.metric("llmproxy_webhook_failure_total").await == 1.0)
         .await;
     assert_eq!(receiver.attempts(), 6);
-    gateway.logs("given up after 3 attempts: the webhook answered 500").await;
+    let id = answer.header("x-request-id").unwrap();
+    let told = format!(
+        "usage record of request {id} given up after 3 attempts: reporter usage_hook: answered 500"
+    );
+    gateway.logs(&told).await;
+    assert_eq!(gateway.metric("llmproxy_usage_records_lost_total{reason=\"given_up\"}").await, 1.0);
     assert!(!gateway.log().contains("secret-token"));
 }
 
@@ -198,18 +206,20 @@ async fn a_webhook_that_is_away_loses_records_beyond_the_queue_and_says_so() {
     // Accepts connections and never answers.
     let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let more = format!(
-        "usage_hook: {{url: \"http://{}/\", timeout: 1h, queue_size: 5}}\n",
+        "usage: {{spool: {{enabled: false}}}}\nusage_hook: {{url: \"http://{}/\", timeout: 1h, queue_size: 5}}\n",
         deaf.local_addr().unwrap()
     );
     let gateway = Gateway::before(&[sim.url()], &more).await;
     for _ in 0..8 {
         assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
     }
+    // One is being sent and holds its place until it is delivered.
     eventually("three lost", async || {
-        gateway.metric("llmproxy_webhook_failure_total").await == 3.0
+        gateway.metric("llmproxy_usage_records_lost_total{reason=\"queue_full\"}").await == 3.0
     })
     .await;
-    assert_eq!(gateway.metric("llmproxy_webhook_queue_depth").await, 5.0);
+    eventually("five wait", async || gateway.metric("llmproxy_webhook_queue_depth").await == 5.0)
+        .await;
     gateway.logs("lost: the queue is full").await;
 }
 
@@ -217,10 +227,12 @@ async fn a_webhook_that_is_away_loses_records_beyond_the_queue_and_says_so() {
 async fn a_webhook_that_cannot_be_reached_is_told_without_its_secrets() {
     let sim = sim().await;
     let address = free_address();
-    let more = format!("usage_hook: {{url: \"http://{address}/?token=hidden\", retry: 0}}\n");
+    let more = format!(
+        "usage: {{spool: {{enabled: false}}}}\nusage_hook: {{url: \"http://{address}/?token=hidden\", retry: 0}}\n"
+    );
     let gateway = Gateway::before(&[sim.url()], &more).await;
     assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
-    gateway.logs("given up after 1 attempts").await;
+    gateway.logs("given up after 1 attempts: reporter usage_hook: cannot be reached").await;
     assert!(!gateway.log().contains("hidden"), "{}", gateway.log());
 }
 

@@ -1,28 +1,46 @@
 //! A receiver of usage records.
 
 use std::{
+    collections::VecDeque,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Instant,
 };
 
 use axum::{
     Router,
     body::Bytes,
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
     routing::post,
 };
 use serde_json::Value;
 
 use super::eventually;
 
-#[derive(Clone, Default)]
-struct Shared {
-    records: Arc<Mutex<Vec<(HeaderMap, Value)>>>,
-    /// How many requests to answer 500 to, before any is accepted.
-    refuse: Arc<Mutex<u32>>,
-    attempts: Arc<Mutex<u32>>,
+/// A request that came.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub at: Instant,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// What it was answered.
+    pub status: u16,
 }
+
+#[derive(Default)]
+struct Book {
+    attempts: Vec<Attempt>,
+    /// Answers to the next requests, with `Retry-After`.
+    answers: VecDeque<(u16, Option<&'static str>)>,
+    /// The answer to all others.
+    always: Option<u16>,
+    /// A body that holds this is answered 422.
+    poison: Option<&'static str>,
+}
+
+type Shared = Arc<Mutex<Book>>;
 
 /// A running receiver.
 pub struct Receiver {
@@ -41,32 +59,70 @@ impl Receiver {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Shared::default();
-        let app = Router::new().route("/usage", post(receive)).with_state(shared.clone());
+        let app = Router::new().route("/usage", post(receive)).with_state(Arc::clone(&shared));
         let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         Self { address, shared, task }
     }
 
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.shared.lock().unwrap()
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/usage", self.address)
+    }
+
     /// The section of a configuration that sends records here.
     pub fn hook(&self) -> String {
-        format!("usage_hook:\n  url: \"http://{}/usage\"\n", self.address)
+        format!("usage_hook:\n  url: \"{}\"\n", self.url())
     }
 
     /// Answers 500 to the next so many.
     pub fn refuse(&self, n: u32) {
-        *self.shared.refuse.lock().unwrap() = n;
+        self.answer((0..n).map(|_| (500, None)));
+    }
+
+    /// Answers the next ones so, with `Retry-After`.
+    pub fn answer(&self, answers: impl IntoIterator<Item = (u16, Option<&'static str>)>) {
+        self.book().answers.extend(answers);
+    }
+
+    /// Answers all so, after those that were named; `None`: accepts them.
+    pub fn always(&self, status: Option<u16>) {
+        self.book().always = status;
+    }
+
+    /// Answers 422 to everything that holds this.
+    pub fn poison(&self, text: &'static str) {
+        self.book().poison = Some(text);
     }
 
     pub fn attempts(&self) -> u32 {
-        *self.shared.attempts.lock().unwrap()
+        self.book().attempts.len() as u32
     }
 
+    /// All requests, in the order in which they came.
+    pub fn requests(&self) -> Vec<Attempt> {
+        self.book().attempts.clone()
+    }
+
+    /// The requests that were accepted.
+    pub fn accepted(&self) -> Vec<Attempt> {
+        self.requests().into_iter().filter(|attempt| attempt.status == 204).collect()
+    }
+
+    /// The records that were accepted, alone or in arrays.
     pub fn all(&self) -> Vec<Value> {
-        self.shared.records.lock().unwrap().iter().map(|(_, record)| record.clone()).collect()
+        let records = |attempt: Attempt| match serde_json::from_slice(&attempt.body).unwrap() {
+            Value::Array(records) => records,
+            record => vec![record],
+        };
+        self.accepted().into_iter().flat_map(records).collect()
     }
 
     /// The headers with which the first record came.
     pub fn headers(&self) -> HeaderMap {
-        self.shared.records.lock().unwrap()[0].0.clone()
+        self.accepted()[0].headers.clone()
     }
 
     /// Waits for so many records in all and returns them.
@@ -89,14 +145,17 @@ impl Drop for Receiver {
     }
 }
 
-async fn receive(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    *shared.attempts.lock().unwrap() += 1;
-    let mut refuse = shared.refuse.lock().unwrap();
-    if *refuse > 0 {
-        *refuse -= 1;
-        return StatusCode::INTERNAL_SERVER_ERROR;
+async fn receive(State(shared): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {
+    let at = Instant::now();
+    let mut book = shared.lock().unwrap();
+    let poisoned =
+        book.poison.is_some_and(|text| memchr::memmem::find(&body, text.as_bytes()).is_some());
+    let always = if poisoned { 422 } else { book.always.unwrap_or(204) };
+    let (status, pause) = book.answers.pop_front().unwrap_or((always, None));
+    book.attempts.push(Attempt { at, headers, body, status });
+    let status = StatusCode::from_u16(status).unwrap();
+    match pause {
+        Some(pause) => (status, [(header::RETRY_AFTER, pause)]).into_response(),
+        None => status.into_response(),
     }
-    let record = serde_json::from_slice(&body).unwrap();
-    shared.records.lock().unwrap().push((headers, record));
-    StatusCode::NO_CONTENT
 }

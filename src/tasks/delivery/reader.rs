@@ -1,0 +1,130 @@
+//! Reads along the spool and makes batches.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    runtime::Carry,
+    usage::{Entry, Spool, sink::Pace},
+};
+
+/// Records that are read at a time when batches are smaller.
+const AHEAD: usize = 256;
+
+/// The longest wait until the reader looks again by itself.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Records that are delivered together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// None if none of them could be read.
+    pub entries: Vec<Entry>,
+    /// The place after them.
+    pub next: u64,
+}
+
+/// The part of the spool that comes next.
+pub struct Reader {
+    spool: Arc<Spool>,
+    carry: Arc<Carry>,
+    pace: Pace,
+    ends: watch::Receiver<u64>,
+    read: VecDeque<Entry>,
+    /// The place after what was read.
+    next: u64,
+}
+
+impl Reader {
+    /// Begins at a place.
+    pub fn new(spool: &Arc<Spool>, carry: &Arc<Carry>, pace: Pace, next: u64) -> Self {
+        let (spool, carry) = (Arc::clone(spool), Arc::clone(carry));
+        let ends = spool.ends();
+        Self { spool, carry, pace, ends, read: VecDeque::new(), next }
+    }
+
+    /// Waits for the next batch.
+    pub async fn batch(&mut self) -> Batch {
+        while self.read.is_empty() {
+            if !self.read_on().await {
+                self.wait(LOOK).await;
+            } else if self.read.is_empty() {
+                return Batch { entries: Vec::new(), next: self.next };
+            }
+        }
+        self.gather().await;
+        let size = self.pace.batch.max(1).min(self.read.len());
+        let entries = self.read.drain(..size).collect();
+        let next = self.read.front().map_or(self.next, |entry| entry.index);
+        Batch { entries, next }
+    }
+
+    /// Waits until a batch is full, but for no longer than `linger` since its first record was made;
+    /// not at all when the process is about to end.
+    async fn gather(&mut self) {
+        let Some(first) = self.read.front().filter(|_| self.pace.batch > 1) else { return };
+        let age = Timestamp::now().as_millisecond().saturating_sub(first.time).max(0);
+        let left = self.pace.linger.saturating_sub(Duration::from_millis(age.unsigned_abs()));
+        let end = Instant::now() + left;
+        while self.read.len() < self.pace.batch {
+            let left = end.saturating_duration_since(Instant::now());
+            let more = self.read_on().await;
+            if left.is_zero() || self.carry.draining.load(Ordering::Relaxed) {
+                return;
+            }
+            if !more {
+                self.wait(left.min(Duration::from_millis(100))).await;
+            }
+        }
+    }
+
+    async fn wait(&mut self, longest: Duration) {
+        if let Ok(Err(_)) = timeout(longest, self.ends.changed()).await {
+            // Nobody will ever add anything.
+            sleep(longest).await;
+        }
+    }
+
+    /// Reads on, if there is something to read; whether that led any further.
+    async fn read_on(&mut self) -> bool {
+        if self.spool.end() <= self.next {
+            return false;
+        }
+        let most = self.pace.batch.max(AHEAD).saturating_sub(self.read.len());
+        match read(&self.spool, self.next, most).await {
+            Some((entries, next)) => {
+                let further = next > self.next;
+                self.read.extend(entries);
+                self.next = next;
+                further
+            }
+            None => {
+                sleep(5 * LOOK).await;
+                false
+            }
+        }
+    }
+}
+
+/// Reads records, on a thread that may wait for the disk. `None`: they cannot be read now, which
+/// was logged.
+pub async fn read(spool: &Arc<Spool>, from: u64, most: usize) -> Option<(Vec<Entry>, u64)> {
+    let log = Arc::clone(spool);
+    let read = spawn_blocking(move || log.read(from, most)).await;
+    match read.unwrap_or_else(|e| Err(e.to_string())) {
+        Ok(read) => Some(read),
+        Err(why) => {
+            log::error!("the usage spool: {why}");
+            None
+        }
+    }
+}

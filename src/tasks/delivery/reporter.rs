@@ -1,0 +1,219 @@
+//! One reporter: the way of its records from the spool to its sink, and what it knows on that way.
+
+use std::{
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, StreamExt, stream};
+use jiff::Timestamp;
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use super::{
+    mood::Mood,
+    reader::{self, Reader},
+};
+use crate::{
+    base::lock,
+    config::plan::{Destination, ReporterPlan},
+    runtime::Carry,
+    telemetry::UsageMetrics,
+    usage::{
+        Cursor, Entry, Spool, Standing,
+        dead::Letters,
+        sink::{self, Pace, Resources, Sink},
+    },
+};
+
+/// How often a sink tidies up, and how long that may take.
+const TIDY: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(600));
+
+/// How often a reporter that is disabled looks for records that are too old: at least.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// A reporter.
+pub struct Reporter {
+    pub plan: ReporterPlan,
+    pub pace: Pace,
+    pub sink: Arc<dyn Sink>,
+    /// How long one call to the sink may take, whatever its own timeouts.
+    pub patience: Duration,
+    pub standing: Arc<Standing>,
+    /// Where records are put aside; `None`: they are given up instead.
+    pub letters: Option<Letters>,
+    pub mood: Mood,
+    /// The receiver has answered 410.
+    pub gone: Notify,
+    spool: Arc<Spool>,
+    carry: Arc<Carry>,
+    /// Its place. Kept by threads that may wait for the disk.
+    cursor: Arc<Mutex<Cursor>>,
+}
+
+impl Reporter {
+    /// A reporter at its place.
+    pub fn new(plan: &ReporterPlan, spool: &Arc<Spool>, carry: &Arc<Carry>) -> Self {
+        let standing = carry.usage.standing(&plan.name, plan.to.word());
+        let with = Resources { client: &carry.outside, stores: &carry.stores };
+        let cursor = spool.cursor(&plan.name);
+        standing.set_next(cursor.next());
+        standing.delivers();
+        let patience = match &plan.to {
+            Destination::Webhook(webhook) => webhook.timeout.saturating_add(Duration::from_secs(5)),
+            _ => Duration::from_secs(60),
+        };
+        let reporter = Self {
+            plan: plan.clone(),
+            pace: Pace::of(plan),
+            sink: sink::make(plan, with),
+            patience,
+            standing,
+            letters: carry.usage.folder().map(|folder| Letters::open(folder, &plan.name)),
+            mood: Mood::default(),
+            gone: Notify::new(),
+            spool: Arc::clone(spool),
+            carry: Arc::clone(carry),
+            cursor: Arc::new(Mutex::new(cursor)),
+        };
+        let (metrics, name) = (reporter.metrics(), [plan.name.as_str()]);
+        metrics.disabled.with_label_values(&name).set(0);
+        for counters in [&metrics.delivered, &metrics.errors, &metrics.dead] {
+            counters.with_label_values(&name);
+        }
+        reporter
+    }
+
+    /// Delivers, for ever.
+    pub async fn run(&self) {
+        let deliver = async {
+            tokio::select! {
+                () = self.deliver() => {}
+                // Whatever is under way is dropped with the other branch.
+                () = self.gone.notified() => self.park().await,
+            }
+        };
+        tokio::join!(deliver, self.tidy());
+    }
+
+    /// Delivers what there is, in order; several batches at a time if that is wanted.
+    async fn deliver(&self) {
+        let next = lock(&self.cursor).next();
+        let reader = Reader::new(&self.spool, &self.carry, self.pace, next);
+        let batches = stream::unfold(reader, async |mut reader| {
+            let batch = reader.batch().await;
+            Some((batch, reader))
+        });
+        let at_a_time = self.pace.concurrency.max(1);
+        // In the order of the batches: the place moves over what is settled without a gap.
+        let settled = batches.map(|batch| self.settle(batch)).buffered(at_a_time);
+        let mut settled = pin!(settled.ready_chunks(at_a_time));
+        while let Some(places) = settled.next().await {
+            if let Some(next) = places.last() {
+                self.advance(*next).await;
+            }
+        }
+    }
+
+    /// The receiver wants nothing any more: nothing is sent. Records wait where they are until they
+    /// are too old. Without a spool on disk they are given up as they come.
+    async fn park(&self) {
+        let why = self.standing.failure().map(|(_, why)| why).unwrap_or_default();
+        if self.letters.is_none() {
+            let next = lock(&self.cursor).next();
+            let mut reader = Reader::new(&self.spool, &self.carry, self.pace, next);
+            loop {
+                let batch = reader.batch().await;
+                self.give_up(&batch.entries, 1, &why);
+                self.advance(batch.next).await;
+            }
+        }
+        loop {
+            sleep((self.plan.max_age / 4).clamp(Duration::from_millis(100), LOOK)).await;
+            while self.put_old_aside(&why).await {}
+        }
+    }
+
+    /// Puts records aside that are too old, some at a time; whether there may be more.
+    async fn put_old_aside(&self, why: &str) -> bool {
+        let from = lock(&self.cursor).next();
+        if self.spool.end() <= from {
+            return false;
+        }
+        let Some((entries, next)) = reader::read(&self.spool, from, 256).await else {
+            return false;
+        };
+        let old = self.too_old(&entries);
+        let to = entries.get(old).map_or(next, |entry| entry.index);
+        if to <= from || !self.put_aside(&entries[..old], why).await {
+            return false;
+        }
+        self.advance(to).await;
+        true
+    }
+
+    /// How many records at the beginning are older than they may be.
+    pub fn too_old(&self, entries: &[Entry]) -> usize {
+        let now = Timestamp::now().as_millisecond();
+        let most = self.plan.max_age.as_millis();
+        let age = |entry: &Entry| now.saturating_sub(entry.time).max(0).unsigned_abs();
+        entries.iter().take_while(|entry| u128::from(age(entry)) > most).count()
+    }
+
+    /// Everything before `next` is settled.
+    async fn advance(&self, next: u64) {
+        let cursor = Arc::clone(&self.cursor);
+        let kept = spawn_blocking(move || {
+            let mut cursor = lock(&cursor);
+            match next > cursor.next() {
+                true => cursor.advance(next),
+                false => Ok(()),
+            }
+        });
+        if let Err(why) = kept.await.unwrap_or_else(|e| Err(e.to_string())) {
+            log::error!("the usage spool: the place of {} is not kept: {why}", self.plan.name);
+        }
+        self.standing.set_next(next);
+    }
+
+    /// Lets the sink do what it does from time to time, for ever.
+    async fn tidy(&self) {
+        loop {
+            let call = AssertUnwindSafe(self.sink.tidy()).catch_unwind();
+            let done = match timeout(TIDY.1, call).await {
+                Ok(Ok(done)) => done,
+                Ok(Err(_)) => Err("it panicked".to_owned()),
+                Err(_) => Err(format!("it took longer than {:?}", TIDY.1)),
+            };
+            if let Err(why) = done {
+                log::error!("usage reporter {}: cannot tidy up: {why}", self.plan.name);
+            }
+            sleep(TIDY.0).await;
+        }
+    }
+
+    /// Records that wait for it.
+    pub fn waiting(&self) -> u64 {
+        self.spool.end().saturating_sub(self.standing.next())
+    }
+
+    /// Whether there is a counter of its kind besides.
+    pub fn is_webhook(&self) -> bool {
+        matches!(self.plan.to, Destination::Webhook(_))
+    }
+
+    /// The metrics of usage.
+    pub fn metrics(&self) -> &UsageMetrics {
+        self.carry.usage.metrics()
+    }
+
+    /// For how long attempts have failed, and why the last one did.
+    pub fn failing(&self) -> Option<(Duration, String)> {
+        self.mood.failing(Instant::now())
+    }
+}

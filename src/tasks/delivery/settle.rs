@@ -1,0 +1,352 @@
+//! Brings a batch to its end: delivered, put aside with the dead letters, or given up.
+
+use std::{
+    borrow::Cow,
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt;
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use super::{reader::Batch, reporter::Reporter};
+use crate::usage::{Entry, sink::Failure};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// The longest pause that a receiver may ask for.
+const LONGEST_WISH: Duration = Duration::from_secs(3600);
+
+/// Attempts have to fail for so long, or for as long as records may be old, until one is put aside
+/// for its age: after a long halt a receiver may come up later than the gateway.
+const GRACE: Duration = Duration::from_secs(300);
+
+/// The longest pause between attempts for a record that is refused as such: meanwhile it holds the
+/// others up.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(10);
+
+/// Request ids that are named in one line of the log.
+const NAMED: usize = 10;
+
+impl Reporter {
+    /// Brings a batch to its end; returns the place after it. Does not return once the receiver
+    /// wants nothing any more.
+    pub async fn settle(&self, batch: Batch) -> u64 {
+        let mut parts = vec![batch.entries];
+        while let Some(part) = parts.pop() {
+            if let Some((first, second)) = self.settle_part(part).await {
+                parts.extend([second, first]);
+            }
+        }
+        batch.next
+    }
+
+    /// Brings records to their end. If they are refused together, they come back as two parts: so
+    /// the one that is at fault is found, and does not hold the others up.
+    async fn settle_part(&self, mut part: Vec<Entry>) -> Option<(Vec<Entry>, Vec<Entry>)> {
+        let (mut attempts, mut refusals) = (0, 0);
+        loop {
+            self.put_hopeless_aside(&mut part).await;
+            if part.is_empty() {
+                return None;
+            }
+            let Err(failure) = self.attempt(&part).await else {
+                self.delivered(part.len());
+                return None;
+            };
+            attempts += 1;
+            self.metrics().errors.with_label_values(&[&self.plan.name]).inc();
+            if let Failure::Gone { why } = &failure {
+                return self.disable(why).await;
+            }
+            self.tell(&failure);
+            if matches!(failure, Failure::Refused { .. }) {
+                if part.len() > 1 {
+                    let second = part.split_off(part.len() / 2);
+                    return Some((part, second));
+                }
+                refusals += 1;
+            }
+            let why = failure.why();
+            if self.letters.is_none() {
+                if attempts > self.pace.retry {
+                    self.give_up(&part, attempts, why);
+                    return None;
+                }
+            } else if refusals > self.pace.retry && self.put_aside(&part, why).await {
+                return None;
+            }
+            let pause = pause(attempts - 1, self.plan.max_backoff, rand::random());
+            let pause = match failure {
+                Failure::Away { retry_after: Some(wish), .. } => pause.max(wish.min(LONGEST_WISH)),
+                Failure::Refused { .. } => pause.min(LONGEST_REFUSAL),
+                _ => pause,
+            };
+            self.standing.failed(why, Some(Timestamp::now() + pause));
+            sleep(pause).await;
+        }
+    }
+
+    /// One call to the sink, which may neither hang nor take the reporter with it.
+    async fn attempt(&self, part: &[Entry]) -> Result<(), Failure> {
+        let call = AssertUnwindSafe(self.sink.deliver(part)).catch_unwind();
+        match timeout(self.patience, call).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Failure::away("panicked")),
+            Err(_) => Err(Failure::away(format!("took longer than {:?}", self.patience))),
+        }
+    }
+
+    fn delivered(&self, records: usize) {
+        let records = records as u64;
+        self.metrics().delivered.with_label_values(&[&self.plan.name]).inc_by(records);
+        if self.is_webhook() {
+            self.metrics().webhook_success.inc_by(records);
+        }
+        self.standing.delivers();
+        if self.mood.worked() {
+            let waiting = self.waiting();
+            log::info!("usage reporter {} works again; {waiting} records wait", self.plan.name);
+        }
+    }
+
+    fn tell(&self, failure: &Failure) {
+        if let Some(text) = self.mood.failed(failure.why(), Instant::now()) {
+            let waiting = self.waiting();
+            log::warn!("usage reporter {}: {text}; {waiting} records wait", self.plan.name);
+        }
+    }
+
+    /// Nothing is sent any more. Does not return: the reporter drops what it does.
+    async fn disable<T>(&self, why: &str) -> T {
+        self.standing.failed(why, None);
+        self.metrics().disabled.with_label_values(&[&self.plan.name]).set(1);
+        log::error!(
+            "usage reporter {}: {why}: nothing is sent there any more, until its configuration \
+             changes or the gateway starts anew",
+            self.plan.name
+        );
+        self.gone.notify_one();
+        std::future::pending().await
+    }
+
+    /// Takes those out that are too old, if attempts have failed for a while.
+    async fn put_hopeless_aside(&self, part: &mut Vec<Entry>) {
+        if self.letters.is_none() {
+            return;
+        }
+        let old = self.too_old(part);
+        let Some((time, why)) = self.failing().filter(|_| old > 0) else { return };
+        if time >= GRACE.min(self.plan.max_age) && self.put_aside(&part[..old], &why).await {
+            part.drain(..old);
+        }
+    }
+
+    /// Puts records aside; whether they are safe there. If not they stay where they are.
+    pub async fn put_aside(&self, records: &[Entry], why: &str) -> bool {
+        let Some(letters) = self.letters.clone() else { return false };
+        if records.is_empty() {
+            return true;
+        }
+        let (path, n) = (letters.path(), records.len());
+        let (all, text) = (records.to_vec(), why.to_owned());
+        let done = spawn_blocking(move || letters.append(&all, &text)).await;
+        if let Err(e) = done.unwrap_or_else(|e| Err(e.into())) {
+            let name = &self.plan.name;
+            log::error!("usage reporter {name}: cannot put {n} records aside, they wait: {e}");
+            return false;
+        }
+        self.metrics().dead.with_label_values(&[&self.plan.name]).inc_by(n as u64);
+        self.failed(n);
+        if let Some(n) = self.mood.dead(n, Instant::now()) {
+            let (name, path) = (&self.plan.name, path.display());
+            log::error!("usage reporter {name}: {n} records put aside in {path}: {why}");
+        }
+        true
+    }
+
+    /// Gives records up: they are lost.
+    pub fn give_up(&self, records: &[Entry], attempts: u32, why: &str) {
+        if records.is_empty() {
+            return;
+        }
+        let n = records.len();
+        self.metrics().lost.with_label_values(&["given_up"]).inc_by(n as u64);
+        self.failed(n);
+        let ids: Vec<_> = records.iter().take(NAMED).map(request_id).collect();
+        let more = match n.saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        log::error!(
+            "usage record of request {}{more} given up after {attempts} attempts: reporter {}: {why}",
+            ids.join(", "),
+            self.plan.name
+        );
+    }
+
+    fn failed(&self, records: usize) {
+        if self.is_webhook() {
+            self.metrics().webhook_failure.inc_by(records as u64);
+        }
+    }
+}
+
+fn request_id(entry: &Entry) -> Cow<'_, str> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        request_id: Cow<'a, str>,
+    }
+    let named: Result<Named<'_>, _> = serde_json::from_slice(&entry.json);
+    named.map_or("unknown".into(), |named| named.request_id)
+}
+
+/// The pause after an attempt: doubled each time, and shortened by up to a half at random (`dice`
+/// from 0 to 1), so that many do not come back together.
+fn pause(attempt: u32, longest: Duration, dice: f64) -> Duration {
+    let full = FIRST_PAUSE.saturating_mul(1 << attempt.min(16)).min(longest);
+    full.mul_f64(1.0 - dice / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        path::Path,
+        sync::{Arc, Mutex},
+    };
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{
+        config,
+        runtime::Carry,
+        usage::{Spool, sink::Sink},
+    };
+
+    /// What a sink does at its nth call; `None`: it hangs.
+    type Behaviour = Box<dyn Fn(usize, &[Entry]) -> Option<Result<(), Failure>> + Send + Sync>;
+
+    /// A sink that notes which records it was called with.
+    struct Fake {
+        behaviour: Behaviour,
+        calls: Mutex<Vec<Vec<u64>>>,
+    }
+
+    #[async_trait]
+    impl Sink for Fake {
+        async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
+            let n = {
+                let mut calls = self.calls.lock().unwrap();
+                calls.push(records.iter().map(|record| record.index).collect());
+                calls.len()
+            };
+            match (self.behaviour)(n, records) {
+                Some(result) => result,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn refused() -> Failure {
+        Failure::Refused { why: "answered 422".to_owned() }
+    }
+
+    /// A reporter with a sink of ours, and what that is called with.
+    fn reporter(folder: &Path, behaviour: Behaviour) -> (Reporter, Arc<Fake>) {
+        let text = "backends: [{url: \"http://127.0.0.1:1\"}]
+usage:
+  reporters:
+    - {name: billing, type: webhook, max_backoff: 1ms, webhook: {url: \"http://127.0.0.1:1\", retry: 1}}
+";
+        let plan = config::load_text(text, folder, &|_| None).plan.unwrap();
+        let at = |name: &str| folder.join(name);
+        let (carry, _) = Carry::new(at("keys.db"), at("limits.db"), Some(folder.to_owned()));
+        let metrics = carry.usage.metrics().clone();
+        let spool = Spool::open(None, &plan.usage, metrics).unwrap();
+        let mut reporter = Reporter::new(&plan.usage.reporters[0], &spool, &carry);
+        let fake = Arc::new(Fake { behaviour, calls: Mutex::default() });
+        reporter.sink = Arc::<Fake>::clone(&fake);
+        reporter.patience = Duration::from_millis(20);
+        (reporter, fake)
+    }
+
+    fn batch(indexes: std::ops::Range<u64>) -> Batch {
+        let time = Timestamp::now().as_millisecond();
+        let entry = |index| Entry { index, time, json: format!("{{\"n\":{index}}}").into() };
+        Batch { next: indexes.end, entries: indexes.map(entry).collect() }
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_panics_or_hangs_is_called_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let behaviour = |n: usize, _: &[Entry]| match n {
+            1 => panic!("as the test wants"),
+            2 => None,
+            _ => Some(Ok(())),
+        };
+        let (reporter, fake) = reporter(folder.path(), Box::new(behaviour));
+        assert_eq!(reporter.settle(batch(4..6)).await, 6);
+        assert_eq!(*fake.calls.lock().unwrap(), [[4, 5], [4, 5], [4, 5]]);
+        let metrics = reporter.metrics();
+        assert_eq!(metrics.errors.with_label_values(&["billing"]).get(), 2);
+        assert_eq!(metrics.delivered.with_label_values(&["billing"]).get(), 2);
+        assert!(reporter.standing.failure().unwrap().1.starts_with("took longer than"));
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_found_in_a_batch_and_the_order_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let behaviour = |_: usize, records: &[Entry]| {
+            let poisoned = records.iter().any(|record| record.index == 2);
+            Some(if poisoned { Err(refused()) } else { Ok(()) })
+        };
+        let (reporter, fake) = reporter(folder.path(), Box::new(behaviour));
+        assert_eq!(reporter.settle(batch(0..5)).await, 5);
+        let calls = fake.calls.lock().unwrap().clone();
+        let expected: [&[u64]; 6] = [&[0, 1, 2, 3, 4], &[0, 1], &[2, 3, 4], &[2], &[2], &[3, 4]];
+        assert_eq!(calls, expected);
+        let letters = reporter.letters.as_ref().unwrap().read().unwrap();
+        assert_eq!(letters.map(|letter| letter.unwrap().index).collect::<Vec<_>>(), [2]);
+    }
+
+    #[tokio::test]
+    async fn a_letter_that_cannot_be_written_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let in_the_way = folder.path().join("dead");
+        std::fs::write(&in_the_way, "").unwrap();
+        let behaviour = move |n: usize, _: &[Entry]| {
+            if n == 4 {
+                std::fs::remove_file(&in_the_way).unwrap();
+            }
+            Some(Err(refused()))
+        };
+        let (reporter, fake) = reporter(folder.path(), Box::new(behaviour));
+        assert_eq!(reporter.settle(batch(0..1)).await, 1);
+        assert_eq!(fake.calls.lock().unwrap().len(), 4);
+        assert_eq!(reporter.letters.as_ref().unwrap().read().unwrap().count(), 1);
+        assert_eq!(reporter.metrics().dead.with_label_values(&["billing"]).get(), 1);
+    }
+
+    #[test]
+    fn pauses_grow_and_end_growing() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(pause(0, minute, 0.0), Duration::from_millis(500));
+        assert_eq!(pause(3, minute, 0.0), Duration::from_millis(4000));
+        assert_eq!(pause(3, minute, 1.0), Duration::from_millis(2000));
+        assert_eq!(pause(60, minute, 0.0), minute);
+    }
+
+    #[test]
+    fn requests_are_named() {
+        let entry = |json: &'static str| Entry { index: 0, time: 0, json: json.into() };
+        assert_eq!(request_id(&entry(r#"{"record_id":"rec_a","request_id":"abc"}"#)), "abc");
+        assert_eq!(request_id(&entry("{}")), "unknown");
+    }
+}

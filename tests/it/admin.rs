@@ -395,7 +395,7 @@ async fn the_openapi_document_tells_the_truth() {
     assert_eq!(paths.len(), 14, "{paths:?}");
     let report = tempfile::tempdir().unwrap();
     let url = format!("http://{}/admin/v1/openapi.json", admin.address);
-    let done = tokio::process::Command::new(python::programs("openapi").join("schemathesis"))
+    let done = tokio::process::Command::new(python::programs("tests/openapi").join("schemathesis"))
         .args(["run", &url, "--header", &format!("X-Admin-Token: {TOKEN}")])
         .args(["--max-examples", "20", "--seed", "7", "--workers", "1"])
         // What the document cannot say: which fields exclude each other, what a key must look like.

@@ -45,3 +45,4 @@ mod timeouts;
 mod tls;
 mod usage;
 mod ways;
+mod webhook_receiver;

@@ -51,7 +51,7 @@ server: {{max_body_size: 1MiB}}
     .await;
     broken.change(|b| b.models = vec!["broken".to_owned()]);
     let python =
-        tokio::task::spawn_blocking(|| python::programs("sdk").join("python")).await.unwrap();
+        tokio::task::spawn_blocking(|| python::programs("tests/sdk").join("python")).await.unwrap();
     let out = tokio::process::Command::new(python)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk/check_openai.py"))
         .env("BASE_URL", gateway.url("/v1"))

@@ -5,12 +5,13 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The folder with the programs of the packages in `tests/NAME/requirements.txt`; made once, below
-/// `target`. One test for each name: two must not make it at the same time.
-pub fn programs(name: &str) -> PathBuf {
+/// The folder with the programs of the packages in `FOLDER/requirements.txt`; made once, below
+/// `target`. One test for each folder: two must not make it at the same time.
+pub fn programs(folder: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let requirements = root.join("tests").join(name).join("requirements.txt");
+    let requirements = root.join(folder).join("requirements.txt");
     let wanted = std::fs::read_to_string(&requirements).unwrap();
+    let name = Path::new(folder).file_name().unwrap().display();
     let venv = root.join(format!("target/{name}-venv"));
     let stamp = venv.join("requirements.txt");
     let programs = venv.join("bin");

@@ -1,4 +1,4 @@
-//! The operator's HTTP API, on a listener of its own: keys, backends, the last requests,
+//! The operator's HTTP API, on a listener of its own: keys, backends, the last requests, usage,
 //! configuration.
 //!
 //! `/admin/v1/...` is the API; `/admin/keys/...` are the endpoints of LLMProxy 0.5, all of them
@@ -11,6 +11,7 @@ mod explain;
 mod guard;
 mod keys;
 mod legacy;
+mod usage;
 
 use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
@@ -54,7 +55,7 @@ pub struct Parts {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "LLMProxy admin API", description = "Keys, backends, requests and configuration."),
+    info(title = "LLMProxy admin API", description = "Keys, backends, requests, usage and configuration."),
     security(("admin_token" = []))
 )]
 struct Head;
@@ -67,6 +68,9 @@ fn api() -> OpenApiRouter<Parts> {
         .routes(routes!(backends::list))
         .routes(routes!(backends::drain, backends::undrain))
         .routes(routes!(explain::show))
+        .routes(routes!(usage::list))
+        .routes(routes!(usage::export))
+        .routes(routes!(usage::reporters))
         .routes(routes!(config::show))
         .routes(routes!(config::reload))
         .routes(routes!(legacy::create))

@@ -11,6 +11,7 @@ pub mod outbox;
 pub mod record;
 pub mod sink;
 pub mod spool;
+pub mod store;
 pub mod stream;
 pub mod tap;
 

@@ -54,6 +54,14 @@ impl Admin {
         body
     }
 
+    /// Status, head and text of an answer.
+    pub async fn text(&self, path: &str) -> (u16, reqwest::header::HeaderMap, String) {
+        let request = self.client.get(format!("http://{}{path}", self.address));
+        let answer = request.header("X-Admin-Token", TOKEN).send().await.unwrap();
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        (status, headers, answer.text().await.unwrap())
+    }
+
     pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         let (status, body) = self.ask(Method::POST, path, Some(body)).await;
         (status.as_u16(), body)
@@ -392,7 +400,7 @@ async fn the_openapi_document_tells_the_truth() {
     let served = llmproxy::admin::document().to_json().unwrap();
     assert_eq!(document, serde_json::from_str::<Value>(&served).unwrap());
     let paths: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
-    assert_eq!(paths.len(), 14, "{paths:?}");
+    assert_eq!(paths.len(), 17, "{paths:?}");
     let report = tempfile::tempdir().unwrap();
     let url = format!("http://{}/admin/v1/openapi.json", admin.address);
     let done = tokio::process::Command::new(python::programs("tests/openapi").join("schemathesis"))

@@ -44,5 +44,6 @@ mod streaming;
 mod timeouts;
 mod tls;
 mod usage;
+mod usage_store;
 mod ways;
 mod webhook_receiver;

@@ -4,7 +4,7 @@
 use sqlx::{AssertSqlSafe, MySqlPool, PgPool, SqlitePool};
 use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
-use super::{Driver, Lookup, Row, cause, mysql, postgres, sqlite};
+use super::{Driver, Lookup, Row, cause, mark, mysql, postgres, sqlite};
 use crate::{
     base::terms::{COUNTED, Change, moment_like},
     store::StoreError,
@@ -168,10 +168,6 @@ impl Update {
         let sets = self.sets.join(", ");
         format!("UPDATE {} SET {sets} WHERE {key} = {one} AND {exact}", lookup.table)
     }
-}
-
-fn mark(driver: Driver, n: usize) -> String {
-    if driver == Driver::Postgres { format!("${n}") } else { "?".to_owned() }
 }
 
 fn no_count(column: &str) -> StoreError {

@@ -1,17 +1,24 @@
-//! SQL databases: one row by a key, as a JSON object, from SQLite, MySQL, MariaDB or PostgreSQL.
+//! SQL databases: one row by a key, as a JSON object, from SQLite, MySQL, MariaDB or PostgreSQL; and
+//! tables of the gateway's own making.
 
 mod count;
 mod dsn;
 mod mysql;
 mod postgres;
+mod run;
 mod sqlite;
+mod table;
 
 use std::{path::PathBuf, time::Duration};
 
 use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, MySqlPool, PgPool, Pool, SqlitePool, pool::PoolOptions};
 
-pub use self::count::Decide;
+pub use self::{
+    count::Decide,
+    run::{Bind, Statement, Trouble},
+    table::{Found, Has, Holds, Wish},
+};
 use super::StoreError;
 use crate::base::Secret;
 
@@ -245,7 +252,10 @@ pub fn table_name(driver: Driver, table: &str) -> Result<String, String> {
 }
 
 /// A name as the database quotes names. Only names of letters, digits and `_` are accepted.
-fn quote(driver: Driver, name: &str) -> Result<String, String> {
+///
+/// # Errors
+/// If it is none.
+pub fn quote(driver: Driver, name: &str) -> Result<String, String> {
     let legal = |c: char| c.is_alphanumeric() || c == '_';
     if name.is_empty()
         || name.len() > 64
@@ -259,6 +269,11 @@ fn quote(driver: Driver, name: &str) -> Result<String, String> {
         Driver::Mysql | Driver::Sqlite => format!("`{name}`"),
         Driver::Postgres => format!("\"{name}\""),
     })
+}
+
+/// Where the `n`th bound value stands in a statement.
+fn mark(driver: Driver, n: usize) -> String {
+    if driver == Driver::Postgres { format!("${n}") } else { "?".to_owned() }
 }
 
 /// The error in one sentence; what was bound is never in it.

@@ -1,5 +1,6 @@
 //! Where records go. One file a sink.
 
+pub mod table;
 pub mod webhook;
 
 use std::{sync::Arc, time::Duration};
@@ -115,7 +116,8 @@ pub fn make(plan: &ReporterPlan, with: Resources<'_>) -> Arc<dyn Sink> {
         Destination::Webhook(webhook) => {
             Arc::new(webhook::Webhook::new(with.client.clone(), webhook.clone()))
         }
-        Destination::Database(_) | Destination::File(_) | Destination::Redis(_) => {
+        Destination::Database(table) => Arc::new(table::Table::new(table, with.stores)),
+        Destination::File(_) | Destination::Redis(_) => {
             let _ = with.stores;
             unreachable!("being built")
         }

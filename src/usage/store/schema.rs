@@ -1,0 +1,382 @@
+//! The columns of the table of records, and how a record becomes a row and a row a record.
+
+use std::sync::LazyLock;
+
+use jiff::{Timestamp, tz::TimeZone};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    store::sql::{Bind, Driver, Found, Holds, Row, Statement, Wish, quote},
+    usage::{Entry, Record},
+};
+
+/// What stands in a record where the row has nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    /// Nothing.
+    Omitted,
+    /// `null`.
+    Null,
+    /// An empty text, 0 or `false`.
+    Empty,
+}
+
+/// A column that is a field of records.
+struct Field {
+    name: &'static str,
+    holds: Holds,
+    absent: Absent,
+}
+
+const fn field(name: &'static str, holds: Holds) -> Field {
+    Field { name, holds, absent: Absent::Empty }
+}
+
+const fn maybe(name: &'static str, holds: Holds) -> Field {
+    Field { name, holds, absent: Absent::Omitted }
+}
+
+/// Text of which there may be an index: no database has room for an endless one in it.
+const NAME: Holds = Holds::Short(255);
+
+/// The fields in the order of [`Record`]. `usage` is left out: it says again what others say.
+const FIELDS: [Field; 34] = [
+    field("record_id", Holds::Short(64)),
+    field("version", Holds::Whole),
+    field("process", Holds::Short(64)),
+    field("sequence", Holds::Whole),
+    field("request_id", NAME),
+    field("user_id", NAME),
+    field("api_key", NAME),
+    maybe("key_id", NAME),
+    maybe("key_name", NAME),
+    maybe("team", NAME),
+    maybe("tier", NAME),
+    maybe("metadata", Holds::Long),
+    maybe("tags", Holds::Long),
+    field("model", NAME),
+    maybe("response_model", NAME),
+    field("prompt_tokens", Holds::Whole),
+    field("completion_tokens", Holds::Whole),
+    field("total_tokens", Holds::Whole),
+    maybe("cached_tokens", Holds::Whole),
+    maybe("reasoning_tokens", Holds::Whole),
+    maybe("cost", Holds::Float),
+    field("is_stream", Holds::Flag),
+    field("endpoint", NAME),
+    field("timestamp", Holds::Moment),
+    field("backend_url", Holds::Short(1024)),
+    field("path", NAME),
+    field("method", Holds::Short(32)),
+    field("status_code", Holds::Whole),
+    field("latency_ms", Holds::Whole),
+    Field { name: "ttft_ms", holds: Holds::Whole, absent: Absent::Null },
+    maybe("queue_ms", Holds::Whole),
+    field("tries", Holds::Whole),
+    field("outcome", Holds::Short(32)),
+    field("usage_source", Holds::Short(32)),
+];
+
+/// Beside the fields: when the request arrived, in milliseconds since 1970.
+pub const AT: &str = "at_ms";
+/// Beside the fields: the day of that, in UTC.
+pub const DAY: &str = "day";
+
+/// The largest cost that is kept: sums are told whatever their parts are.
+const DEAREST: f64 = 1e15;
+
+/// What columns of earlier versions are given if they must be given something.
+const FILLED: [(&str, &str); 2] = [("request_body", "'{}'"), ("created_at", "CURRENT_TIMESTAMP")];
+
+static COLUMNS: LazyLock<Vec<(&str, Holds)>> = LazyLock::new(|| {
+    let fields = FIELDS.iter().map(|field| (field.name, field.holds));
+    let rest = [(AT, Holds::Whole), (DAY, Holds::Day), ("created_at", Holds::Made)];
+    [("id", Holds::Serial)].into_iter().chain(fields).chain(rest).collect()
+});
+
+/// The table as it has to be.
+pub fn wish(table: &str) -> Wish<'_> {
+    Wish {
+        table,
+        columns: &COLUMNS,
+        indexes: &[
+            ("record", &["record_id"]),
+            ("at", &[AT, "record_id"]),
+            ("user_at", &["user_id", AT]),
+            ("key_at", &["key_id", AT]),
+            ("request", &["request_id"]),
+        ],
+    }
+}
+
+/// The names of the fields, in order.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().map(|field| field.name)
+}
+
+/// A record that is about to become a row.
+pub struct Fresh {
+    fields: Map<String, Value>,
+    at: Timestamp,
+}
+
+/// Reads a record.
+///
+/// # Errors
+/// If it is none.
+pub fn read(entry: &Entry) -> Result<Fresh, String> {
+    let record: Record<'_> =
+        serde_json::from_slice(&entry.json).map_err(|e| format!("it is no usage record: {e}"))?;
+    let at = record.timestamp.parse().map_err(|e| format!("its timestamp is none: {e}"))?;
+    match serde_json::to_value(&record) {
+        Ok(Value::Object(fields)) => Ok(Fresh { fields, at }),
+        _ => Err("it is no usage record".to_owned()),
+    }
+}
+
+/// How rows are put into a table.
+pub struct Insert {
+    driver: Driver,
+    /// The statement up to the first row.
+    head: String,
+    /// The most characters of each field.
+    lengths: Vec<Option<usize>>,
+    /// What follows the fields in each row.
+    filled: String,
+}
+
+impl Insert {
+    /// For a table as it was found.
+    ///
+    /// # Errors
+    /// If it has columns of which nobody knows what should stand there.
+    pub fn new(driver: Driver, table: &str, found: &Found) -> Result<Self, String> {
+        let mut columns: Vec<_> = names().chain([AT, DAY]).collect();
+        let mut filled = String::new();
+        for name in found.required() {
+            match FILLED.iter().find(|(known, _)| *known == name) {
+                Some((known, value)) => {
+                    columns.push(known);
+                    filled.push_str(", ");
+                    filled.push_str(value);
+                }
+                None if columns.contains(&name) => {}
+                None => {
+                    return Err(format!(
+                        "the column `{name}` of the table must be given a value, but records have none \
+                         for it: give it a default"
+                    ));
+                }
+            }
+        }
+        let lengths = FIELDS.iter().map(|field| {
+            let has = found.column(field.name).and_then(|has| has.length);
+            match field.holds {
+                Holds::Short(most) => Some(has.map_or(most, |has| has.min(most))),
+                _ => has,
+            }
+        });
+        let columns: Vec<_> =
+            columns.iter().map(|name| quote(driver, name).unwrap_or_default()).collect();
+        let head = format!("INSERT INTO {table} ({}) VALUES ", columns.join(", "));
+        Ok(Self { driver, head, lengths: lengths.collect(), filled })
+    }
+
+    /// How many rows there may be in one statement: SQLite allows 32766 bound values, the others
+    /// twice as many.
+    pub const ROWS: usize = 32_000 / (FIELDS.len() + 2);
+
+    /// The statement for these rows. Those that are there already stay as they are.
+    pub fn of(&self, rows: &[Fresh]) -> Statement {
+        let mut insert = Statement::new(self.driver, self.head.as_str());
+        for (i, row) in rows.iter().enumerate() {
+            insert.push(if i > 0 { ", (" } else { "(" });
+            for (field, length) in FIELDS.iter().zip(&self.lengths) {
+                self.value(&mut insert, row, field, *length);
+                insert.push(", ");
+            }
+            let day = row.at.to_zoned(TimeZone::UTC).date().to_string();
+            insert.bind(row.at.as_millisecond()).push(", ").bind(day.as_str());
+            insert.push(&self.filled).push(")");
+        }
+        insert.push(match self.driver {
+            // IGNORE would pass over other errors as well.
+            Driver::Mysql => " ON DUPLICATE KEY UPDATE `record_id` = `record_id`",
+            Driver::Sqlite => " ON CONFLICT (`record_id`) DO NOTHING",
+            Driver::Postgres => " ON CONFLICT (\"record_id\") DO NOTHING",
+        });
+        insert
+    }
+
+    fn value(&self, insert: &mut Statement, row: &Fresh, field: &Field, length: Option<usize>) {
+        let value = row.fields.get(field.name).filter(|value| !value.is_null());
+        match (field.holds, self.driver) {
+            (Holds::Moment, Driver::Mysql) => {
+                insert.bind(row.at.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string().as_str())
+            }
+            (Holds::Moment, Driver::Postgres) => {
+                let text = format!("{:.3}", row.at);
+                insert.push("CAST(").bind(text.as_str()).push(" AS TIMESTAMPTZ)")
+            }
+            (Holds::Moment, Driver::Sqlite) => insert.bind(format!("{:.3}", row.at).as_str()),
+            (Holds::Float, _) => insert.bind(Bind::Float(
+                value.and_then(Value::as_f64).map(|cost| cost.clamp(-DEAREST, DEAREST)),
+            )),
+            (Holds::Flag, _) => {
+                insert.bind(Bind::Whole(value.and_then(Value::as_bool).map(i64::from)))
+            }
+            (Holds::Whole, _) => insert.bind(Bind::Whole(value.and_then(Value::as_u64).map(whole))),
+            _ => match value {
+                None => insert.bind(Bind::Text(None)),
+                Some(Value::String(text)) => insert.bind(cut(text, length)),
+                Some(other) => insert.bind(other.to_string().as_str()),
+            },
+        };
+    }
+}
+
+/// A number that fits into 64 bits with a sign.
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The first characters of a text.
+fn cut(text: &str, length: Option<usize>) -> &str {
+    let end = length.and_then(|length| text.char_indices().nth(length));
+    end.map_or(text, |(end, _)| &text[..end])
+}
+
+/// A text as the column of a name holds it.
+pub fn held<'a>(name: &str, text: &'a str) -> &'a str {
+    match FIELDS.iter().find(|field| field.name == name) {
+        Some(Field { holds: Holds::Short(most), .. }) => cut(text, Some(*most)),
+        _ => text,
+    }
+}
+
+/// The record that a row was.
+pub fn record(mut row: Row) -> Map<String, Value> {
+    let mut record = Map::new();
+    for field in &FIELDS {
+        let value = row.remove(field.name).filter(|value| !value.is_null());
+        let value = match (field.holds, value, field.absent) {
+            (Holds::Moment, ..) => {
+                let at = row.get(AT).and_then(Value::as_i64).unwrap_or_default();
+                let at = Timestamp::from_millisecond(at).unwrap_or_default();
+                format!("{at:.3}").into()
+            }
+            (Holds::Flag, Some(value), _) => (value != json!(0) && value != json!(false)).into(),
+            (Holds::Long, Some(Value::String(text)), _) => {
+                serde_json::from_str(&text).unwrap_or(Value::String(text))
+            }
+            (_, Some(value), _) => value,
+            (_, None, Absent::Omitted) => continue,
+            (_, None, Absent::Null) => Value::Null,
+            (Holds::Flag, None, Absent::Empty) => false.into(),
+            (Holds::Whole | Holds::Float, None, Absent::Empty) => 0.into(),
+            (_, None, Absent::Empty) => "".into(),
+        };
+        record.insert(field.name.to_owned(), value);
+    }
+    let count = |name: &str| (name.to_owned(), record[name].clone());
+    let usage = match record["usage_source"].as_str() {
+        Some("none" | "") => Value::Null,
+        _ => {
+            ["prompt_tokens", "completion_tokens", "total_tokens"].map(count).into_iter().collect()
+        }
+    };
+    record.insert("usage".to_owned(), usage);
+    record
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::usage::record::schema;
+
+    /// A record with everything in it.
+    pub fn full() -> Value {
+        json!({
+            "record_id": "rec_1", "version": 1, "process": "gw_1", "sequence": 7,
+            "request_id": "req-1", "user_id": "用户😀", "api_key": "sk-p***6789", "key_id": "k1",
+            "key_name": "one", "team": "blue", "tier": "vip", "metadata": {"a": [1, {"b": null}]},
+            "tags": ["x", "y"], "model": "m", "response_model": "m-1", "prompt_tokens": 1,
+            "completion_tokens": 2, "total_tokens": 3, "cached_tokens": 1, "reasoning_tokens": 0,
+            "cost": 0.25, "is_stream": true, "endpoint": "/v1/chat/completions",
+            "timestamp": "2026-11-21T12:00:00.123Z", "backend_url": "http://b",
+            "path": "/v1/chat/completions", "method": "POST", "status_code": 200,
+            "latency_ms": 10, "ttft_ms": 5, "queue_ms": 1, "tries": 2, "outcome": "complete",
+            "usage_source": "final",
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+        })
+    }
+
+    fn entry(record: &Value) -> Entry {
+        Entry { index: 0, time: 0, json: record.to_string().into() }
+    }
+
+    #[test]
+    fn every_field_of_a_record_has_a_column() {
+        let schema = schema();
+        let fields = schema["properties"].as_object().unwrap().keys().map(String::as_str);
+        let mut fields: Vec<_> = fields.filter(|name| *name != "usage").collect();
+        let mut columns: Vec<_> = names().collect();
+        (fields.sort_unstable(), columns.sort_unstable());
+        assert_eq!(columns, fields);
+        for name in schema["required"].as_array().unwrap() {
+            let field = FIELDS.iter().find(|field| field.name == name);
+            assert!(field.is_none_or(|field| field.absent != Absent::Omitted), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_record_that_it_was() {
+        let all = full();
+        let mut row = all.as_object().unwrap().clone();
+        row.insert("at_ms".to_owned(), 1_795_262_400_123i64.into());
+        row.insert("is_stream".to_owned(), 1.into());
+        row.insert("metadata".to_owned(), all["metadata"].to_string().into());
+        row.insert("tags".to_owned(), all["tags"].to_string().into());
+        assert_eq!(Value::Object(record(row)), all);
+        let nothing = Value::Object(record(Row::new()));
+        assert_eq!(nothing["usage"], Value::Null);
+        assert_eq!((&nothing["is_stream"], &nothing["ttft_ms"]), (&json!(false), &Value::Null));
+        assert!(nothing.get("cost").is_none(), "{nothing}");
+    }
+
+    #[test]
+    fn rows_are_inserted_once() {
+        let fresh = read(&entry(&full())).unwrap();
+        let insert = |driver| Insert::new(driver, "t", &Found::default()).unwrap();
+        let one = |driver| insert(driver).of(std::slice::from_ref(&fresh)).sql().to_owned();
+        let sql = one(Driver::Postgres);
+        assert!(sql.starts_with("INSERT INTO t (\"record_id\", \"version\", "), "{sql}");
+        assert!(sql.contains("$23, CAST($24 AS TIMESTAMPTZ), $25"), "{sql}");
+        assert!(sql.ends_with("$36) ON CONFLICT (\"record_id\") DO NOTHING"), "{sql}");
+        assert!(one(Driver::Sqlite).ends_with("?) ON CONFLICT (`record_id`) DO NOTHING"));
+        let mysql = one(Driver::Mysql);
+        assert!(mysql.ends_with("?) ON DUPLICATE KEY UPDATE `record_id` = `record_id`"), "{mysql}");
+        assert_eq!(mysql.matches('?').count(), FIELDS.len() + 2);
+        assert!(Insert::ROWS * (FIELDS.len() + 2) <= 32_766);
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() {
+        for wrong in ["", "{}", "[1]", "{\"record_id\":\"rec_1\"}"] {
+            assert!(read(&Entry { index: 0, time: 0, json: wrong.into() }).is_err(), "{wrong}");
+        }
+        let mut record = full();
+        record["timestamp"] = "yesterday".into();
+        assert!(read(&entry(&record)).err().unwrap().contains("timestamp"));
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        assert_eq!(
+            (cut("héllo", Some(2)), cut("ab", Some(2)), cut("ab", None)),
+            ("hé", "ab", "ab")
+        );
+        assert_eq!(held("user_id", &"界".repeat(300)).chars().count(), 255);
+        assert_eq!(whole(u64::MAX), i64::MAX);
+    }
+}

@@ -1,0 +1,720 @@
+//! The usage store: records in tables of real databases, and what the admin API tells of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use llmproxy::{
+    base::Secret,
+    config::plan::{Destination, ReporterPlan, TablePlan},
+    store::{
+        Stores,
+        sql::{Driver, Settings, Statement, Target},
+    },
+    usage::{
+        Entry,
+        sink::{self, Failure, Resources, Sink},
+        store::{Column, Cursor, Filter, Store},
+    },
+};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+use super::{
+    admin::Admin,
+    support::{
+        eventually,
+        servers::{MariaDb, PASSWORD, Postgres},
+        sim,
+    },
+};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A process that has a database.
+struct Process {
+    stores: Stores,
+    plan: TablePlan,
+}
+
+impl Process {
+    fn new(driver: Driver, target: Target) -> Self {
+        let settings = Settings {
+            driver,
+            target,
+            max_connections: 4,
+            connect_timeout: Duration::from_secs(5),
+            max_lifetime: None,
+            idle_timeout: None,
+        };
+        let table = "usage_records".to_owned();
+        let plan = TablePlan { settings, table, batch_size: 100, retention: None, own: false };
+        Self { stores: Stores::default(), plan }
+    }
+
+    fn file(path: &Path) -> Self {
+        Self::new(Driver::Sqlite, Target::File(path.to_owned()))
+    }
+
+    fn postgres(url: &str) -> Self {
+        Self::new(Driver::Postgres, Target::Dsn(Secret::new(url)))
+    }
+
+    fn mysql(url: &str) -> Self {
+        Self::new(Driver::Mysql, Target::Dsn(Secret::new(url)))
+    }
+
+    /// Another process with the same database.
+    fn other(&self) -> Self {
+        Self { stores: Stores::default(), plan: self.plan.clone() }
+    }
+
+    fn sink(&self) -> std::sync::Arc<dyn Sink> {
+        let plan = ReporterPlan {
+            name: "r".to_owned(),
+            to: Destination::Database(self.plan.clone()),
+            max_age: DAY,
+            max_backoff: DAY,
+        };
+        sink::make(&plan, Resources { client: &reqwest::Client::new(), stores: &self.stores })
+    }
+
+    async fn put(&self, records: &[Value]) {
+        self.sink().deliver(&entries(records)).await.unwrap();
+    }
+
+    fn store(&self) -> Store {
+        Store::new(&self.plan, &self.stores)
+    }
+
+    async fn run(&self, sql: &str) {
+        let statement = Statement::new(self.plan.settings.driver, sql);
+        self.stores.sql(&self.plan.settings).run(statement).await.unwrap();
+    }
+
+    /// The first number of an answer.
+    async fn number(&self, sql: &str) -> i64 {
+        let statement = Statement::new(self.plan.settings.driver, sql);
+        let sql = self.stores.sql(&self.plan.settings);
+        let rows = sql.rows(statement, Duration::from_secs(20)).await.unwrap();
+        rows[0].values().next().unwrap().as_i64().unwrap()
+    }
+
+    async fn count(&self) -> i64 {
+        self.number(&format!("SELECT COUNT(*) AS n FROM {}", self.plan.table)).await
+    }
+
+    /// All records that a filter lets through, from the newest on, page by page.
+    async fn all(&self, filter: &Filter, limit: usize) -> Vec<Map<String, Value>> {
+        let (store, mut all, mut next) = (self.store(), Vec::new(), None::<Cursor>);
+        loop {
+            let page = store.records(filter, next.as_ref(), limit).await.unwrap();
+            all.extend(page.items);
+            next = page.next;
+            if next.is_none() {
+                return all;
+            }
+        }
+    }
+
+    async fn ids(&self, filter: &Filter) -> BTreeSet<String> {
+        self.all(filter, 1000).await.iter().map(id).collect()
+    }
+}
+
+fn id(record: &Map<String, Value>) -> String {
+    record["record_id"].as_str().unwrap().to_owned()
+}
+
+/// The `n`th record, which comes `n` minutes after midnight.
+fn record(n: usize) -> Value {
+    let time = Timestamp::from_second(1_795_219_200 + 60 * n as i64).unwrap();
+    json!({
+        "record_id": format!("rec_{n:05}"), "version": 1, "process": "gw_1", "sequence": n + 1,
+        "request_id": format!("req-{n}"), "user_id": format!("user-{}", n % 3),
+        "api_key": "sk-p***6789", "key_id": format!("key-{}", n % 2), "key_name": "one",
+        "team": "blue", "tier": "vip", "metadata": {"a": [1, {"b": null}]}, "tags": ["x", "y"],
+        "model": if n.is_multiple_of(2) { "big" } else { "small" }, "response_model": "m",
+        "prompt_tokens": 10, "completion_tokens": n, "total_tokens": 10 + n, "cached_tokens": 4,
+        "reasoning_tokens": 1, "cost": 0.5, "is_stream": n.is_multiple_of(4),
+        "endpoint": "/v1/chat/completions", "timestamp": format!("{time:.3}"),
+        "backend_url": format!("http://b{}", n % 2), "path": "/v1/chat/completions",
+        "method": "POST", "status_code": 200, "latency_ms": 10, "ttft_ms": 5, "queue_ms": 1,
+        "tries": 2, "outcome": if n % 5 == 1 { "upstream_error" } else { "complete" },
+        "usage_source": "final",
+        "usage": {"prompt_tokens": 10, "completion_tokens": n, "total_tokens": 10 + n},
+    })
+}
+
+fn with(mut record: Value, changes: Value) -> Value {
+    for (name, value) in changes.as_object().unwrap() {
+        record[name] = value.clone();
+    }
+    record
+}
+
+fn entries(records: &[Value]) -> Vec<Entry> {
+    let entry = |(i, record): (usize, &Value)| Entry {
+        index: i as u64,
+        time: 0,
+        json: record.to_string().into(),
+    };
+    records.iter().enumerate().map(entry).collect()
+}
+
+fn equal(column: Column, text: &str) -> Filter {
+    Filter { equal: vec![(column, text.to_owned())], ..Filter::default() }
+}
+
+/// What must be so in each database.
+async fn holds_records(process: &Process) {
+    // A question before the first record finds nothing, and no fault.
+    assert!(process.ids(&Filter::default()).await.is_empty());
+    let full = record(0);
+    let bare = with(
+        record(1),
+        json!({"ttft_ms": null, "usage": null, "usage_source": "none", "is_stream": false}),
+    );
+    let mut bare = bare.as_object().unwrap().clone();
+    for name in [
+        "key_id",
+        "key_name",
+        "team",
+        "tier",
+        "metadata",
+        "tags",
+        "response_model",
+        "cached_tokens",
+        "reasoning_tokens",
+        "cost",
+        "queue_ms",
+    ] {
+        bare.shift_remove(name);
+    }
+    let bare = Value::Object(bare);
+    process.put(&[full.clone(), bare.clone()]).await;
+    let found = process.all(&Filter::default(), 10).await;
+    assert_eq!(found.into_iter().map(Value::Object).collect::<Vec<_>>(), [bare, full.clone()]);
+
+    // Repeats change nothing, in one batch or in several.
+    process.put(&[full.clone(), with(full.clone(), json!({"user_id": "later"}))]).await;
+    let many: Vec<_> = (0..2500).map(record).collect();
+    process.put(&many).await;
+    process.other().put(&many[..10]).await;
+    assert_eq!(process.count().await, 2500);
+    assert!(process.ids(&equal(Column::UserId, "later")).await.is_empty());
+}
+
+async fn holds_odd_records(process: &Process) {
+    let users = ["用户😀", "a\0b", "A", "a", "a ", "", "%_'\"\\;--", &"界".repeat(400)];
+    let odd = |(i, user): (usize, &&str)| with(record(9000 + i), json!({"user_id": user}));
+    let odd: Vec<_> = users.iter().enumerate().map(odd).collect();
+    process.put(&odd).await;
+    for (i, user) in users.iter().enumerate() {
+        let found = process.all(&equal(Column::UserId, user), 10).await;
+        let ids: Vec<_> = found.iter().map(id).collect();
+        assert_eq!(ids, [format!("rec_{:05}", 9000 + i)], "{user:?}");
+    }
+    assert_eq!(process.all(&equal(Column::UserId, "a\0b"), 10).await[0]["user_id"], "a\u{fffd}b");
+    let since = Filter { from: Some(at(9000)), ..Filter::default() };
+    let sums = process.store().sums(&since, &[Column::UserId], None, 100).await.unwrap();
+    assert_eq!(sums.items.len(), users.len());
+
+    let huge = json!({"prompt_tokens": u64::MAX, "total_tokens": u64::MAX, "cost": 1e308,
+        "team": "huge", "latency_ms": u64::MAX});
+    process.put(&[with(record(9100), huge.clone()), with(record(9101), huge)]).await;
+    let only = equal(Column::Team, "huge");
+    let sums = process.store().sums(&only, &[Column::Team], None, 10).await.unwrap();
+    let sums = &sums.items[0];
+    assert_eq!((sums.prompt_tokens, sums.completion_tokens), (i64::MAX, 9100 + 9101));
+    assert_eq!(sums.cost, Some(2e15));
+
+    // One that is none: nothing of the batch is there, and the others can be sent by themselves.
+    let mut batch = entries(&[record(9200), record(9201)]);
+    batch[1].json = "{\"a\":1}".into();
+    let refused = process.sink().deliver(&batch).await;
+    assert!(matches!(refused, Err(Failure::Refused { .. })), "{refused:?}");
+    assert!(process.ids(&equal(Column::RequestId, "req-9200")).await.is_empty());
+}
+
+/// When the `n`th record came.
+fn at(n: i64) -> i64 {
+    1000 * (1_795_219_200 + 60 * n)
+}
+
+async fn answers_questions(process: &Process) {
+    // 2500 records have been put before, the first one at midnight.
+    let recs = |those: &dyn Fn(usize) -> bool| -> BTreeSet<String> {
+        (0..2500).filter(|n| those(*n)).map(|n| format!("rec_{n:05}")).collect()
+    };
+    let before = Filter { to: Some(at(2500)), ..Filter::default() };
+    let also = |filter: Filter| Filter { to: before.to, ..filter };
+    assert_eq!(process.ids(&before).await, recs(&|_| true));
+    let span = Filter { from: Some(at(10)), to: Some(at(12)), ..Filter::default() };
+    assert_eq!(process.ids(&span).await, recs(&|n| n == 10 || n == 11));
+    type Those = fn(usize) -> bool;
+    let questions: [(Column, &str, Those); 8] = [
+        (Column::UserId, "user-1", |n| n % 3 == 1),
+        // The second record was put without key and team.
+        (Column::KeyId, "key-1", |n| n % 2 == 1 && n != 1),
+        (Column::KeyName, "one", |n| n != 1),
+        (Column::Team, "", |n| n == 1),
+        (Column::Model, "big", |n| n.is_multiple_of(2)),
+        (Column::Outcome, "upstream_error", |n| n % 5 == 1),
+        (Column::RequestId, "req-77", |n| n == 77),
+        (Column::Backend, "http://b0", |n| n.is_multiple_of(2)),
+    ];
+    for (column, text, those) in questions {
+        let found = process.ids(&also(equal(column, text))).await;
+        assert_eq!(found, recs(&those), "{column:?} {text}");
+        assert!(process.ids(&also(equal(column, "nothing"))).await.is_empty(), "{column:?}");
+    }
+    for stream in [true, false] {
+        let only = also(Filter { stream: Some(stream), ..Filter::default() });
+        assert_eq!(process.ids(&only).await, recs(&|n| n.is_multiple_of(4) == stream));
+    }
+    let two = [(Column::UserId, "user-0".to_owned()), (Column::Model, "big".to_owned())];
+    let both = also(Filter { equal: two.into(), ..Filter::default() });
+    assert_eq!(process.ids(&both).await, recs(&|n| n.is_multiple_of(6)));
+    sums_add_up(process, &before).await;
+}
+
+async fn sums_add_up(process: &Process, before: &Filter) {
+    type Of = fn(usize) -> String;
+    let groups: [(&[Column], Of); 6] = [
+        (&[Column::UserId], |n| format!("user-{}", n % 3)),
+        (&[Column::KeyId], |n| if n == 1 { String::new() } else { format!("key-{}", n % 2) }),
+        (&[Column::Team], |n| if n == 1 { "" } else { "blue" }.to_owned()),
+        (&[Column::Model], |n| if n.is_multiple_of(2) { "big" } else { "small" }.to_owned()),
+        (&[Column::Day], |n| format!("2026-11-{}", 21 + n / 1440)),
+        (&[Column::Day, Column::UserId], |n| format!("2026-11-{},user-{}", 21 + n / 1440, n % 3)),
+    ];
+    for (by, of) in groups {
+        let mut wanted: BTreeMap<String, [i64; 7]> = BTreeMap::new();
+        for n in 0..2500 {
+            let (one, told) = (n as i64, i64::from(n != 1));
+            let more = [1, i64::from(n % 5 == 1), 10, one, 10 + one, 4 * told, told];
+            let sums = wanted.entry(of(n)).or_default();
+            sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        }
+        for limit in [1, 2, 100] {
+            let (mut found, mut next, mut pages) = (Vec::new(), None::<Cursor>, 0);
+            loop {
+                let page = process.store().sums(before, by, next.as_ref(), limit).await.unwrap();
+                pages += 1;
+                assert!(page.items.len() <= limit);
+                found.extend(page.items);
+                next = page.next;
+                if next.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(pages, wanted.len().div_ceil(limit), "{by:?} {limit}");
+            let names = found.iter().map(|s| {
+                s.group.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(",")
+            });
+            assert!(names.eq(wanted.keys().cloned()), "{by:?} {found:?}");
+            for (sums, wanted) in found.iter().zip(wanted.values()) {
+                let told = [
+                    sums.requests,
+                    sums.errors,
+                    sums.prompt_tokens,
+                    sums.completion_tokens,
+                    sums.total_tokens,
+                    sums.cached_tokens,
+                    sums.reasoning_tokens,
+                ];
+                assert_eq!(&told, wanted, "{by:?}");
+                let cost = Some(0.5 * wanted[6] as f64).filter(|cost| *cost > 0.0);
+                assert_eq!(sums.cost, cost, "{by:?}");
+            }
+        }
+    }
+}
+
+/// Pages are read while records come, some of them between those that were read.
+async fn pages_have_no_gaps(process: &Process) {
+    let only = equal(Column::Team, "paged");
+    let paged = |n: usize| with(record(n), json!({"team": "paged"}));
+    // Several at the same moment.
+    let first: Vec<_> = (20_000..20_100)
+        .map(|n| with(paged(n), json!({"timestamp": record(n / 7)["timestamp"]})))
+        .collect();
+    process.put(&first).await;
+    let (store, mut seen, mut next) = (process.store(), Vec::new(), None::<Cursor>);
+    for round in 0.. {
+        let page = store.records(&only, next.as_ref(), 9).await.unwrap();
+        seen.extend(page.items.iter().map(id));
+        next = page.next;
+        if next.is_none() {
+            break;
+        }
+        let more = 30_000 + 10 * round;
+        process.put(&(more..more + 10).map(paged).collect::<Vec<_>>()).await;
+    }
+    let different: BTreeSet<_> = seen.iter().collect();
+    assert_eq!(different.len(), seen.len(), "one came twice");
+    assert_eq!(seen.len(), 100);
+}
+
+async fn retention_is_kept(process: &Process) {
+    let mut kept = process.other();
+    kept.plan.table = "kept_records".to_owned();
+    kept.plan.retention = Some(5 * DAY);
+    let old = Timestamp::now() - SignedDuration::from_hours(24 * 6);
+    let old: Vec<_> =
+        (0..2100).map(|n| with(record(n), json!({"timestamp": format!("{old:.3}")}))).collect();
+    kept.put(&old).await;
+    let young = Timestamp::now() - SignedDuration::from_hours(24 * 4);
+    kept.put(&[with(record(5000), json!({"timestamp": format!("{young:.3}")}))]).await;
+    assert_eq!(kept.count().await, 2101);
+    kept.sink().tidy().await.unwrap();
+    assert_eq!(kept.ids(&Filter::default()).await, ["rec_05000".to_owned()].into());
+    process.sink().tidy().await.unwrap();
+}
+
+/// Several gateways start at once, with no table and with one of LLMProxy 0.5.
+async fn tables_are_made_and_extended(process: &Process, seeds: &[&str]) {
+    let mut anew = process.other();
+    anew.plan.table = "new_records".to_owned();
+    start_together(&anew).await;
+    assert_eq!(anew.count().await, 40);
+
+    let mut old = process.other();
+    old.plan.table = "old_records".to_owned();
+    for statement in seeds {
+        old.run(statement).await;
+    }
+    start_together(&old).await;
+    assert_eq!(old.count().await, 42);
+    let rows = old.all(&equal(Column::UserId, "old-user"), 10).await;
+    assert_eq!(rows.len(), 2);
+    // From the newest on.
+    let (second, first) = (&rows[0], &rows[1]);
+    assert_eq!((&first["record_id"], &first["request_id"]), (&json!("old_1"), &json!("req-old-1")));
+    assert_eq!(first["timestamp"], "2025-03-04T05:06:07.000Z");
+    assert_eq!((&first["total_tokens"], &first["outcome"]), (&json!(30), &json!("complete")));
+    assert_eq!(
+        (&second["status_code"], &second["outcome"]),
+        (&json!(502), &json!("upstream_error"))
+    );
+    let days = old.store().sums(&equal(Column::UserId, "old-user"), &[Column::Day], None, 9).await;
+    let days: Vec<_> =
+        days.unwrap().items.iter().map(|s| (s.group[0].1.clone(), s.total_tokens)).collect();
+    assert_eq!(days, [("2025-03-04".to_owned(), 30), ("2025-03-05".to_owned(), 0)]);
+    // What was there is as it was.
+    let body = "SELECT COUNT(*) AS n FROM old_records WHERE request_body IS NOT NULL AND id = 1 \
+                AND latency_ms = 77";
+    assert_eq!(old.number(body).await, 1);
+}
+
+async fn start_together(process: &Process) {
+    let others: Vec<_> = (0..4).map(|_| process.other()).collect();
+    let put = others.iter().enumerate().map(|(i, other)| async move {
+        let records: Vec<_> = (10 * i..10 * i + 10).map(record).collect();
+        other.put(&records).await;
+    });
+    futures::future::join_all(put).await;
+}
+
+#[tokio::test]
+async fn sqlite_holds_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep/usage.db");
+    let process = Process::file(&path);
+    holds_records(&process).await;
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    holds_odd_records(&process).await;
+    answers_questions(&process).await;
+    pages_have_no_gaps(&process).await;
+    retention_is_kept(&process).await;
+    let table = "CREATE TABLE old_records (id INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL, \
+        timestamp DATETIME NOT NULL, api_key TEXT, user_id TEXT, method TEXT NOT NULL, \
+        path TEXT NOT NULL, backend_url TEXT, status_code INTEGER, latency_ms INTEGER, \
+        prompt_tokens INTEGER, completion_tokens INTEGER, total_tokens INTEGER, \
+        request_body TEXT NOT NULL, created_at DATETIME DEFAULT CURRENT_TIMESTAMP)";
+    let rows = "INSERT INTO old_records VALUES \
+        (1, 'req-old-1', '2025-03-04 06:06:07.5+01:00', 'sk-1', 'old-user', 'POST', '/v1/x', 'http://o', 200, 77, 10, 20, 30, '{\"a\":1}', NULL), \
+        (2, 'req-old-2', '2025-03-05 05:06:07.5 +0000 UTC m=+1.5', 'sk-1', 'old-user', 'POST', '/v1/x', 'http://o', 502, 1, NULL, NULL, NULL, '{}', NULL)";
+    tables_are_made_and_extended(&process, &[table, rows]).await;
+}
+
+#[tokio::test]
+async fn postgres_holds_records() {
+    let server = Postgres::start().await;
+    let process = Process::postgres(&server.url());
+    holds_records(&process).await;
+    holds_odd_records(&process).await;
+    answers_questions(&process).await;
+    pages_have_no_gaps(&process).await;
+    retention_is_kept(&process).await;
+    let table = "CREATE TABLE old_records (id SERIAL PRIMARY KEY, request_id VARCHAR(255) NOT NULL, \
+        timestamp TIMESTAMP NOT NULL, api_key VARCHAR(255), user_id VARCHAR(255), \
+        method VARCHAR(10) NOT NULL, path VARCHAR(255) NOT NULL, backend_url VARCHAR(20), \
+        status_code INT, latency_ms BIGINT, prompt_tokens INT, completion_tokens INT, \
+        total_tokens INT, request_body JSONB NOT NULL, created_at TIMESTAMP NOT NULL DEFAULT now())";
+    let rows = "INSERT INTO old_records VALUES \
+        (1, 'req-old-1', '2025-03-04 05:06:07', 'sk-1', 'old-user', 'POST', '/v1/x', 'http://o', 200, 77, 10, 20, 30, '{\"a\":1}'), \
+        (2, 'req-old-2', '2025-03-05 05:06:07', 'sk-1', 'old-user', 'POST', '/v1/x', 'http://o', 502, 1, NULL, NULL, NULL, '{}')";
+    tables_are_made_and_extended(
+        &process,
+        &[table, rows, "SELECT setval('old_records_id_seq', 2)"],
+    )
+    .await;
+    // A schema of its own.
+    process.run("CREATE SCHEMA billing").await;
+    let mut billing = process.other();
+    billing.plan.table = "billing.usage_records".to_owned();
+    billing.put(&[record(1)]).await;
+    assert_eq!(server.run("SELECT record_id FROM billing.usage_records"), "rec_00001");
+    assert_eq!(billing.ids(&Filter::default()).await.len(), 1);
+}
+
+#[tokio::test]
+async fn mariadb_holds_records() {
+    let server = MariaDb::start().await;
+    let process = Process::mysql(&server.url());
+    holds_records(&process).await;
+    holds_odd_records(&process).await;
+    answers_questions(&process).await;
+    pages_have_no_gaps(&process).await;
+    retention_is_kept(&process).await;
+    let table = "CREATE TABLE old_records (id BIGINT AUTO_INCREMENT PRIMARY KEY, \
+        request_id VARCHAR(255) NOT NULL, timestamp TIMESTAMP NOT NULL, api_key VARCHAR(255), \
+        user_id VARCHAR(255), method VARCHAR(10) NOT NULL, path VARCHAR(255) NOT NULL, \
+        backend_url VARCHAR(20), status_code INT, latency_ms BIGINT, prompt_tokens INT, \
+        completion_tokens INT, total_tokens INT, request_body JSON NOT NULL, \
+        created_at DATETIME DEFAULT CURRENT_TIMESTAMP) DEFAULT CHARSET = utf8mb4";
+    let rows = "INSERT INTO old_records VALUES \
+        (1, 'req-old-1', '2025-03-04 05:06:07', 'sk-1', 'old-user', 'POST', '/v1/x', 'http://o', 200, 77, 10, 20, 30, '{\"a\":1}', NULL), \
+        (2, 'req-old-2', '2025-03-05 05:06:07', 'sk-1', 'old-user', 'POST', '/v1/x', 'http://o', 502, 1, NULL, NULL, NULL, '{}', NULL)";
+    tables_are_made_and_extended(&process, &[table, rows]).await;
+    let moment = "SELECT CAST(timestamp AS CHAR) FROM old_records WHERE id = 1";
+    assert_eq!(server.run(moment), "2025-03-04 05:06:07");
+}
+
+/// Away, then back; and rights that are not there, and just enough.
+async fn waits_for_its_database(
+    server: impl AsyncFn(bool),
+    process: &Process,
+    (poor, url): (&str, impl Fn(&str) -> Process),
+) {
+    process.put(&[record(1)]).await;
+    let sink = process.sink();
+    sink.deliver(&entries(&[record(2)])).await.unwrap();
+    server(false).await;
+    let away = sink.deliver(&entries(&[record(3)])).await.unwrap_err();
+    assert!(matches!(away, Failure::Away { .. }), "{away:?}");
+    let store = process.store();
+    assert!(store.records(&Filter::default(), None, 5).await.is_err());
+    server(true).await;
+    eventually("records go in again", async || sink.deliver(&entries(&[record(3)])).await.is_ok())
+        .await;
+    eventually("it can be asked again", async || {
+        store.records(&Filter::default(), None, 5).await.is_ok_and(|page| page.items.len() == 3)
+    })
+    .await;
+    // Of a table that is complete it only needs to read and to insert.
+    let limited = url(poor);
+    limited.put(&[record(4)]).await;
+    assert_eq!(limited.ids(&Filter::default()).await.len(), 4);
+    let mut other = limited.other();
+    other.plan.table = "other_records".to_owned();
+    process.run("CREATE TABLE other_records (id INT)").await;
+    let refused = other.sink().deliver(&entries(&[record(5)])).await.unwrap_err();
+    assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
+    assert!(!refused.why().contains(PASSWORD) && !refused.why().contains("poor-pass"));
+    let mut wrong = url("poor:wrong-pass");
+    let refused = wrong.sink().deliver(&entries(&[record(5)])).await.unwrap_err();
+    assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
+    assert!(!refused.why().contains("wrong-pass"), "{refused:?}");
+    // A table that goes is made again.
+    process.run("DROP TABLE usage_records").await;
+    eventually("the table is there again", async || {
+        sink.deliver(&entries(&[record(6)])).await.is_ok()
+    })
+    .await;
+    assert_eq!(process.count().await, 1);
+    // A column of which nobody knows what it should hold: records wait.
+    wrong = process.other();
+    wrong.plan.table = "odd_records".to_owned();
+    wrong.run("CREATE TABLE odd_records (id INT, shoe_size INT NOT NULL)").await;
+    let refused = wrong.sink().deliver(&entries(&[record(5)])).await.unwrap_err();
+    assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
+    assert!(refused.why().contains("shoe_size"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn records_wait_for_postgres() {
+    let server = Postgres::start().await;
+    let (process, address) = (Process::postgres(&server.url()), server.address);
+    process.put(&[record(1)]).await;
+    process.run("CREATE USER poor PASSWORD 'poor-pass'").await;
+    process.run("GRANT SELECT, INSERT ON usage_records TO poor").await;
+    process.run("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await;
+    let server = tokio::sync::Mutex::new(server);
+    let power = async |on: bool| match on {
+        true => server.lock().await.restart().await,
+        false => server.lock().await.stop(),
+    };
+    let login = |login: &str| Process::postgres(&format!("postgres://{login}@{address}/llmproxy"));
+    waits_for_its_database(power, &process, ("poor:poor-pass", login)).await;
+}
+
+#[tokio::test]
+async fn records_wait_for_mariadb() {
+    let server = MariaDb::start().await;
+    let (process, address) = (Process::mysql(&server.url()), server.address);
+    process.put(&[record(1)]).await;
+    process.run("CREATE USER poor IDENTIFIED BY 'poor-pass'").await;
+    process.run("GRANT SELECT, INSERT, UPDATE ON llmproxy.usage_records TO poor").await;
+    let server = tokio::sync::Mutex::new(server);
+    let power = async |on: bool| match on {
+        true => server.lock().await.restart().await,
+        false => server.lock().await.stop(),
+    };
+    let login = |login: &str| Process::mysql(&format!("mysql://{login}@{address}/llmproxy"));
+    waits_for_its_database(power, &process, ("poor:poor-pass", login)).await;
+}
+
+/// A gateway whose built-in table is this file.
+async fn admin_with(path: &Path, backend: &str) -> Admin {
+    let more = format!(
+        "usage: {{reporters: [{{type: builtin, builtin: {{path: \"{}\"}}}}]}}\n",
+        path.display()
+    );
+    Admin::start(&[backend.to_owned()], &more).await
+}
+
+#[tokio::test]
+async fn requests_are_told_of_without_any_configuration() {
+    let sim = sim().await;
+    let admin = Admin::start(&[sim.url()], "").await;
+    let file = admin.gateway.file.with_file_name("data").join("usage.db");
+    assert!(!file.exists());
+    let key = json!({"name": "one", "user_id": "u1", "team": "blue"});
+    let (_, key) = admin.post("/admin/v1/keys", key).await;
+    for _ in 0..3 {
+        assert_eq!(admin.gateway.ask_as(key["key"].as_str().unwrap()).await.status, 200);
+    }
+    assert_eq!(admin.gateway.ask_as("sk-unknown").await.status, 401);
+    eventually("all are told of", async || {
+        admin.get("/admin/v1/usage?group_by=user").await["groups"][1]["requests"] == 3
+    })
+    .await;
+    assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+    let found = admin.get("/admin/v1/usage?user_id=u1&limit=2").await;
+    let record = &found["records"][0];
+    assert_eq!((&record["team"], &record["key_id"]), (&json!("blue"), &key["id"]));
+    assert_eq!((&record["outcome"], &record["model"]), (&json!("complete"), &json!("sim-model")));
+    let next = found["next"].as_str().unwrap();
+    let rest = admin.get(&format!("/admin/v1/usage?user_id=u1&limit=2&cursor={next}")).await;
+    assert_eq!((rest["records"].as_array().unwrap().len(), &rest["next"]), (1, &Value::Null));
+    let groups = admin.get("/admin/v1/usage?group_by=user,day,model&user_id=u1").await;
+    let group = &groups["groups"][0];
+    assert_eq!((&group["user_id"], &group["requests"]), (&json!("u1"), &json!(3)));
+    assert_eq!((&group["model"], &group["cost"]), (&json!("sim-model"), &Value::Null));
+    assert!(group.get("team").is_none() && groups.get("records").is_none(), "{groups}");
+    let stand = admin.get("/admin/v1/usage/reporters").await;
+    assert_eq!(stand["spool"]["end"], 4, "{stand}");
+    let reporter = &stand["reporters"][0];
+    assert_eq!((&reporter["name"], &reporter["type"]), (&json!("builtin"), &json!("builtin")));
+    assert_eq!((&reporter["state"], &reporter["waiting"]), (&json!("delivering"), &json!(0)));
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_is_refused() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
+    let admin = admin_with(&folder.path().join("usage.db"), &sim.url()).await;
+    let ask = async |query: &str| {
+        let (status, body) = admin.ask(Method::GET, &format!("/admin/v1/{query}"), None).await;
+        (status.as_u16(), body["error"]["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let group = Cursor::Group(vec![("team".to_owned(), "a".to_owned())]).encode();
+    for (query, code) in [
+        ("usage?limit=0", "invalid_value"),
+        ("usage?limit=1001", "invalid_value"),
+        ("usage?limit=many", "invalid_query"),
+        ("usage?from=yesterday", "invalid_value"),
+        ("usage?to=2026-13-01", "invalid_value"),
+        ("usage?group_by=shoe", "invalid_value"),
+        ("usage?group_by=", "invalid_value"),
+        ("usage?cursor=x", "invalid_value"),
+        (&format!("usage?cursor={group}"), "invalid_value"),
+        ("usage?outcome=fine", "invalid_query"),
+        ("usage?stream=perhaps", "invalid_query"),
+        ("usage?user=u", "invalid_query"),
+        ("usage/export?format=xml", "invalid_query"),
+        ("usage/export?limit=5", "invalid_query"),
+        ("usage/export?from=x", "invalid_value"),
+    ] {
+        assert_eq!(ask(query).await, (400, code.to_owned()), "{query}");
+    }
+    for fine in ["usage?from=2026-11-21&to=2026-11-21T12:00:00%2B01:00", "usage?stream=true"] {
+        assert_eq!(ask(fine).await.0, 200, "{fine}");
+    }
+    let off = Admin::start(&[sim.url()], "usage: {store: none}\n").await;
+    let unusable = "usage: {reporters: [{type: database, database: {driver: mysql, \
+                    dsn: \"mysql://u:hidden@127.0.0.1:1/d\"}}]}\n";
+    let away = Admin::start(&[sim.url()], unusable).await;
+    for path in ["usage", "usage?group_by=day", "usage/export"] {
+        let (status, body) = off.ask(Method::GET, &format!("/admin/v1/{path}"), None).await;
+        assert_eq!((status.as_u16(), &body["error"]["code"]), (404, &json!("usage_store_off")));
+        let (status, body) = away.ask(Method::GET, &format!("/admin/v1/{path}"), None).await;
+        assert_eq!((status.as_u16(), &body["error"]["code"]), (503, &json!("store_failed")));
+        assert!(!body.to_string().contains("127.0.0.1"), "{body}");
+    }
+    away.gateway.logs("admin: the usage store: ").await;
+    assert!(!away.gateway.log().contains("hidden"));
+}
+
+#[tokio::test]
+async fn records_are_exported() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("usage.db");
+    let odd = with(record(7), json!({"user_id": "a,\"b\"\nc 用户", "key_name": ""}));
+    let mut records: Vec<_> = (0..2300).map(record).collect();
+    records[7] = odd;
+    let process = Process::file(&path);
+    process.put(&records).await;
+    let admin = admin_with(&path, &sim.url()).await;
+    records.reverse();
+    let (status, headers, text) = admin.text("/admin/v1/usage/export?format=jsonl").await;
+    assert_eq!((status, headers["content-type"].as_bytes()), (200, &b"application/x-ndjson"[..]));
+    assert_eq!(headers["content-disposition"], "attachment; filename=\"usage.jsonl\"");
+    let told: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let clean = |record: &Value| {
+        let mut record = record.as_object().unwrap().clone();
+        record.retain(|_, value| value != "");
+        record
+    };
+    assert_eq!(told.len(), records.len());
+    for (told, put) in told.iter().zip(&records) {
+        assert_eq!(clean(told), clean(put));
+    }
+    let (status, headers, text) = admin.text("/admin/v1/usage/export").await;
+    assert_eq!(
+        (status, headers["content-type"].as_bytes()),
+        (200, &b"text/csv; charset=utf-8"[..])
+    );
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let header = reader.headers().unwrap().clone();
+    let lines: Vec<_> = reader.records().map(Result::unwrap).collect();
+    assert_eq!(lines.len(), records.len());
+    for (line, put) in lines.iter().zip(&records) {
+        for (name, cell) in header.iter().zip(line) {
+            let text = put[name].as_str().map_or_else(|| put[name].to_string(), str::to_owned);
+            assert_eq!(cell, text, "{name}");
+        }
+    }
+    let few = "/admin/v1/usage/export?from=2026-11-21T00:01:00Z&to=2026-11-21T00:03:00Z";
+    assert_eq!(admin.text(few).await.2.lines().count(), 3);
+    let none = "/admin/v1/usage/export?user_id=nobody";
+    assert_eq!(admin.text(none).await.2.lines().count(), 1);
+}

@@ -298,3 +298,45 @@ async fn rules_by_backend_are_served() {
     assert_eq!(answered(&gateway, &["qwen-72b", "qwen-72b"]).await, served);
     assert_eq!(counts(), (4, 3));
 }
+
+#[tokio::test]
+async fn usage_in_a_table() {
+    let sim = sim().await;
+    let (postgres, mariadb) = (Postgres::start().await, MariaDb::start().await);
+    for (driver, dsn) in [
+        ("sqlite", "usage.db".to_owned()),
+        ("postgres", postgres.url()),
+        ("mysql", mariadb.url()),
+    ] {
+        let admin = free_address().to_string();
+        let env = [
+            ("DATABASE_DRIVER", driver.to_owned()),
+            ("DATABASE_DSN", dsn),
+            ("BACKEND_URL", sim.url()),
+            ("ADMIN_LISTEN", admin.clone()),
+        ];
+        let gateway = Gateway::example("usage-database", &env).await;
+        for n in [1, 1, 2] {
+            let answer = gateway.ask_as(&format!("sk-example-good-000{n}")).await;
+            assert_eq!(answer.status, 200, "{driver}");
+        }
+        let ask = format!(
+            "GET /admin/v1/usage?group_by=team,user,day HTTP/1.1\r\nHost: {admin}\r\n\
+             X-Admin-Token: change-me-please\r\n\r\n"
+        );
+        eventually(&format!("{driver}: all requests are told of"), async || {
+            let mut client = Client::connect(admin.parse().unwrap()).await;
+            client.send(ask.as_bytes()).await;
+            let answer = client.answer().await;
+            assert_eq!(answer.status, 200, "{driver}: {}", answer.text());
+            let told = answer.json();
+            let requests = |user: &str| -> u64 {
+                let groups = told["groups"].as_array().unwrap().iter();
+                let of = groups.filter(|group| group["user_id"] == user && group["team"] == "blue");
+                of.map(|group| group["requests"].as_u64().unwrap()).sum()
+            };
+            (requests("user_001"), requests("user_002")) == (2, 1)
+        })
+        .await;
+    }
+}

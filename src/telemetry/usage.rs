@@ -28,7 +28,7 @@ pub struct UsageMetrics {
     pub disabled: IntGaugeVec,
     /// `llmproxy_usage_records_lost_total{reason}`: records that nobody will ever get: `queue_full`
     /// (they could not be written as fast as they came, or not at all), `spool_full` (the oldest
-    /// were dropped), `damaged` (they cannot be read any more), `given_up` (without a spool on disk:
+    /// were dropped; a few may have been on their way), `damaged` (they cannot be read any more), `given_up` (without a spool on disk:
     /// they could not be delivered).
     pub lost: IntCounterVec,
     /// `llmproxy_usage_spool_bytes`: the size of the spool, what is kept for a replay included.

@@ -303,11 +303,9 @@ async fn rules_by_backend_are_served() {
 async fn usage_in_a_table() {
     let sim = sim().await;
     let (postgres, mariadb) = (Postgres::start().await, MariaDb::start().await);
-    for (driver, dsn) in [
-        ("sqlite", "usage.db".to_owned()),
-        ("postgres", postgres.url()),
-        ("mysql", mariadb.url()),
-    ] {
+    for (driver, dsn) in
+        [("sqlite", "usage.db".to_owned()), ("postgres", postgres.url()), ("mysql", mariadb.url())]
+    {
         let admin = free_address().to_string();
         let env = [
             ("DATABASE_DRIVER", driver.to_owned()),

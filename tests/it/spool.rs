@@ -12,6 +12,9 @@ use crate::support::{Gateway, Receiver, chat, eventually, free_address, sim, sim
 
 const PATH: &str = "/v1/chat/completions";
 
+/// A request with a short answer, whatever the backend would say.
+const SMALL: &str = r#"{"model":"sim-model","max_tokens":1,"messages":[]}"#;
+
 /// `usage` with a webhook that comes back quickly.
 fn usage(address: SocketAddr, spool: &str) -> String {
     format!(
@@ -54,7 +57,7 @@ async fn a_receiver_that_is_away_all_the_time_gets_everything_in_order_when_it_c
     gateway.logs("200 usage records wait in the spool for the next start").await;
     gateway.revive().await;
     ask(&gateway, 100).await;
-    assert!(segments(&gateway).len() > 3, "{:?}", segments(&gateway));
+    assert!(segments(&gateway).len() >= 3, "{:?}", segments(&gateway));
     let receiver = Receiver::at(address).await;
     let records = receiver.wait_for(300).await;
     let expected: Vec<u64> = (1..=200).chain(1..=100).collect();
@@ -114,18 +117,18 @@ async fn two_gateways_do_not_share_a_spool() {
 
 #[tokio::test]
 async fn a_full_spool_refuses_new_requests_and_harms_none_under_way() {
-    let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (2, 5)).await;
+    let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (2, 100_000)).await;
     let address = free_address();
     let spool = "segment_size: 64KiB, max_size: 256KiB";
     let gateway = Gateway::before(&[sim.url()], &usage(address, spool)).await;
     let mut stream = gateway.client().await;
-    let long = r#"{"model":"sim-model","stream":true,"max_tokens":100000,"messages":[]}"#;
+    let long = r#"{"model":"sim-model","stream":true,"messages":[]}"#;
     stream.post(PATH, long).await;
     stream.head().await;
     let mut client = gateway.client().await;
     let mut accepted = 1;
     let refused = loop {
-        let answer = client.ask(PATH, chat(false)).await;
+        let answer = client.ask(PATH, SMALL).await;
         if answer.status != 200 {
             break answer;
         }
@@ -142,7 +145,7 @@ async fn a_full_spool_refuses_new_requests_and_harms_none_under_way() {
     gateway.logs("new requests are refused until there is room").await;
     // Refusals need no room, and the stream goes on.
     for _ in 0..50 {
-        assert_eq!(client.ask(PATH, chat(false)).await.status, 503);
+        assert_eq!(client.ask(PATH, SMALL).await.status, 503);
     }
     for _ in 0..20 {
         assert!(stream.chunk().await.is_some());
@@ -151,10 +154,8 @@ async fn a_full_spool_refuses_new_requests_and_harms_none_under_way() {
     let receiver = Receiver::at(address).await;
     let records = receiver.wait_for(accepted).await;
     assert_eq!(sequences(&records), (1..=accepted as u64).collect::<Vec<_>>());
-    eventually("requests are served again", async || {
-        client.ask(PATH, chat(false)).await.status == 200
-    })
-    .await;
+    eventually("requests are served again", async || client.ask(PATH, SMALL).await.status == 200)
+        .await;
     assert_eq!(client.get("/ready").await.status, 200);
     for reason in ["queue_full", "spool_full", "damaged"] {
         let lost = format!("llmproxy_usage_records_lost_total{{reason=\"{reason}\"}}");
@@ -179,11 +180,15 @@ async fn a_full_spool_may_drop_the_oldest_records_instead() {
     gateway.logs("usage records lost").await;
     let receiver = Receiver::at(address).await;
     eventually("the rest is delivered", async || {
-        gateway.metric("llmproxy_usage_waiting{reporter=\"webhook\"}").await == 0.0
+        receiver.all().last().is_some_and(|record| record["sequence"] == asked)
     })
     .await;
-    let lost = gateway.metric(lost).await as u64;
-    assert_eq!(sequences(&receiver.all()), (lost + 1..=asked as u64).collect::<Vec<_>>());
+    // Of those that were dropped some may have been on their way.
+    let first = gateway.metric(lost).await as u64 + 1;
+    let came = sequences(&receiver.all());
+    assert!(came.is_sorted_by(|a, b| a < b));
+    assert!(came.ends_with(&(first..=asked as u64).collect::<Vec<_>>()), "{first}: {came:?}");
+    assert!(came.len() < asked);
 }
 
 #[tokio::test]
@@ -301,34 +306,32 @@ impl SmallDisk {
 
 #[tokio::test]
 async fn a_full_disk_refuses_new_requests_and_loses_nothing() {
-    let sim = sim_with(|b| b.inter_token_ms = 2).await;
+    let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (2, 400)).await;
     let receiver = Receiver::start().await;
     let more = usage(receiver.address, "segment_size: 64KiB, max_size: 512KiB");
     let disk = SmallDisk::start(&format!("backends: [{{url: \"{}\"}}]\n{more}", sim.url())).await;
     let gateway = &disk.gateway;
     let mut stream = gateway.client().await;
-    let body = r#"{"model":"sim-model","stream":true,"max_tokens":400,"messages":[]}"#;
+    let body = r#"{"model":"sim-model","stream":true,"messages":[]}"#;
     stream.post(PATH, body).await;
     stream.head().await;
     let mut client = gateway.client().await;
     let mut accepted = 1;
     eventually("requests are refused", async || {
-        let answer = client.ask(PATH, chat(false)).await;
+        let answer = client.ask(PATH, SMALL).await;
         accepted += usize::from(answer.status == 200);
         answer.status == 503 && answer.json()["error"]["code"] == "usage_spool_full"
     })
     .await;
     gateway.logs("cannot write to the spool").await;
     let mut text = String::new();
-    while let Some(chunk) = stream.chunk().await {
+    while let Some(chunk) = stream.chunk().await.filter(|chunk| !chunk.is_empty()) {
         text.push_str(std::str::from_utf8(&chunk).unwrap());
     }
     assert!(text.contains("data: [DONE]"), "the stream ends as if nothing were");
     disk.clear();
-    eventually("requests are served again", async || {
-        client.ask(PATH, chat(false)).await.status == 200
-    })
-    .await;
+    eventually("requests are served again", async || client.ask(PATH, SMALL).await.status == 200)
+        .await;
     let records = receiver.wait_for(accepted + 1).await;
     assert_eq!(sequences(&records), (1..=accepted as u64 + 1).collect::<Vec<_>>());
 }

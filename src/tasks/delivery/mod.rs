@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How often gauges are set.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(250);
 
 /// The reporters that run.
 type Running = HashMap<String, (ReporterPlan, JoinHandle<()>)>;

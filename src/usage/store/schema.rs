@@ -321,7 +321,8 @@ pub(super) mod tests {
         let fields = schema["properties"].as_object().unwrap().keys().map(String::as_str);
         let mut fields: Vec<_> = fields.filter(|name| *name != "usage").collect();
         let mut columns: Vec<_> = names().collect();
-        (fields.sort_unstable(), columns.sort_unstable());
+        fields.sort_unstable();
+        columns.sort_unstable();
         assert_eq!(columns, fields);
         for name in schema["required"].as_array().unwrap() {
             let field = FIELDS.iter().find(|field| field.name == name);

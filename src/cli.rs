@@ -17,6 +17,7 @@ use crate::{
     base::duration,
     config, demo, server,
     sim::{Behaviour, Fail, Sim},
+    usage::record,
 };
 
 /// A programmable gateway at the edge of a fleet of LLM servers.
@@ -42,7 +43,11 @@ enum Command {
     /// Tell everything that is wrong with a configuration file.
     Check(ConfigFile),
     /// Print the JSON Schema of the configuration file.
-    Schema,
+    Schema {
+        /// Of usage records instead.
+        #[arg(long)]
+        usage_record: bool,
+    },
     /// Run a gateway with two simulated backends and a receiver for usage records, to try it.
     Demo {
         /// Where the gateway listens.
@@ -100,9 +105,10 @@ pub fn main() -> ExitCode {
     match (cli.command, cli.config) {
         (Some(Command::Serve(ConfigFile { config })), _) | (None, Some(config)) => serve(&config),
         (Some(Command::Check(ConfigFile { config })), _) => check(&config),
-        (Some(Command::Schema), _) => {
+        (Some(Command::Schema { usage_record }), _) => {
+            let schema = if usage_record { record::schema() } else { config::schema() };
             // Whoever reads only the beginning has had enough: no reason to panic.
-            writeln!(std::io::stdout(), "{:#}", config::schema()).ok();
+            writeln!(std::io::stdout(), "{schema:#}").ok();
             ExitCode::SUCCESS
         }
         (Some(Command::Demo { listen }), _) => end(demo::run(listen)),

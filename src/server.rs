@@ -38,7 +38,7 @@ use crate::{
     gateway::Gateway,
     runtime::{Carry, Live, Outlets, Snapshot},
     store,
-    tasks::{deadline, delivery, discovery, health, limits, load, operator, reload},
+    tasks::{deadline, delivery, discovery, health, limits, load, operator, reconcile, reload},
     telemetry::logger,
 };
 
@@ -246,7 +246,12 @@ impl BackgroundService for Tasks {
         let limits = limits::run(Arc::clone(&self.carry));
         let (live, carry) = both();
         let load = load::run(live, carry);
-        tokio::join!(reload, operator, admin, delivery, discovery, health, deadlines, limits, load);
+        let (live, carry) = both();
+        let reconcile = reconcile::run(live, carry);
+        tokio::join!(
+            reload, operator, admin, delivery, discovery, health, deadlines, limits, load,
+            reconcile
+        );
     }
 }
 

@@ -112,6 +112,16 @@ impl Endpoint {
         self.state.in_flight()
     }
 
+    /// Counts the tokens of a request that it has answered.
+    pub fn meter(&self, prompt: u64, completion: u64) {
+        self.state.meter(prompt, completion);
+    }
+
+    /// Tokens of prompts and of answers that were metered at it, over all generations.
+    pub fn metered(&self) -> [u64; 2] {
+        self.state.metered()
+    }
+
     /// Whether it gets no new requests, because an operator said so.
     pub fn draining(&self) -> bool {
         self.state.draining.load(Ordering::Relaxed)

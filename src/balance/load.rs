@@ -1,6 +1,6 @@
 //! What an engine says of its load: in its metrics, or in a header of its answers.
 
-use memchr::{memchr, memrchr};
+use crate::wire::samples;
 
 /// A reading.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -38,34 +38,8 @@ const NAMES: [(&[u8], Kind); 10] = [
 /// added up; of their caches the fullest counts. `None` if nothing is said of requests.
 pub fn metrics(text: &[u8]) -> Option<Reading> {
     let mut found = Found::default();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let end = memchr(b'\n', rest).unwrap_or(rest.len());
-        let line = &rest[..end];
-        rest = rest.get(end + 1..).unwrap_or_default();
-        // Few of the lines are wanted, and their first letters tell most of the others.
-        if matches!(line.first(), Some(b'v' | b's' | b't' | b'l'))
-            && let Some((kind, value)) = sample(line)
-        {
-            found.add(kind, value);
-        }
-    }
+    samples::each(text, &NAMES, |kind, value| found.add(kind, value));
     found.reading()
-}
-
-/// The value of a line that is wanted.
-fn sample(line: &[u8]) -> Option<(Kind, f64)> {
-    let (name, kind) = NAMES.iter().find(|(name, _)| line.starts_with(name))?;
-    let rest = &line[name.len()..];
-    let value = match rest.first()? {
-        // A label's value may hold a brace; nothing behind the labels does.
-        b'{' => &rest[memrchr(b'}', rest)? + 1..],
-        b' ' | b'\t' => rest,
-        _ => return None,
-    };
-    // A time may stand behind the value.
-    let value = std::str::from_utf8(value).ok()?.split_ascii_whitespace().next()?;
-    Some((*kind, value.parse().ok()?))
 }
 
 /// Reads the value of an `endpoint-load-metrics` header, in the formats TEXT and JSON.

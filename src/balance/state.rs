@@ -48,6 +48,8 @@ pub struct State {
     backend: Box<str>,
     /// The name of the endpoint that is in use; `None`: none is.
     name: Mutex<Option<Box<str>>>,
+    /// Tokens of prompts and of answers that were metered at it.
+    metered: [AtomicU64; 2],
     /// Looked up at each change, because a backend that is gone for a while loses its metrics.
     metrics: BalanceMetrics,
 }
@@ -71,6 +73,7 @@ impl State {
             epoch,
             backend: backend.into(),
             name: Mutex::new(Some(backend.into())),
+            metered: Default::default(),
             metrics: metrics.balance.clone(),
         }
     }
@@ -83,6 +86,20 @@ impl State {
     /// From when its times are told.
     pub fn epoch(&self) -> Instant {
         self.epoch
+    }
+
+    /// Counts the tokens of a request that it has answered.
+    pub fn meter(&self, prompt: u64, completion: u64) {
+        for (counter, tokens) in self.metered.iter().zip([prompt, completion]) {
+            if tokens > 0 {
+                counter.fetch_add(tokens, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Tokens of prompts and of answers that were metered at it since it has been known.
+    pub fn metered(&self) -> [u64; 2] {
+        [0, 1].map(|kind| self.metered[kind].load(Ordering::Relaxed))
     }
 
     /// Requests that are with it now.

@@ -33,13 +33,12 @@ impl fmt::Display for Secret {
 /// Shows enough of a key to recognise it: the first four and the last four characters, and
 /// nothing of keys shorter than sixteen.
 pub fn mask(key: &str) -> String {
-    let chars: Vec<char> = key.chars().collect();
-    if chars.len() < 16 {
+    if key.len() < 16 || key.chars().count() < 16 {
         return "***".to_owned();
     }
-    let head: String = chars[..4].iter().collect();
-    let tail: String = chars[chars.len() - 4..].iter().collect();
-    format!("{head}***{tail}")
+    let head = key.char_indices().nth(4).map_or(key.len(), |(at, _)| at);
+    let tail = key.char_indices().nth_back(3).map_or(0, |(at, _)| at);
+    [&key[..head], "***", &key[tail..]].concat()
 }
 
 #[cfg(test)]
@@ -56,6 +55,8 @@ mod tests {
     fn masks() {
         assert_eq!(mask("sk-prod-0123456789"), "sk-p***6789");
         assert_eq!(mask("short"), "***");
+        assert_eq!(mask("ключ-от-сервера-7"), "ключ***ра-7");
+        assert_eq!(mask("ключключключ"), "***");
         assert_eq!(mask("短い鍵短い鍵短い鍵短い鍵短い鍵短"), "短い鍵短***短い鍵短");
     }
 }

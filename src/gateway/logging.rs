@@ -32,9 +32,10 @@ pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     };
     limits::settle(ctx, counts, source, summary.outcome);
     count(session, ctx, &summary);
-    record(session, ctx, &summary);
     access_line(session, ctx, &summary);
     story::keep(ctx, summary.status, summary.outcome.word(), summary.duration);
+    // It takes away what the others look at.
+    record(session, ctx, &summary);
     // Last: when nothing is in flight any more, every record is on its way.
     ctx.end.in_flight = None;
 }
@@ -90,12 +91,17 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
     }
     // Counters begin at 0 again after the last number: one absurd answer must not bring them there.
     let sane = |tokens: u64| tokens.min(1 << 40);
-    metrics.prompt_tokens.inc_by(sane(summary.counts.prompt));
-    metrics.completion_tokens.inc_by(sane(summary.counts.completion));
+    let (prompt, completion) = (sane(summary.counts.prompt), sane(summary.counts.completion));
+    metrics.prompt_tokens.inc_by(prompt);
+    metrics.completion_tokens.inc_by(completion);
+    if let Some(endpoint) = &ctx.way.endpoint {
+        endpoint.meter(prompt, completion);
+    }
 }
 
 /// Sends a record on its way: for every inference request, whatever became of it.
-fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
+/// Nothing is copied that can be taken: this is the last that is done for the request.
+fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
     let plan = &ctx.snapshot.plan.usage;
     let Some(route) = ctx.call.route.filter(|r| matches!(r.kind, Kind::Inference { .. })) else {
         return;
@@ -104,21 +110,23 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
         return;
     }
     let key = ctx.who.key();
-    ctx.carry.usage.put(Draft {
+    let api_key = match plan.caller_key {
+        KeyForm::Masked => key.map(secret::mask).unwrap_or_default(),
+        KeyForm::Plain => key.unwrap_or_default().to_owned(),
+        KeyForm::None => String::new(),
+    };
+    let cost = cost(ctx, summary);
+    let draft = Draft {
         record_id: rand::random(),
         request_id: ctx.call.id.clone(),
-        who: ctx.who.principal.clone(),
-        api_key: match plan.caller_key {
-            KeyForm::Masked => key.map(secret::mask).unwrap_or_default(),
-            KeyForm::Plain => key.unwrap_or_default().to_owned(),
-            KeyForm::None => String::new(),
-        },
-        model: ctx.call.model.clone(),
-        response_model: None,
+        who: ctx.who.principal.take(),
+        api_key,
+        model: ctx.call.model.take(),
+        response_model: ctx.answer.take_model(),
         counts: summary.counts,
         source: summary.source,
         outcome: summary.outcome,
-        cost: None,
+        cost,
         stream: summary.stream,
         path: route.path,
         arrived: jiff::Timestamp::now() - summary.duration,
@@ -128,8 +136,20 @@ fn record(session: &Session, ctx: &Ctx, summary: &Summary) {
         latency: summary.duration,
         ttft: ctx.answer.first_token,
         queued: ctx.way.story.queued,
-        tries: 0,
-    });
+        tries: ctx.way.tries.begun,
+    };
+    ctx.carry.usage.put(draft);
+}
+
+/// What the tokens cost, whether anything limits the caller or not: the amount that budgets are
+/// charged with. They differ where the engine has reported nothing: budgets are charged with a guess
+/// then, and a record has no cost.
+fn cost(ctx: &Ctx, summary: &Summary) -> Option<f64> {
+    if summary.source == UsageSource::None {
+        return None;
+    }
+    let model = ctx.call.model.as_deref().unwrap_or_default();
+    ctx.snapshot.limits.price(model, summary.counts)
 }
 
 fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {

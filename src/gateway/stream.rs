@@ -118,6 +118,15 @@ impl Answer {
         }
     }
 
+    /// The model as the backend named it; told once.
+    pub fn take_model(&mut self) -> Option<Box<str>> {
+        match &mut self.reading {
+            Reading::Nothing | Reading::Event(None) | Reading::Refusal(_) => None,
+            Reading::Json(tap) | Reading::Event(Some(tap)) => tap.take_model(),
+            Reading::Stream(meter) => meter.take_model(),
+        }
+    }
+
     /// How many events of a stream have carried a part of the answer, if no usage was reported: a
     /// client that leaves before the usage chunk has got about so many tokens. Otherwise 0.
     pub fn streamed(&self) -> u64 {

@@ -306,10 +306,15 @@ impl Limiter {
         self.plan.headers.then(|| claims.standings())
     }
 
+    /// What these tokens cost by the price table; `None` if the model has no price.
+    pub fn price(&self, model: &str, counts: TokenCounts) -> Option<f64> {
+        price::cost(&self.plan.prices, model, counts)
+    }
+
     /// What a request has cost, and what is taken of its key's balance: the cost too, or the tokens
     /// where nothing has a price.
     pub fn cost(&self, model: &str, counts: TokenCounts) -> (f64, f64) {
-        let cost = price::cost(&self.plan.prices, model, counts);
+        let cost = self.price(model, counts);
         let credit = match self.plan.prices.is_empty() {
             true => counts.prompt.saturating_add(counts.completion) as f64,
             false => cost.unwrap_or(0.0),

@@ -37,6 +37,9 @@ pub struct Behaviour {
     pub prefix_cache: usize,
     /// Tells `cached_tokens` in the usage, as vLLM does with `--enable-prompt-tokens-details`.
     pub prompt_tokens_details: bool,
+    /// Tells that so many tokens of each choice were reasoning, as vLLM does with a reasoning parser
+    /// and SGLang does in a place of its own; 0: tells nothing.
+    pub reasoning_tokens: u64,
     /// Whose names `/metrics` has.
     pub engine: Engine,
     /// What it says of its load instead of the truth.
@@ -72,6 +75,7 @@ impl Default for Behaviour {
             max_running: 0,
             prefix_cache: 0,
             prompt_tokens_details: false,
+            reasoning_tokens: 0,
             engine: Engine::Vllm,
             reports: None,
             health: 200,

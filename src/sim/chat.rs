@@ -103,6 +103,8 @@ impl Call<'_> {
         if !chain.is_empty() {
             lock(&self.shared.cache).keep(&chain, behaviour.prefix_cache);
         }
+        // Each choice is a request of its own to vLLM's engine.
+        add(&stats.prompt_tokens, text::prompt_tokens(bytes) * ask.choices);
         let cached = known as u64 * cache::BLOCK_TOKENS;
         Ok(Turn { _place: place, _blocks: blocks, cached })
     }
@@ -116,16 +118,18 @@ impl Call<'_> {
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0,
                       "prompt_tokens_details": null},
         });
-        ask.deliver(conn, "", body, 0).await
+        ask.deliver(conn, "", body).await
+    }
+
+    /// Counts tokens that were generated, whether or not the reader still waits for them.
+    pub fn generated(&self, tokens: u64) {
+        add(&self.shared.stats.generated_tokens, tokens);
     }
 
     /// Counts an answer that has been given.
-    pub fn count(&self, ask: &Ask<'_>, generated: u64) {
-        let stats = &self.shared.stats;
-        add(&stats.prompt_tokens, text::prompt_tokens(ask.prompt.len()));
-        add(&stats.generated_tokens, generated);
+    pub fn count(&self) {
         if !matches!(self.fail, Fail::Abort | Fail::AbortBeforeContent) {
-            stats.completed.fetch_add(1, Ordering::Relaxed);
+            self.shared.stats.completed.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -64,6 +64,10 @@ fn vllm(stats: &Stats, model: &str, load: Load) -> String {
     ] {
         out.add(name, "counter", Float(value));
     }
+    let made = get(&stats.made) as f64 / 1e6;
+    for name in ["vllm:prompt_tokens_created", "vllm:generation_tokens_created"] {
+        out.add(name, "gauge", made);
+    }
     out.text
 }
 

@@ -132,6 +132,7 @@ impl Sim {
             cache: Mutex::default(),
             stats: Stats::default(),
         });
+        shared.stats.begin();
         let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Ok(Self { address, shared, state: Mutex::new(State::Listening(task)) })
     }
@@ -156,6 +157,12 @@ impl Sim {
     /// Forgets every prompt, as a restarted engine has.
     pub fn forget(&self) {
         *lock(&self.shared.cache) = cache::PrefixCache::default();
+    }
+
+    /// Its counters of tokens begin at 0, and it has forgotten every prompt: it is another engine.
+    pub fn restart(&self) {
+        self.shared.stats.begin();
+        self.forget();
     }
 
     /// Cuts all connections and refuses new ones, as if the process had ended.

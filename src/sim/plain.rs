@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    Fail,
+    Engine, Fail,
     ask::{Ask, FINGERPRINT},
     chat,
     conn::{Conn, Gone},
@@ -21,7 +21,8 @@ impl Ask<'_> {
         conn.wait(Duration::from_millis(self.decode_ms())).await?;
         let prompt = text::prompt_tokens(self.prompt.len());
         let generated = self.generated() * self.choices;
-        let body = json!({
+        call.generated(generated);
+        let mut body = json!({
             "id": self.id,
             "object": if self.chat { "chat.completion" } else { "text_completion" },
             "created": self.created, "model": self.model(),
@@ -33,8 +34,11 @@ impl Ask<'_> {
                       "completion_tokens_details": null},
             "kv_transfer_params": null, "metrics": null,
         });
+        if let Some((name, value)) = self.reasoning() {
+            body["usage"][name] = value;
+        }
         let load = metrics::header(call.seen, &call.shared.stats, &call.setting.behaviour);
-        self.deliver(conn, &load, body, generated).await
+        self.deliver(conn, &load, body).await
     }
 
     fn choice(&self, index: u64) -> Value {
@@ -69,13 +73,23 @@ impl Ask<'_> {
         }
     }
 
+    /// What is told of the reasoning, and the name of the member of `usage` for it.
+    pub fn reasoning(&self) -> Option<(&'static str, Value)> {
+        let behaviour = &self.call.setting.behaviour;
+        let tokens = behaviour.reasoning_tokens.min(self.generated()) * self.choices;
+        match behaviour.engine {
+            _ if tokens == 0 => None,
+            Engine::Sglang => Some(("reasoning_tokens", tokens.into())),
+            _ => Some(("completion_tokens_details", json!({"reasoning_tokens": tokens}))),
+        }
+    }
+
     /// Sends an answer of one piece, or what a server that fails sends of it.
     pub async fn deliver(
         &self,
         conn: &mut Conn,
         headers: &str,
         body: Value,
-        generated: u64,
     ) -> Result<After, Gone> {
         let body = body.to_string();
         let cut = match self.call.fail {
@@ -88,7 +102,7 @@ impl Ask<'_> {
             Fail::MidStream | Fail::Stall => body.len() / 2,
             _ => {
                 conn.answer(200, headers, JSON, body.as_bytes()).await?;
-                self.call.count(self, generated);
+                self.call.count();
                 return Ok(After::Keep);
             }
         };

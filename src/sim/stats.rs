@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::Serialize;
@@ -29,6 +30,8 @@ pub struct Stats {
     pub(super) readings: AtomicU64,
     pub(super) prompt_tokens: AtomicU64,
     pub(super) generated_tokens: AtomicU64,
+    /// When these two were made, in microseconds since 1970.
+    pub(super) made: AtomicU64,
     /// Tokens of prompts that were looked for in the prefix cache, and those that were there.
     pub(super) queried_tokens: AtomicU64,
     pub(super) cached_tokens: AtomicU64,
@@ -119,6 +122,24 @@ impl Stats {
         (get(&self.cached_tokens), get(&self.queried_tokens))
     }
 
+    /// Tokens of prompts and of answers, as it counts them itself.
+    pub fn tokens(&self) -> (u64, u64) {
+        (get(&self.prompt_tokens), get(&self.generated_tokens))
+    }
+
+    /// Its counters of tokens begin now.
+    pub(super) fn begin(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.made.store(now.as_micros() as u64, Ordering::Relaxed);
+        let counters = [
+            &self.prompt_tokens,
+            &self.generated_tokens,
+            &self.queried_tokens,
+            &self.cached_tokens,
+        ];
+        counters.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+    }
+
     /// The last inference request.
     pub fn last(&self) -> Option<Seen> {
         lock(&self.recent).seen.back().map(|seen| (**seen).clone())
@@ -172,6 +193,8 @@ impl Stats {
             "readings": self.readings(),
             "cached_tokens": cached,
             "queried_tokens": queried,
+            "prompt_tokens": get(&self.prompt_tokens),
+            "generated_tokens": get(&self.generated_tokens),
             "last": self.last(),
         })
     }

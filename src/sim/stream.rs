@@ -62,12 +62,14 @@ impl Ask<'_> {
                     Fail::ErrorEventMidStream => return self.end_with_error(conn).await,
                     Fail::Stall => return Err(conn.hang().await),
                     Fail::Abort => {
+                        self.call.generated(self.choices);
                         self.events(conn, delta, Some("abort"), generated).await?;
                         return self.end(conn, cached, generated).await;
                     }
                     _ => {}
                 }
             }
+            self.call.generated(self.choices);
             let finish = (i + 1 == deltas.len()).then(|| self.finish_reason());
             self.events(conn, delta, finish, generated).await?;
         }
@@ -92,15 +94,18 @@ impl Ask<'_> {
         let generated = generated * self.choices;
         let mut rest = String::new();
         if self.include_usage {
-            let details = match self.prompt_details(cached) {
+            let mut details = match self.prompt_details(cached) {
                 Value::Null => String::new(),
                 details => format!(r#","prompt_tokens_details":{details}"#),
             };
+            if let Some((name, value)) = self.reasoning() {
+                details.push_str(&format!(r#","{name}":{value}"#));
+            }
             let event = self.document("", &self.usage(generated, &details), true);
             rest.push_str(&format!("{:x}\r\n{event}\r\n", event.len()));
         }
         conn.write(format!("{rest}{:x}\r\n{DONE}\r\n0\r\n\r\n", DONE.len()).as_bytes()).await?;
-        self.call.count(self, generated);
+        self.call.count();
         let close = self.call.setting.behaviour.close_after_stream;
         Ok(if close { After::Close } else { After::Keep })
     }

@@ -8,21 +8,17 @@ use std::{
 };
 
 use futures::future::join_all;
-use reqwest::Method;
 
+use super::scrape;
 use crate::{
     balance::Endpoint,
     config::plan::{LoadPlan, Strategy},
     runtime::{Carry, Live, Snapshot},
-    store::http,
     telemetry::metrics::BalanceMetrics,
 };
 
 /// How often the metrics are brought up to date.
 const SHOW: Duration = Duration::from_secs(1);
-
-/// What is read of an engine's metrics at most.
-const MOST: usize = 1 << 20;
 
 /// Runs for ever.
 pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
@@ -35,6 +31,7 @@ async fn read_for_ever(live: &Live, carry: &Carry) {
     loop {
         let began = Instant::now();
         let snapshot = live.load();
+        let generation = snapshot.generation;
         let plan = snapshot.plan.routing.load.clone();
         let wanted = wanted(&snapshot);
         drop(snapshot);
@@ -53,14 +50,13 @@ async fn read_for_ever(live: &Live, carry: &Carry) {
                 _ => {}
             }
         }
-        wait(live, began, plan.interval).await;
+        wait(live, generation, began, plan.interval).await;
     }
 }
 
-/// Waits for the next turn. Looks at the configuration meanwhile, so that a reload that asks for
+/// Waits for the next turn, after one that was made by this generation. Looks at the configuration meanwhile, so that a reload that asks for
 /// readings, or for more of them, need not wait for a long interval to end.
-async fn wait(live: &Live, began: Instant, interval: Duration) {
-    let generation = live.load().generation;
+pub(super) async fn wait(live: &Live, generation: u64, began: Instant, interval: Duration) {
     loop {
         let left = interval.saturating_sub(began.elapsed());
         if left.is_zero() || live.load().generation != generation {
@@ -83,18 +79,7 @@ async fn read(
     plan: &LoadPlan,
     client: &reqwest::Client,
 ) -> Result<(), String> {
-    let request = endpoint.request(client, Method::GET, &plan.path);
-    let mut answer = request.timeout(plan.timeout).send().await.map_err(http::cause)?;
-    if !answer.status().is_success() {
-        return Err(format!("{} answered {}", plan.path, answer.status().as_u16()));
-    }
-    let mut text = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(http::cause)? {
-        if text.len() + chunk.len() > MOST {
-            return Err(format!("{} is larger than 1 MiB", plan.path));
-        }
-        text.extend_from_slice(&chunk);
-    }
+    let text = scrape::metrics(endpoint, client, &plan.path, plan.timeout).await?;
     if endpoint.read_load(&text, Instant::now()) {
         return Ok(());
     }

@@ -8,4 +8,6 @@ pub mod health;
 pub mod limits;
 pub mod load;
 pub mod operator;
+pub mod reconcile;
 pub mod reload;
+mod scrape;

@@ -19,8 +19,11 @@ pub fn read(value: &[u8]) -> Option<TokenCounts> {
                 counts.cached = detail(&value[member.value.clone()], b"cached_tokens");
             }
             b"completion_tokens_details" => {
-                counts.reasoning = detail(&value[member.value.clone()], b"reasoning_tokens");
+                let told = detail(&value[member.value.clone()], b"reasoning_tokens");
+                counts.reasoning = told.or(counts.reasoning);
             }
+            // SGLang's place for it; OpenAI's own wins.
+            b"reasoning_tokens" => counts.reasoning = counts.reasoning.or(number()),
             _ => {}
         }
     }
@@ -57,6 +60,10 @@ mod tests {
         let details =
             br#"{"completion_tokens":9,"completion_tokens_details":{"reasoning_tokens":7}}"#;
         assert_eq!(read(details).unwrap().reasoning, Some(7));
+        let sglang = br#"{"prompt_tokens":3,"completion_tokens":9,"total_tokens":12,"prompt_tokens_details":null,"reasoning_tokens":5}"#;
+        assert_eq!(read(sglang).unwrap().reasoning, Some(5));
+        let both = br#"{"completion_tokens":9,"completion_tokens_details":{"reasoning_tokens":7},"reasoning_tokens":0}"#;
+        assert_eq!(read(both).unwrap().reasoning, Some(7));
         let no_total = br#"{"prompt_tokens":1,"completion_tokens":2}"#;
         assert_eq!(read(no_total).unwrap().total, 3);
         let most = format!(r#"{{"prompt_tokens":{0},"completion_tokens":{0}}}"#, u64::MAX);

@@ -7,6 +7,7 @@
 
 pub mod counts;
 pub mod dead;
+pub mod named;
 pub mod outbox;
 pub mod record;
 pub mod sink;

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -21,9 +21,11 @@ pub const VERSION: u32 = 1;
 pub struct Record<'a> {
     /// Names this record alone, and is the same in every attempt to deliver it: what a receiver
     /// tells repeats by. (`request_id` may be the client's choice.)
+    #[schemars(regex(pattern = "^rec_[0-9a-f]{32}$"))]
     pub record_id: Cow<'a, str>,
     /// The version of this schema.
     #[serde(default)]
+    #[schemars(extend("const" = VERSION))]
     pub version: u32,
     /// The run of a gateway that made the record: another one after each start.
     #[serde(default)]
@@ -31,6 +33,7 @@ pub struct Record<'a> {
     /// The records of a `process` are numbered from 1 on. A number that never comes is a record
     /// that was lost.
     #[serde(default)]
+    #[schemars(range(min = 1))]
     pub sequence: u64,
     /// The `X-Request-Id` that the client saw.
     pub request_id: Cow<'a, str>,
@@ -56,41 +59,49 @@ pub struct Record<'a> {
     /// Labels that a script gave.
     #[serde(default, skip_serializing_if = "no_items")]
     pub tags: Cow<'a, [String]>,
-    /// The model that was asked for.
+    /// The model that was asked for, as the client named it; empty if it named none.
     pub model: Cow<'a, str>,
-    /// The model as the backend named it in its answer; absent if it named none.
+    /// The model as the backend itself named it in its answer, of at most 256 bytes; absent if it
+    /// named none. It differs from `model` where a backend knows the model by another name, and
+    /// where a fallback has answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub response_model: Option<Cow<'a, str>>,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt, as the engine counted them; 0 if it did not (see `usage_source`).
     pub prompt_tokens: u64,
-    /// Tokens generated.
+    /// Tokens generated, as the engine counted them; 0 if it did not.
     pub completion_tokens: u64,
     /// Their sum, as the engine gave it.
     pub total_tokens: u64,
     /// Of the tokens of the prompt, those that the engine had in its cache; absent where the
     /// engine does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
     pub cached_tokens: Option<u64>,
     /// Of the tokens generated, those of the reasoning; absent where the engine does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
     pub reasoning_tokens: Option<u64>,
-    /// What the tokens cost by the price table (`rate_limit.prices`); absent for a model without a
-    /// price.
+    /// What the tokens cost by the price table (`rate_limit.prices`), in its currency; absent for a
+    /// model without a price, and where the engine did not count the tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "f64", range(min = 0))]
     pub cost: Option<f64>,
     /// Whether the answer was a stream of events.
     pub is_stream: bool,
     /// The path, `/v1/chat/completions`.
     pub endpoint: Cow<'a, str>,
-    /// When the request arrived: RFC 3339, UTC.
+    /// When the request arrived: RFC 3339, UTC, with milliseconds.
+    #[schemars(extend("format" = "date-time"))]
     pub timestamp: Cow<'a, str>,
-    /// The backend that answered; empty if none was reached.
+    /// The URL of the backend that answered, or of the last that was tried; empty if none was.
     pub backend_url: Cow<'a, str>,
     /// The path once more, under the name that later versions of LLMProxy used.
     pub path: Cow<'a, str>,
     /// The HTTP method.
     pub method: Cow<'a, str>,
     /// Status of the answer; 499 if the client left before there was one.
+    #[schemars(range(min = 100, max = 999))]
     pub status_code: u16,
     /// From the arrival of the request to the end of the answer, in milliseconds.
     pub latency_ms: u64,
@@ -100,8 +111,10 @@ pub struct Record<'a> {
     /// How long the request waited for a slot (`rate_limit.queue`), in milliseconds; absent if it
     /// did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
     pub queue_ms: Option<u64>,
-    /// Backends that were tried, the one that answered included.
+    /// How many times a backend was tried, the one that answered and a hedge included; 0 if none was
+    /// reached.
     #[serde(default)]
     pub tries: u32,
     /// How the request ended.
@@ -131,9 +144,18 @@ fn no_items(items: &Cow<'_, [String]>) -> bool {
     items.is_empty()
 }
 
-/// The JSON Schema of records.
+/// The JSON Schema of records, as they are written.
 pub fn schema() -> Value {
-    schemars::schema_for!(Record<'static>).to_value()
+    // Lines are broken for readers of the source. What a reader of records takes for a field that
+    // lacks says nothing of those that are written.
+    let tidy = RecursiveTransform(|schema: &mut Schema| {
+        schema.remove("default");
+        if let Some(Value::String(text)) = schema.get_mut("description") {
+            *text = text.replace('\n', " ");
+        }
+    });
+    let settings = SchemaSettings::draft2020_12().for_serialize().with_transform(tidy);
+    settings.into_generator().into_root_schema_for::<Record<'static>>().to_value()
 }
 
 /// What is known of a request when it ends. A request's thread only hands it over; the thread that
@@ -148,7 +170,7 @@ pub struct Draft {
     /// The key in the form that is configured.
     pub api_key: String,
     pub model: Option<String>,
-    pub response_model: Option<String>,
+    pub response_model: Option<Box<str>>,
     pub counts: TokenCounts,
     pub source: UsageSource,
     pub outcome: Outcome,

@@ -10,7 +10,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memmem;
 
-use super::counts;
+use super::{counts, named};
 use crate::{
     base::{TokenCounts, UsageSource},
     wire::{
@@ -107,17 +107,28 @@ pub struct StreamMeter {
     blame: Option<Blame>,
     /// The name of the model that the client knows, as a JSON string; `None`: what the engine says.
     model: Option<Bytes>,
+    /// What the engine says: of the first event that names a model.
+    said: Said,
     find: &'static Finders,
+}
+
+/// Whether the engine has named its model.
+enum Said {
+    NotYet,
+    /// `None`: it was no name to keep, or it was taken.
+    Once(Option<Box<str>>),
 }
 
 struct Finders {
     usage: memmem::Finder<'static>,
+    model: memmem::Finder<'static>,
     finish: memmem::Finder<'static>,
     error: memmem::Finder<'static>,
 }
 
 static FINDERS: std::sync::LazyLock<Finders> = std::sync::LazyLock::new(|| Finders {
     usage: memmem::Finder::new(b"\"usage\""),
+    model: memmem::Finder::new(b"\"model\""),
     finish: memmem::Finder::new(b"\"finish_reason\""),
     error: memmem::Finder::new(b"\"error\""),
 });
@@ -163,6 +174,7 @@ impl StreamMeter {
             ended_choice: false,
             blame: None,
             model: None,
+            said: Said::NotYet,
             find: &FINDERS,
         }
     }
@@ -171,6 +183,14 @@ impl StreamMeter {
     pub fn naming(mut self, model: Option<&str>) -> Self {
         self.model = model.map(|name| json::quoted(name).into());
         self
+    }
+
+    /// The model as the engine named it, whatever the client is told.
+    pub fn take_model(&mut self) -> Option<Box<str>> {
+        match &mut self.said {
+            Said::NotYet => None,
+            Said::Once(name) => name.take(),
+        }
     }
 
     /// The counts so far, and what they are worth.
@@ -328,6 +348,9 @@ impl StreamMeter {
             self.done = true;
             return Fate::Done(event.clone());
         }
+        if matches!(self.said, Said::NotYet) {
+            self.look_for_model(&document);
+        }
         let ends_choice = self.look_at_finish(&document);
         let error = self.find.error.find(&document).is_some()
             && json::find(&document, "error").is_some_and(|m| &document[m.value] != b"null");
@@ -366,6 +389,15 @@ impl StreamMeter {
             }
         }
         if hold { Fate::Hold(passed, original) } else { Fate::Pass(passed) }
+    }
+
+    /// Notes the name of the model. Nearly always the first event has it, and no other is searched.
+    fn look_for_model(&mut self, document: &[u8]) {
+        if self.find.model.find(document).is_some()
+            && let Some(member) = json::find(document, "model")
+        {
+            self.said = Said::Once(named::read(&document[member.value]));
+        }
     }
 
     /// Notes counts: of one choice so far, or of the whole answer.
@@ -757,6 +789,41 @@ mod tests {
         let (_, meter) = run(ALL, &[&chunk(0), &chunk(1)]);
         let (counts, _) = meter.usage();
         assert_eq!((counts.completion, counts.total), (u64::MAX, u64::MAX));
+    }
+
+    #[test]
+    fn the_first_name_of_a_model_is_the_engines() {
+        let text = r#"data: {"choices":[{"delta":{"content":"\"model\":\"x\"","model":"inner"}}]}"#;
+        let event = |model: &str| format!("data: {{\"id\":\"x\",\"model\": {model}}}\n\n");
+        for (parts, name) in [
+            (vec![format!("{text}\n\n"), event("\"a\""), event("\"b\"")], Some("a")),
+            (vec![event("\"qwen\\/7b\"")], Some("qwen/7b")),
+            (vec![event("null"), event("\"b\"")], None),
+            (vec![event(&format!("\"{}\"", "m".repeat(257)))], None),
+            (vec![DONE.to_owned()], None),
+        ] {
+            let mut meter = StreamMeter::new(ALL).naming(Some("alias"));
+            let mut out = Vec::new();
+            parts.iter().for_each(|p| out.extend(meter.push(Bytes::copy_from_slice(p.as_bytes()))));
+            assert_eq!(meter.take_model().as_deref(), name, "{parts:?}");
+            assert!(!String::from_utf8(out).unwrap().contains("qwen"));
+        }
+    }
+
+    #[test]
+    fn details_of_choices_are_added_up_or_taken_from_the_last_event() {
+        let chunk = |index: u32, n: u32| {
+            format!(
+                "data: {{\"choices\":[{{\"index\":{index},\"delta\":{{}}}}],\"usage\":{{\"prompt_tokens\":5,\"completion_tokens\":{n},\"prompt_tokens_details\":{{\"cached_tokens\":4}},\"completion_tokens_details\":{{\"reasoning_tokens\":{n}}}}}}}\n\n"
+            )
+        };
+        let (_, meter) = run(ALL, &[&chunk(0, 1), &chunk(1, 2), &chunk(0, 3)]);
+        let (counts, _) = meter.usage();
+        assert_eq!((counts.cached, counts.reasoning), (Some(4), Some(5)));
+        let last = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":5,\"prompt_tokens_details\":{\"cached_tokens\":2},\"completion_tokens_details\":null}}\n\n";
+        let (_, meter) = run(ALL, &[&chunk(0, 3), &chunk(1, 2), last, DONE]);
+        let (counts, _) = meter.usage();
+        assert_eq!((counts.completion, counts.cached, counts.reasoning), (5, Some(2), None));
     }
 
     #[test]

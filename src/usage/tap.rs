@@ -1,9 +1,9 @@
-//! Metering a plain JSON answer as it passes: a tap that keeps only the `usage` object, however
-//! the answer is cut and however large it is.
+//! Metering a plain JSON answer as it passes: a tap that keeps only the `usage` object and the name
+//! of the model, however the answer is cut and however large it is.
 
 use crate::{
     base::{TokenCounts, UsageSource},
-    usage::counts,
+    usage::{counts, named},
 };
 
 /// A `usage` object larger than this is not one of ours.
@@ -26,6 +26,10 @@ pub struct JsonTap {
     /// The bytes of the top-level `usage` object, while it is being read.
     usage: Option<Vec<u8>>,
     counts: Option<TokenCounts>,
+    /// The name of the model is being read; what of it came in earlier pieces.
+    naming: bool,
+    name: Vec<u8>,
+    model: Option<Box<str>>,
     aborted: bool,
 }
 
@@ -34,6 +38,7 @@ enum Expect {
     #[default]
     Nothing,
     Usage,
+    Model,
     FinishReason,
 }
 
@@ -46,6 +51,8 @@ impl JsonTap {
             match piece[i] {
                 _ if self.in_string => i += self.string(&piece[i..]),
                 b'"' => {
+                    let expected = self.expect == Expect::Model && self.depth == 1;
+                    self.naming = expected && self.model.is_none();
                     (self.in_string, self.word_len, self.word_cut) = (true, 0, false);
                     i += 1;
                     i += self.string(&piece[i..]);
@@ -74,6 +81,28 @@ impl JsonTap {
             if self.usage.is_some() {
                 self.keep(&piece[from..i]);
             }
+            if self.naming {
+                self.read_name(&piece[from..i]);
+            }
+        }
+    }
+
+    /// Reads on in the name of the model, quotes included.
+    fn read_name(&mut self, part: &[u8]) {
+        let whole = !self.in_string;
+        if whole && self.name.is_empty() {
+            // The usual case: nothing is copied but the name.
+            self.model = named::read(part);
+        } else if self.name.len() + part.len() > named::MOST_WRITTEN {
+            self.naming = false;
+        } else {
+            self.name.extend_from_slice(part);
+            if whole {
+                self.model = named::read(&self.name);
+            }
+        }
+        if whole || !self.naming {
+            (self.naming, self.name) = (false, Vec::new());
         }
     }
 
@@ -140,6 +169,7 @@ impl JsonTap {
         }
         self.expect = match (self.depth, word) {
             (1, b"usage") => Expect::Usage,
+            (1, b"model") => Expect::Model,
             (3, b"finish_reason") => Expect::FinishReason,
             _ => Expect::Nothing,
         };
@@ -151,6 +181,11 @@ impl JsonTap {
             Some(counts) => (counts, UsageSource::Final),
             None => (TokenCounts::default(), UsageSource::None),
         }
+    }
+
+    /// The model as the engine named it, once that has passed.
+    pub fn take_model(&mut self) -> Option<Box<str>> {
+        self.model.take()
     }
 
     /// The engine broke the generation off.
@@ -165,9 +200,11 @@ mod tests {
 
     use super::*;
 
-    const ANSWER: &str = r#"{"id":"x","choices":[{"index":0,"message":{"content":"\"usage\":{\"prompt_tokens\":9}",
-        "usage":{"prompt_tokens":8}},"finish_reason":"stop"}],"usage": {"prompt_tokens":21,"total_tokens":33,
+    const ANSWER: &str = r#"{"id":"model","choices":[{"index":0,"message":{"content":"\"usage\":{\"prompt_tokens\":9}",
+        "model":"inner","usage":{"prompt_tokens":8}},"finish_reason":"stop"}],"model" : "qwen\/7b \u00e9 from somewhere","usage": {"prompt_tokens":21,"total_tokens":33,
         "completion_tokens":12,"prompt_tokens_details":{"cached_tokens":3}},"metrics":null}"#;
+
+    const NAME: &str = "qwen/7b é from somewhere";
 
     #[test]
     fn finds_the_usage_of_the_answer_and_no_other() {
@@ -182,6 +219,32 @@ mod tests {
         };
         assert_eq!(tap.usage(), (counts, UsageSource::Final));
         assert!(!tap.aborted());
+        assert_eq!(tap.take_model().as_deref(), Some(NAME));
+    }
+
+    #[test]
+    fn a_name_is_the_first_short_string_of_that_key() {
+        let long = format!(r#"{{"model":"{}"}}"#, "m".repeat(257));
+        let written = format!(r#"{{"model":"{}"}}"#, "\\u0041".repeat(256));
+        for (text, name) in [
+            (r#"{"model":"a","model":"b"}"#, Some("a")),
+            (r#"{"model":"model","x":"b"}"#, Some("model")),
+            (r#"{"model":null,"x":"b"}"#, None),
+            (r#"{"model":["b"],"y":"b"}"#, None),
+            (r#"{"x":"model","y":"b"}"#, None),
+            (r#"{"model":""}"#, None),
+            (r#"["model","b"]"#, None),
+            (r#"{"model":"b"#, None),
+            (&long, None),
+            (&written, Some(&"A".repeat(256))),
+        ] {
+            let mut tap = JsonTap::default();
+            tap.push(text.as_bytes());
+            assert_eq!(tap.take_model().as_deref(), name, "{text}");
+            let mut tap = JsonTap::default();
+            text.as_bytes().chunks(1).for_each(|piece| tap.push(piece));
+            assert_eq!(tap.take_model().as_deref(), name, "{text} byte by byte");
+        }
     }
 
     #[test]
@@ -206,7 +269,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_split_gives_the_same_counts(mut cuts in proptest::collection::vec(0usize..400, 0..8)) {
+        fn any_split_gives_the_same(mut cuts in proptest::collection::vec(0usize..500, 0..8)) {
             let whole = ANSWER.as_bytes();
             cuts.sort_unstable();
             let mut tap = JsonTap::default();
@@ -218,6 +281,8 @@ mod tests {
             }
             tap.push(&whole[at..]);
             prop_assert_eq!(tap.usage().0.total, 33);
+            let model = tap.take_model();
+            prop_assert_eq!(model.as_deref(), Some(NAME));
         }
     }
 }

@@ -7,4 +7,5 @@ pub mod headers;
 pub mod json;
 pub mod peek;
 pub mod prefix;
+pub mod samples;
 pub mod sse;

@@ -154,9 +154,9 @@ fn captures_are_counted_right() {
         let (_, stream) = captures().into_iter().find(|(n, _)| n == name).unwrap();
         run(Strip::Nothing, &stream, &[]).1
     };
-    for (name, cached) in [("vllm", 0), ("llamacpp", 20)] {
+    for (name, cached) in [("vllm", None), ("llamacpp", Some(20))] {
         let usage = format!(
-            "(TokenCounts {{ prompt: 21, completion: 12, total: 33, cached: {cached} }}, Final) done true aborted false failed false"
+            "(TokenCounts {{ prompt: 21, completion: 12, total: 33, cached: {cached:?}, reasoning: None }}, Final) done true aborted false failed false"
         );
         assert!(counted(&format!("{name}/chat_stream_usage.txt")).starts_with(&usage));
     }

@@ -32,6 +32,8 @@ mod limits;
 mod operator;
 mod paths;
 mod quotas;
+mod reconciliation;
+mod records;
 mod replicas;
 mod retries;
 mod routing;

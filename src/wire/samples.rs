@@ -1,0 +1,62 @@
+//! Prometheus' text format, of which only some metrics are wanted: engines write tens of kilobytes.
+
+use memchr::{memchr, memrchr};
+
+/// Calls `found` for every sample of one of these metrics, with what stands beside its name in
+/// `wanted`. Lines that cannot be read are passed over.
+pub fn each<T: Copy>(text: &[u8], wanted: &[(&[u8], T)], mut found: impl FnMut(T, f64)) {
+    // Few of the lines are wanted, and their first letters tell most of the others.
+    let mut first = [false; 256];
+    wanted.iter().filter_map(|(name, _)| name.first()).for_each(|b| first[usize::from(*b)] = true);
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = memchr(b'\n', rest).unwrap_or(rest.len());
+        let line = &rest[..end];
+        rest = rest.get(end + 1..).unwrap_or_default();
+        if line.first().is_some_and(|b| first[usize::from(*b)])
+            && let Some((what, value)) = sample(line, wanted)
+        {
+            found(what, value);
+        }
+    }
+}
+
+/// The value of a line that is wanted.
+fn sample<T: Copy>(line: &[u8], wanted: &[(&[u8], T)]) -> Option<(T, f64)> {
+    let of = |name: &[u8]| {
+        let rest = line.strip_prefix(name)?;
+        match rest.first()? {
+            // A label's value may hold a brace; nothing behind the labels does.
+            b'{' => Some(&rest[memrchr(b'}', rest)? + 1..]),
+            b' ' | b'\t' => Some(rest),
+            // The name is longer.
+            _ => None,
+        }
+    };
+    let (what, value) = wanted.iter().find_map(|(name, what)| Some((*what, of(name)?)))?;
+    // A time may stand behind the value.
+    let value = std::str::from_utf8(value).ok()?.split_ascii_whitespace().next()?;
+    Some((what, value.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_wanted_is_found() {
+        let text = b"# TYPE a_total counter\n\
+            a_total{x=\"1 } 9\"} 3.0\n\
+            a_total{x=\"2\"} 1e1 1700000000\n\
+            a_total_of_more 99\n\
+            a_total{x=\"3\n\
+            a_total nothing\n\
+            ab\t7\n\
+            b 1\n\
+            a_total 0.5";
+        let mut seen = Vec::new();
+        each(text, &[(b"a_total", 'a'), (b"ab", 'b')], |what, value| seen.push((what, value)));
+        assert_eq!(seen, [('a', 3.0), ('a', 10.0), ('b', 7.0), ('a', 0.5)]);
+        each(b"a 1\n", &[], |(), _| panic!("nothing is wanted"));
+    }
+}

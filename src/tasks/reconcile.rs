@@ -81,7 +81,7 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
         }
         if !std::mem::replace(&mut on, true) {
             let n = wanted.len();
-            log::info!("metered tokens are compared with the counters of {n} vLLM backends");
+            log::info!("metered tokens are compared with the counters of vLLM; backends: {n}");
         }
         load::wait(&live, generation, began, plan.interval).await;
     }

@@ -61,7 +61,7 @@ async fn what_goes_through_the_gateway_does_not_drift_and_what_goes_past_it_does
     let mut past = Client::connect(sim.address).await;
     ask(&mut past, false).await;
     let gateway = Gateway::start(&text(&[&sim])).await;
-    gateway.logs("metered tokens are compared with the counters of 1 vLLM backends").await;
+    gateway.logs("metered tokens are compared with the counters of vLLM; backends: 1").await;
     read_twice(&sim).await;
     let mut client = gateway.client().await;
     for stream in [false, true, true, false] {

@@ -297,6 +297,31 @@ fn the_schema_in_the_repository_is_that_of_the_records() {
     assert_eq!(printed["properties"]["version"]["const"], record::VERSION);
 }
 
+/// The example of a record in the documentation.
+fn documented() -> Value {
+    let text = include_str!("../../docs/usage.md");
+    let example = text.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    serde_json::from_str(example).unwrap()
+}
+
+#[test]
+fn every_field_is_documented() {
+    let text = include_str!("../../docs/usage.md");
+    let rows: Vec<_> = text.lines().filter(|line| line.starts_with("| `")).collect();
+    let schema = record::schema();
+    let fields: Vec<_> = schema["properties"].as_object().unwrap().keys().collect();
+    for field in &fields {
+        let named = format!("`{field}`");
+        let first = |row: &&&str| row.split('|').nth(1).is_some_and(|cell| cell.contains(&named));
+        assert!(rows.iter().any(|row| first(&row)), "{field}");
+    }
+    // In the order in which they are written, and none that does not exist.
+    let shown = documented();
+    let shown: Vec<_> = shown.as_object().unwrap().keys().collect();
+    let expected: Vec<_> = fields.into_iter().filter(|f| *f != "queue_ms").collect();
+    assert_eq!(shown, expected);
+}
+
 /// Records of as many kinds as there are.
 async fn all_kinds(receiver: &Receiver, sim: &Sim) -> Vec<Value> {
     let gateway = Gateway::start(&format!(
@@ -358,6 +383,8 @@ async fn records_satisfy_the_schema() {
         (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
     };
     let (fine, told) = check(&records).await;
+    assert!(fine, "{told}");
+    let (fine, told) = check(&[documented()]).await;
     assert!(fine, "{told}");
     // Fields may be added; none may lack, or be of another kind.
     let mut more = records[0].clone();

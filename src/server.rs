@@ -333,7 +333,11 @@ fn drain(live: &Live, carry: &Carry, patience: Duration, hurry: &AtomicBool) {
         log::error!("the usage of {} keys could not be counted", counting());
     }
     carry.usage.flush();
-    match carry.usage.waiting() {
+    let (unwritten, waiting) = (carry.usage.unwritten(), carry.usage.waiting());
+    if unwritten > 0 {
+        log::error!("{unwritten} usage records could not be written to the spool; they are lost");
+    }
+    match waiting {
         0 => log::info!("stopped"),
         left if carry.usage.durable() => {
             log::info!("stopped; {left} usage records wait in the spool for the next start");

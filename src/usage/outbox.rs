@@ -129,12 +129,17 @@ impl Outbox {
         }
     }
 
-    /// Records that some reporter has not delivered.
+    /// Records that were handed over and are not in the spool.
+    pub fn unwritten(&self) -> u64 {
+        self.spool().map_or(0, |spool| spool.queued())
+    }
+
+    /// Records in the spool that some reporter has not delivered.
     pub fn waiting(&self) -> u64 {
         let Some(spool) = self.spool() else { return 0 };
         let end = spool.end();
         let behind = self.standings().iter().map(|s| end.saturating_sub(s.next())).max();
-        behind.unwrap_or(0) + spool.queued()
+        behind.unwrap_or(0)
     }
 }
 

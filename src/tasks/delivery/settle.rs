@@ -273,7 +273,7 @@ usage:
         let mut reporter = Reporter::new(&plan.usage.reporters[0], &spool, &carry);
         let fake = Arc::new(Fake { behaviour, calls: Mutex::default() });
         reporter.sink = Arc::<Fake>::clone(&fake);
-        reporter.patience = Duration::from_millis(20);
+        reporter.patience = Duration::from_millis(500);
         (reporter, fake)
     }
 

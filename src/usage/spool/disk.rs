@@ -136,6 +136,7 @@ impl Disk {
             None => {
                 let (file, first) = segment::create(folder, next).map_err(cannot)?;
                 segments.push_back(first);
+                sync_folder(folder).map_err(cannot)?;
                 file
             }
         };
@@ -184,8 +185,7 @@ impl Disk {
         active.sync_data()?;
         let first = lock(&self.state).end;
         let (file, segment) = segment::create(&self.folder, first)?;
-        // The file is to be found after a power failure, not only to be there.
-        File::open(&self.folder)?.sync_all()?;
+        sync_folder(&self.folder)?;
         *active = Arc::new(file);
         lock(&self.state).segments.push_back(segment);
         Ok(())
@@ -309,6 +309,11 @@ impl Disk {
         self.metrics.spool_waiting_bytes.set(gauge(waiting.map(|(_, s)| s.bytes).sum()));
         self.metrics.spool_max_bytes.set(gauge(state.plan.max_size));
     }
+}
+
+/// A file that was made is to be found after a power failure.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 /// Takes the lock of a folder.

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::future::join;
 use redis::{
     Client, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
@@ -283,6 +284,51 @@ impl Redis {
         let args = [old.to_owned(), new.to_owned()];
         let done = self.script::<i64>(&REPLACE, &[key.to_owned()], &args).await;
         done.map(|done| done == 1).map_err(|unanswered| unanswered.why)
+    }
+}
+
+impl Redis {
+    /// Adds entries to a stream, all or none. With `max_len` about so many of the newest stay.
+    ///
+    /// # Errors
+    /// If the server cannot be asked, or refuses. If it did not answer, they may have been added.
+    pub async fn add<const N: usize>(
+        &self,
+        stream: &str,
+        max_len: Option<u64>,
+        entries: &[[(&str, Bytes); N]],
+    ) -> Result<(), StoreError> {
+        let mut connection = self.connection().await?;
+        let mut all = redis::pipe();
+        // In a transaction: what is refused, or breaks off, in its midst leaves no part behind that
+        // would be there twice after the next attempt; and what several gateways add at the same
+        // time is not mixed.
+        all.atomic();
+        for entry in entries {
+            all.cmd("XADD").arg(stream);
+            if let Some(most) = max_len {
+                all.arg("MAXLEN").arg("~").arg(most);
+            }
+            all.arg("*");
+            for (name, value) in entry {
+                all.arg(*name).arg(&value[..]);
+            }
+            all.ignore();
+        }
+        let added = all.exec_async(&mut connection).await;
+        added.map_err(|e| StoreError::new(refusal(e, stream)))
+    }
+}
+
+/// Why a transaction with this key was refused.
+fn refusal(error: RedisError, key: &str) -> String {
+    // Those of its commands tell more than that it was not done.
+    let told = error.clone().into_server_errors();
+    match told.as_deref().and_then(|errors| errors.first()).map(|(_, first)| first.code()) {
+        Some("WRONGTYPE") => format!("what stands at the key `{key}` is no stream"),
+        Some("OOM") => "Redis has no memory left (OOM)".to_owned(),
+        Some(code) => format!("Redis refused the command: {code}"),
+        None => cause(&error),
     }
 }
 

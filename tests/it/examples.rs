@@ -338,3 +338,41 @@ async fn usage_in_a_table() {
         .await;
     }
 }
+
+#[tokio::test]
+async fn usage_in_a_file() {
+    let sim = sim().await;
+    let gateway = Gateway::example("usage-file", &[("BACKEND_URL", sim.url())]).await;
+    for _ in 0..3 {
+        assert_eq!(
+            gateway.client().await.ask("/v1/chat/completions", chat(false)).await.status,
+            200
+        );
+    }
+    let path = gateway.file.with_file_name("data").join("usage.jsonl");
+    let text = || fs::read_to_string(&path).unwrap_or_default();
+    eventually("three lines", async || text().lines().count() == 3).await;
+    let counted = r#""prompt_tokens":9,"completion_tokens":16"#;
+    assert!(text().lines().all(|line| line.contains(counted)), "{}", text());
+}
+
+#[tokio::test]
+async fn usage_in_redis() {
+    let (sim, redis) = (sim().await, Redis::start().await);
+    let env = [("BACKEND_URL", sim.url()), ("REDIS_ADDR", redis.address.to_string())];
+    let gateway = Gateway::example("usage-redis", &env).await;
+    for _ in 0..3 {
+        assert_eq!(
+            gateway.client().await.ask("/v1/chat/completions", chat(false)).await.status,
+            200
+        );
+    }
+    eventually("three entries", async || redis.command(&["XLEN", "llmproxy:usage"]).trim() == "3")
+        .await;
+    redis.command(&["XGROUP", "CREATE", "llmproxy:usage", "billing", "0"]);
+    let group = ["XREADGROUP", "GROUP", "billing", "worker-1", "COUNT", "100"];
+    let read = redis.command(&[&group[..], &["STREAMS", "llmproxy:usage", ">"]].concat());
+    let counted = r#""prompt_tokens":9,"completion_tokens":16"#;
+    let counted = read.lines().filter(|line| line.starts_with('{') && line.contains(counted));
+    assert_eq!(counted.count(), 3, "{read}");
+}

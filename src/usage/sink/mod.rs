@@ -1,5 +1,7 @@
 //! Where records go. One file a sink.
 
+pub mod file;
+pub mod stream;
 pub mod table;
 pub mod webhook;
 
@@ -117,9 +119,10 @@ pub fn make(plan: &ReporterPlan, with: Resources<'_>) -> Arc<dyn Sink> {
             Arc::new(webhook::Webhook::new(with.client.clone(), webhook.clone()))
         }
         Destination::Database(table) => Arc::new(table::Table::new(table, with.stores)),
-        Destination::File(_) | Destination::Redis(_) => {
-            let _ = with.stores;
-            unreachable!("being built")
+        Destination::File(file) => Arc::new(file::Lines::new(file.clone())),
+        Destination::Redis(stream) => {
+            let redis = with.stores.redis(&stream.settings);
+            Arc::new(stream::Stream::new(redis, stream.clone()))
         }
     }
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the command line talks to people")]
 
 mod lua;
+mod usage;
 
 use std::{
     io::Write,
@@ -59,6 +60,9 @@ enum Command {
     /// Try a script.
     #[command(subcommand)]
     Lua(lua::Command),
+    /// Look at the spool of usage records, and send records again.
+    #[command(subcommand)]
+    Usage(usage::Command),
 }
 
 #[derive(Args)]
@@ -114,6 +118,7 @@ pub fn main() -> ExitCode {
         (Some(Command::Demo { listen }), _) => end(demo::run(listen)),
         (Some(Command::Sim(args)), _) => end(sim(args)),
         (Some(Command::Lua(command)), _) => lua::run(command),
+        (Some(Command::Usage(command)), _) => usage::run(&command),
         (None, None) => unreachable!("clap prints the help"),
     }
 }

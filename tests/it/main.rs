@@ -46,6 +46,7 @@ mod streaming;
 mod timeouts;
 mod tls;
 mod usage;
+mod usage_cli;
 mod usage_sinks;
 mod usage_store;
 mod ways;

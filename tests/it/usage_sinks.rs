@@ -1,6 +1,6 @@
 //! Usage records in files and in streams of a real Redis.
 
-use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use llmproxy::{
@@ -156,4 +156,55 @@ usage:
     assert_eq!(gateway.ask_as("sk-any").await.status, 200);
     eventually("the next one is in a new file", async || records(&path).len() == 1).await;
     assert_eq!((sequences(&records(&path)), records(&moved).len()), (vec![6], 5));
+}
+
+#[tokio::test]
+async fn a_stream_that_was_away_gets_everything_in_its_order() {
+    let (sim, mut redis) = (sim().await, Redis::start().await);
+    let more = format!(
+        "storage: {{caches: [{{name: main, addr: \"{}\"}}]}}
+usage:
+  reporters: [{{type: redis, max_backoff: 200ms, redis: {{storage: main, batch_size: 3}}}}]
+",
+        redis.address
+    );
+    let gateway = Gateway::before(&[sim.url()], &more).await;
+    redis.stop();
+    for _ in 0..10 {
+        assert_eq!(gateway.ask_as("sk-any").await.status, 200);
+    }
+    gateway.logs("Redis cannot be reached").await;
+    redis.restart().await;
+    eventually("all are in the stream", async || length(&redis) == 10).await;
+    let told = redis.command(&["XRANGE", STREAM, "-", "+"]);
+    let records = told.lines().filter(|line| line.starts_with('{'));
+    let records: Vec<Value> = records.map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(sequences(&records), (1..=10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_full_disk_holds_nobody_up_and_loses_nothing() {
+    let sim = sim().await;
+    let list = format!("backends: [{{url: \"{}\"}}]\n", sim.url());
+    let reporters = |path: &str| {
+        format!(
+            "{list}usage:
+  reporters:
+    - {{name: full, type: file, max_backoff: 200ms, file: {{path: {path}}}}}
+    - {{name: good, type: file, file: {{path: good.jsonl}}}}
+"
+        )
+    };
+    let gateway = Gateway::start(&reporters("/dev/full")).await;
+    for _ in 0..5 {
+        assert_eq!(gateway.ask_as("sk-any").await.status, 200);
+    }
+    let good = gateway.file.with_file_name("good.jsonl");
+    eventually("the other file has all", async || records(&good).len() == 5).await;
+    gateway.logs("/dev/full: No space left on device").await;
+
+    gateway.rewrite(&reporters("mended.jsonl"));
+    let mended = gateway.file.with_file_name("mended.jsonl");
+    eventually("the first one has all", async || records(&mended).len() == 5).await;
+    assert_eq!(records(&mended), records(&good));
 }

@@ -354,7 +354,8 @@ mod tests {
             }
         };
         let (one, two) = (tokio::spawn(write(0)), tokio::spawn(write(100)));
-        (one.await.unwrap(), two.await.unwrap());
+        one.await.unwrap();
+        two.await.unwrap();
         let files = fs::read_dir(temp.path()).unwrap().map(|file| file.unwrap().path());
         let mut all = Vec::new();
         for file in files {

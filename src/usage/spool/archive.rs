@@ -140,6 +140,7 @@ impl Archive {
     }
 
     /// Reads everything. `progress` is told of the bytes that were read since it was last told.
+    /// Segments that are removed meanwhile are passed over.
     ///
     /// # Errors
     /// If a file cannot be read at all.
@@ -148,7 +149,15 @@ impl Archive {
         let mut next: Option<u64> = None;
         let mut numbers: BTreeMap<String, u64> = BTreeMap::new();
         for (i, segment) in self.segments.iter().enumerate() {
-            let mut walk = open(segment)?;
+            let mut walk = match Walk::open(&segment.path, None, None) {
+                Ok(walk) => walk,
+                // Removed meanwhile, with all before it: now the log begins behind it.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    (next, numbers) = (None, BTreeMap::new());
+                    continue;
+                }
+                Err(e) => return Err(unreadable(segment, &e)),
+            };
             let mut told = 0;
             // A log that has lost its beginning is one whose oldest records are no longer needed.
             verdict.expect(*next.get_or_insert(segment.first), segment.first);

@@ -1,0 +1,103 @@
+//! `llmproxy usage verify`: whether the spool is whole.
+
+use std::fmt::Write;
+
+use clap::Args;
+use indicatif::BinaryBytes;
+
+use super::{archive, bar, count, print};
+use crate::{
+    cli::ConfigFile,
+    config::plan::Plan,
+    usage::spool::{Gap, Verdict},
+};
+
+/// Arguments of `usage verify`.
+#[derive(Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub file: ConfigFile,
+}
+
+/// Checks the spool; whether all is well.
+///
+/// # Errors
+/// If it cannot be checked.
+pub fn run(plan: &Plan) -> Result<bool, String> {
+    let archive = archive(plan)?;
+    let template = "{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+    let bar = bar(archive.bytes(), template);
+    let verdict = archive.verify(&mut |bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    let verdict = verdict?;
+    let places = archive.places()?;
+    let lost_places: Vec<_> = places.into_iter().filter(|(_, place)| place.is_none()).collect();
+    let mut text = problems(&verdict);
+    for (name, _) in &lost_places {
+        writeln!(text, "the place of the reporter {name} is damaged: it begins anew").ok();
+    }
+    let good = verdict.is_good() && lost_places.is_empty();
+    let records = count(verdict.records, "record");
+    let segments = count(archive.segments().len() as u64, "segment");
+    let bytes = BinaryBytes(verdict.bytes);
+    let end = if good { "nothing is damaged, nothing is missing" } else { "not all is well" };
+    writeln!(text, "{records} in {segments}, {bytes}: {end}").ok();
+    print(&text);
+    Ok(good)
+}
+
+/// A line for each thing that is not as it should be.
+fn problems(verdict: &Verdict) -> String {
+    let mut text = String::new();
+    for damage in &verdict.damage {
+        let (path, bytes) = (damage.path.display(), count(damage.bytes, "byte"));
+        writeln!(text, "{path}: {bytes} at offset {} cannot be read", damage.offset).ok();
+    }
+    for gap in &verdict.gaps {
+        match gap {
+            Gap::Log { from, lost } => {
+                let (to, lost) = (from + lost - 1, count(*lost, "record"));
+                writeln!(text, "{lost} missing in the log: #{from} to #{to}")
+            }
+            Gap::Sequence { process, from, lost } => {
+                let (to, lost) = (from + lost - 1, count(*lost, "record"));
+                let numbers = format!("sequence {from} to {to}");
+                writeln!(text, "{lost} missing of the process {process:?}: {numbers}")
+            }
+            Gap::Order { index } => writeln!(text, "the record #{index} is out of its order"),
+        }
+        .ok();
+    }
+    if verdict.torn > 0 {
+        let bytes = count(verdict.torn, "byte");
+        writeln!(text, "the end is half a record, {bytes}: being written, or left by a crash").ok();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::spool::Damage;
+
+    #[test]
+    fn every_problem_has_a_line() {
+        let verdict = Verdict {
+            damage: vec![Damage { path: "a/0.log".into(), offset: 16, bytes: 1 }],
+            gaps: vec![
+                Gap::Log { from: 3, lost: 1 },
+                Gap::Sequence { process: "gw_1".to_owned(), from: 4, lost: 2 },
+                Gap::Order { index: 9 },
+            ],
+            torn: 5,
+            ..Verdict::default()
+        };
+        let told = "a/0.log: 1 byte at offset 16 cannot be read
+1 record missing in the log: #3 to #3
+2 records missing of the process \"gw_1\": sequence 4 to 5
+the record #9 is out of its order
+the end is half a record, 5 bytes: being written, or left by a crash
+";
+        assert_eq!(problems(&verdict), told);
+    }
+}

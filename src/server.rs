@@ -42,6 +42,9 @@ use crate::{
     telemetry::logger,
 };
 
+/// How long the last records may take to be written, also when the end is wanted at once.
+const LAST_WRITES: Duration = Duration::from_secs(1);
+
 /// The signal of a process that writes more to a file than it may.
 const SIGXFSZ: i32 = 25;
 
@@ -314,6 +317,7 @@ fn drain(live: &Live, carry: &Carry, patience: Duration, hurry: &AtomicBool) {
     }
     let counting = || carry.metrics.counting.get();
     let pending = || carry.metrics.limits.pending.get();
+    carry.usage.finish();
     wait(LAST_DELIVERIES, &|| {
         // What a request has left behind that ended just now goes back as well.
         if let Some(redis) = live.load().limits.redis() {
@@ -331,6 +335,11 @@ fn drain(live: &Live, carry: &Carry, patience: Duration, hurry: &AtomicBool) {
     }
     if counting() > 0 {
         log::error!("the usage of {} keys could not be counted", counting());
+    }
+    // In no hurry about this: the last records gather for a moment, and are written.
+    let end = Instant::now() + LAST_WRITES;
+    while carry.usage.unwritten() > 0 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
     }
     carry.usage.flush();
     let (unwritten, waiting) = (carry.usage.unwritten(), carry.usage.waiting());

@@ -109,6 +109,14 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
     if !plan.is_on() {
         return;
     }
+    let unknown = summary.outcome == Outcome::Rejected
+        && ctx.who.principal.is_none()
+        && ctx.snapshot.auth.is_some();
+    // Who has no key must not be able to fill the spool.
+    if unknown && ctx.carry.usage.pressed() {
+        ctx.carry.metrics.usage.lost.with_label_values(&["unknown_caller"]).inc();
+        return;
+    }
     let key = ctx.who.key();
     let api_key = match plan.caller_key {
         KeyForm::Masked => key.map(secret::mask).unwrap_or_default(),

@@ -28,17 +28,12 @@ pub struct UsageMetrics {
     pub disabled: IntGaugeVec,
     /// `llmproxy_usage_records_lost_total{reason}`: records that nobody will ever get: `queue_full`
     /// (they could not be written as fast as they came, or not at all), `spool_full` (the oldest
-    /// were dropped; a few may have been on their way), `damaged` (they cannot be read any more), `given_up` (without a spool on disk:
-    /// they could not be delivered).
+    /// were dropped; a few may have been on their way), `damaged` (they cannot be read any more, or were removed), `given_up` (without a spool on disk:
+    /// they could not be delivered), `unknown_caller` (requests refused for want of a key, of which no
+    /// record is made while more than half of the spool's room is taken).
     pub lost: IntCounterVec,
-    /// `llmproxy_usage_spool_bytes`: the size of the spool, what is kept for a replay included.
-    pub spool_bytes: IntGauge,
-    /// `llmproxy_usage_spool_waiting_bytes`: the part that some reporter still needs.
-    pub spool_waiting_bytes: IntGauge,
-    /// `llmproxy_usage_spool_max_bytes`: how much may wait.
-    pub spool_max_bytes: IntGauge,
-    /// `llmproxy_usage_spool_full`: 1 while there is no room for new records.
-    pub spool_full: IntGauge,
+    /// The spool.
+    pub spool: SpoolMetrics,
     /// Reconciliation.
     pub drift: DriftMetrics,
 }
@@ -58,7 +53,7 @@ impl UsageMetrics {
             "Usage records that nobody will ever get",
             "reason",
         );
-        for reason in ["queue_full", "spool_full", "damaged", "given_up"] {
+        for reason in ["queue_full", "spool_full", "damaged", "given_up", "unknown_caller"] {
             lost.with_label_values(&[reason]);
         }
         Self {
@@ -107,19 +102,7 @@ impl UsageMetrics {
                 "reporter",
             ),
             lost,
-            spool_bytes: gauge("llmproxy_usage_spool_bytes", "The size of the usage spool"),
-            spool_waiting_bytes: gauge(
-                "llmproxy_usage_spool_waiting_bytes",
-                "The part of the usage spool that is not delivered everywhere",
-            ),
-            spool_max_bytes: gauge(
-                "llmproxy_usage_spool_max_bytes",
-                "How much of the usage spool may wait",
-            ),
-            spool_full: gauge(
-                "llmproxy_usage_spool_full",
-                "Whether there is no room for new usage records",
-            ),
+            spool: SpoolMetrics::new(r),
             drift: DriftMetrics::new(r),
         }
     }
@@ -129,6 +112,48 @@ impl UsageMetrics {
         self.waiting.remove_label_values(&[reporter]).ok();
         self.oldest.remove_label_values(&[reporter]).ok();
         self.disabled.remove_label_values(&[reporter]).ok();
+    }
+}
+
+/// The metrics of the spool.
+#[derive(Clone)]
+pub struct SpoolMetrics {
+    /// `llmproxy_usage_spool_bytes`: the size of the spool, what is kept for a replay included.
+    pub bytes: IntGauge,
+    /// `llmproxy_usage_spool_waiting_bytes`: the part that some reporter still needs.
+    pub waiting_bytes: IntGauge,
+    /// `llmproxy_usage_spool_max_bytes`: how much may wait.
+    pub max_bytes: IntGauge,
+    /// `llmproxy_usage_spool_sync_errors_total`: records could not be forced to the disk. After one
+    /// the disk may have lost what was written before it.
+    pub sync_errors: IntCounter,
+    /// `llmproxy_usage_spool_full`: 1 while there is no room for new records.
+    pub full: IntGauge,
+}
+
+impl SpoolMetrics {
+    fn new(r: &Registry) -> Self {
+        let counter = |name: &str, help: &str| register(r, IntCounter::new(name, help));
+        let gauge = |name: &str, help: &str| register(r, IntGauge::new(name, help));
+        Self {
+            bytes: gauge("llmproxy_usage_spool_bytes", "The size of the usage spool"),
+            waiting_bytes: gauge(
+                "llmproxy_usage_spool_waiting_bytes",
+                "The part of the usage spool that is not delivered everywhere",
+            ),
+            max_bytes: gauge(
+                "llmproxy_usage_spool_max_bytes",
+                "How much of the usage spool may wait",
+            ),
+            sync_errors: counter(
+                "llmproxy_usage_spool_sync_errors_total",
+                "How often usage records could not be forced to the disk",
+            ),
+            full: gauge(
+                "llmproxy_usage_spool_full",
+                "Whether there is no room for new usage records",
+            ),
+        }
     }
 }
 

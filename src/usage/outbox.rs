@@ -109,13 +109,25 @@ impl Outbox {
         lock(&self.reporters).values().cloned().collect()
     }
 
+    /// The process is about to end: what was handed over is to be written, however much that is.
+    pub fn finish(&self) {
+        if let Some(spool) = self.spool() {
+            spool.lift_limit();
+        }
+    }
+
+    /// Whether the spool is short of room.
+    pub fn pressed(&self) -> bool {
+        self.spool().is_some_and(|spool| spool.pressed())
+    }
+
     /// Whether a process that ends now would leave records behind that could be delivered, or
     /// written, in a moment.
     pub fn busy(&self) -> bool {
         let Some(spool) = self.spool() else { return false };
         let standings = self.standings();
         let soon = |s: &Arc<Standing>| {
-            s.next() < spool.end() && (!self.durable() || s.state() == State::Delivering)
+            spool.behind(s.next()) > 0 && (!self.durable() || s.state() == State::Delivering)
         };
         spool.queued() > 0 || standings.iter().any(soon)
     }
@@ -137,9 +149,7 @@ impl Outbox {
     /// Records in the spool that some reporter has not delivered.
     pub fn waiting(&self) -> u64 {
         let Some(spool) = self.spool() else { return 0 };
-        let end = spool.end();
-        let behind = self.standings().iter().map(|s| end.saturating_sub(s.next())).max();
-        behind.unwrap_or(0)
+        self.standings().iter().map(|s| spool.behind(s.next())).max().unwrap_or(0)
     }
 }
 

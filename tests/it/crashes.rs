@@ -193,6 +193,8 @@ async fn what_was_answered_is_billed_once_however_often_the_gateway_is_killed() 
         ledger.len(),
         f64::from(sum) / f64::from(KILLS),
     );
+    // Nearly all records outlive a crash also when they are younger than that.
+    assert!(sum as usize * 10 < seen.len(), "{sum} of {} records are lost", seen.len());
     assert!(oldest < INTERVAL, "a record that was {oldest:?} old is lost");
     in_order(&ledger);
 }

@@ -66,7 +66,7 @@ pub struct Spool {
 }
 
 impl Reporter {
-    fn new(standing: &Standing, end: u64) -> Self {
+    fn new(standing: &Standing, outbox: &Outbox) -> Self {
         let failure = standing.failure();
         Self {
             name: standing.name.clone(),
@@ -76,7 +76,7 @@ impl Reporter {
                 Doing::Waiting => Doings::Waiting,
                 Doing::Disabled => Doings::Disabled,
             },
-            waiting: end.saturating_sub(standing.next()),
+            waiting: outbox.spool().map_or(0, |spool| spool.behind(standing.next())),
             last_failure: failure
                 .map(|(time, error)| LastFailure { time: format!("{time:.3}"), error }),
             next_attempt: standing.retry_at().map(|time| format!("{time:.3}")),
@@ -91,9 +91,9 @@ impl Spool {
             durable: outbox.durable(),
             waiting: outbox.waiting(),
             end,
-            bytes: metrics.spool_bytes.get(),
-            waiting_bytes: metrics.spool_waiting_bytes.get(),
-            max_bytes: metrics.spool_max_bytes.get(),
+            bytes: metrics.spool.bytes.get(),
+            waiting_bytes: metrics.spool.waiting_bytes.get(),
+            max_bytes: metrics.spool.max_bytes.get(),
             full: outbox.refuses(),
         }
     }
@@ -107,6 +107,6 @@ pub async fn reporters(State(parts): State<Parts>) -> Json<Reporters> {
     let outbox = &parts.carry.usage;
     let end = outbox.spool().map_or(0, |spool| spool.end());
     let reporters =
-        outbox.standings().iter().map(|standing| Reporter::new(standing, end)).collect();
+        outbox.standings().iter().map(|standing| Reporter::new(standing, outbox)).collect();
     Json(Reporters { reporters, spool: Spool::new(outbox, end) })
 }

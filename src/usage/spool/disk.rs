@@ -4,14 +4,14 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
 use super::{
-    Entry, Full, Log, frame,
+    Entry, Full, Kind, Log, frame,
     place::{self, Kept, PlaceFile},
     segment::{self, Segment, Step, Walk},
 };
@@ -61,6 +61,8 @@ struct State {
     hints: VecDeque<(u64, u64, u64)>,
     /// Where damage was found that has been told of.
     damaged: BTreeSet<u64>,
+    /// Everything before this index was dropped, and counted then.
+    dropped: u64,
     plan: SpoolPlan,
     tidied: Option<Instant>,
 }
@@ -151,6 +153,7 @@ impl Disk {
                 places: BTreeMap::new(),
                 hints: VecDeque::new(),
                 damaged: BTreeSet::new(),
+                dropped: 0,
                 plan: plan.spool,
                 tidied: None,
             }),
@@ -187,7 +190,10 @@ impl Disk {
         let (file, segment) = segment::create(&self.folder, first)?;
         sync_folder(&self.folder)?;
         *active = Arc::new(file);
-        lock(&self.state).segments.push_back(segment);
+        let mut state = lock(&self.state);
+        // One without a record gives way to its namesake.
+        state.segments.pop_back_if(|last| last.first == first);
+        state.segments.push_back(segment);
         Ok(())
     }
 
@@ -208,7 +214,7 @@ impl Disk {
     }
 
     /// Makes room for so many bytes by removing what has been delivered everywhere.
-    fn room(&self, more: u64) -> Result<(), String> {
+    fn room(&self, more: u64) -> Result<(), (Kind, String)> {
         loop {
             let (spare, waiting, max) = {
                 let state = lock(&self.state);
@@ -219,17 +225,22 @@ impl Disk {
                 (state.spare(), bytes, max)
             };
             if spare == 0 || self.remove(1) == 0 {
-                return Err(format!(
-                    "{waiting} bytes wait in the spool, and usage.spool.max_size is {max}"
-                ));
+                let why = "bytes wait in the spool, and usage.spool.max_size is";
+                return Err((Kind::Room, format!("{waiting} {why} {max}")));
             }
         }
     }
 
-    /// Removes everything that has been delivered everywhere: the disk is full.
-    fn give_way(&self) {
+    /// What kind of trouble an error is. If the disk is full, everything is removed that has been
+    /// delivered everywhere; other troubles are no reason to.
+    fn trouble(&self, e: &io::Error) -> Kind {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        if !matches!(e.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
+            return Kind::Broken;
+        }
         let spare = lock(&self.state).spare();
         self.remove(spare);
+        Kind::Room
     }
 
     /// Where to look for an index: the segment, from where in it, and up to where; and whether it
@@ -253,6 +264,7 @@ impl Disk {
     ) -> io::Result<(Vec<Entry>, u64)> {
         let mut walk = Walk::open(&segment.path, hint, Some(segment.bytes))?;
         let (mut entries, mut next, mut bytes) = (Vec::new(), from.max(segment.first), 0);
+        self.missing(from.max(lock(&self.state).dropped), segment.first, &segment.path);
         loop {
             match walk.step()? {
                 Some(Step::Record(entry, _)) if entry.index < next => {}
@@ -289,14 +301,35 @@ impl Disk {
 
     /// Records are missing, which is told once.
     fn missing(&self, from: u64, to: u64, path: &Path) {
-        if to > from && lock(&self.state).damaged.insert(from) {
+        let news = |state: &mut State| {
+            // A disk that loses everything does not fill the memory as well.
+            if state.damaged.len() > 10_000 {
+                state.damaged.clear();
+            }
+            state.damaged.insert(from)
+        };
+        if to > from && news(&mut lock(&self.state)) {
             let lost = to - from;
             self.metrics.lost.with_label_values(&["damaged"]).inc_by(lost);
             log::error!(
-                "{lost} usage records (#{from} to #{}) cannot be read: {} is damaged",
+                "{lost} usage records (#{from} to #{}) cannot be read any more: damaged, or removed, \
+                 at {}",
                 to - 1,
                 path.display()
             );
+        }
+    }
+
+    /// A file that somebody has removed would take records until it is full, and they would be gone
+    /// with the process.
+    fn mind_removal(&self) {
+        let mut active = lock(&self.active);
+        if active.metadata().is_ok_and(|about| about.nlink() > 0) {
+            return;
+        }
+        log::error!("the file that usage records are written to was removed: another one is begun");
+        if let Err(e) = self.roll(&mut active) {
+            log::error!("cannot begin a segment of the spool: {e}");
         }
     }
 
@@ -305,9 +338,9 @@ impl Disk {
         let waits = |i: usize| state.segments.get(i + 1).map_or(state.end, |s| s.first) > needed;
         let waiting = state.segments.iter().enumerate().filter(|(i, _)| waits(*i));
         let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.metrics.spool_bytes.set(gauge(state.bytes()));
-        self.metrics.spool_waiting_bytes.set(gauge(waiting.map(|(_, s)| s.bytes).sum()));
-        self.metrics.spool_max_bytes.set(gauge(state.plan.max_size));
+        self.metrics.spool.bytes.set(gauge(state.bytes()));
+        self.metrics.spool.waiting_bytes.set(gauge(waiting.map(|(_, s)| s.bytes).sum()));
+        self.metrics.spool.max_bytes.set(gauge(state.plan.max_size));
     }
 }
 
@@ -351,9 +384,9 @@ impl Log for Disk {
             let n = match fitting {
                 0 if used > segment::HEAD => {
                     if let Err(e) = self.roll(&mut active) {
-                        self.give_way();
+                        let kind = self.trouble(&e);
                         let why = format!("cannot begin a segment of the spool: {e}");
-                        return Err(Full { why, waits: true, records });
+                        return Err(Full { kind, why, records });
                     }
                     continue;
                 }
@@ -362,13 +395,13 @@ impl Log for Disk {
                 n => n,
             };
             let more = records[..n].iter().map(frame::size).sum();
-            if let Err(why) = self.room(more) {
-                return Err(Full { why, waits: true, records });
+            if let Err((kind, why)) = self.room(more) {
+                return Err(Full { kind, why, records });
             }
             if let Err(e) = self.write(&active, &records[..n]) {
-                self.give_way();
+                let kind = self.trouble(&e);
                 let why = format!("cannot write to the spool: {e}");
-                return Err(Full { why, waits: true, records });
+                return Err(Full { kind, why, records });
             }
             records.drain(..n);
         }
@@ -382,6 +415,15 @@ impl Log for Disk {
 
     fn end(&self) -> u64 {
         lock(&self.state).end
+    }
+
+    fn first(&self) -> u64 {
+        let state = lock(&self.state);
+        state.segments.front().map_or(state.end, |oldest| oldest.first)
+    }
+
+    fn lift_limit(&self) {
+        lock(&self.state).plan.max_size = u64::MAX;
     }
 
     fn read(&self, from: u64, most: usize) -> Result<(Vec<Entry>, u64), String> {
@@ -448,6 +490,7 @@ impl Log for Disk {
             self.remove(n);
             self.show(&lock(&self.state));
         }
+        self.mind_removal();
     }
 
     fn drop_oldest(&self) -> Option<u64> {
@@ -460,6 +503,7 @@ impl Log for Disk {
         }
         // What is counted as lost does not come after all.
         let mut state = lock(&self.state);
+        state.dropped = next;
         state.recent.retain(|entry| entry.index >= next);
         state.recent_bytes = state.recent.iter().map(|entry| entry.json.len()).sum();
         Some(next.saturating_sub(state.needed().max(oldest)))
@@ -467,31 +511,21 @@ impl Log for Disk {
 
     fn set(&self, plan: &UsagePlan) -> Result<(), String> {
         let mut files = lock(&self.places);
-        let (first, end) = {
-            let mut state = lock(&self.state);
-            state.plan = plan.spool;
-            state.tidied = None;
-            (state.segments.front().map_or(0, |s| s.first), state.end)
+        let (first, end, known) = {
+            let state = lock(&self.state);
+            (state.segments.front().map_or(0, |s| s.first), state.end, state.places.clone())
         };
-        let mut places = BTreeMap::new();
+        // Nothing changes before all of it is known to work.
+        let (mut places, mut news) = (BTreeMap::new(), Vec::new());
         for reporter in &plan.reporters {
             let name = &reporter.name;
-            let cannot = |e| format!("cannot keep the place of reporter {name}: {e}");
-            if !files.contains_key(name) {
-                let kept = place::read(&self.folder, name).map_err(cannot)?;
-                let mut file = PlaceFile::open(&self.folder, name).map_err(cannot)?;
-                let at = match kept {
-                    Kept::At(place) => place,
-                    Kept::Nothing => end,
-                    Kept::Damaged => {
-                        let what = "is damaged: everything is delivered again";
-                        log::warn!("the place of the usage reporter {name} {what}");
-                        first
-                    }
-                };
-                file.keep(at).map_err(cannot)?;
-                files.insert(name.clone(), file);
-                places.insert(name.clone(), at);
+            if !known.contains_key(name) {
+                let opened = PlaceFile::open(&self.folder, name, (first, end));
+                let (file, at) =
+                    opened.map_err(|e| format!("cannot keep the place of reporter {name}: {e}"))?;
+                self.missing(at, first, &self.folder);
+                news.push((name.clone(), file));
+                places.insert(name.clone(), at.max(first));
             }
         }
         let mut state = lock(&self.state);
@@ -500,8 +534,10 @@ impl Log for Disk {
                 places.insert(reporter.name.clone(), *at);
             }
         }
-        files.retain(|name, _| places.contains_key(name));
+        (state.plan, state.tidied) = (plan.spool, None);
         state.places = places;
+        files.extend(news);
+        files.retain(|name, _| state.places.contains_key(name));
         Ok(())
     }
 }

@@ -5,12 +5,18 @@ use std::{
     sync::Mutex,
 };
 
-use super::{Entry, Full, Log};
-use crate::{base::lock, config::plan::UsagePlan};
+use super::{Entry, Full, Kind, Log};
+use crate::{base::lock, config::plan::UsagePlan, telemetry::UsageMetrics};
 
 /// The log.
-#[derive(Default)]
-pub struct Memory(Mutex<Book>);
+pub struct Memory(Mutex<Book>, UsageMetrics);
+
+impl Memory {
+    /// An empty log.
+    pub fn new(metrics: UsageMetrics) -> Self {
+        Self(Mutex::default(), metrics)
+    }
+}
 
 #[derive(Default)]
 struct Book {
@@ -20,16 +26,45 @@ struct Book {
     places: BTreeMap<String, u64>,
 }
 
+impl Book {
+    /// Forgets what every reporter has delivered.
+    fn forget(&mut self) {
+        let needed = self.places.values().min().copied().unwrap_or(self.end);
+        let over = self.entries.partition_point(|entry| entry.index < needed);
+        self.entries.drain(..over);
+    }
+
+    /// Makes room at the cost of reporters that are behind others: one that is away holds nobody up.
+    /// Returns how many records that costs.
+    fn make_room(&mut self, wanted: usize) -> u64 {
+        let ahead = self.places.values().max().copied().unwrap_or(self.end);
+        let passed = self.entries.partition_point(|entry| entry.index < ahead);
+        let over = (self.entries.len() + wanted).saturating_sub(self.limit).min(passed);
+        self.entries.drain(..over);
+        over as u64
+    }
+}
+
 impl Log for Memory {
     fn append(&self, mut records: Vec<Entry>) -> Result<(), Full> {
         let mut book = lock(&self.0);
+        let dropped = book.make_room(records.len());
         let room = book.limit.saturating_sub(book.entries.len());
         let left = records.split_off(room.min(records.len()));
         book.end += records.len() as u64;
         book.entries.extend(records);
+        if dropped > 0 {
+            self.1.lost.with_label_values(&["queue_full"]).inc_by(dropped);
+            log::error!(
+                "{dropped} usage records lost for reporters that are behind: the queue is full"
+            );
+        }
         match left.is_empty() {
             true => Ok(()),
-            false => Err(Full { why: "the queue is full".to_owned(), waits: false, records: left }),
+            false => {
+                let why = "the queue is full".to_owned();
+                Err(Full { kind: Kind::Queue, why, records: left })
+            }
         }
     }
 
@@ -60,11 +95,16 @@ impl Log for Memory {
             *place = next;
         }
         // What is delivered makes room at once.
-        let needed = book.places.values().min().copied().unwrap_or(book.end);
-        let over = book.entries.partition_point(|entry| entry.index < needed);
-        book.entries.drain(..over);
+        book.forget();
         Ok(())
     }
+
+    fn first(&self) -> u64 {
+        let book = lock(&self.0);
+        book.entries.front().map_or(book.end, |oldest| oldest.index)
+    }
+
+    fn lift_limit(&self) {}
 
     fn trim(&self) {}
 
@@ -80,6 +120,7 @@ impl Log for Memory {
         let names = plan.reporters.iter().map(|reporter| reporter.name.clone());
         book.places = names.map(|name| (name.clone(), place(&book, &name))).collect();
         book.limit = plan.queue_size;
+        book.forget();
         Ok(())
     }
 }

@@ -52,6 +52,23 @@ pub struct Entry {
     pub json: Bytes,
 }
 
+/// Records that are lost and not told of.
+#[derive(Default)]
+struct Untold {
+    at: Option<Instant>,
+    n: u64,
+    why: String,
+}
+
+impl Untold {
+    fn tell(&mut self) {
+        if self.n > 0 && self.at.is_none_or(|at| at.elapsed() >= QUIET) {
+            log::error!("{} usage records lost: {}", std::mem::take(&mut self.n), self.why);
+            self.at = Some(Instant::now());
+        }
+    }
+}
+
 /// A log of records.
 trait Log: Send + Sync {
     /// Adds records at the end. Called by one thread.
@@ -62,6 +79,9 @@ trait Log: Send + Sync {
 
     /// The index of the next record that will be added.
     fn end(&self) -> u64;
+
+    /// The index of the oldest record that is there.
+    fn first(&self) -> u64;
 
     /// Up to `most` records from an index on, and the index to go on from. Records that cannot be
     /// read are left out.
@@ -81,17 +101,30 @@ trait Log: Send + Sync {
     /// how many records were lost; `None`: there is no room to be had.
     fn drop_oldest(&self) -> Option<u64>;
 
-    /// Takes over what a reload has changed. Reporters that are new have their place at the end, if
+    /// The process is about to end: from now on there is no limit to what may wait.
+    fn lift_limit(&self);
+
+    /// Takes over what a reload has changed, or nothing at all. Reporters that are new have their place at the end, if
     /// they have not been here before; those that are not named do not hold anything up.
     fn set(&self, plan: &UsagePlan) -> Result<(), String>;
 }
 
 /// Why records could not be added. Those that could not come back with it.
 struct Full {
+    kind: Kind,
     why: String,
-    /// There may be room later.
-    waits: bool,
     records: Vec<Entry>,
+}
+
+/// What kind of trouble it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// No more may wait. It does not wait for room.
+    Queue,
+    /// There is no room, by the configuration or on the disk.
+    Room,
+    /// Something else is wrong, that room would not mend.
+    Broken,
 }
 
 /// The log, the thread that writes it, and the way there.
@@ -104,8 +137,8 @@ pub struct Spool {
     /// Told after records were added.
     end: watch::Sender<u64>,
     refuses: AtomicBool,
-    /// When it was last told that records are lost, and how many were since.
-    untold: Mutex<(Option<Instant>, u64)>,
+    /// Losses that are not in the log yet.
+    untold: Mutex<Untold>,
     /// Something was added that has not been forced to the disk.
     unsynced: Mutex<bool>,
     wake: Condvar,
@@ -124,7 +157,7 @@ impl Spool {
     ) -> Result<Arc<Self>, String> {
         let log: Box<dyn Log> = match folder {
             Some(folder) => Box::new(Disk::open(folder, plan, metrics.clone())?),
-            None => Box::new(Memory::default()),
+            None => Box::new(Memory::new(metrics.clone())),
         };
         log.set(plan)?;
         let end = watch::Sender::new(log.end());
@@ -152,9 +185,10 @@ impl Spool {
     /// # Errors
     /// If the place of a new reporter cannot be kept.
     pub fn set(&self, plan: &UsagePlan) -> Result<(), String> {
+        self.log.set(plan)?;
         self.intake.set(plan.queue_size);
         *lock(&self.plan) = plan.spool;
-        self.log.set(plan)
+        Ok(())
     }
 
     fn plan(&self) -> SpoolPlan {
@@ -164,8 +198,7 @@ impl Spool {
     /// Takes a record in. If there is no room for it, it is lost, and that is counted and logged.
     pub fn put(&self, draft: Draft) {
         if let Err(id) = self.intake.put(draft) {
-            self.metrics.lost.with_label_values(&["queue_full"]).inc();
-            log::error!("usage record of request {id} lost: the queue is full");
+            self.lost("queue_full", 1, &format!("the queue is full (request {id})"));
         }
     }
 
@@ -173,22 +206,42 @@ impl Spool {
     fn lost(&self, reason: &str, n: u64, why: &str) {
         self.metrics.lost.with_label_values(&[reason]).inc_by(n);
         let mut untold = lock(&self.untold);
-        untold.1 += n;
-        if untold.0.is_none_or(|at| at.elapsed() >= QUIET) {
-            log::error!("{} usage records lost: {why}", untold.1);
-            *untold = (Some(Instant::now()), 0);
-        }
+        untold.n += n;
+        why.clone_into(&mut untold.why);
+        untold.tell();
+    }
+
+    /// Tells of records that were lost and not told of yet.
+    fn tell_lost(&self) {
+        lock(&self.untold).tell();
     }
 
     /// There is no room, or there is again.
     fn full(&self, full: bool) {
         self.refuses.store(full, Ordering::Relaxed);
-        self.metrics.spool_full.set(full.into());
+        self.metrics.spool.full.set(full.into());
     }
 
     /// Whether new requests are to be refused, because there would be no room for their records.
     pub fn refuses(&self) -> bool {
         self.refuses.load(Ordering::Relaxed)
+    }
+
+    /// Whether more than half of the room is taken by records that wait.
+    pub fn pressed(&self) -> bool {
+        let (waiting, max) =
+            (self.metrics.spool.waiting_bytes.get(), self.metrics.spool.max_bytes.get());
+        max > 0 && waiting > max / 2
+    }
+
+    /// Records that wait for one who has delivered everything before `next`.
+    pub fn behind(&self, next: u64) -> u64 {
+        self.end().saturating_sub(next.max(self.log.first()))
+    }
+
+    /// The process is about to end: what was handed over is to be written, however much that is.
+    pub fn lift_limit(&self) {
+        self.log.lift_limit();
     }
 
     /// Records that were handed over and are not in the log yet.

@@ -75,16 +75,34 @@ fn newest(bytes: &[u8]) -> Option<(u64, u64)> {
 }
 
 impl PlaceFile {
-    /// Opens the file of a reporter, or makes it.
+    /// Opens the file of a reporter, or makes it; and its place, in a log that goes from `first` to
+    /// `end`. One that is new begins at the end.
     ///
     /// # Errors
     /// If that cannot be.
-    pub fn open(spool: &Path, reporter: &str) -> io::Result<Self> {
+    pub fn open(spool: &Path, reporter: &str, (first, end): (u64, u64)) -> io::Result<(Self, u64)> {
         let path = folder(spool).join(reporter);
+        let kept = read(spool, reporter)?;
         let file =
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
         let turn = newest(&fs::read(&path)?).map_or(0, |(_, turn)| turn);
-        Ok(Self { file, turn })
+        let mut place = Self { file, turn };
+        let at = match kept {
+            Kept::At(at) => return Ok((place, at)),
+            Kept::Damaged => {
+                log::warn!("the place of usage reporter {reporter} is damaged: all is sent again");
+                first
+            }
+            Kept::Nothing => {
+                log::info!("usage reporter {reporter} is new: it begins with record #{end}");
+                end
+            }
+        };
+        place.keep(at)?;
+        // Without its file it would be new once more after a power failure, and begin at the end.
+        place.file.sync_all()?;
+        File::open(folder(spool))?.sync_all()?;
+        Ok((place, at))
     }
 
     /// Keeps a place.
@@ -113,20 +131,24 @@ mod tests {
         let spool = tempfile::tempdir().unwrap();
         fs::create_dir(folder(spool.path())).unwrap();
         assert_eq!(read(spool.path(), "a").unwrap(), Kept::Nothing);
-        let mut place = PlaceFile::open(spool.path(), "a").unwrap();
+        let mut place = PlaceFile::open(spool.path(), "a", (3, 7)).unwrap().0;
         for at in [5, 8, 13] {
             place.keep(at).unwrap();
         }
         assert_eq!(read(spool.path(), "a").unwrap(), Kept::At(13));
-        // Cut off while it was written: the third stands in the second half.
+        // Cut off while it was written: the fourth stands in the first half.
         let path = folder(spool.path()).join("a");
         let mut bytes = fs::read(&path).unwrap();
-        bytes[SLOT + 2] ^= 1;
+        bytes[2] ^= 1;
         fs::write(&path, &bytes).unwrap();
         assert_eq!(read(spool.path(), "a").unwrap(), Kept::At(8));
-        PlaceFile::open(spool.path(), "a").unwrap().keep(21).unwrap();
+        PlaceFile::open(spool.path(), "a", (3, 7)).unwrap().0.keep(21).unwrap();
         assert_eq!(all(spool.path()).unwrap(), [("a".to_owned(), Kept::At(21))]);
         fs::write(&path, "nonsense").unwrap();
         assert_eq!(read(spool.path(), "a").unwrap(), Kept::Damaged);
+        for (name, at) in [("a", 3), ("b", 7)] {
+            assert_eq!(PlaceFile::open(spool.path(), name, (3, 7)).unwrap().1, at);
+            assert_eq!(read(spool.path(), name).unwrap(), Kept::At(at));
+        }
     }
 }

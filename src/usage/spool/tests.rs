@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 
 use proptest::prelude::*;
 
-use super::{Archive, Damage, Entry, Gap, Log, disk::Disk, frame};
+use super::{Archive, Damage, Entry, Gap, Kind, Log, disk::Disk, frame, memory::Memory};
 use crate::{
     config::{self, plan::UsagePlan},
     telemetry::Metrics,
@@ -337,6 +337,111 @@ fn a_record_larger_than_a_segment_has_one_of_its_own() {
     drop(disk);
     assert_eq!(indexes(&fixture.open(), 0, 10).0, all(4));
     assert_eq!(fixture.files().len(), 3);
+}
+
+#[test]
+fn a_plan_that_cannot_be_had_changes_nothing() {
+    let fixture = Fixture::new(&["a"], "");
+    let disk = fixture.open();
+    add(&disk, 10, 10).unwrap();
+    let in_the_way = fixture.path().join("places/c");
+    fs::create_dir(&in_the_way).unwrap();
+    let more = plan(&["a", "b", "c"], "max_size: 512KiB");
+    assert!(disk.set(&more).unwrap_err().contains("reporter c"));
+    add(&disk, 1000, 500).unwrap_err();
+    fs::remove_dir(in_the_way).unwrap();
+    disk.set(&more).unwrap();
+    // The first attempt has not given `b` a place that nobody knows of.
+    disk.keep_place("a", disk.end()).unwrap();
+    disk.keep_place("c", disk.end()).unwrap();
+    assert_eq!(disk.place("b"), 10);
+    disk.keep_place("b", 12).unwrap();
+    add(&disk, 1000, 500).unwrap_err();
+    assert_eq!(disk.first(), 0, "what `b` has not delivered is still there");
+    drop(disk);
+    assert_eq!(
+        Disk::open(fixture.path(), &more, fixture.metrics.usage.clone()).unwrap().first(),
+        0
+    );
+    let places = Archive::open(fixture.path()).unwrap().places().unwrap();
+    assert!(places.contains(&("b".to_owned(), Some(12))), "{places:?}");
+}
+
+#[test]
+fn only_want_of_room_makes_room() {
+    let fixture = Fixture::new(&["a"], "keep: 1h");
+    let disk = fixture.open();
+    add(&disk, 200, 500).unwrap();
+    disk.keep_place("a", 200).unwrap();
+    let files = fixture.files().len();
+    // The next segment cannot be begun, and that has nothing to do with room.
+    let active = Archive::open(fixture.path()).unwrap().segments().last().unwrap().clone();
+    let size = frame::HEAD as u64 + json(200, 500).len() as u64;
+    let next = 200 + ((64 << 10) - active.bytes) / size;
+    let in_the_way = fixture.path().join(format!("{next:020}.log"));
+    fs::create_dir(&in_the_way).unwrap();
+    let entries = (200..300).map(|index| Entry { index, time: 0, json: json(index, 500).into() });
+    let full = disk.append(entries.collect()).err().unwrap();
+    assert_eq!((full.kind, full.records[0].index), (Kind::Broken, next), "{}", full.why);
+    assert_eq!(fixture.files().len(), files + 1, "nothing was removed");
+    fs::remove_dir(in_the_way).unwrap();
+    disk.append(full.records).map_err(|full| full.why).unwrap();
+    assert_eq!(indexes(&disk, 0, 100).0, all(300));
+}
+
+#[test]
+fn what_was_removed_by_hand_is_told_of() {
+    let fixture = Fixture::new(&["a"], "");
+    let disk = fixture.open();
+    add(&disk, 300, 500).unwrap();
+    let archive = Archive::open(fixture.path()).unwrap();
+    let second = archive.segments()[1].first;
+    drop(disk);
+    fs::remove_file(&archive.segments()[0].path).unwrap();
+    let disk = fixture.open();
+    assert_eq!((disk.place("a"), disk.first()), (second, second));
+    assert_eq!(fixture.damaged(), second);
+    // The one that is written: another one is begun, and what comes now is safe.
+    fs::remove_file(fixture.files().pop().unwrap()).unwrap();
+    disk.set(&fixture.plan).unwrap();
+    disk.trim();
+    add(&disk, 5, 10).unwrap();
+    drop(disk);
+    let left = Archive::open(fixture.path()).unwrap();
+    let indexes: Vec<_> = left.records(0).map(|entry| entry.unwrap().index).collect();
+    assert!(indexes.ends_with(&[300, 301, 302, 303, 304]), "{indexes:?}");
+}
+
+#[test]
+fn in_memory_a_reporter_that_is_behind_costs_nobody_else_anything() {
+    let fixture = Fixture::new(&[], "");
+    let mut both = plan(&["good", "bad"], "");
+    both.queue_size = 5;
+    let memory = Memory::new(fixture.metrics.usage.clone());
+    memory.set(&both).unwrap();
+    let append = |from: u64, n: u64| {
+        let entries = (from..from + n).map(|i| Entry { index: i, time: 0, json: "{}".into() });
+        memory.append(entries.collect()).map_err(|full| full.records.len())
+    };
+    append(0, 3).unwrap();
+    memory.keep_place("good", 3).unwrap();
+    append(3, 4).unwrap();
+    assert_eq!(indexes_in(&memory, 3), [3, 4, 5, 6]);
+    assert_eq!(indexes_in(&memory, 0), [2, 3, 4, 5, 6]);
+    // Only one of those that wait has been delivered by anybody: of two that come one is lost.
+    assert_eq!(append(7, 2), Err(1));
+    assert_eq!(indexes_in(&memory, 0), [3, 4, 5, 6, 7]);
+    // Once it is gone nothing waits for it.
+    memory.keep_place("good", 8).unwrap();
+    let mut good = plan(&["good"], "");
+    good.queue_size = 5;
+    memory.set(&good).unwrap();
+    assert_eq!(memory.first(), 8);
+    append(8, 5).unwrap();
+}
+
+fn indexes_in(log: &dyn Log, from: u64) -> Vec<u64> {
+    log.read(from, 100).unwrap().0.iter().map(|entry| entry.index).collect()
 }
 
 proptest! {

@@ -1,13 +1,14 @@
 //! The thread that makes records of what requests hand over, and adds them to the log.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{PoisonError, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
 
-use super::{Entry, Full, Spool};
+use super::{Entry, Full, Kind, Spool};
 use crate::{base::lock, config::raw::WhenFull, usage::Draft};
 
 /// How often the thread looks around when there is nothing to do.
@@ -40,6 +41,7 @@ pub fn sync(spool: &Weak<Spool>) {
         match spool.log.sync() {
             Ok(()) => failing = false,
             Err(why) => {
+                spool.metrics.spool.sync_errors.inc();
                 if !std::mem::replace(&mut failing, true) {
                     log::error!("the usage spool: {why}");
                 }
@@ -62,7 +64,11 @@ impl Writer {
         // Numbers that never come.
         self.sequence += taken.lost;
         if !taken.drafts.is_empty() {
-            self.write(spool, &taken.drafts);
+            // A defect here costs the records at hand, and not all that come later.
+            let written = AssertUnwindSafe(|| self.write(spool, &taken.drafts));
+            if catch_unwind(written).is_err() {
+                spool.lost("queue_full", taken.drafts.len() as u64, "writing them panicked");
+            }
             spool.intake.done(taken.drafts.len());
             if !std::mem::replace(&mut *lock(&spool.unsynced), true) {
                 spool.wake.notify_one();
@@ -71,6 +77,7 @@ impl Writer {
         taken.drafts.clear();
         self.spare = taken.drafts;
         spool.log.trim();
+        spool.tell_lost();
     }
 
     fn write(&mut self, spool: &Spool, drafts: &[Draft]) {
@@ -101,34 +108,43 @@ impl Writer {
 fn append(spool: &Spool, mut entries: Vec<Entry>) {
     let mut told = false;
     while let Err(full) = spool.log.append(std::mem::take(&mut entries)) {
-        let Full { why, waits, records } = full;
-        if !waits {
-            spool.lost("queue_full", records.len() as u64, &why);
-            break;
-        }
+        let Full { kind, why, records } = full;
         let drop_oldest = spool.plan().when_full == WhenFull::DropOldest;
         entries = records;
-        if drop_oldest {
-            match spool.log.drop_oldest() {
+        match kind {
+            Kind::Queue => {
+                spool.lost("queue_full", entries.len() as u64, &why);
+                break;
+            }
+            Kind::Room if drop_oldest => match spool.log.drop_oldest() {
+                Some(lost) => {
+                    spool.lost("spool_full", lost, &why);
+                    continue;
+                }
                 None => {
                     spool.lost("spool_full", entries.len() as u64, &why);
                     break;
                 }
-                Some(lost) => spool.lost("spool_full", lost, &why),
-            }
-            continue;
+            },
+            Kind::Room | Kind::Broken => {}
         }
         if !std::mem::replace(&mut told, true) {
-            log::error!("new requests are refused until there is room for usage records: {why}");
+            match drop_oldest {
+                true => log::error!("usage records wait in memory: {why}"),
+                false => log::error!(
+                    "new requests are refused until there is room for usage records: {why}"
+                ),
+            }
         }
-        spool.full(true);
+        spool.full(!drop_oldest);
         // Those who deliver go on with what is there, which makes room.
         spool.end.send_replace(spool.log.end());
         std::thread::sleep(PAUSE);
         spool.log.trim();
+        spool.tell_lost();
     }
     if told {
-        log::warn!("there is room for usage records again");
+        log::warn!("usage records are written again");
     }
     spool.full(false);
     spool.end.send_replace(spool.log.end());

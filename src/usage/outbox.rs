@@ -12,7 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Draft, Spool};
+use super::{Draft, Entry, Spool};
 use crate::{base::lock, config::plan::UsagePlan, telemetry::UsageMetrics};
 
 /// The outbox of a gateway.
@@ -161,6 +161,9 @@ pub struct Standing {
     pub kind: &'static str,
     /// The index of the first record that it has not delivered.
     next: AtomicU64,
+    /// Records that it has read and not delivered, with the time at which each was written: the
+    /// first one of all, and the first one of each batch.
+    read: Mutex<BTreeMap<u64, i64>>,
     told: Mutex<Told>,
 }
 
@@ -196,8 +199,9 @@ impl State {
 
 impl Standing {
     fn new(name: &str, kind: &'static str) -> Self {
-        let (next, told) = (AtomicU64::new(u64::MAX), Mutex::default());
-        Self { name: name.to_owned(), kind, next, told }
+        let next = AtomicU64::new(u64::MAX);
+        let (read, told) = (Mutex::default(), Mutex::default());
+        Self { name: name.to_owned(), kind, next, read, told }
     }
 
     /// The index of the first record that it has not delivered.
@@ -208,6 +212,19 @@ impl Standing {
     /// It has delivered everything before this index.
     pub fn set_next(&self, next: u64) {
         self.next.store(next, Ordering::Relaxed);
+        let mut read = lock(&self.read);
+        *read = read.split_off(&next);
+    }
+
+    /// It has read this record, which begins a batch, and has not delivered it.
+    pub fn has_read(&self, first: &Entry) {
+        lock(&self.read).insert(first.index, first.time);
+    }
+
+    /// When the first record that it has not delivered was written, in milliseconds since 1970.
+    /// `None`: there is none, or it has not read any of those that wait.
+    pub fn oldest(&self) -> Option<i64> {
+        lock(&self.read).first_key_value().map(|(_, time)| *time)
     }
 
     /// What it does.

@@ -100,6 +100,8 @@ async fn records_gather_in_arrays() {
         .is_ok_and(|records| records.len() == 1)
     );
     assert_eq!(full.attempts(), 0);
+    let oldest = "llmproxy_usage_oldest_waiting_seconds{reporter=\"full\"}";
+    eventually("what gathers gets older", async || gateway.metric(oldest).await > 0.0).await;
     ask(&gateway, 3).await;
     assert_eq!(sequences(&full.wait_for(3).await), [1, 2, 3]);
     let attempt = &full.requests()[0];

@@ -2,17 +2,15 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 
-use super::reader;
 use crate::{
     config::raw::ReporterKind,
     runtime::Carry,
-    usage::{Spool, Standing, State},
+    usage::{Standing, State},
 };
 
 /// A reporter lags with more records than this, of which the oldest is older than that.
@@ -29,15 +27,13 @@ pub struct Gauges {
 
 #[derive(Default)]
 struct Known {
-    /// The first record that is not delivered and when it was made, in milliseconds since 1970.
-    oldest: Option<(u64, i64)>,
     /// Since when it lags, or when that was told.
     lagging: Option<Instant>,
 }
 
 impl Gauges {
     /// Sets the gauges of all reporters.
-    pub async fn set(&mut self, carry: &Carry) {
+    pub fn set(&mut self, carry: &Carry) {
         let Some(spool) = carry.usage.spool() else { return };
         let standings = carry.usage.standings();
         self.known.retain(|name, _| standings.iter().any(|s| s.name == *name));
@@ -47,7 +43,7 @@ impl Gauges {
         for standing in standings.iter().filter(|s| s.next() != u64::MAX) {
             let waiting = spool.end().saturating_sub(standing.next());
             let known = self.known.entry(standing.name.clone()).or_default();
-            let age = known.age(spool, standing).await;
+            let age = age(standing, waiting);
             known.lag(standing, (waiting, age), Instant::now());
             let name = [standing.name.as_str()];
             metrics.waiting.with_label_values(&name).set(waiting.cast_signed());
@@ -60,22 +56,15 @@ impl Gauges {
     }
 }
 
-impl Known {
-    /// The age in seconds of the first record that a reporter has not delivered.
-    async fn age(&mut self, spool: &Arc<Spool>, standing: &Standing) -> f64 {
-        let next = standing.next();
-        if spool.end() <= next {
-            return 0.0;
-        }
-        if self.oldest.is_none_or(|(index, _)| index != next) {
-            let read = reader::read(spool, next, 1).await;
-            let time = read.and_then(|(entries, _)| Some(entries.first()?.time));
-            self.oldest = time.map(|time| (next, time));
-        }
-        let now = Timestamp::now().as_millisecond();
-        self.oldest.map_or(0.0, |(_, time)| now.saturating_sub(time).max(0) as f64 / 1000.0)
-    }
+/// The age in seconds of the first record that a reporter has not delivered, as it has read it: the
+/// spool is not read for this, which on disk might mean a whole segment.
+fn age(standing: &Standing, waiting: u64) -> f64 {
+    let oldest = standing.oldest().filter(|_| waiting > 0);
+    let now = Timestamp::now().as_millisecond();
+    oldest.map_or(0.0, |time| now.saturating_sub(time).max(0) as f64 / 1000.0)
+}
 
+impl Known {
     /// Warns of a reporter that works but does not keep up.
     fn lag(&mut self, standing: &Standing, lag: (u64, f64), now: Instant) {
         let lags = standing.state() == State::Delivering && lag.0 > LAG.0 && lag.1 > LAG.1;
@@ -91,5 +80,38 @@ impl Known {
                 lag.1
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        telemetry::Metrics,
+        usage::{Entry, Outbox},
+    };
+
+    #[test]
+    fn the_age_is_that_of_the_first_record_that_was_read_and_not_delivered() {
+        let standing = Outbox::new(None, Metrics::new().usage).standing("billing", "webhook");
+        let now = Timestamp::now().as_millisecond();
+        let read = |index, seconds: i64| {
+            let time = now - 1000 * seconds;
+            standing.has_read(&Entry { index, time, json: "{}".into() });
+        };
+        standing.set_next(4);
+        assert_eq!(age(&standing, 10), 0.0, "nothing is known of them");
+        read(4, 9000);
+        read(6, 5000);
+        read(4, 9000);
+        assert!((9000.0..9900.0).contains(&age(&standing, 10)));
+        standing.set_next(5);
+        assert!((5000.0..5900.0).contains(&age(&standing, 9)));
+        standing.set_next(6);
+        assert!((5000.0..5900.0).contains(&age(&standing, 8)));
+        assert_eq!(age(&standing, 0), 0.0, "nothing waits");
+        standing.set_next(14);
+        assert_eq!(age(&standing, 0), 0.0);
+        assert_eq!(standing.oldest(), None);
     }
 }

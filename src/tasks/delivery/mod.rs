@@ -36,7 +36,7 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
     loop {
         let plan = Arc::clone(&live.load().plan);
         follow(&plan.usage.reporters, &mut running, &carry).await;
-        gauges.set(&carry).await;
+        gauges.set(&carry);
         tokio::select! {
             () = carry.deliver_now.notified() => {}
             _ = ticks.tick() => {}

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     runtime::Carry,
-    usage::{Entry, Spool, sink::Pace},
+    usage::{Entry, Spool, Standing, sink::Pace},
 };
 
 /// Records that are read at a time when batches are smaller.
@@ -37,6 +37,8 @@ pub struct Batch {
 pub struct Reader {
     spool: Arc<Spool>,
     carry: Arc<Carry>,
+    /// Is told which record comes first: nobody else needs to read it for its age.
+    standing: Arc<Standing>,
     pace: Pace,
     ends: watch::Receiver<u64>,
     read: VecDeque<Entry>,
@@ -45,11 +47,17 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Begins at a place.
-    pub fn new(spool: &Arc<Spool>, carry: &Arc<Carry>, pace: Pace, next: u64) -> Self {
+    /// Begins at a place of a reporter.
+    pub fn new(
+        spool: &Arc<Spool>,
+        carry: &Arc<Carry>,
+        standing: &Arc<Standing>,
+        pace: Pace,
+        next: u64,
+    ) -> Self {
         let (spool, carry) = (Arc::clone(spool), Arc::clone(carry));
-        let ends = spool.ends();
-        Self { spool, carry, pace, ends, read: VecDeque::new(), next }
+        let (standing, ends) = (Arc::clone(standing), spool.ends());
+        Self { spool, carry, standing, pace, ends, read: VecDeque::new(), next }
     }
 
     /// Waits for the next batch.
@@ -65,6 +73,7 @@ impl Reader {
         let size = self.pace.batch.max(1).min(self.read.len());
         let entries = self.read.drain(..size).collect();
         let next = self.read.front().map_or(self.next, |entry| entry.index);
+        self.tell();
         Batch { entries, next }
     }
 
@@ -87,6 +96,12 @@ impl Reader {
         }
     }
 
+    fn tell(&self) {
+        if let Some(first) = self.read.front() {
+            self.standing.has_read(first);
+        }
+    }
+
     async fn wait(&mut self, longest: Duration) {
         if let Ok(Err(_)) = timeout(longest, self.ends.changed()).await {
             // Nobody will ever add anything.
@@ -105,6 +120,7 @@ impl Reader {
                 let further = next > self.next;
                 self.read.extend(entries);
                 self.next = next;
+                self.tell();
                 further
             }
             None => {

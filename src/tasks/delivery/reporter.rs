@@ -103,8 +103,7 @@ impl Reporter {
 
     /// Delivers what there is, in order; several batches at a time if that is wanted.
     async fn deliver(&self) {
-        let next = lock(&self.cursor).next();
-        let reader = Reader::new(&self.spool, &self.carry, self.pace, next);
+        let reader = self.reader();
         let batches = stream::unfold(reader, async |mut reader| {
             let batch = reader.batch().await;
             Some((batch, reader))
@@ -120,13 +119,17 @@ impl Reporter {
         }
     }
 
+    fn reader(&self) -> Reader {
+        let next = lock(&self.cursor).next();
+        Reader::new(&self.spool, &self.carry, &self.standing, self.pace, next)
+    }
+
     /// The receiver wants nothing any more: nothing is sent. Records wait where they are until they
     /// are too old. Without a spool on disk they are given up as they come.
     async fn park(&self) {
         let why = self.standing.failure().map(|(_, why)| why).unwrap_or_default();
         if self.letters.is_none() {
-            let next = lock(&self.cursor).next();
-            let mut reader = Reader::new(&self.spool, &self.carry, self.pace, next);
+            let mut reader = self.reader();
             loop {
                 let batch = reader.batch().await;
                 self.give_up(&batch.entries, 1, &why);
@@ -148,6 +151,9 @@ impl Reporter {
         let Some((entries, next)) = reader::read(&self.spool, from, 256).await else {
             return false;
         };
+        if let Some(first) = entries.first() {
+            self.standing.has_read(first);
+        }
         let old = self.too_old(&entries);
         let to = entries.get(old).map_or(next, |entry| entry.index);
         if to <= from || !self.put_aside(&entries[..old], why).await {

@@ -14,9 +14,12 @@ use crate::{
 };
 
 /// A reporter lags with more records than this, of which the oldest is older than that.
-const LAG: (u64, f64) = (1000, 300.0);
+const LAG: (u64, f64) = (1000, 60.0);
 
-/// From one warning that a reporter lags to the next, and how long it lags before the first.
+/// How long a reporter lags before the first warning: after an outage it needs a while.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// From one warning that a reporter lags to the next.
 const QUIET: Duration = Duration::from_secs(300);
 
 /// What was found before.
@@ -27,8 +30,8 @@ pub struct Gauges {
 
 #[derive(Default)]
 struct Known {
-    /// Since when it lags, or when that was told.
-    lagging: Option<Instant>,
+    /// When to warn that it lags, if it still does then.
+    warn_at: Option<Instant>,
 }
 
 impl Gauges {
@@ -44,7 +47,13 @@ impl Gauges {
             let waiting = spool.end().saturating_sub(standing.next());
             let known = self.known.entry(standing.name.clone()).or_default();
             let age = age(standing, waiting);
-            known.lag(standing, (waiting, age), Instant::now());
+            if known.lags(standing.state(), (waiting, age), Instant::now()) {
+                log::warn!(
+                    "usage reporter {} does not keep up: {waiting} records wait, the oldest for \
+                     {age:.0}s; a larger batch_size or concurrency would help",
+                    standing.name
+                );
+            }
             let name = [standing.name.as_str()];
             metrics.waiting.with_label_values(&name).set(waiting.cast_signed());
             metrics.oldest.with_label_values(&name).set(age);
@@ -65,21 +74,18 @@ fn age(standing: &Standing, waiting: u64) -> f64 {
 }
 
 impl Known {
-    /// Warns of a reporter that works but does not keep up.
-    fn lag(&mut self, standing: &Standing, lag: (u64, f64), now: Instant) {
-        let lags = standing.state() == State::Delivering && lag.0 > LAG.0 && lag.1 > LAG.1;
-        if !lags {
-            self.lagging = None;
-        } else if now.duration_since(*self.lagging.get_or_insert(now)) >= QUIET {
-            self.lagging = Some(now);
-            log::warn!(
-                "usage reporter {} does not keep up: {} records wait, the oldest for {:.0}s; a larger \
-                 batch_size or concurrency would help",
-                standing.name,
-                lag.0,
-                lag.1
-            );
+    /// Whether to warn of a reporter that works but does not keep up: so many records wait, and the
+    /// oldest of them is so many seconds old.
+    fn lags(&mut self, state: State, (waiting, age): (u64, f64), now: Instant) -> bool {
+        if state != State::Delivering || waiting <= LAG.0 || age <= LAG.1 {
+            self.warn_at = None;
+            return false;
         }
+        let due = now >= *self.warn_at.get_or_insert(now + PATIENCE);
+        if due {
+            self.warn_at = Some(now + QUIET);
+        }
+        due
     }
 }
 
@@ -113,5 +119,28 @@ mod tests {
         standing.set_next(14);
         assert_eq!(age(&standing, 0), 0.0);
         assert_eq!(standing.oldest(), None);
+    }
+
+    #[test]
+    fn warns_of_one_that_lags_for_a_minute_and_then_every_five() {
+        let start = Instant::now();
+        let mut known = Known::default();
+        let mut lags = |seconds: u64, waiting: u64, age: f64| {
+            known.lags(State::Delivering, (waiting, age), start + Duration::from_secs(seconds))
+        };
+        assert!(!lags(0, 1001, 61.0));
+        assert!(!lags(59, 5000, 120.0));
+        assert!(lags(60, 5000, 120.0));
+        assert!(!lags(61, 5000, 120.0));
+        assert!(!lags(359, 5000, 400.0));
+        assert!(lags(360, 5000, 400.0));
+        // It catches up, or there are few, or they are young: that begins anew.
+        for (waiting, age) in [(1000, 400.0), (5000, 60.0)] {
+            assert!(!lags(400, waiting, age));
+            assert!(!lags(700, 5000, 400.0));
+            assert!(lags(760, 5000, 400.0));
+        }
+        let later = start + Duration::from_secs(9000);
+        assert!(!known.lags(State::Waiting, (5000, 400.0), later), "of that it is told already");
     }
 }

@@ -22,6 +22,7 @@ pub struct Mood(Mutex<State>);
 struct State {
     failing: Option<Failing>,
     warned: Option<Instant>,
+    unkept_told: Option<Instant>,
     dead_told: Option<Instant>,
     /// Records put aside since that was last told.
     dead: usize,
@@ -75,6 +76,16 @@ impl Mood {
         state.failing.as_ref().map(|f| (now.duration_since(f.since), f.why.clone()))
     }
 
+    /// The place could not be kept, which may be so for each batch. Whether that is to be told.
+    pub fn unkept(&self, now: Instant) -> bool {
+        let told = &mut lock(&self.0).unkept_told;
+        let due = told.is_none_or(|at| now.duration_since(at) >= QUIET);
+        if due {
+            *told = Some(now);
+        }
+        due
+    }
+
     /// Records were put aside. `Some(n)`: it is to be told that so many were.
     pub fn dead(&self, records: usize, now: Instant) -> Option<usize> {
         let mut state = lock(&self.0);
@@ -108,6 +119,14 @@ mod tests {
         // What was not told of is not told to be over.
         assert_eq!(mood.failed("away", at(80)), None);
         assert!(!mood.worked());
+    }
+
+    #[test]
+    fn says_once_a_minute_that_places_are_not_kept() {
+        let mood = Mood::default();
+        let start = Instant::now();
+        let told = [0, 1, 59, 60, 61].map(|n| mood.unkept(start + Duration::from_secs(n)));
+        assert_eq!(told, [true, false, false, true, false]);
     }
 
     #[test]

@@ -181,7 +181,9 @@ impl Reporter {
                 false => Ok(()),
             }
         });
-        if let Err(why) = kept.await.unwrap_or_else(|e| Err(e.to_string())) {
+        if let Err(why) = kept.await.unwrap_or_else(|e| Err(e.to_string()))
+            && self.mood.unkept(Instant::now())
+        {
             log::error!("the usage spool: the place of {} is not kept: {why}", self.plan.name);
         }
         self.standing.set_next(next);

@@ -183,6 +183,8 @@ struct Track {
     /// The last reading, as it was told.
     last: Option<(Told, Tokens)>,
     sums: Sums,
+    /// What of the sums the counters show.
+    shown: Sums,
     /// The sums at the readings within the window, and at the last one before it.
     readings: VecDeque<(Instant, Sums)>,
 }
@@ -229,14 +231,21 @@ impl Track {
         })
     }
 
-    fn show(&self, metrics: &DriftMetrics) {
+    fn show(&mut self, metrics: &DriftMetrics) {
         if self.last.is_none() {
             return;
         }
         for (kind, word) in TYPES.iter().enumerate() {
             let labels = [self.name.as_str(), word];
-            metrics.engine_tokens.with_label_values(&labels).set(self.sums.engine[kind]);
-            metrics.metered_tokens.with_label_values(&labels).set(self.sums.metered[kind]);
+            for (counters, sum, shown) in [
+                (&metrics.engine_tokens, self.sums.engine[kind], &mut self.shown.engine[kind]),
+                (&metrics.metered_tokens, self.sums.metered[kind], &mut self.shown.metered[kind]),
+            ] {
+                // Whole tokens; what is less is shown once it is one.
+                let more = (sum - *shown).max(0.0).floor();
+                counters.with_label_values(&labels).inc_by(more as u64);
+                *shown += more;
+            }
             if let Some((tokens, ratio)) = self.drift(kind) {
                 metrics.drift_tokens.with_label_values(&labels).set(tokens);
                 metrics.drift_ratio.with_label_values(&labels).set(ratio);
@@ -309,5 +318,29 @@ mod tests {
             assert_eq!(track.sums.engine, [107.0, 10.0]);
             assert_eq!(track.drift(0).unwrap().0, 2.0);
         }
+    }
+
+    #[test]
+    fn counters_only_grow_and_go_on_where_a_backend_of_the_name_had_come_to() {
+        let metrics = crate::telemetry::Metrics::new().usage.drift;
+        let now = Instant::now();
+        let engine = || metrics.engine_tokens.with_label_values(&["b0", "prompt"]).get();
+        let metered = || metrics.metered_tokens.with_label_values(&["b0", "completion"]).get();
+        for round in 1..3 {
+            let mut track = Track { name: "b0".to_owned(), ..Track::default() };
+            track.add(now, told(1000.0, 500.0, 1.0), [0.0, 3.0]);
+            track.show(&metrics);
+            track.add(now, told(1040.5, 500.0, 1.0), [0.0, 10.0]);
+            track.show(&metrics);
+            track.show(&metrics);
+            assert_eq!((engine(), metered()), (41 * round - 1, 7 * round));
+            track.add(now, told(1041.0, 500.0, 1.0), [0.0, 10.0]);
+            // A restart takes nothing back.
+            track.add(now, told(3.0, 5.0, 2.0), [0.0, 10.0]);
+            track.show(&metrics);
+            assert_eq!((engine(), metered()), (41 * round, 7 * round));
+        }
+        metrics.forget("b0");
+        assert_eq!(engine(), 0);
     }
 }

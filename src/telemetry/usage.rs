@@ -162,9 +162,9 @@ impl SpoolMetrics {
 pub struct DriftMetrics {
     /// `llmproxy_usage_engine_tokens_total{backend,type}`: what vLLM itself has counted since it was
     /// first asked; for reconciliation.
-    pub engine_tokens: GaugeVec,
+    pub engine_tokens: IntCounterVec,
     /// `llmproxy_usage_metered_tokens_total{backend,type}`: what was metered meanwhile.
-    pub metered_tokens: GaugeVec,
+    pub metered_tokens: IntCounterVec,
     /// `llmproxy_usage_drift_tokens{backend,type}`: the first less the second, over the window.
     pub drift_tokens: GaugeVec,
     /// `llmproxy_usage_drift_ratio{backend,type}`: that, by what the engine has counted.
@@ -176,14 +176,17 @@ impl DriftMetrics {
         let floats = |name: &str, help: &str, labels: &[&str]| {
             register(r, GaugeVec::new(Opts::new(name, help), labels))
         };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            register(r, IntCounterVec::new(Opts::new(name, help), labels))
+        };
         let of = ["backend", "type"];
         Self {
-            engine_tokens: floats(
+            engine_tokens: counters(
                 "llmproxy_usage_engine_tokens_total",
                 "Tokens that an engine has counted itself since it was first asked",
                 &of,
             ),
-            metered_tokens: floats(
+            metered_tokens: counters(
                 "llmproxy_usage_metered_tokens_total",
                 "Tokens that were metered at a backend since its engine was first asked",
                 &of,
@@ -201,12 +204,13 @@ impl DriftMetrics {
         }
     }
 
-    /// A backend that is not in use any more is not in the gauges either.
+    /// A backend that is not in use any more is not in the metrics either.
     pub fn forget(&self, backend: &str) {
         for kind in ["prompt", "completion"] {
-            for gauge in
-                [&self.engine_tokens, &self.metered_tokens, &self.drift_tokens, &self.drift_ratio]
-            {
+            for counter in [&self.engine_tokens, &self.metered_tokens] {
+                counter.remove_label_values(&[backend, kind]).ok();
+            }
+            for gauge in [&self.drift_tokens, &self.drift_ratio] {
                 gauge.remove_label_values(&[backend, kind]).ok();
             }
         }

@@ -20,6 +20,8 @@ pub struct UsageMetrics {
     pub errors: IntCounterVec,
     /// `llmproxy_usage_dead_letters_total{reporter}`: records put aside.
     pub dead: IntCounterVec,
+    /// `llmproxy_usage_dead_letters_bytes{reporter}`: the size of the file with those that are there.
+    pub dead_bytes: IntGaugeVec,
     /// `llmproxy_usage_waiting{reporter}`: records that it has not delivered.
     pub waiting: IntGaugeVec,
     /// `llmproxy_usage_oldest_waiting_seconds{reporter}`: the age of the oldest of them.
@@ -84,6 +86,12 @@ impl UsageMetrics {
                 "Usage records put aside, because they could not be delivered",
                 "reporter",
             ),
+            dead_bytes: gauges(
+                r,
+                "llmproxy_usage_dead_letters_bytes",
+                "The size of the usage records that were put aside and not replayed",
+                "reporter",
+            ),
             waiting: gauges(
                 r,
                 "llmproxy_usage_waiting",
@@ -109,6 +117,7 @@ impl UsageMetrics {
 
     /// A reporter that is not in use any more is not in the gauges either.
     pub fn forget(&self, reporter: &str) {
+        self.dead_bytes.remove_label_values(&[reporter]).ok();
         self.waiting.remove_label_values(&[reporter]).ok();
         self.oldest.remove_label_values(&[reporter]).ok();
         self.disabled.remove_label_values(&[reporter]).ok();

@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -59,6 +59,13 @@ impl Letters {
         self.file("jsonl")
     }
 
+    /// How many bytes of them there are, those of a replay that is under way included. Nothing of
+    /// them is read.
+    pub fn bytes(&self) -> u64 {
+        let files = [self.path(), self.file("replaying")];
+        files.iter().filter_map(|path| fs::metadata(path).ok()).map(|about| about.len()).sum()
+    }
+
     fn file(&self, extension: &str) -> PathBuf {
         self.folder.join(format!("{}.{extension}", self.name))
     }
@@ -86,18 +93,22 @@ impl Letters {
             lines.extend_from_slice(b"}\n");
         }
         let _lock = self.lock()?;
-        self.add(&lines)
+        self.add(|file| file.write_all(&lines))
     }
 
-    /// Adds lines. The lock is held.
-    fn add(&self, lines: &[u8]) -> io::Result<()> {
+    /// Adds lines: all of them or none. The lock is held.
+    fn add(&self, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> io::Result<()> {
         let path = self.path();
         let new = !path.try_exists()?;
         let mut file =
             OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
         let size = file.seek(SeekFrom::End(0))?;
         let written = end_line(&mut file, size)
-            .and_then(|()| file.write_all(lines))
+            .and_then(|()| {
+                let mut lines = BufWriter::new(&file);
+                write(&mut lines)?;
+                lines.flush()
+            })
             .and_then(|()| file.sync_all());
         if written.is_err() {
             file.set_len(size).ok();
@@ -198,21 +209,33 @@ impl Taken {
     /// # Errors
     /// If that cannot be written. Nothing is lost then, but the next replay begins anew.
     pub fn finish(self, mut keep: impl FnMut(&Letter) -> bool) -> io::Result<()> {
-        let mut back = Vec::new();
         let mut file = BufReader::new(&self.file);
         file.rewind()?;
-        let mut line = Vec::new();
-        while file.read_until(b'\n', &mut line)? > 0 {
-            let letter: Result<Letter, _> = serde_json::from_slice(&line);
-            if letter.map_or(true, |letter| keep(&letter)) {
-                back.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(&line));
-                back.push(b'\n');
+        // One at a time: there may be more than fit into memory.
+        let mut next = |line: &mut Vec<u8>| -> io::Result<bool> {
+            loop {
+                line.clear();
+                if file.read_until(b'\n', line)? == 0 {
+                    return Ok(false);
+                }
+                let letter: Result<Letter, _> = serde_json::from_slice(line);
+                if letter.map_or(true, |letter| keep(&letter)) {
+                    line.truncate(line.strip_suffix(b"\n").map_or(line.len(), <[u8]>::len));
+                    line.push(b'\n');
+                    return Ok(true);
+                }
             }
-            line.clear();
-        }
+        };
         let _lock = self.letters.lock()?;
-        if !back.is_empty() {
-            self.letters.add(&back)?;
+        let mut line = Vec::new();
+        if next(&mut line)? {
+            self.letters.add(|file| {
+                file.write_all(&line)?;
+                while next(&mut line)? {
+                    file.write_all(&line)?;
+                }
+                Ok(())
+            })?;
         }
         fs::remove_file(self.letters.file("replaying"))?;
         self.letters.sync_folder()
@@ -327,10 +350,38 @@ mod tests {
         drop(taken);
         let taken = letters.take().unwrap().unwrap();
         assert_eq!(indexes(taken.read().unwrap()), [1, 2]);
+        let size = |name: &str| fs::metadata(folder.path().join("dead").join(name)).unwrap().len();
+        assert_eq!(letters.bytes(), size("billing.jsonl") + size("billing.replaying"));
         taken.finish(|letter| letter.index == 2).unwrap();
+        assert_eq!(letters.bytes(), size("billing.jsonl"));
         assert_eq!(indexes(letters.read().unwrap()), [3, 2]);
         letters.take().unwrap().unwrap().finish(|_| false).unwrap();
         assert!(letters.take().unwrap().is_none());
+        assert_eq!(letters.bytes(), 0);
+    }
+
+    #[test]
+    fn letters_go_back_one_at_a_time_and_each_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let letters = Letters::open(folder.path(), "billing");
+        let all: Vec<_> = (0..5000).map(entry).collect();
+        letters.append(&all, "away").unwrap();
+        let before = fs::read_to_string(letters.path()).unwrap();
+        let taken = letters.take().unwrap().unwrap();
+        // When the second one is asked for, the first is not in memory any more.
+        let path = letters.path();
+        let mut written = Vec::new();
+        taken
+            .finish(|letter| {
+                written.push(fs::metadata(&path).map_or(0, |about| about.len()));
+                letter.index % 5 != 0
+            })
+            .unwrap();
+        assert!(written.iter().any(|n| (1..before.len() as u64 / 2).contains(n)), "{written:?}");
+        let kept = before.lines().enumerate().filter(|(i, _)| i % 5 != 0);
+        let after = fs::read_to_string(letters.path()).unwrap();
+        assert!(after.lines().eq(kept.map(|(_, line)| line)));
+        assert!(after.ends_with('\n'));
     }
 
     #[test]

@@ -338,6 +338,12 @@ async fn dead_letters_are_sent_again() {
         told["reporters"][1]["dead_letters"].as_u64().unwrap()
     };
     eventually("all were put aside", async || dead(&gateway.file).await == 3).await;
+    let size = "llmproxy_usage_dead_letters_bytes{reporter=\"late\"}";
+    let file = spool(&gateway).join("dead/late.jsonl");
+    eventually("their size is told", async || {
+        gateway.metric(size).await == fs::metadata(&file).unwrap().len() as f64
+    })
+    .await;
     let replay = ["replay", "--sink", "late", "--dead"];
     let said = usage(&gateway.file, &replay).await;
     assert_eq!((said.code, &*said.out), (1, "0 records accepted by late, 3 refused, 0 not sent\n"));
@@ -354,6 +360,7 @@ async fn dead_letters_are_sent_again() {
     assert_eq!((said.code, &*said.out), (0, "3 records accepted by late, 0 refused, 0 not sent\n"));
     assert_eq!(receiver.all(), lines(&gateway.file.with_file_name("ledger.jsonl")));
     assert_eq!(dead(&config).await, 0);
+    eventually("the gateway sees that", async || gateway.metric(size).await == 0.0).await;
     let said = usage(&config, &replay).await;
     assert_eq!((said.code, &*said.out), (0, "late has no dead letters: nothing to send\n"));
 }

@@ -2,19 +2,26 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use jiff::Timestamp;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::{
     config::raw::ReporterKind,
     runtime::Carry,
-    usage::{Standing, State},
+    usage::{Standing, State, dead::Letters},
 };
 
 /// A reporter lags with more records than this, of which the oldest is older than that.
 const LAG: (u64, f64) = (1000, 60.0);
+
+/// How often it is looked how much was put aside.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How long a reporter lags before the first warning: after an outage it needs a while.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,6 +33,16 @@ const QUIET: Duration = Duration::from_secs(300);
 #[derive(Default)]
 pub struct Gauges {
     known: HashMap<String, Known>,
+    sizes: Sizes,
+}
+
+/// Looks how large the files of dead letters are: a replay takes letters away, and is another
+/// process.
+#[derive(Default)]
+struct Sizes {
+    /// A look that is under way, on a thread that may wait for the disk.
+    look: Option<JoinHandle<Vec<(String, u64)>>>,
+    looked: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -62,6 +79,31 @@ impl Gauges {
             }
         }
         metrics.webhook_queue.set(webhooks.cast_signed());
+        if let Some(folder) = carry.usage.folder() {
+            for (name, bytes) in self.sizes.found(folder, &standings) {
+                // One that has gone meanwhile has no gauge.
+                if self.known.contains_key(&name) {
+                    metrics.dead_bytes.with_label_values(&[&name]).set(bytes.cast_signed());
+                }
+            }
+        }
+    }
+}
+
+impl Sizes {
+    /// What the last look has found, if there is something new. Begins another one when it is time.
+    fn found(&mut self, folder: &Path, standings: &[Arc<Standing>]) -> Vec<(String, u64)> {
+        let done = self.look.take_if(|look| look.is_finished());
+        let found = done.and_then(|look| look.now_or_never()?.ok()).unwrap_or_default();
+        let now = Instant::now();
+        if self.look.is_none() && self.looked.is_none_or(|at| now.duration_since(at) >= LOOK) {
+            self.looked = Some(now);
+            let letter = |s: &Arc<Standing>| (s.name.clone(), Letters::open(folder, &s.name));
+            let all: Vec<_> = standings.iter().map(letter).collect();
+            let look = move || all.into_iter().map(|(name, of)| (name, of.bytes())).collect();
+            self.look = Some(spawn_blocking(look));
+        }
+        found
     }
 }
 

@@ -155,11 +155,17 @@ impl Reporter {
         }
         let (path, n) = (letters.path(), records.len());
         let (all, text) = (records.to_vec(), why.to_owned());
-        let done = spawn_blocking(move || letters.append(&all, &text)).await;
-        if let Err(e) = done.unwrap_or_else(|e| Err(e.into())) {
-            let name = &self.plan.name;
-            log::error!("usage reporter {name}: cannot put {n} records aside, they wait: {e}");
-            return false;
+        let append = move || letters.append(&all, &text).map(|()| letters.bytes());
+        match spawn_blocking(append).await.unwrap_or_else(|e| Err(e.into())) {
+            Ok(bytes) => {
+                let size = self.metrics().dead_bytes.with_label_values(&[&self.plan.name]);
+                size.set(bytes.cast_signed());
+            }
+            Err(e) => {
+                let name = &self.plan.name;
+                log::error!("usage reporter {name}: cannot put {n} records aside, they wait: {e}");
+                return false;
+            }
         }
         self.metrics().dead.with_label_values(&[&self.plan.name]).inc_by(n as u64);
         self.failed(n);

@@ -367,7 +367,7 @@ async fn records_satisfy_the_schema() {
     .await;
     let receiver = Receiver::start().await;
     let records = all_kinds(&receiver, &sim).await;
-    let program = tokio::task::spawn_blocking(|| python::programs("records").join("python"));
+    let program = tokio::task::spawn_blocking(|| python::programs("tests/records").join("python"));
     let program = program.await.unwrap();
     let check = async |records: &[Value]| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/records/check.py");

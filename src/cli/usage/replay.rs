@@ -91,7 +91,10 @@ pub fn run(args: &ReplayArgs, plan: &Plan) -> Result<bool, String> {
         let (sink, index) = (&reporter.name, index.unwrap_or(first.0));
         let to = args.to.as_ref().map(|to| format!(" --to '{to}'")).unwrap_or_default();
         eprintln!("llmproxy: stopped at #{index}: {sink}: {why}");
-        eprintln!("llmproxy: to go on: usage replay --sink {sink} --from '#{index}'{to}");
+        let file = args.file.config.display();
+        eprintln!(
+            "to go on: llmproxy usage replay --config '{file}' --sink {sink} --from '#{index}'{to}"
+        );
     }
     Ok(sent.told(reporter, selection.records))
 }

@@ -9,7 +9,7 @@ use hmac::{Hmac, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde::Deserialize;
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 use super::{Failure, Sink};
 use crate::{
@@ -117,8 +117,8 @@ fn body(records: &[Entry], array: bool) -> Bytes {
     body.into()
 }
 
-/// The id of a request: that of its record; of several that of the first, a hyphen, and how many
-/// they are. Records follow one another in the log, so it is the same for the same records.
+/// The id of a request: that of its record; of several a digest of theirs, which is the same for the
+/// same records and no others.
 fn message_id(records: &[Entry]) -> String {
     #[derive(Deserialize)]
     struct Named<'a> {
@@ -131,7 +131,13 @@ fn message_id(records: &[Entry]) -> String {
     match records {
         [] => String::new(),
         [one] => named(one),
-        [first, ..] => format!("{}-{}", named(first), records.len()),
+        several => {
+            let mut digest = Sha256::new();
+            several.iter().for_each(|record| Digest::update(&mut digest, named(record)));
+            let digest = digest.finalize();
+            let digest = u128::from_be_bytes(std::array::from_fn(|i| digest[i]));
+            format!("batch_{digest:032x}")
+        }
     }
 }
 
@@ -187,7 +193,11 @@ mod tests {
     fn several_records_are_an_array_with_a_lasting_id() {
         let two = [entry(0, r#"{"record_id":"rec_a"}"#), entry(1, r#"{"record_id":"rec_b"}"#)];
         assert_eq!(body(&two, true), r#"[{"record_id":"rec_a"},{"record_id":"rec_b"}]"#);
-        assert_eq!(message_id(&two), "rec_a-2");
+        let id = message_id(&two);
+        assert!(id.starts_with("batch_") && id.len() == 38, "{id}");
+        assert_eq!(message_id(&two), id);
+        let other = [two[0].clone(), entry(9, r#"{"record_id":"rec_c"}"#)];
+        assert_ne!(message_id(&other), id);
     }
 
     #[test]

@@ -115,9 +115,7 @@ impl Disk {
                  written to, or `usage.spool.enabled: false`"
             )
         };
-        for folder in [folder, &place::folder(folder)] {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(cannot)?;
-        }
+        folders(folder).map_err(cannot)?;
         let lock = only_one(folder)?;
         let mut segments: VecDeque<_> = segment::list(folder).map_err(cannot)?.into();
         let mut end = 0;
@@ -328,7 +326,9 @@ impl Disk {
             return;
         }
         log::error!("the file that usage records are written to was removed: another one is begun");
-        if let Err(e) = self.roll(&mut active) {
+        // Perhaps with all that is in the folder.
+        let made = folders(&self.folder);
+        if let Err(e) = made.and_then(|()| self.roll(&mut active)) {
             log::error!("cannot begin a segment of the spool: {e}");
         }
     }
@@ -342,6 +342,14 @@ impl Disk {
         self.metrics.spool.waiting_bytes.set(gauge(waiting.map(|(_, s)| s.bytes).sum()));
         self.metrics.spool.max_bytes.set(gauge(state.plan.max_size));
     }
+}
+
+/// Makes the folders of a spool, for nobody else to read.
+fn folders(spool: &Path) -> io::Result<()> {
+    for folder in [spool, &place::folder(spool)] {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    Ok(())
 }
 
 /// A file that was made is to be found after a power failure.

@@ -15,10 +15,10 @@ use crate::{
 
 /// How long the writer lets records gather once there is one: waking it, and a write of its own, cost
 /// more than all else that is done for a record. A crash costs what gathers.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(5);
 
 /// So many records are not waited for.
-const ENOUGH: usize = 256;
+const ENOUGH: usize = 512;
 
 /// Records that were handed over.
 pub struct Intake {

@@ -497,6 +497,44 @@ async fn mariadb_holds_records() {
     assert_eq!(server.run(moment), "2025-03-04 05:06:07");
 }
 
+/// An index of a large table, and rows of an earlier version, can take longer than a delivery may.
+#[tokio::test]
+async fn a_table_is_prepared_once_at_a_time() {
+    let server = Postgres::start().await;
+    let process = Process::postgres(&server.url());
+    process.run("CREATE TABLE usage_records (id INT)").await;
+    process.run("CREATE TABLE enough (id INT)").await;
+    let slow = process.other();
+    let slow = tokio::spawn(async move {
+        let hold = "DO $$ BEGIN LOCK TABLE usage_records IN SHARE MODE; \
+                    WHILE NOT EXISTS (SELECT FROM enough) LOOP PERFORM pg_sleep(0.02); END LOOP; END $$";
+        slow.run(hold).await;
+    });
+    let locks = "SELECT COUNT(*) FROM pg_locks WHERE mode = 'ShareLock' AND granted \
+                 AND relation = to_regclass('usage_records')";
+    eventually("the table is held", async || server.run(locks) == "1").await;
+
+    let preparing =
+        || server.run("SELECT COUNT(*) FROM pg_stat_activity WHERE query LIKE 'ALTER TABLE%'");
+    let (sink, store) = (process.sink(), process.store());
+    let short = Duration::from_millis(200);
+    for _ in 0..3 {
+        // One that was made anew, as after a change of its configuration, has to wait as well.
+        for sink in [&sink, &process.sink()] {
+            let records = entries(&[record(1)]);
+            assert!(tokio::time::timeout(short, sink.deliver(&records)).await.is_err());
+        }
+        let any = Filter::default();
+        assert!(tokio::time::timeout(short, store.records(&any, None, 5)).await.is_err());
+        eventually("the table is being prepared", async || preparing() != "0").await;
+        assert_eq!(preparing(), "1");
+    }
+    process.run("INSERT INTO enough VALUES (1)").await;
+    slow.await.unwrap();
+    process.put(&[record(1)]).await;
+    assert_eq!(process.ids(&Filter::default()).await.len(), 1);
+}
+
 /// Away, then back; and rights that are not there, and just enough.
 async fn waits_for_its_database(
     server: impl AsyncFn(bool),

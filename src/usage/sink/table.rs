@@ -28,9 +28,6 @@ use crate::{
 /// How long an INSERT may take, or a DELETE.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long it may take to make a table what it should be: it may be large.
-const RENEWAL: Duration = Duration::from_secs(3600);
-
 /// Rows that are removed at a time, so that nobody waits long for a lock.
 const OLD: u64 = 1000;
 
@@ -53,8 +50,7 @@ impl Table {
         if let Some(insert) = &*ready {
             return Ok(Arc::clone(insert));
         }
-        let place = Arc::clone(&self.place);
-        let insert = self.place.work(RENEWAL, async move { place.ensure().await }).await?;
+        let insert = self.place.prepare().await?;
         Ok(Arc::clone(ready.insert(Arc::new(insert))))
     }
 

@@ -107,15 +107,18 @@ impl Store {
     async fn ask(&self, question: Statement) -> Result<Vec<Row>, StoreError> {
         let place = Arc::clone(&self.place);
         let work = async move {
-            let turn = QUESTIONS.acquire().await;
-            let mut rows = place.sql.rows(question.clone(), PATIENCE).await;
-            if let Err(Trouble::Shape(_)) = rows {
+            let ask = async || {
+                let _turn = QUESTIONS.acquire().await;
+                place.sql.rows(question.clone(), PATIENCE).await
+            };
+            match ask().await {
                 // No record has ever come, or only those of an earlier version.
-                place.ensure().await?;
-                rows = place.sql.rows(question, PATIENCE).await;
+                Err(Trouble::Shape(_)) => {
+                    place.prepare().await?;
+                    ask().await
+                }
+                rows => rows,
             }
-            drop(turn);
-            rows
         };
         self.place.work(IN_ALL, work).await.map_err(|trouble| trouble.why().clone())
     }

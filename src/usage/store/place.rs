@@ -1,11 +1,20 @@
 //! A table of records in a database: where it is, and making it what it should be.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    task::{JoinError, JoinHandle},
+    time::timeout,
+};
 
 use super::schema::{self, AT, DAY, Insert};
 use crate::{
+    base::lock,
     config::plan::TablePlan,
     store::{
         StoreError, Stores,
@@ -19,6 +28,15 @@ const OLD_ROWS: u64 = 5000;
 /// How long it may take to look for them.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// How long it may take to make a table what it should be: it may be large.
+const PREPARATION: Duration = Duration::from_secs(3600);
+
+/// How long one caller waits for that: less than a delivery may take, so that it is told.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The places that someone has: what has to be done to a table is done once, whoever wants it.
+static PLACES: Mutex<Vec<Weak<Place>>> = Mutex::new(Vec::new());
+
 /// A table of records.
 pub struct Place {
     settings: Settings,
@@ -29,20 +47,32 @@ pub struct Place {
     /// The database.
     pub sql: Arc<Sql>,
     runtime: Handle,
+    /// While the table is being made what it should be.
+    preparation: tokio::sync::Mutex<Option<JoinHandle<Result<Insert, Trouble>>>>,
 }
 
 impl Place {
-    /// The table of a plan. Nothing is connected.
+    /// The table of a plan; the same place as long as someone has it. Nothing is connected.
     pub fn new(plan: &TablePlan, stores: &Stores) -> Arc<Self> {
+        let sql = stores.sql(&plan.settings);
+        let mut places = lock(&PLACES);
+        let same = |place: &Arc<Self>| Arc::ptr_eq(&place.sql, &sql) && place.name == plan.table;
+        if let Some(known) = places.iter().filter_map(Weak::upgrade).find(same) {
+            return known;
+        }
         let table = table_name(plan.settings.driver, &plan.table);
-        Arc::new(Self {
+        let place = Arc::new(Self {
             settings: plan.settings.clone(),
             name: plan.table.clone(),
             // The plan has been checked.
             table: table.unwrap_or_default(),
-            sql: stores.sql(&plan.settings),
+            sql,
             runtime: stores.handle(),
-        })
+            preparation: tokio::sync::Mutex::default(),
+        });
+        places.retain(|place| place.strong_count() > 0);
+        places.push(Arc::downgrade(&place));
+        place
     }
 
     /// The kind of database.
@@ -64,12 +94,44 @@ impl Place {
         patience: Duration,
         work: impl Future<Output = Result<T, Trouble>> + Send + 'static,
     ) -> Result<T, Trouble> {
-        let away = |why: String| Trouble::Away(StoreError::new(why));
-        match self.runtime.spawn(tokio::time::timeout(patience, work)).await {
-            Ok(Ok(done)) => done,
-            Ok(Err(_)) => Err(away(format!("no answer within {patience:?}"))),
-            Err(e) => Err(away(format!("the work has ended: {e}"))),
-        }
+        ended(self.begin(patience, work).await)
+    }
+
+    fn begin<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, Trouble>> + Send + 'static,
+    ) -> JoinHandle<Result<T, Trouble>> {
+        let _inside = self.runtime.enter();
+        let work = timeout(limit, work);
+        self.runtime.spawn(async move {
+            work.await.unwrap_or_else(|_| Err(away(format!("no answer within {limit:?}"))))
+        })
+    }
+
+    /// Makes the table what it should be, and says how rows are put into it. What was begun goes on
+    /// when its caller has given up, and the next one waits for the same.
+    ///
+    /// # Errors
+    /// As [`Place::ensure`], or that it takes long.
+    pub async fn prepare(self: &Arc<Self>) -> Result<Insert, Trouble> {
+        let done = timeout(PATIENCE, async {
+            let mut preparation = self.preparation.lock().await;
+            let place = Arc::clone(self);
+            let work = preparation.get_or_insert_with(|| {
+                self.begin(PREPARATION, async move { place.ensure().await })
+            });
+            let done = work.await;
+            *preparation = None;
+            ended(done)
+        });
+        done.await.unwrap_or_else(|_| {
+            Err(away(format!(
+                "the table `{}` is still being prepared: indexes are made, or rows of an earlier version \
+                 brought up to date",
+                self.name
+            )))
+        })
     }
 
     /// Makes file, table, columns and indexes as far as they are not there, and brings rows of
@@ -77,14 +139,13 @@ impl Place {
     ///
     /// # Errors
     /// If the database is away, does not allow it, or has a table that records do not fit into.
-    pub async fn ensure(&self) -> Result<Insert, Trouble> {
+    async fn ensure(&self) -> Result<Insert, Trouble> {
         self.sql.make_file(&self.settings).await?;
         let found = self.sql.ensure(self.driver(), &schema::wish(&self.name)).await?;
         if found.column("id").is_some() {
             self.renew(found.column("created_at").is_some()).await?;
         }
-        Insert::new(self.driver(), &self.table, &found)
-            .map_err(|why| Trouble::Away(StoreError::new(why)))
+        Insert::new(self.driver(), &self.table, &found).map_err(away)
     }
 
     /// Gives rows of LLMProxy 0.5, which have no identity of a record, what queries go by.
@@ -165,4 +226,12 @@ impl Place {
             ),
         }
     }
+}
+
+fn away(why: String) -> Trouble {
+    Trouble::Away(StoreError::new(why))
+}
+
+fn ended<T>(done: Result<Result<T, Trouble>, JoinError>) -> Result<T, Trouble> {
+    done.unwrap_or_else(|e| Err(away(format!("the work has ended: {e}"))))
 }

@@ -13,7 +13,7 @@ use llmproxy::{
     config::plan::{Destination, ReporterPlan, TablePlan},
     store::{
         Stores,
-        sql::{Driver, Settings, Statement, Target},
+        sql::{Driver, Holds, Settings, Statement, Target, Wish},
     },
     usage::{
         Entry,
@@ -377,6 +377,28 @@ async fn retention_is_kept(process: &Process) {
     process.sink().tidy().await.unwrap();
 }
 
+/// An index of the operator's own is no reason to lose a record: request ids may come from clients.
+async fn clashes_are_refused(process: &Process) {
+    let mut own = process.other();
+    own.plan.table = "own_records".to_owned();
+    own.put(&[record(0), record(1)]).await;
+    own.run("CREATE UNIQUE INDEX own_request ON own_records (request_id)").await;
+    let clash = with(record(3), json!({"request_id": "req-1"}));
+    let refused = own.sink().deliver(&entries(&[record(1), record(2), clash])).await;
+    let Err(Failure::Refused { why }) = refused else { panic!("{refused:?}") };
+    assert!(why.to_lowercase().contains("unique"), "{why}");
+    assert_eq!(own.count().await, 2);
+    own.put(&[record(1), record(2)]).await;
+    assert_eq!(own.count().await, 3);
+
+    let columns = [("record_id", Holds::Short(64))];
+    let indexes: [(&str, &[&str]); 1] = [("record", &["record_id"])];
+    let wish = Wish { table: "own_records", columns: &columns, indexes: &indexes };
+    let sql = own.stores.sql(&own.plan.settings);
+    let found = sql.ensure(own.plan.settings.driver, &wish).await.unwrap();
+    assert_eq!(found.unique_without(&["id", "record_id"]), ["own_request"]);
+}
+
 /// Several gateways start at once, with no table and with one of LLMProxy 0.5.
 async fn tables_are_made_and_extended(process: &Process, seeds: &[&str]) {
     let mut anew = process.other();
@@ -432,6 +454,7 @@ async fn sqlite_holds_records() {
     answers_questions(&process).await;
     pages_have_no_gaps(&process).await;
     retention_is_kept(&process).await;
+    clashes_are_refused(&process).await;
     let table = "CREATE TABLE old_records (id INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL, \
         timestamp DATETIME NOT NULL, api_key TEXT, user_id TEXT, method TEXT NOT NULL, \
         path TEXT NOT NULL, backend_url TEXT, status_code INTEGER, latency_ms INTEGER, \
@@ -452,6 +475,7 @@ async fn postgres_holds_records() {
     answers_questions(&process).await;
     pages_have_no_gaps(&process).await;
     retention_is_kept(&process).await;
+    clashes_are_refused(&process).await;
     let table = "CREATE TABLE old_records (id SERIAL PRIMARY KEY, request_id VARCHAR(255) NOT NULL, \
         timestamp TIMESTAMP NOT NULL, api_key VARCHAR(255), user_id VARCHAR(255), \
         method VARCHAR(10) NOT NULL, path VARCHAR(255) NOT NULL, backend_url VARCHAR(20), \
@@ -483,6 +507,7 @@ async fn mariadb_holds_records() {
     answers_questions(&process).await;
     pages_have_no_gaps(&process).await;
     retention_is_kept(&process).await;
+    clashes_are_refused(&process).await;
     let table = "CREATE TABLE old_records (id BIGINT AUTO_INCREMENT PRIMARY KEY, \
         request_id VARCHAR(255) NOT NULL, timestamp TIMESTAMP NOT NULL, api_key VARCHAR(255), \
         user_id VARCHAR(255), method VARCHAR(10) NOT NULL, path VARCHAR(255) NOT NULL, \
@@ -633,7 +658,6 @@ async fn requests_are_told_of_without_any_configuration() {
     let sim = sim().await;
     let admin = Admin::start(&[sim.url()], "").await;
     let file = admin.gateway.file.with_file_name("data").join("usage.db");
-    assert!(!file.exists());
     let key = json!({"name": "one", "user_id": "u1", "team": "blue"});
     let (_, key) = admin.post("/admin/v1/keys", key).await;
     for _ in 0..3 {

@@ -11,7 +11,7 @@ use std::{
 
 use sqlx::{AssertSqlSafe, MySqlPool, PgPool, SqlitePool, mysql::MySqlDatabaseError};
 
-use super::{Driver, Row, Sql, cause, mark, mysql, postgres, sqlite};
+use super::{Driver, Row, Sql, cause, mark, mysql, postgres, quote, sqlite};
 use crate::store::StoreError;
 
 /// A value to bind; `None` is NULL.
@@ -64,6 +64,23 @@ impl Statement {
         self
     }
 
+    /// Ends an INSERT: rows whose `key` is there already stay as they are. Rows that clash with others
+    /// in another unique index are refused.
+    pub fn unless_there(&mut self, key: &str) -> &mut Self {
+        let key = quote(self.driver, key).unwrap_or_default();
+        let end = match self.driver {
+            // IGNORE passes over other errors as well, and this over clashes in any index: they become
+            // an error (`CLASH`) by a number that is too large in every mode.
+            Driver::Mysql => format!(
+                " ON DUPLICATE KEY UPDATE {key} = IF({key} = VALUES({key}), {key}, \
+                 {} + CHAR_LENGTH(VALUES({key})))",
+                u64::MAX
+            ),
+            Driver::Sqlite | Driver::Postgres => format!(" ON CONFLICT ({key}) DO NOTHING"),
+        };
+        self.push(&end)
+    }
+
     /// The text.
     pub fn sql(&self) -> &str {
         &self.sql
@@ -103,8 +120,15 @@ impl Trouble {
 
 type Make = fn(StoreError) -> Trouble;
 
+/// "Value is out of range": nothing else than [`Statement::unless_there`] leads to it.
+const CLASH: u16 = 1690;
+
 fn in_mysql(number: u16, state: &str) -> Make {
     match (number, state.get(..2)) {
+        (CLASH, _) => |_| {
+            let why = "another row has the same values in a unique index of the table";
+            Trouble::Data(StoreError::new(why))
+        },
         // No such table or column.
         (1146 | 1054, _) => Trouble::Shape,
         // 1153: more than `max_allowed_packet`; 1366: a text that the column's charset has not.
@@ -270,6 +294,7 @@ mod tests {
             (1048, "23000", "data"),
             (1153, "08S01", "data"),
             (1366, "HY000", "data"),
+            (1690, "22003", "data"),
             (1142, "42000", "away"),
             (1205, "HY000", "away"),
         ] {

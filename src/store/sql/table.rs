@@ -1,7 +1,7 @@
 //! A table as a program wants it: made when it is not there, and given what it lacks.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt::Write as _,
     time::Duration,
 };
@@ -81,6 +81,8 @@ pub struct Wish<'a> {
 pub struct Found {
     columns: HashMap<String, Has>,
     indexes: HashSet<String>,
+    /// Those that are unique, by their names as they are, with their columns.
+    unique: BTreeMap<String, Vec<String>>,
 }
 
 /// What is known of a column.
@@ -96,6 +98,13 @@ impl Found {
     /// A column by its name.
     pub fn column(&self, name: &str) -> Option<Has> {
         self.columns.get(&name.to_lowercase()).copied()
+    }
+
+    /// Names of unique indexes in which there is none of these columns.
+    pub fn unique_without(&self, columns: &[&str]) -> Vec<&str> {
+        let any = |parts: &[String]| parts.iter().any(|part| columns.contains(&part.as_str()));
+        let without = self.unique.iter().filter(|(_, parts)| !any(parts));
+        without.map(|(name, _)| name.as_str()).collect()
     }
 
     /// Names of columns that must be given a value, in lower case, in order.
@@ -187,21 +196,28 @@ impl Sql {
     async fn look(&self, driver: Driver, table: &str) -> Result<Found, Trouble> {
         let [columns, indexes] = questions(driver, table);
         let mut found = Found::default();
-        let text =
-            |row: &Row| row.get("name").and_then(|n| n.as_str()).unwrap_or_default().to_lowercase();
+        let text = |row: &Row, name| {
+            row.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+        };
         let number =
             |row: &Row, name| row.get(name).and_then(serde_json::Value::as_i64).unwrap_or(0);
         for row in self.rows(columns, LOOK).await? {
             let length = usize::try_from(number(&row, "length")).ok().filter(|n| *n > 0);
             let has = Has { length, required: number(&row, "required") != 0 };
-            found.columns.insert(text(&row), has);
+            found.columns.insert(text(&row, "name").to_lowercase(), has);
         }
-        found.indexes = self.rows(indexes, LOOK).await?.iter().map(text).collect();
+        for row in self.rows(indexes, LOOK).await? {
+            let name = text(&row, "name");
+            found.indexes.insert(name.to_lowercase());
+            if number(&row, "is_unique") != 0 {
+                found.unique.entry(name).or_default().push(text(&row, "part").to_lowercase());
+            }
+        }
         Ok(found)
     }
 }
 
-/// Asks for the columns and for the indexes of a table.
+/// Asks for the columns, and for the columns of the indexes, of a table.
 fn questions(driver: Driver, table: &str) -> [Statement; 2] {
     let (schema, name) = match table.split_once('.') {
         Some((schema, name)) => (Some(schema), name),
@@ -212,7 +228,8 @@ fn questions(driver: Driver, table: &str) -> [Statement; 2] {
             "SELECT name, 0 AS length, \
              CASE WHEN \"notnull\" AND dflt_value IS NULL AND pk = 0 THEN 1 ELSE 0 END AS required \
              FROM pragma_table_info(",
-            "SELECT name FROM pragma_index_list(",
+            "SELECT pragma_index_list.name AS name, c.name AS part, \"unique\" AS is_unique \
+             FROM pragma_index_info(pragma_index_list.name) c JOIN pragma_index_list(",
         ],
         Driver::Mysql => [
             "SELECT column_name AS name, \
@@ -220,8 +237,9 @@ fn questions(driver: Driver, table: &str) -> [Statement; 2] {
              CASE WHEN is_nullable = 'NO' AND column_default IS NULL \
              AND extra NOT LIKE '%auto_increment%' THEN 1 ELSE 0 END AS required \
              FROM information_schema.columns WHERE table_name = ",
-            "SELECT DISTINCT index_name AS name FROM information_schema.statistics \
-             WHERE table_name = ",
+            "SELECT index_name AS name, column_name AS part, \
+             CASE WHEN non_unique = 0 THEN 1 ELSE 0 END AS is_unique \
+             FROM information_schema.statistics WHERE table_name = ",
         ],
         Driver::Postgres => [
             "SELECT CAST(a.attname AS TEXT) AS name, CASE WHEN a.atttypmod > 4 \
@@ -230,8 +248,10 @@ fn questions(driver: Driver, table: &str) -> [Statement; 2] {
              THEN 1 ELSE 0 END AS required \
              FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
              WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attrelid = to_regclass(",
-            "SELECT CAST(c.relname AS TEXT) AS name FROM pg_index i \
-             JOIN pg_class c ON c.oid = i.indexrelid \
+            "SELECT CAST(c.relname AS TEXT) AS name, CAST(a.attname AS TEXT) AS part, \
+             CASE WHEN i.indisunique THEN 1 ELSE 0 END AS is_unique \
+             FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
+             LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey) \
              WHERE i.indisvalid AND i.indrelid = to_regclass(",
         ],
     };

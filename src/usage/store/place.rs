@@ -142,6 +142,13 @@ impl Place {
     async fn ensure(&self) -> Result<Insert, Trouble> {
         self.sql.make_file(&self.settings).await?;
         let found = self.sql.ensure(self.driver(), &schema::wish(&self.name)).await?;
+        for index in found.unique_without(&["id", "record_id"]) {
+            log::warn!(
+                "the table `{}` has the unique index `{index}`: a record with the same values there as \
+                 an earlier one is refused and becomes a dead letter; drop the index unless that is meant",
+                self.name
+            );
+        }
         if found.column("id").is_some() {
             self.renew(found.column("created_at").is_some()).await?;
         }

@@ -199,12 +199,7 @@ impl Insert {
             insert.bind(row.at.as_millisecond()).push(", ").bind(day.as_str());
             insert.push(&self.filled).push(")");
         }
-        insert.push(match self.driver {
-            // IGNORE would pass over other errors as well.
-            Driver::Mysql => " ON DUPLICATE KEY UPDATE `record_id` = `record_id`",
-            Driver::Sqlite => " ON CONFLICT (`record_id`) DO NOTHING",
-            Driver::Postgres => " ON CONFLICT (\"record_id\") DO NOTHING",
-        });
+        insert.unless_there("record_id");
         insert
     }
 
@@ -356,7 +351,9 @@ pub(super) mod tests {
         assert!(sql.ends_with("$36) ON CONFLICT (\"record_id\") DO NOTHING"), "{sql}");
         assert!(one(Driver::Sqlite).ends_with("?) ON CONFLICT (`record_id`) DO NOTHING"));
         let mysql = one(Driver::Mysql);
-        assert!(mysql.ends_with("?) ON DUPLICATE KEY UPDATE `record_id` = `record_id`"), "{mysql}");
+        let end = "?) ON DUPLICATE KEY UPDATE `record_id` = IF(`record_id` = VALUES(`record_id`), \
+                   `record_id`, 18446744073709551615 + CHAR_LENGTH(VALUES(`record_id`)))";
+        assert!(mysql.ends_with(end), "{mysql}");
         assert_eq!(mysql.matches('?').count(), FIELDS.len() + 2);
         assert!(Insert::ROWS * (FIELDS.len() + 2) <= 32_766);
     }

@@ -591,6 +591,11 @@ async fn waits_for_its_database(
     let refused = other.sink().deliver(&entries(&[record(5)])).await.unwrap_err();
     assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
     assert!(!refused.why().contains(PASSWORD) && !refused.why().contains("poor-pass"));
+    process.run("REVOKE INSERT ON usage_records FROM poor").await;
+    let refused = limited.sink().deliver(&entries(&[record(5)])).await.unwrap_err();
+    assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
+    assert!(refused.why().contains("; grant the user that the gateway logs in as"), "{refused:?}");
+    assert!(refused.why().contains("usage_records"), "{refused:?}");
     let mut wrong = url("poor:wrong-pass");
     let refused = wrong.sink().deliver(&entries(&[record(5)])).await.unwrap_err();
     assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
@@ -619,6 +624,18 @@ async fn records_wait_for_postgres() {
     process.run("CREATE USER poor PASSWORD 'poor-pass'").await;
     process.run("GRANT SELECT, INSERT ON usage_records TO poor").await;
     process.run("REVOKE CREATE ON SCHEMA public FROM PUBLIC").await;
+    // Records wait until the column is what it should be.
+    let mut typed = process.other();
+    typed.plan.table = "typed_records".to_owned();
+    typed.run("CREATE TABLE typed_records (latency_ms DATE)").await;
+    let sink = typed.sink();
+    let refused = sink.deliver(&entries(&[record(1)])).await.unwrap_err();
+    assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
+    for part in ["\"latency_ms\" is of type date", "bigint; change that column of the table"] {
+        assert!(refused.why().contains(part), "{refused:?}");
+    }
+    typed.run("ALTER TABLE typed_records ALTER COLUMN latency_ms TYPE BIGINT USING 0").await;
+    sink.deliver(&entries(&[record(1)])).await.unwrap();
     let server = tokio::sync::Mutex::new(server);
     let power = async |on: bool| match on {
         true => server.lock().await.restart().await,

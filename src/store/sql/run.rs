@@ -107,14 +107,34 @@ impl Trouble {
     }
 
     fn of(error: sqlx::Error) -> Self {
-        let make = match &error {
-            sqlx::Error::Database(e) => match e.try_downcast_ref::<MySqlDatabaseError>() {
-                Some(mysql) => in_mysql(mysql.number(), e.code().unwrap_or_default().as_ref()),
-                None => elsewhere(e.code().unwrap_or_default().as_ref(), e.message()),
-            },
-            _ => Self::Away,
+        let sqlx::Error::Database(e) = &error else { return Self::Away(cause(error)) };
+        let code = e.code().unwrap_or_default();
+        let mysql = e.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number);
+        let make = match mysql {
+            Some(number) => in_mysql(number, &code),
+            None => elsewhere(&code, e.message()),
         };
-        make(cause(error))
+        let advice = advice(mysql, &code);
+        let why = cause(error);
+        make(match advice {
+            "" => why,
+            _ => StoreError::new(format!("{why}; {advice}")),
+        })
+    }
+}
+
+/// What helps, where the database does not say it.
+fn advice(mysql: Option<u16>, code: &str) -> &'static str {
+    match (mysql, code) {
+        // A database, a table, a column.
+        (Some(1044 | 1142 | 1143), _) | (None, "42501") => {
+            "grant the user that the gateway logs in as the right to do this"
+        }
+        (None, "42804") => {
+            "change that column of the table to the type of the expression (ALTER TABLE ... ALTER COLUMN \
+             ... TYPE ...), or configure another table"
+        }
+        _ => "",
     }
 }
 
@@ -141,8 +161,8 @@ fn in_mysql(number: u16, state: &str) -> Make {
 fn elsewhere(code: &str, message: &str) -> Make {
     if code.len() == 5 {
         return match (code, &code[..2]) {
-            // No such table, column, schema, or unique index.
-            ("42P01" | "42703" | "3F000" | "42P10", _) => Trouble::Shape,
+            // No such table, column, schema, or unique index; a column of another type.
+            ("42P01" | "42703" | "3F000" | "42P10" | "42804", _) => Trouble::Shape,
             (_, "22" | "23") => Trouble::Data,
             _ => Trouble::Away,
         };
@@ -303,6 +323,7 @@ mod tests {
         for (code, message, kind) in [
             ("42P01", "", "shape"),
             ("42703", "", "shape"),
+            ("42804", "", "shape"),
             ("22021", "", "data"),
             ("23514", "", "data"),
             ("42501", "permission denied", "away"),

@@ -32,6 +32,10 @@ enum Format {
 
 /// All records that are asked for, from the newest on, as a file. It is written while it is read from
 /// the database; if that fails midway, the connection ends before the answer does.
+///
+/// In CSV a text that begins with `=`, `+`, `-`, `@`, a tab, a line break or `'` has one `'` more in
+/// front of it, because a spreadsheet would take it for a formula and clients choose some of the texts.
+/// Numbers, and all of `jsonl`, are as they are.
 #[utoipa::path(get, path = "/admin/v1/usage/export", tag = "usage", params(Wanted), responses(
     (status = 200, content((String = "text/csv"), (String = "application/x-ndjson"))),
     (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
@@ -92,10 +96,15 @@ fn text(format: Format, first: bool, records: &[Map<String, Value>]) -> Bytes {
     writer.into_inner().unwrap_or_default().into()
 }
 
+/// What a spreadsheet takes for the beginning of a formula; and the mark that says that it is none, so
+/// that there is only one way to read a text that has it.
+const MARKED: [char; 8] = ['=', '+', '-', '@', '\t', '\r', '\n', '\''];
+
 /// Objects and lists as JSON, nothing for `null`.
 fn cell(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) if text.starts_with(MARKED) => format!("'{text}"),
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),
     }
@@ -123,5 +132,16 @@ mod tests {
         assert!(text(Format::Csv, false, &[]).is_empty());
         let lines = text(Format::Jsonl, true, &[record.clone(), record]);
         assert_eq!(lines.iter().filter(|byte| **byte == b'\n').count(), 2);
+    }
+
+    #[test]
+    fn no_text_in_csv_is_a_formula() {
+        for formula in ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "'=1"] {
+            assert_eq!(cell(Some(&json!(formula))), format!("'{formula}"));
+        }
+        for plain in ["", "a=1", "1-1", " =1", "\u{7528}"] {
+            assert_eq!(cell(Some(&json!(plain))), plain);
+        }
+        assert_eq!(cell(Some(&json!(-1.5))), "-1.5");
     }
 }

@@ -17,7 +17,7 @@ use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
-    extract::{ConnectInfo, DefaultBodyLimit, Request},
+    extract::{ConnectInfo, DefaultBodyLimit, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -130,16 +130,17 @@ fn app(parts: Parts, token: &Secret) -> Router {
         .fallback(answer::unknown_path)
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(DefaultBodyLimit::max(LARGEST))
-        .layer(middleware::from_fn(whole))
+        .layer(middleware::from_fn_with_state(REQUEST, whole))
         .layer(middleware::from_fn_with_state(guard::Lock::new(token), guard::check))
         .with_state(parts)
 }
 
 /// Finishes what was begun also when the client goes away: a change, its line in the log, and what
-/// makes it seen belong together.
-async fn whole(request: Request, next: Next) -> Response {
+/// makes it seen belong together. The limit holds until the head of the answer is there: an export is
+/// read for as long as it has something to say.
+async fn whole(State(limit): State<Duration>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
-    let work = tokio::spawn(tokio::time::timeout(REQUEST, next.run(request)));
+    let work = tokio::spawn(tokio::time::timeout(limit, next.run(request)));
     match work.await {
         Ok(Ok(response)) => response,
         Ok(Err(_)) => {
@@ -149,7 +150,8 @@ async fn whole(request: Request, next: Next) -> Response {
     }
 }
 
-/// How long a client may take for the head of a request, and a request from head to answer.
+/// How long a client may take for the head of a request, and a request from its head to that of its
+/// answer.
 const HEAD: Duration = Duration::from_secs(10);
 const REQUEST: Duration = Duration::from_secs(60);
 
@@ -191,5 +193,40 @@ pub async fn run(
             connection.await.ok();
             drop(place);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use futures::{StreamExt, stream};
+    use http_body_util::BodyExt;
+    use hyper::service::Service;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_head_of_an_answer_has_a_time_limit() {
+        let limit = Duration::from_millis(500);
+        let parts = move || async move {
+            let late = stream::iter(["a", "b"]).then(move |part| async move {
+                tokio::time::sleep(limit.mul_f32(1.2)).await;
+                Ok::<_, io::Error>(part)
+            });
+            Body::from_stream(late)
+        };
+        let never = || std::future::pending::<()>();
+        let app = Router::new()
+            .route("/parts", get(parts))
+            .route("/never", get(never))
+            .layer(middleware::from_fn_with_state(limit, whole));
+        let ask = async |path: &str| {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            TowerToHyperService::new(app.clone()).call(request).await.unwrap()
+        };
+        let parts = ask("/parts").await;
+        assert_eq!(parts.status(), 200);
+        assert_eq!(parts.into_body().collect().await.unwrap().to_bytes(), "ab");
+        assert_eq!(ask("/never").await.status(), 408);
     }
 }

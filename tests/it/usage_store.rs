@@ -399,6 +399,27 @@ async fn clashes_are_refused(process: &Process) {
     assert_eq!(found.unique_without(&["id", "record_id"]), ["own_request"]);
 }
 
+/// The database gives up a question that takes too long: the view reads on for ever.
+async fn slow_questions_end(process: &Process, view: &str) {
+    let mut slow = process.other();
+    slow.plan.table = "slow_records".to_owned();
+    slow.put(&[record(0)]).await;
+    slow.run("ALTER TABLE slow_records RENAME TO kept_slow_records").await;
+    slow.run(&format!("CREATE VIEW slow_records AS {view}")).await;
+    let store = slow.store().patient(Duration::from_millis(300));
+    // More often than there are connections: each of them is of use again.
+    for _ in 0..6 {
+        let why = store.records(&Filter::default(), None, 5).await.err().unwrap().to_string();
+        let given_up = ["interrupted", "statement timeout", "max_statement_time"];
+        assert!(given_up.iter().any(|text| why.contains(text)), "{why}");
+    }
+    assert!(store.sums(&Filter::default(), &[Column::Day], None, 5).await.is_err());
+    slow.run("DROP VIEW slow_records").await;
+    // A connection of SQLite that has not looked since would still see the view.
+    slow.other().run("ALTER TABLE kept_slow_records RENAME TO slow_records").await;
+    assert_eq!(store.records(&Filter::default(), None, 5).await.unwrap().items.len(), 1);
+}
+
 /// Several gateways start at once, with no table and with one of LLMProxy 0.5.
 async fn tables_are_made_and_extended(process: &Process, seeds: &[&str]) {
     let mut anew = process.other();
@@ -455,6 +476,9 @@ async fn sqlite_holds_records() {
     pages_have_no_gaps(&process).await;
     retention_is_kept(&process).await;
     clashes_are_refused(&process).await;
+    let view = "WITH RECURSIVE ever(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM ever) \
+                SELECT kept_slow_records.* FROM kept_slow_records, ever WHERE n < 0";
+    slow_questions_end(&process, view).await;
     let table = "CREATE TABLE old_records (id INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL, \
         timestamp DATETIME NOT NULL, api_key TEXT, user_id TEXT, method TEXT NOT NULL, \
         path TEXT NOT NULL, backend_url TEXT, status_code INTEGER, latency_ms INTEGER, \
@@ -476,6 +500,8 @@ async fn postgres_holds_records() {
     pages_have_no_gaps(&process).await;
     retention_is_kept(&process).await;
     clashes_are_refused(&process).await;
+    let view = "SELECT kept_slow_records.* FROM kept_slow_records, pg_sleep(600)";
+    slow_questions_end(&process, view).await;
     let table = "CREATE TABLE old_records (id SERIAL PRIMARY KEY, request_id VARCHAR(255) NOT NULL, \
         timestamp TIMESTAMP NOT NULL, api_key VARCHAR(255), user_id VARCHAR(255), \
         method VARCHAR(10) NOT NULL, path VARCHAR(255) NOT NULL, backend_url VARCHAR(20), \
@@ -508,6 +534,8 @@ async fn mariadb_holds_records() {
     pages_have_no_gaps(&process).await;
     retention_is_kept(&process).await;
     clashes_are_refused(&process).await;
+    let view = "SELECT * FROM kept_slow_records WHERE SLEEP(600) = 0";
+    slow_questions_end(&process, view).await;
     let table = "CREATE TABLE old_records (id BIGINT AUTO_INCREMENT PRIMARY KEY, \
         request_id VARCHAR(255) NOT NULL, timestamp TIMESTAMP NOT NULL, api_key VARCHAR(255), \
         user_id VARCHAR(255), method VARCHAR(10) NOT NULL, path VARCHAR(255) NOT NULL, \

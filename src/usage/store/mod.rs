@@ -34,6 +34,7 @@ static QUESTIONS: Semaphore = Semaphore::const_new(2);
 #[derive(Clone)]
 pub struct Store {
     place: Arc<Place>,
+    patience: Duration,
 }
 
 /// A part of an answer.
@@ -65,7 +66,13 @@ pub struct Sums {
 impl Store {
     /// The store of a table. Nothing is connected.
     pub fn new(plan: &TablePlan, stores: &Stores) -> Self {
-        Self { place: Place::new(plan, stores) }
+        Self { place: Place::new(plan, stores), patience: PATIENCE }
+    }
+
+    /// With another limit to the time that the database may work on an answer.
+    #[must_use]
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Records, from the newest on, as they were delivered.
@@ -105,11 +112,11 @@ impl Store {
     }
 
     async fn ask(&self, question: Statement) -> Result<Vec<Row>, StoreError> {
-        let place = Arc::clone(&self.place);
+        let (place, patience) = (Arc::clone(&self.place), self.patience);
         let work = async move {
             let ask = async || {
                 let _turn = QUESTIONS.acquire().await;
-                place.sql.rows(question.clone(), PATIENCE).await
+                place.sql.rows(question.clone(), patience).await
             };
             match ask().await {
                 // No record has ever come, or only those of an earlier version.

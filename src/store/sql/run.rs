@@ -81,6 +81,14 @@ impl Statement {
         self.push(&end)
     }
 
+    /// Asks how the database would go about it.
+    #[must_use]
+    pub fn explained(mut self) -> Self {
+        let sqlite = self.driver == Driver::Sqlite;
+        self.sql.insert_str(0, if sqlite { "EXPLAIN QUERY PLAN " } else { "EXPLAIN " });
+        self
+    }
+
     /// The text.
     pub fn sql(&self) -> &str {
         &self.sql

@@ -111,6 +111,24 @@ impl Store {
         Ok(Page { items, next })
     }
 
+    /// How the database would find records, or sums if they are to be grouped, in its own words: so that
+    /// an operator, or a test, can see whether it uses an index.
+    ///
+    /// # Errors
+    /// If the database cannot be asked.
+    pub async fn explain(
+        &self,
+        filter: &Filter,
+        by: &[Column],
+        limit: usize,
+    ) -> Result<Vec<Row>, StoreError> {
+        let question = match by {
+            [] => question::records(&self.place, filter, None, limit),
+            by => question::sums(&self.place, filter, by, None, limit),
+        };
+        self.ask(question.explained()).await
+    }
+
     async fn ask(&self, question: Statement) -> Result<Vec<Row>, StoreError> {
         let (place, patience) = (Arc::clone(&self.place), self.patience);
         let work = async move {

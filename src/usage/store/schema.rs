@@ -102,8 +102,8 @@ pub fn wish(table: &str) -> Wish<'_> {
         indexes: &[
             ("record", &["record_id"]),
             ("at", &[AT, "record_id"]),
-            ("user_at", &["user_id", AT]),
-            ("key_at", &["key_id", AT]),
+            ("user_at", &["user_id", AT, "record_id"]),
+            ("key_at", &["key_id", AT, "record_id"]),
             ("request", &["request_id"]),
         ],
     }

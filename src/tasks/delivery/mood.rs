@@ -23,6 +23,7 @@ struct State {
     failing: Option<Failing>,
     warned: Option<Instant>,
     unkept_told: Option<Instant>,
+    not_aside_told: Option<Instant>,
     dead_told: Option<Instant>,
     /// Records put aside since that was last told.
     dead: usize,
@@ -78,12 +79,12 @@ impl Mood {
 
     /// The place could not be kept, which may be so for each batch. Whether that is to be told.
     pub fn unkept(&self, now: Instant) -> bool {
-        let told = &mut lock(&self.0).unkept_told;
-        let due = told.is_none_or(|at| now.duration_since(at) >= QUIET);
-        if due {
-            *told = Some(now);
-        }
-        due
+        due(&mut lock(&self.0).unkept_told, now)
+    }
+
+    /// Records could not be put aside either. Whether that is to be told.
+    pub fn not_aside(&self, now: Instant) -> bool {
+        due(&mut lock(&self.0).not_aside_told, now)
     }
 
     /// Records were put aside. `Some(n)`: it is to be told that so many were.
@@ -96,6 +97,15 @@ impl Mood {
         state.dead_told = Some(now);
         Some(std::mem::take(&mut state.dead))
     }
+}
+
+/// Whether something is to be told that was last told at that time; then it is told now.
+fn due(told: &mut Option<Instant>, now: Instant) -> bool {
+    let due = told.is_none_or(|at| now.duration_since(at) >= QUIET);
+    if due {
+        *told = Some(now);
+    }
+    due
 }
 
 #[cfg(test)]

@@ -37,6 +37,9 @@ const TIDY: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_se
 /// How often a reporter that is disabled looks for records that are too old: at least.
 const LOOK: Duration = Duration::from_secs(60);
 
+/// How often it looks whether the spool is short of room.
+const SHORT_LOOK: Duration = Duration::from_secs(1);
+
 /// A reporter.
 pub struct Reporter {
     pub plan: ReporterPlan,
@@ -125,7 +128,8 @@ impl Reporter {
     }
 
     /// The receiver wants nothing any more: nothing is sent. Records wait where they are until they
-    /// are too old. Without a spool on disk they are given up as they come.
+    /// are too old, or the spool is short of room: what nobody wants must not stop the gateway.
+    /// Without a spool on disk they are given up as they come.
     async fn park(&self) {
         let why = self.standing.failure().map(|(_, why)| why).unwrap_or_default();
         if self.letters.is_none() {
@@ -136,14 +140,20 @@ impl Reporter {
                 self.advance(batch.next).await;
             }
         }
+        let look = (self.plan.max_age / 4).clamp(Duration::from_millis(100), LOOK);
+        let mut looked = Instant::now();
         loop {
-            sleep((self.plan.max_age / 4).clamp(Duration::from_millis(100), LOOK)).await;
-            while self.put_old_aside(&why).await {}
+            sleep(look.min(SHORT_LOOK)).await;
+            let short = short_of_room(&self.spool, self.metrics());
+            if short || looked.elapsed() >= look {
+                while self.put_some_aside(short, &why).await {}
+                looked = Instant::now();
+            }
         }
     }
 
-    /// Puts records aside that are too old, some at a time; whether there may be more.
-    async fn put_old_aside(&self, why: &str) -> bool {
+    /// Puts records aside, those that are too old or all, some at a time; whether there may be more.
+    async fn put_some_aside(&self, all: bool, why: &str) -> bool {
         let from = lock(&self.cursor).next();
         if self.spool.end() <= from {
             return false;
@@ -154,9 +164,9 @@ impl Reporter {
         if let Some(first) = entries.first() {
             self.standing.has_read(first);
         }
-        let old = self.too_old(&entries);
-        let to = entries.get(old).map_or(next, |entry| entry.index);
-        if to <= from || !self.put_aside(&entries[..old], why).await {
+        let n = if all { entries.len() } else { self.too_old(&entries) };
+        let to = entries.get(n).map_or(next, |entry| entry.index);
+        if to <= from || !self.put_aside(&entries[..n], why).await {
             return false;
         }
         self.advance(to).await;
@@ -224,4 +234,10 @@ impl Reporter {
     pub fn failing(&self) -> Option<(Duration, String)> {
         self.mood.failing(Instant::now())
     }
+}
+
+/// Whether records that nobody wants had better leave the spool.
+fn short_of_room(spool: &Spool, metrics: &UsageMetrics) -> bool {
+    let (waiting, max) = (metrics.spool_waiting_bytes.get(), metrics.spool_max_bytes.get());
+    spool.refuses() || waiting > max / 2
 }

@@ -162,8 +162,12 @@ impl Reporter {
                 size.set(bytes.cast_signed());
             }
             Err(e) => {
-                let name = &self.plan.name;
-                log::error!("usage reporter {name}: cannot put {n} records aside, they wait: {e}");
+                if self.mood.not_aside(Instant::now()) {
+                    let name = &self.plan.name;
+                    log::error!(
+                        "usage reporter {name}: cannot put {n} records aside, they wait: {e}"
+                    );
+                }
                 return false;
             }
         }

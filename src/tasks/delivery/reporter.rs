@@ -144,7 +144,7 @@ impl Reporter {
         let mut looked = Instant::now();
         loop {
             sleep(look.min(SHORT_LOOK)).await;
-            let short = short_of_room(&self.spool, self.metrics());
+            let short = self.spool.pressed();
             if short || looked.elapsed() >= look {
                 while self.put_some_aside(short, &why).await {}
                 looked = Instant::now();
@@ -234,10 +234,4 @@ impl Reporter {
     pub fn failing(&self) -> Option<(Duration, String)> {
         self.mood.failing(Instant::now())
     }
-}
-
-/// Whether records that nobody wants had better leave the spool.
-fn short_of_room(spool: &Spool, metrics: &UsageMetrics) -> bool {
-    let (waiting, max) = (metrics.spool_waiting_bytes.get(), metrics.spool_max_bytes.get());
-    spool.refuses() || waiting > max / 2
 }

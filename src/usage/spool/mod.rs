@@ -227,11 +227,11 @@ impl Spool {
         self.refuses.load(Ordering::Relaxed)
     }
 
-    /// Whether more than half of the room is taken by records that wait.
+    /// Whether more than half of the room is taken by records that wait, or there is none at all.
     pub fn pressed(&self) -> bool {
         let (waiting, max) =
             (self.metrics.spool.waiting_bytes.get(), self.metrics.spool.max_bytes.get());
-        max > 0 && waiting > max / 2
+        self.refuses() || max > 0 && waiting > max / 2
     }
 
     /// Records that wait for one who has delivered everything before `next`.

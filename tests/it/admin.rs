@@ -355,13 +355,13 @@ async fn backends_can_be_drained_and_watched() {
 #[tokio::test]
 async fn the_configuration_is_told_without_its_secrets() {
     let sim = sim().await;
-    let more = "usage_hook: {url: \"http://user:hidden-1@127.0.0.1:1/x?token=hidden-2\", headers: {Authorization: hidden-3}}\n\
+    let more = "usage_hook: {url: \"http://user:hidden-1@127.0.0.1:1/services/hidden-7?token=hidden-2\", headers: {Authorization: hidden-3}}\n\
                 api_keys: [{key: sk-hidden-4-long-enough}]\n\
                 storage: {databases: [{name: d, driver: mysql, dsn: \"mysql://u:hidden-5@h/d\"}], caches: [{name: c, addr: \"h:1\", password: hidden-6}]}\n";
     let admin = Admin::start(&[sim.url()], more).await;
     let shown = admin.get("/admin/v1/config").await;
     assert_eq!(shown["generation"], 1);
-    assert_eq!(shown["config"]["usage_hook"]["url"], "http://127.0.0.1:1/x");
+    assert_eq!(shown["config"]["usage_hook"]["url"], "http://127.0.0.1:1/[…]");
     assert_eq!(shown["config"]["usage_hook"]["retry"], 10);
     assert_eq!(shown["config"]["auth"]["pipeline"][0]["cache_ttl"], "10s");
     assert!(!shown.to_string().contains("hidden"), "{shown}");

@@ -1,6 +1,6 @@
 //! Configuration files: the seeds', the reference, and every way to get one wrong.
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, time::Duration};
 
 use llmproxy::{
     base::limits::{Limits, Scope},
@@ -34,7 +34,7 @@ fn the_configuration_of_version_0_1_is_valid_and_means_what_it_said() {
     assert_eq!(backends, [("http://vllm:8000", 5), ("http://tgi:8081", 3)]);
     let Destination::Webhook(hook) = &plan.usage.reporters[0].to else { panic!("a webhook") };
     assert_eq!(
-        (hook.url.as_str(), hook.timeout.as_secs(), hook.retry),
+        (hook.url.expose(), hook.timeout.as_secs(), hook.retry),
         ("https://your-billing.com/llm-usage", 1, 2)
     );
     let health = plan.health_check.unwrap();
@@ -533,4 +533,55 @@ fn limits_that_are_switched_off_keep_where_quotas_are_counted() {
     assert_eq!((limits.max_buckets, limits.prices.len()), (5000, 1));
     assert!(!limits.enabled && limits.models.is_empty() && limits.queue.size == 0);
     assert!(limits.rules.iter().all(|rule| *rule == Limits::default()));
+}
+
+/// What a text says of usage records.
+fn usage(text: &str) -> Plan {
+    let text = format!("backends: [{{url: \"http://x\"}}]\n{text}");
+    let loaded = config::load_text(&text, Path::new("/etc/llmproxy"), &|_| None);
+    loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems))
+}
+
+#[test]
+fn the_hook_of_the_first_version_can_do_what_a_webhook_reporter_can() {
+    let plan = usage(
+        "usage_hook: {url: \"http://y/hidden-path\", batch_size: 50, flush_interval: 3s, concurrency: 4}\n",
+    );
+    let Destination::Webhook(webhook) = &plan.usage.reporters[0].to else { panic!("{plan:?}") };
+    assert_eq!((webhook.batch_size, webhook.concurrency), (50, 4));
+    assert_eq!(webhook.flush_interval, Duration::from_secs(3));
+    assert_eq!(webhook.url.expose(), "http://y/hidden-path");
+    assert!(!format!("{plan:?}").contains("hidden-path"));
+    let text = "backends: [{url: \"http://x\"}]\nusage_hook: {url: \"http://y\", batch_size: 0}\n";
+    let loaded = config::load_text(text, Path::new("."), &|_| None);
+    assert!(loaded.problems[0].to_string().contains("usage_hook.batch_size"));
+}
+
+#[test]
+fn a_built_in_table_that_was_asked_for_is_kept_for_ever() {
+    let retention = |text: &str| {
+        let plan = usage(text);
+        let [reporter] = &plan.usage.reporters[..] else { panic!("{plan:?}") };
+        let Destination::Database(table) = &reporter.to else { panic!("{plan:?}") };
+        assert!(table.own);
+        table.retention
+    };
+    let day = Duration::from_secs(24 * 3600);
+    assert_eq!(retention("usage: {reporters: [{type: builtin}]}\n"), None);
+    assert_eq!(retention("usage: {reporters: [{type: builtin, builtin: {path: x.db}}]}\n"), None);
+    let seven = "usage: {reporters: [{type: builtin, builtin: {retention_days: 7}}]}\n";
+    assert_eq!(retention(seven), Some(7 * day));
+    let admin = "admin: {enabled: true, token: a-token-that-is-long-enough-0123456789}\n";
+    assert_eq!(retention(admin), Some(90 * day));
+}
+
+#[test]
+fn a_script_of_a_reporter_is_told_to_have_no_effect() {
+    let plan = usage(
+        "usage: {reporters: [{type: file, file: {path: x}, script: {enabled: true, path: x.lua}}]}\n",
+    );
+    let warnings: Vec<_> = plan.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("usage.reporters[0].script"), "{warnings:?}");
+    assert!(warnings[0].contains("has no effect"), "{warnings:?}");
 }

@@ -93,8 +93,8 @@ impl Destination {
 /// The usage webhook.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WebhookPlan {
-    /// Where.
-    pub url: String,
+    /// Where. There may be a token in its path or query.
+    pub url: Secret,
     /// How long one attempt may take.
     pub timeout: Duration,
     /// Further attempts for a record that is refused as such.
@@ -169,6 +169,9 @@ pub struct ReconciliationPlan {
     pub window: Duration,
 }
 
+/// How long the reporter that nobody has asked for keeps records.
+const UNASKED_DAYS: u32 = 90;
+
 /// The name of the reporter that `usage_hook` is.
 const HOOK: &str = "usage_hook";
 
@@ -193,7 +196,9 @@ impl Maker<'_> {
         let mut store = self.store(raw, &reporters);
         if raw.store.is_none() && store.is_none() && whole.admin.enabled {
             store = Some(reporters.len());
-            let built_in = self.builtin(&raw::BuiltinReporter::default(), whole);
+            // Nobody asked for it, so nobody may look after it.
+            let bounded = raw::BuiltinReporter { path: None, retention_days: UNASKED_DAYS };
+            let built_in = self.builtin(&bounded, whole);
             reporters.push(ReporterPlan {
                 name: free_name(&reporters),
                 to: Destination::Database(built_in),
@@ -228,6 +233,9 @@ impl Maker<'_> {
             headers_file: raw.headers_file.clone(),
             secret: raw.secret.clone(),
             secret_file: raw.secret_file.clone(),
+            batch_size: raw.batch_size,
+            flush_interval: raw.flush_interval,
+            concurrency: raw.concurrency,
             ..raw::WebhookReporter::at(url)
         };
         Some(ReporterPlan {
@@ -256,6 +264,9 @@ impl Maker<'_> {
             if plans.iter().any(|plan| plan.name == name) {
                 let message = format!("another reporter is called `{name}` as well");
                 self.problem(&at, message, "give each a `name` of its own");
+            }
+            if raw.script.is_some() {
+                self.warn(format!("{at}.script"), "has no effect, as in version 0.5: remove it");
             }
             if let Some(to) = self.destination(&at, raw, whole)
                 && raw.enabled.0
@@ -373,7 +384,7 @@ impl Maker<'_> {
             }
         };
         fine.then(|| WebhookPlan {
-            url: raw.url.clone(),
+            url: Secret::new(&raw.url),
             timeout: raw.timeout.0,
             retry: raw.retry,
             headers,

@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    ByteSize, Database, SecretText, Span, Switch, secs, ten, three_seconds, without_query,
-};
+use super::{ByteSize, Database, SecretText, Span, Switch, secs, ten, three_seconds};
 
 /// What becomes of usage records.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -112,6 +110,10 @@ pub struct Reporter {
     pub timeout: Option<Span>,
     /// In the words of version 0.3: `webhook.retry`.
     pub retry: Option<u32>,
+    /// Of version 0.5: it has no effect, and never had one.
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    pub script: Option<serde_yaml::Value>,
     /// Records that could not be delivered for so long are put into a file, `dead/NAME.jsonl` in
     /// the folder of the spool, from which `llmproxy usage replay --dead` delivers them.
     #[serde(default = "a_week")]
@@ -155,7 +157,7 @@ impl ReporterKind {
 #[serde(deny_unknown_fields)]
 pub struct WebhookReporter {
     /// Records are sent here, as JSON by POST; any 2xx answer accepts them.
-    #[serde(serialize_with = "without_query")]
+    #[serde(serialize_with = "host_only")]
     pub url: String,
     /// `POST` is all there is.
     pub method: Option<String>,
@@ -240,19 +242,14 @@ impl DatabaseReporter {
 }
 
 /// Records in a SQLite file of the gateway's own.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BuiltinReporter {
     /// The file; `usage.db` in `data_dir` without this.
     pub path: Option<String>,
-    /// Records older than so many days are removed; 0 means never.
+    /// Records older than so many days are removed; 0, and nothing here, means never. The reporter
+    /// that is added because the admin API is served keeps them for 90 days.
     pub retention_days: u32,
-}
-
-impl Default for BuiltinReporter {
-    fn default() -> Self {
-        Self { path: None, retention_days: 90 }
-    }
 }
 
 /// Records in a file, one a line.
@@ -332,6 +329,15 @@ pub struct UsageHook {
     pub secret: Option<SecretText>,
     /// As `webhook.secret_file` of a reporter.
     pub secret_file: Option<String>,
+    /// As `webhook.batch_size` of a reporter.
+    #[serde(default = "one_record")]
+    pub batch_size: usize,
+    /// As `webhook.flush_interval` of a reporter.
+    #[serde(default = "one_second")]
+    pub flush_interval: Span,
+    /// As `webhook.concurrency` of a reporter.
+    #[serde(default = "one_record")]
+    pub concurrency: usize,
     /// As `usage.queue_size`.
     pub queue_size: Option<usize>,
     /// As `usage.caller_key`.
@@ -354,9 +360,19 @@ pub enum KeyForm {
     None,
 }
 
+/// Writes a URL as far as its host: the receivers of many services are told apart by a secret in
+/// their path.
+fn host_only<S: serde::Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    let path = if matches!(path, "" | "/") { path } else { "/[…]" };
+    serializer.serialize_str(&format!("{scheme}://{host}{path}"))
+}
+
 fn maybe_url<S: serde::Serializer>(url: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
     match url {
-        Some(url) => without_query(url, serializer),
+        Some(url) => host_only(url, serializer),
         None => serializer.serialize_none(),
     }
 }

@@ -70,7 +70,7 @@ impl Sink for Webhook {
     async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
         let body = body(records, self.plan.batch_size > 1);
         let headers = self.headers(&message_id(records), Timestamp::now(), &body);
-        let request = self.client.post(&self.plan.url).timeout(self.plan.timeout);
+        let request = self.client.post(self.plan.url.expose()).timeout(self.plan.timeout);
         // The URL may hold a token in its query: errors are told without it.
         match request.headers(headers).body(body).send().await {
             Ok(mut answer) => {

@@ -34,6 +34,9 @@ use crate::{
 /// How often a sink tidies up, and how long that may take.
 const TIDY: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(600));
 
+/// How long after the start a sink tidies up for the first time.
+const FIRST_TIDY: Duration = Duration::from_secs(60);
+
 /// How often a reporter that is disabled looks for records that are too old: at least.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -199,8 +202,10 @@ impl Reporter {
         self.standing.set_next(next);
     }
 
-    /// Lets the sink do what it does from time to time, for ever.
+    /// Lets the sink do what it does from time to time, for ever; not at once, when there is enough
+    /// to do, and what was never used need not be opened.
     async fn tidy(&self) {
+        sleep(FIRST_TIDY).await;
         loop {
             let call = AssertUnwindSafe(self.sink.tidy()).catch_unwind();
             let done = match timeout(TIDY.1, call).await {

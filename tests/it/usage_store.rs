@@ -768,6 +768,11 @@ async fn requests_are_told_of_without_any_configuration() {
     assert_eq!((&group["user_id"], &group["requests"]), (&json!("u1"), &json!(3)));
     assert_eq!((&group["model"], &group["cost"]), (&json!("sim-model"), &Value::Null));
     assert!(group.get("team").is_none() && groups.get("records").is_none(), "{groups}");
+    // They are in the table a moment before the reporter has noted that.
+    eventually("none waits", async || {
+        admin.get("/admin/v1/usage/reporters").await["reporters"][0]["waiting"] == 0
+    })
+    .await;
     let stand = admin.get("/admin/v1/usage/reporters").await;
     assert_eq!(stand["spool"]["end"], 4, "{stand}");
     let reporter = &stand["reporters"][0];

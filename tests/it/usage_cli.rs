@@ -275,7 +275,7 @@ async fn a_replay_stops_where_it_cannot_go_on_and_passes_over_what_is_refused() 
     assert_eq!((said.code, &*said.out), (1, "0 records accepted by late, 0 refused, 2 not sent\n"));
     assert!(said.err.contains("stopped at #1: late: answered 503"), "{said:?}");
     assert!(said.err.contains("asks for a pause of 3600s"), "{said:?}");
-    assert!(said.err.ends_with("usage replay --sink late --from '#1' --to '#3'\n"), "{said:?}");
+    assert!(said.err.ends_with(" --sink late --from '#1' --to '#3'\n"), "{said:?}");
 
     let config = late(&gateway, &saying(answer("410 Gone")).await);
     let said = usage(&config, &["replay", "--sink", "late"]).await;

@@ -443,20 +443,8 @@ impl Maker<'_> {
     }
 
     fn sql_source(&mut self, at: &str, raw: &raw::DatabaseKeys, whole: &Raw) -> Option<Source> {
-        let settings = match (&raw.storage, raw.driver, &raw.dsn) {
-            (Some(name), None, None) => self.named_database(&format!("{at}.storage"), name, whole),
-            (None, Some(driver), Some(dsn)) => {
-                self.database(at, &raw::Database::at(driver, dsn.clone()))
-            }
-            _ => {
-                self.problem(
-                    at,
-                    "needs either `driver` and `dsn`, or `storage`",
-                    "write `storage: NAME` for one of `storage.databases`",
-                );
-                None
-            }
-        }?;
+        let own = (raw.driver, raw.dsn.as_ref());
+        let settings = self.named_or_own(at, raw.storage.as_deref(), own, whole)?;
         let table = raw.table.as_deref().unwrap_or("api_keys");
         let column = raw.key_column.as_deref().unwrap_or("api_key");
         match sql::Lookup::new(settings.driver, table, column, &raw.fields) {

@@ -49,17 +49,38 @@ impl Maker<'_> {
         }
     }
 
-    pub(super) fn named_database(
-        &mut self,
-        at: &str,
-        name: &str,
-        whole: &Raw,
-    ) -> Option<sql::Settings> {
+    fn named_database(&mut self, at: &str, name: &str, whole: &Raw) -> Option<sql::Settings> {
         let databases = &whole.storage.databases;
         match databases.iter().find(|d| d.name == name && d.enabled) {
             Some(database) => self.quietly(|make| make.database("", database)),
             None => {
                 self.unknown(at, "storage.databases", name, databases.iter().map(|d| &d.name));
+                None
+            }
+        }
+    }
+
+    /// The database that a section names, or states itself.
+    pub(super) fn named_or_own(
+        &mut self,
+        at: &str,
+        name: Option<&str>,
+        own: (Option<Driver>, Option<&raw::SecretText>),
+        whole: &Raw,
+    ) -> Option<sql::Settings> {
+        match (name, own) {
+            (Some(name), (None, None)) => {
+                self.named_database(&format!("{at}.storage"), name, whole)
+            }
+            (None, (Some(driver), Some(dsn))) => {
+                self.database(at, &raw::Database::at(driver, dsn.clone()))
+            }
+            _ => {
+                self.problem(
+                    at,
+                    "needs either `driver` and `dsn`, or `storage`",
+                    "write `storage: NAME` for one of `storage.databases`",
+                );
                 None
             }
         }

@@ -402,20 +402,8 @@ impl Maker<'_> {
     }
 
     fn table(&mut self, at: &str, raw: &raw::DatabaseReporter, whole: &Raw) -> Option<TablePlan> {
-        let settings = match (&raw.storage, raw.own()) {
-            (Some(name), None) if raw.dsn.is_none() && raw.driver.is_none() => {
-                self.named_database(&format!("{at}.storage"), name, whole)
-            }
-            (None, Some(own)) => self.database(at, &own),
-            _ => {
-                self.problem(
-                    at,
-                    "needs either `driver` and `dsn`, or `storage`",
-                    "write `storage: NAME` for one of `storage.databases`",
-                );
-                None
-            }
-        }?;
+        let own = (raw.driver, raw.dsn.as_ref());
+        let settings = self.named_or_own(at, raw.storage.as_deref(), own, whole)?;
         if let Err(why) = sql::table_name(settings.driver, &raw.table) {
             self.problem(format!("{at}.table"), why, "names consist of letters, digits and `_`");
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, Database, SecretText, Span, Switch, secs, ten, three_seconds};
+use super::{ByteSize, SecretText, Span, Switch, secs, ten, three_seconds};
 
 /// What becomes of usage records.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -232,13 +232,6 @@ pub struct DatabaseReporter {
     /// Records older than so many days are removed; 0 means never.
     #[serde(default)]
     pub retention_days: u32,
-}
-
-impl DatabaseReporter {
-    /// The connection that is stated here and not by name.
-    pub fn own(&self) -> Option<Database> {
-        Some(Database::at(self.driver?, self.dsn.clone()?))
-    }
 }
 
 /// Records in a SQLite file of the gateway's own.

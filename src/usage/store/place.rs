@@ -113,7 +113,7 @@ impl Place {
     /// when its caller has given up, and the next one waits for the same.
     ///
     /// # Errors
-    /// As [`Place::ensure`], or that it takes long.
+    /// What making the table ready came to, or that it takes long.
     pub async fn prepare(self: &Arc<Self>) -> Result<Insert, Trouble> {
         let done = timeout(PATIENCE, async {
             let mut preparation = self.preparation.lock().await;

@@ -144,8 +144,10 @@ async fn what_was_answered_is_billed_once_however_often_the_gateway_is_killed() 
         let most = if kill % 20 == 19 { 3000 } else { 250 };
         let life = rand::rng().random_range(0..most);
         tokio::time::sleep(Duration::from_millis(life)).await;
+        // When it was killed, and when it was surely dead.
+        let killed = Instant::now();
         gateway.crash();
-        kills.push(Instant::now());
+        kills.push((killed, Instant::now()));
         match rand::rng().random_range(0..4) {
             0 => receiver.down().await,
             1 | 2 => receiver.up().await,
@@ -178,10 +180,10 @@ async fn what_was_answered_is_billed_once_however_often_the_gateway_is_killed() 
             Some(1) => {}
             Some(n) => panic!("{id} would be billed {n} times"),
             None => {
-                let kill = kills.iter().position(|kill| kill >= at);
+                let kill = kills.iter().position(|(_, dead)| dead >= at);
                 let kill = kill.unwrap_or_else(|| panic!("{id} is lost without a crash"));
                 *lost.entry(kill).or_default() += 1;
-                oldest = oldest.max(kills[kill] - *at);
+                oldest = oldest.max(kills[kill].0.saturating_duration_since(*at));
             }
         }
     }

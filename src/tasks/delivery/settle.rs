@@ -43,6 +43,8 @@ impl Reporter {
                 parts.extend([second, first]);
             }
         }
+        // Also when the last of them was put aside: there is nothing that it would wait for.
+        self.standing.delivers();
         batch.next
     }
 

@@ -178,6 +178,11 @@ async fn a_full_spool_may_drop_the_oldest_records_instead() {
     })
     .await;
     gateway.logs("usage records lost").await;
+    eventually("what was dropped does not count as waiting", async || {
+        let waiting = gateway.metric("llmproxy_usage_waiting{reporter=\"webhook\"}").await;
+        waiting == asked as f64 - gateway.metric(lost).await
+    })
+    .await;
     let receiver = Receiver::at(address).await;
     eventually("the rest is delivered", async || {
         receiver.all().last().is_some_and(|record| record["sequence"] == asked)

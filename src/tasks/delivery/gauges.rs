@@ -61,7 +61,7 @@ impl Gauges {
         let mut webhooks = 0;
         // One that has not begun yet has no place.
         for standing in standings.iter().filter(|s| s.next() != u64::MAX) {
-            let waiting = spool.end().saturating_sub(standing.next());
+            let waiting = spool.behind(standing.next());
             let known = self.known.entry(standing.name.clone()).or_default();
             let age = age(standing, waiting);
             if known.lags(standing.state(), (waiting, age), Instant::now()) {

@@ -222,7 +222,7 @@ impl Reporter {
 
     /// Records that wait for it.
     pub fn waiting(&self) -> u64 {
-        self.spool.end().saturating_sub(self.standing.next())
+        self.spool.behind(self.standing.next())
     }
 
     /// Whether there is a counter of its kind besides.

@@ -312,6 +312,22 @@ impl Maker<'_> {
         self.warnings.push(Problem::new(path, message));
     }
 
+    /// The section with what belongs to one type, which that type has to have. `what` is what has the
+    /// type: a provider, for instance.
+    fn section<'r, T>(
+        &mut self,
+        at: &str,
+        what: &str,
+        key: &str,
+        given: Option<&'r T>,
+    ) -> Option<&'r T> {
+        if given.is_none() {
+            let message = format!("a {what} of type `{key}` needs a section `{key}`");
+            self.problem(at, message, "");
+        }
+        given
+    }
+
     fn nets(&mut self, at: &str, texts: &[String]) -> Vec<IpNet> {
         let mut nets = Vec::new();
         for (i, text) in texts.iter().enumerate() {

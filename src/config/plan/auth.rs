@@ -381,32 +381,18 @@ impl Maker<'_> {
             ProviderKind::Builtin => Some(Source::Builtin(self.keys_db(whole))),
             ProviderKind::Lua => Some(Source::Lua),
             ProviderKind::Redis => {
-                let redis = self.section(at, "redis", raw.redis.as_ref())?;
+                let redis = self.section(at, "provider", "redis", raw.redis.as_ref())?;
                 self.redis_source(&format!("{at}.redis"), redis, whole)
             }
             ProviderKind::Database => {
-                let database = self.section(at, "database", raw.database.as_ref())?;
+                let database = self.section(at, "provider", "database", raw.database.as_ref())?;
                 self.sql_source(&format!("{at}.database"), database, whole)
             }
             ProviderKind::Webhook => {
-                let webhook = self.section(at, "webhook", raw.webhook.as_ref())?;
+                let webhook = self.section(at, "provider", "webhook", raw.webhook.as_ref())?;
                 self.webhook_source(&format!("{at}.webhook"), webhook)
             }
         }
-    }
-
-    /// The section of a provider, which its type needs.
-    pub(super) fn section<'s, T>(
-        &mut self,
-        at: &str,
-        key: &str,
-        given: Option<&'s T>,
-    ) -> Option<&'s T> {
-        if given.is_none() {
-            let message = format!("a provider of type `{key}` needs a section `{key}`");
-            self.problem(at, message, "");
-        }
-        given
     }
 
     fn redis_source(&mut self, at: &str, raw: &raw::RedisKeys, whole: &Raw) -> Option<Source> {

@@ -128,7 +128,7 @@ impl Maker<'_> {
             self.authorization(at, raw.api_key.as_ref(), raw.api_key_file.as_deref());
         let (word, place, interval) = match raw.kind {
             SourceType::Http => {
-                let http = self.own_section(at, "http", raw.http.as_ref())?;
+                let http = self.section(at, "source", "http", raw.http.as_ref())?;
                 let interval = http.interval.map_or(interval, |i| i.0);
                 if interval < Duration::from_millis(100) {
                     let at = format!("{at}.http.interval");
@@ -137,7 +137,7 @@ impl Maker<'_> {
                 ("http", self.http_source(&format!("{at}.http"), http), interval)
             }
             SourceType::File => {
-                let file = self.own_section(at, "file", raw.file.as_ref())?;
+                let file = self.section(at, "source", "file", raw.file.as_ref())?;
                 ("file", Place::File(self.path(&file.path)), LOOK)
             }
             unbuilt => {
@@ -147,14 +147,6 @@ impl Maker<'_> {
         };
         let name = raw.name.clone().unwrap_or_else(|| word.to_owned());
         Some(SourcePlan { name, place, interval, authorization })
-    }
-
-    fn own_section<'r, T>(&mut self, at: &str, key: &str, raw: Option<&'r T>) -> Option<&'r T> {
-        if raw.is_none() {
-            let message = format!("a source of type `{key}` needs a section `{key}`");
-            self.problem(at, message, "");
-        }
-        raw
     }
 
     fn http_source(&mut self, at: &str, raw: &raw::HttpSource) -> Place {

@@ -64,6 +64,14 @@ pub struct ReporterPlan {
     pub max_backoff: Duration,
 }
 
+impl ReporterPlan {
+    /// One of which nothing is said but where it delivers to.
+    fn usual(name: String, to: Destination) -> Self {
+        let (max_age, max_backoff) = (raw::Reporter::MAX_AGE.0, raw::Reporter::MAX_BACKOFF.0);
+        Self { name, to, max_age, max_backoff }
+    }
+}
+
 /// A place where records go.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Destination {
@@ -199,12 +207,8 @@ impl Maker<'_> {
             // Nobody asked for it, so nobody may look after it.
             let bounded = raw::BuiltinReporter { path: None, retention_days: UNASKED_DAYS };
             let built_in = self.builtin(&bounded, whole);
-            reporters.push(ReporterPlan {
-                name: free_name(&reporters),
-                to: Destination::Database(built_in),
-                max_age: Duration::from_secs(7 * 24 * 3600),
-                max_backoff: Duration::from_secs(600),
-            });
+            let name = free_name(&reporters);
+            reporters.push(ReporterPlan::usual(name, Destination::Database(built_in)));
         }
         if !raw.enabled.0 {
             (reporters, store) = (Vec::new(), None);
@@ -238,12 +242,8 @@ impl Maker<'_> {
             concurrency: raw.concurrency,
             ..raw::WebhookReporter::at(url)
         };
-        Some(ReporterPlan {
-            name: HOOK.to_owned(),
-            to: Destination::Webhook(self.webhook(HOOK, &webhook)?),
-            max_age: Duration::from_secs(7 * 24 * 3600),
-            max_backoff: Duration::from_secs(600),
-        })
+        let to = Destination::Webhook(self.webhook(HOOK, &webhook)?);
+        Some(ReporterPlan::usual(HOOK.to_owned(), to))
     }
 
     fn reporters(
@@ -306,57 +306,41 @@ impl Maker<'_> {
                 self.problem(format!("{at}.{key}"), message, "");
             }
         }
-        let missing = |make: &mut Self| {
-            let key = kind.word();
-            make.problem(at, format!("a reporter of type {key} needs a section `{key}`"), "");
-        };
+        let (what, word) = ("reporter", kind.word());
+        let inside = format!("{at}.{word}");
         Some(match kind {
             ReporterKind::Webhook => Destination::Webhook(match (&raw.webhook, &raw.url) {
                 (Some(_), Some(_)) => {
                     self.problem(format!("{at}.url"), "stands in `webhook` as well", "keep one");
                     return None;
                 }
-                (Some(webhook), None) => self.webhook(&format!("{at}.webhook"), webhook)?,
                 (None, Some(url)) => {
                     let mut webhook = raw::WebhookReporter::at(url);
                     webhook.timeout = raw.timeout.unwrap_or(webhook.timeout);
                     webhook.retry = raw.retry.unwrap_or(webhook.retry);
                     self.webhook(at, &webhook)?
                 }
-                (None, None) => {
-                    missing(self);
-                    return None;
+                (webhook, None) => {
+                    let webhook = self.section(at, what, word, webhook.as_ref())?;
+                    self.webhook(&inside, webhook)?
                 }
             }),
-            ReporterKind::Database => match &raw.database {
-                Some(table) => {
-                    Destination::Database(self.table(&format!("{at}.database"), table, whole)?)
-                }
-                None => {
-                    missing(self);
-                    return None;
-                }
-            },
+            ReporterKind::Database => {
+                let table = self.section(at, what, word, raw.database.as_ref())?;
+                Destination::Database(self.table(&inside, table, whole)?)
+            }
             ReporterKind::Builtin => {
                 let raw = raw.builtin.clone().unwrap_or_default();
                 Destination::Database(self.builtin(&raw, whole))
             }
-            ReporterKind::File => match &raw.file {
-                Some(file) => Destination::File(self.record_file(&format!("{at}.file"), file)),
-                None => {
-                    missing(self);
-                    return None;
-                }
-            },
-            ReporterKind::Redis => match &raw.redis {
-                Some(redis) => {
-                    Destination::Redis(self.stream(&format!("{at}.redis"), redis, whole)?)
-                }
-                None => {
-                    missing(self);
-                    return None;
-                }
-            },
+            ReporterKind::File => {
+                let file = self.section(at, what, word, raw.file.as_ref())?;
+                Destination::File(self.record_file(&inside, file))
+            }
+            ReporterKind::Redis => {
+                let redis = self.section(at, what, word, raw.redis.as_ref())?;
+                Destination::Redis(self.stream(&inside, redis, whole)?)
+            }
         })
     }
 

@@ -116,11 +116,18 @@ pub struct Reporter {
     pub script: Option<serde_yaml::Value>,
     /// Records that could not be delivered for so long are put into a file, `dead/NAME.jsonl` in
     /// the folder of the spool, from which `llmproxy usage replay --dead` delivers them.
-    #[serde(default = "a_week")]
+    #[serde(default = "max_age")]
     pub max_age: Span,
     /// The longest pause after attempts that failed. Pauses grow from half a second to this.
-    #[serde(default = "ten_minutes")]
+    #[serde(default = "max_backoff")]
     pub max_backoff: Span,
+}
+
+impl Reporter {
+    /// `max_age` where nothing is said: a week.
+    pub const MAX_AGE: Span = Span(Duration::from_secs(7 * 24 * 3600));
+    /// `max_backoff` where nothing is said: ten minutes.
+    pub const MAX_BACKOFF: Span = Span(Duration::from_secs(600));
 }
 
 /// What kind of place records go to.
@@ -374,12 +381,12 @@ fn one_second() -> Span {
     secs(1)
 }
 
-fn a_week() -> Span {
-    secs(7 * 24 * 3600)
+fn max_age() -> Span {
+    Reporter::MAX_AGE
 }
 
-fn ten_minutes() -> Span {
-    secs(600)
+fn max_backoff() -> Span {
+    Reporter::MAX_BACKOFF
 }
 
 fn one_record() -> usize {

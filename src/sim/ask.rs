@@ -118,7 +118,8 @@ impl<'a> Ask<'a> {
         if self.chat { format!(r#"{{"content":{word}}}"#) } else { word.to_string() }
     }
 
+    /// The call's id, which is the same for the same answer.
     fn call_id(&self) -> String {
-        format!("chatcmpl-tool-{:016x}", self.created)
+        format!("chatcmpl-tool-{:016x}", xxhash_rust::xxh3::xxh3_64(self.id.as_bytes()))
     }
 }

@@ -1,6 +1,7 @@
 //! Arguments to a call.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the command line talks to people")]
 
+mod health;
 mod lua;
 mod usage;
 
@@ -43,6 +44,10 @@ enum Command {
     Serve(ConfigFile),
     /// Tell everything that is wrong with a configuration file.
     Check(ConfigFile),
+    /// Ask a running gateway whether it is well, as a container's health check does.
+    ///
+    /// The exit code is 0 if it answers 200 in time, and 1 if not.
+    Health(health::HealthArgs),
     /// Print the JSON Schema of the configuration file.
     Schema {
         /// Of usage records instead.
@@ -109,6 +114,7 @@ pub fn main() -> ExitCode {
     match (cli.command, cli.config) {
         (Some(Command::Serve(ConfigFile { config })), _) | (None, Some(config)) => serve(&config),
         (Some(Command::Check(ConfigFile { config })), _) => check(&config),
+        (Some(Command::Health(args)), _) => end(health::run(&args)),
         (Some(Command::Schema { usage_record }), _) => {
             let schema = if usage_record { record::schema() } else { config::schema() };
             // Whoever reads only the beginning has had enough: no reason to panic.

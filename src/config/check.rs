@@ -7,7 +7,7 @@ use serde_yaml::Value;
 use super::{
     expand::expand,
     locate,
-    plan::{Plan, plan},
+    plan::{self, Plan},
     problem::Problem,
     raw::Raw,
     read::read,
@@ -21,6 +21,9 @@ pub struct Loaded {
     /// Everything that is wrong, in the order of the lines.
     pub problems: Vec<Problem>,
 }
+
+/// The folder for data of configurations that name none.
+const DATA_DIR: &str = "LLMPROXY_DATA_DIR";
 
 /// Loads a file, with the variables of the process's environment.
 ///
@@ -39,6 +42,11 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
     let mut problems = Vec::new();
     let plan = document(text, &mut problems).and_then(|mut document| {
         let expanded = expand(&mut document, env, &mut problems);
+        if let (Value::Mapping(keys), Some(folder)) = (&mut document, env(DATA_DIR))
+            && !folder.is_empty()
+        {
+            keys.entry("data_dir".into()).or_insert(folder.into());
+        }
         // What is left of a section whose lines were commented out is not "nobody is asked".
         for (section, hint) in [
             ("auth", "write `auth: {}` to ask for keys, or remove it"),
@@ -51,7 +59,7 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
         // Later problems may only be the echo of a variable that is missing, but mostly are not.
         let (raw, removed) = read::<Raw>(document, &expanded, &mut problems);
         let mut further = Vec::new();
-        let plan = plan(&raw?, folder, &mut further);
+        let plan = plan::plan(&raw?, folder, &mut further);
         for mut problem in further {
             problem.path = value::show(&removed.original(&value::parse(&problem.path)));
             problems.push(problem);
@@ -65,6 +73,24 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
     }
     problems.sort_by_key(|p| p.line.unwrap_or(0));
     Loaded { plan: plan.filter(|_| problems.is_empty()), problems }
+}
+
+/// Where the gateway that runs with a file can be asked how it is, from the same machine: a URL
+/// without a path. Keys that have nothing to do with it may be wrong: a gateway that refused a
+/// change of its file goes on as before.
+///
+/// # Errors
+/// If the file does not tell.
+pub fn own_url(path: &Path) -> Result<String, Problem> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Problem::new("", format!("cannot be read: {e}")))?;
+    let mut problems = Vec::new();
+    let raw = document(&text, &mut problems).and_then(|mut document| {
+        let expanded = expand(&mut document, &|name| std::env::var(name).ok(), &mut problems);
+        read::<Raw>(document, &expanded, &mut problems).0
+    });
+    let url = raw.as_ref().and_then(plan::own_url);
+    url.ok_or_else(|| Problem::new("listen", "the file does not tell where the gateway listens"))
 }
 
 fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value> {

@@ -10,6 +10,6 @@ pub mod raw;
 pub mod read;
 mod value;
 
-pub use check::{Loaded, load, load_text, schema};
+pub use check::{Loaded, load, load_text, own_url, schema};
 pub use plan::Plan;
 pub use problem::Problem;

@@ -13,7 +13,7 @@ mod usage;
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -31,7 +31,9 @@ pub use self::tier::TierPlan;
 pub use self::usage::*;
 use super::{
     problem::Problem,
-    raw::{self, Addresses, Engine, ErrorFormat, HealthCheck, Log, Raw, SecretText, StreamUsage},
+    raw::{
+        self, Addresses, Engine, ErrorFormat, HealthCheck, Log, Raw, Ready, SecretText, StreamUsage,
+    },
 };
 pub use crate::base::ModelPattern;
 use crate::base::{
@@ -50,6 +52,8 @@ pub struct Plan {
     pub max_header_size: usize,
     /// How long streams may go on after SIGTERM.
     pub graceful_shutdown_timeout: Duration,
+    /// Which backends must be healthy for `/ready` to be 200.
+    pub ready: Ready,
     /// The backends of the file, in its order; at least one, or a source in `discovery`.
     pub backends: Vec<BackendPlan>,
     /// Where more backends come from.
@@ -252,6 +256,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         max_body_size: sizes.0,
         max_header_size: sizes.1,
         graceful_shutdown_timeout: raw.server.graceful_shutdown_timeout.0,
+        ready: raw.server.ready,
         backends,
         routing,
         discovery,
@@ -277,6 +282,28 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
 fn names_port(uri: &Uri) -> bool {
     let authority = uri.authority().map_or("", |a| a.as_str());
     authority.rsplit(']').next().is_some_and(|tail| tail.contains(':'))
+}
+
+/// The address that is written `host:port` or `:port`.
+fn listening(text: &str) -> Option<SocketAddr> {
+    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+    // `localhost:8000` is a fair thing to write; it needs no name server.
+    let named = || full.starts_with("localhost:").then(|| full.to_socket_addrs().ok()?.next());
+    full.parse().ok().or_else(|| named().flatten())
+}
+
+/// Where a gateway with this configuration can be asked how it is, from the same machine: the URL
+/// without a path, of the operator's address if there is one. `None` if the address is not valid.
+pub fn own_url(raw: &Raw) -> Option<String> {
+    let operator = raw.server.metrics_listen.as_deref();
+    let mut address = listening(operator.unwrap_or(&raw.listen))?;
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    let tls = operator.is_none() && raw.server.tls.is_some();
+    Some(format!("{}://{address}", if tls { "https" } else { "http" }))
 }
 
 fn timeouts(raw: &raw::Timeouts) -> TimeoutPlan {
@@ -432,18 +459,12 @@ impl Maker<'_> {
     }
 
     fn address(&mut self, path: &str, text: &str) -> Option<SocketAddr> {
-        let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
-        // `localhost:8000` is a fair thing to write; it needs no name server.
-        match full.parse().ok().or_else(|| {
-            full.starts_with("localhost:").then(|| full.to_socket_addrs().ok()?.next()).flatten()
-        }) {
-            Some(address) => Some(address),
-            None => {
-                let message = format!("`{text}` is not an address to listen on");
-                self.problem(path, message, "write `:8000`, `127.0.0.1:8000` or `[::]:8000`");
-                None
-            }
+        let address = listening(text);
+        if address.is_none() {
+            let message = format!("`{text}` is not an address to listen on");
+            self.problem(path, message, "write `:8000`, `127.0.0.1:8000` or `[::]:8000`");
         }
+        address
     }
 
     fn path(&self, text: &str) -> PathBuf {

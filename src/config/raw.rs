@@ -60,6 +60,7 @@ pub struct Raw {
     #[serde(default)]
     pub edge_guard: EdgeGuard,
     /// The folder for what the gateway itself keeps: usage records on their way, its databases.
+    /// Without this key, the variable `LLMPROXY_DATA_DIR`, if it is set.
     #[serde(default = "data_dir")]
     pub data_dir: String,
     /// Usage records: what becomes of them.
@@ -117,6 +118,19 @@ pub struct Server {
     pub denied_ips: Vec<String>,
     /// The form of the gateway's own errors.
     pub error_format: ErrorFormat,
+    /// Which backends must be healthy for `/ready` to be 200.
+    pub ready: Ready,
+}
+
+/// Which backends must be healthy for `/ready` to be 200.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Ready {
+    /// One for every model.
+    #[default]
+    EveryModel,
+    /// One at all, so that a model without any does not take the others out of service.
+    AnyBackend,
 }
 
 /// The form of the gateway's own errors.
@@ -144,6 +158,7 @@ impl Default for Server {
             allowed_ips: Vec::new(),
             denied_ips: Vec::new(),
             error_format: ErrorFormat::default(),
+            ready: Ready::default(),
         }
     }
 }

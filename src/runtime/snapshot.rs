@@ -12,7 +12,7 @@ use crate::{
         Endpoint, Pool, PoolParts,
         heirs::{Heritage, heirs},
     },
-    config::{Plan, plan::BackendPlan},
+    config::{Plan, plan::BackendPlan, raw::Ready},
     limit::Limiter,
     route::{Place, PoolSpec, Route, Router},
 };
@@ -100,10 +100,14 @@ impl Snapshot {
         found
     }
 
-    /// Whether there are backends, and every model has a healthy one.
+    /// Whether there are backends, and as many of them are healthy as `server.ready` wants.
     pub fn ready(&self) -> bool {
         let ready = |route: &Route| route.pools().any(|id| self.pools[id].ready());
-        !self.backends.is_empty() && self.router.routes().all(|route| ready(route))
+        let enough = match self.plan.ready {
+            Ready::EveryModel => self.router.routes().all(|route| ready(route)),
+            Ready::AnyBackend => self.pools.iter().any(Pool::ready),
+        };
+        enough && !self.backends.is_empty()
     }
 }
 

@@ -82,6 +82,23 @@ async fn readiness_wants_a_healthy_backend_for_every_model() {
 }
 
 #[tokio::test]
+async fn readiness_may_want_no_more_than_a_healthy_backend() {
+    let a = sim().await;
+    let b = sim_with(|s| s.health = 503).await;
+    let gateway = Gateway::start(&format!(
+        "backends:\n  - {{url: \"{}\", models: [a]}}\n  - {{url: \"{}\", models: [b]}}\n{PROBES}\
+         server: {{ready: any_backend}}\n",
+        a.url(),
+        b.url()
+    ))
+    .await;
+    assert_eq!(gateway.client().await.get("/ready").await.status, 200);
+    a.change(|s| s.health = 503);
+    eventually("not ready", async || gateway.client().await.get("/ready").await.status == 503)
+        .await;
+}
+
+#[tokio::test]
 async fn probes_ask_as_configured() {
     let sim = sim().await;
     // The simulated server answers 404 to this path, and 405 to GET on the other.

@@ -24,6 +24,7 @@ mod faults;
 mod floors;
 mod guard;
 mod health;
+mod health_cli;
 mod hedging;
 mod keepalive;
 mod lifecycle;

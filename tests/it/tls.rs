@@ -2,7 +2,7 @@
 
 use crate::support::{Gateway, chat, sim};
 
-fn certificate(folder: &std::path::Path) -> reqwest::Certificate {
+pub fn certificate(folder: &std::path::Path) -> reqwest::Certificate {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     std::fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
     std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();

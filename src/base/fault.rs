@@ -14,6 +14,17 @@ pub enum Side {
     Gateway,
 }
 
+impl Side {
+    /// The `side` label of `llmproxy_errors_total`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Backend => "backend",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
 /// What broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
@@ -53,21 +64,29 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// The word for this fault in logs and in the `reason` label of `llmproxy_retries_total`.
+    /// The word for this fault in logs and in the `reason` labels of `llmproxy_retries_total` and
+    /// `llmproxy_errors_total`.
     pub fn word(self) -> &'static str {
-        match self.kind {
-            FaultKind::Connect => "connect_failure",
-            FaultKind::ConnectTimeout => "connect_timeout",
-            FaultKind::Broken => "connection_broken",
-            FaultKind::StaleConnection => "stale_connection",
-            FaultKind::FirstByteTimeout => "first_byte_timeout",
-            FaultKind::ChunkTimeout => "chunk_timeout",
-            FaultKind::TotalTimeout => "total_timeout",
-            FaultKind::Protocol => "protocol_error",
-            FaultKind::Gone => "client_gone",
-            FaultKind::NotReplayable => "not_replayable",
-            FaultKind::Shutdown => "shutdown",
-            FaultKind::Internal => "internal_error",
+        self.kind.word()
+    }
+}
+
+impl FaultKind {
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Connect => "connect_failure",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Broken => "connection_broken",
+            Self::StaleConnection => "stale_connection",
+            Self::FirstByteTimeout => "first_byte_timeout",
+            Self::ChunkTimeout => "chunk_timeout",
+            Self::TotalTimeout => "total_timeout",
+            Self::Protocol => "protocol_error",
+            Self::Gone => "client_gone",
+            Self::NotReplayable => "not_replayable",
+            Self::Shutdown => "shutdown",
+            Self::Internal => "internal_error",
         }
     }
 }

@@ -47,6 +47,8 @@ pub struct Limits {
     ticket: Option<Ticket>,
     /// How its limits stand, for the headers of its answer.
     pub standings: Option<Standings>,
+    /// One of them has refused the request.
+    pub refused: bool,
     /// All of it has been given back, and what was used has been counted.
     settled: bool,
     /// Bytes of the body, and the most tokens that the client allows; `None` for what generates
@@ -109,6 +111,7 @@ pub async fn admit(
         Err(No::Refused(no)) => no,
     };
     limiter.count_refusal(&no);
+    ctx.limits.refused = no.is_known();
     ctx.limits.standings = limiter.standings(&wish).filter(|_| no.is_known());
     Ok(Err(match (&snapshot.auth, no.quota) {
         (Some(auth), Some(renews_at)) => auth.quota_exceeded(renews_at),

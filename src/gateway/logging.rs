@@ -8,7 +8,7 @@ use pingora_proxy::Session;
 
 use super::{ctx::Ctx, held, limits, response, story};
 use crate::{
-    base::{Outcome, Side, TokenCounts, UsageSource, secret},
+    base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret},
     config::raw::KeyForm,
     dialect::{self, Kind},
     telemetry::access,
@@ -32,6 +32,9 @@ pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     };
     limits::settle(ctx, counts, source, summary.outcome);
     count(session, ctx, &summary);
+    if let Some((side, reason)) = blame(error, ctx, summary.outcome) {
+        ctx.carry.metrics.errors.with_label_values(&[side.word(), reason]).inc();
+    }
     access_line(session, ctx, &summary);
     story::keep(ctx, summary.status, summary.outcome.word(), summary.duration);
     // It takes away what the others look at.
@@ -68,6 +71,41 @@ pub fn outcome(error: Option<&Error>, ctx: &Ctx) -> Outcome {
     }
 }
 
+/// On whose side a request has failed, and how; `None` if it has not.
+fn blame(error: Option<&Error>, ctx: &Ctx, outcome: Outcome) -> Option<(Side, &'static str)> {
+    if let Some(no) = &ctx.end.rejection {
+        return Some(match (no.code.as_deref(), no.status) {
+            (Some("no_healthy_backend"), _) => (Side::Backend, "no_healthy_backend"),
+            // Whatever status the configuration gives it.
+            _ if ctx.limits.refused => (Side::Client, "limited"),
+            (_, 500..) => (Side::Gateway, "unavailable"),
+            _ => (Side::Client, "refused"),
+        });
+    }
+    match outcome {
+        Outcome::Complete => return None,
+        Outcome::ClientAborted => return Some((Side::Client, FaultKind::Gone.word())),
+        _ if ctx.answer.broken_off() => return Some((Side::Backend, "broken_off")),
+        _ => {}
+    }
+    match (ctx.end.fault, error) {
+        (Some(Fault { kind: FaultKind::Shutdown, .. }), _) => {
+            Some((Side::Gateway, FaultKind::Shutdown.word()))
+        }
+        (Some(fault), _) => Some((fault.side, fault.word())),
+        (None, Some(e)) if *e.esource() == ErrorSource::Upstream => {
+            Some((Side::Backend, FaultKind::Broken.word()))
+        }
+        (None, Some(_)) => Some((Side::Gateway, FaultKind::Internal.word())),
+        // What the gateway answers itself, `/ready` for instance, is nobody's fault.
+        (None, None) => match ctx.answer.status? {
+            // The caller's key never reaches a backend: what it says of a key is not the caller's.
+            401..=403 | 407 | 408 | 429 | 500.. => Some((Side::Backend, "status")),
+            _ => Some((Side::Client, "status")),
+        },
+    }
+}
+
 fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
     let metrics = &ctx.carry.metrics;
     let millis = summary.duration.as_secs_f64() * 1000.0;
@@ -92,8 +130,8 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
     // Counters begin at 0 again after the last number: one absurd answer must not bring them there.
     let sane = |tokens: u64| tokens.min(1 << 40);
     let (prompt, completion) = (sane(summary.counts.prompt), sane(summary.counts.completion));
-    metrics.prompt_tokens.inc_by(prompt);
-    metrics.completion_tokens.inc_by(completion);
+    let named = |model: &str| ctx.snapshot.router.names(model);
+    metrics.tokens.count(ctx.call.model.as_deref(), prompt, completion, named);
     if let Some(endpoint) = &ctx.way.endpoint {
         endpoint.meter(prompt, completion);
     }

@@ -134,6 +134,11 @@ impl Router {
         entry.listed && matches!(entry.way, Way::To(_))
     }
 
+    /// Whether the configuration or a source of backends names this very model.
+    pub fn names(&self, model: &str) -> bool {
+        self.exact.contains_key(model)
+    }
+
     /// All ways that a request may take.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         let named = self.exact.values().chain(self.prefixes.iter().map(|(_, entry)| entry));

@@ -1,15 +1,18 @@
 //! Every metric, declared once.
 //!
 //! Labels are bounded: `path` is one of the paths that the gateway serves or `other`, `backend`
-//! is the name of a backend or empty (no backend was reached), `stream` is `true` or `false`. Where
+//! is the name of a backend or empty (no backend was reached), `stream` is `true` or `false`, `model`
+//! is a name that the configuration knows, one of the first that backends served, or `other`. Where
 //! each address of a backend counts for itself, only gauges tell them apart: those of an address
 //! that has gone are removed, and counters would pile up.
 
-use super::UsageMetrics;
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
+
+use super::{LimitMetrics, ModelTokens, UsageMetrics, process};
+use crate::base::Side;
 
 /// The metrics of one process; copies are the same metrics.
 #[derive(Clone)]
@@ -18,6 +21,9 @@ pub struct Metrics {
     /// `llmproxy_requests_total{path,stream,backend,status}`: finished requests, refused ones
     /// included.
     pub requests: IntCounterVec,
+    /// `llmproxy_errors_total{side,reason}`: finished requests that did not come to a good end, by
+    /// whose fault that is.
+    pub errors: IntCounterVec,
     /// `llmproxy_latency_ms{path,stream,backend}`: whole duration of a request, milliseconds.
     pub latency_ms: HistogramVec,
     /// `llmproxy_time_to_first_token_seconds`: from the request's arrival to the first event of a
@@ -42,10 +48,8 @@ pub struct Metrics {
     /// `llmproxy_hedges_total{result}`: second tries beside a first one that was slow: `won`
     /// (answered first), `lost` (the first try did, or nobody waited any more) or `failed`.
     pub hedges: IntCounterVec,
-    /// `llmproxy_usage_tokens_total{type="prompt"}`.
-    pub prompt_tokens: IntCounter,
-    /// `llmproxy_usage_tokens_total{type="completion"}`.
-    pub completion_tokens: IntCounter,
+    /// `llmproxy_usage_tokens_total{model,type}`.
+    pub tokens: ModelTokens,
     /// Usage records.
     pub usage: UsageMetrics,
     /// `llmproxy_auth_total{provider,decision}`: `allow`, `deny`, `script_error` (denied as well),
@@ -120,77 +124,6 @@ impl BalanceMetrics {
     }
 }
 
-/// The metrics of limits.
-#[derive(Clone)]
-pub struct LimitMetrics {
-    /// `llmproxy_limit_refused_total{rule}`: requests refused by a limit, a budget or a full queue;
-    /// `rule` is `per_key.requests_per_minute` and so on.
-    pub refused: IntCounterVec,
-    /// `llmproxy_limit_queue_depth`: requests that wait for a slot.
-    pub queue: IntGauge,
-    /// `llmproxy_limit_queue_wait_seconds{result}`: how long they waited: `admitted`, `timeout`,
-    /// `refused` (pushed out by another key, or by another limit) or `left` (the client has gone).
-    pub waits: HistogramVec,
-    /// `llmproxy_limit_buckets`: limits that are counted in memory.
-    pub buckets: IntGauge,
-    /// `llmproxy_token_estimate_ratio{kind}`: tokens as guessed before a request, by the tokens that
-    /// were metered after it; `prompt` and `completion`.
-    pub estimates: HistogramVec,
-    /// `llmproxy_limit_store_errors_total{action}`: questions about limits that Redis did not
-    /// answer: to `take`, to `settle` what a request came to, to `renew` what is held.
-    pub store_errors: IntCounterVec,
-    /// `llmproxy_limit_store_pending`: questions about limits that are under way to Redis, and
-    /// requests that have ended of which it has not been told yet.
-    pub pending: IntGauge,
-}
-
-impl LimitMetrics {
-    fn new(r: &Registry) -> Self {
-        let gauge = |name: &str, help: &str| register(r, IntGauge::new(name, help));
-        let counters = |name: &str, help: &str, label: &str| {
-            register(r, IntCounterVec::new(Opts::new(name, help), &[label]))
-        };
-        let histograms = |name: &str, help: &str, buckets: &[f64], label: &str| {
-            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-            register(r, HistogramVec::new(opts, &[label]))
-        };
-        let store_errors = counters(
-            "llmproxy_limit_store_errors_total",
-            "Questions about limits that Redis did not answer",
-            "action",
-        );
-        for action in ["take", "settle", "renew"] {
-            store_errors.with_label_values(&[action]);
-        }
-        Self {
-            refused: counters(
-                "llmproxy_limit_refused_total",
-                "Requests refused by a limit",
-                "rule",
-            ),
-            queue: gauge("llmproxy_limit_queue_depth", "Requests that wait for a slot"),
-            waits: histograms(
-                "llmproxy_limit_queue_wait_seconds",
-                "How long requests waited for a slot",
-                &WAIT,
-                "result",
-            ),
-            buckets: gauge("llmproxy_limit_buckets", "Limits that are counted in memory"),
-            estimates: histograms(
-                "llmproxy_token_estimate_ratio",
-                "Tokens as guessed before a request, by those metered after it",
-                &RATIO,
-                "kind",
-            ),
-            store_errors,
-            pending: gauge(
-                "llmproxy_limit_store_pending",
-                "What Redis has not answered about limits, or has not been told",
-            ),
-        }
-    }
-}
-
 /// The counters of requests to one path of one backend that were answered 200: looked up once,
 /// because nearly all requests are such.
 pub struct Usual {
@@ -200,12 +133,13 @@ pub struct Usual {
     pub latency_ms: Histogram,
 }
 
-/// Milliseconds: the seeds' buckets from 10 to 10000, and finer ones below.
-const LATENCY_MS: [f64; 13] =
-    [0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0];
+/// Milliseconds: the seeds' buckets from 10 to 10000, finer ones below, and coarser ones above, since
+/// a long answer takes minutes.
+const LATENCY_MS: [f64; 17] = [
+    0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 30000.0,
+    60000.0, 120_000.0, 300_000.0,
+];
 const QUERY: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0];
-const WAIT: [f64; 10] = [0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0];
-const RATIO: [f64; 11] = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 2.0, 4.0, 10.0];
 const FIRST_TOKEN: [f64; 15] =
     [0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 const INTER_TOKEN: [f64; 13] =
@@ -236,15 +170,16 @@ impl Metrics {
             register(r, HistogramVec::new(opts, labels))
         };
         let (auth, auth_queries) = auth(r);
-        let tokens = counters("llmproxy_usage_tokens_total", "Metered tokens", &["type"]);
         let (count_errors, counting) = quotas(r);
         let (discovery_up, discovery_backends) = discovery(r);
+        process::register(r);
         Self {
             requests: counters(
                 "llmproxy_requests_total",
                 "Finished requests, refused ones included",
                 &["path", "stream", "backend", "status"],
             ),
+            errors: errors(r),
             latency_ms: histograms(
                 "llmproxy_latency_ms",
                 "Duration of a request in milliseconds",
@@ -282,8 +217,7 @@ impl Metrics {
             count_errors,
             counting,
             limits: LimitMetrics::new(r),
-            prompt_tokens: tokens.with_label_values(&["prompt"]),
-            completion_tokens: tokens.with_label_values(&["completion"]),
+            tokens: ModelTokens::new(r),
             usage: UsageMetrics::new(r),
             reload_success: gauge(
                 "llmproxy_config_reload_success",
@@ -347,6 +281,42 @@ fn quotas(r: &Registry) -> (IntCounterVec, IntGauge) {
         register(r, IntCounterVec::new(errors, &["provider"])),
         register(r, IntGauge::new("llmproxy_quota_counting", counting)),
     )
+}
+
+/// How requests end that do not end well, by whose fault it is. What a connection that was kept alive
+/// does is tried again, and not here.
+const ERRORS: [(Side, &[&str]); 3] = [
+    (Side::Client, &["client_gone", "limited", "refused", "status"]),
+    (Side::Gateway, &["internal_error", "shutdown", "total_timeout", "unavailable"]),
+    (
+        Side::Backend,
+        &[
+            "broken_off",
+            "chunk_timeout",
+            "connect_failure",
+            "connect_timeout",
+            "connection_broken",
+            "first_byte_timeout",
+            "no_healthy_backend",
+            "not_replayable",
+            "protocol_error",
+            "status",
+            "total_timeout",
+        ],
+    ),
+];
+
+fn errors(r: &Registry) -> IntCounterVec {
+    let help = "Finished requests that did not come to a good end, by whose fault that is";
+    let errors = Opts::new("llmproxy_errors_total", help);
+    let errors = register(r, IntCounterVec::new(errors, &["side", "reason"]));
+    // There from the start, so that a first error is seen as an increase.
+    for (side, reasons) in ERRORS {
+        for reason in reasons {
+            errors.with_label_values(&[side.word(), reason]);
+        }
+    }
+    errors
 }
 
 fn hedges(r: &Registry) -> IntCounterVec {

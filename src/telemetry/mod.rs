@@ -4,7 +4,12 @@ pub mod access;
 pub mod logger;
 pub mod metrics;
 
+mod limits;
+mod models;
+mod process;
 mod usage;
 
+pub use limits::LimitMetrics;
 pub use metrics::Metrics;
+pub use models::ModelTokens;
 pub use usage::{DriftMetrics, UsageMetrics};

@@ -86,7 +86,12 @@ async fn a_second_backend_answers_for_a_slow_one() {
     assert_eq!(record["outcome"], "complete");
     assert_eq!(record["completion_tokens"], 16);
     assert_eq!(record["backend_url"], sims[1].url());
-    assert_eq!(gateway.metric("llmproxy_usage_tokens_total{type=\"completion\"}").await, 16.0);
+    assert_eq!(
+        gateway
+            .metric("llmproxy_usage_tokens_total{model=\"sim-model\",type=\"completion\"}")
+            .await,
+        16.0
+    );
     assert_eq!(hedges(&gateway).await, [1.0, 0.0, 0.0]);
 
     let known = admin(control, "/admin/v1/backends").await;

@@ -43,7 +43,7 @@ async fn metrics_have_their_names_types_and_labels() {
         r#"llmproxy_latency_ms_count{backend="one",path="/v1/chat/completions",stream="true"} 1"#,
         "llmproxy_time_to_first_token_seconds_count 1",
         r#"llmproxy_backend_up{backend="one"} 1"#,
-        r#"llmproxy_usage_tokens_total{type="completion"} 32"#,
+        r#"llmproxy_usage_tokens_total{model="sim-model",type="completion"} 32"#,
         // The scrape itself.
         "llmproxy_requests_in_flight 1",
     ] {

@@ -16,6 +16,7 @@ mod captures;
 mod configuration;
 mod configuration_routing;
 mod crashes;
+mod dashboards;
 mod delivery;
 mod discovery;
 mod examples;

@@ -4,6 +4,8 @@ pub mod client;
 pub mod dns;
 pub mod faults;
 pub mod gateway;
+pub mod promql;
+pub mod promtool;
 pub mod python;
 pub mod receiver;
 pub mod servers;

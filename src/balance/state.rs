@@ -60,6 +60,8 @@ const STREAM: u64 = 1 << 32;
 impl State {
     /// Of a backend of which nothing is known. Times are told from `epoch`.
     pub fn new(backend: &str, epoch: Instant, metrics: &Metrics) -> Self {
+        // There from the start, so that a first time is seen as an increase.
+        metrics.balance.circuit_opened.with_label_values(&[backend]);
         Self {
             in_flight: AtomicUsize::new(0),
             draining: AtomicBool::new(false),

@@ -88,21 +88,20 @@ fn blame(error: Option<&Error>, ctx: &Ctx, outcome: Outcome) -> Option<(Side, &'
         _ if ctx.answer.broken_off() => return Some((Side::Backend, "broken_off")),
         _ => {}
     }
-    match (ctx.end.fault, error) {
-        (Some(Fault { kind: FaultKind::Shutdown, .. }), _) => {
+    match (ctx.end.fault, ctx.answer.status, error) {
+        (Some(Fault { kind: FaultKind::Shutdown, .. }), ..) => {
             Some((Side::Gateway, FaultKind::Shutdown.word()))
         }
-        (Some(fault), _) => Some((fault.side, fault.word())),
-        (None, Some(e)) if *e.esource() == ErrorSource::Upstream => {
+        (Some(fault), ..) => Some((fault.side, fault.word())),
+        // The caller's key never reaches a backend: what it says of a key is not the caller's.
+        (None, Some(401..=403 | 407 | 408 | 429 | 500..), _) => Some((Side::Backend, "status")),
+        (None, Some(400..), _) => Some((Side::Client, "status")),
+        (None, _, Some(e)) if *e.esource() == ErrorSource::Upstream => {
             Some((Side::Backend, FaultKind::Broken.word()))
         }
-        (None, Some(_)) => Some((Side::Gateway, FaultKind::Internal.word())),
+        (None, _, Some(_)) => Some((Side::Gateway, FaultKind::Internal.word())),
         // What the gateway answers itself, `/ready` for instance, is nobody's fault.
-        (None, None) => match ctx.answer.status? {
-            // The caller's key never reaches a backend: what it says of a key is not the caller's.
-            401..=403 | 407 | 408 | 429 | 500.. => Some((Side::Backend, "status")),
-            _ => Some((Side::Client, "status")),
-        },
+        (None, _, None) => None,
     }
 }
 

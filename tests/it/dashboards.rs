@@ -166,7 +166,7 @@ fn suits(unit: &str, query: &str) -> bool {
                 [" / ", "_ratio", "kv_cache", "avg("].iter().any(|part| query.contains(part))
             }
             "reqps" | "wps" | "ops" => query.contains("rate(") && !query.contains(" / "),
-            "short" => !query.contains("_bucket"),
+            "short" => !query.contains("_bucket{"),
             _ => false,
         }
 }
@@ -361,4 +361,16 @@ async fn errors_are_counted_by_whose_fault_they_are() {
     let count = |line: &str| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap();
     let total: f64 = errors.map(count).sum();
     assert_eq!(total, 6.0, "each once, and what went well not at all");
+}
+
+#[tokio::test]
+async fn what_every_backend_has_refused_is_the_backends_fault() {
+    let sims = [sim_with(|b| b.fail = Fail::Error).await, sim_with(|b| b.fail = Fail::Error).await];
+    let urls = sims.each_ref().map(Sim::url);
+    let gateway = Gateway::before(&urls, "routing: {circuit: {enabled: false}}\n").await;
+    assert_eq!(gateway.ask_with("").await.status, 500);
+    blamed(&gateway, "status", "backend", 1).await;
+    assert_eq!(gateway.client().await.ask(PATH, chat(true)).await.status, 500);
+    blamed(&gateway, "status", "backend", 2).await;
+    blamed(&gateway, "internal_error", "gateway", 0).await;
 }

@@ -13,6 +13,7 @@ mod balancing;
 mod body;
 mod breaking;
 mod captures;
+mod compose;
 mod configuration;
 mod configuration_routing;
 mod crashes;

@@ -1,25 +1,71 @@
-//! Prometheus' own checker of rules.
+//! Prometheus' own programs: the checker of configurations and rules, and the server.
 
 use std::{
+    fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output, Stdio},
 };
 
-/// Runs it in the folder of the package.
-pub fn run(arguments: &[&str]) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let out = Command::new(program(root)).args(arguments).current_dir(root).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(out.status.success(), "{arguments:?}\n{}\n{}", text(&out.stdout), text(&out.stderr));
+/// The program `promtool`.
+pub fn promtool() -> PathBuf {
+    program("promtool")
 }
 
-/// That of the machine, or the one that `scripts/setup.sh` has unpacked.
-fn program(root: &Path) -> PathBuf {
-    let unpacked = root.join("target/prometheus/promtool");
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|folder| folder.join("promtool"));
-    on_path
-        .chain([unpacked])
-        .find(|file| file.is_file())
-        .expect("there is no promtool: scripts/setup.sh unpacks it")
+/// Runs `promtool` in the folder of the package; it must be content.
+pub fn check(arguments: &[&str]) {
+    run(Command::new(promtool()).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")));
+}
+
+/// That of the machine, or the one in Debian's and Ubuntu's package of Prometheus, which is unpacked
+/// once, below `target`. Installing it would start a server.
+fn program(name: &str) -> PathBuf {
+    if output(Command::new(name).arg("--version")).is_some() {
+        return name.into();
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/prometheus");
+    fs::create_dir_all(&folder).unwrap();
+    // Tests are processes: the first gets it, and the others wait. The lock ends with the file.
+    let lock = File::create(folder.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let programs = folder.join("unpacked/usr/bin");
+    if !programs.exists() {
+        // Renamed when it is whole: what was broken off is made anew.
+        let new = folder.join("new");
+        fs::remove_dir_all(&new).ok();
+        fs::create_dir_all(new.join("lists/partial")).unwrap();
+        let package = download(&new);
+        run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(new.join("unpacked")));
+        fs::rename(new.join("unpacked"), folder.join("unpacked")).unwrap();
+        fs::remove_dir_all(new).unwrap();
+    }
+    programs.join(name)
+}
+
+/// Fetches the package into the folder. A machine that has not asked for a list of packages for long
+/// does not know where the package is; then the list is fetched too, to a place of its own, as the
+/// machine's belongs to root.
+fn download(folder: &Path) -> PathBuf {
+    let apt = |options: &[String], words: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.current_dir(folder).args(["-qq", "-o", "APT::Sandbox::User=root"]);
+        command.args(options).args(words);
+        command
+    };
+    let fetch = ["download", "prometheus"];
+    if output(&mut apt(&[], &fetch)).is_none() {
+        let lists = ["-o".to_owned(), format!("Dir::State::lists={}/lists", folder.display())];
+        run(&mut apt(&lists, &["update"]));
+        run(&mut apt(&lists, &fetch));
+    }
+    let mut files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    files.find(|path| path.extension().is_some_and(|e| e == "deb")).unwrap()
+}
+
+fn output(command: &mut Command) -> Option<Output> {
+    command.stdin(Stdio::null()).output().ok().filter(|out| out.status.success())
+}
+
+fn run(command: &mut Command) {
+    let out = command.stdin(Stdio::null()).output().unwrap();
+    assert!(out.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&out.stderr));
 }

@@ -55,23 +55,3 @@ if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
     echo "setup: installing Rust"
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile default
 fi
-
-# promtool checks the alerts. Its package would start a server, so the program alone is taken out of it.
-cd "$(dirname "$0")/.."
-if [ "${1-}" != build ] && ! command -v promtool >/dev/null && [ ! -x target/prometheus/promtool ]; then
-    if ! command -v apt-get >/dev/null; then
-        echo "setup: please install: promtool" >&2
-        exit 1
-    fi
-    echo "setup: unpacking promtool"
-    as_root=()
-    [ "$(id -u)" = 0 ] || as_root=(sudo)
-    "${as_root[@]}" apt-get update -qq
-    mkdir -p target/prometheus
-    (
-        cd target/prometheus
-        apt-get download -qq prometheus
-        dpkg --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool
-        rm prometheus_*.deb
-    )
-fi

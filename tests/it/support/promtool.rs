@@ -16,6 +16,11 @@ pub fn check(arguments: &[&str]) {
     run(Command::new(promtool()).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")));
 }
 
+/// The server.
+pub fn prometheus() -> PathBuf {
+    program("prometheus")
+}
+
 /// That of the machine, or the one in Debian's and Ubuntu's package of Prometheus, which is unpacked
 /// once, below `target`. Installing it would start a server.
 fn program(name: &str) -> PathBuf {

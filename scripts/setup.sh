@@ -19,6 +19,7 @@ if [ "${1-}" != build ]; then # What only the tests need.
     # The tests make a virtual environment; Debian ships the module for that apart.
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     need pkill procps
+    need systemd-analyze systemd # the checker of units; nothing of it is started
     # Databases, by packages that have the programs without a service. redis-tools has the server
     # by the name of redis-check-rdb.
     command -v redis-server >/dev/null || need redis-check-rdb redis-tools

@@ -46,6 +46,7 @@ mod sim;
 mod spool;
 mod stores;
 mod streaming;
+mod systemd;
 mod timeouts;
 mod tls;
 mod usage;

@@ -1,0 +1,39 @@
+#!/bin/sh
+# Installs a binary as a service, or a newer one in its place: `sudo ./install.sh path/to/llmproxy`.
+# What is in /etc/llmproxy stays as it is. With DESTDIR it puts the files there, for a package, and
+# leaves the system alone.
+set -eu
+
+binary=${1:?"usage: install.sh path/to/llmproxy"}
+here=$(dirname "$0")
+root=${DESTDIR-}
+conf=$root/etc/llmproxy
+
+if [ -z "$root" ]; then
+    getent passwd llmproxy >/dev/null || useradd --system --user-group --no-create-home \
+        --home-dir /var/lib/llmproxy --shell /usr/sbin/nologin llmproxy
+fi
+own() { # What the service may read and only root may change.
+    [ -n "$root" ] || chown root:llmproxy "$1"
+}
+
+mkdir -p "$root/usr/local/bin" "$root/etc/systemd/system" "$conf/secrets"
+# `install` makes a new file: the binary that runs stays as it is until the restart.
+install -m 0755 "$binary" "$root/usr/local/bin/llmproxy"
+install -m 0644 "$here/llmproxy.service" "$root/etc/systemd/system/llmproxy.service"
+chmod 0755 "$conf"
+chmod 0750 "$conf/secrets"
+own "$conf/secrets"
+if [ ! -e "$conf/llmproxy.yaml" ]; then
+    install -m 0640 "$here/llmproxy.yaml" "$conf/llmproxy.yaml"
+    own "$conf/llmproxy.yaml"
+fi
+if [ ! -e "$conf/secrets/admin-token" ]; then
+    (umask 077 && od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$conf/secrets/admin-token")
+    chmod 0640 "$conf/secrets/admin-token"
+    own "$conf/secrets/admin-token"
+fi
+
+[ -z "$root" ] || exit 0
+systemctl daemon-reload
+echo "Look at $conf/llmproxy.yaml, then: systemctl enable --now llmproxy"

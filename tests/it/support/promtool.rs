@@ -72,5 +72,6 @@ fn output(command: &mut Command) -> Option<Output> {
 
 fn run(command: &mut Command) {
     let out = command.stdin(Stdio::null()).output().unwrap();
-    assert!(out.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&out.stderr));
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    assert!(out.status.success(), "{command:?}\n{}\n{}", text(&out.stdout), text(&out.stderr));
 }

@@ -20,6 +20,7 @@ mod crashes;
 mod dashboards;
 mod delivery;
 mod discovery;
+mod docs;
 mod examples;
 mod failures;
 mod faults;

@@ -20,6 +20,7 @@ backends:
 storage:
   caches: [{name: main, addr: 'redis:6379'}]
   databases: [{name: accounts, driver: postgres, host: db, user: llmproxy, database: accounts}]
+api_keys: [{key: sk-first-000000001}]
 ";
 
 #[test]

@@ -143,7 +143,8 @@ fn key_path(schema: &Value, span: &str) -> Option<Vec<String>> {
             && step.chars().all(|c| c.is_ascii_lowercase() || "_0123456789*".contains(c))
     };
     // `usage.db` is a file.
-    let file = ["db", "jsonl", "yaml", "lua", "log", "rs"].contains(&steps.last()?.as_str());
+    let file = ["db", "jsonl", "yaml", "lua", "log", "md", "rs"];
+    let file = steps.iter().any(|step| file.contains(&step.as_str()));
     let ours = schema["properties"].get(&steps[0]).is_some();
     (steps.len() > 1 && ours && !file && steps.iter().all(word)).then_some(steps)
 }

@@ -107,7 +107,9 @@ fn marked(text: &str) -> Vec<String> {
         let said = line.contains("(restart");
         let body = bare.split(" #").next().unwrap();
         let key = body.trim_start().split_once(':').map(|(key, _)| key).unwrap_or_default();
-        if key.is_empty() || key.contains(|c: char| !c.is_ascii_lowercase() && c != '_') {
+        if key.is_empty()
+            || key.contains(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
+        {
             waits |= said;
             continue;
         }

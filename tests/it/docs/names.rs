@@ -49,8 +49,9 @@ impl Help {
 
     /// Whether the words after `llmproxy` are subcommands and flags.
     fn knows(&mut self, rest: &str) -> Result<(), String> {
-        let words =
-            rest.split_whitespace().take_while(|w| !["|", ">", "&", "#", "&&", ";"].contains(w) && !w.contains("$("));
+        let words = rest
+            .split_whitespace()
+            .take_while(|w| !["|", ">", "&", "#", "&&", ";"].contains(w) && !w.contains("$("));
         let mut path: Vec<&str> = Vec::new();
         let mut begun = false;
         for word in words {

@@ -28,32 +28,36 @@ pub fn commands(block: &str) -> Vec<Line> {
             }
             continue;
         }
-        let (code, comment) = split_comment(line);
-        open.push_str(if open.is_empty() { "" } else { "\n" });
-        open.push_str(if is_whole(&format!("{open}{code}")) { code } else { line });
-        if is_whole(&open) {
-            let text = std::mem::take(&mut open);
-            found.push(Line { text, comment: comment.trim().to_owned() });
+        let so_far = if open.is_empty() { line.to_owned() } else { format!("{open}\n{line}") };
+        let (code, comment) = split_comment(&so_far);
+        open = so_far.clone();
+        if is_whole(code) {
+            open.clear();
+            let (text, comment) = (code.to_owned(), comment.trim().to_owned());
+            found.push(Line { text, comment });
         }
     }
     assert!(open.is_empty(), "this does not end:\n{open}");
     found
 }
 
-/// A line, and the comment at its end.
-fn split_comment(line: &str) -> (&str, &str) {
+/// A command, and the comment at the end of its last line.
+fn split_comment(text: &str) -> (&str, &str) {
+    let last = text.rfind('\n').map_or(0, |i| i + 1);
     let mut quote = None;
     let mut before = ' ';
-    for (i, c) in line.char_indices() {
+    for (i, c) in text.char_indices() {
         match (quote, c) {
-            (None, '#') if before.is_whitespace() => return (line[..i].trim_end(), &line[i + 1..]),
+            (None, '#') if i >= last && before.is_whitespace() => {
+                return (text[..i].trim_end(), &text[i + 1..]);
+            }
             (None, '\'' | '"') => quote = Some(c),
             (Some(open), c) if c == open => quote = None,
             _ => {}
         }
         before = c;
     }
-    (line, "")
+    (text, "")
 }
 
 /// Whether the shell would begin now, and not wait for more.

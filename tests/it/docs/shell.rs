@@ -30,12 +30,14 @@ pub fn commands(block: &str) -> Vec<Line> {
         }
         let so_far = if open.is_empty() { line.to_owned() } else { format!("{open}\n{line}") };
         let (code, comment) = split_comment(&so_far);
-        open = so_far.clone();
-        if is_whole(code) {
-            open.clear();
-            let (text, comment) = (code.to_owned(), comment.trim().to_owned());
-            found.push(Line { text, comment });
-        }
+        open = match is_whole(code) {
+            true => {
+                let (text, comment) = (code.to_owned(), comment.trim().to_owned());
+                found.push(Line { text, comment });
+                String::new()
+            }
+            false => so_far,
+        };
     }
     assert!(open.is_empty(), "this does not end:\n{open}");
     found
@@ -70,6 +72,7 @@ fn is_whole(text: &str) -> bool {
 
 /// The status that a comment expects of an answer: the first thing that it says.
 pub fn expected_status(comment: &str) -> Option<u16> {
+    let comment = comment.trim_start();
     let first =
         comment.split_once(|c: char| c.is_whitespace() || c == ':').map_or(comment, |(a, _)| a);
     let first = match first {

@@ -66,8 +66,8 @@ fn problems(mut map: Mapping, secrets: &Path) -> Vec<String> {
     let rest: Mapping = serde_yaml::from_str(REST).unwrap();
     let from_elsewhere = map.contains_key("discovery");
     for (key, value) in rest {
-        let missing = !map.contains_key(&key) && !(key == "backends" && from_elsewhere);
-        if missing {
+        let has_others = key == "backends" && from_elsewhere;
+        if !map.contains_key(&key) && !has_others {
             map.insert(key, value);
         }
     }

@@ -81,6 +81,15 @@ impl Gateway {
         gateway
     }
 
+    /// Starts it with a file that is not its own, which says this address.
+    pub async fn with_file(file: PathBuf, address: SocketAddr, env: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let child = run(&file, &folder.path().join("log"), env.iter().copied());
+        let gateway = Self { address, file, child, folder };
+        gateway.wait_until_it_answers().await;
+        gateway
+    }
+
     /// Kills the process as a crash does: without a word.
     pub fn crash(&mut self) {
         self.child.kill().unwrap();

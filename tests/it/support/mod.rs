@@ -6,6 +6,7 @@ pub mod faults;
 pub mod gateway;
 pub mod promql;
 pub mod promtool;
+pub mod helm;
 pub mod python;
 pub mod receiver;
 pub mod servers;

@@ -1,0 +1,252 @@
+//! The values of the Helm chart: what is refused and why, and what rolls the pods.
+
+use std::path::Path;
+
+use super::support::helm::{CHART, Tools};
+
+#[test]
+fn mistakes_in_values_are_refused() {
+    let tools = Tools::get();
+    let cases = [
+        ("replicaCont: 2", "replicaCont"),
+        ("replicaCount: -1", "replicaCount"),
+        ("replicaCount: \"2\"", "replicaCount"),
+        ("image: {tga: x}", "tga"),
+        ("image: {digest: latest}", "digest"),
+        ("kind: DaemonSet", "kind"),
+        ("reload: restart", "reload"),
+        ("service: {type: ExternalName}", "type"),
+        ("service: {port: 70000}", "port"),
+        ("config: {usage: }", "usage"),
+        ("scripts: {\"../llmproxy.yaml\": x}", "llmproxy.yaml"),
+        ("secrets: [{secretName: a, key: b}]", "env"),
+        ("secrets: [{env: A, value: text}]", "value"),
+        ("secrets: [{env: A-B, secretName: a, key: b}]", "env"),
+        ("persistence: {accessMode: ReadWriteMany}", "accessMode"),
+        ("redis: {password: text}", "password"),
+        ("admin: {token: text}", "token"),
+        ("commonLabels: {app.kubernetes.io/name: other}", "app.kubernetes.io/name"),
+        ("vllm: {fleets: [{name: \"Not A Name\"}]}", "name"),
+        ("vllm: {enabled: sometimes}", "enabled"),
+        ("ingress: {paths: [v1]}", "paths"),
+        ("autoscaling: {minReplicas: 0}", "minReplicas"),
+    ];
+    for (values, word) in cases {
+        for helm in &tools.helms {
+            let Err(why) = helm.try_render(None, values) else { panic!("{values} is taken") };
+            assert!(why.contains("don't meet the specifications of the schema"), "{values}: {why}");
+            assert!(why.contains(word), "{values}: {why}");
+        }
+    }
+}
+
+#[test]
+fn contradictions_are_refused_with_a_reason() {
+    let tools = Tools::get();
+    let cases = [
+        ("{kind: Deployment, persistence: {enabled: true}}", "a spool belongs to one gateway"),
+        ("{emptyDirSize: 1Gi}", "emptyDirSize: 1Gi has no room for a full spool"),
+        (
+            "{persistence: {enabled: true, size: 10Gi}, config: {usage: {spool: {max_size: 10GiB}}}}",
+            "persistence.size: 10Gi has no room",
+        ),
+        ("{emptyDirSize: much}", "emptyDirSize: \"much\" is not a size"),
+        ("{config: {data_dir: data}}", "config.data_dir: must be an absolute path"),
+        ("{config: {listen: \":${PORT}\"}}", "config.listen: \":${PORT}\" does not end in a port"),
+        (
+            "{config: {server: {metrics_listen: \"9100\"}}}",
+            "config.server.metrics_listen: \"9100\"",
+        ),
+        ("{config: {server: {graceful_shutdown_timeout: soon}}}", "\"soon\" is not a duration"),
+        (
+            "{terminationGracePeriodSeconds: 84}",
+            "terminationGracePeriodSeconds: 84 would kill streams",
+        ),
+        ("{vllm: {enabled: false}}", "no backends: set vllm.enabled"),
+        ("{vllm: {fleets: []}}", "vllm.fleets: names no deployment"),
+        ("{vllm: {fleets: [{name: a}]}}", "vllm.fleets: a has neither a selector nor a host"),
+        ("{vllm: {fleets: [{name: admin, host: h}]}}", "vllm.fleets: admin is a name"),
+        ("{existingConfigMap: a, reload: rollout}", "reload: the chart does not see changes"),
+        ("{admin: {enabled: true}}", "admin.existingSecret: the admin API needs a token"),
+        ("{config: {admin: {enabled: true}}}", "config.admin.enabled: set admin.enabled"),
+        ("{tls: {enabled: true}}", "tls.secretName: names no Secret"),
+        (
+            "{config: {server: {tls: {cert_file: a, key_file: b}}}}",
+            "config.server.tls: set tls.enabled",
+        ),
+        ("{redis: {enabled: true}}", "redis.addr: is missing"),
+        ("{database: {enabled: true}}", "database.host: is missing"),
+        ("{ingress: {enabled: true}}", "ingress.hosts: an Ingress without a host"),
+        ("{httpRoute: {enabled: true}}", "httpRoute.parentRefs: name the gateway"),
+        (
+            "{autoscaling: {enabled: true, minReplicas: 5, maxReplicas: 3}}",
+            "minReplicas (5) is more than",
+        ),
+        (
+            "{autoscaling: {enabled: true, targetCPUUtilizationPercentage: null}}",
+            "no metric to scale by",
+        ),
+        (
+            "{autoscaling: {enabled: true}, resources: {requests: {cpu: null}}}",
+            "resources.requests.cpu",
+        ),
+        ("{config: {auth: {pipeline: [{type: builtin}]}}}", "keys of type `builtin`"),
+        (
+            "{extraObjects: [{apiVersion: v1, kind: Secret, metadata: {name: a}}]}",
+            "extraObjects: a Secret",
+        ),
+        // A ConfigMap is no place for secrets.
+        (
+            "{config: {api_keys: [{key: sk-text}]}}",
+            "config.api_keys[0].key: a secret in a ConfigMap",
+        ),
+        (
+            "{config: {usage: {reporters: [{webhook: {headers: {Authorization: Bearer x}}}]}}}",
+            "config.usage.reporters[0].webhook.headers.Authorization: a secret",
+        ),
+        (
+            "{config: {storage: {databases: [{dsn: \"mysql://a:b@c/d\"}]}}}",
+            "config.storage.databases[0].dsn: a secret",
+        ),
+        ("{redis: {options: {password: text}}}", "redis.options.password: a secret"),
+        (
+            "{vllm: {enabled: true, fleets: [{name: a, host: b, backend: {api_key: text}}]}}",
+            "vllm.fleets[0].backend.api_key: a secret",
+        ),
+    ];
+    for (values, reason) in cases {
+        let Err(why) = tools.helm().try_render(None, values) else { panic!("{values} is taken") };
+        assert!(why.contains(reason), "{values}: {why}");
+    }
+}
+
+#[test]
+fn what_contradicts_nothing_is_taken() {
+    let tools = Tools::get();
+    for values in [
+        "{terminationGracePeriodSeconds: 85}",
+        "{replicaCount: 1, config: {auth: {pipeline: [{type: builtin}]}}}",
+        "{config: {auth: {pipeline: [{type: builtin, enabled: false}]}}}",
+        "{config: {api_keys: [{key: \"${KEY:-sk-for-a-test-only}\"}]}}",
+        "{config: {storage: {databases: [{dsn: \"mysql://a@c/d\"}]}}}",
+        "{emptyDirSize: 1500Mi}",
+        "{emptyDirSize: 100Mi, config: {usage: {spool: {enabled: false}}}}",
+        "{config: {server: null}}",
+        "{probes: {startup: null}}",
+        "{global: {anything: of a chart above}}",
+    ] {
+        tools.helm().render(values);
+    }
+}
+
+/// Backends are those that are named; the fleet of the default is there if nobody else is.
+#[test]
+fn backends_come_from_where_they_are_said() {
+    let tools = Tools::get();
+    for (values, names, services) in [
+        ("{}", vec!["vllm"], 1),
+        ("{config: {backends: [{name: a, url: \"http://a\"}]}}", vec!["a"], 0),
+        (
+            "{vllm: {enabled: true}, config: {backends: [{name: a, url: \"http://a\"}]}}",
+            vec!["a", "vllm"],
+            1,
+        ),
+        ("{simulator: {enabled: true}}", vec!["simulator"], 0),
+        ("{config: {discovery: {sources: [{type: file, file: {path: a}}]}}}", vec![], 0),
+        ("{vllm: {fleets: [{name: x, host: h}, {name: z, selector: {a: b}}]}}", vec!["x", "z"], 1),
+    ] {
+        let rendering = tools.helm().render(values);
+        let configuration: serde_yaml::Value =
+            serde_yaml::from_str(rendering.configuration().unwrap()).unwrap();
+        let found = configuration["backends"].as_sequence().unwrap().iter();
+        let found: Vec<_> = found.map(|b| b["name"].as_str().unwrap()).collect();
+        assert_eq!(found, names, "{values}");
+        let fleets = rendering.all("Service").into_iter().filter(|service| {
+            service["metadata"]["labels"]["app.kubernetes.io/component"] == "backend"
+        });
+        assert_eq!(fleets.count(), services, "{values}");
+    }
+}
+
+/// Pods are rolled by what a reload cannot change, and by everything if that is wanted.
+#[test]
+fn pods_are_rolled_when_they_must_be() {
+    let tools = Tools::get();
+    let checksum = |reload: &str, change: &str| {
+        let values = format!("{{reload: {reload}, {change}}}");
+        let rendering = tools.helm().render(&values);
+        let (name, sum) = rendering.checksum();
+        (name.to_owned(), sum.to_owned())
+    };
+    let (live, whole) = ("in-place", "rollout");
+    let before = checksum(live, "replicaCount: 2");
+    assert_eq!(before.0, "checksum/restart-keys");
+    let before_whole = checksum(whole, "replicaCount: 2");
+    assert_eq!(before_whole.0, "checksum/config");
+
+    for change in [
+        "config: {timeouts: {connect: 3s}}",
+        "config: {server: {graceful_shutdown_timeout: 2m}}",
+        "config: {log: {level: debug}}",
+        "config: {usage: {spool: {max_size: 500MiB}}}",
+        "vllm: {fleets: [{name: other, host: h}]}",
+        "scripts: {a.lua: return true}",
+    ] {
+        assert_eq!(checksum(live, change), before, "{change}");
+        assert_ne!(checksum(whole, change), before_whole, "{change}");
+    }
+    for change in [
+        "config: {listen: \":9000\"}",
+        "config: {data_dir: /data}",
+        "config: {server: {threads: 3}}",
+        "config: {server: {h2c: false}}",
+        "config: {server: {metrics_listen: null}}",
+        "tls: {enabled: true, secretName: t}",
+        "admin: {enabled: true, existingSecret: a}",
+        "config: {admin: {db_path: /data/keys.db}}",
+        "config: {log: {format: text}}",
+        "config: {rate_limit: {db_path: /data/limits.db}}",
+        "config: {usage: {spool: {path: /data/spool}}}",
+    ] {
+        assert_ne!(checksum(live, change), before, "{change}");
+        assert_ne!(checksum(whole, change), before_whole, "{change}");
+    }
+    for change in ["service: {port: 80}", "replicaCount: 5", "serviceMonitor: {enabled: true}"] {
+        assert_eq!(checksum(live, change), before, "{change}");
+        assert_eq!(checksum(whole, change), before_whole, "{change}");
+    }
+    // A pod that is not to change before it goes has its files by their paths.
+    for (reload, paths) in [(live, 0), (whole, 2)] {
+        let rendering =
+            tools.helm().render(&format!("{{reload: {reload}, scripts: {{a.lua: x}}}}"));
+        let mounts = rendering.container()["volumeMounts"].as_sequence().unwrap();
+        assert_eq!(mounts.iter().filter(|m| m["subPath"].is_string()).count(), paths, "{reload}");
+    }
+}
+
+#[test]
+fn the_notes_say_what_is_missing() {
+    let tools = Tools::get();
+    let notes = |values: &str| {
+        let words = ["install", "edge", CHART, "--dry-run=client", "--namespace", "llm", "-f", "-"];
+        let out = tools.helm().run(&words, values);
+        let text = String::from_utf8(out.stdout).unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        text.split_once("NOTES:").unwrap().1.to_owned()
+    };
+    let text = notes("{}");
+    for line in [
+        "config.auth is not set",
+        "app.kubernetes.io/name=vllm",
+        "Nobody scrapes",
+        "helm -n llm test edge",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let file = std::fs::read_to_string(Path::new(CHART).join("ci/redis-database-values.yaml"));
+    let text = notes(&file.unwrap());
+    assert!(!text.contains("config.auth") && !text.contains("counts its limits"), "{text}");
+    assert!(text.contains("lost with their pod") && text.contains("the admin API"), "{text}");
+    let text = notes("{config: {rate_limit: {per_key: {requests_per_minute: 1}}}}");
+    assert!(text.contains("counts its limits for itself"), "{text}");
+}

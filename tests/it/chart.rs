@@ -189,9 +189,13 @@ fn the_objects_of_a_rendering_find_each_other() {
             list(&workload["spec"]["volumeClaimTemplates"]).map(|c| &c["metadata"]["name"]);
         let volumes = list(&pod["spec"]["volumes"]).map(|volume| &volume["name"]);
         let volumes: Vec<_> = claims.chain(volumes).collect();
+        let mut paths = Vec::new();
         for mount in list(&rendering.container()["volumeMounts"]) {
             assert!(volumes.contains(&&mount["name"]), "{name}: {mount:?}");
+            paths.push(mount["mountPath"].as_str().unwrap());
         }
+        let file = Path::new(rendering.container()["args"][2].as_str().unwrap());
+        assert!(paths.iter().any(|path| file.starts_with(path)), "{name}: {paths:?}");
         for monitor in rendering.all("ServiceMonitor") {
             let services = rendering.all("Service");
             let found = services.iter().filter(|s| monitored(monitor, s));

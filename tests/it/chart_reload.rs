@@ -1,5 +1,5 @@
-//! The chart's configuration in a gateway that runs: mounted as Kubernetes mounts it, and renewed as
-//! Kubernetes renews it.
+//! The chart in processes that run: its configuration mounted as Kubernetes mounts it, and renewed as
+//! Kubernetes renews it; its other commands.
 
 use std::{fs, net::SocketAddr, os::unix::fs::symlink, path::PathBuf};
 
@@ -156,6 +156,17 @@ async fn a_changed_configmap_is_loaded_in_place() {
     assert_eq!(asked(&gateway, "second").await, 403);
 }
 
+/// The command line of the first container of a pod, with another address in place of its own.
+fn command(pod: &Value, theirs: &str, ours: SocketAddr) -> tokio::process::Command {
+    let words = pod["spec"]["containers"][0]["args"].as_sequence().unwrap().iter();
+    let words: Vec<_> = words.map(|word| word.as_str().unwrap()).collect();
+    assert!(words.iter().any(|word| word.contains(theirs)), "{words:?}");
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_llmproxy"));
+    command.args(words.iter().map(|word| word.replace(theirs, &ours.to_string())));
+    command.kill_on_drop(true);
+    command
+}
+
 /// What `helm test` runs finds a gateway that is ready, and not one that is not.
 #[tokio::test]
 async fn the_test_of_the_release_asks_the_gateway() {
@@ -164,13 +175,19 @@ async fn the_test_of_the_release_asks_the_gateway() {
     let gateway = Gateway::before(&[sim.url()], "").await;
     let rendering = tools.helm().render("{}");
     let pod = rendering.find("Pod", "edge-llmproxy-test").unwrap();
-    let words = pod["spec"]["containers"][0]["args"].as_sequence().unwrap();
-    let words: Vec<_> = words.iter().map(|word: &Value| word.as_str().unwrap()).collect();
-    let service = "edge-llmproxy.llm:8000";
-    assert!(words.iter().any(|word| word.contains(service)), "{words:?}");
     for (address, ready) in [(gateway.address, true), (free_address(), false)] {
-        let words = words.iter().map(|word| word.replace(service, &address.to_string()));
-        let mut ask = tokio::process::Command::new(env!("CARGO_BIN_EXE_llmproxy"));
-        assert_eq!(ask.args(words).status().await.unwrap().success(), ready);
+        let mut ask = command(pod, "edge-llmproxy.llm:8000", address);
+        assert_eq!(ask.status().await.unwrap().success(), ready);
     }
+}
+
+#[tokio::test]
+async fn the_simulator_of_the_chart_serves_its_model() {
+    let tools = tokio::task::spawn_blocking(Tools::get).await.unwrap();
+    let rendering = tools.helm().render("simulator: {enabled: true, model: ours}");
+    let pod = &rendering.find("Deployment", "edge-llmproxy-simulator").unwrap()["spec"]["template"];
+    let address = free_address();
+    let _simulator = command(pod, "0.0.0.0:8000", address).spawn().unwrap();
+    let gateway = Gateway::before(&[format!("http://{address}")], "").await;
+    eventually("an answer", async || asked(&gateway, "ours").await == 200).await;
 }

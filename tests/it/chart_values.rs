@@ -17,6 +17,7 @@ fn mistakes_in_values_are_refused() {
         ("reload: restart", "reload"),
         ("service: {type: ExternalName}", "type"),
         ("service: {port: 70000}", "port"),
+        ("service: {spec: {selector: {a: b}}}", "selector"),
         ("config: {usage: }", "usage"),
         ("scripts: {\"../llmproxy.yaml\": x}", "llmproxy.yaml"),
         ("secrets: [{secretName: a, key: b}]", "env"),
@@ -40,81 +41,74 @@ fn mistakes_in_values_are_refused() {
     }
 }
 
+/// Values that contradict themselves, and what is said about them.
+const CONTRADICTIONS: &[(&str, &str)] = &[
+    ("{kind: Deployment, persistence: {enabled: true}}", "a spool belongs to one gateway"),
+    ("{emptyDirSize: 1Gi}", "emptyDirSize: 1Gi has no room for a full spool"),
+    (
+        "{persistence: {enabled: true, size: 10Gi}, config: {usage: {spool: {max_size: 10GiB}}}}",
+        "persistence.size: 10Gi has no room",
+    ),
+    ("{emptyDirSize: much}", "emptyDirSize: \"much\" is not a size"),
+    ("{config: {data_dir: data}}", "config.data_dir: must be an absolute path"),
+    ("{config: {listen: \":${PORT}\"}}", "config.listen: \":${PORT}\" does not end in a port"),
+    ("{config: {server: {metrics_listen: \"9100\"}}}", "config.server.metrics_listen: \"9100\""),
+    ("{config: {server: {graceful_shutdown_timeout: soon}}}", "\"soon\" is not a duration"),
+    ("{terminationGracePeriodSeconds: 84}", "terminationGracePeriodSeconds: 84 would kill streams"),
+    ("{vllm: {enabled: false}}", "no backends: set vllm.enabled"),
+    ("{vllm: {fleets: []}}", "vllm.fleets: names no deployment"),
+    ("{vllm: {fleets: [{name: a}]}}", "vllm.fleets: a has neither a selector nor a host"),
+    ("{vllm: {fleets: [{name: admin, host: h}]}}", "vllm.fleets: admin is a name"),
+    ("{existingConfigMap: a, reload: rollout}", "reload: the chart does not see changes"),
+    ("{admin: {enabled: true}}", "admin.existingSecret: the admin API needs a token"),
+    ("{config: {admin: {enabled: true}}}", "config.admin.enabled: set admin.enabled"),
+    ("{tls: {enabled: true}}", "tls.secretName: names no Secret"),
+    (
+        "{config: {server: {tls: {cert_file: a, key_file: b}}}}",
+        "config.server.tls: set tls.enabled",
+    ),
+    ("{redis: {enabled: true}}", "redis.addr: is missing"),
+    ("{database: {enabled: true}}", "database.host: is missing"),
+    ("{ingress: {enabled: true}}", "ingress.hosts: an Ingress without a host"),
+    ("{httpRoute: {enabled: true}}", "httpRoute.parentRefs: name the gateway"),
+    (
+        "{autoscaling: {enabled: true, minReplicas: 5, maxReplicas: 3}}",
+        "minReplicas (5) is more than",
+    ),
+    (
+        "{autoscaling: {enabled: true, targetCPUUtilizationPercentage: null}}",
+        "no metric to scale by",
+    ),
+    (
+        "{autoscaling: {enabled: true}, resources: {requests: {cpu: null}}}",
+        "resources.requests.cpu",
+    ),
+    ("{config: {auth: {pipeline: [{type: builtin}]}}}", "keys of type `builtin`"),
+    (
+        "{extraObjects: [{apiVersion: v1, kind: Secret, metadata: {name: a}}]}",
+        "extraObjects: a Secret",
+    ),
+    // A ConfigMap is no place for secrets.
+    ("{config: {api_keys: [{key: sk-text}]}}", "config.api_keys[0].key: a secret in a ConfigMap"),
+    (
+        "{config: {usage: {reporters: [{webhook: {headers: {Authorization: Bearer x}}}]}}}",
+        "config.usage.reporters[0].webhook.headers.Authorization: a secret",
+    ),
+    (
+        "{config: {storage: {databases: [{dsn: \"mysql://a:b@c/d\"}]}}}",
+        "config.storage.databases[0].dsn: a secret",
+    ),
+    ("{redis: {options: {password: text}}}", "redis.options.password: a secret"),
+    (
+        "{vllm: {enabled: true, fleets: [{name: a, host: b, backend: {api_key: text}}]}}",
+        "vllm.fleets[0].backend.api_key: a secret",
+    ),
+];
+
 #[test]
 fn contradictions_are_refused_with_a_reason() {
     let tools = Tools::get();
-    let cases = [
-        ("{kind: Deployment, persistence: {enabled: true}}", "a spool belongs to one gateway"),
-        ("{emptyDirSize: 1Gi}", "emptyDirSize: 1Gi has no room for a full spool"),
-        (
-            "{persistence: {enabled: true, size: 10Gi}, config: {usage: {spool: {max_size: 10GiB}}}}",
-            "persistence.size: 10Gi has no room",
-        ),
-        ("{emptyDirSize: much}", "emptyDirSize: \"much\" is not a size"),
-        ("{config: {data_dir: data}}", "config.data_dir: must be an absolute path"),
-        ("{config: {listen: \":${PORT}\"}}", "config.listen: \":${PORT}\" does not end in a port"),
-        (
-            "{config: {server: {metrics_listen: \"9100\"}}}",
-            "config.server.metrics_listen: \"9100\"",
-        ),
-        ("{config: {server: {graceful_shutdown_timeout: soon}}}", "\"soon\" is not a duration"),
-        (
-            "{terminationGracePeriodSeconds: 84}",
-            "terminationGracePeriodSeconds: 84 would kill streams",
-        ),
-        ("{vllm: {enabled: false}}", "no backends: set vllm.enabled"),
-        ("{vllm: {fleets: []}}", "vllm.fleets: names no deployment"),
-        ("{vllm: {fleets: [{name: a}]}}", "vllm.fleets: a has neither a selector nor a host"),
-        ("{vllm: {fleets: [{name: admin, host: h}]}}", "vllm.fleets: admin is a name"),
-        ("{existingConfigMap: a, reload: rollout}", "reload: the chart does not see changes"),
-        ("{admin: {enabled: true}}", "admin.existingSecret: the admin API needs a token"),
-        ("{config: {admin: {enabled: true}}}", "config.admin.enabled: set admin.enabled"),
-        ("{tls: {enabled: true}}", "tls.secretName: names no Secret"),
-        (
-            "{config: {server: {tls: {cert_file: a, key_file: b}}}}",
-            "config.server.tls: set tls.enabled",
-        ),
-        ("{redis: {enabled: true}}", "redis.addr: is missing"),
-        ("{database: {enabled: true}}", "database.host: is missing"),
-        ("{ingress: {enabled: true}}", "ingress.hosts: an Ingress without a host"),
-        ("{httpRoute: {enabled: true}}", "httpRoute.parentRefs: name the gateway"),
-        (
-            "{autoscaling: {enabled: true, minReplicas: 5, maxReplicas: 3}}",
-            "minReplicas (5) is more than",
-        ),
-        (
-            "{autoscaling: {enabled: true, targetCPUUtilizationPercentage: null}}",
-            "no metric to scale by",
-        ),
-        (
-            "{autoscaling: {enabled: true}, resources: {requests: {cpu: null}}}",
-            "resources.requests.cpu",
-        ),
-        ("{config: {auth: {pipeline: [{type: builtin}]}}}", "keys of type `builtin`"),
-        (
-            "{extraObjects: [{apiVersion: v1, kind: Secret, metadata: {name: a}}]}",
-            "extraObjects: a Secret",
-        ),
-        // A ConfigMap is no place for secrets.
-        (
-            "{config: {api_keys: [{key: sk-text}]}}",
-            "config.api_keys[0].key: a secret in a ConfigMap",
-        ),
-        (
-            "{config: {usage: {reporters: [{webhook: {headers: {Authorization: Bearer x}}}]}}}",
-            "config.usage.reporters[0].webhook.headers.Authorization: a secret",
-        ),
-        (
-            "{config: {storage: {databases: [{dsn: \"mysql://a:b@c/d\"}]}}}",
-            "config.storage.databases[0].dsn: a secret",
-        ),
-        ("{redis: {options: {password: text}}}", "redis.options.password: a secret"),
-        (
-            "{vllm: {enabled: true, fleets: [{name: a, host: b, backend: {api_key: text}}]}}",
-            "vllm.fleets[0].backend.api_key: a secret",
-        ),
-    ];
-    for (values, reason) in cases {
+    for &(values, reason) in CONTRADICTIONS {
         let Err(why) = tools.helm().try_render(None, values) else { panic!("{values} is taken") };
         assert!(why.contains(reason), "{values}: {why}");
     }

@@ -63,7 +63,8 @@ impl Tools {
 fn fetched(python: &Path) -> Vec<PathBuf> {
     assert!(
         cfg!(all(target_arch = "x86_64", target_os = "linux")),
-        "these tests need Helm, and only for Linux on amd64 they can fetch it: install helm (https://helm.sh/docs/intro/install)"
+        "these tests need Helm, and only for Linux on amd64 they can fetch it: install helm \
+         (https://helm.sh/docs/intro/install)"
     );
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let wanted = fs::read_to_string(folder.join(FOLDER).join("helm.txt")).unwrap();

@@ -1,8 +1,10 @@
 //! The values of the Helm chart: what is refused and why, and what rolls the pods.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
-use super::support::helm::{CHART, Tools};
+use serde_yaml::Value;
+
+use super::support::helm::{CHART, Rendering, Tools};
 
 #[test]
 fn mistakes_in_values_are_refused() {
@@ -28,7 +30,7 @@ fn mistakes_in_values_are_refused() {
         ("admin: {token: text}", "token"),
         ("commonLabels: {app.kubernetes.io/name: other}", "app.kubernetes.io/name"),
         ("vllm: {fleets: [{name: \"Not A Name\"}]}", "name"),
-        ("vllm: {enabled: sometimes}", "enabled"),
+        ("vllm: {fleets: [{name: a, selector: {a: 1}}]}", "selector"),
         ("ingress: {paths: [v1]}", "paths"),
         ("autoscaling: {minReplicas: 0}", "minReplicas"),
     ];
@@ -55,8 +57,10 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
     ("{config: {server: {metrics_listen: \"9100\"}}}", "config.server.metrics_listen: \"9100\""),
     ("{config: {server: {graceful_shutdown_timeout: soon}}}", "\"soon\" is not a duration"),
     ("{terminationGracePeriodSeconds: 84}", "terminationGracePeriodSeconds: 84 would kill streams"),
-    ("{vllm: {enabled: false}}", "no backends: set vllm.enabled"),
-    ("{vllm: {fleets: []}}", "vllm.fleets: names no deployment"),
+    (
+        "{vllm: {fleets: [{name: a, host: h}]}, config: {backends: [{name: a, url: \"http://a\"}]}}",
+        "backends: two of them have the name a",
+    ),
     ("{vllm: {fleets: [{name: a}]}}", "vllm.fleets: a has neither a selector nor a host"),
     ("{vllm: {fleets: [{name: admin, host: h}]}}", "vllm.fleets: admin is a name"),
     ("{existingConfigMap: a, reload: rollout}", "reload: the chart does not see changes"),
@@ -100,7 +104,7 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
     ),
     ("{redis: {options: {password: text}}}", "redis.options.password: a secret"),
     (
-        "{vllm: {enabled: true, fleets: [{name: a, host: b, backend: {api_key: text}}]}}",
+        "{vllm: {fleets: [{name: a, host: b, backend: {api_key: text}}]}}",
         "vllm.fleets[0].backend.api_key: a secret",
     ),
 ];
@@ -133,33 +137,51 @@ fn what_contradicts_nothing_is_taken() {
     }
 }
 
-/// Backends are those that are named; the fleet of the default is there if nobody else is.
+/// Backends are those that are named; pods with vLLM's own label if nobody is.
 #[test]
 fn backends_come_from_where_they_are_said() {
     let tools = Tools::get();
-    for (values, names, services) in [
-        ("{}", vec!["vllm"], 1),
-        ("{config: {backends: [{name: a, url: \"http://a\"}]}}", vec!["a"], 0),
+    let cases: &[(&str, &[&str], usize)] = &[
+        ("{}", &["vllm"], 1),
+        ("{config: {backends: [{name: a, url: \"http://a\"}]}}", &["a"], 0),
+        ("{simulator: {enabled: true}}", &["simulator"], 0),
+        ("{config: {discovery: {sources: [{type: file, file: {path: a}}]}}}", &[], 0),
+        ("{vllm: {fleets: [{name: x, host: h}, {name: z, selector: {a: b}}]}}", &["x", "z"], 1),
         (
-            "{vllm: {enabled: true}, config: {backends: [{name: a, url: \"http://a\"}]}}",
-            vec!["a", "vllm"],
+            "{vllm: {fleets: [{name: x, selector: {a: b}}]}, simulator: {enabled: true},
+              config: {backends: [{name: a, url: \"http://a\"}]}}",
+            &["a", "x", "simulator"],
             1,
         ),
-        ("{simulator: {enabled: true}}", vec!["simulator"], 0),
-        ("{config: {discovery: {sources: [{type: file, file: {path: a}}]}}}", vec![], 0),
-        ("{vllm: {fleets: [{name: x, host: h}, {name: z, selector: {a: b}}]}}", vec!["x", "z"], 1),
-    ] {
+    ];
+    for (values, names, services) in cases {
         let rendering = tools.helm().render(values);
-        let configuration: serde_yaml::Value =
-            serde_yaml::from_str(rendering.configuration().unwrap()).unwrap();
-        let found = configuration["backends"].as_sequence().unwrap().iter();
-        let found: Vec<_> = found.map(|b| b["name"].as_str().unwrap()).collect();
-        assert_eq!(found, names, "{values}");
-        let fleets = rendering.all("Service").into_iter().filter(|service| {
+        assert_eq!(backends(&rendering), *names, "{values}");
+        let component = |service: &&Value| {
             service["metadata"]["labels"]["app.kubernetes.io/component"] == "backend"
-        });
-        assert_eq!(fleets.count(), services, "{values}");
+        };
+        let fleets = rendering.all("Service").into_iter().filter(component);
+        assert_eq!(fleets.count(), *services, "{values}");
     }
+}
+
+fn backends(rendering: &Rendering) -> Vec<String> {
+    let configuration: Value = serde_yaml::from_str(rendering.configuration().unwrap()).unwrap();
+    let all = configuration["backends"].as_sequence().unwrap().iter();
+    all.map(|backend| backend["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The values that the README shows are taken.
+#[test]
+fn the_values_of_the_readme_are_taken() {
+    let tools = Tools::get();
+    let readme = fs::read_to_string(Path::new(CHART).join("README.md")).unwrap();
+    let blocks = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    // One is for prometheus-adapter.
+    let ours: Vec<_> = blocks.filter(|block| !block.starts_with("rules:")).collect();
+    let renderings: Vec<_> = ours.iter().map(|values| tools.helm().render(values)).collect();
+    assert!(renderings.len() >= 3, "{}", renderings.len());
+    assert_eq!(backends(&renderings[0]), ["hosted", "qwen-72b", "qwen-7b"]);
 }
 
 /// Pods are rolled by what a reload cannot change, and by everything if that is wanted.
@@ -237,7 +259,7 @@ fn the_notes_say_what_is_missing() {
     ] {
         assert!(text.contains(line), "{line}: {text}");
     }
-    let file = std::fs::read_to_string(Path::new(CHART).join("ci/redis-database-values.yaml"));
+    let file = fs::read_to_string(Path::new(CHART).join("ci/redis-database-values.yaml"));
     let text = notes(&file.unwrap());
     assert!(!text.contains("config.auth") && !text.contains("counts its limits"), "{text}");
     assert!(text.contains("lost with their pod") && text.contains("the admin API"), "{text}");

@@ -35,22 +35,21 @@
 {{- end -}}
 
 {{- define "llmproxy.checkBackends" -}}
-{{- $v := .Values -}}
-{{- if and (not $v.existingConfigMap) (not (include "llmproxy.vllm" .)) (not $v.simulator.enabled) (not $v.config.backends) (not (dig "discovery" "sources" list $v.config)) -}}
-{{- fail "no backends: set vllm.enabled, config.backends, config.discovery or simulator.enabled" -}}
-{{- end -}}
-{{- if include "llmproxy.vllm" . -}}
-{{- if not $v.vllm.fleets -}}
-{{- fail "vllm.fleets: names no deployment" -}}
-{{- end -}}
-{{- range $v.vllm.fleets -}}
+{{- range .Values.vllm.fleets -}}
 {{- if not (or .selector .host) -}}
 {{- fail (printf "vllm.fleets: %s has neither a selector nor a host" .name) -}}
 {{- end -}}
-{{- if has .name (list "metrics" "admin" "headless" "simulator" "test") -}}
+{{- if has .name (list "metrics" "admin" "headless" "simulator" "test" "dashboard") -}}
 {{- fail (printf "vllm.fleets: %s is a name that the chart needs for itself" .name) -}}
 {{- end -}}
 {{- end -}}
+{{- $backends := (include "llmproxy.config" . | fromYaml).backends -}}
+{{- $names := list -}}
+{{- range $backends -}}
+{{- if and .name (has .name $names) -}}
+{{- fail (printf "backends: two of them have the name %s" .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
 {{- end -}}
 {{- end -}}
 

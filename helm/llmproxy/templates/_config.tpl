@@ -1,13 +1,11 @@
 {{/* The configuration of the gateway: what the user says, and what other values add to it. */}}
 
-{{/* `true` if the chart makes backends of `vllm.fleets`. */}}
-{{- define "llmproxy.vllm" -}}
+{{/* `vllm.fleets`; without them and without other backends, what carries vLLM's own label. */}}
+{{- define "llmproxy.fleets" -}}
 {{- $v := .Values -}}
-{{- if kindIs "bool" $v.vllm.enabled -}}
-{{- ternary "true" "" $v.vllm.enabled -}}
-{{- else if not (or $v.existingConfigMap $v.simulator.enabled $v.config.backends (dig "discovery" "sources" list $v.config)) -}}
-true
-{{- end -}}
+{{- $others := or $v.existingConfigMap $v.simulator.enabled $v.config.backends (dig "discovery" "sources" list $v.config) -}}
+{{- $vllm := dict "name" "vllm" "selector" (dict "app.kubernetes.io/name" "vllm") -}}
+{{- $v.vllm.fleets | default (ternary list (list $vllm) (not (empty $others))) | toYaml -}}
 {{- end -}}
 
 {{- define "llmproxy.fleetService" -}}
@@ -47,10 +45,8 @@ true
 {{- define "llmproxy.config" -}}
 {{- $config := deepCopy .Values.config -}}
 {{- $backends := $config.backends | default list -}}
-{{- if include "llmproxy.vllm" . -}}
-{{- range .Values.vllm.fleets -}}
+{{- range include "llmproxy.fleets" . | fromYamlArray -}}
 {{- $backends = append $backends (include "llmproxy.fleetBackend" (dict "root" $ "fleet" .) | fromYaml) -}}
-{{- end -}}
 {{- end -}}
 {{- if .Values.simulator.enabled -}}
 {{- $host := include "llmproxy.serviceHost" (dict "root" . "name" (printf "%s-simulator" (include "llmproxy.fullname" .))) -}}

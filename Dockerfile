@@ -1,0 +1,53 @@
+# syntax=docker/dockerfile:1
+#
+#     docker build -t llmproxy .
+#
+# builds for the architecture of the machine (amd64 or arm64); with `docker buildx build --platform`
+# for others, then under emulation. Nothing is compiled across architectures.
+
+# Debian 12 for its glibc: 2.36 is the first whose static programs understand packed relocations.
+FROM rust:1.95.0-bookworm AS build
+
+# cmake is for zlib-ng, which Pingora builds.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates cmake \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /src
+COPY . .
+ARG TARGETARCH
+RUN --mount=type=cache,target=/usr/local/cargo/registry,id=llmproxy-registry \
+    --mount=type=cache,target=/src/target,id=llmproxy-target-$TARGETARCH,sharing=locked \
+    scripts/image-root.sh /image
+
+
+# The binary needs no file but its configuration, so there is no distribution below it: no shell, no
+# packages, nothing to patch but the binary itself.
+FROM scratch
+
+ARG VERSION=0.1.0
+ARG REVISION=
+LABEL org.opencontainers.image.title="LLMProxy" \
+      org.opencontainers.image.description="A programmable gateway at the edge of a fleet of LLM servers" \
+      org.opencontainers.image.source="https://github.com/llmproxy/llmproxy" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION"
+
+COPY --from=build /image /
+
+# There is no /tmp; what SQLite cannot sort in memory goes beside its files.
+ENV LLMPROXY_DATA_DIR=/var/lib/llmproxy \
+    SQLITE_TMPDIR=/var/lib/llmproxy
+USER 65532:65532
+VOLUME /var/lib/llmproxy
+
+# 8000: the API. 8001: the admin API. 9100: server.metrics_listen. Each where the configuration says so.
+EXPOSE 8000 8001 9100
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["/llmproxy", "health", "--config", "/etc/llmproxy/llmproxy.yaml"]
+
+ENTRYPOINT ["/llmproxy"]
+CMD ["serve", "--config", "/etc/llmproxy/llmproxy.yaml"]

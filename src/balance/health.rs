@@ -88,7 +88,10 @@ impl HealthCheck for Shared {
         else {
             return Ok(());
         };
-        let answer = self.0.ask(&endpoint, &plan).await;
+        let answer = match endpoint.plan.probed {
+            true => self.0.ask(&endpoint, &plan).await,
+            false => Ok(()),
+        };
         let first = {
             let mut probed = lock(&self.0.probed);
             probed.insert(endpoint.id)

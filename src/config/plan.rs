@@ -178,6 +178,8 @@ pub struct BackendPlan {
     pub engine: Engine,
     /// What becomes of several addresses.
     pub addresses: Addresses,
+    /// It is probed, if probes are configured.
+    pub probed: bool,
 }
 
 impl BackendPlan {
@@ -566,6 +568,7 @@ impl Maker<'_> {
             stream_usage: raw.stream_usage,
             engine: raw.engine,
             addresses: raw.addresses.unwrap_or(if tls { Addresses::One } else { Addresses::Each }),
+            probed: raw.health_check.0,
         })
     }
 

@@ -203,6 +203,9 @@ pub struct Backend {
     /// Whether it is used. `false` leaves it out, with every route to it.
     #[serde(default)]
     pub enabled: Switch,
+    /// Whether it is probed as the section `health_check` says. `false`: it counts as healthy.
+    #[serde(default)]
+    pub health_check: Switch,
     /// Language of its API; `openai` is all there is.
     pub protocol: Option<String>,
     /// What becomes of a name that leads to several addresses. `each` without this for http, and

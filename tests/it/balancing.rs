@@ -10,7 +10,7 @@ use llmproxy::sim::{Behaviour, Engine, Fail, Load, Sim};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
 
-use crate::support::{Client, Gateway, chat, client::Answer, eventually, sim_with};
+use crate::support::{Client, Gateway, chat, client::Answer, eventually, http, sim_with};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -60,7 +60,7 @@ async fn gauge(gateway: &Gateway, name: &str, sim: &Sim) -> f64 {
 }
 
 async fn metrics(gateway: &Gateway) -> String {
-    reqwest::get(gateway.url("/metrics")).await.unwrap().text().await.unwrap()
+    http::get(gateway.url("/metrics")).await.unwrap().text().await.unwrap()
 }
 
 /// Header lines and the body.

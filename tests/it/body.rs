@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use llmproxy::sim::{Fail, Sim};
 
-use crate::support::{Client, Gateway, PATIENCE, chat, chat_of, free_address, sim, sim_with};
+use crate::support::{Client, Gateway, PATIENCE, chat, chat_of, free_address, http, sim, sim_with};
 
 const CAP: usize = 2 << 20;
 const SIZES: [usize; 7] = [100, 65_535, 65_536, 65_537, 65_536 * 2, 1 << 20, CAP];
@@ -46,7 +46,7 @@ async fn post(gateway: &Gateway, framing: Framing, body: Vec<u8>) -> u16 {
             client.answer().await.status
         }
         Framing::Http2 | Framing::Http2NoLength => {
-            let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+            let client = http::builder().http2_prior_knowledge().build().unwrap();
             let body = if framing == Framing::Http2 {
                 reqwest::Body::from(body)
             } else {
@@ -55,7 +55,7 @@ async fn post(gateway: &Gateway, framing: Framing, body: Vec<u8>) -> u16 {
             };
             let request = client.post(gateway.url(path)).timeout(PATIENCE).body(body);
             let answer = request.send().await.unwrap();
-            assert_eq!(answer.version(), http::Version::HTTP_2);
+            assert_eq!(answer.version(), reqwest::Version::HTTP_2);
             answer.status().as_u16()
         }
     }

@@ -12,7 +12,7 @@ use futures::future::join_all;
 use llmproxy::base::duration;
 use serde_yaml::Value;
 
-use crate::support::{eventually, promtool::promtool, python};
+use crate::support::{eventually, http, promtool::promtool, python};
 
 mod stack;
 
@@ -217,7 +217,7 @@ fn prometheus_understands_its_configuration() {
 /// What Prometheus says to a query that has one value; 0 if it has none yet, or is still starting.
 async fn value(api: &str, query: &str) -> f64 {
     let url = reqwest::Url::parse_with_params(&format!("{api}/query"), [("query", query)]).unwrap();
-    let told = reqwest::get(url).await.unwrap().text().await.unwrap();
+    let told = http::get(url).await.unwrap().text().await.unwrap();
     let told: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
     told["data"]["result"][0]["value"][1].as_str().map_or(0.0, |value| value.parse().unwrap())
 }

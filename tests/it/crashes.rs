@@ -15,7 +15,7 @@ use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post}
 use rand::Rng;
 use serde_json::{Value, json};
 
-use crate::support::{Gateway, eventually, sim_with};
+use crate::support::{Gateway, eventually, http, sim_with};
 
 /// How often the gateway is killed.
 const KILLS: u32 = 100;
@@ -91,7 +91,7 @@ impl Receiver {
 type Seen = Arc<Mutex<HashMap<String, Instant>>>;
 
 async fn client(url: String, n: usize, numbers: Arc<AtomicU64>, seen: Seen, stop: Arc<AtomicBool>) {
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = http::builder().no_proxy().build().unwrap();
     while !stop.load(Ordering::Relaxed) {
         let id = format!("req-{n}-{}", numbers.fetch_add(1, Ordering::Relaxed));
         let stream = rand::random::<bool>();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     admin::Admin,
-    support::{Gateway, NameServer, chat, eventually, free_address, sim, sim_with},
+    support::{Gateway, NameServer, chat, eventually, free_address, http, sim, sim_with},
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -81,8 +81,7 @@ async fn requests_follow_a_name() {
     .await;
     assert!(b.stats().probes() > 0);
     assert_eq!(gateway.metric(&up("")).await, 0.0, "the gauge of before has gone");
-    let metrics =
-        async || reqwest::get(gateway.url("/metrics")).await.unwrap().text().await.unwrap();
+    let metrics = async || http::get(gateway.url("/metrics")).await.unwrap().text().await.unwrap();
     eventually("each is shown by itself", async || {
         let text = metrics().await;
         let shown =
@@ -289,7 +288,7 @@ async fn a_file_tells_of_backends() {
     eventually("it has gone", async || only(&gateway, [&a, &b], [false, true]).await).await;
     gateway.rewrite(&static_b);
     eventually("the source has gone", async || {
-        let metrics = reqwest::get(gateway.url("/metrics")).await.unwrap().text().await.unwrap();
+        let metrics = http::get(gateway.url("/metrics")).await.unwrap().text().await.unwrap();
         !metrics.contains("source=\"file\"")
     })
     .await;

@@ -12,7 +12,7 @@ use crate::support::{
     client::Answer,
     eventually,
     faults::{Fault, at_rest, fleet, heal, tries_of, urls},
-    free_address,
+    free_address, http,
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -181,7 +181,7 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
 
     async fn nothing_in_flight(&self) {
         let url = format!("http://{}/admin/v1/backends", self.admin);
-        let client = reqwest::Client::new();
+        let client = http::client();
         eventually(&format!("{}: nothing is in flight", self.name), async || {
             let asked = client.get(&url).header("X-Admin-Token", TOKEN).send().await.unwrap();
             let told: Value = serde_json::from_str(&asked.text().await.unwrap()).unwrap();

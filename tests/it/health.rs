@@ -67,6 +67,24 @@ async fn without_a_healthy_backend_requests_are_refused_and_readiness_says_so() 
 }
 
 #[tokio::test]
+async fn a_backend_may_go_without_probes() {
+    let (well, hosted) = (sim().await, sim_with(|s| s.health = 404).await);
+    let gateway = Gateway::start(&format!(
+        "backends:\n  - url: \"{}\"\n  - {{url: \"{}\", health_check: false}}\n{PROBES}",
+        well.url(),
+        hosted.url()
+    ))
+    .await;
+    eventually("several rounds", async || well.stats().probes() > 3).await;
+    let up = format!("llmproxy_backend_up{{backend=\"{}\"}}", hosted.url());
+    assert_eq!((gateway.metric(&up).await, hosted.stats().probes()), (1.0, 0));
+    for _ in 0..4 {
+        assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
+    }
+    assert_eq!((well.stats().requests(), hosted.stats().requests()), (2, 2));
+}
+
+#[tokio::test]
 async fn readiness_wants_a_healthy_backend_for_every_model() {
     let a = sim().await;
     let b = sim_with(|s| s.health = 503).await;

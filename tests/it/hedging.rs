@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::{
     Client, Gateway, Receiver, chat, chat_of, eventually,
     faults::{Fault, at_rest, fleet, tries_of},
-    free_address,
+    free_address, http,
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -51,7 +51,7 @@ async fn slow(sim: &Sim, ms: u64) {
 }
 
 async fn admin(address: std::net::SocketAddr, path: &str) -> Value {
-    let request = reqwest::Client::new().get(format!("http://{address}{path}"));
+    let request = http::client().get(format!("http://{address}{path}"));
     let answer = request.header("X-Admin-Token", "a-token-for-tests").send().await.unwrap();
     assert_eq!(answer.status(), 200);
     serde_json::from_str(&answer.text().await.unwrap()).unwrap()
@@ -292,7 +292,7 @@ async fn clients_and_bodies_of_all_kinds_are_served() {
     slow(&sims[1], LONG).await;
     let gateway = Gateway::start(&format!("{}{}", backends(&sims), hedging("10ms"))).await;
     // HTTP/2: a stream that is reset ends both tries.
-    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let client = http::builder().http2_prior_knowledge().build().unwrap();
     let post = || client.post(gateway.url(PATH)).body(short());
     let waiting = tokio::spawn(post().send());
     eventually("both are asked", async || requests(&sims) == [1, 1]).await;

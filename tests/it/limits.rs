@@ -17,7 +17,8 @@ use super::{
     scripts::with_script,
     streaming::without_time,
     support::{
-        Client, Gateway, Receiver, chat, chat_of, client::Answer, eventually, saying, sim, sim_with,
+        Client, Gateway, Receiver, chat, chat_of, client::Answer, eventually, http, saying, sim,
+        sim_with,
     },
 };
 
@@ -353,7 +354,7 @@ async fn streams_hold_their_slots() {
 async fn a_slot_is_free_again_however_a_request_has_ended() {
     let sim = sim_with(|b| b.inter_token_ms = EVER).await;
     let gateway = limited(&sim, "{per_key: {max_concurrent: 1}}").await;
-    let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let h2 = http::builder().http2_prior_knowledge().build().unwrap();
     for way in ["whole", "left", "left by HTTP/2", "broken", "never begun", "500", "400", "wedged"]
     {
         let slow = matches!(way, "left" | "left by HTTP/2");
@@ -701,7 +702,7 @@ async fn who_leaves_while_it_waits_is_forgotten() {
     let count = ways.len();
     for (way, bytes) in ways {
         if way == "HTTP/2" {
-            let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+            let h2 = http::builder().http2_prior_knowledge().build().unwrap();
             let request = h2.post(gateway.url(PATH)).bearer_auth(A).body(chat(false)).send();
             let task = tokio::spawn(request);
             waiting(&gateway, 1).await;
@@ -755,7 +756,7 @@ async fn a_body_that_has_waited_arrives_as_it_was() {
             .await;
             sim.change(|b| b.inter_token_ms = 0);
             if way == "HTTP/2" {
-                let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+                let h2 = http::builder().http2_prior_knowledge().build().unwrap();
                 let request = h2.post(gateway.url(PATH)).bearer_auth(A).body(body.clone()).send();
                 let task = tokio::spawn(request);
                 waiting(&gateway, 1).await;
@@ -851,10 +852,10 @@ async fn comments_go_by_http2_too() {
     let gateway = limited(&sim, KEEP_ALIVE).await;
     let first = opened(&gateway, A).await;
     sim.change(|b| b.inter_token_ms = 0);
-    let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let h2 = http::builder().http2_prior_knowledge().build().unwrap();
     let request = h2.post(gateway.url(PATH)).bearer_auth(B).body(chat(true));
     let mut answer = request.send().await.unwrap();
-    assert_eq!((answer.version(), answer.status().as_u16()), (http::Version::HTTP_2, 200));
+    assert_eq!((answer.version(), answer.status().as_u16()), (reqwest::Version::HTTP_2, 200));
     assert_eq!(answer.chunk().await.unwrap().unwrap(), COMMENT.as_bytes());
     drop(first);
     let text = answer.text().await.unwrap();

@@ -12,7 +12,7 @@ use crate::support::{
     client::Answer,
     eventually,
     faults::{Fault, at_rest, fleet, urls},
-    saying, sim_with,
+    http, saying, sim_with,
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -316,7 +316,7 @@ async fn post_chunked(client: &mut Client, body: &[u8]) {
 
 #[tokio::test]
 async fn others_take_over_by_http2_too() {
-    let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let h2 = http::builder().http2_prior_knowledge().build().unwrap();
     for keep_alive in ["0", "100ms"] {
         let sims = fleet(2, |_| {}).await;
         let routing = format!("  keep_alive: {keep_alive}\n");
@@ -351,7 +351,7 @@ async fn a_client_that_waits_is_sent_comments() {
     let sims = fleet(2, |b| b.first_token_ms = 250).await;
     let receiver = Receiver::start().await;
     let gateway = in_order(&urls(&sims), "  keep_alive: 100ms\n", &receiver.hook()).await;
-    let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let h2 = http::builder().http2_prior_knowledge().build().unwrap();
     let expected = direct(&sims[1], true).await;
     let mut records = 0;
     // The second one takes over when comments have gone out.
@@ -410,7 +410,7 @@ async fn a_client_that_leaves_while_it_waits_is_noticed() {
     drop(client);
     eventually("the backend stops", async || sim.stats().aborted() == 1).await;
     assert_eq!(receiver.one().await["outcome"], "client_aborted");
-    let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let h2 = http::builder().http2_prior_knowledge().build().unwrap();
     let mut answer = h2.post(gateway.url(PATH)).body(chat(true)).send().await.unwrap();
     assert_eq!(answer.chunk().await.unwrap().unwrap(), COMMENT.as_bytes());
     drop(answer);
@@ -432,7 +432,7 @@ async fn a_client_that_leaves_is_noticed_while_others_could_take_over() {
     let sims = fleet(2, |b| b.first_token_ms = EVER).await;
     let receiver = Receiver::start().await;
     let gateway = in_order(&urls(&sims), "", &receiver.hook()).await;
-    let h2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let h2 = http::builder().http2_prior_knowledge().build().unwrap();
     for (n, stream) in [true, false].into_iter().enumerate() {
         let seen = 2 * n as u64;
         let mut client = gateway.client().await;

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::support::{Gateway, Receiver, chat, sim, sim_with};
+use super::support::{Gateway, Receiver, chat, http, sim, sim_with};
 
 /// A gateway whose script decides about every key.
 pub fn with_script(url: &str, script: &str) -> String {
@@ -276,7 +276,7 @@ async fn the_list_of_models_is_what_the_caller_may_use() {
         Gateway::start(&text).await
     };
     let listed = async |gateway: &Gateway, key: &str| {
-        let request = reqwest::Client::new().get(gateway.url("/v1/models")).bearer_auth(key);
+        let request = http::client().get(gateway.url("/v1/models")).bearer_auth(key);
         let answer = request.send().await.unwrap();
         assert_eq!(answer.status(), 200, "{key}");
         let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();

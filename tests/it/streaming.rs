@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use llmproxy::sim::Fail;
 
-use crate::support::{Gateway, chat, eventually, sim, sim_with};
+use crate::support::{Gateway, chat, eventually, http, sim, sim_with};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -130,7 +130,7 @@ async fn a_client_that_leaves_stops_the_backend() {
 async fn a_client_that_leaves_by_http2_stops_the_backend() {
     let sim = sim_with(|b| b.inter_token_ms = 3_600_000).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
-    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let client = http::builder().http2_prior_knowledge().build().unwrap();
     let mut answer = client.post(gateway.url(PATH)).body(chat(true)).send().await.unwrap();
     assert!(answer.chunk().await.unwrap().is_some());
     drop(answer);
@@ -155,7 +155,7 @@ async fn a_client_that_leaves_is_no_error_in_the_log() {
 async fn streams_go_on_by_http2() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
-    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let client = http::builder().http2_prior_knowledge().build().unwrap();
     let answer = client.post(gateway.url(PATH)).body(chat(true)).send().await.unwrap();
     let text = answer.text().await.unwrap();
     assert!(text.ends_with("data: [DONE]\n\n"));

@@ -1,6 +1,6 @@
 //! The HTTPS listener.
 
-use crate::support::{Gateway, chat, sim};
+use crate::support::{Gateway, chat, http, sim};
 
 pub fn certificate(folder: &std::path::Path) -> reqwest::Certificate {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
@@ -19,10 +19,9 @@ async fn https_with_http2_and_http1() {
         format!("server: {{tls: {{cert_file: {files}/cert.pem, key_file: {files}/key.pem}}}}\n");
     let gateway = Gateway::before(&[sim.url()], &more).await;
     let url = format!("https://localhost:{}/v1/chat/completions", gateway.address.port());
-    for (http1, version) in [(false, http::Version::HTTP_2), (true, http::Version::HTTP_11)] {
-        let builder = reqwest::Client::builder()
-            .tls_certs_only([root.clone()])
-            .resolve("localhost", gateway.address);
+    for (http1, version) in [(false, reqwest::Version::HTTP_2), (true, reqwest::Version::HTTP_11)] {
+        let builder =
+            http::builder().tls_certs_only([root.clone()]).resolve("localhost", gateway.address);
         let client = if http1 { builder.http1_only() } else { builder }.build().unwrap();
         let answer = client.post(&url).body(chat(true)).send().await.unwrap();
         assert_eq!((answer.status().as_u16(), answer.version()), (200, version));

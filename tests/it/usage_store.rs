@@ -27,7 +27,7 @@ use serde_json::{Map, Value, json};
 use super::{
     admin::Admin,
     support::{
-        eventually,
+        eventually, http,
         servers::{MariaDb, PASSWORD, Postgres},
         sim,
     },
@@ -80,7 +80,7 @@ impl Process {
             max_age: DAY,
             max_backoff: DAY,
         };
-        sink::make(&plan, Resources { client: &reqwest::Client::new(), stores: &self.stores })
+        sink::make(&plan, Resources { client: &http::client(), stores: &self.stores })
     }
 
     async fn put(&self, records: &[Value]) {

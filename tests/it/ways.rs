@@ -8,7 +8,7 @@ use crate::support::{
     client::Answer,
     eventually,
     faults::{Fault, fleet},
-    free_address, sim_with,
+    free_address, http, sim_with,
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -187,7 +187,7 @@ admin: {{enabled: true, listen: \"{admin}\", token: a-token-for-tests, db_path: 
     sims[0].change(|b| b.fail = Fail::Busy);
     assert_eq!(ask(&gateway, "big", false).await.status, 200);
     let url = format!("http://{admin}/admin/v1/explain?request_id=fixed");
-    let client = reqwest::Client::new();
+    let client = http::client();
     let mut told = Value::Null;
     eventually("the request is explained", async || {
         let asked = client.get(&url).header("X-Admin-Token", "a-token-for-tests").send();

@@ -9,7 +9,7 @@ use hmac::{Hmac, Mac};
 use serde_json::Value;
 use sha2::Sha256;
 
-use crate::support::{Gateway, chat, eventually, free_address, python, sim};
+use crate::support::{Gateway, chat, eventually, free_address, http, python, sim};
 
 const FOLDER: &str = "examples/webhook-receiver";
 const KEY: &[u8] = b"a key for tests";
@@ -39,7 +39,7 @@ fn signed(id: &str, body: &str, key: &[u8], seconds_ago: i64) -> [(&'static str,
 }
 
 async fn send(url: &str, headers: [(&'static str, String); 3], body: &str) -> u16 {
-    let mut request = reqwest::Client::new().post(url).body(body.to_owned());
+    let mut request = http::client().post(url).body(body.to_owned());
     for (name, value) in headers {
         request = request.header(name, value);
     }
@@ -47,7 +47,7 @@ async fn send(url: &str, headers: [(&'static str, String); 3], body: &str) -> u1
 }
 
 async fn totals(root: &str) -> Value {
-    let text = reqwest::get(format!("{root}/totals")).await.unwrap().text().await.unwrap();
+    let text = http::get(format!("{root}/totals")).await.unwrap().text().await.unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
@@ -69,10 +69,8 @@ async fn records_are_verified_and_stored_once() {
         .spawn();
     let _receiver = Running(receiver.unwrap());
     let root = format!("http://{address}");
-    eventually("the receiver answers", async || {
-        reqwest::get(format!("{root}/totals")).await.is_ok()
-    })
-    .await;
+    eventually("the receiver answers", async || http::get(format!("{root}/totals")).await.is_ok())
+        .await;
     let url = format!("{root}/llm-usage");
 
     let sim = sim().await;

@@ -269,6 +269,7 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
         addresses: entry.addresses,
         engine: entry.engine.unwrap_or_default(),
         enabled: raw::Switch(true),
+        health_check: raw::Switch(true),
         protocol: None,
     };
     let mut problems = Vec::new();

@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Client, PATIENCE, chat, client::Answer, eventually, free_address};
+use super::{Client, PATIENCE, chat, client::Answer, eventually, free_address, http};
 
 /// A running gateway. It is killed when dropped.
 pub struct Gateway {
@@ -175,7 +175,7 @@ impl Gateway {
 
     /// The value of a metric, by its line up to the value; 0 if there is none.
     pub async fn metric(&self, name: &str) -> f64 {
-        let text = reqwest::get(self.url("/metrics")).await.unwrap().text().await.unwrap();
+        let text = http::get(self.url("/metrics")).await.unwrap().text().await.unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap())
     }

@@ -5,6 +5,7 @@ pub mod dns;
 pub mod faults;
 pub mod gateway;
 pub mod helm;
+pub mod http;
 pub mod promql;
 pub mod promtool;
 pub mod python;

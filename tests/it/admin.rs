@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::support::{Gateway, free_address, python, sim, sim_with};
+use super::support::{Gateway, free_address, http, python, sim, sim_with};
 
 const TOKEN: &str = "a-token-for-tests";
 
@@ -27,7 +27,7 @@ impl Admin {
             folder.path().join("keys.db").display()
         );
         let gateway = Gateway::before(backends, &text).await;
-        Self { gateway, address, client: Client::new(), folder }
+        Self { gateway, address, client: http::client(), folder }
     }
 
     pub async fn ask(
@@ -314,7 +314,7 @@ async fn backends_can_be_drained_and_watched() {
         folder.path().join("keys.db").display()
     );
     let gateway = Gateway::start(&format!("{text}{admin_section}")).await;
-    let admin = Admin { gateway, address, client: Client::new(), folder };
+    let admin = Admin { gateway, address, client: http::client(), folder };
     let drain = async |method, name: &str| {
         admin.ask(method, &format!("/admin/v1/backends/{name}/drain"), None).await
     };

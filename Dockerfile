@@ -8,16 +8,16 @@
 # Debian 12 for its glibc: 2.36 is the first whose static programs understand packed relocations.
 FROM rust:1.95.0-bookworm AS build
 
-# cmake is for zlib-ng, which Pingora builds.
+# cmake is for zlib-ng, which Pingora builds, the others for our own scripts.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates cmake \
+    && apt-get install -y --no-install-recommends binutils ca-certificates cmake python3 \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /src
 COPY . .
 ARG TARGETARCH
-RUN --mount=type=cache,target=/usr/local/cargo/registry,id=llmproxy-registry \
+RUN --mount=type=cache,target=/usr/local/cargo/registry,id=llmproxy-registry,sharing=locked \
     --mount=type=cache,target=/src/target,id=llmproxy-target-$TARGETARCH,sharing=locked \
     scripts/image-root.sh /image
 

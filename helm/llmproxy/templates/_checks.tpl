@@ -5,6 +5,7 @@
 {{- include "llmproxy.checkBackends" . -}}
 {{- include "llmproxy.checkReferences" . -}}
 {{- include "llmproxy.checkRoutes" . -}}
+{{- include "llmproxy.checkEgress" . -}}
 {{- include "llmproxy.checkReplicas" . -}}
 {{- include "llmproxy.checkSecrets" (dict "node" .Values.config "path" "config") -}}
 {{- range $i, $fleet := .Values.vllm.fleets -}}
@@ -88,6 +89,22 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Whom the rules of the chart do not know. */}}
+{{- define "llmproxy.checkEgress" -}}
+{{- $v := .Values -}}
+{{- if and $v.networkPolicy.enabled $v.networkPolicy.egress.enabled (not $v.networkPolicy.egress.rules) -}}
+{{- $others := ternary (list "redis") list $v.redis.enabled -}}
+{{- $others = ternary (append $others "database") $others $v.database.enabled -}}
+{{- $others = ternary (append $others "config.backends") $others (not (empty $v.config.backends)) -}}
+{{- range $v.vllm.fleets -}}
+{{- if .host }}{{ $others = append $others (printf "the host of the fleet %s" .name) }}{{ end -}}
+{{- end -}}
+{{- if $others -}}
+{{- fail (printf "networkPolicy.egress.rules: nothing leads to %s" (join ", " $others)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "llmproxy.checkReplicas" -}}
 {{- $v := .Values -}}
 {{- $a := $v.autoscaling -}}
@@ -118,9 +135,10 @@
 {{- range $key, $value := .node -}}
 {{- $here := printf "%s.%s" $path $key -}}
 {{- if kindIs "string" $value -}}
-{{- $secret := regexMatch "(?i)^(api_key|password|token|secret|cache_salt_secret|authorization|proxy-authorization|cookie|x-.*(key|token))$" $key -}}
+{{- $secret := regexMatch "(?i)^(api[_-]?key|password|token|secret|cache_salt_secret|authorization|proxy-authorization|cookie|x-.*(key|token))$" $key -}}
 {{- $secret = or $secret (and (eq $key "key") (regexMatch "(api_keys|static\\.keys)\\[[0-9]+\\]$" $path)) -}}
 {{- $secret = or $secret (and (eq $key "dsn") (regexMatch ":[^/@][^@]*@" $value)) -}}
+{{- $secret = or $secret (regexMatch "://[^/@]*:[^/@]+@" $value) -}}
 {{- if and $secret $value (not (contains "${" $value)) -}}
 {{- fail (printf "%s: a secret in a ConfigMap; put it into a Secret, name that in `secrets`, and write ${NAME} here" $here) -}}
 {{- end -}}

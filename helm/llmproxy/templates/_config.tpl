@@ -115,7 +115,7 @@
 
 {{/* A size in bytes: `5Gi` as Kubernetes writes it, `1GiB` as the gateway does. */}}
 {{- define "llmproxy.bytes" -}}
-{{- $text := .size | toString | trim -}}
+{{- $text := ternary (int64 .size | toString) (toString .size | trim) (or (kindIs "float64" .size) (kindIs "int64" .size)) -}}
 {{- $number := regexFind "^[0-9]+(\\.[0-9]+)?" $text -}}
 {{- $unit := trimPrefix $number $text | trim | upper | trimSuffix "B" -}}
 {{- $units := dict "" 1 "K" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "KI" 1024 "MI" 1048576 "GI" 1073741824 "TI" 1099511627776 -}}

@@ -92,7 +92,24 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
         "{extraObjects: [{apiVersion: v1, kind: Secret, metadata: {name: a}}]}",
         "extraObjects: a Secret",
     ),
+    (
+        "{extraObjects: [\"kind: ConfigMap\\n---\\nkind: 'Secret'\\n\"]}",
+        "extraObjects: a Secret",
+    ),
+    (
+        "{networkPolicy: {enabled: true, egress: {enabled: true}}, redis: {enabled: true, addr: \"a:1\"},
+          vllm: {fleets: [{name: x, host: h}]}}",
+        "networkPolicy.egress.rules: nothing leads to redis, the host of the fleet x",
+    ),
     // A ConfigMap is no place for secrets.
+    (
+        "{config: {usage_hook: {url: \"https://a:b@c/d\"}}}",
+        "config.usage_hook.url: a secret in a ConfigMap",
+    ),
+    (
+        "{config: {usage: {reporters: [{webhook: {headers: {api-key: x}}}]}}}",
+        "config.usage.reporters[0].webhook.headers.api-key: a secret",
+    ),
     ("{config: {api_keys: [{key: sk-text}]}}", "config.api_keys[0].key: a secret in a ConfigMap"),
     (
         "{config: {usage: {reporters: [{webhook: {headers: {Authorization: Bearer x}}}]}}}",
@@ -128,6 +145,8 @@ fn what_contradicts_nothing_is_taken() {
         "{config: {api_keys: [{key: \"${KEY:-sk-for-a-test-only}\"}]}}",
         "{config: {storage: {databases: [{dsn: \"mysql://a@c/d\"}]}}}",
         "{emptyDirSize: 1500Mi}",
+        "{config: {usage: {spool: {max_size: 536870912}}}}",
+        "{networkPolicy: {enabled: true, egress: {enabled: true}}}",
         "{emptyDirSize: 100Mi, config: {usage: {spool: {enabled: false}}}}",
         "{config: {server: null}}",
         "{probes: {startup: null}}",

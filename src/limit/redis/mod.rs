@@ -193,7 +193,7 @@ impl RedisCounter {
     }
 
     /// Gives back what was taken ahead: nobody is to need it here any more. Returns at once;
-    /// [`crate::telemetry::metrics::LimitMetrics::pending`] tells when it is done.
+    /// [`crate::telemetry::LimitMetrics::pending`] tells when it is done.
     pub fn give_back(&self) {
         let gives = self.credits.as_ref().map_or_else(Vec::new, |credits| credits.all());
         if gives.is_empty() {

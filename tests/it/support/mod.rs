@@ -14,6 +14,7 @@ pub mod servers;
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -27,11 +28,16 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An address of this machine that nothing listens on.
 pub fn free_address() -> SocketAddr {
+    static GIVEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+
     loop {
         // Below the ports that the system gives to who asks for any: until this one is listened on,
         // no other test gets it for its backend or its client.
-        let address = (Ipv4Addr::LOCALHOST, rand::random_range(10_000..30_000)).into();
-        if TcpListener::bind(address).is_ok() {
+        let port = rand::random_range(10_000..30_000);
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        // Nor is it given twice before somebody listens there.
+        if !GIVEN.lock().unwrap().contains(&port) && TcpListener::bind(address).is_ok() {
+            GIVEN.lock().unwrap().push(port);
             return address;
         }
     }

@@ -30,10 +30,9 @@ const DATA_DIR: &str = "LLMPROXY_DATA_DIR";
 /// # Errors
 /// All problems of the file.
 pub fn load(path: &Path) -> Result<Plan, Vec<Problem>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| vec![Problem::new("", format!("cannot be read: {e}"))])?;
+    let text = text(path).map_err(|problem| vec![problem])?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    let loaded = load_text(&text, folder, &|name| std::env::var(name).ok());
+    let loaded = load_text(&text, folder, &variable);
     loaded.plan.ok_or(loaded.problems)
 }
 
@@ -82,15 +81,23 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
 /// # Errors
 /// If the file does not tell.
 pub fn own_url(path: &Path) -> Result<String, Problem> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Problem::new("", format!("cannot be read: {e}")))?;
+    let text = text(path)?;
     let mut problems = Vec::new();
     let raw = document(&text, &mut problems).and_then(|mut document| {
-        let expanded = expand(&mut document, &|name| std::env::var(name).ok(), &mut problems);
+        let expanded = expand(&mut document, &variable, &mut problems);
         read::<Raw>(document, &expanded, &mut problems).0
     });
     let url = raw.as_ref().and_then(plan::own_url);
     url.ok_or_else(|| Problem::new("listen", "the file does not tell where the gateway listens"))
+}
+
+fn text(path: &Path) -> Result<String, Problem> {
+    std::fs::read_to_string(path).map_err(|e| Problem::new("", format!("cannot be read: {e}")))
+}
+
+/// A variable of the process's environment.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value> {

@@ -30,14 +30,15 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub fn free_address() -> SocketAddr {
     static GIVEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
 
+    let mut given = GIVEN.lock().unwrap();
     loop {
         // Below the ports that the system gives to who asks for any: until this one is listened on,
         // no other test gets it for its backend or its client.
         let port = rand::random_range(10_000..30_000);
         let address = (Ipv4Addr::LOCALHOST, port).into();
         // Nor is it given twice before somebody listens there.
-        if !GIVEN.lock().unwrap().contains(&port) && TcpListener::bind(address).is_ok() {
-            GIVEN.lock().unwrap().push(port);
+        if !given.contains(&port) && TcpListener::bind(address).is_ok() {
+            given.push(port);
             return address;
         }
     }

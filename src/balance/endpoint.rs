@@ -132,6 +132,16 @@ impl Endpoint {
         self.state.draining.store(on, Ordering::Relaxed);
     }
 
+    /// It has refused a connection. See [`State::refused`].
+    pub fn refused(&self, now: Instant) -> Option<Duration> {
+        self.state.refused(now)
+    }
+
+    /// It has accepted a connection.
+    pub fn connected(&self) {
+        self.state.connected();
+    }
+
     /// What an answer of the engine says of its load (vLLM's `endpoint-load-metrics`).
     pub fn told_load(&self, header: &str, now: Instant) {
         if let Some(reading) = load::header(header) {

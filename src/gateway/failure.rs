@@ -1,5 +1,7 @@
 //! What becomes of a fault: another attempt, or one status and one sentence for the client.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use http::header;
 use pingora::{Error, ErrorSource, ErrorType};
@@ -12,7 +14,7 @@ use super::{
     held, limits,
     stream::Reading,
     tries::{self, Told},
-    verdict::Verdict,
+    verdict::{self, Verdict},
 };
 use crate::{
     balance::Endpoint,
@@ -41,6 +43,16 @@ fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
         FaultKind::Protocol => {
             (502, "backend_failed", "The backend answered with something that is not HTTP")
         }
+        FaultKind::Redirect => (
+            502,
+            "backend_failed",
+            "The backend answered with a redirect, which the gateway does not follow",
+        ),
+        FaultKind::Refusing => (
+            502,
+            "backend_failed",
+            "The backend had not begun to answer when it stopped accepting connections",
+        ),
         // Nobody is left to read it; the status is for logs and records.
         FaultKind::Gone => (499, "client_gone", "The client closed the connection"),
         FaultKind::NotReplayable => (
@@ -56,6 +68,12 @@ fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
 /// A connection could not be made: another backend is tried.
 pub fn connect(session: &mut Session, mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
     let kind = unreachable(&error, ctx.way.endpoint.as_deref());
+    if *error.etype() == ErrorType::ConnectRefused
+        && let Some(endpoint) = &ctx.way.endpoint
+        && let Some(lasted) = endpoint.refused(Instant::now())
+    {
+        ctx.carry.watches.abandon(endpoint.id, lasted, Instant::now());
+    }
     ctx.end.fault = Some(Fault { side: Side::Backend, kind });
     let next = another(session, ctx, Cause::Fault(kind));
     error.set_retry(next);
@@ -75,7 +93,7 @@ pub fn unreachable(error: &Error, endpoint: Option<&Endpoint>) -> FaultKind {
 
 /// The present try has failed: tells its backend's state, and says whether another try follows.
 pub fn another(session: &mut Session, ctx: &mut Ctx, cause: Cause) -> bool {
-    tries::tell(ctx, Verdict::Failed);
+    tries::tell(ctx, Verdict::of_fault(cause));
     let follows = tries::can_follow(session, ctx, cause);
     if follows {
         tries::follow(ctx, cause);
@@ -144,6 +162,9 @@ fn classify(error: &Error, ctx: &Ctx, stale: bool) -> Fault {
             backend(FaultKind::StaleConnection)
         }
         ErrorType::InvalidHTTPHeader => backend(FaultKind::Protocol),
+        ErrorType::HTTPStatus(status) if verdict::is_redirect(*status) => {
+            backend(FaultKind::Redirect)
+        }
         _ if *error.esource() == ErrorSource::Upstream => backend(FaultKind::Broken),
         _ => Fault { side: Side::Gateway, kind: FaultKind::Internal },
     }
@@ -251,11 +272,13 @@ async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 
     if !ctx.answer.begun {
         ctx.end.status.get_or_insert(status);
     }
+    // A head of the backend's own says what follows, and how long that is.
+    let own_head = ctx.answer.status.is_some() && !ctx.answer.opened;
     let mut rest = match &mut ctx.answer.reading {
         Reading::Stream(meter) => meter.abandon().to_vec(),
+        _ if ctx.answer.begun || own_head => return status,
         // Nothing of an answer has followed the comments.
-        _ if !ctx.answer.begun => Vec::new(),
-        _ => return status,
+        _ => Vec::new(),
     };
     rest.extend_from_slice(&answer::event(&told));
     limits::settle_at_the_end(ctx);

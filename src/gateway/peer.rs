@@ -83,10 +83,16 @@ async fn pause(session: &mut Session, ctx: &mut Ctx, time: Duration) -> Result<(
 }
 
 /// A connection stands: from now on its silence is watched.
-pub fn connected(fd: RawFd, digest: Option<&Digest>, ctx: &mut Ctx) -> Result<()> {
+pub fn connected(reused: bool, fd: RawFd, digest: Option<&Digest>, ctx: &mut Ctx) -> Result<()> {
     let Some(watch) = &ctx.way.watch else {
         return Ok(());
     };
+    if let Some(endpoint) = &ctx.way.endpoint {
+        if !reused {
+            endpoint.connected();
+        }
+        watch.set_backend(Some((endpoint.id, tries::is_alone(ctx))));
+    }
     let socket = digest.and_then(|d| d.socket_digest.as_ref());
     watch.set_connection(socket.and_then(|s| early::connection(fd, s.local_addr(), s.peer_addr())));
     let timeouts = &ctx.snapshot.plan.timeouts;

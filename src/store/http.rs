@@ -11,15 +11,16 @@ pub fn outside() -> reqwest::Client {
     build(builder())
 }
 
-/// A client for the backends. Like the requests themselves it uses no proxy. It keeps idle connections for less time than uvicorn does, and follows no
-/// redirects: a webhook that moves must be configured anew.
+/// A client for the backends. Like the requests themselves it uses no proxy, and HTTP/1.1. It keeps
+/// idle connections for less time than uvicorn does, and follows no redirects: a webhook that moves
+/// must be configured anew.
 pub fn client() -> reqwest::Client {
-    build(builder().no_proxy())
+    build(builder().no_proxy().http1_only())
 }
 
 /// A client for one backend that has several addresses: it goes to this one.
 pub fn client_at(host: &str, address: SocketAddr) -> reqwest::Client {
-    build(builder().no_proxy().resolve(host, address))
+    build(builder().no_proxy().http1_only().resolve(host, address))
 }
 
 /// A client for the gateway on this machine, whose certificate is made out to another name.
@@ -36,6 +37,20 @@ pub fn cause(error: reqwest::Error) -> String {
         last = inner;
     }
     last.to_string()
+}
+
+/// Whether no connection could be made because nothing listens there.
+pub fn is_refused(error: &reqwest::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(error) = inner.downcast_ref::<std::io::Error>()
+            && error.kind() == std::io::ErrorKind::ConnectionRefused
+        {
+            return true;
+        }
+        source = inner.source();
+    }
+    false
 }
 
 fn builder() -> reqwest::ClientBuilder {

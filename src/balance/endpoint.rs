@@ -133,8 +133,13 @@ impl Endpoint {
     }
 
     /// It has refused a connection. See [`State::refused`].
-    pub fn refused(&self, now: Instant) -> Option<Duration> {
-        self.state.refused(now)
+    pub fn refused(&self) -> bool {
+        self.state.refused()
+    }
+
+    /// Whether it refuses connections. See [`State::is_refusing`].
+    pub fn is_refusing(&self) -> bool {
+        self.state.is_refusing()
     }
 
     /// It has accepted a connection.

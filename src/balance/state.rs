@@ -29,9 +29,8 @@ const FULL: f64 = 0.95;
 /// A count of running requests is kept for so long when a later reading says nothing of them.
 const RUNNING: Duration = Duration::from_secs(10);
 
-/// Milliseconds for which connections must have been refused, at least three of them, before that is
-/// taken for the end of the server: one that is restarted may refuse some.
-const REFUSED_MS: u64 = 1000;
+/// Connections that must be refused in a row before that is taken for the end of the server.
+const REFUSALS: u32 = 3;
 
 /// What is known of a backend. What every choice looks at stands first, on one cache line.
 #[repr(C, align(64))]
@@ -49,10 +48,8 @@ pub struct State {
     load: AtomicU32,
     as_we_know: AtomicBool,
     pub(super) troubles: Troubles,
-    /// Connections that were refused in a row, and when the first of them was, in milliseconds from
-    /// `epoch`.
+    /// Connections that were refused in a row.
     refusals: AtomicU32,
-    refused_since: AtomicU64,
     reading: Mutex<Option<(Reading, Instant)>>,
     /// From when its times are told.
     epoch: Instant,
@@ -84,7 +81,6 @@ impl State {
             as_we_know: AtomicBool::new(false),
             troubles: Troubles::default(),
             refusals: AtomicU32::new(0),
-            refused_since: AtomicU64::new(0),
             reading: Mutex::default(),
             epoch,
             backend: backend.into(),
@@ -118,17 +114,15 @@ impl State {
         [0, 1].map(|kind| self.metered[kind].load(Ordering::Relaxed))
     }
 
-    /// A connection was refused. Says for how long that has been so, once it was not by chance.
-    pub fn refused(&self, now: Instant) -> Option<Duration> {
-        let now = now.saturating_duration_since(self.epoch).as_millis() as u64;
-        let before = self.refusals.fetch_add(1, Ordering::Relaxed);
-        if before == 0 {
-            self.refused_since.store(now, Ordering::Relaxed);
-            return None;
-        }
-        let lasted = now.saturating_sub(self.refused_since.load(Ordering::Relaxed));
-        let certain = before >= 2 && lasted >= REFUSED_MS;
-        certain.then(|| Duration::from_millis(lasted))
+    /// A connection was refused. `true` when that was so for the third time in a row: then it is not
+    /// by chance.
+    pub fn refused(&self) -> bool {
+        self.refusals.fetch_add(1, Ordering::Relaxed) + 1 == REFUSALS
+    }
+
+    /// Whether connections are refused, and none was made since.
+    pub fn is_refusing(&self) -> bool {
+        self.refusals.load(Ordering::Relaxed) >= REFUSALS
     }
 
     /// A new connection was made.
@@ -480,14 +474,15 @@ mod tests {
     }
 
     #[test]
-    fn a_server_has_ended_that_refuses_for_a_while() {
-        let (state, now) = state();
-        let at = |millis| state.refused(now + Duration::from_millis(millis));
-        assert_eq!([at(0), at(1), at(2)], [None; 3]);
-        assert_eq!(at(1500), Some(Duration::from_millis(1500)));
+    fn a_server_has_ended_that_refuses_again_and_again() {
+        let (state, _) = state();
+        assert_eq!([state.refused(), state.refused()], [false; 2]);
+        assert!(!state.is_refusing());
         state.connected();
-        assert_eq!([at(2000), at(3500)], [None; 2]);
-        assert_eq!(at(3600), Some(Duration::from_millis(1600)));
+        assert_eq!([(); 4].map(|()| state.refused()), [false, false, true, false]);
+        assert!(state.is_refusing());
+        state.connected();
+        assert!(!state.is_refusing());
     }
 
     #[test]

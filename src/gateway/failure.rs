@@ -1,6 +1,9 @@
 //! What becomes of a fault: another attempt, or one status and one sentence for the client.
 
-use std::time::Instant;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::header;
@@ -19,7 +22,11 @@ use super::{
 use crate::{
     balance::Endpoint,
     base::{Fault, FaultKind, Side},
+    runtime::watch::{self, Watches},
 };
+
+/// How long a backend that refuses connections has to accept them again.
+const RESTART: Duration = Duration::from_secs(1);
 
 /// Status, code and sentence for each fault. The only place where faults become statuses.
 fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
@@ -70,14 +77,28 @@ pub fn connect(session: &mut Session, mut error: Box<Error>, ctx: &mut Ctx) -> B
     let kind = unreachable(&error, ctx.way.endpoint.as_deref());
     if *error.etype() == ErrorType::ConnectRefused
         && let Some(endpoint) = &ctx.way.endpoint
-        && let Some(lasted) = endpoint.refused(Instant::now())
+        && endpoint.refused()
     {
-        ctx.carry.watches.abandon(endpoint.id, lasted, Instant::now());
+        tokio::spawn(give_up(endpoint.clone(), ctx.carry.watches.clone()));
     }
     ctx.end.fault = Some(Fault { side: Side::Backend, kind });
     let next = another(session, ctx, Cause::Fault(kind));
     error.set_retry(next);
     error
+}
+
+/// Ends the wait of requests that a backend has not answered, unless it accepts connections again
+/// soon: it may be restarting. Probes, where there are any, find that out as well.
+async fn give_up(endpoint: Arc<Endpoint>, watches: Arc<Watches>) {
+    let mut waited = Duration::ZERO;
+    for after in [RESTART, watch::LAST_CHANCE] {
+        tokio::time::sleep(after - waited).await;
+        waited = after;
+        if !endpoint.is_refusing() {
+            return;
+        }
+        watches.abandon(endpoint.id, after, Instant::now());
+    }
 }
 
 /// What it is that a connection could not be made.
@@ -172,6 +193,7 @@ fn classify(error: &Error, ctx: &Ctx, stale: bool) -> Fault {
 
 /// No attempt is left: answers the client, if it can still be answered.
 pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
+    tries::ended(ctx);
     if let Some(home) = ctx.way.held.take() {
         written(held::release(session, &home).await);
     }

@@ -415,6 +415,7 @@ fn ended(ctx: &mut Ctx) {
         };
         tries::tell(ctx, verdict);
     }
+    tries::ended(ctx);
 }
 
 /// A document with the name of the model that the client knows.

@@ -90,7 +90,7 @@ const REFUSING: u8 = 5;
 
 /// How long a request that no other backend can take is left with one that accepts no connections: it
 /// may be finishing its work before it ends.
-const LAST_CHANCE: Duration = Duration::from_secs(30);
+pub const LAST_CHANCE: Duration = Duration::from_secs(30);
 
 impl Watches {
     /// Enters a request; it stays until the entry is dropped.

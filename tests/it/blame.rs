@@ -168,8 +168,8 @@ async fn the_only_backend_of_an_alias_is_spared_whatever_another_alias_finds_out
         .enumerate()
         .map(|(n, sim)| format!("  - {{name: b{n}, url: \"{}\"}}\n", sim.url()))
         .collect();
-    let models = "routing:\n  circuit: {consecutive_failures: 2, cooldown: 1h}\n  models:\n    \
-                  wide: {routes: [{backend: b0, model: sim-model}, {backend: b1, model: sim-model}]}\n    \
+    let models = "routing: {circuit: {consecutive_failures: 2, cooldown: 1h}}\nmodels:\n  \
+                  wide: {routes: [{backend: b0, model: sim-model}, {backend: b1, model: sim-model}]}\n  \
                   narrow: {routes: [{backend: b0, model: sim-model}]}\n";
     let gateway = Gateway::start(&format!("backends:\n{list}{PROXY}{models}")).await;
     let of = |model: &str| chat(true).replace("sim-model", model);

@@ -1,12 +1,11 @@
 //! Error responses of backends, interim responses, redirects: what of them reaches the client, in
 //! whatever pieces they come.
 
-use llmproxy::sim::{Behaviour, Fail, Sim};
+use llmproxy::sim::{Behaviour, Fail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
     Client, Gateway, Receiver, chat,
-    client::Answer,
     faults::{fleet, urls},
     http, saying, sim_with,
 };
@@ -24,25 +23,23 @@ const WAYS: [(&str, usize); 6] = [
     ("routing: {keep_alive: 10s}\n", 1),
 ];
 
-/// What a client gets of a backend that it asks itself.
-async fn direct(sim: &Sim, stream: bool) -> Answer {
-    Client::connect(sim.address).await.ask(PATH, chat(stream)).await
-}
-
+/// Checks what reaches clients of errors, by both versions of HTTP. Each request is for a model of its
+/// own: a backend that is busy with one is not asked for it again at once.
 async fn check_errors(change: impl Fn(&mut Behaviour) + Copy, what: &str) {
     for (more, backends) in WAYS {
         let sims = fleet(backends, |b| {
+            b.models = (0..4).map(|n| format!("m{n}")).collect();
             b.fail = Fail::Error;
             change(b);
         })
         .await;
         let gateway = Gateway::before(&urls(&sims), more).await;
         let h2 = http::builder().http2_prior_knowledge().build().unwrap();
-        for stream in [false, true] {
+        for (n, stream) in [false, true].into_iter().enumerate() {
             let what = format!("{what}, {more:?}, {backends} backends, stream: {stream}");
-            let expected = direct(&sims[0], stream).await;
-            let mut client = gateway.client().await;
-            let answer = client.ask(PATH, chat(stream)).await;
+            let of = |n: usize| chat(stream).replace("sim-model", &format!("m{n}"));
+            let expected = Client::connect(sims[0].address).await.ask(PATH, of(n)).await;
+            let answer = gateway.client().await.ask(PATH, of(n)).await;
             assert_eq!(answer.status, expected.status, "{what}");
             assert!(
                 answer.body == expected.body,
@@ -51,7 +48,7 @@ async fn check_errors(change: impl Fn(&mut Behaviour) + Copy, what: &str) {
             );
             assert!(answer.whole, "{what}");
             assert_eq!(answer.header("content-type"), Some("application/json"), "{what}");
-            let answer = h2.post(gateway.url(PATH)).body(chat(stream)).send().await.unwrap();
+            let answer = h2.post(gateway.url(PATH)).body(of(n + 2)).send().await.unwrap();
             assert_eq!(answer.status().as_u16(), expected.status, "{what}, HTTP/2");
             assert!(answer.bytes().await.unwrap() == expected.body, "{what}, HTTP/2");
         }

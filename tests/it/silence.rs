@@ -29,7 +29,7 @@ async fn requests_of_a_server_that_stops_go_elsewhere() {
         for probed in [true, false] {
             let sims = fleet(2, |b| b.fail = fail).await;
             sims[1].change(|b| b.fail = Fail::None);
-            let more = if probed { PROBES.to_owned() } else { "health_check: false\n".to_owned() };
+            let more = if probed { PROBES.to_owned() } else { String::new() };
             let gateway = Gateway::before(&urls(&sims), &more).await;
             let mut waiting = Vec::new();
             for n in 0..8 {

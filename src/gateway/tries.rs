@@ -55,6 +55,8 @@ pub struct Tries {
     reason: Option<&'static str>,
     /// Failures of which it is not known yet whether backend or request is at fault.
     suspicions: Vec<Suspicion>,
+    /// A backend has refused it without being at fault.
+    doubtful: bool,
     /// Who calls, hashed, once that was asked.
     caller: Option<u64>,
     /// How the conversation begins, once a pool has asked: the model there, and the hashes.
@@ -109,7 +111,8 @@ pub fn tell(ctx: &mut Ctx, verdict: Verdict) {
     let Some(lease) = ctx.way.lease() else { return };
     match verdict {
         Verdict::Good => lease.good(),
-        Verdict::Neutral => {}
+        // Another one that has failed it may not be at fault either.
+        Verdict::Neutral => ctx.way.tries.doubtful = true,
         _ if spared => {}
         Verdict::Busy(pause) => lease.busy(pause),
         Verdict::Unreachable => lease.unreachable(),
@@ -139,6 +142,7 @@ pub fn ended(ctx: &mut Ctx) {
     let suspicions = std::mem::take(&mut ctx.way.tries.suspicions);
     let Some(first) = suspicions.first() else { return };
     let several = suspicions.iter().any(|other| !other.is_of_same(first));
+    let several = several || ctx.way.tries.doubtful;
     let evidence = if several { Evidence::Everywhere } else { Evidence::Open };
     suspicions.into_iter().for_each(|suspicion| suspicion.settle(evidence));
 }

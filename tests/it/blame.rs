@@ -119,6 +119,19 @@ async fn a_backend_that_fails_what_others_can_do_is_ejected_for_its_caller() {
 }
 
 #[tokio::test]
+async fn a_backend_is_not_at_fault_for_what_another_one_calls_wrong() {
+    let sims = poisoned(2, Fault::Dead).await;
+    sims[1].change(|b| (b.fail, b.error_status) = (Fail::Error, 422));
+    let gateway =
+        gateway(&sims, "{consecutive_failures: 2, cooldown: 1h, max_ejected: 100%}").await;
+    let poison = chat(false).replace("Hello", "poison");
+    for _ in 0..20 {
+        assert_eq!(ask_as(&gateway, 1, &poison).await.status, 422);
+    }
+    assert_eq!(requests(&sims)[0], 10, "it has had its turns");
+}
+
+#[tokio::test]
 async fn a_broken_backend_is_ejected_for_everybody() {
     for fault in [Fault::Dead, Fault::ErrorFirst, Fault::Reset, Fault::DieMidStream] {
         let sims = fleet(2, |_| {}).await;

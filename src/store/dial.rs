@@ -1,0 +1,105 @@
+//! Connections to the first of several addresses that can be reached.
+
+use std::{
+    io, net,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use pingora::{
+    Error, ErrorType, Result,
+    connectors::L4Connect,
+    protocols::l4::{socket::SocketAddr, stream::Stream},
+};
+use tokio::net::TcpStream;
+
+/// Connects to one address.
+///
+/// # Errors
+/// As Pingora's own connections fail.
+pub async fn connect(address: net::SocketAddr) -> Result<TcpStream> {
+    TcpStream::connect(address).await.map_err(|e| {
+        let kind = match e.kind() {
+            io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
+            io::ErrorKind::TimedOut => ErrorType::ConnectTimedout,
+            io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
+                ErrorType::ConnectNoRoute
+            }
+            _ => ErrorType::ConnectError,
+        };
+        Error::because(kind, format!("connecting to {address}"), e)
+    })
+}
+
+/// The addresses of one server, of which one is used for as long as it can be reached.
+#[derive(Debug)]
+pub struct Addresses {
+    list: Vec<net::SocketAddr>,
+    current: AtomicUsize,
+}
+
+impl Addresses {
+    /// The first is used first.
+    pub fn new(list: Vec<net::SocketAddr>) -> Self {
+        Self { list, current: AtomicUsize::new(0) }
+    }
+
+    /// All of them, in their order.
+    pub fn list(&self) -> &[net::SocketAddr] {
+        &self.list
+    }
+
+    /// The number of the one that is used.
+    pub fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+}
+
+/// Makes connections to the address that is used, and where that fails to the next ones. All
+/// together may take as long as one, so that each gets its share.
+#[derive(Debug)]
+pub struct FirstReachable {
+    /// The addresses.
+    pub addresses: Arc<Addresses>,
+    /// How long a connection may take.
+    pub timeout: Option<Duration>,
+}
+
+#[async_trait]
+impl L4Connect for FirstReachable {
+    async fn connect(&self, wanted: &SocketAddr) -> Result<Stream> {
+        let all = self.addresses.list();
+        let first = all.iter().position(|a| Some(a) == wanted.as_inet()).unwrap_or(0);
+        let end = self.timeout.map(|timeout| Instant::now() + timeout);
+        let mut failed = None;
+        for tried in 0..all.len() {
+            let number = (first + tried) % all.len();
+            let left = all.len() - tried;
+            let share = end.map(|end| {
+                end.saturating_duration_since(Instant::now()) / u32::try_from(left).unwrap_or(1)
+            });
+            let made = match share {
+                Some(share) => tokio::time::timeout(share, connect(all[number])).await,
+                None => Ok(connect(all[number]).await),
+            };
+            match made {
+                Ok(Ok(stream)) => {
+                    if tried > 0 {
+                        self.addresses.current.store(number, Ordering::Relaxed);
+                    }
+                    return Ok(stream.into());
+                }
+                Ok(Err(e)) => failed = Some(e),
+                Err(_) => {
+                    let why = format!("connecting to {}", all[number]);
+                    failed = Some(Error::explain(ErrorType::ConnectTimedout, why));
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::explain(ErrorType::ConnectError, "no address")))
+    }
+}

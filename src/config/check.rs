@@ -9,7 +9,7 @@ use super::{
     locate,
     plan::{self, Plan},
     problem::Problem,
-    raw::Raw,
+    raw::{Raw, UNQUOTED},
     read::read,
     value,
 };
@@ -123,7 +123,15 @@ pub(super) fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value>
             None
         }
         Err(e) => {
-            let mut problem = Problem::new("", format!("not YAML: {e}"));
+            let text = e.to_string();
+            // A number that is too large is told in full, and may be a secret.
+            let mut problem = match text.split_once(": invalid type: ") {
+                Some((path, _)) if !path.contains(' ') => {
+                    Problem::new(path, UNQUOTED).hint("put it in quotes")
+                }
+                Some(_) => Problem::new("", UNQUOTED).hint("put it in quotes"),
+                None => Problem::new("", format!("not YAML: {text}")),
+            };
             problem.line = e.location().map(|l| l.line());
             problems.push(problem);
             None

@@ -127,7 +127,9 @@ impl Proxy {
             return Err(format!("names a proxy of `{scheme}`, only `http` is possible"));
         }
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let port = uri.port_u16().unwrap_or(80);
+        let authority = uri.authority().map_or("", |a| a.as_str());
+        let named = authority.rsplit(']').next().is_some_and(|tail| tail.contains(':'));
+        let port = uri.port_u16().unwrap_or(if named { 0 } else { 80 });
         if host.is_empty() || port == 0 {
             return Err(FORM.to_owned());
         }

@@ -2,16 +2,19 @@
 
 use std::net::Ipv4Addr;
 
+use tokio::net::TcpSocket;
+
 use crate::support::{Gateway, NameServer, chat, recorder::Recorder};
 
-/// Two servers at one port of two addresses of this machine; only the second one listens.
-async fn second() -> (Recorder, u16) {
+/// A server at the second of two addresses of this machine; at the first one its port is taken, and
+/// nobody listens there.
+async fn second() -> (Recorder, TcpSocket, u16) {
     loop {
         let recorder = Recorder::start_at((Ipv4Addr::new(127, 0, 0, 2), 0).into()).await;
         let port = recorder.address.port();
-        // Nobody else may listen where the first one would be.
-        if std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return (recorder, port);
+        let socket = TcpSocket::new_v4().unwrap();
+        if socket.bind((Ipv4Addr::LOCALHOST, port).into()).is_ok() {
+            return (recorder, socket, port);
         }
     }
 }
@@ -32,7 +35,7 @@ async fn the_next_address_is_tried_and_kept() {
         (&["127.0.0.1", "127.0.0.2"], "routing: {retry: {enabled: false}}\n"),
         (&["127.0.0.1", "127.0.0.2"], "timeouts: {total: 10m}\n"),
     ] {
-        let (recorder, port) = second().await;
+        let (recorder, _first, port) = second().await;
         let names = NameServer::start().await;
         names.set("engine.test", addresses);
         let gateway = Gateway::start(&configuration(&names, port, more)).await;
@@ -53,13 +56,13 @@ async fn the_next_address_is_tried_and_kept() {
 
 #[tokio::test]
 async fn an_address_of_the_other_family_stands_in() {
-    let Ok(listener) = tokio::net::TcpListener::bind("[::1]:0").await else {
+    let address = "[::1]:0".parse().unwrap();
+    if tokio::net::TcpListener::bind(address).await.is_err() {
         eprintln!("skipped: this machine has no IPv6");
         return;
-    };
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    }
     let recorder = Recorder::start_at(address).await;
+    let address = recorder.address;
     let names = NameServer::start().await;
     for addresses in [&["127.0.0.3", "::1"][..], &["::1"]] {
         names.set("engine.test", addresses);
@@ -71,7 +74,7 @@ async fn an_address_of_the_other_family_stands_in() {
 
 #[tokio::test]
 async fn where_none_can_be_reached_it_is_an_unreachable_backend() {
-    let (recorder, port) = second().await;
+    let (recorder, _first, port) = second().await;
     drop(recorder);
     let names = NameServer::start().await;
     names.set("engine.test", &["127.0.0.1", "127.0.0.2"]);

@@ -8,7 +8,10 @@ use std::{
 };
 
 use ::http::{Method, header::HOST};
-use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
+use pingora::{
+    connectors::L4Connect,
+    upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy},
+};
 use pingora_load_balancing::{Backend, Extensions};
 use reqwest::RequestBuilder;
 use xxhash_rust::xxh3::xxh3_128;
@@ -68,14 +71,12 @@ impl Endpoint {
         let addresses = Arc::new(Addresses::new(places.to_vec()));
         let peer = |place: &SocketAddr| {
             let mut peer = peer(*place, &plan, timeouts);
+            let addresses = Arc::clone(&addresses);
+            peer.options.custom_l4 =
+                dialler(&plan, FirstReachable { addresses, timeout: timeouts.connect });
             if plan.proxy.is_some() {
                 // Connections by way of a proxy are not those to the proxy.
                 peer.group_key = BEHIND_PROXY | u64::from(id);
-            }
-            if places.len() > 1 && peer.options.custom_l4.is_none() {
-                let timeout = timeouts.connect;
-                peer.options.custom_l4 =
-                    Some(Arc::new(FirstReachable { addresses: Arc::clone(&addresses), timeout }));
             }
             peer
         };
@@ -216,7 +217,7 @@ impl Endpoint {
         let url = || format!("{}{target}", plan.origin());
         let request = match &plan.proxy {
             Some(proxy) => {
-                let own = || http::client_behind(proxy, self.address);
+                let own = || http::client_behind(proxy, self.places());
                 self.own_client.get_or_init(own).request(method, url())
             }
             None if plan.literal().is_some() => client.request(method, url()),
@@ -281,18 +282,25 @@ fn peer(place: SocketAddr, plan: &BackendPlan, timeouts: &TimeoutPlan) -> HttpPe
     peer.options.connection_timeout = timeouts.connect;
     peer.options.total_connection_timeout = timeouts.connect;
     peer.options.idle_timeout = Some(timeouts.upstream_idle);
+    peer
+}
+
+/// How connections to a backend are made, where Pingora's own way is not enough.
+fn dialler(plan: &BackendPlan, places: FirstReachable) -> Option<Arc<dyn L4Connect + Send + Sync>> {
     // A plain request goes to the proxy itself, with the whole URL in it.
     if let Some(proxy) = plan.proxy.as_ref().filter(|_| plan.tls) {
         let host = match plan.host.contains(':') {
             true => format!("[{}]", plan.host),
             false => plan.host.clone(),
         };
-        peer.options.custom_l4 = Some(Arc::new(Tunnel {
+        return Some(Arc::new(Tunnel {
+            proxy: places,
             target: format!("{host}:{}", plan.port),
             authorization: proxy.authorization.clone(),
         }));
     }
-    peer
+    let several = places.addresses.list().len() > 1;
+    several.then(|| Arc::new(places) as Arc<dyn L4Connect + Send + Sync>)
 }
 
 /// Hands out the same id for the same backend over all reloads.

@@ -69,37 +69,49 @@ pub struct FirstReachable {
     pub timeout: Option<Duration>,
 }
 
-#[async_trait]
-impl L4Connect for FirstReachable {
-    async fn connect(&self, wanted: &SocketAddr) -> Result<Stream> {
+impl FirstReachable {
+    /// Connects to `wanted`, or to another one.
+    ///
+    /// # Errors
+    /// That of the last address, if none can be reached.
+    pub async fn dial(&self, wanted: &SocketAddr) -> Result<TcpStream> {
         let all = self.addresses.list();
         let first = all.iter().position(|a| Some(a) == wanted.as_inet()).unwrap_or(0);
         let end = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut failed = None;
         for tried in 0..all.len() {
             let number = (first + tried) % all.len();
-            let left = all.len() - tried;
-            let share = end.map(|end| {
-                end.saturating_duration_since(Instant::now()) / u32::try_from(left).unwrap_or(1)
-            });
-            let made = match share {
-                Some(share) => tokio::time::timeout(share, connect(all[number])).await,
-                None => Ok(connect(all[number]).await),
-            };
-            match made {
-                Ok(Ok(stream)) => {
+            match reach(all[number], end, all.len() - tried).await {
+                Ok(stream) => {
                     if tried > 0 {
                         self.addresses.current.store(number, Ordering::Relaxed);
                     }
-                    return Ok(stream.into());
+                    return Ok(stream);
                 }
-                Ok(Err(e)) => failed = Some(e),
-                Err(_) => {
-                    let why = format!("connecting to {}", all[number]);
-                    failed = Some(Error::explain(ErrorType::ConnectTimedout, why));
-                }
+                Err(e) => failed = Some(e),
             }
         }
         Err(failed.unwrap_or_else(|| Error::explain(ErrorType::ConnectError, "no address")))
+    }
+}
+
+/// Connects to one address, in its share of the time until `end`: `left` addresses are still to be
+/// tried, with this one.
+async fn reach(address: net::SocketAddr, end: Option<Instant>, left: usize) -> Result<TcpStream> {
+    let Some(end) = end else {
+        return connect(address).await;
+    };
+    let left = u32::try_from(left).unwrap_or(u32::MAX).max(1);
+    let share = end.saturating_duration_since(Instant::now()) / left;
+    let made = tokio::time::timeout(share, connect(address)).await;
+    made.unwrap_or_else(|_| {
+        Error::e_explain(ErrorType::ConnectTimedout, format!("connecting to {address}"))
+    })
+}
+
+#[async_trait]
+impl L4Connect for FirstReachable {
+    async fn connect(&self, wanted: &SocketAddr) -> Result<Stream> {
+        Ok(self.dial(wanted).await?.into())
     }
 }

@@ -28,11 +28,11 @@ pub fn client_at(host: &str, addresses: &[SocketAddr]) -> reqwest::Client {
     build(trusting().no_proxy().resolve_to_addrs(host, addresses))
 }
 
-/// A client for one backend behind a proxy, which is at this address.
-pub fn client_behind(proxy: &Proxy, address: SocketAddr) -> reqwest::Client {
-    let through = reqwest::Proxy::all(format!("http://{address}"));
-    let through = through.expect("an address makes a URL");
-    build(trusting().proxy(match &proxy.authorization {
+/// A client for one backend behind a proxy, which is at one of these addresses.
+pub fn client_behind(proxy: &Proxy, addresses: &[SocketAddr]) -> reqwest::Client {
+    let through = reqwest::Proxy::all(proxy.url());
+    let through = through.expect("what was read as a URL is one");
+    build(trusting().resolve_to_addrs(&proxy.host, addresses).proxy(match &proxy.authorization {
         Some(key) => through.custom_http_auth(key.clone()),
         None => through,
     }))

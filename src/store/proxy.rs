@@ -2,6 +2,7 @@
 
 use std::{fmt, net::IpAddr};
 
+use super::dial::FirstReachable;
 use async_trait::async_trait;
 use http::{HeaderValue, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
@@ -112,6 +113,14 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// Its URL, without user and password.
+    pub fn url(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("http://[{}]:{}", self.host, self.port),
+            false => format!("http://{}:{}", self.host, self.port),
+        }
+    }
+
     /// Reads `http://user:password@host:port`.
     ///
     /// # Errors
@@ -141,6 +150,8 @@ impl Proxy {
 /// proxy's.
 #[derive(Debug)]
 pub struct Tunnel {
+    /// Where the proxy is.
+    pub proxy: FirstReachable,
     /// Where to, `host:port`.
     pub target: String,
     /// `Proxy-Authorization`.
@@ -150,10 +161,7 @@ pub struct Tunnel {
 #[async_trait]
 impl L4Connect for Tunnel {
     async fn connect(&self, proxy: &SocketAddr) -> Result<Stream> {
-        let Some(address) = proxy.as_inet() else {
-            return Error::e_explain(ErrorType::InternalError, "a proxy without an address");
-        };
-        let mut stream = super::dial::connect(*address).await?;
+        let mut stream = self.proxy.dial(proxy).await?;
         let answer = self.ask(&mut stream).await;
         let status = answer.or_err(ErrorType::ConnectProxyFailure, "the proxy does not answer")?;
         if !(200..300).contains(&status) {

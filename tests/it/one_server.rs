@@ -1,7 +1,8 @@
 //! `addresses: one`: when the first address of a name cannot be reached, the next one is tried.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
+use llmproxy::sim::{Behaviour, Fail, Sim};
 use tokio::net::TcpSocket;
 
 use crate::support::{Gateway, NameServer, chat, recorder::Recorder};
@@ -70,6 +71,24 @@ async fn an_address_of_the_other_family_stands_in() {
         assert_eq!(gateway.ask_with("").await.status, 200, "{addresses:?}: {}", gateway.log());
     }
     assert_eq!(recorder.lines().iter().filter(|line| line.starts_with("POST")).count(), 2);
+}
+
+#[tokio::test]
+async fn a_request_that_went_to_another_address_can_still_be_ended() {
+    let wedged = |address: SocketAddr| async move {
+        let behaviour = Behaviour { fail: Fail::Wedge, ..Behaviour::default() };
+        Sim::start(address, behaviour).await.unwrap()
+    };
+    let sim = wedged((Ipv4Addr::new(127, 0, 0, 2), 0).into()).await;
+    let names = NameServer::start().await;
+    names.set("engine.test", &["127.0.0.3", "127.0.0.2"]);
+    let more = "timeouts: {total: 500ms}\n";
+    let gateway = Gateway::start(&configuration(&names, sim.address.port(), more)).await;
+    for stream in [false, true] {
+        let answer = gateway.client().await.ask("/v1/chat/completions", chat(stream)).await;
+        assert_eq!(answer.status, 504, "{}", answer.text());
+        assert_eq!(answer.json()["error"]["code"], "request_timeout");
+    }
 }
 
 #[tokio::test]

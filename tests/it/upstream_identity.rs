@@ -81,6 +81,7 @@ async fn a_key_stands_in_the_field_and_form_that_the_backend_wants() {
             assert_eq!(recorder.only().values("x_org"), [""; 0]);
             assert_eq!(recorder.only().values("authorization"), ["Bearer sk-1"]);
         }
+        gateway.logs("\"POST /v1/chat/completions\" 200").await;
         assert!(!gateway.log().contains("sk-"), "{}", gateway.log());
     }
 }
@@ -143,6 +144,7 @@ async fn credentials_of_clients_never_reach_a_backend() {
         assert!(!text.contains("sk-SECRET"), "{text}");
         assert_eq!(asked.values("x-harmless_field"), ["yes"]);
     }
+    gateway.logs("stream=false").await;
     assert!(!gateway.log().contains("sk-SECRET"), "{}", gateway.log());
 }
 
@@ -228,6 +230,7 @@ async fn https_goes_through_the_proxy_that_applies() {
             assert_eq!(asked.line, format!("CONNECT {host}:{port}"), "{case}");
             assert_eq!(asked.values("proxy-authorization"), ["Basic bWU6cGE6c3M="], "{case}");
         }
+        gateway.logs("stream=true").await;
         assert!(!gateway.log().contains("pa%3Ass"), "{}", gateway.log());
     }
 }
@@ -274,7 +277,8 @@ async fn names_that_only_the_proxy_knows_are_reached() {
     let proxy = Proxy::start("200 OK").await;
     // It knows nothing of the backend, only of the proxy.
     let names = NameServer::start().await;
-    names.set("proxy.test", &["127.0.0.1"]);
+    // The first of its addresses cannot be reached.
+    names.set("proxy.test", &["127.0.0.3", "127.0.0.1"]);
     let configuration = format!(
         "{}backends: [{{url: \"https://outside.test:{}\", proxy: \"http://proxy.test:{}\"}}]\n",
         names.section(),
@@ -286,7 +290,8 @@ async fn names_that_only_the_proxy_knows_are_reached() {
     for _ in 0..3 {
         assert_eq!(client.ask("/v1/chat/completions", chat(false)).await.status, 200);
     }
-    assert_eq!(proxy.lines().len(), 1, "the tunnel is kept and used again");
+    // That of the first request was to another address than was thought.
+    assert!(proxy.lines().len() <= 2, "the tunnel is kept and used again: {:?}", proxy.lines());
     assert_eq!(client.get("/v1/models").await.status, 200);
     assert!(backend.lines().contains(&"GET /v1/models".to_owned()));
 }
@@ -425,5 +430,6 @@ async fn what_is_shown_of_a_configuration_holds_none_of_it() {
         assert!(text.contains(&backend.address.to_string()), "{text}");
         assert!(!text.contains("SECRET"), "{text}");
     }
+    gateway.logs("ACCESS").await;
     assert!(!gateway.log().contains("SECRET"), "{}", gateway.log());
 }

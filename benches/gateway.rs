@@ -454,7 +454,7 @@ fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
     let ids = Ids::new(&Metrics::new());
     let member = |b: &config::plan::BackendPlan| {
         let address = b.literal().expect("the URL has an address");
-        (std::sync::Arc::new(Endpoint::new(ids.of(b), b.clone(), address, &plan.timeouts)), 1)
+        (std::sync::Arc::new(Endpoint::new(ids.of(b), b.clone(), &[address], &plan.timeouts)), 1)
     };
     let members: Vec<_> = plan.backends.iter().map(member).collect();
     let strategy = serde_json::from_value(strategy.into()).unwrap();

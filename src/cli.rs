@@ -45,6 +45,18 @@ enum Command {
     Serve(ConfigFile),
     /// Tell everything that is wrong with a configuration file.
     Check(ConfigFile),
+    /// Turn a configuration of version 0.5 or older into one of today, on the standard output.
+    ///
+    /// What has no counterpart stands in comments, with what to do instead. The exit code is 0 if
+    /// the new file is valid.
+    Convert {
+        /// The old configuration file.
+        #[arg(value_name = "OLD")]
+        file: PathBuf,
+        /// Where to write the new one.
+        #[arg(long, short, value_name = "NEW")]
+        output: Option<PathBuf>,
+    },
     /// Ask a running gateway whether it is well, as a container's health check does.
     ///
     /// The exit code is 0 if it answers 200 in time, and 1 if not.
@@ -115,6 +127,7 @@ pub fn main() -> ExitCode {
     match (cli.command, cli.config) {
         (Some(Command::Serve(ConfigFile { config })), _) | (None, Some(config)) => serve(&config),
         (Some(Command::Check(ConfigFile { config })), _) => check(&config),
+        (Some(Command::Convert { file, output }), _) => convert(&file, output.as_deref()),
         (Some(Command::Health(args)), _) => end(health::run(&args)),
         (Some(Command::Schema { usage_record }), _) => {
             let schema = if usage_record { record::schema() } else { config::schema() };
@@ -155,9 +168,37 @@ fn check(file: &Path) -> ExitCode {
                 eprintln!("{}: warning: {warning}", file.display());
             }
             println!("{} is valid: {n} backend{}", file.display(), if n == 1 { "" } else { "s" });
+            for backend in &plan.backends {
+                println!("  {}: {}", backend.name, backend.called());
+            }
             ExitCode::SUCCESS
         }
         Err(problems) => tell(file, &problems),
+    }
+}
+
+fn convert(file: &Path, output: Option<&Path>) -> ExitCode {
+    let old = match std::fs::read_to_string(file) {
+        Ok(old) => old,
+        Err(e) => return tell(file, &[config::Problem::new("", format!("cannot be read: {e}"))]),
+    };
+    let new = match config::convert::convert(&old) {
+        Ok(new) => new,
+        Err(problems) => return tell(file, &problems),
+    };
+    let written = match output {
+        Some(path) => std::fs::write(path, &new),
+        None => std::io::stdout().write_all(new.as_bytes()),
+    };
+    if let Err(e) = written {
+        eprintln!("the new configuration cannot be written: {e}");
+        return ExitCode::FAILURE;
+    }
+    let folder = output.unwrap_or(file).parent().unwrap_or(Path::new("."));
+    let loaded = config::load_text(&new, folder, &|name| std::env::var(name).ok());
+    match loaded.plan {
+        Some(_) => ExitCode::SUCCESS,
+        None => tell(output.unwrap_or(Path::new("the new file")), &loaded.problems),
     }
 }
 

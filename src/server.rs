@@ -184,6 +184,7 @@ fn server_conf(threads: usize) -> ServerConf {
         work_stealing: threads > 1,
         // Idle connections that may be kept, for each thread.
         upstream_keepalive_pool_size: 1024,
+        ca_file: store::tls::ca_file(),
         // `gateway::failure` decides about attempts; this is only a stop for defects.
         max_retries: 1000,
         // `Signals` ends the process; Pingora's own grace periods are fixed at the start.

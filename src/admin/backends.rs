@@ -46,7 +46,7 @@ fn shown(endpoint: &Endpoint, healthy: bool) -> Backend {
     Backend {
         name: endpoint.name.clone(),
         url: endpoint.plan.url.to_string(),
-        addresses: vec![endpoint.address.to_string()],
+        addresses: vec![endpoint.place().to_string()],
         weight: endpoint.plan.weight,
         healthy,
         draining: endpoint.draining(),

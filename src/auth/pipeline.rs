@@ -30,6 +30,7 @@ use crate::{
     lua::{Failure, Script},
     store::{StoreError, Stores, within},
     telemetry::Metrics,
+    wire::headers,
 };
 
 /// Questions to one provider at a time.
@@ -155,7 +156,7 @@ impl Auth {
 
     /// Whether callers show their keys in this field.
     pub fn is_key_header(&self, name: &http::HeaderName) -> bool {
-        self.plan.header_names.contains(name)
+        self.plan.header_names.iter().any(|own| headers::same_field(own.as_str(), name.as_str()))
     }
 
     /// Whether the backends are told who is calling.

@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::http::{
-    Method,
-    header::{AUTHORIZATION, HOST},
+use ::http::{Method, header::HOST};
+use pingora::{
+    connectors::L4Connect,
+    upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy},
 };
-use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_load_balancing::{Backend, Extensions};
 use reqwest::RequestBuilder;
 use xxhash_rust::xxh3::xxh3_128;
@@ -24,10 +24,14 @@ use crate::{
     base::lock,
     config::{
         plan::{BackendPlan, TimeoutPlan},
-        raw::Addresses,
+        raw,
     },
     dialect::{self, Route},
-    store::http,
+    store::{
+        dial::{Addresses, FirstReachable},
+        http,
+        proxy::Tunnel,
+    },
     telemetry::{Metrics, metrics::Usual},
 };
 
@@ -41,42 +45,62 @@ pub struct Endpoint {
     pub plan: BackendPlan,
     /// What lives through reloads.
     state: Arc<State>,
-    /// Where it is.
+    /// Where it is, or the proxy that leads to it.
     pub address: SocketAddr,
-    /// For asking an address of several, where the URL must hold the name.
+    /// All places where it may be; the first is `address`.
+    places: Arc<Addresses>,
+    /// For asking what a client for all cannot be told: an address of several, where the URL must
+    /// hold the name, or by way of a proxy.
     own_client: OnceLock<reqwest::Client>,
     /// Counters of its usual requests, by [`dialect::index`] and stream.
     usual: [OnceLock<Usual>; 2 * dialect::INFERENCE_ROUTES],
-    /// Its address and a connection's settings.
-    peer: HttpPeer,
+    /// Each of its places, and a connection's settings.
+    peers: Box<[HttpPeer]>,
 }
 
 impl Endpoint {
-    /// Makes an endpoint at an address, called as its backend.
+    /// Makes an endpoint, called as its backend. `places` are where it may be, at least one; the
+    /// others are for when the first cannot be reached.
     pub fn new(
         identity: Identity,
         plan: BackendPlan,
-        address: SocketAddr,
+        places: &[SocketAddr],
         timeouts: &TimeoutPlan,
     ) -> Self {
         let (id, state) = identity;
-        let sni = if plan.tls { plan.host.clone() } else { String::new() };
-        let mut peer = HttpPeer::new(address, plan.tls, sni);
-        // No path that the gateway serves can be upgraded to another protocol.
-        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-        peer.options.connection_timeout = timeouts.connect;
-        peer.options.total_connection_timeout = timeouts.connect;
-        peer.options.idle_timeout = Some(timeouts.upstream_idle);
+        let addresses = Arc::new(Addresses::new(places.to_vec()));
+        let peer = |place: &SocketAddr| {
+            let mut peer = peer(*place, &plan, timeouts);
+            let addresses = Arc::clone(&addresses);
+            peer.options.custom_l4 =
+                dialler(&plan, FirstReachable { addresses, timeout: timeouts.connect });
+            if plan.proxy.is_some() {
+                // Connections by way of a proxy are not those to the proxy.
+                peer.group_key = BEHIND_PROXY | u64::from(id);
+            }
+            peer
+        };
         Self {
             id,
             name: plan.name.clone(),
-            address,
+            address: places[0],
+            peers: places.iter().map(peer).collect(),
+            places: addresses,
             plan,
             state,
             own_client: OnceLock::new(),
             usual: Default::default(),
-            peer,
         }
+    }
+
+    /// The place that is used now.
+    pub fn place(&self) -> SocketAddr {
+        self.places()[self.places.current()]
+    }
+
+    /// All places where it may be.
+    pub fn places(&self) -> &[SocketAddr] {
+        self.places.list()
     }
 
     /// Gives it a name of its own.
@@ -175,7 +199,7 @@ impl Endpoint {
 
     /// The peer to connect to.
     pub fn peer(&self) -> HttpPeer {
-        self.peer.clone()
+        self.peers[self.places.current()].clone()
     }
 
     /// A peer that shares no connection with any other request: for the attempt after a
@@ -187,32 +211,42 @@ impl Endpoint {
         peer
     }
 
-    /// A request of our own to the backend: `path` stands below its prefix. It goes to the address of
-    /// this endpoint, wherever else the name leads.
+    /// A request of our own to one of the engine's own paths, `/health` for instance. It goes to the
+    /// address of this endpoint, wherever else the name leads.
     pub fn request(&self, client: &reqwest::Client, method: Method, path: &str) -> RequestBuilder {
-        let authority = self.plan.authority.to_str().unwrap_or_default();
-        let named = self.plan.literal().is_none().then_some(self.address);
-        let prefix = &self.plan.prefix;
-        let request = match named {
-            Some(address) if self.plan.tls => {
-                // The certificate is asked for by the name in the URL.
-                let own = || http::client_at(&self.plan.host, address);
-                let url = format!("https://{authority}{prefix}{path}");
-                self.own_client.get_or_init(own).request(method, url)
+        self.ask(client, method, &self.plan.base.own(path))
+    }
+
+    /// The same to an endpoint of the API, `/models` for instance.
+    pub fn api_request(
+        &self,
+        client: &reqwest::Client,
+        method: Method,
+        path: &str,
+    ) -> RequestBuilder {
+        self.ask(client, method, &self.plan.base.endpoint(path))
+    }
+
+    fn ask(&self, client: &reqwest::Client, method: Method, target: &str) -> RequestBuilder {
+        let plan = &self.plan;
+        let url = || format!("{}{target}", plan.origin());
+        let request = match &plan.proxy {
+            Some(proxy) => {
+                let own = || http::client_behind(proxy, self.places());
+                self.own_client.get_or_init(own).request(method, url())
             }
-            Some(address) => {
-                let request = client.request(method, format!("http://{address}{prefix}{path}"));
-                request.header(HOST, &self.plan.authority)
+            None if plan.literal().is_some() => client.request(method, url()),
+            // The certificate is asked for by the name in the URL.
+            None if plan.tls || self.places().len() > 1 => {
+                let own = || http::client_at(&plan.host, self.places());
+                self.own_client.get_or_init(own).request(method, url())
             }
             None => {
-                let scheme = if self.plan.tls { "https" } else { "http" };
-                client.request(method, format!("{scheme}://{authority}{prefix}{path}"))
+                let request = client.request(method, format!("http://{}{target}", self.place()));
+                request.header(HOST, &plan.authority)
             }
         };
-        match &self.plan.authorization {
-            Some(key) => request.header(AUTHORIZATION, key),
-            None => request,
-        }
+        plan.identity().fold(request, |request, (name, value)| request.header(name, value))
     }
 
     /// The backend as pingora-load-balancing knows it. Its address is a name tag made from the
@@ -227,7 +261,7 @@ impl Endpoint {
 
     /// Whether each address of a backend is an endpoint of its own.
     pub fn each(plan: &BackendPlan) -> bool {
-        plan.addresses == Addresses::Each && plan.literal().is_none()
+        plan.addresses == raw::Addresses::Each && plan.literal().is_none()
     }
 
     /// A name tag, no address, that is the same in every process that knows this backend, made of what its id
@@ -249,6 +283,39 @@ impl Endpoint {
             _ => 0,
         }
     }
+}
+
+/// Marks the group of connections of a backend behind a proxy; numbers that are used once are smaller.
+const BEHIND_PROXY: u64 = 1 << 63;
+
+/// A backend at a place, or behind the proxy there.
+fn peer(place: SocketAddr, plan: &BackendPlan, timeouts: &TimeoutPlan) -> HttpPeer {
+    let sni = if plan.tls { plan.host.clone() } else { String::new() };
+    let mut peer = HttpPeer::new(place, plan.tls, sni);
+    // No path that the gateway serves can be upgraded to another protocol.
+    peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+    peer.options.connection_timeout = timeouts.connect;
+    peer.options.total_connection_timeout = timeouts.connect;
+    peer.options.idle_timeout = Some(timeouts.upstream_idle);
+    peer
+}
+
+/// How connections to a backend are made, where Pingora's own way is not enough.
+fn dialler(plan: &BackendPlan, places: FirstReachable) -> Option<Arc<dyn L4Connect + Send + Sync>> {
+    // A plain request goes to the proxy itself, with the whole URL in it.
+    if let Some(proxy) = plan.proxy.as_ref().filter(|_| plan.tls) {
+        let host = match plan.host.contains(':') {
+            true => format!("[{}]", plan.host),
+            false => plan.host.clone(),
+        };
+        return Some(Arc::new(Tunnel {
+            proxy: places,
+            target: format!("{host}:{}", plan.port),
+            authorization: proxy.authorization.clone(),
+        }));
+    }
+    let several = places.addresses.list().len() > 1;
+    several.then(|| Arc::new(places) as Arc<dyn L4Connect + Send + Sync>)
 }
 
 /// Hands out the same id for the same backend over all reloads.

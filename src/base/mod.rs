@@ -15,6 +15,7 @@ pub mod principal;
 pub mod rejection;
 pub mod secret;
 pub mod terms;
+pub mod text;
 pub mod usage;
 
 pub use fault::{Fault, FaultKind, Side};
@@ -24,6 +25,7 @@ pub use period::ResetPeriod;
 pub use principal::{Allowance, Principal};
 pub use rejection::Rejection;
 pub use secret::Secret;
+pub use text::without_mark;
 pub use usage::{Outcome, TokenCounts, UsageSource, Used};
 
 /// Takes a lock. What it protects here is whole after every statement, so that a panic elsewhere

@@ -127,6 +127,17 @@ impl Rejection {
         no
     }
 
+    /// 415: the body is compressed, and the gateway reads it.
+    pub fn compressed_body(coding: &str) -> Self {
+        let shown: String = coding.chars().take(50).collect();
+        let message = format!(
+            "The request body has the Content-Encoding `{shown}` (HINT: send it uncompressed)"
+        );
+        let mut no = Self::new(415, INVALID, message).code("unsupported_content_encoding");
+        no.close = true;
+        no
+    }
+
     /// 431: the header fields together are larger than `limit` bytes.
     pub fn headers_too_large(limit: usize) -> Self {
         let mut no = Self::new(

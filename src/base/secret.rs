@@ -7,9 +7,17 @@ use std::fmt;
 pub struct Secret(String);
 
 impl Secret {
-    /// Wraps a value.
+    /// Wraps a value, without what files and variables put around it: white space at both ends, and
+    /// a byte order mark.
     pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
+        let value = value.into();
+        let bare = trimmed(&value);
+        Self(if bare.len() == value.len() { value } else { bare.to_owned() })
+    }
+
+    /// Why it cannot be a key in a header field, if it cannot.
+    pub fn unsendable(&self) -> Option<&'static str> {
+        unsendable(&self.0)
     }
 
     /// The value itself, for the one place that sends or compares it.
@@ -27,6 +35,25 @@ impl fmt::Debug for Secret {
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")
+    }
+}
+
+/// A secret without white space and byte order marks at its ends: those come from files and variables,
+/// and no client sends them.
+pub fn trimmed(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || matches!(c, '\u{feff}' | '\u{200b}' | '\0'))
+}
+
+/// Why a text cannot be a key in a header field, if it cannot.
+pub fn unsendable(text: &str) -> Option<&'static str> {
+    match () {
+        () if text.is_empty() => Some("it is empty"),
+        () if text.chars().any(char::is_control) => {
+            Some("it has a line end or another control character")
+        }
+        () if !text.is_ascii() => Some("it has characters that are not ASCII"),
+        () if text.contains(' ') => Some("it has a space"),
+        () => None,
     }
 }
 
@@ -49,6 +76,32 @@ mod tests {
     fn never_prints() {
         let s = Secret::new("sk-very-secret");
         assert_eq!(format!("{s} {s:?}"), "[secret] [secret]");
+    }
+
+    #[test]
+    fn ends_are_cut_off_and_the_inside_is_not() {
+        for text in
+            ["sk-a b", "sk-a b\n", "\r\n\t sk-a b \u{a0}", "\u{feff}sk-a b", " \u{feff} sk-a b\0"]
+        {
+            assert_eq!(Secret::new(text).expose(), "sk-a b", "{text:?}");
+        }
+        assert_eq!(Secret::new(" \u{feff}\n").expose(), "");
+    }
+
+    #[test]
+    fn what_no_header_can_hold_is_known() {
+        for (text, fine) in [
+            ("sk-a", true),
+            ("sk_a.b~c+d/e==,f", true),
+            ("", false),
+            ("sk a", false),
+            ("sk\na", false),
+            ("sk\u{7f}", false),
+            ("schlüssel", false),
+            ("sk-a\u{200b}b", false),
+        ] {
+            assert_eq!(unsendable(text).is_none(), fine, "{text:?}");
+        }
     }
 
     #[test]

@@ -9,10 +9,11 @@ use super::{
     locate,
     plan::{self, Plan},
     problem::Problem,
-    raw::Raw,
+    raw::{Raw, UNQUOTED},
     read::read,
     value,
 };
+use crate::{base::without_mark, store::proxy::Proxies};
 
 /// What came of a file.
 pub struct Loaded {
@@ -21,6 +22,9 @@ pub struct Loaded {
     /// Everything that is wrong, in the order of the lines.
     pub problems: Vec<Problem>,
 }
+
+/// How the names of top-level keys begin that are nothing but holders of YAML anchors.
+const EXTENSION: &str = "x-";
 
 /// The folder for data of configurations that name none.
 const DATA_DIR: &str = "LLMPROXY_DATA_DIR";
@@ -39,6 +43,7 @@ pub fn load(path: &Path) -> Result<Plan, Vec<Problem>> {
 /// Loads a text. Relative paths in it start at `folder`; `env` looks a variable up.
 pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>) -> Loaded {
     let mut problems = Vec::new();
+    let text = without_mark(text);
     let plan = document(text, &mut problems).and_then(|mut document| {
         let expanded = expand(&mut document, env, &mut problems);
         if let (Value::Mapping(keys), Some(folder)) = (&mut document, env(DATA_DIR))
@@ -58,7 +63,7 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
         // Later problems may only be the echo of a variable that is missing, but mostly are not.
         let (raw, removed) = read::<Raw>(document, &expanded, &mut problems);
         let mut further = Vec::new();
-        let plan = plan::plan(&raw?, folder, &mut further);
+        let plan = plan::plan(&raw?, folder, &Proxies::of(env), &mut further);
         for mut problem in further {
             problem.path = value::show(&removed.original(&value::parse(&problem.path)));
             problems.push(problem);
@@ -83,7 +88,7 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
 pub fn own_url(path: &Path) -> Result<String, Problem> {
     let text = text(path)?;
     let mut problems = Vec::new();
-    let raw = document(&text, &mut problems).and_then(|mut document| {
+    let raw = document(without_mark(&text), &mut problems).and_then(|mut document| {
         let expanded = expand(&mut document, &variable, &mut problems);
         read::<Raw>(document, &expanded, &mut problems).0
     });
@@ -100,13 +105,16 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value> {
+pub(super) fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value> {
     match serde_yaml::from_str::<Value>(text) {
         Ok(mut document @ Value::Mapping(_)) => {
             if let Err(e) = document.apply_merge() {
                 problems.push(Problem::new("", format!("bad merge key: {e}")));
             }
             value::name_keys(&mut document);
+            if let Value::Mapping(keys) = &mut document {
+                keys.retain(|key, _| key.as_str().is_none_or(|key| !key.starts_with(EXTENSION)));
+            }
             Some(document)
         }
         Ok(Value::Null) => Some(Value::Mapping(serde_yaml::Mapping::new())),
@@ -115,7 +123,15 @@ fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value> {
             None
         }
         Err(e) => {
-            let mut problem = Problem::new("", format!("not YAML: {e}"));
+            let text = e.to_string();
+            // A number that is too large is told in full, and may be a secret.
+            let mut problem = match text.split_once(": invalid type: ") {
+                Some((path, _)) if !path.contains(' ') => {
+                    Problem::new(path, UNQUOTED).hint("put it in quotes")
+                }
+                Some(_) => Problem::new("", UNQUOTED).hint("put it in quotes"),
+                None => Problem::new("", format!("not YAML: {text}")),
+            };
             problem.line = e.location().map(|l| l.line());
             problems.push(problem);
             None
@@ -125,5 +141,8 @@ fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value> {
 
 /// The JSON Schema of a configuration file.
 pub fn schema() -> serde_json::Value {
-    schemars::schema_for!(Raw).to_value()
+    let mut schema = schemars::schema_for!(Raw);
+    let extensions = serde_json::json!({"^x-": {"description": "A holder of YAML anchors."}});
+    schema.insert("patternProperties".to_owned(), extensions);
+    schema.to_value()
 }

@@ -55,9 +55,14 @@ fn walk(node: &mut Value, path: &mut Vec<Step>, visit: &mut impl FnMut(&mut Stri
 
 #[derive(Debug, PartialEq)]
 enum Bad {
+    /// The variable of this name.
     Missing(String),
-    Malformed(String),
+    /// What is there is not told: it may be part of a password that has a `${` in it.
+    Malformed,
+    Unclosed,
 }
+
+const FORMS: &str = "write ${NAME}, ${NAME:-default}, or $$ for a dollar sign";
 
 impl Bad {
     fn problem(self, path: String) -> Problem {
@@ -66,8 +71,10 @@ impl Bad {
                 Problem::new(path, format!("the environment variable `{name}` is not set"))
                     .hint(format!("set it, or give a default: ${{{name}:-value}}"))
             }
-            Self::Malformed(text) => Problem::new(path, format!("`{text}` is not a variable"))
-                .hint("write ${NAME}, ${NAME:-default}, or $$ for a dollar sign"),
+            Self::Malformed => {
+                Problem::new(path, "holds a `${...}` that is not a variable").hint(FORMS)
+            }
+            Self::Unclosed => Problem::new(path, "holds a `${` without a `}`").hint(FORMS),
         }
     }
 }
@@ -82,7 +89,7 @@ fn expand_text(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Strin
             out.push('$');
             rest = after;
         } else if let Some(inner) = rest.strip_prefix('{') {
-            let end = inner.find('}').ok_or_else(|| Bad::Malformed(format!("${rest}")))?;
+            let end = inner.find('}').ok_or(Bad::Unclosed)?;
             out.push_str(&variable(&inner[..end], env)?);
             rest = &inner[end + 1..];
         } else {
@@ -102,7 +109,7 @@ fn variable(inner: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String,
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if name.is_empty() || !name.chars().all(legal) || name.starts_with(|c: char| c.is_ascii_digit())
     {
-        return Err(Bad::Malformed(format!("${{{inner}}}")));
+        return Err(Bad::Malformed);
     }
     // As in a shell, `:-` also replaces an empty value.
     match (env(name), default) {
@@ -138,8 +145,8 @@ mod tests {
             assert_eq!(expand_text(text, &env).unwrap(), expected);
         }
         assert_eq!(expand_text("${NONE}", &env), Err(Bad::Missing("NONE".to_owned())));
-        assert!(matches!(expand_text("${KEY", &env), Err(Bad::Malformed(_))));
-        assert!(matches!(expand_text("${K-Y}", &env), Err(Bad::Malformed(_))));
+        assert_eq!(expand_text("${KEY", &env), Err(Bad::Unclosed));
+        assert_eq!(expand_text("${K-Y}", &env), Err(Bad::Malformed));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! the runtime's snapshot is what a request uses. Every problem of a file is found in one run.
 
 pub mod check;
+pub mod convert;
 pub mod expand;
+pub mod legacy;
 pub mod locate;
 pub mod plan;
 pub mod problem;

@@ -2,6 +2,8 @@
 //! never meets a configuration error.
 
 mod auth;
+mod backend;
+mod base_path;
 mod discovery;
 mod limit;
 mod routing;
@@ -15,14 +17,17 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
 use http::{HeaderName, HeaderValue, Method, Uri};
 use ipnet::IpNet;
 
-pub use self::auth::{Answer, Answers, AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, Source};
+pub use self::auth::{
+    Answer, Answers, AuthPlan, CachePlan, KEY_HEADERS, KeyPlan, ProviderPlan, Reason, Source,
+};
+pub use self::backend::BackendPlan;
+pub use self::base_path::BasePath;
 pub use self::discovery::{DiscoveryMode, DiscoveryPlan, Listed, Place, SourcePlan, listed};
 pub use self::limit::{LimitPlan, QueuePlan, SharedPlan};
 pub use self::routing::*;
@@ -31,14 +36,15 @@ pub use self::tier::TierPlan;
 pub use self::usage::*;
 use super::{
     problem::Problem,
-    raw::{
-        self, Addresses, Engine, ErrorFormat, HealthCheck, Log, Raw, Ready, SecretText, StreamUsage,
-    },
+    raw::{self, ErrorFormat, HealthCheck, Log, Raw, Ready, SecretText},
 };
 pub use crate::base::ModelPattern;
-use crate::base::{
-    Secret,
-    ip::{self, IpRules},
+use crate::{
+    base::{
+        Secret,
+        ip::{self, IpRules},
+    },
+    store::{proxy::Proxies, tls},
 };
 
 /// A configuration that has been understood.
@@ -151,46 +157,6 @@ impl Fixed {
     }
 }
 
-/// One backend.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BackendPlan {
-    /// Name in metrics, logs and records.
-    pub name: String,
-    /// The URL as configured, without user information.
-    pub url: Arc<str>,
-    /// `https`.
-    pub tls: bool,
-    /// Host name or address.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// Value for `Host`.
-    pub authority: HeaderValue,
-    /// Path prefix before `/v1`, without a slash at its end.
-    pub prefix: String,
-    /// Share of the requests.
-    pub weight: u32,
-    /// Models it serves; empty for every model.
-    pub models: Vec<ModelPattern>,
-    /// `Authorization` for the backend.
-    pub authorization: Option<HeaderValue>,
-    /// How to ask for usage in streams.
-    pub stream_usage: StreamUsage,
-    /// What it is.
-    pub engine: Engine,
-    /// What becomes of several addresses.
-    pub addresses: Addresses,
-    /// It is probed, if probes are configured.
-    pub probed: bool,
-}
-
-impl BackendPlan {
-    /// Its address, if it is not given as a name.
-    pub fn literal(&self) -> Option<SocketAddr> {
-        self.host.parse().ok().map(|ip| SocketAddr::new(ip, self.port))
-    }
-}
-
 /// Active probes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthPlan {
@@ -230,10 +196,15 @@ const SHORTEST_TOKEN: usize = 8;
 /// Understands a raw configuration. Relative paths start at `folder`.
 ///
 /// Returns a plan only if it added no problem.
-pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Plan> {
+pub fn plan(
+    raw: &Raw,
+    folder: &Path,
+    proxies: &Proxies,
+    problems: &mut Vec<Problem>,
+) -> Option<Plan> {
     let before = problems.len();
-    let discovers = discovery::are_on(raw);
-    let mut make = Maker { folder, problems, files: Vec::new(), warnings: Vec::new(), discovers };
+    let mut make = Maker::new(folder, proxies, problems);
+    make.discovers = discovery::are_on(raw);
     let fixed = make.fixed(raw);
     let (backends, unused) = make.backends(raw);
     let routing = make.routing(raw, &backends, &unused);
@@ -254,6 +225,7 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         denied: make.nets("server.denied_ips", &raw.server.denied_ips),
     };
     let trusted_proxies = make.nets("server.trusted_proxies", &raw.server.trusted_proxies);
+    make.trust();
     let Maker { files, warnings, .. } = make;
     if problems.len() > before {
         return None;
@@ -284,12 +256,6 @@ pub fn plan(raw: &Raw, folder: &Path, problems: &mut Vec<Problem>) -> Option<Pla
         warnings,
         shown: serde_json::to_value(raw).unwrap_or_default(),
     })
-}
-
-/// Whether something stands where a port stands, even if it is none.
-fn names_port(uri: &Uri) -> bool {
-    let authority = uri.authority().map_or("", |a| a.as_str());
-    authority.rsplit(']').next().is_some_and(|tail| tail.contains(':'))
 }
 
 /// The address that is written `host:port` or `:port`.
@@ -335,6 +301,44 @@ struct Maker<'a> {
     warnings: Vec<Problem>,
     /// Other places tell of backends too.
     discovers: bool,
+    /// The proxies that the environment names.
+    proxies: &'a Proxies,
+    /// The keys whose values are reached by TLS.
+    trusting: Vec<String>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(folder: &'a Path, proxies: &'a Proxies, problems: &'a mut Vec<Problem>) -> Self {
+        Self {
+            folder,
+            problems,
+            files: Vec::new(),
+            warnings: Vec::new(),
+            discovers: false,
+            proxies,
+            trusting: Vec::new(),
+        }
+    }
+
+    /// What this key names is reached by TLS.
+    fn needs_trust(&mut self, at: impl Into<String>) {
+        self.trusting.push(at.into());
+    }
+
+    /// Whether there are certificates to check those of others with, where any are needed.
+    fn trust(&mut self) {
+        let Err(why) = tls::trusted() else {
+            return;
+        };
+        let hint = "the certificates are read when the process starts";
+        match self.trusting.first().cloned() {
+            Some(at) => {
+                let message = format!("needs the trust store of the machine, and {why}");
+                self.problem(at, message, hint);
+            }
+            None => self.warn("", format!("{why}: nothing can be reached by TLS")),
+        }
+    }
 }
 
 impl Maker<'_> {
@@ -391,6 +395,12 @@ impl Maker<'_> {
                 format!("the admin API needs a token of at least {SHORTEST_TOKEN} characters"),
                 "write `token: \"${ADMIN_TOKEN}\"` or `token_file`",
             );
+        }
+        if let Some(why) =
+            token.as_ref().filter(|t| !t.expose().is_empty()).and_then(Secret::unsendable)
+        {
+            let message = format!("cannot be sent in a header field: {why}");
+            self.problem("admin.token", message, "a token is one word of visible ASCII characters");
         }
         Some(AdminPlan { listen: listen?, token: token? })
     }
@@ -496,7 +506,7 @@ impl Maker<'_> {
         if !readable {
             return None;
         }
-        match crate::store::tls::listener(&files.0, &files.1) {
+        match tls::listener(&files.0, &files.1) {
             Ok(_) => Some(files),
             Err(e) => {
                 self.problem(
@@ -507,124 +517,6 @@ impl Maker<'_> {
                 None
             }
         }
-    }
-
-    /// The backends that are used, and those that are switched off.
-    fn backends(&mut self, raw: &Raw) -> (Vec<BackendPlan>, Vec<BackendPlan>) {
-        if !raw.backends.iter().any(|b| b.enabled.0) && !self.discovers {
-            let message = match raw.backends[..] {
-                [] => "there is no backend",
-                [..] => "every backend is switched off",
-            };
-            self.problem("backends", message, "add one: `- url: \"http://vllm:8000\"`");
-        }
-        let mut names = BTreeMap::new();
-        let (mut used, mut unused) = (Vec::new(), Vec::new());
-        for (i, backend) in raw.backends.iter().enumerate() {
-            let at = format!("backends[{i}]");
-            let Some(plan) = self.backend(&at, backend) else {
-                continue;
-            };
-            if let Some(first) = names.insert(plan.name.clone(), i) {
-                let message = format!("has the same name as backends[{first}]: `{}`", plan.name);
-                self.problem(&at, message, "give each backend a `name` of its own");
-            }
-            if backend.enabled.0 { &mut used } else { &mut unused }.push(plan);
-        }
-        (used, unused)
-    }
-
-    fn backend(&mut self, at: &str, raw: &raw::Backend) -> Option<BackendPlan> {
-        if !(1..=1000).contains(&raw.weight) {
-            self.problem(
-                format!("{at}.weight"),
-                "is not between 1 and 1000",
-                "without it the weight is 1",
-            );
-        }
-        let mut models = Vec::new();
-        for (i, text) in raw.models.iter().enumerate() {
-            match ModelPattern::parse(text) {
-                Ok(pattern) => models.push(pattern),
-                Err(why) => self.problem(format!("{at}.models[{i}]"), why, ""),
-            }
-        }
-        self.protocol(at, raw.protocol.as_deref());
-        let authorization =
-            self.authorization(at, raw.api_key.as_ref(), raw.api_key_file.as_deref());
-        let uri = self.backend_uri(at, &raw.url)?;
-        let host = uri.host()?.trim_matches(['[', ']']).to_owned();
-        let tls = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        let path = uri.path().trim_end_matches('/');
-        let prefix = path.strip_suffix("/v1").unwrap_or(path).to_owned();
-        let authority = HeaderValue::from_str(uri.authority()?.as_str()).ok()?;
-        let url = raw.url.trim_end_matches('/').to_owned();
-        Some(BackendPlan {
-            name: raw.name.clone().unwrap_or_else(|| url.clone()),
-            url: url.into(),
-            tls,
-            host,
-            port,
-            authority,
-            prefix,
-            weight: raw.weight,
-            models,
-            authorization,
-            stream_usage: raw.stream_usage,
-            engine: raw.engine,
-            addresses: raw.addresses.unwrap_or(if tls { Addresses::One } else { Addresses::Each }),
-            probed: raw.health_check.0,
-        })
-    }
-
-    /// Only one language is spoken with backends.
-    fn protocol(&mut self, at: &str, word: Option<&str>) {
-        if let Some(word) = word
-            && word != "openai"
-        {
-            let message = format!("`{word}` is not available in this version");
-            let hint = "remove it, or write `openai`: nothing is translated";
-            self.problem(format!("{at}.protocol"), message, hint);
-        }
-    }
-
-    fn backend_uri(&mut self, at: &str, url: &str) -> Option<Uri> {
-        let path = format!("{at}.url");
-        let hint = "write `http://host:8000` or `https://host`";
-        let uri = match url.parse::<Uri>() {
-            Ok(uri) if url.contains("://") && uri.host().is_some_and(|h| !h.is_empty()) => uri,
-            _ => {
-                // Whatever stands before an `@` may be a password.
-                let shown = url.rsplit('@').next().unwrap_or_default();
-                self.problem(path, format!("`{shown}` is not a URL"), hint);
-                return None;
-            }
-        };
-        let fine = match () {
-            () if !matches!(uri.scheme_str(), Some("http" | "https")) => {
-                self.problem(path, "the scheme must be http or https", hint);
-                false
-            }
-            () if uri.authority().is_some_and(|a| a.as_str().contains('@')) => {
-                self.problem(path, "holds a user name", "give the key in `api_key`");
-                false
-            }
-            () if names_port(&uri) && uri.port_u16().is_none_or(|p| p == 0) => {
-                self.problem(path, "the port is not between 1 and 65535", hint);
-                false
-            }
-            () if url.contains('#') => {
-                self.problem(path, "holds a fragment", "only a path prefix is possible");
-                false
-            }
-            () if uri.query().is_some() => {
-                self.problem(path, "holds a query", "only a path prefix is possible");
-                false
-            }
-            () => true,
-        };
-        fine.then_some(uri)
     }
 
     /// Reads a secret that may stand in the file or in a file of its own.
@@ -653,33 +545,10 @@ impl Maker<'_> {
     fn secret_file(&mut self, at: String, file: &str) -> Option<Secret> {
         let path = self.path(file);
         match std::fs::read_to_string(&path) {
-            Ok(text) => Some(Secret::new(text.trim())),
+            Ok(text) => Some(Secret::new(text)),
             Err(e) => {
                 let message = format!("cannot read {}: {e}", path.display());
                 self.problem(at, message, "the path starts at the folder of the configuration");
-                None
-            }
-        }
-    }
-
-    fn authorization(
-        &mut self,
-        at: &str,
-        key: Option<&SecretText>,
-        file: Option<&str>,
-    ) -> Option<HeaderValue> {
-        let key = self.secret(at, "api_key", key, file)?;
-        match HeaderValue::from_str(&format!("Bearer {}", key.expose())) {
-            Ok(mut value) if !key.expose().is_empty() => {
-                value.set_sensitive(true);
-                Some(value)
-            }
-            _ => {
-                self.problem(
-                    format!("{at}.api_key"),
-                    "cannot be sent in a header",
-                    "it is empty or has a line end",
-                );
                 None
             }
         }
@@ -750,11 +619,13 @@ impl Maker<'_> {
 
     /// Whether a text is an address of HTTP.
     fn http_url(&mut self, at: &str, text: &str) -> bool {
-        let fine = text.parse::<Uri>().is_ok_and(|uri| {
-            matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some()
-        });
+        let uri = text.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
+        let scheme = uri.as_ref().and_then(Uri::scheme_str);
+        let fine = matches!(scheme, Some("http" | "https"));
         if !fine {
             self.problem(at, "is not an http or https URL", "write `https://host/path`");
+        } else if scheme == Some("https") {
+            self.needs_trust(at);
         }
         fine
     }

@@ -177,9 +177,13 @@ pub struct Tls {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
-    /// `http://host:port` or `https://host`, with a path prefix if the server has one. A `/v1` at
-    /// the end is not doubled.
+    /// `http://host:port` or `https://host`, with the path and query that the server wants. A path
+    /// with a version in it (`/v1`, `/api/paas/v4`), or `/openai/deployments/NAME`, is the base that
+    /// endpoints follow; any other is a prefix before `/v1`. A query is sent with every request.
+    #[serde(serialize_with = "without_query")]
     pub url: String,
+    /// Whether `/v1` follows the path of the URL, in place of the rule for paths.
+    pub append_v1: Option<bool>,
     /// Name in metrics and logs; the URL without one.
     pub name: Option<String>,
     /// Share of the requests in relation to the others, 1 to 1000.
@@ -193,6 +197,22 @@ pub struct Backend {
     pub api_key: Option<SecretText>,
     /// A file that holds the key.
     pub api_key_file: Option<String>,
+    /// The header field for the key, `api-key` for instance; `Authorization` without it.
+    pub auth_header: Option<String>,
+    /// The word before the key; without this key `Bearer` in `Authorization`, and none in any other
+    /// field.
+    pub auth_scheme: Option<String>,
+    /// Further header fields to send with every request, in place of the client's.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub headers: BTreeMap<String, SecretText>,
+    /// Header fields whose values stand in files of their own.
+    #[serde(default)]
+    pub headers_file: BTreeMap<String, String>,
+    /// The proxy that leads to it, `http://user:password@host:port`; `none`: a direct connection,
+    /// whatever the environment says. Without this key `HTTPS_PROXY` and `NO_PROXY` hold, for https.
+    #[schemars(with = "Option<String>")]
+    pub proxy: Option<SecretText>,
     /// How to ask for token counts in streams where the client did not.
     #[serde(default)]
     pub stream_usage: StreamUsage,
@@ -521,13 +541,20 @@ impl JsonSchema for ByteSize {
     }
 }
 
-/// A secret in the file; any scalar will do, for keys made of digits.
+/// What is wrong with a secret that YAML reads as something else.
+pub const UNQUOTED: &str = "is not read as text by YAML, which may change it";
+
+/// A secret in the file. It must be a text: YAML reads `1e5`, `0x1F` and `1.10` as numbers.
 #[derive(Clone, Debug)]
 pub struct SecretText(pub Secret);
 
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        scalar(deserializer, "a secret text").map(|text| Self(Secret::new(text)))
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Self(Secret::new(text))),
+            // `0x1F` is 31 by now, and `1.10` is 1.1: what was written is not known any more.
+            _ => Err(de::Error::custom(UNQUOTED)),
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
 use super::{
+    legacy,
     problem::{Problem, closest},
+    raw::UNQUOTED,
     value::{self, Step},
 };
 
@@ -40,8 +42,11 @@ pub fn read<T: DeserializeOwned>(
             }
             problems.push(unknown_key(&removed.original(&path), &unknown, &message));
         } else {
-            let path = value::show(&removed.original(&path));
-            problems.push(Problem::new(path, plain(&message)));
+            let given = value::get_mut(&mut document, &path).and_then(|v| v.as_str());
+            let hint = hint(&message, given);
+            let mut problem = Problem::new(value::show(&removed.original(&path)), plain(&message));
+            problem.hint = hint.map(str::to_owned);
+            problems.push(problem);
         }
         if !removed.take_out(&mut document, &mut path) {
             return (None, removed);
@@ -124,9 +129,25 @@ fn unknown_key(path: &[Step], unknown: &str, message: &str) -> Problem {
         .step_by(2)
         .collect();
     let problem = Problem::new(value::show(path), format!("unknown key `{unknown}`"));
+    if let Some(hint) = legacy::hint(path) {
+        return problem.hint(hint);
+    }
     match closest(unknown, known.iter().copied()) {
         Some(name) => problem.hint(format!("did you mean `{name}`?")),
         None => problem.hint(format!("known here: {}", known.join(", "))),
+    }
+}
+
+/// What to write instead of what YAML reads in another way than it is meant.
+fn hint(message: &str, given: Option<&str>) -> Option<&'static str> {
+    if message.contains(UNQUOTED) {
+        return Some("put it in quotes");
+    }
+    let switch = message.contains("a boolean") || message.contains("true or false");
+    match given?.to_ascii_lowercase().as_str() {
+        "yes" | "on" | "y" if switch => Some("write `true`"),
+        "no" | "off" | "n" if switch => Some("write `false`"),
+        _ => None,
     }
 }
 

@@ -11,6 +11,7 @@ use std::fmt::{self, Write};
 
 use bytes::Bytes;
 use http::HeaderValue;
+use percent_encoding::percent_decode_str;
 use pingora::http::ResponseHeader;
 
 use crate::base::{
@@ -21,7 +22,7 @@ use crate::base::{
 /// One path that the gateway serves.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The path, exactly; also its label in metrics.
+    /// The path, exactly, but for a `{model}` at its end; also its label in metrics.
     pub path: &'static str,
     /// Allowed methods, as `Allow` lists them.
     pub allow: &'static str,
@@ -39,6 +40,8 @@ pub enum Kind {
     },
     /// The merged list of models.
     Models,
+    /// One model of it.
+    Model,
     /// Alive?
     Health,
     /// Ready for traffic?
@@ -61,15 +64,30 @@ static ROUTES: [&[Route]; 2] = [
 /// # Errors
 /// 404 for a path that is not on the list, 405 for a method that it does not take.
 pub fn find(method: &str, path: &str) -> Result<&'static Route, Rejection> {
-    let route = ROUTES
-        .iter()
-        .flat_map(|list| list.iter())
-        .find(|route| route.path == path)
-        .ok_or_else(|| Rejection::unknown_path(method, path))?;
+    let route = at(path).ok_or_else(|| Rejection::unknown_path(method, path))?;
     if route.allow.split(", ").any(|allowed| allowed == method) {
         return Ok(route);
     }
     Err(Rejection::wrong_method(method, path, route.allow))
+}
+
+/// What stands at a path. Names of models may have slashes.
+fn at(path: &str) -> Option<&'static Route> {
+    let mut all = ROUTES.iter().flat_map(|list| list.iter());
+    all.find(|route| match route.path.strip_suffix(MODEL) {
+        None => route.path == path,
+        Some(start) => path.len() > start.len() && path.starts_with(start),
+    })
+}
+
+/// What a path ends with where the name of a model stands.
+const MODEL: &str = "{model}";
+
+/// The name of the model in a path of [`Kind::Model`].
+pub fn model_of(path: &str) -> String {
+    let start = at(path).and_then(|route| route.path.strip_suffix(MODEL));
+    let name = start.and_then(|start| path.strip_prefix(start)).unwrap_or_default();
+    percent_decode_str(name).decode_utf8_lossy().into_owned()
 }
 
 /// Writes how the limits of a request stand into the head of an answer, in the names of the API
@@ -147,7 +165,7 @@ pub fn index(route: &Route) -> Option<usize> {
 
 /// The label of a path in metrics.
 pub fn label(path: &str) -> &'static str {
-    ROUTES.iter().flat_map(|list| list.iter()).find(|r| r.path == path).map_or("other", |r| r.path)
+    at(path).map_or("other", |route| route.path)
 }
 
 #[cfg(test)]
@@ -160,6 +178,23 @@ mod tests {
         let numbers: Vec<_> = routes().filter_map(index).collect();
         assert_eq!(numbers, (0..INFERENCE_ROUTES).collect::<Vec<_>>());
         assert_eq!(index(find("GET", "/health").unwrap()), None);
+    }
+
+    #[test]
+    fn a_model_is_found_by_its_name() {
+        for (path, model) in [
+            ("/v1/models/sim-model", "sim-model"),
+            ("/v1/models/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+            ("/v1/models/Qwen%2FQwen3-8B", "Qwen/Qwen3-8B"),
+            ("/v1/models/a%20b", "a b"),
+        ] {
+            assert_eq!(find("GET", path).unwrap().kind, Kind::Model, "{path}");
+            assert_eq!(model_of(path), model);
+            assert_eq!(label(path), "/v1/models/{model}");
+        }
+        assert_eq!(find("DELETE", "/v1/models/a").unwrap_err().allow, Some("GET, HEAD"));
+        assert_eq!(find("GET", "/v1/models").unwrap().kind, Kind::Models);
+        assert!(find("GET", "/v1/models/").is_err());
     }
 
     #[test]

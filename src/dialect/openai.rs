@@ -8,11 +8,12 @@ use super::{Headers, Kind, Route};
 use crate::base::{Rejection, limits::Standings};
 
 /// Its paths.
-pub static ROUTES: [Route; 4] = [
+pub static ROUTES: [Route; 5] = [
     Route { path: "/v1/chat/completions", allow: "POST", kind: Kind::Inference { streams: true } },
     Route { path: "/v1/completions", allow: "POST", kind: Kind::Inference { streams: true } },
     Route { path: "/v1/embeddings", allow: "POST", kind: Kind::Inference { streams: false } },
     Route { path: "/v1/models", allow: "GET, HEAD", kind: Kind::Models },
+    Route { path: "/v1/models/{model}", allow: "GET, HEAD", kind: Kind::Model },
 ];
 
 /// The body of a refusal.

@@ -93,6 +93,10 @@ pub async fn refusal(session: &mut Session, ctx: &mut Ctx, no: &Rejection) -> Re
         // RFC 9110, section 11.6.1: a 401 says how to do better.
         more.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
     }
+    if no.status == 415 {
+        // RFC 9110, section 15.5.16: what would be taken.
+        more.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+    }
     if let Some(allow) = no.allow {
         more.push((header::ALLOW, HeaderValue::from_static(allow)));
     }

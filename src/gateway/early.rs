@@ -2,10 +2,7 @@
 
 use std::os::fd::RawFd;
 
-use http::{
-    HeaderName, HeaderValue, Version,
-    header::{AUTHORIZATION, CONNECTION},
-};
+use http::{HeaderValue, Version, header::CONNECTION};
 use pingora::{http::RequestHeader, protocols::l4::socket::SocketAddr};
 use pingora_proxy::Session;
 
@@ -17,14 +14,13 @@ use super::{
 use crate::{
     auth::{Auth, Credential},
     base::{Rejection, RequestId},
+    config::plan::KEY_HEADERS,
     runtime::watch::Connection,
     wire::forwarded,
 };
 
 /// Seconds for which an idle connection of a client is kept.
 const KEEP_ALIVE: u64 = 75;
-
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Fills in what is known before anything is decided. A refusal is only noted here; `request`
 /// answers it.
@@ -56,7 +52,7 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     ctx.call.client = peer.map(|peer| forwarded::client(headers, peer, trusted));
     ctx.who.shown = match &ctx.snapshot.auth {
         Some(auth) => Auth::credential(auth, headers),
-        None => Credential::find(headers, &[AUTHORIZATION, X_API_KEY]),
+        None => Credential::find(headers, &KEY_HEADERS),
     };
 
     // 4 bytes for `: ` and the line end, as on the wire.

@@ -176,6 +176,12 @@ impl ProxyHttp for Gateway {
         logging::settle(session, error, ctx);
     }
 
+    /// Without the query: clients put keys there.
+    fn request_summary(&self, session: &Session, ctx: &Ctx) -> String {
+        let header = session.req_header();
+        format!("request {}: {} {}", ctx.call.id, header.method, header.uri.path())
+    }
+
     /// The access line tells every failure, with the request it belongs to.
     fn suppress_error_log(&self, session: &Session, ctx: &Ctx, error: &Error) -> bool {
         log::debug!("{}: {error}", self.request_summary(session, ctx));

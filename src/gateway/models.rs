@@ -1,4 +1,4 @@
-//! `GET /v1/models`: what all healthy backends serve, and what the configuration names, as far as
+//! `GET /v1/models`, and one of them by its name: what all healthy backends serve, and what the configuration names, as far as
 //! the caller may use it. A model that is switched off is not told, whoever has it.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -14,8 +14,19 @@ use crate::{balance::Endpoint, store};
 /// How long one backend may take to tell its models.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The list, in OpenAI's form. A model of several backends stands once, as the first told it.
+/// The list, in OpenAI's form.
 pub async fn list(session: &Session, ctx: &Ctx) -> Vec<u8> {
+    json!({"object": "list", "data": all(session, ctx).await}).to_string().into_bytes()
+}
+
+/// One entry of the list; `None` if the caller would not find it there.
+pub async fn one(session: &Session, ctx: &Ctx, name: &str) -> Option<Vec<u8>> {
+    let found = all(session, ctx).await.into_iter().find(|model| model["id"] == name);
+    found.map(|model| model.to_string().into_bytes())
+}
+
+/// The entries. A model of several backends stands once, as the first told it.
+async fn all(session: &Session, ctx: &Ctx) -> Vec<Value> {
     let healthy: Vec<_> = ctx
         .snapshot
         .health()
@@ -49,11 +60,14 @@ pub async fn list(session: &Session, ctx: &Ctx) -> Vec<u8> {
     let names: Vec<_> = data.iter().filter_map(|m| m["id"].as_str().map(str::to_owned)).collect();
     let refused = policy::refused(session, ctx, &names).await;
     data.retain(|model| model["id"].as_str().is_none_or(|name| !refused.contains(name)));
-    json!({"object": "list", "data": data}).to_string().into_bytes()
+    data
 }
 
 async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Value> {
-    let request = endpoint.request(client, Method::GET, "/v1/models").timeout(PATIENCE);
+    if !endpoint.plan.base.lists_models {
+        return Vec::new();
+    }
+    let request = endpoint.api_request(client, Method::GET, "/models").timeout(PATIENCE);
     let told = async {
         let answer = request.send().await?.error_for_status()?;
         answer.bytes().await

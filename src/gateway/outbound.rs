@@ -18,19 +18,18 @@ const USER_ID: HeaderName = HeaderName::from_static("x-api-key-userid");
 const NAME: HeaderName = HeaderName::from_static("x-api-key-name");
 
 /// Credentials of the client, and what is rewritten below. `Accept-Encoding` goes because the
-/// answer has to be read; `Expect` was answered by the gateway. In lower case, as `http` has them.
+/// answer has to be read; `Expect` was answered by the gateway. In lower case, as `http` has them,
+/// and with `-` for `_`.
 fn is_removed(name: &str) -> bool {
-    matches!(
-        name,
-        "authorization"
-            | "x-api-key"
-            | "api-key"
-            | "x-api-key-userid"
-            | "x-api-key-name"
-            | "accept-encoding"
-            | "expect"
-            | "transfer-encoding"
-    )
+    hop::is_credential(name)
+        || matches!(
+            name,
+            "x-api-key-userid"
+                | "x-api-key-name"
+                | "accept-encoding"
+                | "expect"
+                | "transfer-encoding"
+        )
 }
 
 /// The client's header without what belongs to its connection only, as [`headers`] wants it where
@@ -60,14 +59,17 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
     let Some(endpoint) = ctx.way.endpoint.clone() else {
         return Error::e_explain(ErrorType::InternalError, "no backend was chosen");
     };
+    let backend = &endpoint.plan;
     let guarded = &ctx.snapshot.plan.guard_headers;
     let auth = ctx.snapshot.auth.as_deref();
     let removed: Vec<HeaderName> = request
         .headers
         .keys()
         .filter(|name| {
-            is_removed(name.as_str())
-                || guarded.contains(name)
+            let same = |own: &HeaderName| hop::same_field(own.as_str(), name.as_str());
+            is_removed(&hop::folded(name.as_str()))
+                || guarded.iter().any(same)
+                || backend.identity().any(|(own, _)| same(own))
                 || auth.is_some_and(|auth| auth.is_key_header(name))
         })
         .cloned()
@@ -75,19 +77,11 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
     for name in &removed {
         request.remove_header(name);
     }
-    let backend = &endpoint.plan;
-    // HTTP/2 requests carry the gateway's authority in their target.
-    if !backend.prefix.is_empty() || request.uri.authority().is_some() {
-        let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
-        let uri: Uri = format!("{}{path}", backend.prefix)
-            .parse()
-            .or_err(ErrorType::InternalError, "the path of the backend")?;
-        request.set_uri(uri);
-    }
+    address(request, backend)?;
     request.insert_header(header::HOST, backend.authority.clone())?;
     request.insert_header(REQUEST_ID, ctx.call.id.header())?;
-    if let Some(key) = &backend.authorization {
-        request.insert_header(header::AUTHORIZATION, key.clone())?;
+    for (name, value) in backend.identity() {
+        request.insert_header(name.clone(), value.clone())?;
     }
     if auth.is_some_and(Auth::forwards_identity) {
         identify(request, ctx)?;
@@ -95,6 +89,31 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
     instruct(request, ctx, backend)?;
     let length = body_in::for_backend(ctx).len();
     request.insert_header(header::CONTENT_LENGTH, length)?;
+    Ok(())
+}
+
+/// Turns the path that the client asked for into the backend's. By way of a proxy a plain request
+/// names the whole URL.
+fn address(request: &mut RequestHeader, backend: &BackendPlan) -> Result<()> {
+    let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
+    let target = backend.base.target(path);
+    if let Some(proxy) = backend.proxy.as_ref().filter(|_| !backend.tls) {
+        let whole = format!("{}{}", backend.origin(), target.as_deref().unwrap_or(path));
+        request.set_raw_path(whole.as_bytes())?;
+        if let Some(key) = &proxy.authorization {
+            request.insert_header(header::PROXY_AUTHORIZATION, key.clone())?;
+        }
+        return Ok(());
+    }
+    // HTTP/2 requests carry the gateway's authority in their target.
+    if target.is_some() || request.uri.authority().is_some() {
+        let uri: Uri = target
+            .as_deref()
+            .unwrap_or(path)
+            .parse()
+            .or_err(ErrorType::InternalError, "the path of the backend")?;
+        request.set_uri(uri);
+    }
     Ok(())
 }
 

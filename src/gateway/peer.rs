@@ -17,6 +17,7 @@ use super::{
 use crate::{
     balance::Nobody,
     base::{Fault, Rejection, Side},
+    runtime::watch::Connection,
 };
 
 /// Seconds after which a client may try again when no backend is healthy and nothing is probed.
@@ -94,7 +95,12 @@ pub fn connected(reused: bool, fd: RawFd, digest: Option<&Digest>, ctx: &mut Ctx
         watch.set_backend(Some((endpoint.id, tries::is_alone(ctx))));
     }
     let socket = digest.and_then(|d| d.socket_digest.as_ref());
-    watch.set_connection(socket.and_then(|s| early::connection(fd, s.local_addr(), s.peer_addr())));
+    let several = ctx.way.endpoint.as_ref().is_some_and(|e| e.places().len() > 1);
+    watch.set_connection(match several {
+        // It may not be the address that Pingora asked for.
+        true => Connection::of(fd),
+        false => socket.and_then(|s| early::connection(fd, s.local_addr(), s.peer_addr())),
+    });
     let timeouts = &ctx.snapshot.plan.timeouts;
     let token = timeouts.first_token.filter(|_| ctx.call.stream);
     let soonest = timeouts.first_byte.into_iter().chain(token).min();

@@ -15,7 +15,10 @@ use crate::{
     base::Rejection,
     dialect::{self, Kind},
     telemetry::Metrics,
-    wire::peek::{self, Peek},
+    wire::{
+        headers::content_coding,
+        peek::{self, Peek},
+    },
 };
 
 /// Seconds after which a client may try again while there is no backend.
@@ -63,7 +66,8 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
         return Ok(Step::Refuse(Rejection::usage_spool_full(RETRY_AFTER)));
     }
     ctx.call.route = Some(route);
-    if (inference || route.kind == Kind::Models)
+    let lists = matches!(route.kind, Kind::Models | Kind::Model);
+    if (inference || lists)
         && let Err(no) = policy::identify(session, ctx).await
     {
         return Ok(Step::Refuse(no));
@@ -74,10 +78,11 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
             if let Err(no) = policy::decide(session, ctx).await {
                 return Ok(Step::Refuse(no));
             }
-            if kind == Kind::Models
-                && let Err(no) = limits::admit(session, ctx, None).await?
-            {
+            if lists && let Err(no) = limits::admit(session, ctx, None).await? {
                 return Ok(Step::Refuse(no));
+            }
+            if kind == Kind::Model {
+                return model(session, ctx).await;
             }
             operator(session, ctx, kind).await?;
             Ok(Step::Answered)
@@ -95,12 +100,27 @@ async fn operator(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<()
             Ok(()) => (200, TEXT, b"OK".to_vec()),
             Err(why) => (503, TEXT, why.into()),
         },
-        Kind::Health | Kind::Inference { .. } => (200, TEXT, b"OK".to_vec()),
+        Kind::Health | Kind::Model | Kind::Inference { .. } => (200, TEXT, b"OK".to_vec()),
     };
     answer::write(session, ctx, status, content_type, Bytes::from(body), &[]).await
 }
 
+/// One model of the list.
+async fn model(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
+    let name = dialect::model_of(session.req_header().uri.path());
+    match models::one(session, ctx, &name).await {
+        Some(body) => {
+            answer::write(session, ctx, 200, "application/json", body.into(), &[]).await?;
+            Ok(Step::Answered)
+        }
+        None => Ok(Step::Refuse(Rejection::unknown_model(&name))),
+    }
+}
+
 async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
+    if let Some(coding) = content_coding(&session.req_header().headers) {
+        return Ok(Step::Refuse(Rejection::compressed_body(coding)));
+    }
     if let Err(no) = body_in::read(session, ctx).await? {
         return Ok(Step::Refuse(no));
     }

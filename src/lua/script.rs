@@ -13,6 +13,7 @@ use mlua::{Lua, Table, Value};
 use tokio::sync::Semaphore;
 
 use super::interpreter;
+use crate::base::without_mark;
 
 /// How long and how large a script may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +165,7 @@ impl Script {
     /// The compiler's message, with the line.
     pub fn compile(name: &str, text: &str, limits: Limits) -> Result<Self, String> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        let text = without_mark(text);
         let code = interpreter::compile(name, text)?;
         // Whoever says `_ENV` can reach a global without its name.
         let dynamic = text.contains("_ENV");

@@ -82,6 +82,9 @@ pub struct Carry {
     pub unique: AtomicU64,
 }
 
+/// Idle connections that are kept for requests that are tried at two backends, for each thread.
+const KEPT: usize = 128;
+
 impl Carry {
     /// Starts with nothing known. `keys_db` is the file of the admin API's keys, `limits_db` that
     /// of what was spent, `spool` the folder of usage records.
@@ -111,7 +114,7 @@ impl Carry {
             drained: Drained::default(),
             discover_now: Notify::new(),
             client,
-            connector: LazyLock::new(|| Connector::new(None)),
+            connector: LazyLock::new(|| Connector::new(Some(store::tls::connector(KEPT)))),
             outside: store::http::outside(),
             stores: Stores::default(),
             keys: Arc::new(KeyStore::new(keys_db)),

@@ -40,6 +40,8 @@ struct Known {
 #[derive(Default)]
 struct Name {
     addresses: Vec<IpAddr>,
+    /// Those of the other family, for backends that are one server at all of them.
+    further: Vec<IpAddr>,
     /// The name servers have said that there is nothing, where there had been addresses.
     doubted: bool,
 }
@@ -77,9 +79,13 @@ impl Found {
         }
         name.doubted = false;
         let set = |list: &[IpAddr]| list.iter().copied().collect::<BTreeSet<_>>();
-        let changed = set(&name.addresses) != set(&answer.addresses);
-        if changed {
-            name.addresses.clone_from(&answer.addresses);
+        let mut changed = false;
+        let now = [&answer.addresses, &answer.further];
+        for (known, now) in [&mut name.addresses, &mut name.further].into_iter().zip(now) {
+            if set(known) != set(now) {
+                known.clone_from(now);
+                changed = true;
+            }
         }
         changed
     }
@@ -148,7 +154,7 @@ impl Found {
 
     /// Forgets what a plan and its backends do not name.
     pub fn tidy(&self, plan: &Plan, backends: &[BackendPlan]) {
-        let hosts: HashSet<_> = backends.iter().map(|b| b.host.as_str()).collect();
+        let hosts: HashSet<_> = backends.iter().map(|b| b.dialled().0).collect();
         let known = &mut *lock(&self.0);
         if known.learning {
             return;
@@ -192,20 +198,26 @@ impl Found {
         doubles.map(|b| b.name.clone()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// The places of a backend; `before` is where it was. More than one only where each address
-    /// counts.
+    /// The places of a backend; `before` is where it was. Where each address counts each is an
+    /// endpoint; otherwise the first is where the backend is, and the others stand in for it.
     fn places(&self, backend: &BackendPlan, before: Option<SocketAddr>) -> Vec<SocketAddr> {
         if let Some(literal) = backend.literal() {
             return vec![literal];
         }
         let known = lock(&self.0);
-        let addresses = known.names.get(&backend.host).map_or(&[][..], |n| &n.addresses);
-        let mut places: Vec<_> =
-            addresses.iter().map(|ip| SocketAddr::new(*ip, backend.port)).collect();
+        let (host, port) = backend.dialled();
+        let Some(name) = known.names.get(host) else {
+            return Vec::new();
+        };
+        let place = |ip: &IpAddr| SocketAddr::new(*ip, port);
+        let mut places: Vec<_> = name.addresses.iter().map(place).collect();
         if backend.addresses == Addresses::One {
+            places.extend(name.further.iter().map(place));
             // Stay where the backend is while the name still leads there.
-            let stays = before.filter(|place| places.contains(place));
-            return stays.or(places.first().copied()).into_iter().collect();
+            if let Some(at) = before.and_then(|before| places.iter().position(|p| *p == before)) {
+                places[..=at].rotate_right(1);
+            }
+            return places;
         }
         places.sort_unstable();
         places.dedup();
@@ -233,27 +245,35 @@ pub fn endpoints(
     for backend in backends {
         let each = Endpoint::each(backend);
         let known = (!each).then(|| before.get(&carry.ids.of(backend).0)).flatten();
-        let places = carry.found.places(backend, known.map(|e| e.address));
-        for place in &places {
-            let name = match places.len() {
-                1 => backend.name.clone(),
-                _ => format!("{}@{place}", backend.name),
+        let places = carry.found.places(backend, known.map(|e| e.place()));
+        let groups = if each { places.chunks(1) } else { places.chunks(places.len().max(1)) };
+        let several = groups.len() > 1;
+        for group in groups {
+            let place = group[0];
+            let name = match several {
+                false => backend.name.clone(),
+                true => format!("{}@{place}", backend.name),
             };
-            let identity = carry.ids.of_address(backend, each.then_some(*place));
+            let identity = carry.ids.of_address(backend, each.then_some(place));
             let same = before.get(&identity.0).filter(|e| {
-                let as_it_was = (&e.name, e.address, &e.plan) == (&name, *place, backend);
+                let as_it_was = (&e.name, &e.plan) == (&name, backend) && alike(e.places(), group);
                 same_timeouts && as_it_was
             });
             endpoints.push(match same {
                 Some(endpoint) => Arc::clone(endpoint),
                 None => {
-                    let endpoint = Endpoint::new(identity, backend.clone(), *place, timeouts);
+                    let endpoint = Endpoint::new(identity, backend.clone(), group, timeouts);
                     Arc::new(endpoint.called(name))
                 }
             });
         }
     }
     endpoints
+}
+
+/// Whether two lists hold the same addresses: which of them is used is the endpoint's business.
+fn alike(one: &[SocketAddr], other: &[SocketAddr]) -> bool {
+    one.len() == other.len() && one.iter().all(|place| other.contains(place))
 }
 
 /// Backends that get no new requests, by name: also those of their addresses that are yet to come.
@@ -344,7 +364,7 @@ mod tests {
 
     fn answer(last: &[u8]) -> dns::Answer {
         let addresses = last.iter().map(|n| IpAddr::from([10, 0, 0, *n])).collect();
-        dns::Answer { addresses, ttl: Duration::from_secs(1) }
+        dns::Answer { addresses, ttl: Duration::from_secs(1), ..dns::Answer::default() }
     }
 
     #[test]
@@ -400,9 +420,16 @@ mod tests {
         assert_eq!(places(2, None), ["127.0.0.1:80"]);
         found.name("n", &answer(&[3, 1, 2]));
         assert_eq!(places(0, None), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
-        assert_eq!(places(1, None), ["10.0.0.3:443"]);
-        assert_eq!(places(1, Some("10.0.0.2:443")), ["10.0.0.2:443"]);
-        assert_eq!(places(1, Some("10.0.0.9:443")), ["10.0.0.3:443"]);
+        let all = ["10.0.0.3:443", "10.0.0.1:443", "10.0.0.2:443"];
+        assert_eq!(places(1, None), all);
+        assert_eq!(places(1, Some("10.0.0.9:443")), all);
+        let stays = ["10.0.0.2:443", "10.0.0.3:443", "10.0.0.1:443"];
+        assert_eq!(places(1, Some("10.0.0.2:443")), stays);
+        let mut both = answer(&[1]);
+        both.further = vec!["2001:db8::1".parse().unwrap()];
+        assert!(found.name("n", &both));
+        assert_eq!(places(1, None), ["10.0.0.1:443", "[2001:db8::1]:443"]);
+        assert_eq!(places(0, None), ["10.0.0.1:80"], "one host, not two servers");
     }
 
     #[test]

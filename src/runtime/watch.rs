@@ -200,6 +200,14 @@ impl Watch {
 }
 
 impl Connection {
+    /// The connection of a descriptor that is open.
+    pub fn of(fd: RawFd) -> Option<Self> {
+        // SAFETY: the descriptor is only duplicated.
+        let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
+        let stream = TcpStream::from(copy.ok()?);
+        Some(Self { fd, ends: (stream.local_addr().ok()?, stream.peer_addr().ok()?) })
+    }
+
     /// Shuts the connection down, unless the descriptor has come to mean another one.
     fn shut_down(self) {
         // SAFETY: the descriptor is only duplicated. If it was closed in the meantime, that fails

@@ -17,36 +17,47 @@ use hickory_resolver::{
 /// How long an answer may take, all name servers and repetitions together.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long is waited for addresses of IPv6 where there are others.
+const FURTHER: Duration = Duration::from_secs(2);
+
 /// What the name servers say of a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// Its addresses; none if they say that there are none.
     pub addresses: Vec<IpAddr>,
+    /// Those of IPv6 beside `addresses` of IPv4, if they were asked for.
+    pub further: Vec<IpAddr>,
     /// How long they hold.
     pub ttl: Duration,
 }
 
 /// Asks for the addresses of a name: those of IPv4, or those of IPv6 if there are no others. A
-/// host that has both would otherwise look like two. `servers` are asked in place of those of the
+/// host that has both would otherwise look like two; `both` asks for the others as well, which may be
+/// in vain. `servers` are asked in place of those of the
 /// system; without any, the system's configuration is read anew each time, so that a change of it
 /// needs no restart. `/etc/hosts` goes first in either case.
 ///
 /// # Errors
 /// If nobody could say.
-pub async fn lookup(host: &str, servers: &[SocketAddr]) -> Result<Answer, String> {
-    let asked = tokio::time::timeout(PATIENCE, ask(host, servers)).await;
+pub async fn lookup(host: &str, both: bool, servers: &[SocketAddr]) -> Result<Answer, String> {
+    let asked = tokio::time::timeout(PATIENCE, ask(host, both, servers)).await;
     asked.unwrap_or_else(|_| Err("the name servers do not answer".to_owned()))
 }
 
-async fn ask(host: &str, servers: &[SocketAddr]) -> Result<Answer, String> {
+async fn ask(host: &str, both: bool, servers: &[SocketAddr]) -> Result<Answer, String> {
     let resolver = resolver(servers).map_err(|e| e.to_string())?;
     // Relaxed: with underscores, as services of Docker Compose have them.
     let name = Name::from_str_relaxed(host).map_err(|e| e.to_string())?;
-    let answer = match found(resolver.ipv4_lookup(name.clone()).await)? {
-        Some(answer) => Some(answer),
-        None => found(resolver.ipv6_lookup(name).await)?,
+    let Some(mut answer) = found(resolver.ipv4_lookup(name.clone()).await)? else {
+        return Ok(found(resolver.ipv6_lookup(name).await)?.unwrap_or_default());
     };
-    Ok(answer.unwrap_or(Answer { addresses: Vec::new(), ttl: Duration::ZERO }))
+    if both {
+        let further = tokio::time::timeout(FURTHER, resolver.ipv6_lookup(name)).await;
+        if let Ok(Ok(Some(further))) = further.map(found) {
+            answer.further = further.addresses;
+        }
+    }
+    Ok(answer)
 }
 
 fn resolver(servers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
@@ -83,5 +94,5 @@ fn found(lookup: Result<Lookup, NetError>) -> Result<Option<Answer>, String> {
     let ttl = lookup.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
     let addresses: Vec<_> = lookup.answers().iter().filter_map(|r| r.data.ip_addr()).collect();
     let ttl = Duration::from_secs(ttl.into());
-    Ok((!addresses.is_empty()).then_some(Answer { addresses, ttl }))
+    Ok((!addresses.is_empty()).then_some(Answer { addresses, ttl, ..Answer::default() }))
 }

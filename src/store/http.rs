@@ -2,25 +2,43 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::tls;
+use super::{
+    proxy::{Proxies, Proxy},
+    tls,
+};
 
-/// A client for what is outside of the fleet: it uses the proxy that the environment names.
+/// A client for what is outside of the fleet: it uses the proxy that the environment names, but for
+/// what is on this machine.
 ///
 /// See [`client`] for the rest.
 pub fn outside() -> reqwest::Client {
-    build(builder())
+    let proxies = Proxies::of(&|name| std::env::var(name).ok());
+    build(trusting().proxy(reqwest::Proxy::custom(move |url| proxies.for_url(url))))
 }
 
-/// A client for the backends. Like the requests themselves it uses no proxy, and HTTP/1.1. It keeps
+/// A client for the backends. Like the requests themselves it uses HTTP/1.1; it uses no proxy. It keeps
 /// idle connections for less time than uvicorn does, and follows no redirects: a webhook that moves
 /// must be configured anew.
 pub fn client() -> reqwest::Client {
-    build(builder().no_proxy().http1_only())
+    build(trusting().no_proxy().http1_only())
 }
 
-/// A client for one backend that has several addresses: it goes to this one.
-pub fn client_at(host: &str, address: SocketAddr) -> reqwest::Client {
-    build(builder().no_proxy().http1_only().resolve(host, address))
+/// A client for one backend whose name leads to several addresses: it goes to these, the first that
+/// can be reached.
+pub fn client_at(host: &str, addresses: &[SocketAddr]) -> reqwest::Client {
+    build(trusting().no_proxy().http1_only().resolve_to_addrs(host, addresses))
+}
+
+/// A client for one backend behind a proxy, which is at one of these addresses.
+pub fn client_behind(proxy: &Proxy, addresses: &[SocketAddr]) -> reqwest::Client {
+    let through = reqwest::Proxy::all(proxy.url());
+    let through = through.expect("what was read as a URL is one");
+    build(trusting().http1_only().resolve_to_addrs(&proxy.host, addresses).proxy(
+        match &proxy.authorization {
+            Some(key) => through.custom_http_auth(key.clone()),
+            None => through,
+        },
+    ))
 }
 
 /// A client for the gateway on this machine, whose certificate is made out to another name.
@@ -51,6 +69,12 @@ pub fn is_refused(error: &reqwest::Error) -> bool {
         source = inner.source();
     }
     false
+}
+
+/// With the certificates that the machine trusts; a trust store that cannot be used is a problem of
+/// the configuration, and no reason to fail here.
+fn trusting() -> reqwest::ClientBuilder {
+    builder().tls_backend_preconfigured(tls::client())
 }
 
 fn builder() -> reqwest::ClientBuilder {

@@ -1,8 +1,10 @@
 //! What is opened once and used by many: certificates, HTTP clients, Redis and SQL connections.
 
+pub mod dial;
 pub mod dns;
 pub mod file;
 pub mod http;
+pub mod proxy;
 pub mod redis;
 pub mod sql;
 pub mod tls;

@@ -1,8 +1,103 @@
-//! Certificates of the listener.
+//! Certificates: of the listener, and those that others are trusted by.
 
-use std::path::Path;
+use std::{env, path::Path, sync::OnceLock};
 
-use pingora::{listeners::tls::TlsSettings, tls::ServerConfig};
+use pingora::{
+    connectors::ConnectorOptions,
+    listeners::tls::TlsSettings,
+    tls::{ClientConfig, RootCertStore, ServerConfig, load_native_certs},
+};
+
+/// A file without certificates, for Pingora where the trust store cannot be used: it would panic.
+const NONE: &str = "/dev/null";
+
+/// What the machine trusts, as it was when it was first asked for; and what is wrong with it.
+struct Trust {
+    roots: RootCertStore,
+    problem: Option<String>,
+}
+
+/// Of the process: Pingora, too, reads it once.
+static TRUST: OnceLock<Trust> = OnceLock::new();
+
+/// Whether the trust store of the machine can be used: `SSL_CERT_FILE`, `SSL_CERT_DIR`, or that of
+/// the system.
+///
+/// # Errors
+/// What is wrong with it, and where it is.
+pub fn trusted() -> Result<(), &'static str> {
+    match &trust().problem {
+        Some(why) => Err(why),
+        None => Ok(()),
+    }
+}
+
+fn trust() -> &'static Trust {
+    TRUST.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        let problem = fill(&mut roots).err().map(|why| format!("{} {why}", place()));
+        Trust { roots, problem }
+    })
+}
+
+fn fill(roots: &mut RootCertStore) -> Result<(), String> {
+    let certificates = load_native_certs().map_err(|e| format!("cannot be used: {e}"))?;
+    if certificates.is_empty() {
+        return Err("holds no certificate".to_owned());
+    }
+    let all = certificates.len();
+    let mut unusable = None;
+    for certificate in certificates {
+        if let Err(e) = roots.add(certificate) {
+            unusable = Some(e);
+        }
+    }
+    match unusable {
+        Some(e) => {
+            Err(format!("has {} of {all} certificates that cannot be used: {e}", all - roots.len()))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Where certificates are looked for.
+fn place() -> String {
+    let named: Vec<String> = ["SSL_CERT_FILE", "SSL_CERT_DIR"]
+        .iter()
+        .filter_map(|name| {
+            let value = env::var_os(name)?;
+            Some(match value.is_empty() {
+                true => format!("`{name}`, which is set but empty,"),
+                false => format!("`{name}` ({})", value.display()),
+            })
+        })
+        .collect();
+    match named[..] {
+        [] => "the trust store of the system (`SSL_CERT_FILE` is not set)".to_owned(),
+        _ => named.join(" with "),
+    }
+}
+
+/// The file that Pingora reads trusted certificates from; `None`: it looks for them itself.
+pub fn ca_file() -> Option<String> {
+    trusted().is_err().then(|| NONE.to_owned())
+}
+
+/// Options for a connector of Pingora.
+pub fn connector(connections: usize) -> ConnectorOptions {
+    let mut options = ConnectorOptions::new(connections);
+    options.ca_file = ca_file();
+    options
+}
+
+/// How clients check certificates: by what the machine trusts.
+pub fn client() -> ClientConfig {
+    install_crypto();
+    let mut config =
+        ClientConfig::builder().with_root_certificates(trust().roots.clone()).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config
+}
 
 /// The settings of a listener for HTTP/2 and HTTP/1.1, once it is known that certificate and key
 /// belong together: Pingora itself would panic.

@@ -1,9 +1,9 @@
 //! Header fields: which of them belong to one connection only, and what one asks for.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderMap, header};
-use jiff::{Timestamp, fmt::rfc2822};
+use jiff::{Timestamp, civil::DateTime, fmt::rfc2822, tz::TimeZone};
 
 /// Whether a gateway never passes a field on (RFC 9110, section 7.6.1, and the older
 /// `Proxy-Connection` and `Keep-Alive`). The name is in lower case.
@@ -22,6 +22,54 @@ pub fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
+/// Fields in which clients, and proxies in front of the gateway, show who they are: none of them is a
+/// backend's business. The name is in lower case, and [`folded`].
+pub fn is_credential(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "cookie"
+            | "x-api-key"
+            | "api-key"
+            | "apikey"
+            | "x-goog-api-key"
+            | "x-admin-token"
+            | "x-auth-token"
+            | "x-access-token"
+            | "x-id-token"
+            | "x-forwarded-access-token"
+            | "x-forwarded-id-token"
+            | "x-auth-request-access-token"
+            | "x-amz-security-token"
+            | "x-amzn-oidc-accesstoken"
+            | "x-amzn-oidc-data"
+            | "x-goog-iap-jwt-assertion"
+            | "x-ms-token-aad-access-token"
+            | "x-ms-token-aad-id-token"
+            | "cf-access-jwt-assertion"
+            | "cf-access-client-secret"
+            | "ocp-apim-subscription-key"
+            | "x-vault-token"
+            | "x-csrf-token"
+            | "x-xsrf-token"
+            | "proxy-authorization"
+    )
+}
+
+/// A name with `-` for `_`: behind WSGI and CGI both are the same variable.
+pub fn folded(name: &str) -> Cow<'_, str> {
+    match name.contains('_') {
+        true => name.replace('_', "-").into(),
+        false => name.into(),
+    }
+}
+
+/// Whether two names, in lower case, are the same field for a server that folds `_` and `-`.
+pub fn same_field(one: &str, other: &str) -> bool {
+    let fold = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    one.len() == other.len() && one.bytes().zip(other.bytes()).all(|(a, b)| fold(a) == fold(b))
+}
+
 /// The names listed in a `Connection` field: they too belong to this connection only.
 pub fn nominated(connection: &[u8]) -> impl Iterator<Item = String> + '_ {
     connection
@@ -30,14 +78,49 @@ pub fn nominated(connection: &[u8]) -> impl Iterator<Item = String> + '_ {
         .filter(|name| !name.is_empty() && name != "close" && name != "keep-alive")
 }
 
-/// The pause that `Retry-After` asks for, in seconds or by a date.
+/// The first coding of a body that is one, as `Content-Encoding` names it.
+pub fn content_coding(headers: &HeaderMap) -> Option<&str> {
+    let values = headers.get_all(header::CONTENT_ENCODING).iter();
+    let codings = values.flat_map(|value| value.to_str().unwrap_or("unreadable").split(','));
+    codings.map(str::trim).find(|c| !c.is_empty() && !c.eq_ignore_ascii_case("identity"))
+}
+
+/// The longest pause that is believed: a number that a server makes up may have any size.
+const LONGEST_PAUSE: f64 = 365.0 * 24.0 * 3600.0;
+
+/// The pause that `Retry-After` asks for: in seconds, also with decimals, or by a date in any of the
+/// three forms of HTTP (RFC 9110, section 5.6.7).
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
+    if text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+        && let Ok(seconds) = text.parse::<f64>()
+    {
+        return Duration::try_from_secs_f64(seconds.min(LONGEST_PAUSE)).ok();
     }
-    let at = rfc2822::parse(text).ok()?.timestamp();
+    let at = date(text, now)?;
     Some(Duration::from_secs(at.as_second().saturating_sub(now.as_second()).max(0) as u64))
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT` or `Sun Nov  6 08:49:37 1994`.
+fn date(text: &str, now: Timestamp) -> Option<Timestamp> {
+    if let Ok(at) = rfc2822::parse(text) {
+        return Some(at.timestamp());
+    }
+    let civil = match text.split_once(", ") {
+        Some((_, rest)) => {
+            let at = DateTime::strptime("%d-%b-%y %H:%M:%S", rest.strip_suffix(" GMT")?).ok()?;
+            // Of the two digits of a year: one that is more than 50 years ahead is past.
+            let latest = now.to_zoned(TimeZone::UTC).year().saturating_add(50);
+            let century = |years: i16| at.with().year(at.year() % 100 + years).build().ok();
+            let this = latest - latest % 100;
+            [this, this - 100].into_iter().filter_map(century).find(|at| at.year() <= latest)?
+        }
+        None => {
+            let words: Vec<&str> = text.split_ascii_whitespace().skip(1).collect();
+            DateTime::strptime("%b %d %H:%M:%S %Y", words.join(" ")).ok()?
+        }
+    };
+    civil.to_zoned(TimeZone::UTC).ok().map(|at| at.timestamp())
 }
 
 #[cfg(test)]
@@ -55,11 +138,66 @@ mod tests {
         let mut headers = HeaderMap::new();
         let now: Timestamp = "1994-11-06T08:49:30Z".parse().unwrap();
         assert_eq!(retry_after(&headers, now), None);
-        for (text, seconds) in
-            [("7", 7), ("Sun, 06 Nov 1994 08:49:37 GMT", 7), ("Sun, 06 Nov 1994 08:49:07 GMT", 0)]
+        for (text, millis) in [
+            ("7", 7000),
+            ("0", 0),
+            ("007", 7000),
+            ("1.5", 1500),
+            ("0.25", 250),
+            (".5", 500),
+            ("99999999999999999999999", 365 * 24 * 3_600_000),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", 7000),
+            ("Sun, 06 Nov 1994 08:49:07 GMT", 0),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", 7000),
+            ("Tuesday, 06-Nov-29 08:49:37 GMT", 1_104_537_607_000),
+            ("Sun Nov  6 08:49:37 1994", 7000),
+            ("Wed Nov 16 08:49:30 1994", 10 * 24 * 3_600_000),
+        ] {
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            let expected = Some(Duration::from_millis(millis));
+            assert_eq!(retry_after(&headers, now), expected, "{text}");
+        }
+        for text in
+            ["", "-1", "soon", "1e3", "inf", "NaN", "1.2.3", "06-Nov-94", "Sunday, 06-Nov-94"]
         {
             headers.insert(header::RETRY_AFTER, text.parse().unwrap());
-            assert_eq!(retry_after(&headers, now), Some(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(retry_after(&headers, now), None, "{text}");
         }
+    }
+
+    #[test]
+    fn two_digits_of_a_year_are_never_far_ahead() {
+        let now: Timestamp = "2026-11-30T00:00:00Z".parse().unwrap();
+        for (text, year) in [("26", 2026), ("76", 2076), ("77", 1977), ("94", 1994), ("00", 2000)] {
+            let at = date(&format!("Sunday, 06-Nov-{text} 08:49:37 GMT"), now).unwrap();
+            assert_eq!(at.to_zoned(TimeZone::UTC).year(), year, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_coding_that_changes_nothing_is_none() {
+        for (values, coding) in [
+            (&["gzip"][..], Some("gzip")),
+            (&["identity, zstd"], Some("zstd")),
+            (&["identity", " br "], Some("br")),
+            (&["Identity"], None),
+            (&[""], None),
+            (&[" , "], None),
+            (&[], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::CONTENT_ENCODING, value.parse().unwrap());
+            }
+            assert_eq!(content_coding(&headers), coding, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn both_spellings_of_a_field_are_one() {
+        assert!(same_field("x-vllm-priority", "x_vllm-priority"));
+        assert!(!same_field("x-vllm-priority", "x-vllm-priorit"));
+        assert_eq!(folded("x_vllm_priority"), "x-vllm-priority");
+        assert!(is_credential(&folded("x_goog_api_key")));
     }
 }

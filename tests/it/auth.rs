@@ -73,7 +73,8 @@ async fn keys_are_looked_for_where_they_may_be() {
         ("Authorization: Basic c2s=\r\nX-API-Key: sk-good-000001\r\n", 200),
         ("Authorization: sk-good-000001\r\n", 401),
         ("Authorization: Bearer sk-unknown\r\nX-API-Key: sk-good-000001\r\n", 401),
-        ("api-key: sk-good-000001\r\n", 401),
+        ("api-key: sk-good-000001\r\n", 200),
+        ("x-key: sk-good-000001\r\n", 401),
     ] {
         assert_eq!(gateway.ask_with(headers).await.status, status, "{headers}");
     }

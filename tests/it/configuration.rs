@@ -318,7 +318,7 @@ backends:
   - url: \"http://y\"
     weight: \"heavy\"
   - name: z
-  - url: \"http://y/?q\"
+  - url: \"http://y/v1/messages\"
 timeouts:
   connect: 5
   first_bite: 3s
@@ -330,12 +330,12 @@ unknown: 1
 ";
     let expected = [
         "line 1: listen: `nowhere` is not an address to listen on (hint: write `:8000`, `127.0.0.1:8000` or `[::]:8000`)",
-        "line 3: backends[0].url: the scheme must be http or https (hint: write `http://host:8000` or `https://host`)",
+        "line 3: backends[0].url: the scheme must be http or https (hint: write `http://host:8000` or `https://host/v1`)",
         "line 4: backends[0].weight: is not between 1 and 1000",
         "line 5: backends[0].modles: unknown key `modles` (hint: did you mean `models`?)",
         "line 7: backends[1].weight: is a string, not u32",
         "line 8: backends[2]: missing field `url`",
-        "line 9: backends[3].url: holds a query (hint: only a path prefix is possible)",
+        "line 9: backends[3].url: `/messages` is an endpoint that the gateway does not call (hint: ",
         "line 11: timeouts.connect: `5` has no unit; write `5s` for seconds or `5ms`",
         "line 12: timeouts.first_bite: unknown key `first_bite` (hint: did you mean `first_byte`?)",
         "line 14: server.max_body_size: `lots` is not a size; write `64KiB` or `32MiB`",
@@ -360,8 +360,8 @@ fn variables_come_from_the_environment() {
     let text = "backends:\n  - {url: \"${URL}/a\", weight: \"${WEIGHT}\", api_key: \"${KEY}$$x\", name: \"${NAME:-b}\"}\n";
     let plan = config::load_text(text, root(), &env).plan.unwrap();
     let backend = &plan.backends[0];
-    assert_eq!((backend.prefix.as_str(), backend.weight, backend.name.as_str()), ("/a", 7, "b"));
-    assert_eq!(backend.authorization.as_ref().unwrap(), "Bearer 12345$x");
+    assert_eq!((backend.base.root.as_str(), backend.weight, backend.name.as_str()), ("/a", 7, "b"));
+    assert_eq!(backend.key.as_ref().unwrap().1, "Bearer 12345$x");
 
     let found = told("backends:\n  - url: \"http://x\"\n    api_key: \"${MISSING}\"\n");
     assert_eq!(
@@ -378,7 +378,7 @@ fn a_secret_may_stand_in_a_file() {
     std::fs::write(folder.path().join("key"), "sk-from-file\n").unwrap();
     let text = "backends:\n  - {url: \"http://x\", api_key_file: key}\n";
     let plan = config::load_text(text, folder.path(), &|_| None).plan.unwrap();
-    assert_eq!(plan.backends[0].authorization.as_ref().unwrap(), "Bearer sk-from-file");
+    assert_eq!(plan.backends[0].key.as_ref().unwrap().1, "Bearer sk-from-file");
     assert!(!format!("{plan:?}").contains("sk-from-file"), "secrets are not printed");
     let found = config::load_text(
         "backends:\n  - {url: \"http://x\", api_key_file: none}\n",

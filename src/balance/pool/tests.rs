@@ -28,7 +28,7 @@ fn endpoints(ids: &Ids, count: usize) -> Vec<Arc<Endpoint>> {
     let text = format!("backends:\n{}", backends.replace(":0\"", ":9999\""));
     let plan = config::load_text(&text, Path::new("."), &|_| None).plan.unwrap();
     let one = |b: &config::plan::BackendPlan| {
-        Arc::new(Endpoint::new(ids.of(b), b.clone(), b.literal().unwrap(), &plan.timeouts))
+        Arc::new(Endpoint::new(ids.of(b), b.clone(), &[b.literal().unwrap()], &plan.timeouts))
     };
     plan.backends.iter().map(one).collect()
 }

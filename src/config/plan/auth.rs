@@ -218,6 +218,13 @@ impl Reason {
     }
 }
 
+/// The fields that hold keys, unless others are named.
+pub const KEY_HEADERS: [HeaderName; 3] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+];
+
 const PATTERN: &str = "llmproxy:key:{api_key}";
 
 /// What only the provider's place in the file tells.
@@ -301,7 +308,7 @@ impl Maker<'_> {
 
     fn key_headers(&mut self, names: &[String]) -> Vec<HeaderName> {
         if names.is_empty() {
-            return vec![header::AUTHORIZATION, HeaderName::from_static("x-api-key")];
+            return KEY_HEADERS.to_vec();
         }
         let mut headers = Vec::new();
         for (i, name) in names.iter().enumerate() {
@@ -460,6 +467,12 @@ impl Maker<'_> {
                 self.problem(&at, "has no key", "give it a `key` or a `key_file`");
                 continue;
             };
+            if let Some(why) = key.unsendable() {
+                let message = format!("cannot be sent in a header field: {why}");
+                let hint = "a key is one word of visible ASCII characters";
+                self.problem(format!("{at}.key"), message, hint);
+                continue;
+            }
             if keys.iter().any(|k| k.key == key) {
                 self.problem(&at, "has the same key as an earlier entry", "remove one of them");
                 continue;

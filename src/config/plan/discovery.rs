@@ -1,16 +1,20 @@
 //! Where backends come from: sources, and what they tell.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{BackendPlan, Maker};
+use super::{BackendPlan, Maker, backend::KeyForm};
 pub use crate::config::raw::DiscoveryMode;
-use crate::config::{
-    problem::Problem,
-    raw::{self, Addresses, DiscoverySource, Raw, SourceType, StreamUsage},
+use crate::{
+    base::without_mark,
+    config::{
+        problem::Problem,
+        raw::{self, Addresses, DiscoverySource, Raw, SourceType, StreamUsage},
+    },
+    store::proxy::Proxies,
 };
 
 /// Where backends come from.
@@ -33,8 +37,10 @@ pub struct SourcePlan {
     pub place: Place,
     /// How often.
     pub interval: Duration,
-    /// `Authorization` for its backends.
-    pub authorization: Option<HeaderValue>,
+    /// The field with the key for its backends.
+    pub key: Option<(HeaderName, HeaderValue)>,
+    /// The proxies that the environment names, for its backends.
+    pub proxies: Arc<Proxies>,
 }
 
 /// How a source is asked.
@@ -124,8 +130,8 @@ impl Maker<'_> {
         raw: &DiscoverySource,
         interval: Duration,
     ) -> Option<SourcePlan> {
-        let authorization =
-            self.authorization(at, raw.api_key.as_ref(), raw.api_key_file.as_deref());
+        let form = KeyForm { name: raw.auth_header.as_deref(), scheme: raw.auth_scheme.as_deref() };
+        let key = self.backend_key(at, raw.api_key.as_ref(), raw.api_key_file.as_deref(), &form);
         let (word, place, interval) = match raw.kind {
             SourceType::Http => {
                 let http = self.section(at, "source", "http", raw.http.as_ref())?;
@@ -146,7 +152,7 @@ impl Maker<'_> {
             }
         };
         let name = raw.name.clone().unwrap_or_else(|| word.to_owned());
-        Some(SourcePlan { name, place, interval, authorization })
+        Some(SourcePlan { name, place, interval, key, proxies: Arc::new(self.proxies.clone()) })
     }
 
     fn http_source(&mut self, at: &str, raw: &raw::HttpSource) -> Place {
@@ -189,6 +195,7 @@ struct Entry {
     models: Option<Vec<String>>,
     stream_usage: Option<StreamUsage>,
     addresses: Option<Addresses>,
+    append_v1: Option<bool>,
     #[serde(default)]
     engine: Option<raw::Engine>,
 }
@@ -228,6 +235,7 @@ pub fn listed(text: &str, source: &SourcePlan) -> Result<Listed, String> {
 }
 
 fn list(text: &str, source: &SourcePlan) -> Result<Vec<Value>, String> {
+    let text = without_mark(text);
     let read = match (serde_json::from_str(text), &source.place) {
         (Ok(value), _) => value,
         (Err(_), Place::File(_)) => {
@@ -260,11 +268,17 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
     }
     let raw = raw::Backend {
         url: entry.url,
+        append_v1: entry.append_v1,
         name,
         weight: entry.weight.unwrap_or(1),
         models: entry.models.unwrap_or_default(),
         api_key: None,
         api_key_file: None,
+        auth_header: None,
+        auth_scheme: None,
+        headers: BTreeMap::new(),
+        headers_file: BTreeMap::new(),
+        proxy: None,
         stream_usage: entry.stream_usage.unwrap_or_default(),
         addresses: entry.addresses,
         engine: entry.engine.unwrap_or_default(),
@@ -273,16 +287,11 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
         protocol: None,
     };
     let mut problems = Vec::new();
-    let mut make = Maker {
-        folder: std::path::Path::new(""),
-        problems: &mut problems,
-        files: Vec::new(),
-        warnings: Vec::new(),
-        discovers: true,
-    };
+    let mut make = Maker::new(std::path::Path::new(""), &source.proxies, &mut problems);
     let plan = make.backend("", &raw);
+    make.trust();
     match plan.filter(|_| problems.is_empty()) {
-        Some(plan) => Ok(Some(BackendPlan { authorization: source.authorization.clone(), ..plan })),
+        Some(plan) => Ok(Some(BackendPlan { key: source.key.clone(), ..plan })),
         None => Err(problems.iter().map(said).collect::<Vec<_>>().join("; ")),
     }
 }
@@ -299,13 +308,15 @@ pub(super) fn are_on(raw: &Raw) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::header;
     use proptest::prelude::*;
 
     use super::*;
 
     fn source(place: Place) -> SourcePlan {
-        let key = HeaderValue::from_static("Bearer sk-1");
-        SourcePlan { name: "s".to_owned(), place, interval: LOOK, authorization: Some(key) }
+        let key = (header::AUTHORIZATION, HeaderValue::from_static("Bearer sk-1"));
+        let (name, proxies) = ("s".to_owned(), Arc::default());
+        SourcePlan { name, place, interval: LOOK, key: Some(key), proxies }
     }
 
     fn http() -> SourcePlan {
@@ -332,7 +343,7 @@ mod tests {
             assert_eq!(listed.skipped, Vec::<String>::new());
             let a = &listed.backends[0];
             assert_eq!((a.weight, a.port, a.models.len()), (3, 1, 1));
-            assert_eq!(a.authorization.as_ref().unwrap(), "Bearer sk-1");
+            assert_eq!(a.key.as_ref().unwrap().1, "Bearer sk-1");
             assert_eq!(
                 (a.addresses, listed.backends[1].addresses),
                 (Addresses::Each, Addresses::One)

@@ -87,9 +87,10 @@ impl Maker<'_> {
     }
 
     fn quietly<T>(&mut self, make: impl FnOnce(&mut Self) -> T) -> T {
-        let before = self.problems.len();
+        let before = (self.problems.len(), self.trusting.len());
         let made = make(self);
-        self.problems.truncate(before);
+        self.problems.truncate(before.0);
+        self.trusting.truncate(before.1);
         made
     }
 
@@ -116,6 +117,9 @@ impl Maker<'_> {
             Some(_) => return self.bad_address(&key("addr")),
             None => (false, raw.addr.as_str()),
         };
+        if tls && raw.enabled {
+            self.needs_trust(key("addr"));
+        }
         let rest = rest.trim_end_matches('/');
         if rest.contains(['@', '/', '?']) {
             self.problem(

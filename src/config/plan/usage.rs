@@ -194,6 +194,7 @@ impl Maker<'_> {
             self.problem(at, "is not between 1 and 10000000", "");
         }
         let mut reporters = Vec::new();
+        let trusting = self.trusting.len();
         if let Some(hook) = hook {
             reporters.extend(self.hook(hook));
             self.reporters("usage_hook.reporters", &hook.reporters, whole, &mut reporters);
@@ -212,6 +213,7 @@ impl Maker<'_> {
         }
         if !raw.enabled.0 {
             (reporters, store) = (Vec::new(), None);
+            self.trusting.truncate(trusting);
         }
         Some(UsagePlan {
             caller_key: raw.caller_key.or(hook.and_then(|h| h.caller_key)).unwrap_or_default(),
@@ -268,9 +270,12 @@ impl Maker<'_> {
             if raw.script.is_some() {
                 self.warn(format!("{at}.script"), "has no effect, as in version 0.5: remove it");
             }
-            if let Some(to) = self.destination(&at, raw, whole)
-                && raw.enabled.0
-            {
+            let trusting = self.trusting.len();
+            let to = self.destination(&at, raw, whole);
+            if !raw.enabled.0 {
+                // What is not used needs no trust.
+                self.trusting.truncate(trusting);
+            } else if let Some(to) = to {
                 plans.push(ReporterPlan {
                     name: name.to_owned(),
                     to,

@@ -20,7 +20,7 @@ pub struct Auth {
     /// Paths that need no key, by how they begin.
     pub skip_paths: Vec<String>,
     /// Where keys are looked for, in this order. `Authorization` holds `Bearer KEY`, any other
-    /// field the key itself. `Authorization` and `X-API-Key` without this.
+    /// field the key itself. `Authorization`, `X-API-Key` and `api-key` without this.
     pub header_names: Vec<String>,
     /// Where keys come from, in the order in which they are asked. Without any: the top-level
     /// `api_keys`.

@@ -68,6 +68,10 @@ pub struct DiscoverySource {
     pub api_key: Option<SecretText>,
     /// A file that holds the key.
     pub api_key_file: Option<String>,
+    /// As for a backend: the header field for the key.
+    pub auth_header: Option<String>,
+    /// As for a backend: the word before the key.
+    pub auth_scheme: Option<String>,
     /// Of version 0.3: the sections of types that are not built.
     #[serde(default, rename = "static", skip_serializing)]
     #[schemars(skip)]
@@ -117,7 +121,7 @@ pub enum SourceType {
 pub struct HttpSource {
     /// Asked by GET. It answers with a JSON list of backends, or an object that has one in
     /// `backends` or `services`; an entry has `url`, and may have `name`, `weight`, `models`,
-    /// `stream_usage`, `addresses` and `status`.
+    /// `stream_usage`, `engine`, `append_v1`, `addresses` and `status`.
     #[serde(serialize_with = "super::without_query")]
     pub url: String,
     /// `GET` is all there is.

@@ -5,7 +5,8 @@ use std::{path::Path, time::Duration};
 use crate::{
     config::{
         Plan,
-        plan::{Place, SourcePlan, listed},
+        plan::{BackendPlan, Place, SourcePlan, listed},
+        raw::Addresses,
     },
     runtime::{Carry, Taken},
     store::{dns, http},
@@ -65,7 +66,10 @@ pub async fn ask(item: &Item, plan: &Plan, carry: &Carry) -> Outcome {
 
 async fn name(host: &str, plan: &Plan, carry: &Carry) -> Outcome {
     let about = format!("name {host}");
-    match dns::lookup(host, &plan.discovery.dns_servers).await {
+    // One server may be reached by both families; each address as a server of its own is of one.
+    let one = |b: &BackendPlan| b.addresses == Addresses::One && b.dialled().0 == host;
+    let both = carry.found.backends(plan).iter().any(one);
+    match dns::lookup(host, both, &plan.discovery.dns_servers).await {
         Ok(answer) if answer.addresses.is_empty() => {
             let why = "has no address".to_owned();
             complain(carry, &about, Some(&why), "");

@@ -124,7 +124,7 @@ fn show(source: &SourcePlan, up: bool, snapshot: &Snapshot, carry: &Carry) {
 /// What there is to ask for.
 fn items(plan: &Plan, backends: &[BackendPlan]) -> impl Iterator<Item = Item> {
     let names = backends.iter().filter(|b| b.literal().is_none());
-    let names: Vec<_> = names.map(|b| Item::Name(b.host.clone())).collect();
+    let names: Vec<_> = names.map(|b| Item::Name(b.dialled().0.to_owned())).collect();
     let sources = plan.discovery.sources.iter().cloned().map(Item::Source);
     sources.chain(names).collect::<Vec<_>>().into_iter()
 }

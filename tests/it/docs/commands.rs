@@ -124,6 +124,8 @@ impl Stage {
         make_programs(&programs);
         fs::create_dir(gateway.path("lua")).unwrap();
         fs::copy(root().join("lua/balance.lua"), gateway.path("lua/mine.lua")).unwrap();
+        let old = root().join("tests/fixtures/seeds/v0.5-small.yaml");
+        fs::copy(old, gateway.path("old.yaml")).unwrap();
         let stage = Self {
             gateway,
             sims,

@@ -183,6 +183,11 @@ impl Gateway {
 
 fn run<'a>(file: &Path, log: &Path, env: impl Iterator<Item = (&'a str, &'a str)>) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llmproxy"));
+    let env: Vec<_> = env.collect();
+    // Together they are one trust store.
+    if env.iter().any(|(name, _)| name.starts_with("SSL_CERT_")) {
+        command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
+    }
     command.envs(env);
     launch(command, file, log)
 }

@@ -10,6 +10,7 @@ pub mod promql;
 pub mod promtool;
 pub mod python;
 pub mod receiver;
+pub mod recorder;
 pub mod servers;
 
 use std::{

@@ -1,0 +1,353 @@
+//! The backends of the file: where each is, what it is sent, and by which way.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use http::{HeaderName, HeaderValue, Uri, header};
+
+use super::{
+    Maker,
+    base_path::{self, BasePath},
+};
+use crate::{
+    base::{ModelPattern, Secret},
+    config::raw::{self, Addresses, Engine, Raw, SecretText, StreamUsage},
+    store::proxy::Proxy,
+    wire::headers::is_hop_by_hop,
+};
+
+/// One backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackendPlan {
+    /// Name in metrics, logs and records.
+    pub name: String,
+    /// The URL as configured, without user information and query.
+    pub url: Arc<str>,
+    /// `https`.
+    pub tls: bool,
+    /// Host name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Value for `Host`.
+    pub authority: HeaderValue,
+    /// What its URL says of paths.
+    pub base: BasePath,
+    /// Share of the requests.
+    pub weight: u32,
+    /// Models it serves; empty for every model.
+    pub models: Vec<ModelPattern>,
+    /// The field that holds its key.
+    pub key: Option<(HeaderName, HeaderValue)>,
+    /// Further fields that it is sent.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The proxy that leads to it.
+    pub proxy: Option<Proxy>,
+    /// How to ask for usage in streams.
+    pub stream_usage: StreamUsage,
+    /// What it is.
+    pub engine: Engine,
+    /// What becomes of several addresses.
+    pub addresses: Addresses,
+    /// It is probed, if probes are configured.
+    pub probed: bool,
+}
+
+impl BackendPlan {
+    /// Host and port that a connection is made to: those of the proxy, if there is one.
+    pub fn dialled(&self) -> (&str, u16) {
+        match &self.proxy {
+            Some(proxy) => (&proxy.host, proxy.port),
+            None => (&self.host, self.port),
+        }
+    }
+
+    /// The address that a connection is made to, if it is not given as a name.
+    pub fn literal(&self) -> Option<SocketAddr> {
+        let (host, port) = self.dialled();
+        host.parse().ok().map(|ip| SocketAddr::new(ip, port))
+    }
+
+    /// The fields that it is sent with every request.
+    pub fn identity(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
+        self.headers.iter().chain(&self.key)
+    }
+
+    /// Scheme, host and port, as in a URL.
+    pub fn origin(&self) -> String {
+        let scheme = if self.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority.to_str().unwrap_or_default())
+    }
+
+    /// What is called for a chat request, and how, without secrets.
+    pub fn called(&self) -> String {
+        let mut line = format!("POST {}{}/chat/completions", self.origin(), self.base.api);
+        if let Some(query) = &self.base.query {
+            line.push('?');
+            line.push_str(&base_path::shown_query(query));
+        }
+        if let Some((name, _)) = &self.key {
+            line.push_str(&format!(", key in `{name}`"));
+        }
+        if let Some(proxy) = &self.proxy {
+            line.push_str(&format!(", proxy {}:{}", proxy.host, proxy.port));
+        }
+        line
+    }
+}
+
+const URL_HINT: &str = "write `http://host:8000` or `https://host/v1`";
+
+/// How a key is sent.
+pub(super) struct KeyForm<'r> {
+    /// `auth_header`
+    pub name: Option<&'r str>,
+    /// `auth_scheme`
+    pub scheme: Option<&'r str>,
+}
+
+impl Maker<'_> {
+    /// The backends that are used, and those that are switched off.
+    pub(super) fn backends(&mut self, raw: &Raw) -> (Vec<BackendPlan>, Vec<BackendPlan>) {
+        if !raw.backends.iter().any(|b| b.enabled.0) && !self.discovers {
+            let message = match raw.backends[..] {
+                [] => "there is no backend",
+                [..] => "every backend is switched off",
+            };
+            self.problem("backends", message, "add one: `- url: \"http://vllm:8000\"`");
+        }
+        let mut names = BTreeMap::new();
+        let (mut used, mut unused) = (Vec::new(), Vec::new());
+        for (i, backend) in raw.backends.iter().enumerate() {
+            let at = format!("backends[{i}]");
+            let Some(plan) = self.backend(&at, backend) else {
+                continue;
+            };
+            if let Some(first) = names.insert(plan.name.clone(), i) {
+                let message = format!("has the same name as backends[{first}]: `{}`", plan.name);
+                self.problem(&at, message, "give each backend a `name` of its own");
+            }
+            if backend.enabled.0 { &mut used } else { &mut unused }.push(plan);
+        }
+        (used, unused)
+    }
+
+    pub(super) fn backend(&mut self, at: &str, raw: &raw::Backend) -> Option<BackendPlan> {
+        if !(1..=1000).contains(&raw.weight) {
+            self.problem(
+                format!("{at}.weight"),
+                "is not between 1 and 1000",
+                "without it the weight is 1",
+            );
+        }
+        let mut models = Vec::new();
+        for (i, text) in raw.models.iter().enumerate() {
+            match ModelPattern::parse(text) {
+                Ok(pattern) => models.push(pattern),
+                Err(why) => self.problem(format!("{at}.models[{i}]"), why, ""),
+            }
+        }
+        self.protocol(at, raw.protocol.as_deref());
+        let form = KeyForm { name: raw.auth_header.as_deref(), scheme: raw.auth_scheme.as_deref() };
+        let key = self.backend_key(at, raw.api_key.as_ref(), raw.api_key_file.as_deref(), &form);
+        let headers = self.backend_headers(at, raw, key.as_ref());
+        let uri = self.backend_uri(at, &raw.url)?;
+        let base = match BasePath::read(uri.path(), uri.query(), raw.append_v1) {
+            Ok(base) => base,
+            Err(why) => {
+                let hint = "write the base that endpoints follow: `https://host/v1`";
+                self.problem(format!("{at}.url"), why, hint);
+                return None;
+            }
+        };
+        let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+        let tls = uri.scheme_str() == Some("https");
+        if tls && raw.enabled.0 {
+            self.needs_trust(format!("{at}.url"));
+        }
+        let proxy = self.backend_proxy(at, raw.proxy.as_ref(), &uri);
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let authority = HeaderValue::from_str(uri.authority()?.as_str()).ok()?;
+        let url = raw.url.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
+        // Behind a proxy there are no addresses to tell apart.
+        let each = !tls && proxy.is_none();
+        let addresses = match proxy {
+            Some(_) => Addresses::One,
+            None => raw.addresses.unwrap_or(if each { Addresses::Each } else { Addresses::One }),
+        };
+        Some(BackendPlan {
+            name: raw.name.clone().unwrap_or_else(|| url.clone()),
+            url: url.into(),
+            tls,
+            host,
+            port,
+            authority,
+            base,
+            weight: raw.weight,
+            models,
+            key,
+            headers,
+            proxy,
+            stream_usage: raw.stream_usage,
+            engine: raw.engine,
+            addresses,
+            probed: raw.health_check.0,
+        })
+    }
+
+    /// Only one language is spoken with backends.
+    pub(super) fn protocol(&mut self, at: &str, word: Option<&str>) {
+        if let Some(word) = word
+            && word != "openai"
+        {
+            let message = format!("`{word}` is not available in this version");
+            let hint = "remove it, or write `openai`: nothing is translated";
+            self.problem(format!("{at}.protocol"), message, hint);
+        }
+    }
+
+    fn backend_uri(&mut self, at: &str, url: &str) -> Option<Uri> {
+        let path = format!("{at}.url");
+        let uri = match url.parse::<Uri>() {
+            Ok(uri) if url.contains("://") && uri.host().is_some_and(|h| !h.is_empty()) => uri,
+            _ => {
+                // Whatever stands before an `@`, or in a query, may be a secret.
+                let shown = url.rsplit('@').next().unwrap_or_default();
+                let shown = shown.split('?').next().unwrap_or_default();
+                self.problem(path, format!("`{shown}` is not a URL"), URL_HINT);
+                return None;
+            }
+        };
+        let fine = match () {
+            () if !matches!(uri.scheme_str(), Some("http" | "https")) => {
+                self.problem(path, "the scheme must be http or https", URL_HINT);
+                false
+            }
+            () if uri.authority().is_some_and(|a| a.as_str().contains('@')) => {
+                self.problem(path, "holds a user name", "give the key in `api_key`");
+                false
+            }
+            () if names_port(&uri) && uri.port_u16().is_none_or(|p| p == 0) => {
+                self.problem(path, "the port is not between 1 and 65535", URL_HINT);
+                false
+            }
+            () if url.contains('#') => {
+                self.problem(path, "holds a fragment", "only a path and a query are possible");
+                false
+            }
+            () => true,
+        };
+        fine.then_some(uri)
+    }
+
+    /// The field with the key: a bearer token in `Authorization`, or the bare key in another field.
+    pub(super) fn backend_key(
+        &mut self,
+        at: &str,
+        key: Option<&SecretText>,
+        file: Option<&str>,
+        form: &KeyForm<'_>,
+    ) -> Option<(HeaderName, HeaderValue)> {
+        let before = self.problems.len();
+        let key = self.secret(at, "api_key", key, file);
+        let (path, hint) = (format!("{at}.auth_header"), "write `api-key` or `Authorization`");
+        let name = match form.name.map(str::parse::<HeaderName>) {
+            None => header::AUTHORIZATION,
+            Some(Ok(name)) if !is_managed(&name) => name,
+            Some(_) => {
+                self.problem(path, "is not the name of a header field for a key", hint);
+                return None;
+            }
+        };
+        let Some(key) = key else {
+            for (word, given) in [("auth_header", form.name), ("auth_scheme", form.scheme)] {
+                if given.is_some() && self.problems.len() == before {
+                    let hint = "add `api_key` or `api_key_file`";
+                    self.problem(format!("{at}.{word}"), "there is no key to send", hint);
+                }
+            }
+            return None;
+        };
+        let usual = if name == header::AUTHORIZATION { "Bearer" } else { "" };
+        let scheme = form.scheme.unwrap_or(usual).trim();
+        if scheme.contains(|c: char| !c.is_ascii_graphic()) {
+            let hint = "write `Bearer`, or `\"\"` for the bare key";
+            self.problem(format!("{at}.auth_scheme"), "is not one word", hint);
+            return None;
+        }
+        let value = self.sendable(&format!("{at}.api_key"), &key)?;
+        let value = match scheme {
+            "" => value,
+            _ => HeaderValue::from_str(&format!("{scheme} {}", key.expose())).ok()?,
+        };
+        Some((name, sensitive(value)))
+    }
+
+    /// A secret as the value of a header field.
+    pub(super) fn sendable(&mut self, at: &str, secret: &Secret) -> Option<HeaderValue> {
+        match secret.unsendable() {
+            None => HeaderValue::from_str(secret.expose()).ok().map(sensitive),
+            Some(why) => {
+                let message = format!("cannot be sent in a header field: {why}");
+                self.problem(at, message, "a key is one word of visible ASCII characters");
+                None
+            }
+        }
+    }
+
+    fn backend_headers(
+        &mut self,
+        at: &str,
+        raw: &raw::Backend,
+        key: Option<&(HeaderName, HeaderValue)>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let headers = self.header_fields(at, &raw.headers, &raw.headers_file);
+        for (name, _) in &headers {
+            let path = format!("{at}.headers.{name}");
+            if is_managed(name) {
+                self.problem(path, "is set by the gateway itself", "remove it");
+            } else if key.is_some_and(|(own, _)| own == name) {
+                let hint = "give the key in one place";
+                self.problem(path, "holds the key as well, by `auth_header`", hint);
+            }
+        }
+        headers
+    }
+
+    /// The proxy that a backend names, or the environment for https.
+    fn backend_proxy(&mut self, at: &str, own: Option<&SecretText>, uri: &Uri) -> Option<Proxy> {
+        let found = match own.map(|text| text.0.expose()) {
+            Some("none") => return None,
+            Some(text) => Proxy::parse(text).map(Some),
+            None if uri.scheme_str() == Some("https") => self.proxies.for_https(uri),
+            None => return None,
+        };
+        match found {
+            Ok(proxy) => proxy,
+            Err(why) => {
+                let hint = "write `http://host:3128`, or `none` for a direct connection";
+                self.problem(format!("{at}.proxy"), why, hint);
+                None
+            }
+        }
+    }
+}
+
+/// Fields that the gateway, or the connection, sets.
+fn is_managed(name: &HeaderName) -> bool {
+    is_hop_by_hop(name.as_str())
+        || matches!(
+            *name,
+            header::HOST | header::CONTENT_LENGTH | header::ACCEPT_ENCODING | header::EXPECT
+        )
+}
+
+fn sensitive(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}
+
+/// Whether something stands where a port stands, even if it is none.
+fn names_port(uri: &Uri) -> bool {
+    let authority = uri.authority().map_or("", |a| a.as_str());
+    authority.rsplit(']').next().is_some_and(|tail| tail.contains(':'))
+}

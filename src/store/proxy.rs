@@ -1,0 +1,255 @@
+//! Proxies between the gateway and what it calls: which one the environment names, and tunnels.
+
+use std::{fmt, net::IpAddr};
+
+use super::dial::FirstReachable;
+use async_trait::async_trait;
+use http::{HeaderValue, Uri};
+use hyper_util::client::proxy::matcher::Matcher;
+use pingora::{
+    Error, ErrorType, OrErr, Result,
+    connectors::L4Connect,
+    protocols::l4::{socket::SocketAddr, stream::Stream},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// Bytes of a proxy's answer to `CONNECT` at most.
+const LONGEST_ANSWER: usize = 16 * 1024;
+
+/// The proxies that the environment names: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`,
+/// in capital or small letters. They may hold passwords.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Proxies {
+    /// For https, and the name of the variable.
+    https: Option<(String, String)>,
+    /// For http.
+    http: Option<(String, String)>,
+    /// What goes without one.
+    no: String,
+}
+
+impl fmt::Debug for Proxies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[proxies]")
+    }
+}
+
+impl Proxies {
+    /// Those of an environment.
+    pub fn of(env: &dyn Fn(&str) -> Option<String>) -> Self {
+        let first = |names: &[&str]| {
+            names.iter().find_map(|name| {
+                let value = env(name)?.trim().to_owned();
+                (!value.is_empty()).then(|| ((*name).to_owned(), value))
+            })
+        };
+        Self {
+            https: first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
+            http: first(&["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]),
+            no: first(&["NO_PROXY", "no_proxy"]).map(|(_, value)| value).unwrap_or_default(),
+        }
+    }
+
+    /// The variable that applies to an address, and its value. What is on this machine needs none.
+    fn named(&self, uri: &Uri) -> Option<&(String, String)> {
+        let host = uri.host()?;
+        // Only whether it is excepted is of interest.
+        let rule = Matcher::builder().all("http://proxy").no(self.no.as_str()).build();
+        if is_loopback(host) || rule.intercept(uri).is_none() {
+            return None;
+        }
+        match uri.scheme_str() {
+            Some("https") => self.https.as_ref(),
+            Some("http") => self.http.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The proxy for an https address.
+    ///
+    /// # Errors
+    /// If the variable holds none that can be used; its value is not told.
+    pub fn for_https(&self, uri: &Uri) -> Result<Option<Proxy>, String> {
+        match self.named(uri) {
+            Some((name, value)) => {
+                Proxy::parse(value).map(Some).map_err(|why| format!("`{name}` {why}"))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The same for a client of `reqwest`, which speaks with more kinds of proxies.
+    pub fn for_url(&self, url: &reqwest::Url) -> Option<reqwest::Url> {
+        let (_, value) = self.named(&url.as_str().parse().ok()?)?;
+        let full = if value.contains("://") { value.clone() } else { format!("http://{value}") };
+        full.parse().ok()
+    }
+}
+
+/// Whether a host is this machine.
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']).trim_end_matches('.');
+    match host.parse::<IpAddr>() {
+        Ok(ip) => ip.to_canonical().is_loopback(),
+        Err(_) => {
+            let host = host.to_ascii_lowercase();
+            host == "localhost" || host.ends_with(".localhost")
+        }
+    }
+}
+
+/// An HTTP proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Host name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// `Proxy-Authorization`; it is marked as sensitive.
+    pub authorization: Option<HeaderValue>,
+}
+
+impl Proxy {
+    /// Its URL, without user and password.
+    pub fn url(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("http://[{}]:{}", self.host, self.port),
+            false => format!("http://{}:{}", self.host, self.port),
+        }
+    }
+
+    /// Reads `http://user:password@host:port`.
+    ///
+    /// # Errors
+    /// What is wrong with it, without its text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        const FORM: &str = "is not the URL of a proxy, `http://host:3128`";
+        let target = Uri::from_static("http://target");
+        let found = Matcher::builder().all(text).build().intercept(&target);
+        let found = found.ok_or_else(|| FORM.to_owned())?;
+        let uri = found.uri();
+        if uri.scheme_str() != Some("http") {
+            let scheme = uri.scheme_str().unwrap_or_default();
+            return Err(format!("names a proxy of `{scheme}`, only `http` is possible"));
+        }
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let authority = uri.authority().map_or("", |a| a.as_str());
+        let named = authority.rsplit(']').next().is_some_and(|tail| tail.contains(':'));
+        let port = uri.port_u16().unwrap_or(if named { 0 } else { 80 });
+        if host.is_empty() || port == 0 {
+            return Err(FORM.to_owned());
+        }
+        Ok(Self { host, port, authorization: found.basic_auth().cloned() })
+    }
+}
+
+/// Makes connections through a proxy, by `CONNECT`. The address that Pingora gives it is the
+/// proxy's.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// Where the proxy is.
+    pub proxy: FirstReachable,
+    /// Where to, `host:port`.
+    pub target: String,
+    /// `Proxy-Authorization`.
+    pub authorization: Option<HeaderValue>,
+}
+
+#[async_trait]
+impl L4Connect for Tunnel {
+    async fn connect(&self, proxy: &SocketAddr) -> Result<Stream> {
+        let mut stream = self.proxy.dial(proxy).await?;
+        let answer = self.ask(&mut stream).await;
+        let status = answer.or_err(ErrorType::ConnectProxyFailure, "the proxy does not answer")?;
+        if !(200..300).contains(&status) {
+            let why = format!("the proxy answered {status} to CONNECT {}", self.target);
+            return Error::e_explain(ErrorType::ConnectProxyFailure, why);
+        }
+        Ok(stream.into())
+    }
+}
+
+impl Tunnel {
+    /// Asks for the tunnel; the status of the answer.
+    async fn ask(&self, stream: &mut TcpStream) -> std::io::Result<u16> {
+        let mut head = format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n", self.target).into_bytes();
+        if let Some(key) = &self.authorization {
+            head.extend_from_slice(b"Proxy-Authorization: ");
+            head.extend_from_slice(key.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        stream.write_all(&head).await?;
+        let broken = |why: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, why);
+        let mut answer = Vec::with_capacity(256);
+        // Byte by byte: what follows the head belongs to the tunnel.
+        while !answer.ends_with(b"\r\n\r\n") {
+            if answer.len() >= LONGEST_ANSWER {
+                return Err(broken("its answer is too long"));
+            }
+            answer.push(stream.read_u8().await?);
+        }
+        let mut fields = [httparse::EMPTY_HEADER; 64];
+        let mut head = httparse::Response::new(&mut fields);
+        head.parse(&answer).map_err(|_| broken("its answer is not HTTP"))?;
+        head.code.ok_or_else(|| broken("its answer has no status"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proxies(variables: &[(&str, &str)]) -> Proxies {
+        Proxies::of(&|name| {
+            let found = variables.iter().find(|(n, _)| *n == name);
+            found.map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn variables_apply_as_everywhere_and_never_to_this_machine() {
+        let all = proxies(&[
+            ("HTTPS_PROXY", "http://secure:3128"),
+            ("http_proxy", "plain:8080"),
+            ("NO_PROXY", "intern.example.com,10.0.0.0/8, .svc"),
+        ]);
+        let host = |uri: &str| {
+            let proxy = all.for_https(&uri.parse().unwrap()).unwrap();
+            proxy.map(|p| format!("{}:{}", p.host, p.port))
+        };
+        for (uri, expected) in [
+            ("https://api.example.com/v1", Some("secure:3128")),
+            ("https://intern.example.com", None),
+            ("https://a.intern.example.com", None),
+            ("https://10.1.2.3", None),
+            ("https://vllm.ns.svc", None),
+            ("https://localhost:1", None),
+            ("https://a.localhost", None),
+            ("https://127.0.0.9", None),
+            ("https://[::1]:1", None),
+            ("http://api.example.com", Some("plain:8080")),
+        ] {
+            assert_eq!(host(uri).as_deref(), expected, "{uri}");
+        }
+        let url = |text: &str| all.for_url(&text.parse().unwrap()).map(|u| u.to_string());
+        assert_eq!(url("http://hook.example.com/x").as_deref(), Some("http://plain:8080/"));
+        assert_eq!(url("http://127.0.0.1:9/x"), None);
+        assert_eq!(proxies(&[("ALL_PROXY", "")]), Proxies::default());
+    }
+
+    #[test]
+    fn a_proxy_that_cannot_be_used_is_told_without_its_password() {
+        let uri = "https://api.example.com".parse().unwrap();
+        for value in ["socks5://me:secret@p:1", "://secret", "ftp://secret@p"] {
+            let why = proxies(&[("https_proxy", value)]).for_https(&uri).unwrap_err();
+            assert!(why.contains("https_proxy") && !why.contains("secret"), "{why}");
+        }
+        let proxy = Proxy::parse("http://me:pass%40word@p.example.com:3128").unwrap();
+        assert_eq!(proxy.authorization.as_ref().unwrap(), "Basic bWU6cGFzc0B3b3Jk");
+        assert!(!format!("{proxy:?} {:?}", proxies(&[("HTTPS_PROXY", "u:pw@p")])).contains("bWU6"));
+    }
+}

@@ -480,7 +480,15 @@ fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
         n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let blocks: [u64; 16] =
             std::array::from_fn(|i| if i < 8 { n % 100 + i as u64 } else { n + i as u64 });
-        let wish = Wish { model: "m", session: Some(n), blocks: &blocks, tried: &[], now };
+        let wish = Wish {
+            model: "m",
+            caller: n,
+            spare: false,
+            session: Some(n),
+            blocks: &blocks,
+            tried: &[],
+            now,
+        };
         let mut choice = pool.pick(&wish).ok().unwrap();
         choice.lease.first_token(Duration::from_millis(100), true);
         choice.lease.good();

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Wish;
+use super::{Wish, trouble::Matter};
 
-/// A wish, as bytes: time, session, then the ids tried, the model and the blocks, with their
+/// A wish, as bytes: time, session, caller, whether circuits count, then the ids tried, the model and the blocks, with their
 /// numbers before.
 pub fn write(wish: &Wish<'_>, epoch: Instant, key: &mut Vec<u8>) {
     let nanos = wish.now.saturating_duration_since(epoch).as_nanos() as u64;
@@ -15,6 +15,8 @@ pub fn write(wish: &Wish<'_>, epoch: Instant, key: &mut Vec<u8>) {
     key.extend(nanos.to_le_bytes());
     key.push(u8::from(wish.session.is_some()));
     key.extend(wish.session.unwrap_or_default().to_le_bytes());
+    key.extend(wish.caller.to_le_bytes());
+    key.push(u8::from(wish.spare));
     key.extend((wish.tried.len() as u32).to_le_bytes());
     key.extend((wish.model.len() as u32).to_le_bytes());
     wish.tried.iter().for_each(|id| key.extend(id.to_le_bytes()));
@@ -31,6 +33,10 @@ pub struct Ask<'a> {
     pub millis: u64,
     /// What binds the request to a backend.
     pub session: Option<u64>,
+    /// Who calls, hashed.
+    pub caller: u64,
+    /// No other backend can take its place: circuits and pauses bar nothing.
+    pub spare: bool,
     /// The model.
     pub model: &'a str,
     tried: &'a [u8],
@@ -45,6 +51,8 @@ impl<'a> Ask<'a> {
         let (nanos, rest) = key.split_first_chunk()?;
         let (&[some], rest) = rest.split_first_chunk()?;
         let (session, rest) = rest.split_first_chunk()?;
+        let (caller, rest) = rest.split_first_chunk()?;
+        let (&[spare], rest) = rest.split_first_chunk()?;
         let (tried, rest) = rest.split_first_chunk()?;
         let (model, rest) = rest.split_first_chunk()?;
         let (tried, rest) = rest.split_at_checked(4 * u32::from_le_bytes(*tried) as usize)?;
@@ -54,11 +62,18 @@ impl<'a> Ask<'a> {
             now: epoch + since,
             millis: since.as_millis() as u64,
             session: (some == 1).then_some(u64::from_le_bytes(*session)),
+            caller: u64::from_le_bytes(*caller),
+            spare: spare == 1,
             model: std::str::from_utf8(model).ok()?,
             tried,
             blocks,
             last_kept: OnceCell::new(),
         })
+    }
+
+    /// What circuits are asked.
+    pub fn matter(&self) -> Matter<'a> {
+        Matter { model: self.model, caller: self.caller, now: self.now }
     }
 
     /// Whether there are backends that are not wanted.
@@ -85,11 +100,19 @@ mod tests {
     fn a_key_says_what_the_wish_said() {
         let (epoch, mut key) = (Instant::now(), Vec::new());
         let now = epoch + Duration::from_millis(1234);
-        let wish =
-            Wish { model: "qwen", session: Some(7), blocks: &[1, 2, 3], tried: &[4, 5], now };
+        let wish = Wish {
+            model: "qwen",
+            caller: 9,
+            spare: true,
+            session: Some(7),
+            blocks: &[1, 2, 3],
+            tried: &[4, 5],
+            now,
+        };
         write(&wish, epoch, &mut key);
         let ask = Ask::read(&key, epoch).unwrap();
         assert_eq!((ask.now, ask.millis, ask.session, ask.model), (now, 1234, Some(7), "qwen"));
+        assert_eq!((ask.caller, ask.spare), (9, true));
         assert_eq!(ask.blocks().rev().collect::<Vec<_>>(), [3, 2, 1]);
         assert!(ask.tried(4) && ask.tried(5) && !ask.tried(6));
         assert!(Ask::read(b"", epoch).is_none());

@@ -100,8 +100,15 @@ impl Circuit {
         }
     }
 
-    /// A request failed.
-    pub fn failed(&mut self, now: Instant, plan: &CircuitPlan, probe: Option<u64>) -> Change {
+    /// A request failed. `enough`: what is known of the failures says that they are the backend's.
+    /// Else they are only counted.
+    pub fn failed(
+        &mut self,
+        now: Instant,
+        plan: &CircuitPlan,
+        probe: Option<u64>,
+        enough: bool,
+    ) -> Change {
         let Some(consecutive) = plan.consecutive else { return Change::None };
         let until = now + plan.cooldown;
         match self.stage {
@@ -111,7 +118,7 @@ impl Circuit {
                 let (requests, failures) = self.window.sum();
                 let often = requests >= plan.min_requests.max(1)
                     && f64::from(failures) >= plan.rate * f64::from(requests);
-                if self.row < consecutive && !often {
+                if !enough || self.row < consecutive && !often {
                     return Change::None;
                 }
                 self.stage = Stage::Open { since: now, until };
@@ -208,7 +215,7 @@ mod tests {
     fn open(now: Instant) -> Circuit {
         let mut circuit = Circuit::new(now);
         for _ in 0..3 {
-            circuit.failed(now, &plan(), None);
+            circuit.failed(now, &plan(), None, true);
         }
         circuit
     }
@@ -217,12 +224,12 @@ mod tests {
     fn failures_in_a_row_open_it() {
         let now = Instant::now();
         let mut circuit = Circuit::new(now);
-        assert_eq!(circuit.failed(now, &plan(), None), Change::None);
-        assert_eq!(circuit.failed(now, &plan(), None), Change::None);
+        assert_eq!(circuit.failed(now, &plan(), None, true), Change::None);
+        assert_eq!(circuit.failed(now, &plan(), None, true), Change::None);
         circuit.good(now, &plan(), None);
-        assert_eq!(circuit.failed(now, &plan(), None), Change::None);
-        assert_eq!(circuit.failed(now, &plan(), None), Change::None);
-        assert_eq!(circuit.failed(now, &plan(), None), Change::Opened);
+        assert_eq!(circuit.failed(now, &plan(), None, true), Change::None);
+        assert_eq!(circuit.failed(now, &plan(), None, true), Change::None);
+        assert_eq!(circuit.failed(now, &plan(), None, true), Change::Opened);
         assert_eq!(circuit.admit(now + 10 * SECOND), Admission::Barred(20 * SECOND));
     }
 
@@ -233,7 +240,7 @@ mod tests {
         let mut changes = Vec::new();
         for n in 0..5 {
             changes.push(circuit.good(now + SECOND * n, &plan(), None));
-            changes.push(circuit.failed(now + SECOND * n, &plan(), None));
+            changes.push(circuit.failed(now + SECOND * n, &plan(), None, true));
         }
         assert_eq!(changes.pop(), Some(Change::Opened));
         assert!(changes.iter().all(|c| *c == Change::None));
@@ -241,7 +248,7 @@ mod tests {
         let mut circuit = Circuit::new(now);
         for n in 0..20 {
             circuit.good(now + SECOND * 10 * n, &plan(), None);
-            assert_eq!(circuit.failed(now + SECOND * 10 * n, &plan(), None), Change::None);
+            assert_eq!(circuit.failed(now + SECOND * 10 * n, &plan(), None, true), Change::None);
         }
     }
 
@@ -254,7 +261,7 @@ mod tests {
         assert!(matches!(circuit.admit(later), Admission::Barred(_)));
         // One that began earlier decides nothing.
         assert_eq!(circuit.good(later, &plan(), None), Change::None);
-        circuit.failed(later, &plan(), Some(probe));
+        circuit.failed(later, &plan(), Some(probe), true);
         assert_eq!(circuit.admit(later + SECOND), Admission::Barred(29 * SECOND));
         let Admission::Probe(probe) = circuit.admit(later + 30 * SECOND) else { panic!() };
         circuit.release(probe);
@@ -269,7 +276,7 @@ mod tests {
         let now = Instant::now();
         let off = CircuitPlan { consecutive: None, ..plan() };
         let mut circuit = Circuit::new(now);
-        assert!((0..100).all(|_| circuit.failed(now, &off, None) == Change::None));
+        assert!((0..100).all(|_| circuit.failed(now, &off, None, true) == Change::None));
         assert_eq!(circuit.admit(now), Admission::Pass);
     }
 
@@ -303,7 +310,7 @@ mod tests {
                     }
                     3 => {
                         let probe = out.take();
-                        let change = circuit.failed(now, &plan(), probe);
+                        let change = circuit.failed(now, &plan(), probe, true);
                         if change == Change::Opened || probe.is_some() {
                             opened = Some(now);
                         }

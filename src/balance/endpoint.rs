@@ -156,6 +156,21 @@ impl Endpoint {
         self.state.draining.store(on, Ordering::Relaxed);
     }
 
+    /// It has refused a connection. See [`State::refused`].
+    pub fn refused(&self) -> bool {
+        self.state.refused()
+    }
+
+    /// Whether it refuses connections. See [`State::is_refusing`].
+    pub fn is_refusing(&self) -> bool {
+        self.state.is_refusing()
+    }
+
+    /// It has accepted a connection.
+    pub fn connected(&self) {
+        self.state.connected();
+    }
+
     /// What an answer of the engine says of its load (vLLM's `endpoint-load-metrics`).
     pub fn told_load(&self, header: &str, now: Instant) {
         if let Some(reading) = load::header(header) {

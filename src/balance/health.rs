@@ -4,8 +4,10 @@ use std::{
     cell::Cell,
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
+    time::Instant,
 };
 
+use ::http::header::CONNECTION;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use pingora::{Error, ErrorType, Result};
@@ -24,6 +26,8 @@ pub struct Probe {
     failures: Mutex<HashMap<u32, String>>,
     /// Ids of the endpoints that have been probed before.
     probed: Mutex<HashSet<u32>>,
+    /// Since when endpoints refuse connections, by id.
+    refusing: Mutex<HashMap<u32, Instant>>,
 }
 
 thread_local! {
@@ -42,6 +46,7 @@ impl Probe {
             endpoints: ArcSwap::default(),
             failures: Mutex::default(),
             probed: Mutex::default(),
+            refusing: Mutex::default(),
         }
     }
 
@@ -54,6 +59,7 @@ impl Probe {
         probed.retain(|id| endpoints.iter().any(|e| e.id == *id));
         drop(probed);
         lock(&self.failures).retain(|id, _| endpoints.iter().any(|e| e.id == *id));
+        lock(&self.refusing).retain(|id, _| endpoints.iter().any(|e| e.id == *id));
         self.plan.store(plan.map(Into::into));
     }
 
@@ -65,11 +71,25 @@ impl Probe {
         self.endpoint(backend).map_or_else(|| "?".to_owned(), |e| e.name.clone())
     }
 
+    /// Endpoints whose last probe found nothing that listens, and since when that has been so.
+    pub fn refusing(&self) -> Vec<(u32, Instant)> {
+        lock(&self.refusing).iter().map(|(id, since)| (*id, *since)).collect()
+    }
+
+    /// Each probe makes a connection of its own: a server that stops accepts no new ones, and may go
+    /// on answering on those that it has.
     async fn ask(&self, endpoint: &Endpoint, plan: &HealthPlan) -> Result<(), String> {
         let request = endpoint.request(&self.client, plan.method.clone(), &plan.path);
-        let answer = request.timeout(plan.timeout).send().await.map_err(http::cause)?;
+        let request = request.header(CONNECTION, "close").timeout(plan.timeout);
+        let sent = request.send().await;
+        match &sent {
+            Err(e) if http::is_refused(e) => {
+                lock(&self.refusing).entry(endpoint.id).or_insert_with(Instant::now);
+            }
+            _ => _ = lock(&self.refusing).remove(&endpoint.id),
+        }
+        let answer = sent.map_err(http::cause)?;
         let status = answer.status().as_u16();
-        // Read the rest, so that the connection can be used again.
         answer.bytes().await.map_err(http::cause)?;
         if status == plan.expected_status {
             return Ok(());

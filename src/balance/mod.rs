@@ -20,4 +20,5 @@ mod trouble;
 pub use endpoint::Endpoint;
 pub use health::Probe;
 pub use pool::{Candidate, Choice, Nobody, Pool, PoolParts, Wish};
-pub use state::Lease;
+pub use state::{Lease, Suspicion};
+pub use trouble::Evidence;

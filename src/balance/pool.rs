@@ -31,6 +31,10 @@ use crate::config::{
 pub struct Wish<'a> {
     /// The model, by the name that the backend knows.
     pub model: &'a str,
+    /// Who calls, hashed: what only this caller's requests meet, keeps only this caller away.
+    pub caller: u64,
+    /// No other backend can take the place of the pool's only one: circuits and pauses are ignored.
+    pub spare: bool,
     /// What binds the request to a backend, hashed; `None`: nothing.
     pub session: Option<u64>,
     /// How the conversation begins: each hash stands for all that comes before its end. The
@@ -191,7 +195,7 @@ impl Pool {
                 return false;
             }
             let admitted = table.admit(member, ask);
-            chosen.set(admitted.ok().map(|probe| (member, probe)));
+            chosen.set(admitted.ok().map(|probes| (member, probes)));
             chosen.get().is_some()
         };
         let at_home = self.home(ask).is_some_and(|member| {
@@ -203,10 +207,10 @@ impl Pool {
             let most = table.len() + strategy::CHOICES;
             self.balancer.select(key, most, &accept)?;
         }
-        let (member, probe) = chosen.get()?;
+        let (member, probes) = chosen.get()?;
         self.balancer.chosen(table, member, ask);
         let endpoint = Arc::clone(&table.members[member]);
-        let lease = endpoint.state().lease(ask.model, self.circuit, probe);
+        let lease = endpoint.state().lease((ask.model, ask.caller), self.circuit, probes);
         Some(Choice { endpoint, lease })
     }
 

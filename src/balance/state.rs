@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{circuit::Change, load::Reading, trouble::Troubles};
+use super::{
+    circuit::Change,
+    load::Reading,
+    trouble::{Changes, Evidence, Matter, Probes, Troubles},
+};
 use crate::{
     base::lock,
     config::plan::CircuitPlan,
@@ -24,6 +28,9 @@ const FULL: f64 = 0.95;
 
 /// A count of running requests is kept for so long when a later reading says nothing of them.
 const RUNNING: Duration = Duration::from_secs(10);
+
+/// Connections that must be refused in a row before that is taken for the end of the server.
+const REFUSALS: u32 = 3;
 
 /// What is known of a backend. What every choice looks at stands first, on one cache line.
 #[repr(C, align(64))]
@@ -41,6 +48,8 @@ pub struct State {
     load: AtomicU32,
     as_we_know: AtomicBool,
     pub(super) troubles: Troubles,
+    /// Connections that were refused in a row.
+    refusals: AtomicU32,
     reading: Mutex<Option<(Reading, Instant)>>,
     /// From when its times are told.
     epoch: Instant,
@@ -71,6 +80,7 @@ impl State {
             load: AtomicU32::new(0),
             as_we_know: AtomicBool::new(false),
             troubles: Troubles::default(),
+            refusals: AtomicU32::new(0),
             reading: Mutex::default(),
             epoch,
             backend: backend.into(),
@@ -102,6 +112,24 @@ impl State {
     /// Tokens of prompts and of answers that were metered at it since it has been known.
     pub fn metered(&self) -> [u64; 2] {
         [0, 1].map(|kind| self.metered[kind].load(Ordering::Relaxed))
+    }
+
+    /// A connection was refused. `true` when that was so for the third time in a row: then it is not
+    /// by chance.
+    pub fn refused(&self) -> bool {
+        self.refusals.fetch_add(1, Ordering::Relaxed) + 1 == REFUSALS
+    }
+
+    /// Whether connections are refused, and none was made since.
+    pub fn is_refusing(&self) -> bool {
+        self.refusals.load(Ordering::Relaxed) >= REFUSALS
+    }
+
+    /// A new connection was made.
+    pub fn connected(&self) {
+        if self.refusals.load(Ordering::Relaxed) > 0 {
+            self.refusals.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Requests that are with it now.
@@ -186,23 +214,36 @@ impl State {
         *lock(&self.reading)
     }
 
-    /// Takes a place for a request.
-    pub fn lease(self: &Arc<Self>, model: &str, plan: CircuitPlan, probe: Option<u64>) -> Lease {
+    /// Takes a place for a request of a caller (hashed).
+    pub fn lease(
+        self: &Arc<Self>,
+        (model, caller): (&str, u64),
+        plan: CircuitPlan,
+        probes: Probes,
+    ) -> Lease {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let since = self.since.fetch_add(1, Ordering::Relaxed);
         let reading = (since >> 32) as u32;
-        Lease { state: Arc::clone(self), model: model.into(), plan, probe, reading }
+        Lease { state: Arc::clone(self), model: model.into(), caller, plan, probes, reading }
     }
 
-    fn changed(&self, model: &str, change: Change) {
+    fn changed(&self, model: &str, changes: Changes) {
+        if changes == Changes::NONE {
+            return;
+        }
         let name = || lock(&self.name).clone().unwrap_or_else(|| self.backend.clone());
-        match change {
-            Change::None => return,
-            Change::Opened => {
-                self.metrics.circuit_opened.with_label_values(&[&self.backend]).inc();
-                log::warn!("backend {} fails: it gets no requests for {model} now", name());
+        for (change, whose) in [(changes.all, ""), (changes.own, " for one caller")] {
+            match change {
+                Change::None => {}
+                Change::Opened => {
+                    self.metrics.circuit_opened.with_label_values(&[&self.backend]).inc();
+                    let name = name();
+                    log::warn!("backend {name} fails: it gets no requests for {model} now{whose}");
+                }
+                Change::Closed => {
+                    log::info!("backend {} serves {model} again{whose}", name());
+                }
             }
-            Change::Closed => log::info!("backend {} serves {model} again", name()),
         }
         self.show();
     }
@@ -222,9 +263,11 @@ impl State {
 pub struct Lease {
     state: Arc<State>,
     model: Box<str>,
+    /// Who calls, hashed.
+    caller: u64,
     plan: CircuitPlan,
-    /// It is to find out whether the backend works again.
-    probe: Option<u64>,
+    /// The circuits for which it is to find out whether the backend works again.
+    probes: Probes,
     /// Number of the reading after which it began.
     reading: u32,
 }
@@ -233,7 +276,7 @@ impl Lease {
     /// The first token of a stream has come. That is enough to know that a backend works again which
     /// was left alone; others do not wait for the end.
     pub fn began(&mut self) {
-        if self.probe.is_some() {
+        if self.probes.any() {
             self.good();
         }
     }
@@ -250,9 +293,14 @@ impl Lease {
         self.busy_at(pause, Instant::now());
     }
 
-    /// It has failed.
-    pub fn failed(&mut self) {
-        self.failed_at(Instant::now());
+    /// No connection could be made.
+    pub fn unreachable(&mut self) {
+        self.unreachable_at(Instant::now());
+    }
+
+    /// It has failed the request. Whether that counts against it shows when the request has ended.
+    pub fn failed(&mut self) -> Suspicion {
+        self.failed_at(Instant::now())
     }
 
     /// The time from the sending of the request to the first token (of a stream), or to the head of
@@ -261,31 +309,78 @@ impl Lease {
         self.state.first_token(after, stream);
     }
 
+    fn matter(&self, now: Instant) -> Matter<'_> {
+        Matter { model: &self.model, caller: self.caller, now }
+    }
+
     pub(super) fn good_at(&mut self, now: Instant) {
-        let probe = self.probe.take();
-        let change = self.state.troubles.good(&self.model, now, &self.plan, probe);
-        self.state.changed(&self.model, change);
+        let probes = std::mem::take(&mut self.probes);
+        let changes = self.state.troubles.good(&self.matter(now), &self.plan, probes);
+        self.state.changed(&self.model, changes);
     }
 
     pub(super) fn busy_at(&mut self, pause: Option<Duration>, now: Instant) {
-        self.state.troubles.busy(&self.model, now, pause);
+        self.state.troubles.busy(&self.matter(now), pause);
         self.release();
     }
 
-    pub(super) fn failed_at(&mut self, now: Instant) {
-        let probe = self.probe.take();
-        let change = self.state.troubles.failed(&self.model, now, &self.plan, probe);
-        self.state.changed(&self.model, change);
-        // With breaking switched off meanwhile, nothing was decided.
-        if let Some(probe) = probe.filter(|_| self.plan.consecutive.is_none()) {
-            self.state.troubles.release(&self.model, probe);
+    pub(super) fn unreachable_at(&mut self, now: Instant) {
+        self.probe_failed(now, true);
+        let matter = self.matter(now);
+        let changes = self.state.troubles.failed(&matter, &self.plan, Evidence::Unreachable);
+        self.state.changed(&self.model, changes);
+    }
+
+    pub(super) fn failed_at(&mut self, now: Instant) -> Suspicion {
+        self.probe_failed(now, false);
+        Suspicion {
+            state: Arc::clone(&self.state),
+            model: self.model.clone(),
+            caller: self.caller,
+            plan: self.plan,
+        }
+    }
+
+    fn probe_failed(&mut self, now: Instant, unreachable: bool) {
+        let probes = std::mem::take(&mut self.probes);
+        if probes.any() {
+            let matter = self.matter(now);
+            self.state.troubles.probe_failed(&matter, &self.plan, probes, unreachable);
         }
     }
 
     fn release(&mut self) {
-        if let Some(probe) = self.probe.take() {
-            self.state.troubles.release(&self.model, probe);
+        let probes = std::mem::take(&mut self.probes);
+        if probes.any() {
+            self.state.troubles.release(&self.model, self.caller, probes);
         }
+    }
+}
+
+/// A backend has failed a request. What that says about it is known when the request has ended.
+#[must_use = "a failure that is not settled does not count"]
+pub struct Suspicion {
+    state: Arc<State>,
+    model: Box<str>,
+    caller: u64,
+    plan: CircuitPlan,
+}
+
+impl Suspicion {
+    /// Whether another one is about the same backend.
+    pub fn is_of_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+
+    /// What the end of the request has shown.
+    pub fn settle(self, evidence: Evidence) {
+        self.settle_at(evidence, Instant::now());
+    }
+
+    pub(super) fn settle_at(self, evidence: Evidence, now: Instant) {
+        let matter = Matter { model: &self.model, caller: self.caller, now };
+        let changes = self.state.troubles.failed(&matter, &self.plan, evidence);
+        self.state.changed(&self.model, changes);
     }
 }
 
@@ -313,7 +408,7 @@ mod tests {
     }
 
     fn lease(state: &Arc<State>) -> Lease {
-        state.lease("m", CircuitPlan::default(), None)
+        state.lease(("m", 1), CircuitPlan::default(), Probes::default())
     }
 
     fn reading(waiting: f64, running: Option<f64>, kv_cache: Option<f64>) -> Reading {
@@ -326,7 +421,7 @@ mod tests {
         let mut leases: Vec<_> = (0..5).map(|_| lease(&state)).collect();
         assert_eq!(state.in_flight(), 5);
         leases[0].good();
-        leases[1].failed();
+        leases[1].failed().settle(Evidence::Open);
         leases[2].busy(None);
         state.told(reading(0.0, Some(4.0), None), now);
         leases.push(lease(&state));
@@ -340,21 +435,24 @@ mod tests {
     fn a_probe_that_is_dropped_makes_room_for_the_next() {
         let (state, now) = state();
         for _ in 0..5 {
-            lease(&state).failed_at(now);
+            lease(&state).unreachable_at(now);
         }
         assert_eq!(state.metrics.circuit_open.with_label_values(&["b"]).get(), 1);
         assert_eq!(state.metrics.circuit_opened.with_label_values(&["b"]).get(), 1);
         let later = now + 40 * SECOND;
-        let probe = |at| state.troubles.admit("m", at, true).ok().flatten();
+        let probe = |now| {
+            let matter = Matter { model: "m", caller: 1, now };
+            state.troubles.admit(&matter, true).ok().filter(|probes| probes.any())
+        };
         let plan = CircuitPlan::default();
         for end in 0..2 {
-            let mut lease = state.lease("m", plan, Some(probe(later).unwrap()));
+            let mut lease = state.lease(("m", 1), plan, probe(later).unwrap());
             assert_eq!(probe(later), None);
             if end == 1 {
                 lease.busy_at(Some(Duration::ZERO), later);
             }
         }
-        let mut last = state.lease("m", plan, Some(probe(later).unwrap()));
+        let mut last = state.lease(("m", 1), plan, probe(later).unwrap());
         last.good_at(later);
         assert_eq!(state.metrics.circuit_open.with_label_values(&["b"]).get(), 0);
         assert!(!state.troubles.any());
@@ -373,6 +471,18 @@ mod tests {
         assert_eq!(millis(&state), Some(1000.0));
         state.first_token(2 * SECOND, true);
         assert_eq!(millis(&state), Some(1300.0));
+    }
+
+    #[test]
+    fn a_server_has_ended_that_refuses_again_and_again() {
+        let (state, _) = state();
+        assert_eq!([state.refused(), state.refused()], [false; 2]);
+        assert!(!state.is_refusing());
+        state.connected();
+        assert_eq!([(); 4].map(|()| state.refused()), [false, false, true, false]);
+        assert!(state.is_refusing());
+        state.connected();
+        assert!(!state.is_refusing());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::{
     random::{Random, scale, spread},
     ring::Ring,
     state::State,
-    trouble::Bar,
+    trouble::{Bar, Probes},
 };
 
 /// How often health is copied from the registry, in milliseconds. The copy only orders the
@@ -236,8 +236,11 @@ impl Table {
     /// Why a member is left alone, if it is.
     #[inline]
     pub fn bars(&self, member: usize, ask: &Ask<'_>) -> Option<Bar> {
+        if ask.spare {
+            return None;
+        }
         let troubles = &self.seats[member].state.troubles;
-        match troubles.bars(ask.model, ask.now, true)? {
+        match troubles.bars(&ask.matter(), true)? {
             Bar::Open(_) if !self.kept(member, ask) => None,
             bar => Some(bar),
         }
@@ -247,12 +250,12 @@ impl Table {
     ///
     /// # Errors
     /// Why not.
-    pub fn admit(&self, member: usize, ask: &Ask<'_>) -> Result<Option<u64>, Bar> {
+    pub fn admit(&self, member: usize, ask: &Ask<'_>) -> Result<Probes, Bar> {
         let troubles = &self.seats[member].state.troubles;
-        if !troubles.any() {
-            return Ok(None);
+        if ask.spare || !troubles.any() {
+            return Ok(Probes::default());
         }
-        troubles.admit(ask.model, ask.now, self.kept(member, ask))
+        troubles.admit(&ask.matter(), self.kept(member, ask))
     }
 
     /// Whether the open circuit of a member is kept open. Of too many, the first ones are.
@@ -261,10 +264,13 @@ impl Table {
         if self.max_open >= self.len() {
             return true;
         }
-        let Some(since) = self.seats[member].state.troubles.since(ask.model) else { return true };
+        let Some(since) = self.seats[member].state.troubles.since(ask.model, ask.caller) else {
+            return true;
+        };
         let last = ask.last_kept.get_or_init(|| {
-            let since =
-                |(seat, id): (&Seat, &u32)| Some((seat.state.troubles.since(ask.model)?, *id));
+            let since = |(seat, id): (&Seat, &u32)| {
+                Some((seat.state.troubles.since(ask.model, ask.caller)?, *id))
+            };
             let mut open: Vec<_> = self.seats.iter().zip(&self.ids).filter_map(since).collect();
             open.sort_unstable();
             open.get(self.max_open.checked_sub(1)?).or(open.last()).copied()

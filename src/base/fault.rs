@@ -44,6 +44,10 @@ pub enum FaultKind {
     TotalTimeout,
     /// The other side does not speak HTTP.
     Protocol,
+    /// The backend redirects to another place, or switches to a protocol that nobody asked for.
+    Redirect,
+    /// The backend has said nothing yet, and accepts no connections any more.
+    Refusing,
     /// The client went away.
     Gone,
     /// A chunked body cannot be sent a second time.
@@ -83,6 +87,8 @@ impl FaultKind {
             Self::ChunkTimeout => "chunk_timeout",
             Self::TotalTimeout => "total_timeout",
             Self::Protocol => "protocol_error",
+            Self::Redirect => "redirect",
+            Self::Refusing => "backend_refusing",
             Self::Gone => "client_gone",
             Self::NotReplayable => "not_replayable",
             Self::Shutdown => "shutdown",

@@ -72,6 +72,8 @@ pub struct Plan {
     pub timeouts: TimeoutPlan,
     /// Names of request headers that never reach a backend, in lower case.
     pub guard_headers: Vec<HeaderName>,
+    /// Names of response headers that never reach a client.
+    pub guard_response_headers: Vec<HeaderName>,
     /// Names of body fields that never reach a backend.
     pub guard_fields: Vec<String>,
     /// What becomes of usage records.
@@ -208,7 +210,10 @@ pub fn plan(
     let routing = make.routing(raw, &backends, &unused);
     let discovery = make.discovery(raw.discovery.as_ref());
     let health_check = make.health_check(raw.health_check.as_ref());
-    let guard_headers = make.guard_headers(&raw.edge_guard);
+    let guard = &raw.edge_guard;
+    let guard_headers = make.header_names("edge_guard.remove_headers", &guard.remove_headers);
+    let guard_response_headers =
+        make.header_names("edge_guard.remove_response_headers", &guard.remove_response_headers);
     let usage = make.usage(raw);
     let sizes = make.sizes(&raw.server);
     make.storage(raw);
@@ -237,6 +242,7 @@ pub fn plan(
         health_check,
         timeouts: timeouts(&raw.timeouts),
         guard_headers,
+        guard_response_headers,
         guard_fields: raw.edge_guard.remove_fields.clone(),
         usage: usage?,
         log: raw.log.clone(),
@@ -593,16 +599,19 @@ impl Maker<'_> {
         })
     }
 
-    fn guard_headers(&mut self, raw: &raw::EdgeGuard) -> Vec<HeaderName> {
-        let mut names = Vec::new();
-        for (i, text) in raw.remove_headers.iter().enumerate() {
+    /// Names of header fields; `at`: where the list stands.
+    fn header_names(&mut self, at: &str, texts: &[String]) -> Vec<HeaderName> {
+        let mut names = Vec::with_capacity(texts.len());
+        for (i, text) in texts.iter().enumerate() {
             match text.parse() {
                 Ok(name) => names.push(name),
-                Err(_) => self.problem(
-                    format!("edge_guard.remove_headers[{i}]"),
-                    format!("`{text}` is not a header name"),
-                    "",
-                ),
+                Err(_) => {
+                    self.problem(
+                        format!("{at}[{i}]"),
+                        format!("`{text}` is not a header name"),
+                        "",
+                    );
+                }
             }
         }
         names

@@ -352,6 +352,8 @@ pub struct EdgeGuard {
     pub remove_headers: Vec<String>,
     /// Top-level fields of a JSON body that never reach a backend.
     pub remove_fields: Vec<String>,
+    /// Response headers of backends that never reach a client.
+    pub remove_response_headers: Vec<String>,
 }
 
 impl Default for EdgeGuard {
@@ -360,6 +362,15 @@ impl Default for EdgeGuard {
         Self {
             remove_headers: list(&["X-Vllm-Priority", "X-data-parallel-rank"]),
             remove_fields: list(&["priority", "kv_transfer_params", "cache_salt", "vllm_xargs"]),
+            remove_response_headers: list(&[
+                "Set-Cookie",
+                "Server",
+                "X-Powered-By",
+                "X-Served-By",
+                "X-Envoy-Upstream-Service-Time",
+                "Alt-Svc",
+                "Strict-Transport-Security",
+            ]),
         }
     }
 }

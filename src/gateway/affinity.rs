@@ -1,5 +1,7 @@
 //! What binds a request to a backend, and what engines are told of it.
 
+use std::net::IpAddr;
+
 use http::HeaderName;
 use pingora_proxy::Session;
 
@@ -38,6 +40,18 @@ pub fn session(session: &Session, ctx: &Ctx, balance: &BalancePlan) -> Option<u6
             header(&SESSION).or_else(key).or_else(address)
         }
         None => None,
+    }
+}
+
+/// Who calls, hashed: the user, or the key that belongs to nobody, or the address.
+pub fn caller(ctx: &Ctx) -> u64 {
+    let who = ctx.who.principal.as_deref();
+    let named = who.and_then(|p| [&p.user_id, &p.key_id].into_iter().find(|id| !id.is_empty()));
+    match (named, ctx.call.client.map(|ip| ip.to_canonical())) {
+        (Some(id), _) => prefix::words(&[b"caller", id.as_bytes()]),
+        (None, Some(IpAddr::V4(ip))) => prefix::words(&[b"address", &ip.octets()]),
+        (None, Some(IpAddr::V6(ip))) => prefix::words(&[b"address", &ip.octets()]),
+        (None, None) => 0,
     }
 }
 

@@ -55,7 +55,10 @@ impl Cause {
             Self::ErrorEvent | Self::Aborted | Self::Empty => on.reset,
             Self::Fault(kind) => match kind {
                 FaultKind::Connect | FaultKind::ConnectTimeout => on.connect_failure,
-                FaultKind::Broken | FaultKind::Protocol => on.reset,
+                FaultKind::Broken
+                | FaultKind::Protocol
+                | FaultKind::Redirect
+                | FaultKind::Refusing => on.reset,
                 FaultKind::FirstByteTimeout | FaultKind::ChunkTimeout => on.timeout,
                 _ => false,
             },

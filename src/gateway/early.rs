@@ -35,6 +35,9 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     session.set_total_drain_timeout(Some(body_in::LINGER));
     let kept = is_kept(session.req_header()).then_some(KEEP_ALIVE);
     session.set_keepalive(kept);
+    // HTTP/1.0 has no interim responses: its reader would take one for the answer.
+    let plain = session.req_header().version == Version::HTTP_10;
+    session.downstream_session.set_ignore_info_resp(plain);
     let timeouts = &ctx.snapshot.plan.timeouts;
     session.set_read_timeout(timeouts.client_read);
     session.set_write_timeout(timeouts.client_write);

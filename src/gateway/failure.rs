@@ -1,5 +1,10 @@
 //! What becomes of a fault: another attempt, or one status and one sentence for the client.
 
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use bytes::Bytes;
 use http::header;
 use pingora::{Error, ErrorSource, ErrorType};
@@ -12,12 +17,16 @@ use super::{
     held, limits,
     stream::Reading,
     tries::{self, Told},
-    verdict::Verdict,
+    verdict::{self, Verdict},
 };
 use crate::{
     balance::Endpoint,
     base::{Fault, FaultKind, Side},
+    runtime::watch::{self, Watches},
 };
+
+/// How long a backend that refuses connections has to accept them again.
+const RESTART: Duration = Duration::from_secs(1);
 
 /// Status, code and sentence for each fault. The only place where faults become statuses.
 fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
@@ -41,6 +50,16 @@ fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
         FaultKind::Protocol => {
             (502, "backend_failed", "The backend answered with something that is not HTTP")
         }
+        FaultKind::Redirect => (
+            502,
+            "backend_failed",
+            "The backend answered with a redirect, which the gateway does not follow",
+        ),
+        FaultKind::Refusing => (
+            502,
+            "backend_failed",
+            "The backend had not begun to answer when it stopped accepting connections",
+        ),
         // Nobody is left to read it; the status is for logs and records.
         FaultKind::Gone => (499, "client_gone", "The client closed the connection"),
         FaultKind::NotReplayable => (
@@ -56,10 +75,30 @@ fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
 /// A connection could not be made: another backend is tried.
 pub fn connect(session: &mut Session, mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
     let kind = unreachable(&error, ctx.way.endpoint.as_deref());
+    if *error.etype() == ErrorType::ConnectRefused
+        && let Some(endpoint) = &ctx.way.endpoint
+        && endpoint.refused()
+    {
+        tokio::spawn(give_up(endpoint.clone(), ctx.carry.watches.clone()));
+    }
     ctx.end.fault = Some(Fault { side: Side::Backend, kind });
     let next = another(session, ctx, Cause::Fault(kind));
     error.set_retry(next);
     error
+}
+
+/// Ends the wait of requests that a backend has not answered, unless it accepts connections again
+/// soon: it may be restarting. Probes, where there are any, find that out as well.
+async fn give_up(endpoint: Arc<Endpoint>, watches: Arc<Watches>) {
+    let mut waited = Duration::ZERO;
+    for after in [RESTART, watch::LAST_CHANCE] {
+        tokio::time::sleep(after - waited).await;
+        waited = after;
+        if !endpoint.is_refusing() {
+            return;
+        }
+        watches.abandon(endpoint.id, after, Instant::now());
+    }
 }
 
 /// What it is that a connection could not be made.
@@ -75,7 +114,7 @@ pub fn unreachable(error: &Error, endpoint: Option<&Endpoint>) -> FaultKind {
 
 /// The present try has failed: tells its backend's state, and says whether another try follows.
 pub fn another(session: &mut Session, ctx: &mut Ctx, cause: Cause) -> bool {
-    tries::tell(ctx, Verdict::Failed);
+    tries::tell(ctx, Verdict::of_fault(cause));
     let follows = tries::can_follow(session, ctx, cause);
     if follows {
         tries::follow(ctx, cause);
@@ -144,6 +183,9 @@ fn classify(error: &Error, ctx: &Ctx, stale: bool) -> Fault {
             backend(FaultKind::StaleConnection)
         }
         ErrorType::InvalidHTTPHeader => backend(FaultKind::Protocol),
+        ErrorType::HTTPStatus(status) if verdict::is_redirect(*status) => {
+            backend(FaultKind::Redirect)
+        }
         _ if *error.esource() == ErrorSource::Upstream => backend(FaultKind::Broken),
         _ => Fault { side: Side::Gateway, kind: FaultKind::Internal },
     }
@@ -151,6 +193,7 @@ fn classify(error: &Error, ctx: &Ctx, stale: bool) -> Fault {
 
 /// No attempt is left: answers the client, if it can still be answered.
 pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
+    tries::ended(ctx);
     if let Some(home) = ctx.way.held.take() {
         written(held::release(session, &home).await);
     }
@@ -251,11 +294,13 @@ async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 
     if !ctx.answer.begun {
         ctx.end.status.get_or_insert(status);
     }
+    // A head of the backend's own says what follows, and how long that is.
+    let own_head = ctx.answer.status.is_some() && !ctx.answer.opened;
     let mut rest = match &mut ctx.answer.reading {
         Reading::Stream(meter) => meter.abandon().to_vec(),
+        _ if ctx.answer.begun || own_head => return status,
         // Nothing of an answer has followed the comments.
-        _ if !ctx.answer.begun => Vec::new(),
-        _ => return status,
+        _ => Vec::new(),
     };
     rest.extend_from_slice(&answer::event(&told));
     limits::settle_at_the_end(ctx);

@@ -26,7 +26,7 @@ use super::{
     exchange::{self, Came, Ended, Exchange, Rest},
     failure, limits, outbound, response, stream,
     tries::{self, Beside, Next, Picked},
-    verdict::Verdict,
+    verdict::{self, Verdict},
 };
 use crate::{
     balance::Choice,
@@ -221,7 +221,11 @@ async fn settle(
     ctx.way.retries += u32::from(ended.again);
     ctx.answer.renew();
     ctx.end.fault = None;
-    let cause = match ended.result {
+    let result = match ended.result {
+        Ok(came) if verdict::is_redirect(came.head.status.as_u16()) => Err(FaultKind::Redirect),
+        result => result,
+    };
+    let cause = match result {
         Ok(came) => match judge(session, ctx, came)? {
             Ok(good) => {
                 if second {
@@ -246,7 +250,7 @@ async fn settle(
                 ctx.way.put_aside();
                 return Ok(After::GoOn);
             }
-            tries::tell(ctx, Verdict::Failed);
+            tries::tell(ctx, Verdict::of_fault(cause));
             cause
         }
     };

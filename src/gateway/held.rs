@@ -18,7 +18,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use pingora::{
     Error, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
@@ -172,9 +172,13 @@ impl Held {
         let mut out = Vec::with_capacity(tasks.len() + 1);
         for task in tasks {
             match task {
-                HttpTask::Header(head, false) if !head.status.is_informational() => {
-                    self.head = Some(head);
+                // It belongs to no answer yet; once a head has gone out it would stand in a body.
+                HttpTask::Header(ref head, _) if is_interim(head) => {
+                    if !self.opened() {
+                        out.push(task);
+                    }
                 }
+                HttpTask::Header(head, false) => self.head = Some(head),
                 HttpTask::Body(ref piece, false) if piece.as_ref().is_none_or(Bytes::is_empty) => {}
                 // The head of an answer that has come to nothing stays here.
                 HttpTask::Failed(_) => out.push(task),
@@ -191,6 +195,11 @@ impl Held {
         }
         out
     }
+}
+
+/// Whether more heads follow this one: 101 is the last before another protocol.
+fn is_interim(head: &ResponseHeader) -> bool {
+    head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS
 }
 
 #[async_trait]

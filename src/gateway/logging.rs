@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
-use super::{ctx::Ctx, held, limits, response, story};
+use super::{ctx::Ctx, held, limits, response, story, tries};
 use crate::{
     base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret},
     config::raw::KeyForm,
@@ -20,6 +20,7 @@ pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     if let Some(home) = ctx.way.held.take() {
         held::abandon(session, &home);
     }
+    tries::ended(ctx);
     ctx.way.leave();
     let (counts, source) = ctx.answer.usage();
     let summary = Summary {

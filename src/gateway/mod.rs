@@ -80,13 +80,13 @@ impl ProxyHttp for Gateway {
     async fn connected_to_upstream(
         &self,
         _session: &mut Session,
-        _reused: bool,
+        reused: bool,
         _peer: &HttpPeer,
         fd: RawFd,
         digest: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        peer::connected(fd, digest, ctx)
+        peer::connected(reused, fd, digest, ctx)
     }
 
     async fn upstream_request_filter(

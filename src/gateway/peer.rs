@@ -84,10 +84,16 @@ async fn pause(session: &mut Session, ctx: &mut Ctx, time: Duration) -> Result<(
 }
 
 /// A connection stands: from now on its silence is watched.
-pub fn connected(fd: RawFd, digest: Option<&Digest>, ctx: &mut Ctx) -> Result<()> {
+pub fn connected(reused: bool, fd: RawFd, digest: Option<&Digest>, ctx: &mut Ctx) -> Result<()> {
     let Some(watch) = &ctx.way.watch else {
         return Ok(());
     };
+    if let Some(endpoint) = &ctx.way.endpoint {
+        if !reused {
+            endpoint.connected();
+        }
+        watch.set_backend(Some((endpoint.id, tries::is_alone(ctx))));
+    }
     let socket = digest.and_then(|d| d.socket_digest.as_ref());
     let several = ctx.way.endpoint.as_ref().is_some_and(|e| e.places().len() > 1);
     watch.set_connection(match several {

@@ -40,8 +40,13 @@ pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
 /// Prepares the head for the client, and the reading of the body.
 ///
 /// # Errors
-/// If the client was told of a stream, and there is not even a body.
+/// If it redirects. If the client was told of a stream, and there is not even a body.
 pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    let status = response.status.as_u16();
+    if verdict::is_redirect(status) {
+        let error = Error::explain(ErrorType::HTTPStatus(status), "a redirect");
+        return Err(error.into_up());
+    }
     if response.status.is_informational() {
         return Ok(());
     }
@@ -49,6 +54,7 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
     let nominated: Vec<String> =
         connection.iter().flat_map(|v| headers::nominated(v.as_bytes())).collect();
     let limited = ctx.limits.standings.is_some();
+    let guarded = &ctx.snapshot.plan.guard_response_headers;
     let removed: Vec<HeaderName> = response
         .headers
         .keys()
@@ -57,6 +63,7 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
             **name != header::TRANSFER_ENCODING
                 && **name != header::CONNECTION
                 && (headers::is_hop_by_hop(name.as_str())
+                    || guarded.contains(name)
                     || limited && dialect::is_limit_header(name.as_str())
                     || nominated.iter().any(|n| name.as_str() == n))
         })
@@ -81,8 +88,10 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
         reading => reading,
     };
     let renamed = ctx.way.tries.model.is_some();
+    ctx.answer.opened = opened;
     let held = match ctx.answer.reading {
-        Reading::Refusal(_) => true,
+        // It can only become an event as a whole.
+        Reading::Refusal(_) => opened || ctx.way.tries.may_follow(),
         Reading::Nothing => false,
         Reading::Stream(_) => ctx.way.tries.may_follow(),
         Reading::Json(_) | Reading::Event(_) => ctx.way.tries.may_follow() || renamed,

@@ -28,6 +28,10 @@ const LONGEST_DOCUMENT: usize = 256 * 1024;
 /// The same where the name of the model has to be replaced.
 const LONGEST_RENAMED: usize = 8 * 1024 * 1024;
 
+/// Bytes of an error response that are held back at most; a longer one is passed on, and no other
+/// backend is tried in its place.
+const LONGEST_REFUSAL: usize = 1024 * 1024;
+
 /// Bytes of a stream without content that are held back at most.
 const LONGEST_SILENCE: usize = 64 * 1024;
 
@@ -50,10 +54,14 @@ pub struct Answer {
     pub head_at: Option<Instant>,
     /// How long its backend wants to be left alone.
     pub retry_after: Option<Duration>,
+    /// A stream had been opened for the client before this answer came. Written by `response`.
+    pub opened: bool,
     /// The client has been told in other words: what still comes is not passed on.
     told_otherwise: bool,
     /// Pieces that are held back; `None`: pieces pass.
     pub held: Option<Held>,
+    /// The beginning of an error response that passes while it is read.
+    inspected: Held,
     last: Option<Instant>,
     /// Its backend's state has been told of it.
     judged: bool,
@@ -171,7 +179,9 @@ pub fn filter(
     }
     read(body, end_of_stream, ctx);
     wait_for_more(end_of_stream, ctx);
-    if ctx.answer.held.is_some() {
+    if ctx.answer.held.is_none() {
+        inspect(body.as_ref(), end_of_stream, ctx);
+    } else {
         *body = hold(session, body.take().unwrap_or_default(), end_of_stream, ctx)?;
         if body.is_none() {
             *body = Some(Bytes::new());
@@ -184,7 +194,7 @@ pub fn filter(
             return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
         }
         Reading::Event(_) => *body = Some(part_of_event(body.take(), first, end_of_stream)),
-        Reading::Refusal(_) if first && answer::opened(session) => {
+        Reading::Refusal(_) if first && ctx.answer.opened => {
             let status = ctx.answer.status.unwrap_or_default();
             *body = Some(answer::error_event(ctx, status, &body.take().unwrap_or_default()));
             ctx.answer.told_otherwise = true;
@@ -195,11 +205,17 @@ pub fn filter(
         // The client is about to get bytes of this answer: no other backend will be asked.
         ctx.answer.begun = true;
         ctx.body.forget();
+        if let Some(watch) = &ctx.way.watch {
+            watch.set_backend(None);
+        }
     }
     if end_of_stream {
         ended(ctx);
-    } else if first && let Some(lease) = ctx.way.lease() {
-        lease.began();
+    } else if first && ctx.answer.status.is_some_and(|status| status < 300) {
+        tries::succeeded(ctx);
+        if let Some(lease) = ctx.way.lease() {
+            lease.began();
+        }
     }
     Ok(())
 }
@@ -280,7 +296,14 @@ fn hold(
         Look::Wait => return Ok(None),
         Look::Pass => None,
         Look::Refuse(cause) => Some(cause),
-        Look::Judge => judge(ctx),
+        Look::Judge => {
+            // Joined once: it goes out, or is kept, as it is then.
+            let body = ctx.answer.held.take().unwrap_or_default().joined();
+            // Of one that is not all here, another backend's answer could not take the place.
+            let cause = judge(&body, ctx).filter(|_| end_of_stream);
+            ctx.answer.held.get_or_insert_default().push(body);
+            cause
+        }
     };
     if let Some(cause) = cause {
         tell_backend(ctx, cause);
@@ -315,7 +338,7 @@ fn look(answer: &Answer, renames: bool, end_of_stream: bool) -> Look {
     // The name of the model may stand at the end.
     let longest = if renames { LONGEST_RENAMED } else { LONGEST_DOCUMENT };
     match &answer.reading {
-        Reading::Refusal(_) if end_of_stream || len > verdict::MOST => Look::Judge,
+        Reading::Refusal(_) if end_of_stream || len > LONGEST_REFUSAL => Look::Judge,
         Reading::Refusal(_) => Look::Wait,
         Reading::Stream(meter) => match () {
             () if meter.substance() || meter.blame() == Some(Blame::Client) => Look::Pass,
@@ -331,14 +354,26 @@ fn look(answer: &Answer, renames: bool, end_of_stream: bool) -> Look {
     }
 }
 
-/// Judges an answer that is no success by its whole body; says if another backend might do better.
-fn judge(ctx: &mut Ctx) -> Option<Cause> {
-    // Joined once: it goes out, or is kept, as it is then.
-    let body = ctx.answer.held.take().unwrap_or_default().joined();
+/// Reads an error response that passes as it comes, because no other backend can be tried.
+fn inspect(piece: Option<&Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
+    if ctx.answer.judged || !matches!(ctx.answer.reading, Reading::Refusal(_)) {
+        return;
+    }
+    if let Some(piece) = piece {
+        ctx.answer.inspected.push(piece.clone());
+    }
+    if end_of_stream || ctx.answer.inspected.len > verdict::MOST {
+        let body = std::mem::take(&mut ctx.answer.inspected).joined();
+        judge(&body, ctx);
+    }
+}
+
+/// Judges an error response by its body; says if another backend might do better.
+fn judge(body: &[u8], ctx: &mut Ctx) -> Option<Cause> {
     let status = ctx.answer.status.unwrap_or_default();
     let plan = &ctx.snapshot.plan.routing;
-    let (verdict, cause) = verdict::judge(status, &body, ctx.answer.retry_after, plan);
-    ctx.answer.held.get_or_insert_default().push(body);
+    let start = &body[..body.len().min(verdict::MOST)];
+    let (verdict, cause) = verdict::judge(status, start, ctx.answer.retry_after, plan);
     ctx.answer.judged = true;
     tries::tell(ctx, verdict);
     cause
@@ -380,6 +415,7 @@ fn ended(ctx: &mut Ctx) {
         };
         tries::tell(ctx, verdict);
     }
+    tries::ended(ctx);
 }
 
 /// A document with the name of the model that the client knows.

@@ -14,7 +14,7 @@ use pingora_proxy::Session;
 
 use super::{affinity, body_in, cause::Cause, ctx::Ctx, story, tried::Tried, verdict::Verdict};
 use crate::{
-    balance::{Candidate, Choice, Endpoint, Nobody, Wish},
+    balance::{Candidate, Choice, Endpoint, Evidence, Nobody, Suspicion, Wish},
     base::{Fault, FaultKind, Side},
     config::plan::{Backoff, PrefixPlan, Strategy},
     route::{Split, Tier},
@@ -53,6 +53,10 @@ pub struct Tries {
     pause: Option<Duration>,
     /// Why the next one is made.
     reason: Option<&'static str>,
+    /// Failures of which it is not known yet whether backend or request is at fault.
+    suspicions: Vec<Suspicion>,
+    /// Who calls, hashed, once that was asked.
+    caller: Option<u64>,
     /// How the conversation begins, once a pool has asked: the model there, and the hashes.
     beginnings: Option<(Option<Arc<str>>, PrefixPlan, Vec<u64>)>,
 }
@@ -98,16 +102,45 @@ pub fn begin(ctx: &mut Ctx) {
 
 /// Tells the backend's state what came of the present try.
 pub fn tell(ctx: &mut Ctx, verdict: Verdict) {
-    // Who cannot be replaced is asked all the same: what it says is better than what we could.
-    let spared = ctx.way.tries.sole && !ctx.snapshot.plan.routing.circuit.lone;
+    if verdict == Verdict::Good {
+        succeeded(ctx);
+    }
+    let spared = is_spared(ctx);
     let Some(lease) = ctx.way.lease() else { return };
     match verdict {
         Verdict::Good => lease.good(),
         Verdict::Neutral => {}
         _ if spared => {}
         Verdict::Busy(pause) => lease.busy(pause),
-        Verdict::Failed => lease.failed(),
+        Verdict::Unreachable => lease.unreachable(),
+        Verdict::Failed => {
+            let suspicion = lease.failed();
+            ctx.way.tries.suspicions.push(suspicion);
+        }
     }
+}
+
+/// Whether the backend cannot be replaced. Such a one is asked all the same: what it says is better
+/// than what we could.
+fn is_spared(ctx: &Ctx) -> bool {
+    ctx.way.tries.sole && !ctx.snapshot.plan.routing.circuit.lone
+}
+
+/// The request has succeeded: those that have failed it before are at fault.
+pub fn succeeded(ctx: &mut Ctx) {
+    for suspicion in std::mem::take(&mut ctx.way.tries.suspicions) {
+        suspicion.settle(Evidence::Compared);
+    }
+}
+
+/// The request has ended. If it has failed at one backend, that may be the backend or the request;
+/// what has failed at several says nothing about them, as far as one caller is concerned.
+pub fn ended(ctx: &mut Ctx) {
+    let suspicions = std::mem::take(&mut ctx.way.tries.suspicions);
+    let Some(first) = suspicions.first() else { return };
+    let several = suspicions.iter().any(|other| !other.is_of_same(first));
+    let evidence = if several { Evidence::Everywhere } else { Evidence::Open };
+    suspicions.into_iter().for_each(|suspicion| suspicion.settle(evidence));
 }
 
 impl Tries {
@@ -142,6 +175,11 @@ fn worth_a_pause(cause: Cause, again: Option<Backoff>) -> bool {
         (Cause::Busy(Some(asked)), Some(backoff)) => asked <= backoff.max,
         (_, again) => again.is_some(),
     }
+}
+
+/// Whether no other backend could take over the present try, were it to end now.
+pub fn is_alone(ctx: &Ctx) -> bool {
+    !ctx.way.tries.may_follow() || !others(ctx, Cause::Fault(FaultKind::Refusing))
 }
 
 /// Whether there is a backend that has not been tried yet, after the present one for this cause.
@@ -364,10 +402,16 @@ fn pick_of(
     }
     let asked = ctx.call.model.as_deref().unwrap_or_default();
     let model = split.model.as_deref().unwrap_or(asked);
+    let caller = match ctx.way.tries.caller {
+        Some(caller) => caller,
+        None => *ctx.way.tries.caller.insert(affinity::caller(ctx)),
+    };
     let tried: Vec<u32> = ctx.way.tries.tried.with(split.model.as_deref()).collect();
     let blocks = ctx.way.tries.beginnings.as_ref();
     let wish = Wish {
         model,
+        caller,
+        spare: is_spared(ctx),
         session: affinity::session(session, ctx, balance),
         blocks: blocks.map_or(&[], |(_, _, blocks)| blocks.as_slice()),
         tried: &tried,

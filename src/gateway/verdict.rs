@@ -6,9 +6,9 @@ use std::time::Duration;
 use memchr::memmem;
 
 use super::cause::Cause;
-use crate::config::plan::RoutingPlan;
+use crate::{base::FaultKind, config::plan::RoutingPlan};
 
-/// Bytes of such an answer that are looked at; a longer one is passed on unread.
+/// Bytes of such an answer that are looked at.
 pub const MOST: usize = 64 * 1024;
 
 /// What servers say that have no room now and are not broken: vLLM (admission by queue length and
@@ -34,8 +34,27 @@ pub enum Verdict {
     Neutral,
     /// It has no room now, and perhaps says for how long.
     Busy(Option<Duration>),
-    /// It is broken.
+    /// It accepts no connections.
+    Unreachable,
+    /// It is broken, or cannot cope with this request.
     Failed,
+}
+
+impl Verdict {
+    /// What a fault says.
+    pub fn of_fault(cause: Cause) -> Self {
+        match cause {
+            Cause::Fault(FaultKind::Refusing) => Self::Unreachable,
+            cause if cause.is_unsent() => Self::Unreachable,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Whether a status leads the client elsewhere: to an address that is none of its business (3xx), or
+/// to another protocol (101), for which no path of the gateway has a use. 304 does neither.
+pub fn is_redirect(status: u16) -> bool {
+    status == 101 || (300..400).contains(&status) && status != 304
 }
 
 /// Whether the body of an answer with this status must be known.
@@ -61,8 +80,8 @@ pub fn judge(
         429 | 529 => Verdict::Busy(retry_after),
         503 if retry_after.is_some() || busy() => Verdict::Busy(retry_after),
         _ if told => Verdict::Failed,
-        // Not built there, or the request did not come in time.
-        408 | 501 => Verdict::Neutral,
+        // The request did not come in time, or asks for what was not built there.
+        408 | 501 | 505 => Verdict::Neutral,
         500.. => Verdict::Failed,
         400 | 404 => Verdict::Neutral,
         // Statuses that the operator takes for failures, an exhausted account for instance.

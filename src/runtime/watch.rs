@@ -12,7 +12,7 @@ use std::{
     os::fd::{BorrowedFd, RawFd},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -61,6 +61,10 @@ pub struct Watch {
     fired: AtomicU8,
     /// When, in the same milliseconds.
     fired_at: AtomicU64,
+    /// The backend that has not given the client anything yet, by its id; 0: none.
+    backend: AtomicU32,
+    /// No other backend can be asked.
+    alone: AtomicBool,
     connection: Mutex<Option<Connection>>,
     client: Mutex<Option<Connection>>,
 }
@@ -82,6 +86,11 @@ const FIRST_BYTE: u8 = 1;
 const CHUNK: u8 = 2;
 const TOTAL: u8 = 3;
 const SHUTDOWN: u8 = 4;
+const REFUSING: u8 = 5;
+
+/// How long a request that no other backend can take is left with one that accepts no connections: it
+/// may be finishing its work before it ends.
+pub const LAST_CHANCE: Duration = Duration::from_secs(30);
 
 impl Watches {
     /// Enters a request; it stays until the entry is dropped.
@@ -93,6 +102,8 @@ impl Watches {
             phase_kind: AtomicU8::new(0),
             fired: AtomicU8::new(0),
             fired_at: AtomicU64::new(NEVER),
+            backend: AtomicU32::new(0),
+            alone: AtomicBool::new(false),
             connection: Mutex::new(None),
             client: Mutex::new(None),
         });
@@ -114,6 +125,23 @@ impl Watches {
             let late: Vec<_> = lock(shard).all().filter(|w| w.is_late(now)).cloned().collect();
             for watch in late {
                 watch.fire(now);
+            }
+        }
+    }
+
+    /// Ends the wait of requests of which a backend has answered nothing: it has accepted no
+    /// connections for so long, and a server that stops may leave those that it has open and silent.
+    pub fn abandon(&self, backend: u32, refused_for: Duration, now: Instant) {
+        let now = self.millis(now);
+        let given_up = |watch: &&Arc<Watch>| {
+            watch.backend.load(Ordering::Relaxed) == backend
+                && (refused_for >= LAST_CHANCE || !watch.alone.load(Ordering::Relaxed))
+                && watch.fired.load(Ordering::Relaxed) == 0
+        };
+        for shard in &self.shards {
+            let silent: Vec<_> = lock(shard).all().filter(given_up).cloned().collect();
+            for watch in silent {
+                watch.end(REFUSING, now);
             }
         }
     }
@@ -229,7 +257,8 @@ impl Entry {
     /// Another backend is waited for: what one of them missed is forgotten. The end of the whole
     /// request is not.
     pub fn rearm(&self) {
-        if matches!(self.watch.fired.load(Ordering::Acquire), FIRST_BYTE | CHUNK) {
+        self.set_backend(None);
+        if matches!(self.watch.fired.load(Ordering::Acquire), FIRST_BYTE | CHUNK | REFUSING) {
             self.set_phase(FIRST_BYTE, None);
             self.watch.fired_at.store(NEVER, Ordering::Relaxed);
             self.watch.fired.store(0, Ordering::Release);
@@ -239,6 +268,14 @@ impl Entry {
     /// The connection that is waited on; `None` when there is none.
     pub fn set_connection(&self, connection: Option<Connection>) {
         *lock(&self.watch.connection) = connection;
+    }
+
+    /// The backend that is waited for, by its id, and whether no other one can be asked; `None` once
+    /// something of its answer has gone to the client.
+    pub fn set_backend(&self, backend: Option<(u32, bool)>) {
+        let (backend, alone) = backend.unwrap_or_default();
+        self.watch.alone.store(alone, Ordering::Relaxed);
+        self.watch.backend.store(backend, Ordering::Relaxed);
     }
 
     /// The client's own connection, if it serves this request alone.
@@ -253,6 +290,7 @@ impl Entry {
             CHUNK => Some(FaultKind::ChunkTimeout),
             TOTAL => Some(FaultKind::TotalTimeout),
             SHUTDOWN => Some(FaultKind::Shutdown),
+            REFUSING => Some(FaultKind::Refusing),
             _ => None,
         }
     }
@@ -314,6 +352,26 @@ mod tests {
         other.set_nonblocking(true).unwrap();
         let open = (&other).read(&mut [0; 1]).unwrap_err();
         assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_backend_that_refuses_connections_loses_those_it_says_nothing_to() {
+        let watches = Arc::<Watches>::default();
+        let entries: Vec<_> = (0..4).map(|_| watches.enter()).collect();
+        entries[0].set_backend(Some((7, false)));
+        entries[1].set_backend(Some((7, true)));
+        entries[2].set_backend(Some((8, false)));
+        entries[3].set_backend(Some((7, false)));
+        entries[3].set_backend(None);
+        let fired = || entries.iter().map(|e| e.fired().is_some()).collect::<Vec<_>>();
+        let now = Instant::now();
+        watches.abandon(7, Duration::from_secs(1), now);
+        assert_eq!(fired(), [true, false, false, false]);
+        assert_eq!(entries[0].fired(), Some(FaultKind::Refusing));
+        // It goes on with another one, which is well.
+        entries[0].rearm();
+        watches.abandon(7, LAST_CHANCE, now);
+        assert_eq!(fired(), [false, true, false, false]);
     }
 
     #[test]

@@ -24,10 +24,21 @@ pub struct Behaviour {
     pub fail_first: u64,
     /// The only model whose requests fail; empty for all.
     pub fail_model: String,
+    /// What the body of a request must contain for it to fail; empty for all.
+    pub fail_word: String,
     /// After how many tokens a stream fails that fails midway; half of them if not given.
     pub fail_after: Option<u64>,
     /// Milliseconds that [`Fail::Slow`] adds to the time until the first token.
     pub slow_ms: u64,
+    /// Status of [`Fail::Error`].
+    pub error_status: u16,
+    /// Bytes to which the bodies of errors are filled up.
+    pub error_bytes: usize,
+    /// Milliseconds by which the body of an error comes later than its head, and the second half of
+    /// it later than the first; 0: all in one piece.
+    pub error_pause_ms: u64,
+    /// Interim responses (102 and 103 in turn) that come in one piece with the head of an answer.
+    pub interim: usize,
     /// The seconds of `Retry-After` in a 429.
     pub retry_after: u64,
     /// How many requests are worked on at a time, the others wait; 0 for all. A change holds for
@@ -69,8 +80,13 @@ impl Default for Behaviour {
             fail_every: 1,
             fail_first: 0,
             fail_model: String::new(),
+            fail_word: String::new(),
             fail_after: None,
             slow_ms: 1000,
+            error_status: 500,
+            error_bytes: 0,
+            error_pause_ms: 0,
+            interim: 0,
             retry_after: 7,
             max_running: 0,
             prefix_cache: 0,
@@ -142,8 +158,10 @@ pub enum Fail {
     TooMany,
     /// Answers 404: it has no such model.
     NoModel,
-    /// Answers 500.
+    /// Answers 500, or `error_status`.
     Error,
+    /// Answers 307, which leads to an address inside of the fleet.
+    Redirect,
     /// The first event of a stream is an error; a plain answer is 500.
     ErrorEvent,
     /// An error event after the one that has only a role, then `[DONE]`; a plain answer is 500.

@@ -58,8 +58,14 @@ impl Call<'_> {
             _ => {}
         }
         let behaviour = &self.setting.behaviour;
-        if let Some(refusal) = refusal::failing(self.fail, &self.model, behaviour) {
-            return refuse(conn, refusal).await;
+        conn.announce(&interim(behaviour.interim));
+        if let Some((status, headers, body)) = refusal::failing(self.fail, &self.model, behaviour) {
+            let mut body = body.to_string();
+            // White space after a document is part of none.
+            body.extend(std::iter::repeat_n(' ', behaviour.error_bytes.saturating_sub(body.len())));
+            let pause = Duration::from_millis(behaviour.error_pause_ms);
+            conn.answer_slowly(status, &headers, body.as_bytes(), pause).await?;
+            return Ok(After::Keep);
         }
         let body = match body {
             Ok(body) => body,
@@ -132,6 +138,15 @@ impl Call<'_> {
             self.shared.stats.completed.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// So many heads that are followed by others.
+fn interim(count: usize) -> String {
+    const HEADS: [&str; 2] = [
+        "HTTP/1.1 102 Processing\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n",
+    ];
+    HEADS.iter().cycle().take(count).copied().collect()
 }
 
 /// Answers with an error.

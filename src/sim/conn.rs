@@ -1,7 +1,15 @@
 //! HTTP/1.1 by hand: a server that may break the rules has to be written below the libraries
 //! that keep them.
 
-use std::{io, pin::pin, time::Duration};
+use std::{
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::{Buf, BytesMut};
 use tokio::{
@@ -16,6 +24,10 @@ use super::Seen;
 pub struct Conn {
     stream: TcpStream,
     buffer: BytesMut,
+    /// Goes out with the next bytes, in one piece.
+    announced: Vec<u8>,
+    /// The server has retired: it says nothing more.
+    silent: Arc<AtomicBool>,
 }
 
 /// The reader is gone.
@@ -29,8 +41,14 @@ impl From<io::Error> for Gone {
 
 impl Conn {
     /// Takes a connection.
-    pub fn new(stream: TcpStream) -> Self {
-        Self { stream, buffer: BytesMut::with_capacity(8 * 1024) }
+    pub fn new(stream: TcpStream, silent: Arc<AtomicBool>) -> Self {
+        let buffer = BytesMut::with_capacity(8 * 1024);
+        Self { stream, buffer, announced: Vec::new(), silent }
+    }
+
+    /// Puts bytes before the next ones that are written.
+    pub fn announce(&mut self, text: &str) {
+        self.announced.extend_from_slice(text.as_bytes());
     }
 
     /// The next request; `None` when the connection is over or has been idle for too long.
@@ -94,7 +112,14 @@ impl Conn {
 
     /// Writes bytes as they are.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Gone> {
-        Ok(self.stream.write_all(bytes).await?)
+        if self.silent.load(Ordering::Relaxed) {
+            return Err(self.hang().await);
+        }
+        if self.announced.is_empty() {
+            return Ok(self.stream.write_all(bytes).await?);
+        }
+        let all = [&std::mem::take(&mut self.announced), bytes].concat();
+        Ok(self.stream.write_all(&all).await?)
     }
 
     /// Writes a whole answer.
@@ -105,27 +130,28 @@ impl Conn {
         kind: &str,
         body: &[u8],
     ) -> Result<(), Gone> {
-        let reason = match status {
-            200 => "OK",
-            400 => "Bad Request",
-            401 => "Unauthorized",
-            404 => "Not Found",
-            405 => "Method Not Allowed",
-            429 => "Too Many Requests",
-            503 => "Service Unavailable",
-            _ => "Internal Server Error",
-        };
-        let mut out = format!(
-            "HTTP/1.1 {status} {reason}\r\nserver: uvicorn\r\ncontent-length: {}\r\n{headers}",
-            body.len()
-        )
-        .into_bytes();
-        if !kind.is_empty() {
-            out.extend_from_slice(format!("content-type: {kind}\r\n").as_bytes());
-        }
-        out.extend_from_slice(b"\r\n");
+        let mut out = head(status, headers, kind, body.len());
         out.extend_from_slice(body);
         self.write(&out).await
+    }
+
+    /// The same for a document that comes later than its head, in two pieces with a pause before each.
+    pub async fn answer_slowly(
+        &mut self,
+        status: u16,
+        headers: &str,
+        body: &[u8],
+        pause: Duration,
+    ) -> Result<(), Gone> {
+        if pause.is_zero() {
+            return self.answer(status, headers, super::control::JSON, body).await;
+        }
+        self.write(&head(status, headers, super::control::JSON, body.len())).await?;
+        for half in [&body[..body.len() / 2], &body[body.len() / 2..]] {
+            self.wait(pause).await?;
+            self.write(half).await?;
+        }
+        Ok(())
     }
 
     /// Writes one chunk of a chunked body.
@@ -168,6 +194,26 @@ impl Conn {
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).ok();
     }
+}
+
+/// The head of an answer.
+fn head(status: u16, headers: &str, kind: &str, length: usize) -> Vec<u8> {
+    let reason = match status {
+        200 => "OK",
+        307 => "Temporary Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        429 => "Too Many Requests",
+        503 => "Service Unavailable",
+        _ => "Internal Server Error",
+    };
+    let kind = if kind.is_empty() { String::new() } else { format!("content-type: {kind}\r\n") };
+    let text = format!(
+        "HTTP/1.1 {status} {reason}\r\nserver: uvicorn\r\ncontent-length: {length}\r\n{headers}{kind}\r\n"
+    );
+    text.into_bytes()
 }
 
 /// Parses a request head: the request without its body, and the length of the head. `Some(None)`

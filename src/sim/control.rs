@@ -119,7 +119,7 @@ async fn inference(
         path,
         seen: &seen,
         model: model.to_owned(),
-        fail: setting.fail(number, model),
+        fail: setting.fail(number, model, &seen.body),
         setting,
         shared,
     };

@@ -24,14 +24,14 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use tokio::{
     net::{TcpListener, TcpSocket},
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
     task::JoinHandle,
 };
 
@@ -48,6 +48,8 @@ struct Shared {
     setting: Mutex<Arc<Setting>>,
     cache: Mutex<cache::PrefixCache>,
     stats: Stats,
+    /// Connections are left open and silent.
+    silent: Arc<AtomicBool>,
 }
 
 /// A behaviour, and what counts from its beginning.
@@ -78,11 +80,13 @@ impl Setting {
     }
 
     /// The way in which the request with this number fails, and counts it if it does.
-    fn fail(&self, number: u64, model: &str) -> Fail {
+    fn fail(&self, number: u64, model: &str, body: &[u8]) -> Fail {
         let behaviour = &self.behaviour;
         let meant = behaviour.fail != Fail::None
             && number.is_multiple_of(behaviour.fail_every.max(1))
-            && (behaviour.fail_model.is_empty() || behaviour.fail_model == model);
+            && (behaviour.fail_model.is_empty() || behaviour.fail_model == model)
+            && (behaviour.fail_word.is_empty()
+                || memchr::memmem::find(body, behaviour.fail_word.as_bytes()).is_some());
         if meant {
             let before = self.failed.fetch_add(1, Ordering::Relaxed);
             if behaviour.fail_first == 0 || before < behaviour.fail_first {
@@ -113,9 +117,11 @@ pub struct Sim {
 }
 
 enum State {
-    Listening(JoinHandle<()>),
+    Listening((JoinHandle<()>, Arc<Notify>)),
     /// The socket keeps the port from others.
     Refusing(TcpSocket),
+    /// The same, while the connections stay open that it has.
+    Retired(TcpSocket, JoinHandle<()>),
     Between,
 }
 
@@ -131,9 +137,10 @@ impl Sim {
             setting: Mutex::new(Arc::new(Setting::new(behaviour))),
             cache: Mutex::default(),
             stats: Stats::default(),
+            silent: Arc::default(),
         });
         shared.stats.begin();
-        let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
+        let task = Self::serve(listener, &shared);
         Ok(Self { address, shared, state: Mutex::new(State::Listening(task)) })
     }
 
@@ -165,18 +172,53 @@ impl Sim {
         self.forget();
     }
 
-    /// Cuts all connections and refuses new ones, as if the process had ended.
+    fn serve(listener: TcpListener, shared: &Arc<Shared>) -> (JoinHandle<()>, Arc<Notify>) {
+        let retire = Arc::new(Notify::new());
+        let task = tokio::spawn(accept(listener, Arc::clone(shared), Arc::clone(&retire)));
+        (task, retire)
+    }
+
+    /// Refuses new connections, and leaves those that it has open without another word, as vLLM does
+    /// after SIGTERM. [`Self::listen`] makes it another, new process.
     ///
     /// # Errors
     /// If another process has got the port meanwhile.
-    pub async fn refuse(&self) -> io::Result<()> {
+    pub async fn retire(&self) -> io::Result<()> {
+        self.stop_listening(true).await
+    }
+
+    /// Refuses new connections, and goes on with what came before.
+    ///
+    /// # Errors
+    /// If another process has got the port meanwhile.
+    pub async fn drain(&self) -> io::Result<()> {
+        self.stop_listening(false).await
+    }
+
+    async fn stop_listening(&self, silent: bool) -> io::Result<()> {
         let state = std::mem::replace(&mut *lock(&self.state), State::Between);
-        let State::Listening(task) = state else {
+        let State::Listening((task, retire)) = state else {
             *lock(&self.state) = state;
             return Ok(());
         };
-        task.abort();
-        task.await.ok();
+        self.shared.silent.store(silent, Ordering::Relaxed);
+        retire.notify_one();
+        let socket = loop {
+            match self.socket() {
+                Ok(socket) => break socket,
+                // The listener is about to be closed.
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse && !task.is_finished() => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Err(e) => return Err(e),
+            }
+        };
+        *lock(&self.state) = State::Retired(socket, task);
+        Ok(())
+    }
+
+    /// A socket that keeps the port and does not listen.
+    fn socket(&self) -> io::Result<TcpSocket> {
         let socket = match self.address {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -184,7 +226,22 @@ impl Sim {
         // Its connections may still be closing.
         socket.set_reuseaddr(true)?;
         socket.bind(self.address)?;
-        *lock(&self.state) = State::Refusing(socket);
+        Ok(socket)
+    }
+
+    /// Cuts all connections and refuses new ones, as if the process had ended.
+    ///
+    /// # Errors
+    /// If another process has got the port meanwhile.
+    pub async fn refuse(&self) -> io::Result<()> {
+        let state = std::mem::replace(&mut *lock(&self.state), State::Between);
+        let State::Listening((task, _)) = state else {
+            *lock(&self.state) = state;
+            return Ok(());
+        };
+        task.abort();
+        task.await.ok();
+        *lock(&self.state) = State::Refusing(self.socket()?);
         Ok(())
     }
 
@@ -195,9 +252,14 @@ impl Sim {
     pub fn listen(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
         match std::mem::replace(&mut *state, State::Between) {
+            State::Retired(socket, task) => {
+                task.abort();
+                self.shared.silent.store(false, Ordering::Relaxed);
+                *state = State::Listening(Self::serve(socket.listen(BACKLOG)?, &self.shared));
+            }
             State::Refusing(socket) => {
                 let listener = socket.listen(BACKLOG)?;
-                let task = tokio::spawn(accept(listener, Arc::clone(&self.shared)));
+                let task = Self::serve(listener, &self.shared);
                 *state = State::Listening(task);
             }
             other => *state = other,
@@ -208,7 +270,7 @@ impl Sim {
     /// Runs until the process ends.
     pub async fn forever(self) {
         let state = std::mem::replace(&mut *lock(&self.state), State::Between);
-        if let State::Listening(task) = state {
+        if let State::Listening((task, _)) = state {
             task.await.ok();
         }
     }
@@ -216,25 +278,32 @@ impl Sim {
 
 impl Drop for Sim {
     fn drop(&mut self) {
-        if let State::Listening(task) = &*lock(&self.state) {
+        if let State::Listening((task, _)) | State::Retired(_, task) = &*lock(&self.state) {
             task.abort();
         }
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>, retire: Arc<Notify>) {
     // Dropping the set, with this task, aborts the connections.
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = retire.notified() => break,
+        };
+        match accepted {
             Ok((stream, _)) => {
                 shared.stats.connections.fetch_add(1, Ordering::Relaxed);
                 stream.set_nodelay(true).ok();
-                connections.spawn(control::serve(conn::Conn::new(stream), Arc::clone(&shared)));
+                let conn = conn::Conn::new(stream, Arc::clone(&shared.silent));
+                connections.spawn(control::serve(conn, Arc::clone(&shared)));
             }
             // Out of descriptors: others will be closed.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
         while connections.try_join_next().is_some() {}
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }

@@ -48,7 +48,11 @@ pub fn failing(fail: Fail, model: &str, behaviour: &Behaviour) -> Option<Refusal
             Some((429, format!("retry-after: {}\r\n", behaviour.retry_after), body))
         }
         Fail::NoModel => Some(no_model(model, behaviour)),
-        Fail::Error => Some((500, String::new(), dead())),
+        Fail::Error => Some((behaviour.error_status, String::new(), dead())),
+        Fail::Redirect => {
+            let to = "location: http://10.1.2.3:8000/v1/chat/completions\r\n".to_owned();
+            Some((307, to, json!({"detail": "Temporary Redirect"})))
+        }
         _ => None,
     }
 }

@@ -49,6 +49,15 @@ async fn round(live: &Live, carry: &Carry) {
     if live.load().plan.health_check.is_some() {
         carry.health.run_health_check(true).await;
     }
+    let (now, refusing) = (Instant::now().into_std(), carry.probe.refusing());
+    if !refusing.is_empty() {
+        for (endpoint, _) in live.load().health().into_iter().filter(|(_, healthy)| !healthy) {
+            if let Some((_, since)) = refusing.iter().find(|(id, _)| *id == endpoint.id) {
+                let lasted = now.saturating_duration_since(*since);
+                carry.watches.abandon(endpoint.id, lasted, now);
+            }
+        }
+    }
     // The configuration may have changed meanwhile: show the health of what is in use now.
     live.steady(|snapshot| show(snapshot, carry));
 }

@@ -291,6 +291,7 @@ const ERRORS: [(Side, &[&str]); 3] = [
     (
         Side::Backend,
         &[
+            "backend_refusing",
             "broken_off",
             "chunk_timeout",
             "connect_failure",
@@ -300,6 +301,7 @@ const ERRORS: [(Side, &[&str]); 3] = [
             "no_healthy_backend",
             "not_replayable",
             "protocol_error",
+            "redirect",
             "status",
             "total_timeout",
         ],
@@ -342,6 +344,8 @@ fn retries(r: &Registry) -> IntCounterVec {
         "first_byte_timeout",
         "chunk_timeout",
         "protocol_error",
+        "redirect",
+        "backend_refusing",
         "status",
         "busy",
         "error_event",

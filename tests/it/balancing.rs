@@ -467,12 +467,19 @@ async fn one_request_finds_out_that_a_backend_works_again() {
 async fn when_all_are_left_alone_clients_are_told_when_to_come_back() {
     let sims = fleet(2, |b| b.fail = Fail::Error).await;
     let circuit = |more: &str| {
-        format!("routing: {{circuit: {{consecutive_failures: 2, cooldown: 1h{more}}}}}\n")
+        format!(
+            "server: {{trusted_proxies: [127.0.0.1/32]}}\n\
+             routing: {{circuit: {{consecutive_failures: 2, cooldown: 1h{more}}}}}\n"
+        )
     };
-    let gateway = before(&sims, &circuit("")).await;
-    let mut answer = ask(&gateway).await;
-    for _ in 0..10 {
-        answer = ask(&gateway).await;
+    // Each time another caller.
+    let ask = async |gateway: &Gateway, n: u32| {
+        gateway.ask_with(&format!("X-Forwarded-For: 198.51.100.{n}\r\n")).await
+    };
+    let gateway = before(&sims, &circuit(", max_ejected: 100%")).await;
+    let mut answer = ask(&gateway, 0).await;
+    for n in 1..10 {
+        answer = ask(&gateway, n).await;
     }
     assert_eq!(answer.status, 503);
     let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
@@ -480,9 +487,9 @@ async fn when_all_are_left_alone_clients_are_told_when_to_come_back() {
     assert_eq!(counts(&sims), [2, 2]);
     // Unless only some of them may be.
     let sims = fleet(2, |b| b.fail = Fail::Error).await;
-    let gateway = before(&sims, &circuit(", max_ejected: 50%")).await;
-    for _ in 0..10 {
-        answer = ask(&gateway).await;
+    let gateway = before(&sims, &circuit("")).await;
+    for n in 0..10 {
+        answer = ask(&gateway, n).await;
         assert_eq!(answer.status, 500, "as the backend says");
     }
     let mut got = counts(&sims);

@@ -21,6 +21,16 @@ async fn ask(gateway: &Gateway, stream: bool) -> Answer {
     gateway.client().await.ask(PATH, chat(stream)).await
 }
 
+/// Callers are told apart by what a proxy says of their addresses.
+const PROXY: &str = "server: {trusted_proxies: [127.0.0.1/32]}\n";
+
+async fn ask_as(gateway: &Gateway, caller: u32) -> Answer {
+    let mut client = gateway.client().await;
+    let header = format!("X-Forwarded-For: 198.51.100.{caller}\r\n");
+    client.post_with(PATH, &header, chat(true).as_bytes()).await;
+    client.answer().await
+}
+
 fn requests(sims: &[Sim]) -> Vec<u64> {
     sims.iter().map(|sim| sim.stats().requests()).collect()
 }
@@ -80,12 +90,13 @@ async fn who_works_again_is_used_again() {
 async fn when_all_are_left_alone_the_client_is_told_when_to_come_back() {
     for fault in [Fault::Dead, Fault::Refuse] {
         let sims = fleet(2, |_| {}).await;
-        let gateway = gateway(&sims, "{consecutive_failures: 2, cooldown: 100s}", "").await;
+        let circuit = "{consecutive_failures: 2, cooldown: 100s, max_ejected: 100%}";
+        let gateway = gateway(&sims, circuit, PROXY).await;
         for sim in &sims {
             fault.befall(sim).await;
         }
-        for _ in 0..4 {
-            assert!(ask(&gateway, true).await.status >= 500);
+        for caller in 0..4 {
+            assert!(ask_as(&gateway, caller).await.status >= 500);
         }
         let before = requests(&sims);
         for stream in [true, false] {
@@ -103,13 +114,13 @@ async fn when_all_are_left_alone_the_client_is_told_when_to_come_back() {
 async fn only_so_many_are_left_alone() {
     let sims = fleet(2, |b| b.fail = Fail::Error).await;
     let circuit = "{consecutive_failures: 1, cooldown: 1h, max_ejected: 50%}";
-    let gateway = gateway(&sims, circuit, "").await;
-    for _ in 0..10 {
-        assert_eq!(ask(&gateway, true).await.status, 500, "a real answer");
+    let gateway = gateway(&sims, circuit, PROXY).await;
+    for caller in 0..10 {
+        assert_eq!(ask_as(&gateway, caller).await.status, 500, "a real answer");
     }
     let requests = requests(&sims);
     let (least, most) = (requests.iter().min().unwrap(), requests.iter().max().unwrap());
-    assert_eq!((*least, *most), (1, 10));
+    assert_eq!((*least, *most), (2, 10), "of one caller alone nothing is concluded");
 }
 
 #[tokio::test]

@@ -3,7 +3,14 @@
 use std::{collections::HashMap, path::Path};
 
 use super::*;
-use crate::{balance::endpoint::Ids, config, telemetry::Metrics};
+use crate::{
+    balance::{
+        endpoint::Ids,
+        trouble::{Evidence, Probes},
+    },
+    config,
+    telemetry::Metrics,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -47,7 +54,15 @@ impl Bed {
     }
 
     fn wish(&self) -> Wish<'static> {
-        Wish { model: "m", session: None, blocks: &[], tried: &[], now: self.now }
+        Wish {
+            model: "m",
+            caller: 1,
+            spare: false,
+            session: None,
+            blocks: &[],
+            tried: &[],
+            now: self.now,
+        }
     }
 
     fn pick(&self, wish: &Wish<'_>) -> (usize, Lease) {
@@ -66,13 +81,17 @@ impl Bed {
     /// Leases of one backend.
     fn occupy(&self, backend: usize, requests: usize) -> Vec<Lease> {
         let state = self.endpoints[backend].state();
-        (0..requests).map(|_| state.lease("m", CircuitPlan::default(), None)).collect()
+        (0..requests)
+            .map(|_| state.lease(("m", 1), CircuitPlan::default(), Probes::default()))
+            .collect()
     }
 
     fn fail(&self, backend: usize) {
         for _ in 0..5 {
             let state = self.endpoints[backend].state();
-            state.lease("m", CircuitPlan::default(), None).failed_at(self.now);
+            state
+                .lease(("m", 1), CircuitPlan::default(), Probes::default())
+                .unreachable_at(self.now);
         }
     }
 }
@@ -290,6 +309,8 @@ fn replicas_agree_where_a_session_belongs() {
         for session in (0..500).map(crate::balance::random::mix) {
             let wish = Wish {
                 model: "m",
+                caller: 1,
+                spare: false,
                 session: Some(session),
                 blocks: &[],
                 tried: &[],
@@ -456,7 +477,7 @@ fn a_circuit_lets_one_request_find_out() {
         let first = Wish { tried: &tried, ..bed.wish() };
         let (_, mut probe) = bed.pick(&first);
         assert!(bed.pool.pick(&first).is_err(), "{strategy:?}");
-        probe.failed_at(bed.now);
+        probe.unreachable_at(bed.now);
         drop(probe);
         assert!(bed.pool.pick(&first).is_err(), "{strategy:?}");
         bed.now += 30 * SECOND;
@@ -492,7 +513,10 @@ fn candidates_say_how_the_backends_stand() {
     bed.endpoints[0].drain(true);
     bed.fail(1);
     let _busy = bed.occupy(2, 3);
-    bed.endpoints[3].state().lease("m", CircuitPlan::default(), None).busy_at(None, bed.now);
+    bed.endpoints[3]
+        .state()
+        .lease(("m", 1), CircuitPlan::default(), Probes::default())
+        .busy_at(None, bed.now);
     let tried = [bed.endpoints[4].id];
     let candidates = bed.pool.candidates(&Wish { tried: &tried, ..bed.wish() }, 10);
     let told: Vec<_> = candidates.iter().map(|c| (c.backend.as_str(), c.score, c.barred)).collect();
@@ -522,7 +546,7 @@ fn leases_of_many_threads_all_come_back() {
                             Wish { session: Some(n * thread), blocks: &blocks, ..bed.wish() };
                         let Ok(mut choice) = bed.pool.pick(&wish) else { continue };
                         match n % 7 {
-                            0 => choice.lease.failed(),
+                            0 => choice.lease.failed().settle(Evidence::Open),
                             1 => choice.lease.busy(Some(Duration::ZERO)),
                             2 => choice.lease.first_token(SECOND, true),
                             _ => choice.lease.good(),

@@ -263,7 +263,7 @@ impl Default for CircuitPlan {
             min_requests: 20,
             window: Duration::from_secs(30),
             cooldown: Duration::from_secs(30),
-            max_ejected: 1.0,
+            max_ejected: 0.5,
             lone: false,
         }
     }

@@ -101,9 +101,14 @@ impl Client {
     /// Reads a whole answer.
     pub async fn answer(&mut self) -> Answer {
         let mut answer = self.head().await;
-        while answer.status == 100 {
+        while (100..200).contains(&answer.status) {
             answer = self.head().await;
         }
+        self.rest(answer).await
+    }
+
+    /// Reads the rest of an answer whose head was read.
+    pub async fn rest(&mut self, mut answer: Answer) -> Answer {
         if answer.header("transfer-encoding") == Some("chunked") {
             loop {
                 match self.chunk().await {

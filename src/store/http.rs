@@ -13,32 +13,31 @@ use super::{
 /// See [`client`] for the rest.
 pub fn outside() -> reqwest::Client {
     let proxies = Proxies::of(&|name| std::env::var(name).ok());
-    build(trusting().proxy(reqwest::Proxy::custom(move |url| proxies.for_url(url))))
+    let client = builder().tls_backend_preconfigured(tls::client(&[tls::HTTP_2, tls::HTTP_1]));
+    build(client.proxy(reqwest::Proxy::custom(move |url| proxies.for_url(url))))
 }
 
-/// A client for the backends. Like the requests themselves it uses HTTP/1.1; it uses no proxy. It keeps
+/// A client for the backends, without a proxy. Like the requests themselves it speaks HTTP/1.1. It keeps
 /// idle connections for less time than uvicorn does, and follows no redirects: a webhook that moves
 /// must be configured anew.
 pub fn client() -> reqwest::Client {
-    build(trusting().no_proxy().http1_only())
+    build(near().no_proxy())
 }
 
 /// A client for one backend whose name leads to several addresses: it goes to these, the first that
 /// can be reached.
 pub fn client_at(host: &str, addresses: &[SocketAddr]) -> reqwest::Client {
-    build(trusting().no_proxy().http1_only().resolve_to_addrs(host, addresses))
+    build(near().no_proxy().resolve_to_addrs(host, addresses))
 }
 
 /// A client for one backend behind a proxy, which is at one of these addresses.
 pub fn client_behind(proxy: &Proxy, addresses: &[SocketAddr]) -> reqwest::Client {
     let through = reqwest::Proxy::all(proxy.url());
     let through = through.expect("what was read as a URL is one");
-    build(trusting().http1_only().resolve_to_addrs(&proxy.host, addresses).proxy(
-        match &proxy.authorization {
-            Some(key) => through.custom_http_auth(key.clone()),
-            None => through,
-        },
-    ))
+    build(near().resolve_to_addrs(&proxy.host, addresses).proxy(match &proxy.authorization {
+        Some(key) => through.custom_http_auth(key.clone()),
+        None => through,
+    }))
 }
 
 /// A client for the gateway on this machine, whose certificate is made out to another name.
@@ -71,10 +70,9 @@ pub fn is_refused(error: &reqwest::Error) -> bool {
     false
 }
 
-/// With the certificates that the machine trusts; a trust store that cannot be used is a problem of
-/// the configuration, and no reason to fail here.
-fn trusting() -> reqwest::ClientBuilder {
-    builder().tls_backend_preconfigured(tls::client())
+/// For backends: by HTTP/1.1, which is also all that is offered to them.
+fn near() -> reqwest::ClientBuilder {
+    builder().tls_backend_preconfigured(tls::client(&[tls::HTTP_1])).http1_only()
 }
 
 fn builder() -> reqwest::ClientBuilder {

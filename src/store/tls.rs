@@ -90,12 +90,19 @@ pub fn connector(connections: usize) -> ConnectorOptions {
     options
 }
 
-/// How clients check certificates: by what the machine trusts.
-pub fn client() -> ClientConfig {
+/// HTTP/1.1, as TLS names it.
+pub const HTTP_1: &str = "http/1.1";
+
+/// HTTP/2, as TLS names it.
+pub const HTTP_2: &str = "h2";
+
+/// How clients check certificates, by what the machine trusts, and what they offer to speak. A trust
+/// store that cannot be used is a problem of the configuration, and no reason to fail here.
+pub fn client(protocols: &[&str]) -> ClientConfig {
     install_crypto();
     let mut config =
         ClientConfig::builder().with_root_certificates(trust().roots.clone()).with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     config
 }
 

@@ -10,7 +10,7 @@ use super::{
     cause::Cause,
     ctx::Ctx,
     held, limits,
-    stream::Reading,
+    stream::{self, Reading},
     tries::{self, Told},
     verdict::Verdict,
 };
@@ -108,6 +108,10 @@ pub fn proxying(
         error.set_retry(true);
         return error;
     }
+    if stream::was_complete(ctx) {
+        error.set_retry(false);
+        return error;
+    }
     let silent = ctx.answer.status.is_none();
     let mut fault = classify(&error, ctx, reused && silent);
     let mut retry = false;
@@ -154,6 +158,9 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
     if let Some(home) = ctx.way.held.take() {
         written(held::release(session, &home).await);
     }
+    if ctx.answer.complete() {
+        return end_complete(session, ctx).await;
+    }
     let told = ctx.way.tries.told.take().filter(|_| !ctx.answer.begun && !is_gone(ctx));
     let code = if let Some(told) = told {
         pass_on(session, ctx, told).await
@@ -168,6 +175,14 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
         body_in::linger(session).await;
     }
     FailToProxy { error_code: code, can_reuse_downstream: false }
+}
+
+/// The stream was complete when its connection broke: it is ended as any other.
+async fn end_complete(session: &mut Session, ctx: &mut Ctx) -> FailToProxy {
+    limits::settle_at_the_end(ctx);
+    let rest = std::mem::take(&mut ctx.answer.rest);
+    written(session.write_response_body(Some(rest), true).await);
+    FailToProxy { error_code: 0, can_reuse_downstream: false }
 }
 
 fn is_gone(ctx: &Ctx) -> bool {
@@ -252,7 +267,7 @@ async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 
         ctx.end.status.get_or_insert(status);
     }
     let mut rest = match &mut ctx.answer.reading {
-        Reading::Stream(meter) => meter.abandon().to_vec(),
+        Reading::Stream(meter) => [std::mem::take(&mut ctx.answer.rest), meter.abandon()].concat(),
         // Nothing of an answer has followed the comments.
         _ if !ctx.answer.begun => Vec::new(),
         _ => return status,

@@ -16,6 +16,7 @@ mod models;
 mod outbound;
 mod peer;
 mod policy;
+mod reading;
 mod request;
 mod response;
 mod story;
@@ -136,7 +137,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> Result<Option<std::time::Duration>> {
         stream::filter(session, body, end_of_stream, ctx)?;
-        if end_of_stream {
+        if ctx.answer.whole {
             limits::settle_at_the_end(ctx);
         }
         Ok(None)

@@ -13,12 +13,14 @@ use super::{
     answer,
     cause::Cause,
     ctx::Ctx,
+    held, limits,
+    reading::{self, Front, Piece},
     tries::{self, Told},
     verdict::{self, Verdict},
 };
 use crate::{
     base::{TokenCounts, UsageSource},
-    usage::{Blame, JsonTap, StreamMeter},
+    usage::{Blame, JsonTap, StreamMeter, Strip},
     wire::{edit, json},
 };
 
@@ -31,11 +33,17 @@ const LONGEST_RENAMED: usize = 8 * 1024 * 1024;
 /// Bytes of a stream without content that are held back at most.
 const LONGEST_SILENCE: usize = 64 * 1024;
 
+/// How long a backend has to end a stream of which `[DONE]` has come. The client has all of it by then;
+/// this is for the connection, which can be used again after a proper end.
+const LAST_CHUNK: Duration = Duration::from_millis(200);
+
 /// An answer.
 #[derive(Default)]
 pub struct Answer {
     /// Its status, once its head has come.
     pub status: Option<u16>,
+    /// What is done to its body before it is read.
+    pub front: Front,
     /// How its body is read.
     pub reading: Reading,
     /// From the arrival of the request to the first event of a stream that has content.
@@ -54,6 +62,10 @@ pub struct Answer {
     told_otherwise: bool,
     /// Pieces that are held back; `None`: pieces pass.
     pub held: Option<Held>,
+    /// What of a stream was held back when its connection broke.
+    pub rest: Bytes,
+    /// A chunk of the stream is on its way to the client by itself, if nothing comes soon.
+    pending: bool,
     last: Option<Instant>,
     /// Its backend's state has been told of it.
     judged: bool,
@@ -136,6 +148,12 @@ impl Answer {
         }
     }
 
+    /// A stream whose end has come, and which is with the client but for that: whatever happens to
+    /// the connections afterwards is of no interest.
+    pub fn complete(&self) -> bool {
+        self.begun && matches!(&self.reading, Reading::Stream(meter) if meter.done())
+    }
+
     /// The engine broke the generation off, or said that it failed.
     pub fn broken_off(&self) -> bool {
         match &self.reading {
@@ -158,25 +176,44 @@ pub fn filter(
     end_of_stream: bool,
     ctx: &mut Ctx,
 ) -> Result<()> {
-    if end_of_stream && ctx.way.watch.as_ref().is_some_and(|w| w.fired().is_some()) {
-        return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
-    }
+    // The client has all of it, or has been told otherwise.
+    let over = ctx.answer.whole || ctx.answer.told_otherwise;
     ctx.answer.whole |= end_of_stream;
-    if ctx.answer.told_otherwise {
+    if over {
         *body = Some(Bytes::new());
         return Ok(());
+    }
+    if end_of_stream && ctx.way.watch.as_ref().is_some_and(|w| w.fired().is_some()) {
+        return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
     }
     if body.as_ref().is_some_and(|piece| !piece.is_empty()) {
         ctx.way.story.first_byte();
     }
-    read(body, end_of_stream, ctx);
+    let heartbeat = match read(session, body, end_of_stream, ctx)? {
+        Came::Part => false,
+        Came::Heartbeat => true,
+        Came::Blank => {
+            blank(session, body, ctx);
+            return Ok(());
+        }
+    };
+    // What follows `[DONE]` is not waited for.
+    let done = matches!(&ctx.answer.reading, Reading::Stream(meter) if meter.done());
+    let cut = done && !end_of_stream;
+    let end_of_stream = end_of_stream || done;
     wait_for_more(end_of_stream, ctx);
     if ctx.answer.held.is_some() {
+        if heartbeat && !end_of_stream && pass_heartbeat(session, body, ctx) {
+            return Ok(());
+        }
         *body = hold(session, body.take().unwrap_or_default(), end_of_stream, ctx)?;
         if body.is_none() {
             *body = Some(Bytes::new());
             return Ok(());
         }
+    }
+    if cut {
+        end(session, ctx);
     }
     let first = !ctx.answer.begun && body.as_ref().is_some_and(|piece| !piece.is_empty());
     match ctx.answer.reading {
@@ -192,16 +229,138 @@ pub fn filter(
         _ => {}
     }
     if first {
-        // The client is about to get bytes of this answer: no other backend will be asked.
-        ctx.answer.begun = true;
-        ctx.body.forget();
+        begin(ctx);
     }
     if end_of_stream {
         ended(ctx);
-    } else if first && let Some(lease) = ctx.way.lease() {
-        lease.began();
+    } else {
+        send_soon(session, ctx);
+        if first && let Some(lease) = ctx.way.lease() {
+            lease.began();
+        }
     }
     Ok(())
+}
+
+/// Ends the client's answer here: its stream is complete, and its backend has not ended it yet.
+fn end(session: &mut Session, ctx: &mut Ctx) {
+    ctx.answer.whole = true;
+    ctx.way.held.get_or_insert_with(|| held::follow(session)).end();
+    if let Some(watch) = &ctx.way.watch {
+        watch.set_chunk(Ctx::after(Some(LAST_CHUNK)));
+    }
+}
+
+/// A connection broke. Whether the stream was complete all the same.
+pub fn was_complete(ctx: &mut Ctx) -> bool {
+    if let Reading::Stream(meter) = &mut ctx.answer.reading
+        && ctx.answer.begun
+        && !meter.done()
+    {
+        ctx.answer.rest = meter.abandon();
+    }
+    let complete = ctx.answer.complete();
+    if complete {
+        ctx.answer.whole = true;
+        ended(ctx);
+    }
+    complete
+}
+
+/// A chunk that ends a choice does not wait for longer than a moment for what belongs to it.
+fn send_soon(session: &mut Session, ctx: &mut Ctx) {
+    if let Reading::Stream(meter) = &ctx.answer.reading
+        && let Some(pending) = meter.pending()
+        && ctx.answer.begun
+    {
+        let home = ctx.way.held.get_or_insert_with(|| held::follow(session));
+        home.send_soon(pending.clone());
+        ctx.answer.pending = true;
+    }
+}
+
+/// Decides whether an answer is held back, by how it is read.
+pub fn hold_back(session: &Session, ctx: &mut Ctx) {
+    let tries = &ctx.way.tries;
+    let (renamed, follows) = (tries.model.is_some(), tries.may_follow() && !ctx.answer.begun);
+    // Lines would have to be changed: it must be known that they are lines.
+    let lines = ctx.call.stream && reading::strip(ctx) != Strip::Nothing;
+    let held = match ctx.answer.reading {
+        Reading::Refusal(_) => true,
+        Reading::Nothing => follows && ctx.answer.front.is_open(),
+        Reading::Stream(_) => follows,
+        Reading::Json(_) | Reading::Event(_) => follows || renamed || lines,
+    };
+    ctx.answer.held = held.then(Held::default);
+    let stream = matches!(ctx.answer.reading, Reading::Stream(_));
+    if let Some(home) = &ctx.way.held {
+        // A comment would come between a document and its head.
+        home.set_quiet(!stream && !answer::opened(session));
+    }
+}
+
+/// White space before a document, or an event: a sign of life from the engine.
+fn blank(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) {
+    wait_for_more(false, ctx);
+    if ctx.answer.held.is_none() && !matches!(ctx.answer.reading, Reading::Event(_)) {
+        begin_early(ctx);
+        return;
+    }
+    match ctx.answer.reading {
+        // Comments of ours keep such a client.
+        Reading::Event(_) => *body = Some(Bytes::new()),
+        Reading::Stream(_) => {
+            let passed = pass_heartbeat(session, body, ctx);
+            // Else it goes where what follows goes.
+            if let (Some(held), Some(piece), false) = (&mut ctx.answer.held, body.take(), passed) {
+                held.push(piece);
+            }
+            *body = Some(Bytes::new());
+        }
+        // With it goes the head: no other backend is asked any more.
+        _ => {
+            if ctx.way.tries.model.is_none() && reading::strip(ctx) == Strip::Nothing {
+                ctx.answer.held = None;
+            }
+            begin_early(ctx);
+        }
+    }
+}
+
+/// Passes an engine's own comment on while the answer is held back. Another backend can take over
+/// all the same.
+fn pass_heartbeat(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) -> bool {
+    let (Some(home), Some(piece)) =
+        (&ctx.way.held, body.as_ref().filter(|piece| !piece.is_empty()))
+    else {
+        return false;
+    };
+    if !limits::can_open(session, ctx) {
+        return false;
+    }
+    let standings = ctx.limits.standings.as_ref();
+    let Ok(head) = limits::head_of_stream(session, ctx, standings) else {
+        return false;
+    };
+    home.pass_heartbeat(head, piece.clone());
+    *body = Some(Bytes::new());
+    true
+}
+
+/// As [`begin`], and more is to come.
+fn begin_early(ctx: &mut Ctx) {
+    if !ctx.answer.begun
+        && let Some(lease) = ctx.way.lease()
+    {
+        lease.began();
+    }
+    begin(ctx);
+}
+
+/// The client is about to get bytes of this answer: no other backend will be asked.
+fn begin(ctx: &mut Ctx) {
+    ctx.answer.begun = true;
+    ctx.body.forget();
 }
 
 /// The head says that no body follows, and there will be no piece to look at.
@@ -219,8 +378,47 @@ pub fn nothing_follows(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
     Ok(())
 }
 
+/// What a piece is.
+enum Came {
+    /// A part of the answer, or nothing at all.
+    Part,
+    /// Comments alone.
+    Heartbeat,
+    /// White space before anything else.
+    Blank,
+}
+
 /// Meters a piece, and takes out what the client did not ask for.
-fn read(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
+fn read(
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    end_of_stream: bool,
+    ctx: &mut Ctx,
+) -> Result<Came> {
+    match ctx.answer.front.take(body.take(), end_of_stream)? {
+        Piece::Read(piece) => *body = piece,
+        Piece::Blank(piece) => {
+            *body = Some(piece);
+            return Ok(Came::Blank);
+        }
+        Piece::Known(kind, piece) => {
+            *body = piece;
+            let before = std::mem::take(&mut ctx.answer.reading);
+            let same = std::mem::discriminant(&before);
+            ctx.answer.reading = reading::known(kind, before, ctx);
+            if std::mem::discriminant(&ctx.answer.reading) != same
+                || matches!(ctx.answer.reading, Reading::Nothing)
+            {
+                hold_back(session, ctx);
+            }
+        }
+    }
+    if std::mem::take(&mut ctx.answer.pending)
+        && let (Some(home), Reading::Stream(meter)) = (&ctx.way.held, &mut ctx.answer.reading)
+        && home.recall()
+    {
+        meter.let_go();
+    }
     match &mut ctx.answer.reading {
         Reading::Nothing | Reading::Refusal(_) | Reading::Event(None) => {}
         Reading::Json(tap) | Reading::Event(Some(tap)) => {
@@ -239,12 +437,15 @@ fn read(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
                 let rest = meter.finish();
                 out = if out.is_empty() { rest } else { joined(out, &rest) };
             }
+            let heartbeat = events == 0 && !out.is_empty() && !substance;
             *body = Some(out);
             if events > 0 && substance {
                 pace(ctx, events);
             }
+            return Ok(if heartbeat { Came::Heartbeat } else { Came::Part });
         }
     }
+    Ok(Came::Part)
 }
 
 /// Sets the deadline for what comes next.
@@ -276,6 +477,9 @@ fn hold(
     };
     held.push(piece);
     let renames = ctx.way.tries.model.is_some();
+    if matches!(&ctx.answer.reading, Reading::Json(tap) if ctx.call.stream && tap.documents() > 1) {
+        return Ok(Some(by_line(end_of_stream, ctx)));
+    }
     let cause = match look(&ctx.answer, renames, end_of_stream) {
         Look::Wait => return Ok(None),
         Look::Pass => None,
@@ -298,6 +502,19 @@ fn hold(
     }))
 }
 
+/// A document on each line, which no header has told of: they are read as a stream from here on.
+fn by_line(end_of_stream: bool, ctx: &mut Ctx) -> Bytes {
+    let all = ctx.answer.held.take().unwrap_or_default().joined();
+    let mut meter = reading::meter(ctx).by_line();
+    let mut out = meter.push(all);
+    if end_of_stream {
+        let rest = meter.finish();
+        out = joined(out, &rest);
+    }
+    ctx.answer.reading = Reading::Stream(Box::new(meter));
+    out
+}
+
 /// What is to be done with what is held.
 enum Look {
     /// More must come.
@@ -317,6 +534,8 @@ fn look(answer: &Answer, renames: bool, end_of_stream: bool) -> Look {
     match &answer.reading {
         Reading::Refusal(_) if end_of_stream || len > verdict::MOST => Look::Judge,
         Reading::Refusal(_) => Look::Wait,
+        // It is known now that nothing is read.
+        Reading::Nothing if !answer.front.is_open() => Look::Pass,
         Reading::Stream(meter) => match () {
             () if meter.substance() || meter.blame() == Some(Blame::Client) => Look::Pass,
             () if meter.failed() => Look::Refuse(Cause::ErrorEvent),

@@ -9,8 +9,8 @@ use super::{
     answer, body_in,
     cause::Cause,
     ctx::Ctx,
-    held, limits,
-    stream::{self, Reading},
+    ending, held, limits,
+    stream::Reading,
     tries::{self, Told},
     verdict::Verdict,
 };
@@ -108,7 +108,7 @@ pub fn proxying(
         error.set_retry(true);
         return error;
     }
-    if stream::was_complete(ctx) {
+    if ending::was_complete(ctx) {
         error.set_retry(false);
         return error;
     }
@@ -164,9 +164,10 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
     let told = ctx.way.tries.told.take().filter(|_| !ctx.answer.begun && !is_gone(ctx));
     let code = if let Some(told) = told {
         pass_on(session, ctx, told).await
-    } else if ctx.answer.begun || answer::opened(session) {
+    } else if answer::opened(session) {
         end_stream(session, error, ctx).await
     } else {
+        // Also if the head was to go out together with what has failed.
         refuse(session, error, ctx).await
     };
     // The connection is closed after this. What the client has sent and nobody has read, the last

@@ -13,7 +13,7 @@ use super::{
     answer,
     cause::Cause,
     ctx::Ctx,
-    held, limits,
+    ending, heartbeat,
     reading::{self, Front, Piece},
     tries::{self, Told},
     verdict::{self, Verdict},
@@ -32,10 +32,6 @@ const LONGEST_RENAMED: usize = 8 * 1024 * 1024;
 
 /// Bytes of a stream without content that are held back at most.
 const LONGEST_SILENCE: usize = 64 * 1024;
-
-/// How long a backend has to end a stream of which `[DONE]` has come. The client has all of it by then;
-/// this is for the connection, which can be used again after a proper end.
-const LAST_CHUNK: Duration = Duration::from_millis(200);
 
 /// An answer.
 #[derive(Default)]
@@ -65,7 +61,7 @@ pub struct Answer {
     /// What of a stream was held back when its connection broke.
     pub rest: Bytes,
     /// A chunk of the stream is on its way to the client by itself, if nothing comes soon.
-    pending: bool,
+    pub pending: bool,
     last: Option<Instant>,
     /// Its backend's state has been told of it.
     judged: bool,
@@ -79,7 +75,8 @@ pub struct Held {
 }
 
 impl Held {
-    fn push(&mut self, piece: Bytes) {
+    /// Adds a piece.
+    pub fn push(&mut self, piece: Bytes) {
         if !piece.is_empty() {
             self.len += piece.len();
             self.pieces.push(piece);
@@ -189,11 +186,11 @@ pub fn filter(
     if body.as_ref().is_some_and(|piece| !piece.is_empty()) {
         ctx.way.story.first_byte();
     }
-    let heartbeat = match read(session, body, end_of_stream, ctx)? {
+    let sign = match read(session, body, end_of_stream, ctx)? {
         Came::Part => false,
         Came::Heartbeat => true,
         Came::Blank => {
-            blank(session, body, ctx);
+            heartbeat::blank(session, body, ctx);
             return Ok(());
         }
     };
@@ -203,7 +200,7 @@ pub fn filter(
     let end_of_stream = end_of_stream || done;
     wait_for_more(end_of_stream, ctx);
     if ctx.answer.held.is_some() {
-        if heartbeat && !end_of_stream && pass_heartbeat(session, body, ctx) {
+        if sign && !end_of_stream && heartbeat::pass(session, body, ctx) {
             return Ok(());
         }
         *body = hold(session, body.take().unwrap_or_default(), end_of_stream, ctx)?;
@@ -213,7 +210,7 @@ pub fn filter(
         }
     }
     if cut {
-        end(session, ctx);
+        ending::end(session, ctx);
     }
     let first = !ctx.answer.begun && body.as_ref().is_some_and(|piece| !piece.is_empty());
     match ctx.answer.reading {
@@ -234,49 +231,12 @@ pub fn filter(
     if end_of_stream {
         ended(ctx);
     } else {
-        send_soon(session, ctx);
+        heartbeat::send_soon(session, ctx);
         if first && let Some(lease) = ctx.way.lease() {
             lease.began();
         }
     }
     Ok(())
-}
-
-/// Ends the client's answer here: its stream is complete, and its backend has not ended it yet.
-fn end(session: &mut Session, ctx: &mut Ctx) {
-    ctx.answer.whole = true;
-    ctx.way.held.get_or_insert_with(|| held::follow(session)).end();
-    if let Some(watch) = &ctx.way.watch {
-        watch.set_chunk(Ctx::after(Some(LAST_CHUNK)));
-    }
-}
-
-/// A connection broke. Whether the stream was complete all the same.
-pub fn was_complete(ctx: &mut Ctx) -> bool {
-    if let Reading::Stream(meter) = &mut ctx.answer.reading
-        && ctx.answer.begun
-        && !meter.done()
-    {
-        ctx.answer.rest = meter.abandon();
-    }
-    let complete = ctx.answer.complete();
-    if complete {
-        ctx.answer.whole = true;
-        ended(ctx);
-    }
-    complete
-}
-
-/// A chunk that ends a choice does not wait for longer than a moment for what belongs to it.
-fn send_soon(session: &mut Session, ctx: &mut Ctx) {
-    if let Reading::Stream(meter) = &ctx.answer.reading
-        && let Some(pending) = meter.pending()
-        && ctx.answer.begun
-    {
-        let home = ctx.way.held.get_or_insert_with(|| held::follow(session));
-        home.send_soon(pending.clone());
-        ctx.answer.pending = true;
-    }
 }
 
 /// Decides whether an answer is held back, by how it is read.
@@ -299,66 +259,8 @@ pub fn hold_back(session: &Session, ctx: &mut Ctx) {
     }
 }
 
-/// White space before a document, or an event: a sign of life from the engine.
-fn blank(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) {
-    wait_for_more(false, ctx);
-    if ctx.answer.held.is_none() && !matches!(ctx.answer.reading, Reading::Event(_)) {
-        begin_early(ctx);
-        return;
-    }
-    match ctx.answer.reading {
-        // Comments of ours keep such a client.
-        Reading::Event(_) => *body = Some(Bytes::new()),
-        Reading::Stream(_) => {
-            let passed = pass_heartbeat(session, body, ctx);
-            // Else it goes where what follows goes.
-            if let (Some(held), Some(piece), false) = (&mut ctx.answer.held, body.take(), passed) {
-                held.push(piece);
-            }
-            *body = Some(Bytes::new());
-        }
-        // With it goes the head: no other backend is asked any more.
-        _ => {
-            if ctx.way.tries.model.is_none() && reading::strip(ctx) == Strip::Nothing {
-                ctx.answer.held = None;
-            }
-            begin_early(ctx);
-        }
-    }
-}
-
-/// Passes an engine's own comment on while the answer is held back. Another backend can take over
-/// all the same.
-fn pass_heartbeat(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) -> bool {
-    let (Some(home), Some(piece)) =
-        (&ctx.way.held, body.as_ref().filter(|piece| !piece.is_empty()))
-    else {
-        return false;
-    };
-    if !limits::can_open(session, ctx) {
-        return false;
-    }
-    let standings = ctx.limits.standings.as_ref();
-    let Ok(head) = limits::head_of_stream(session, ctx, standings) else {
-        return false;
-    };
-    home.pass_heartbeat(head, piece.clone());
-    *body = Some(Bytes::new());
-    true
-}
-
-/// As [`begin`], and more is to come.
-fn begin_early(ctx: &mut Ctx) {
-    if !ctx.answer.begun
-        && let Some(lease) = ctx.way.lease()
-    {
-        lease.began();
-    }
-    begin(ctx);
-}
-
 /// The client is about to get bytes of this answer: no other backend will be asked.
-fn begin(ctx: &mut Ctx) {
+pub fn begin(ctx: &mut Ctx) {
     ctx.answer.begun = true;
     ctx.body.forget();
 }
@@ -449,7 +351,7 @@ fn read(
 }
 
 /// Sets the deadline for what comes next.
-fn wait_for_more(end_of_stream: bool, ctx: &Ctx) {
+pub fn wait_for_more(end_of_stream: bool, ctx: &Ctx) {
     let Some(watch) = &ctx.way.watch else { return };
     let timeouts = &ctx.snapshot.plan.timeouts;
     let chunk = Ctx::after(timeouts.between_chunks.filter(|_| !end_of_stream));
@@ -587,7 +489,7 @@ fn keep(ctx: &mut Ctx) {
 }
 
 /// The backend has answered. It may have said that it failed, when nobody could take over any more.
-fn ended(ctx: &mut Ctx) {
+pub fn ended(ctx: &mut Ctx) {
     if !std::mem::replace(&mut ctx.answer.judged, true) {
         let verdict = match &ctx.answer.reading {
             Reading::Stream(meter) if meter.blame().is_some_and(|b| b != Blame::Engine) => {

@@ -136,7 +136,7 @@ pub enum Numbers {
     Integers,
     /// `12.0`.
     Floats,
-    /// `1.2e1`, or so.
+    /// `12e0`.
     Exponents,
     /// `"12"`.
     Strings,
@@ -152,7 +152,7 @@ impl Numbers {
         match self {
             Self::Integers => count.to_string(),
             Self::Floats => format!("{count}.0"),
-            Self::Exponents => format!("{count}00e-2"),
+            Self::Exponents => format!("{count}e0"),
             Self::Strings => format!("\"{count}\""),
             Self::Negative => format!("-{count}"),
             Self::Fractions => format!("{count}.5"),

@@ -284,7 +284,7 @@ async fn heartbeats_do_not_pile_up() {
             assert!(grown < 48 * 1024, "{grown} KiB more after {length} bytes");
         }
     }
-    assert!(length > 100 << 20, "only {length} bytes");
+    assert!(length > 96 << 20, "only {length} bytes");
 }
 
 #[tokio::test]

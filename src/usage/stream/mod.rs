@@ -415,7 +415,7 @@ impl StreamMeter {
         }
         self.substance = self.substance || !error && event::has_substance(&document);
         let usage = match self.find.usage.find(&document) {
-            Some(_) => self.look_at_usage(&document),
+            Some(_) => self.look_at_usage(&document, ends_choice),
             None => None,
         };
         let bare = usage.as_ref().is_some_and(|usage| !usage.choices);
@@ -467,7 +467,7 @@ impl StreamMeter {
     }
 
     /// Notes counts, wherever they stand; `None` if they do not stand where they are asked for.
-    fn look_at_usage(&mut self, document: &[u8]) -> Option<Usage> {
+    fn look_at_usage(&mut self, document: &[u8], ends_choice: bool) -> Option<Usage> {
         let member = json::find(document, "usage");
         let usage = member.as_ref().map_or(&b"null"[..], |m| &document[m.value.clone()]);
         let first = event::choices(document).next().map(|(index, _)| index);
@@ -480,6 +480,7 @@ impl StreamMeter {
         let told = usage.starts_with(b"{");
         // llama.cpp writes it into the last chunk of a completion, whether it is asked to or not.
         let unasked = told
+            && ends_choice
             && json::find(document, "timings").is_some()
             && json::find(document, "object")
                 .is_some_and(|m| &document[m.value] == b"\"text_completion\"");

@@ -171,6 +171,11 @@ impl Endpoint {
         self.state.connected();
     }
 
+    /// It answers with what cannot be read. `true` the first time, to be logged once.
+    pub fn unread(&self) -> bool {
+        !self.state.unread.swap(true, Ordering::Relaxed)
+    }
+
     /// What an answer of the engine says of its load (vLLM's `endpoint-load-metrics`).
     pub fn told_load(&self, header: &str, now: Instant) {
         if let Some(reading) = load::header(header) {

@@ -37,6 +37,8 @@ const REFUSALS: u32 = 3;
 pub struct State {
     pub(super) in_flight: AtomicUsize,
     pub(super) draining: AtomicBool,
+    /// It was told of answers that cannot be read.
+    pub(super) unread: AtomicBool,
     /// Latency in microseconds: an `f32` in the lower half, and [`STREAM`] above it. 0: unknown.
     latency: AtomicU64,
     /// The number of the last reading in the upper half, and the requests that have begun since and
@@ -74,6 +76,7 @@ impl State {
         Self {
             in_flight: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
             latency: AtomicU64::new(0),
             since: AtomicU64::new(0),
             read: AtomicU64::new(0),

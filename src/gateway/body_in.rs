@@ -151,6 +151,11 @@ impl Body {
         edits
     }
 
+    /// How many choices belong to each prompt, if there are several prompts.
+    pub fn choices_per_prompt(&self) -> Option<u64> {
+        self.found.several_prompts.then(|| self.found.choices.unwrap_or(1).max(1))
+    }
+
     /// Hashes of how the conversation begins, for requests that share a prefix cache.
     pub fn beginnings(&self, model: &str, block: usize, most: usize) -> Vec<u64> {
         let part = |range: &Option<Range<usize>>| {

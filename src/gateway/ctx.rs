@@ -57,7 +57,7 @@ pub struct Call {
     /// A stream was asked for.
     pub stream: bool,
     /// What `stream_options` of the client say: `include_usage`, and `continuous_usage_stats`.
-    pub usage_asked: Option<(Option<bool>, bool)>,
+    pub usage_asked: (bool, bool),
 }
 
 /// Who asks.
@@ -177,7 +177,7 @@ impl Ctx {
                 route: None,
                 model: None,
                 stream: false,
-                usage_asked: None,
+                usage_asked: (false, false),
             },
             who: Who::default(),
             limits: Limits::default(),

@@ -14,7 +14,7 @@ use super::{
     answer, body_in,
     cause::Cause,
     ctx::Ctx,
-    held, limits,
+    ending, held, limits,
     stream::Reading,
     tries::{self, Told},
     verdict::{self, Verdict},
@@ -147,6 +147,10 @@ pub fn proxying(
         error.set_retry(true);
         return error;
     }
+    if ending::was_complete(ctx) {
+        error.set_retry(false);
+        return error;
+    }
     let silent = ctx.answer.status.is_none();
     let mut fault = classify(&error, ctx, reused && silent);
     let mut retry = false;
@@ -197,12 +201,16 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
     if let Some(home) = ctx.way.held.take() {
         written(held::release(session, &home).await);
     }
+    if ctx.answer.complete() {
+        return end_complete(session, ctx).await;
+    }
     let told = ctx.way.tries.told.take().filter(|_| !ctx.answer.begun && !is_gone(ctx));
     let code = if let Some(told) = told {
         pass_on(session, ctx, told).await
-    } else if ctx.answer.begun || answer::opened(session) {
+    } else if answer::opened(session) {
         end_stream(session, error, ctx).await
     } else {
+        // Also if the head was to go out together with what has failed.
         refuse(session, error, ctx).await
     };
     // The connection is closed after this. What the client has sent and nobody has read, the last
@@ -211,6 +219,14 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
         body_in::linger(session).await;
     }
     FailToProxy { error_code: code, can_reuse_downstream: false }
+}
+
+/// The stream was complete when its connection broke: it is ended as any other.
+async fn end_complete(session: &mut Session, ctx: &mut Ctx) -> FailToProxy {
+    limits::settle_at_the_end(ctx);
+    let rest = std::mem::take(&mut ctx.answer.rest);
+    written(session.write_response_body(Some(rest), true).await);
+    FailToProxy { error_code: 0, can_reuse_downstream: false }
 }
 
 fn is_gone(ctx: &Ctx) -> bool {
@@ -297,7 +313,7 @@ async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 
     // A head of the backend's own says what follows, and how long that is.
     let own_head = ctx.answer.status.is_some() && !ctx.answer.opened;
     let mut rest = match &mut ctx.answer.reading {
-        Reading::Stream(meter) => meter.abandon().to_vec(),
+        Reading::Stream(meter) => [std::mem::take(&mut ctx.answer.rest), meter.abandon()].concat(),
         _ if ctx.answer.begun || own_head => return status,
         // Nothing of an answer has followed the comments.
         _ => Vec::new(),

@@ -307,7 +307,8 @@ fn judge(session: &mut Session, ctx: &mut Ctx, came: Came) -> Result<Result<Good
 
 /// Writes the answer to the client; of a long one the rest as it comes.
 async fn pass_on(session: &mut Session, ctx: &mut Ctx, good: Good) -> Result<()> {
-    let Good { mut head, body, mut rest } = good;
+    let Good { mut head, body, rest } = good;
+    let mut rest = rest.filter(|_| !ctx.answer.whole);
     head.set_version(Version::HTTP_11);
     head.remove_header(&header::CONNECTION);
     if rest.is_none() {
@@ -339,6 +340,8 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, good: Good) -> Result<()>
         };
         let end = piece.is_none();
         stream::filter(session, &mut piece, end, ctx)?;
+        // Also after `[DONE]`, whatever its backend sends then.
+        let end = ctx.answer.whole;
         if end {
             limits::settle_at_the_end(ctx);
             rest = None;

@@ -6,6 +6,8 @@
 //! backend. But it takes any session for a client's, and asks the session whether the client is
 //! still there for as long as it waits. So the real session is put into one of ours, which passes
 //! everything on, holds heads back, and sends comments while it is asked.
+//!
+//! It also ends an answer that is complete although its backend does not end it.
 
 use std::{
     sync::{
@@ -36,6 +38,9 @@ use tokio::time::Instant;
 
 use crate::base::lock;
 
+/// How long a chunk that ends a choice waits for what belongs to it.
+const LONGEST_PENDING: Duration = Duration::from_millis(100);
+
 /// What a client is sent that waits.
 pub const COMMENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
@@ -47,12 +52,68 @@ pub struct Home(Arc<Shared>);
 struct Shared {
     session: Mutex<Option<Box<ServerSession>>>,
     quiet: AtomicBool,
+    /// The client has the whole answer once it has what is written next.
+    over: AtomicBool,
+    /// A sign of life from the backend, and a head for it.
+    heartbeat: Mutex<Option<(Box<ResponseHeader>, Bytes)>>,
+    pending: Mutex<Pending>,
+}
+
+/// A piece that goes out by itself if nothing comes soon that it waits for.
+#[derive(Default)]
+enum Pending {
+    #[default]
+    None,
+    Waiting(Bytes, Instant),
+    Sent,
 }
 
 impl Home {
     /// No comments for now, or comments again.
     pub fn set_quiet(&self, quiet: bool) {
         self.0.quiet.store(quiet, Ordering::Relaxed);
+    }
+
+    /// The answer ends with what is passed on next, whatever its backend does.
+    pub fn end(&self) {
+        self.0.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Sends a sign of life from the backend on before anything of the answer, and after this head
+    /// if none has been sent.
+    pub fn pass_heartbeat(&self, head: Box<ResponseHeader>, piece: Bytes) {
+        *lock(&self.0.heartbeat) = Some((head, piece));
+    }
+
+    /// Sends this piece in a short while, unless [`Self::recall`] comes before.
+    pub fn send_soon(&self, piece: Bytes) {
+        *lock(&self.0.pending) = Pending::Waiting(piece, Instant::now() + LONGEST_PENDING);
+    }
+
+    /// Takes back what waits; `true` if it has been sent.
+    pub fn recall(&self) -> bool {
+        matches!(std::mem::take(&mut *lock(&self.0.pending)), Pending::Sent)
+    }
+
+    fn pending_at(&self) -> Option<Instant> {
+        match &*lock(&self.0.pending) {
+            Pending::Waiting(_, at) => Some(*at),
+            _ => None,
+        }
+    }
+
+    fn take_pending(&self, now: Instant) -> Option<Bytes> {
+        let mut pending = lock(&self.0.pending);
+        match std::mem::take(&mut *pending) {
+            Pending::Waiting(piece, at) if at <= now => {
+                *pending = Pending::Sent;
+                Some(piece)
+            }
+            other => {
+                *pending = other;
+                None
+            }
+        }
     }
 
     fn take(&self) -> Option<Box<ServerSession>> {
@@ -88,19 +149,27 @@ impl Drop for Held {
 
 /// Holds the heads of answers to this request back from now on.
 pub fn hold(session: &mut Session, keep_alive: Option<KeepAlive>) -> Home {
+    put_in(session, keep_alive, false)
+}
+
+/// Holds nothing back: for an answer that is on its way, and is to be ended before its backend ends
+/// it, or of which a piece waits.
+pub fn follow(session: &mut Session) -> Home {
+    put_in(session, None, true)
+}
+
+fn put_in(session: &mut Session, keep_alive: Option<KeepAlive>, begun: bool) -> Home {
     let home = Home::default();
     // The simplest session there is; it is never asked anything.
     let nothing = Box::new(ServerSession::new_custom(Box::new(())));
     let mut real = std::mem::replace(&mut session.downstream_session, nothing);
-    if keep_alive.is_some() {
-        // Writes that can be taken up again where they were interrupted.
-        real.set_proxy_tasks_enabled(true);
-    }
+    // Writes that can be taken up again where they were interrupted.
+    real.set_proxy_tasks_enabled(true);
     let held = Held {
         session: Some(real),
         home: home.clone(),
         head: None,
-        begun: false,
+        begun,
         keep_alive: keep_alive.map(|k| (Instant::now() + k.every, k)).map(|(at, k)| (k, at)),
     };
     *session.downstream_session = ServerSession::new_custom(Box::new(held));
@@ -164,6 +233,55 @@ impl Held {
         real.write_response_body(COMMENT, false).await
     }
 
+    /// Sends what has waited for long enough. By HTTP/1.1 it is queued only, as comments are.
+    async fn send_pending(&mut self) -> Result<()> {
+        let Some(piece) = self.home.take_pending(Instant::now()) else {
+            return Ok(());
+        };
+        let real = self.real_mut();
+        if real.supports_proxy_task_api() {
+            real.send_downstream_proxy_task(HttpTask::Body(Some(piece), false));
+            return Ok(());
+        }
+        real.write_response_body(piece, false).await
+    }
+
+    async fn pass_heartbeat(&mut self) -> Result<()> {
+        let Some((head, piece)) = lock(&self.home.0.heartbeat).take() else {
+            return Ok(());
+        };
+        let opened = self.opened();
+        let real = self.real_mut();
+        if !opened {
+            real.write_response_header(head).await.map_err(|e| e.into_down())?;
+        }
+        real.write_response_body(piece, false).await.map_err(|e| e.into_down())?;
+        if let Some((keep_alive, next)) = &mut self.keep_alive {
+            *next = Instant::now() + keep_alive.every;
+        }
+        Ok(())
+    }
+
+    /// Ends the answer with what there is of it, and not with what has become of its backend.
+    async fn end(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let tasks = tasks.into_iter().filter_map(|task| match task {
+            HttpTask::Header(head, _) => Some(HttpTask::Header(head, false)),
+            HttpTask::Body(Some(piece), _) if !piece.is_empty() => {
+                Some(HttpTask::Body(Some(piece), false))
+            }
+            _ => None,
+        });
+        let tasks: Vec<_> = tasks.collect();
+        if !tasks.is_empty() {
+            self.real_mut().response_duplex_vec(tasks).await?;
+        }
+        // A client that has closed by now has all of it.
+        if let Err(e) = self.real_mut().finish_body().await {
+            log::debug!("the end of an answer was not sent: {e}");
+        }
+        Ok(true)
+    }
+
     /// What of these goes to the client now.
     fn pass(&mut self, tasks: Vec<HttpTask>) -> Vec<HttpTask> {
         if self.begun {
@@ -206,7 +324,11 @@ fn is_interim(head: &ResponseHeader) -> bool {
 impl CustomSession for Held {
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         finish_comment(self.real_mut()).await?;
+        self.pass_heartbeat().await?;
         let mut out = self.pass(tasks);
+        if self.home.0.over.load(Ordering::Relaxed) {
+            return self.end(out).await;
+        }
         match out.first() {
             None => return Ok(false),
             Some(HttpTask::Failed(_)) => {
@@ -221,14 +343,18 @@ impl CustomSession for Held {
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         loop {
-            let Some((_, next)) = &self.keep_alive else {
+            finish_comment(self.real_mut()).await.map_err(|e| e.into_down())?;
+            let comment = self.keep_alive.as_ref().map(|(_, next)| *next);
+            let Some(next) = comment.into_iter().chain(self.home.pending_at()).min() else {
                 return self.real_mut().read_body_or_idle(no_body_expected).await;
             };
-            let next = *next;
-            finish_comment(self.real_mut()).await.map_err(|e| e.into_down())?;
             tokio::select! {
                 read = self.real_mut().read_body_or_idle(no_body_expected) => return read,
                 () = tokio::time::sleep_until(next) => {}
+            }
+            self.send_pending().await.map_err(|e| e.into_down())?;
+            if comment.is_none_or(|at| Instant::now() < at) {
+                continue;
             }
             if let Some((keep_alive, next)) = &mut self.keep_alive {
                 *next = Instant::now() + keep_alive.every;

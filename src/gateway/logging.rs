@@ -63,6 +63,7 @@ pub fn outcome(error: Option<&Error>, ctx: &Ctx) -> Outcome {
     match status {
         _ if ctx.end.rejection.is_some() => Outcome::Rejected,
         _ if ctx.answer.broken_off() => Outcome::UpstreamError,
+        _ if ctx.answer.complete() => Outcome::Complete,
         _ if gone => Outcome::ClientAborted,
         _ if ctx.end.fault.is_some() || error.is_some() => Outcome::UpstreamError,
         // What the gateway itself answers with 503, `/ready` for instance, is nobody's failure.

@@ -6,8 +6,10 @@ mod body_in;
 mod cause;
 mod ctx;
 mod early;
+mod ending;
 mod exchange;
 mod failure;
+mod heartbeat;
 mod hedge;
 mod held;
 mod limits;
@@ -16,6 +18,7 @@ mod models;
 mod outbound;
 mod peer;
 mod policy;
+mod reading;
 mod request;
 mod response;
 mod story;
@@ -136,7 +139,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> Result<Option<std::time::Duration>> {
         stream::filter(session, body, end_of_stream, ctx)?;
-        if end_of_stream {
+        if ctx.answer.whole {
             limits::settle_at_the_end(ctx);
         }
         Ok(None)

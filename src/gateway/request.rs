@@ -142,7 +142,8 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step> {
     }
     ctx.call.model.clone_from(&found.model);
     ctx.call.stream = found.stream;
-    ctx.call.usage_asked = found.stream_options.as_ref().map(|o| (o.include_usage, o.continuous));
+    ctx.call.usage_asked =
+        found.stream_options.as_ref().map_or((false, false), |o| (o.include_usage, o.continuous));
     if let Err(no) = policy::decide(session, ctx).await {
         return Ok(Step::Refuse(no));
     }

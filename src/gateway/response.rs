@@ -9,15 +9,11 @@ use pingora_proxy::Session;
 use super::{
     answer::{self, REQUEST_ID},
     ctx::Ctx,
-    stream::{self, Held, Reading},
+    reading,
+    stream::{self, Reading},
     verdict,
 };
-use crate::{
-    config::raw::StreamUsage,
-    dialect,
-    usage::{StreamMeter, Strip},
-    wire::headers,
-};
+use crate::{dialect, usage::Strip, wire::headers};
 
 /// What vLLM tells of its load in the head of an answer, when it is asked to.
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
@@ -77,7 +73,9 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
         dialect::tell_limits(response, session.req_header().uri.path(), standings)?;
     }
     let opened = answer::opened(session);
-    ctx.answer.reading = match reading(response, ctx) {
+    let (reading, front) = reading::of(response, ctx);
+    ctx.answer.front = front;
+    ctx.answer.reading = match reading {
         reading @ (Reading::Stream(_) | Reading::Refusal(_)) => reading,
         // The client has been told that a stream comes.
         _ if opened && is_empty(response) => {
@@ -89,19 +87,8 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
     };
     let renamed = ctx.way.tries.model.is_some();
     ctx.answer.opened = opened;
-    let held = match ctx.answer.reading {
-        // It can only become an event as a whole.
-        Reading::Refusal(_) => opened || ctx.way.tries.may_follow(),
-        Reading::Nothing => false,
-        Reading::Stream(_) => ctx.way.tries.may_follow(),
-        Reading::Json(_) | Reading::Event(_) => ctx.way.tries.may_follow() || renamed,
-    };
-    ctx.answer.held = held.then(Held::default);
+    stream::hold_back(session, ctx);
     let stream = matches!(ctx.answer.reading, Reading::Stream(_));
-    if let Some(home) = &ctx.way.held {
-        // A comment would come between a document and its head.
-        home.set_quiet(!stream && !opened);
-    }
     if is_empty(response) {
         stream::nothing_follows(session, ctx)?;
         if opened {
@@ -112,10 +99,16 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
         let at = ctx.answer.head_at.unwrap_or_else(Instant::now);
         ctx.way.first_token(at, false);
     }
+    if ctx.answer.front.decodes() {
+        response.remove_header(&header::CONTENT_ENCODING);
+    }
+    let changed = renamed || reading::strip(ctx) != Strip::Nothing;
     let resized = match ctx.answer.reading {
         // Events may be taken out.
         Reading::Stream(_) => true,
-        Reading::Json(_) => renamed,
+        Reading::Json(_) => changed || ctx.answer.front.decodes(),
+        // What it is will be seen.
+        Reading::Nothing => ctx.answer.front.is_open() && changed || ctx.answer.front.decodes(),
         _ => false,
     };
     if resized && response.headers.contains_key(header::CONTENT_LENGTH) {
@@ -133,47 +126,6 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
 fn is_empty(response: &ResponseHeader) -> bool {
     let length = response.headers.get(header::CONTENT_LENGTH);
     matches!(response.status.as_u16(), 204 | 304) || length.is_some_and(|n| n == "0")
-}
-
-/// How the body is to be read.
-fn reading(response: &ResponseHeader, ctx: &Ctx) -> Reading {
-    if verdict::wants_body(response.status.as_u16(), &ctx.snapshot.plan.routing) {
-        return Reading::Refusal(Box::new(response.clone()));
-    }
-    if !response.status.is_success() || response.headers.contains_key(header::CONTENT_ENCODING) {
-        return Reading::Nothing;
-    }
-    let Some(content_type) = response.headers.get(header::CONTENT_TYPE) else {
-        return Reading::Nothing;
-    };
-    let is = |kind: &str| {
-        let start = content_type.as_bytes().get(..kind.len());
-        start.is_some_and(|s| s.eq_ignore_ascii_case(kind.as_bytes()))
-    };
-    if is("application/json") {
-        Reading::Json(Box::default())
-    } else if is("text/event-stream") {
-        let name = ctx.call.model.as_deref().filter(|_| ctx.way.tries.model.is_some());
-        Reading::Stream(Box::new(StreamMeter::new(strip(ctx)).naming(name)))
-    } else {
-        Reading::Nothing
-    }
-}
-
-/// What was added to the stream by asking for more than the client did.
-fn strip(ctx: &Ctx) -> Strip {
-    let usage = ctx.body.asked;
-    let asked = ctx.call.usage_asked.is_some_and(|(include, _)| {
-        // vLLM takes `stream_options` without `include_usage` for a question; OpenAI does not.
-        include.unwrap_or(usage == StreamUsage::Continuous)
-    });
-    let running = ctx.call.usage_asked.is_some_and(|(_, running)| running);
-    match usage {
-        StreamUsage::Off => Strip::Nothing,
-        _ if !asked => Strip::All { nulls: usage == StreamUsage::Final },
-        StreamUsage::Continuous if !running => Strip::Running,
-        _ => Strip::Nothing,
-    }
 }
 
 /// Whether the answer is a stream of events.

@@ -13,12 +13,14 @@ use super::{
     answer,
     cause::Cause,
     ctx::Ctx,
+    ending, heartbeat,
+    reading::{self, Front, Piece},
     tries::{self, Told},
     verdict::{self, Verdict},
 };
 use crate::{
     base::{TokenCounts, UsageSource},
-    usage::{Blame, JsonTap, StreamMeter},
+    usage::{Blame, JsonTap, StreamMeter, Strip},
     wire::{edit, json},
 };
 
@@ -40,6 +42,8 @@ const LONGEST_SILENCE: usize = 64 * 1024;
 pub struct Answer {
     /// Its status, once its head has come.
     pub status: Option<u16>,
+    /// What is done to its body before it is read.
+    pub front: Front,
     /// How its body is read.
     pub reading: Reading,
     /// From the arrival of the request to the first event of a stream that has content.
@@ -62,6 +66,10 @@ pub struct Answer {
     pub held: Option<Held>,
     /// The beginning of an error response that passes while it is read.
     inspected: Held,
+    /// What of a stream was held back when its connection broke.
+    pub rest: Bytes,
+    /// A chunk of the stream is on its way to the client by itself, if nothing comes soon.
+    pub pending: bool,
     last: Option<Instant>,
     /// Its backend's state has been told of it.
     judged: bool,
@@ -75,7 +83,8 @@ pub struct Held {
 }
 
 impl Held {
-    fn push(&mut self, piece: Bytes) {
+    /// Adds a piece.
+    pub fn push(&mut self, piece: Bytes) {
         if !piece.is_empty() {
             self.len += piece.len();
             self.pieces.push(piece);
@@ -144,6 +153,12 @@ impl Answer {
         }
     }
 
+    /// A stream whose end has come, and which is with the client but for that: whatever happens to
+    /// the connections afterwards is of no interest.
+    pub fn complete(&self) -> bool {
+        self.begun && matches!(&self.reading, Reading::Stream(meter) if meter.done())
+    }
+
     /// The engine broke the generation off, or said that it failed.
     pub fn broken_off(&self) -> bool {
         match &self.reading {
@@ -166,27 +181,46 @@ pub fn filter(
     end_of_stream: bool,
     ctx: &mut Ctx,
 ) -> Result<()> {
-    if end_of_stream && ctx.way.watch.as_ref().is_some_and(|w| w.fired().is_some()) {
-        return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
-    }
+    // The client has all of it, or has been told otherwise.
+    let over = ctx.answer.whole || ctx.answer.told_otherwise;
     ctx.answer.whole |= end_of_stream;
-    if ctx.answer.told_otherwise {
+    if over {
         *body = Some(Bytes::new());
         return Ok(());
+    }
+    if end_of_stream && ctx.way.watch.as_ref().is_some_and(|w| w.fired().is_some()) {
+        return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
     }
     if body.as_ref().is_some_and(|piece| !piece.is_empty()) {
         ctx.way.story.first_byte();
     }
-    read(body, end_of_stream, ctx);
+    let sign = match read(session, body, end_of_stream, ctx)? {
+        Came::Part => false,
+        Came::Heartbeat => true,
+        Came::Blank => {
+            heartbeat::blank(session, body, ctx);
+            return Ok(());
+        }
+    };
+    // What follows `[DONE]` is not waited for.
+    let done = matches!(&ctx.answer.reading, Reading::Stream(meter) if meter.done());
+    let cut = done && !end_of_stream;
+    let end_of_stream = end_of_stream || done;
     wait_for_more(end_of_stream, ctx);
     if ctx.answer.held.is_none() {
         inspect(body.as_ref(), end_of_stream, ctx);
     } else {
+        if sign && !end_of_stream && heartbeat::pass(session, body, ctx) {
+            return Ok(());
+        }
         *body = hold(session, body.take().unwrap_or_default(), end_of_stream, ctx)?;
         if body.is_none() {
             *body = Some(Bytes::new());
             return Ok(());
         }
+    }
+    if cut {
+        ending::end(session, ctx);
     }
     let first = !ctx.answer.begun && body.as_ref().is_some_and(|piece| !piece.is_empty());
     match ctx.answer.reading {
@@ -202,22 +236,51 @@ pub fn filter(
         _ => {}
     }
     if first {
-        // The client is about to get bytes of this answer: no other backend will be asked.
-        ctx.answer.begun = true;
-        ctx.body.forget();
-        if let Some(watch) = &ctx.way.watch {
-            watch.set_backend(None);
-        }
+        begin(ctx);
     }
     if end_of_stream {
         ended(ctx);
-    } else if first && ctx.answer.status.is_some_and(|status| status < 300) {
-        tries::succeeded(ctx);
-        if let Some(lease) = ctx.way.lease() {
+    } else {
+        heartbeat::send_soon(session, ctx);
+        let good = ctx.answer.status.is_some_and(|status| status < 300);
+        if first && good && !sign {
+            tries::succeeded(ctx);
+        }
+        if first && good && let Some(lease) = ctx.way.lease() {
             lease.began();
         }
     }
     Ok(())
+}
+
+/// Decides whether an answer is held back, by how it is read.
+pub fn hold_back(session: &Session, ctx: &mut Ctx) {
+    let tries = &ctx.way.tries;
+    let (renamed, follows) = (tries.model.is_some(), tries.may_follow() && !ctx.answer.begun);
+    // Lines would have to be changed: it must be known that they are lines.
+    let lines = ctx.call.stream && reading::strip(ctx) != Strip::Nothing;
+    let held = match ctx.answer.reading {
+        // It can only become an event as a whole.
+        Reading::Refusal(_) => follows || ctx.answer.opened,
+        Reading::Nothing => follows && ctx.answer.front.is_open(),
+        Reading::Stream(_) => follows,
+        Reading::Json(_) | Reading::Event(_) => follows || renamed || lines,
+    };
+    ctx.answer.held = held.then(Held::default);
+    let stream = matches!(ctx.answer.reading, Reading::Stream(_));
+    if let Some(home) = &ctx.way.held {
+        // A comment would come between a document and its head.
+        home.set_quiet(!stream && !answer::opened(session));
+    }
+}
+
+/// The client is about to get bytes of this answer: no other backend will be asked.
+pub fn begin(ctx: &mut Ctx) {
+    ctx.answer.begun = true;
+    ctx.body.forget();
+    if let Some(watch) = &ctx.way.watch {
+        watch.set_backend(None);
+    }
 }
 
 /// The head says that no body follows, and there will be no piece to look at.
@@ -235,8 +298,47 @@ pub fn nothing_follows(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
     Ok(())
 }
 
+/// What a piece is.
+enum Came {
+    /// A part of the answer, or nothing at all.
+    Part,
+    /// Comments alone.
+    Heartbeat,
+    /// White space before anything else.
+    Blank,
+}
+
 /// Meters a piece, and takes out what the client did not ask for.
-fn read(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
+fn read(
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    end_of_stream: bool,
+    ctx: &mut Ctx,
+) -> Result<Came> {
+    match ctx.answer.front.take(body.take(), end_of_stream)? {
+        Piece::Read(piece) => *body = piece,
+        Piece::Blank(piece) => {
+            *body = Some(piece);
+            return Ok(Came::Blank);
+        }
+        Piece::Known(kind, piece) => {
+            *body = piece;
+            let before = std::mem::take(&mut ctx.answer.reading);
+            let same = std::mem::discriminant(&before);
+            ctx.answer.reading = reading::known(kind, before, ctx);
+            if std::mem::discriminant(&ctx.answer.reading) != same
+                || matches!(ctx.answer.reading, Reading::Nothing)
+            {
+                hold_back(session, ctx);
+            }
+        }
+    }
+    if std::mem::take(&mut ctx.answer.pending)
+        && let (Some(home), Reading::Stream(meter)) = (&ctx.way.held, &mut ctx.answer.reading)
+        && home.recall()
+    {
+        meter.let_go();
+    }
     match &mut ctx.answer.reading {
         Reading::Nothing | Reading::Refusal(_) | Reading::Event(None) => {}
         Reading::Json(tap) | Reading::Event(Some(tap)) => {
@@ -255,16 +357,19 @@ fn read(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
                 let rest = meter.finish();
                 out = if out.is_empty() { rest } else { joined(out, &rest) };
             }
+            let heartbeat = events == 0 && !out.is_empty() && !substance;
             *body = Some(out);
             if events > 0 && substance {
                 pace(ctx, events);
             }
+            return Ok(if heartbeat { Came::Heartbeat } else { Came::Part });
         }
     }
+    Ok(Came::Part)
 }
 
 /// Sets the deadline for what comes next.
-fn wait_for_more(end_of_stream: bool, ctx: &Ctx) {
+pub fn wait_for_more(end_of_stream: bool, ctx: &Ctx) {
     let Some(watch) = &ctx.way.watch else { return };
     let timeouts = &ctx.snapshot.plan.timeouts;
     let chunk = Ctx::after(timeouts.between_chunks.filter(|_| !end_of_stream));
@@ -292,6 +397,9 @@ fn hold(
     };
     held.push(piece);
     let renames = ctx.way.tries.model.is_some();
+    if matches!(&ctx.answer.reading, Reading::Json(tap) if ctx.call.stream && tap.documents() > 1) {
+        return Ok(Some(by_line(end_of_stream, ctx)));
+    }
     let cause = match look(&ctx.answer, renames, end_of_stream) {
         Look::Wait => return Ok(None),
         Look::Pass => None,
@@ -321,6 +429,19 @@ fn hold(
     }))
 }
 
+/// A document on each line, which no header has told of: they are read as a stream from here on.
+fn by_line(end_of_stream: bool, ctx: &mut Ctx) -> Bytes {
+    let all = ctx.answer.held.take().unwrap_or_default().joined();
+    let mut meter = reading::meter(ctx).by_line();
+    let mut out = meter.push(all);
+    if end_of_stream {
+        let rest = meter.finish();
+        out = joined(out, &rest);
+    }
+    ctx.answer.reading = Reading::Stream(Box::new(meter));
+    out
+}
+
 /// What is to be done with what is held.
 enum Look {
     /// More must come.
@@ -340,6 +461,8 @@ fn look(answer: &Answer, renames: bool, end_of_stream: bool) -> Look {
     match &answer.reading {
         Reading::Refusal(_) if end_of_stream || len > LONGEST_REFUSAL => Look::Judge,
         Reading::Refusal(_) => Look::Wait,
+        // It is known now that nothing is read.
+        Reading::Nothing if !answer.front.is_open() => Look::Pass,
         Reading::Stream(meter) => match () {
             () if meter.substance() || meter.blame() == Some(Blame::Client) => Look::Pass,
             () if meter.failed() => Look::Refuse(Cause::ErrorEvent),
@@ -403,7 +526,7 @@ fn keep(ctx: &mut Ctx) {
 }
 
 /// The backend has answered. It may have said that it failed, when nobody could take over any more.
-fn ended(ctx: &mut Ctx) {
+pub fn ended(ctx: &mut Ctx) {
     if !std::mem::replace(&mut ctx.answer.judged, true) {
         let verdict = match &ctx.answer.reading {
             Reading::Stream(meter) if meter.blame().is_some_and(|b| b != Blame::Engine) => {

@@ -39,11 +39,8 @@ impl<'a> Ask<'a> {
         let prompt =
             ["messages", "prompt", "input"].iter().map(|k| &body[*k]).find(|v| !v.is_null());
         let options = &body["stream_options"];
-        // vLLM's own default for `include_usage` is `true`.
-        let include_usage = match options.get("include_usage") {
-            Some(value) => *value == true,
-            None => options.is_object(),
-        };
+        // `stream_options` alone ask for nothing (vLLM 0.32).
+        let include_usage = options["include_usage"] == true;
         let suffix = call
             .seen
             .header("x-request-id")

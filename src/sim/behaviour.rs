@@ -64,6 +64,18 @@ pub struct Behaviour {
     /// Closes the connection after every streamed answer without having said so, as llama.cpp
     /// does.
     pub close_after_stream: bool,
+    /// How it ends a stream of which `[DONE]` has been sent.
+    pub stream_end: StreamEnd,
+    /// How many comments it sends before the first token of a stream; blank lines before a document.
+    pub heartbeats: u64,
+    /// How many comments it sends after the event that ends the answer, before its usage.
+    pub late_heartbeats: u64,
+    /// Milliseconds between them.
+    pub heartbeat_ms: u64,
+    /// The content type of its answers instead of the right one; empty for none.
+    pub content_type: Option<String>,
+    /// How it writes the counts of its usage.
+    pub usage_numbers: Numbers,
     /// The key that it wants as `Authorization: Bearer`; empty for none.
     pub api_key: String,
 }
@@ -98,7 +110,68 @@ impl Default for Behaviour {
             metrics: 200,
             keep_alive_ms: 5000,
             close_after_stream: false,
+            stream_end: StreamEnd::Whole,
+            heartbeats: 0,
+            late_heartbeats: 0,
+            heartbeat_ms: 0,
+            content_type: None,
+            usage_numbers: Numbers::Integers,
             api_key: String::new(),
+        }
+    }
+}
+
+impl Behaviour {
+    /// The content type of an answer whose right one is this.
+    pub fn kind<'a>(&'a self, right: &'a str) -> &'a str {
+        self.content_type.as_deref().unwrap_or(right)
+    }
+}
+
+/// How a stream ends of which `[DONE]` has been sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamEnd {
+    /// As HTTP says that it must.
+    #[default]
+    Whole,
+    /// The connection is closed without the last chunk.
+    Close,
+    /// It is reset.
+    Reset,
+    /// It stays open, and nothing more is sent.
+    Open,
+}
+
+/// How counts are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Numbers {
+    /// `12`.
+    #[default]
+    Integers,
+    /// `12.0`.
+    Floats,
+    /// `12e0`.
+    Exponents,
+    /// `"12"`.
+    Strings,
+    /// `-12`.
+    Negative,
+    /// `12.5`.
+    Fractions,
+}
+
+impl Numbers {
+    /// A count, as JSON.
+    pub fn write(self, count: u64) -> String {
+        match self {
+            Self::Integers => count.to_string(),
+            Self::Floats => format!("{count}.0"),
+            Self::Exponents => format!("{count}e0"),
+            Self::Strings => format!("\"{count}\""),
+            Self::Negative => format!("-{count}"),
+            Self::Fractions => format!("{count}.5"),
         }
     }
 }

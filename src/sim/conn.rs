@@ -154,9 +154,31 @@ impl Conn {
         Ok(())
     }
 
+    /// Writes the head of a chunked answer.
+    pub async fn chunked_head(&mut self, kind: &str) -> Result<(), Gone> {
+        let kind =
+            if kind.is_empty() { String::new() } else { format!("content-type: {kind}\r\n") };
+        let head = "HTTP/1.1 200 OK\r\nserver: uvicorn\r\n";
+        self.write(format!("{head}{kind}transfer-encoding: chunked\r\n\r\n").as_bytes()).await
+    }
+
     /// Writes one chunk of a chunked body.
     pub async fn chunk(&mut self, text: &str) -> Result<(), Gone> {
         self.write(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).await
+    }
+
+    /// Writes so many signs of life into a chunked body.
+    pub async fn heartbeats(
+        &mut self,
+        count: u64,
+        text: &str,
+        pause: Duration,
+    ) -> Result<(), Gone> {
+        for _ in 0..count {
+            self.chunk(text).await?;
+            self.wait(pause).await?;
+        }
+        Ok(())
     }
 
     /// Waits, and notices if the reader goes away meanwhile.

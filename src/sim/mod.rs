@@ -37,7 +37,7 @@ use tokio::{
 
 use crate::base::lock;
 
-pub use behaviour::{Behaviour, Engine, Fail, Load};
+pub use behaviour::{Behaviour, Engine, Fail, Load, Numbers, StreamEnd};
 pub use stats::{Seen, Stats};
 
 /// Connections that wait to be accepted.

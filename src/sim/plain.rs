@@ -37,6 +37,11 @@ impl Ask<'_> {
         if let Some((name, value)) = self.reasoning() {
             body["usage"][name] = value;
         }
+        for name in ["prompt_tokens", "total_tokens", "completion_tokens"] {
+            let count = body["usage"][name].as_u64().unwrap_or(0);
+            let written = call.setting.behaviour.usage_numbers.write(count);
+            body["usage"][name] = serde_json::from_str(&written).unwrap_or_default();
+        }
         let load = metrics::header(call.seen, &call.shared.stats, &call.setting.behaviour);
         self.deliver(conn, &load, body).await
     }
@@ -101,7 +106,17 @@ impl Ask<'_> {
             Fail::BeforeContent | Fail::WedgeAfterRole => body.len().min(16),
             Fail::MidStream | Fail::Stall => body.len() / 2,
             _ => {
-                conn.answer(200, headers, JSON, body.as_bytes()).await?;
+                let behaviour = &self.call.setting.behaviour;
+                let kind = behaviour.kind(JSON);
+                if behaviour.heartbeats > 0 {
+                    conn.chunked_head(kind).await?;
+                    let pause = Duration::from_millis(behaviour.heartbeat_ms);
+                    conn.heartbeats(behaviour.heartbeats, "\n", pause).await?;
+                    conn.chunk(&body).await?;
+                    conn.write(b"0\r\n\r\n").await?;
+                } else {
+                    conn.answer(200, headers, kind, body.as_bytes()).await?;
+                }
                 self.call.count();
                 return Ok(After::Keep);
             }

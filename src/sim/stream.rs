@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    Fail,
+    Fail, StreamEnd,
     ask::{Ask, FINGERPRINT},
     conn::{Conn, Gone},
     control::After,
@@ -13,13 +13,16 @@ use super::{
 };
 
 const DONE: &str = "data: [DONE]\n\n";
-const HEAD: &str = "HTTP/1.1 200 OK\r\nserver: uvicorn\r\n\
-    content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
+const HEARTBEAT: &str = ": heartbeat\n\n";
+const EVENTS: &str = "text/event-stream; charset=utf-8";
 
 impl Ask<'_> {
     /// Answers event by event.
     pub async fn stream(&self, conn: &mut Conn) -> Result<After, Gone> {
-        conn.write(HEAD.as_bytes()).await?;
+        let behaviour = &self.call.setting.behaviour;
+        conn.chunked_head(behaviour.kind(EVENTS)).await?;
+        let pause = Duration::from_millis(behaviour.heartbeat_ms);
+        conn.heartbeats(behaviour.heartbeats, HEARTBEAT, pause).await?;
         let turn = self.call.turn(conn, self).await?;
         match self.call.fail {
             Fail::AfterHeaders => return Ok(After::Close),
@@ -91,6 +94,9 @@ impl Ask<'_> {
     }
 
     async fn end(&self, conn: &mut Conn, cached: u64, generated: u64) -> Result<After, Gone> {
+        let behaviour = &self.call.setting.behaviour;
+        let pause = Duration::from_millis(behaviour.heartbeat_ms);
+        conn.heartbeats(behaviour.late_heartbeats, HEARTBEAT, pause).await?;
         let generated = generated * self.choices;
         let mut rest = String::new();
         if self.include_usage {
@@ -104,17 +110,31 @@ impl Ask<'_> {
             let event = self.document("", &self.usage(generated, &details), true);
             rest.push_str(&format!("{:x}\r\n{event}\r\n", event.len()));
         }
-        conn.write(format!("{rest}{:x}\r\n{DONE}\r\n0\r\n\r\n", DONE.len()).as_bytes()).await?;
         self.call.count();
-        let close = self.call.setting.behaviour.close_after_stream;
-        Ok(if close { After::Close } else { After::Keep })
+        self.done(conn, &rest).await
+    }
+
+    /// Writes the end of a stream, after chunks that go with it.
+    async fn done(&self, conn: &mut Conn, before: &str) -> Result<After, Gone> {
+        let behaviour = &self.call.setting.behaviour;
+        let last = if behaviour.stream_end == StreamEnd::Whole { "0\r\n\r\n" } else { "" };
+        let end = format!("{before}{:x}\r\n{DONE}\r\n{last}", DONE.len());
+        conn.write(end.as_bytes()).await?;
+        match behaviour.stream_end {
+            StreamEnd::Whole if behaviour.close_after_stream => Ok(After::Close),
+            StreamEnd::Whole => Ok(After::Keep),
+            StreamEnd::Close => Ok(After::Close),
+            StreamEnd::Reset => Ok(After::Reset),
+            StreamEnd::Open => {
+                conn.hang().await;
+                Ok(After::Close)
+            }
+        }
     }
 
     async fn end_with_error(&self, conn: &mut Conn) -> Result<After, Gone> {
         conn.chunk(&format!("data: {}\n\n", refusal::dead())).await?;
-        conn.chunk(DONE).await?;
-        conn.write(b"0\r\n\r\n").await?;
-        Ok(After::Keep)
+        self.done(conn, "").await
     }
 
     /// One event: everything but the choices is the same in all of them.
@@ -174,9 +194,12 @@ impl Ask<'_> {
 
     fn usage(&self, generated: u64, details: &str) -> String {
         let prompt = text::prompt_tokens(self.prompt.len());
+        let write = |count| self.call.setting.behaviour.usage_numbers.write(count);
         format!(
-            r#","usage":{{"prompt_tokens":{prompt},"total_tokens":{},"completion_tokens":{generated}{details}}}"#,
-            prompt + generated
+            r#","usage":{{"prompt_tokens":{},"total_tokens":{},"completion_tokens":{}{details}}}"#,
+            write(prompt),
+            write(prompt + generated),
+            write(generated)
         )
     }
 }

@@ -1,5 +1,6 @@
 //! Metering a plain JSON answer as it passes: a tap that keeps only the `usage` object and the name
-//! of the model, however the answer is cut and however large it is.
+//! of the model, however the answer is cut and however large it is. Several documents, one after the
+//! other (NDJSON), are read as one answer.
 
 use crate::{
     base::{TokenCounts, UsageSource},
@@ -23,14 +24,28 @@ pub struct JsonTap {
     word_cut: bool,
     /// The last string was one of these; what follows it may be its value.
     expect: Expect,
-    /// The bytes of the top-level `usage` object, while it is being read.
-    usage: Option<Vec<u8>>,
+    /// The member of the document that is being read.
+    within: Within,
+    /// The bytes of a `usage` object, while it is being read, and its depth.
+    usage: Option<(Vec<u8>, usize)>,
     counts: Option<TokenCounts>,
+    /// What Groq says in a place of its own, and what stands in the choices.
+    elsewhere: [Option<TokenCounts>; 2],
+    documents: u32,
     /// The name of the model is being read; what of it came in earlier pieces.
     naming: bool,
     name: Vec<u8>,
     model: Option<Box<str>>,
     aborted: bool,
+}
+
+/// Members of a document in which a `usage` may stand.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Within {
+    #[default]
+    Other,
+    Groq,
+    Choices,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -58,11 +73,12 @@ impl JsonTap {
                     i += self.string(&piece[i..]);
                 }
                 byte @ (b'{' | b'[') => {
-                    let wanted = self.expect == Expect::Usage && self.depth == 1 && byte == b'{';
+                    let wanted = self.expect == Expect::Usage && byte == b'{';
                     if wanted && self.usage.is_none() {
-                        self.usage = Some(Vec::with_capacity(256));
+                        self.usage = Some((Vec::with_capacity(256), self.depth));
                     }
                     self.expect = Expect::Nothing;
+                    self.documents += u32::from(self.depth == 0 && byte == b'{');
                     self.depth += 1;
                     i += 1;
                 }
@@ -108,13 +124,18 @@ impl JsonTap {
 
     /// Adds to the `usage` object, and reads it when it is whole.
     fn keep(&mut self, bytes: &[u8]) {
-        let Some(kept) = &mut self.usage else { return };
+        let Some((kept, depth)) = &mut self.usage else { return };
         kept.extend_from_slice(bytes);
-        let whole = self.depth == 1 && !self.in_string && bytes == b"}";
-        if whole {
-            self.counts = counts::read(kept).or(self.counts);
+        let whole = self.depth == *depth && !self.in_string && bytes == b"}";
+        let too_long = kept.len() > MAX_USAGE;
+        if whole && let Some(new) = counts::read(kept) {
+            match self.within {
+                _ if self.depth == 1 => self.counts = Some(counts::after(self.counts, new)),
+                Within::Groq => self.elsewhere[0] = Some(counts::after(self.elsewhere[0], new)),
+                _ => self.elsewhere[1] = counts::sum(self.elsewhere[1].into_iter().chain([new])),
+            }
         }
-        if whole || kept.len() > MAX_USAGE {
+        if whole || too_long {
             self.usage = None;
         }
     }
@@ -167,8 +188,18 @@ impl JsonTap {
         if self.expect == Expect::FinishReason && self.depth == 3 {
             self.aborted |= matches!(word, b"abort" | b"error");
         }
+        if self.depth == 1 {
+            // What is no key is followed by one before anything is opened.
+            self.within = match word {
+                b"x_groq" => Within::Groq,
+                b"choices" => Within::Choices,
+                _ => Within::Other,
+            };
+        }
         self.expect = match (self.depth, word) {
             (1, b"usage") => Expect::Usage,
+            (2, b"usage") if self.within == Within::Groq => Expect::Usage,
+            (3, b"usage") if self.within == Within::Choices => Expect::Usage,
             (1, b"model") => Expect::Model,
             (3, b"finish_reason") => Expect::FinishReason,
             _ => Expect::Nothing,
@@ -177,10 +208,15 @@ impl JsonTap {
 
     /// The counts, once they have passed.
     pub fn usage(&self) -> (TokenCounts, UsageSource) {
-        match self.counts {
+        match self.counts.or(self.elsewhere[0]).or(self.elsewhere[1]) {
             Some(counts) => (counts, UsageSource::Final),
             None => (TokenCounts::default(), UsageSource::None),
         }
+    }
+
+    /// How many documents have begun.
+    pub fn documents(&self) -> u32 {
+        self.documents
     }
 
     /// The model as the engine named it, once that has passed.
@@ -244,6 +280,38 @@ mod tests {
             let mut tap = JsonTap::default();
             text.as_bytes().chunks(1).for_each(|piece| tap.push(piece));
             assert_eq!(tap.take_model().as_deref(), name, "{text} byte by byte");
+        }
+    }
+
+    #[test]
+    fn usage_may_stand_elsewhere() {
+        for (text, total) in [
+            (
+                r#"{"choices":[{"usage":{"prompt_tokens":5,"completion_tokens":2}},{"usage":{"prompt_tokens":5,"completion_tokens":3}}]}"#,
+                10,
+            ),
+            (r#"{"x_groq":{"id":"x","usage":{"prompt_tokens":1,"completion_tokens":2}}}"#, 3),
+            (
+                r#"{"x_groq":{"usage":{"prompt_tokens":1}},"choices":[{"usage":{"prompt_tokens":9}}],"usage":{"prompt_tokens":4}}"#,
+                4,
+            ),
+            (r#"{"x_groq":{"usage":{"prompt_tokens":1}},"usage":{"prompt_tokens":-4}}"#, 1),
+            (
+                r#"{"other":{"usage":{"prompt_tokens":1}},"x":"x_groq","y":{"usage":{"prompt_tokens":1}}}"#,
+                0,
+            ),
+            (
+                "{\"usage\":{\"prompt_tokens\":1}}\n{\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":7}}\n{\"usage\":null}",
+                8,
+            ),
+            ("\u{feff}{\"usage\":{\"prompt_tokens\":\"6\"}}", 6),
+        ] {
+            for size in [1, 7, text.len()] {
+                let mut tap = JsonTap::default();
+                text.as_bytes().chunks(size).for_each(|piece| tap.push(piece));
+                assert_eq!(tap.usage().0.total, total, "{text}");
+                assert_eq!(tap.documents() as usize, text.lines().count(), "{text}");
+            }
         }
     }
 

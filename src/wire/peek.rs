@@ -26,6 +26,10 @@ pub struct Peek {
     pub stream_options: Option<StreamOptions>,
     /// `max_completion_tokens`, else `max_tokens`.
     pub max_tokens: Option<u64>,
+    /// `n`: how many answers are wanted.
+    pub choices: Option<u64>,
+    /// `prompt` is a list of prompts.
+    pub several_prompts: bool,
     /// One of the fields asked for is there.
     pub guarded: bool,
     /// Where the conversation stands: `messages`, `prompt` or `input`.
@@ -43,8 +47,8 @@ pub struct Peek {
 /// `stream_options` of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// `include_usage`; `None` if it is not there. `null` is `false`, for the whole as well.
-    pub include_usage: Option<bool>,
+    /// `include_usage` is `true`. Without it nothing is asked for, whatever else stands there.
+    pub include_usage: bool,
     /// `continuous_usage_stats` is `true` (vLLM).
     pub continuous: bool,
     range: Range<usize>,
@@ -94,6 +98,12 @@ pub fn peek(doc: &[u8], guarded: &[String]) -> Result<Peek, SyntaxError> {
             limits.1 = number(value);
         } else if ["messages", "prompt", "input"].iter().any(|name| member.is(doc, name)) {
             found.prompt = Some(member.value.clone());
+            // A list of numbers is one prompt, in tokens.
+            let inner = value.strip_prefix(b"[").map(<[u8]>::trim_ascii_start);
+            let several = inner.is_some_and(|inner| matches!(inner.first(), Some(b'"' | b'[')));
+            found.several_prompts = several && member.is(doc, "prompt");
+        } else if member.is(doc, "n") {
+            found.choices = number(value);
         } else if member.is(doc, "tools") {
             found.tools = Some(member.value.clone());
         }
@@ -136,15 +146,12 @@ fn stream_options(doc: &[u8], range: Range<usize>) -> Result<StreamOptions, ()> 
         Some(b'n') => OptionsKind::Null,
         _ => OptionsKind::Other,
     };
-    let (mut include_usage, mut continuous) = (None, None);
-    if kind == OptionsKind::Null {
-        include_usage = Some(false);
-    }
+    let (mut include_usage, mut continuous) = (false, None);
     // As above, the last of two equal keys counts.
     for member in json::members(value, 0).map_while(Result::ok) {
         let set = || switch(&value[member.value.clone()]);
         if member.is(value, "include_usage") {
-            include_usage = Some(set()? == Some(true));
+            include_usage = set()? == Some(true);
         } else if member.is(value, "continuous_usage_stats") {
             continuous = set()?;
         }
@@ -200,7 +207,7 @@ pub fn usage_edits(doc: &[u8], peek: &Peek, ask: Ask) -> Vec<Edit> {
         let text = format!(r#","stream_options":{{{wanted}}}"#);
         return vec![Edit::insert(peek.close, text.into_bytes())];
     };
-    let already = options.include_usage == Some(true) && (options.continuous || ask == Ask::Final);
+    let already = options.include_usage && (options.continuous || ask == Ask::Final);
     match options.kind {
         OptionsKind::Other => Vec::new(),
         _ if already => Vec::new(),
@@ -255,7 +262,39 @@ mod tests {
         assert!(p.stream && !p.guarded);
         assert_eq!(p.max_tokens, Some(7));
         let options = p.stream_options.unwrap();
-        assert!(options.include_usage == Some(true) && !options.continuous);
+        assert!(options.include_usage && !options.continuous);
+    }
+
+    #[test]
+    fn reads_how_many_answers_are_wanted() {
+        for (doc, several, choices) in [
+            (r#"{"prompt":"a","n":2}"#, false, Some(2)),
+            (r#"{"prompt":["a","b"],"n":3}"#, true, Some(3)),
+            (r#"{"prompt":[ [1,2],[3]]}"#, true, None),
+            (r#"{"prompt":[1,2]}"#, false, None),
+            (r#"{"prompt":[],"n":"2"}"#, false, None),
+            (r#"{"input":["a","b"]}"#, false, None),
+        ] {
+            let found = peek(doc.as_bytes(), &[]).unwrap();
+            assert_eq!((found.several_prompts, found.choices), (several, choices), "{doc}");
+        }
+    }
+
+    #[test]
+    fn only_include_usage_asks_for_usage() {
+        for (options, asked) in [
+            ("{}", false),
+            ("null", false),
+            (r#"{"continuous_usage_stats":true}"#, false),
+            (r#"{"include_usage":null}"#, false),
+            (r#"{"include_usage":true}"#, true),
+        ] {
+            let doc = format!(r#"{{"stream":true,"stream_options":{options}}}"#);
+            let found = peek(doc.as_bytes(), &[]).unwrap().stream_options.unwrap();
+            assert_eq!(found.include_usage, asked, "{options}");
+            let edited = asking(&doc, Ask::Final);
+            assert!(edited.contains(r#""include_usage":true"#), "{edited}");
+        }
     }
 
     #[test]

@@ -5,16 +5,23 @@ use std::{borrow::Cow, ops::Range};
 
 use bytes::{Bytes, BytesMut};
 
-/// An event larger than this is passed on in pieces and not looked into.
-pub const MAX_EVENT: usize = 1 << 20;
+/// An event larger than this is passed on in pieces, unchanged.
+pub const MAX_EVENT: usize = 4 << 20;
+
+/// What may stand at the start of a text in UTF-8.
+pub const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// A piece of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// One whole event with the blank line that ends it.
     Event(Bytes),
-    /// Part of an event that is too large, or of one that never ended.
+    /// Part of an event that is too large; more of it follows.
     Raw(Bytes),
+    /// The last part of such an event.
+    RawEnd(Bytes),
+    /// The beginning of an event that never ended.
+    Unfinished(Bytes),
 }
 
 /// Cuts a stream into events. It holds at most one unfinished event.
@@ -23,6 +30,7 @@ pub struct Splitter {
     carry: BytesMut,
     line: Line,
     oversized: bool,
+    by_line: bool,
 }
 
 /// Where the last byte left us.
@@ -40,6 +48,11 @@ enum Line {
 }
 
 impl Splitter {
+    /// One for documents that stand on lines of their own (NDJSON): each line is an event.
+    pub fn by_line() -> Self {
+        Self { by_line: true, ..Self::default() }
+    }
+
     /// Takes the next bytes and hands every piece that they complete to `out`, in order.
     /// Pieces that lie within `chunk` share its memory.
     pub fn push(&mut self, chunk: &Bytes, mut out: impl FnMut(Piece)) {
@@ -62,8 +75,13 @@ impl Splitter {
         match (rest.is_empty(), over && !self.oversized) {
             (true, _) => None,
             (false, true) => Some(Piece::Event(rest)),
-            (false, false) => Some(Piece::Raw(rest)),
+            (false, false) => Some(Piece::Unfinished(rest)),
         }
+    }
+
+    /// What has come of the event that is not finished.
+    pub fn unfinished(&self) -> &[u8] {
+        &self.carry
     }
 
     fn emit(&mut self, chunk: &Bytes, range: Range<usize>, out: &mut impl FnMut(Piece)) {
@@ -77,7 +95,7 @@ impl Splitter {
             return;
         }
         let whole = !std::mem::take(&mut self.oversized);
-        out(if whole { Piece::Event(bytes) } else { Piece::Raw(bytes) });
+        out(if whole { Piece::Event(bytes) } else { Piece::RawEnd(bytes) });
     }
 
     fn keep(&mut self, chunk: &Bytes, start: usize, out: &mut impl FnMut(Piece)) {
@@ -94,6 +112,11 @@ impl Splitter {
 
     /// The offset behind the next end of an event, from `pos` on.
     fn event_end(&mut self, chunk: &[u8], pos: &mut usize) -> Option<usize> {
+        if self.by_line {
+            let end = memchr::memchr(b'\n', &chunk[*pos..]).map(|n| *pos + n + 1);
+            *pos = end.unwrap_or(chunk.len());
+            return end;
+        }
         while *pos < chunk.len() {
             let byte = chunk[*pos];
             match (self.line, byte) {
@@ -144,6 +167,11 @@ pub enum Data<'a> {
     Many(Cow<'a, [u8]>),
 }
 
+/// The value of the field `event`: the type of an event that has one.
+pub fn kind(event: &[u8]) -> Option<&[u8]> {
+    lines(event).filter_map(|line| field(event, line, b"event")).last().map(|value| &event[value])
+}
+
 /// Finds the data of an event.
 pub fn data(event: &[u8]) -> Data<'_> {
     let mut first: Option<Range<usize>> = None;
@@ -173,7 +201,8 @@ pub fn data(event: &[u8]) -> Data<'_> {
     }
 }
 
-fn field(event: &[u8], line: Range<usize>, name: &[u8]) -> Option<Range<usize>> {
+/// The value of a line, if it is of the field `name`.
+pub fn field(event: &[u8], line: Range<usize>, name: &[u8]) -> Option<Range<usize>> {
     let text = &event[line.clone()];
     let rest = text.strip_prefix(name)?;
     match rest.first() {
@@ -186,8 +215,9 @@ fn field(event: &[u8], line: Range<usize>, name: &[u8]) -> Option<Range<usize>> 
     }
 }
 
-fn lines(event: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
-    let mut pos = 0;
+/// The lines of an event, without their ends. A byte order mark at the start is no part of a line.
+pub fn lines(event: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
+    let mut pos = if event.starts_with(BOM) { BOM.len() } else { 0 };
     std::iter::from_fn(move || {
         if pos >= event.len() {
             return None;
@@ -233,7 +263,7 @@ mod tests {
 
     #[test]
     fn keeps_what_never_ended() {
-        let rest = Piece::Raw(Bytes::from_static(b"b"));
+        let rest = Piece::Unfinished(Bytes::from_static(b"b"));
         assert_eq!(split(&[b"a\n\nb"]), [event("a\n\n"), rest]);
     }
 
@@ -245,7 +275,19 @@ mod tests {
         splitter.push(&big, |p| got.push(p));
         assert_eq!(got, [Piece::Raw(big)]);
         splitter.push(&Bytes::from_static(b"y\n\nz\n\n"), |p| got.push(p));
-        assert_eq!(got[1..], [Piece::Raw(Bytes::from_static(b"y\n\n")), event("z\n\n")]);
+        assert_eq!(got[1..], [Piece::RawEnd(Bytes::from_static(b"y\n\n")), event("z\n\n")]);
+    }
+
+    #[test]
+    fn lines_can_be_events() {
+        let mut splitter = Splitter::by_line();
+        let mut got = Vec::new();
+        for part in ["{\"a\":1}\n{\"b\"", ":2}\r\n\n{"] {
+            splitter.push(&Bytes::from(part), |p| got.push(p));
+        }
+        got.extend(splitter.finish());
+        let rest = Piece::Unfinished(Bytes::from_static(b"{"));
+        assert_eq!(got, [event("{\"a\":1}\n"), event("{\"b\":2}\r\n"), event("\n"), rest]);
     }
 
     #[test]
@@ -256,6 +298,9 @@ mod tests {
         assert_eq!(data(b"database: x\n\n"), Data::None);
         assert_eq!(data(b"data: a\ndata: b\r\n\n"), Data::Many(Cow::Owned(b"a\nb".to_vec())));
         assert_eq!(data(b"data\n\n"), Data::One(4..4));
+        assert_eq!(data(b"\xef\xbb\xbfdata: x\n\n"), Data::One(9..10));
+        assert_eq!(kind(b"data: x\nevent: error\n\n"), Some(&b"error"[..]));
+        assert_eq!(kind(b"data: event: x\n\n"), None);
     }
 
     proptest! {
@@ -278,7 +323,9 @@ mod tests {
             prop_assert_eq!(&pieces, &split(&[whole]));
             let joined: Vec<u8> = pieces
                 .iter()
-                .flat_map(|p| match p { Piece::Event(b) | Piece::Raw(b) => b.to_vec() })
+                .flat_map(|p| match p {
+                    Piece::Event(b) | Piece::Raw(b) | Piece::RawEnd(b) | Piece::Unfinished(b) => b.to_vec(),
+                })
                 .collect();
             prop_assert_eq!(joined, whole);
         }

@@ -163,6 +163,11 @@ fn captures_are_counted_right() {
     assert!(
         counted("vllm/chat_long_stream.txt").contains("prompt: 16, completion: 485, total: 501")
     );
+    // llama.cpp says it of each choice, vLLM of both.
+    for name in ["vllm", "llamacpp"] {
+        let both = counted(&format!("{name}/chat_stream_n2.txt"));
+        assert!(both.contains("prompt: 21, completion: 8, total: 29"), "{name}: {both}");
+    }
     assert!(counted("vllm/chat_stream.txt").contains("None) done true"));
     assert!(counted("vllm-sigterm/stream.txt").contains("aborted true"));
     assert!(counted("vllm-death/stream_when_engine_killed.txt").contains("failed true"));

@@ -43,6 +43,7 @@ async fn a_stream_is_what_it_would_be_without_the_gateway() {
         r#","stream_options":null"#,
         r#","stream_options":{"include_usage":false}"#,
         r#","stream_options":{}"#,
+        r#","stream_options":{"continuous_usage_stats":true}"#,
         r#","stream_options":{"include_usage":true}"#,
         r#","stream_options":{"include_usage":true,"continuous_usage_stats":true}"#,
     ];

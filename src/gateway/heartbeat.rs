@@ -1,0 +1,81 @@
+//! Signs of life from an engine before its answer, and chunks that must not wait for one.
+
+use bytes::Bytes;
+use pingora_proxy::Session;
+
+use super::{
+    ctx::Ctx,
+    held, limits, reading,
+    stream::{self, Reading},
+};
+use crate::usage::Strip;
+
+/// White space before a document, or an event: a sign of life from the engine.
+pub fn blank(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) {
+    stream::wait_for_more(false, ctx);
+    if ctx.answer.held.is_none() && !matches!(ctx.answer.reading, Reading::Event(_)) {
+        begin_early(ctx);
+        return;
+    }
+    match ctx.answer.reading {
+        // Comments of ours keep such a client.
+        Reading::Event(_) => *body = Some(Bytes::new()),
+        Reading::Stream(_) => {
+            let passed = pass(session, body, ctx);
+            // Else it goes where what follows goes.
+            if let (Some(held), Some(piece), false) = (&mut ctx.answer.held, body.take(), passed) {
+                held.push(piece);
+            }
+            *body = Some(Bytes::new());
+        }
+        // With it goes the head: no other backend is asked any more.
+        _ => {
+            if ctx.way.tries.model.is_none() && reading::strip(ctx) == Strip::Nothing {
+                ctx.answer.held = None;
+            }
+            begin_early(ctx);
+        }
+    }
+}
+
+/// Passes an engine's own comment on while the answer is held back. Another backend can take over
+/// all the same.
+pub fn pass(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) -> bool {
+    let (Some(home), Some(piece)) =
+        (&ctx.way.held, body.as_ref().filter(|piece| !piece.is_empty()))
+    else {
+        return false;
+    };
+    if !limits::can_open(session, ctx) {
+        return false;
+    }
+    let standings = ctx.limits.standings.as_ref();
+    let Ok(head) = limits::head_of_stream(session, ctx, standings) else {
+        return false;
+    };
+    home.pass_heartbeat(head, piece.clone());
+    *body = Some(Bytes::new());
+    true
+}
+
+/// A chunk that ends a choice does not wait for longer than a moment for what belongs to it.
+pub fn send_soon(session: &mut Session, ctx: &mut Ctx) {
+    if let Reading::Stream(meter) = &ctx.answer.reading
+        && let Some(pending) = meter.pending()
+        && ctx.answer.begun
+    {
+        let home = ctx.way.held.get_or_insert_with(|| held::follow(session));
+        home.send_soon(pending.clone());
+        ctx.answer.pending = true;
+    }
+}
+
+/// As [`stream::begin`], and more is to come.
+fn begin_early(ctx: &mut Ctx) {
+    if !ctx.answer.begun
+        && let Some(lease) = ctx.way.lease()
+    {
+        lease.began();
+    }
+    stream::begin(ctx);
+}

@@ -1,0 +1,529 @@
+//! Metering a stream: finds the counts, and takes out again what the gateway itself had asked the
+//! engine to add. A stream is one of server-sent events, or of lines that are documents (NDJSON).
+//!
+//! Asking vLLM and llama.cpp for usage changes more than it adds: members that otherwise stand in
+//! the last chunk of a choice (`system_fingerprint` of vLLM, `timings` of llama.cpp) move to the
+//! usage chunk. So that the client's stream is byte for byte what it would have been, a chunk
+//! that ends a choice is kept back until the next event has come (the engines send it in the same
+//! write), and what the usage chunk took from it is put back. It does not wait for longer than that:
+//! a comment lets it go, and so does [`StreamMeter::let_go`].
+
+mod blame;
+mod event;
+mod output;
+mod tally;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+use memchr::memmem;
+
+pub use self::blame::Blame;
+use self::{
+    event::{Form, Place},
+    output::Output,
+    tally::Tally,
+};
+use super::{JsonTap, counts, named};
+use crate::{
+    base::{TokenCounts, UsageSource},
+    wire::{
+        edit::Edit,
+        json,
+        sse::{Piece, Splitter},
+    },
+};
+
+/// What to take out of the stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strip {
+    /// Nothing: the client asked for all of it, or nothing was added.
+    #[default]
+    Nothing,
+    /// The running figures; the usage chunk at the end is the client's.
+    Running,
+    /// All usage: the client asked for none.
+    All {
+        /// Also `"usage":null`, which OpenAI's own servers put into every chunk once usage is
+        /// asked for. SGLang writes it always, so it is not taken out unless it is known to be
+        /// ours.
+        nulls: bool,
+    },
+}
+
+/// Watches one stream. Feed it every chunk; send on what it returns.
+pub struct StreamMeter {
+    strip: Strip,
+    form: Form,
+    splitter: Splitter,
+    held: Option<PendingChunk>,
+    tally: Tally,
+    /// Reads an event that is too large to be held.
+    large: Option<Box<JsonTap>>,
+    /// The client has got the usage that it asked for.
+    delivered: bool,
+    /// The last chunk whose usage was taken out for one that did.
+    taken: Option<Bytes>,
+    done: bool,
+    ended: bool,
+    aborted: bool,
+    failed: bool,
+    events: u64,
+    content: u64,
+    /// Something of the answer itself has come.
+    substance: bool,
+    /// A choice has been ended, and not broken off.
+    ended_choice: bool,
+    /// Whose fault it is, by the error event.
+    blame: Option<Blame>,
+    /// The name of the model that the client knows, as a JSON string; `None`: what the engine says.
+    model: Option<Bytes>,
+    /// What the engine says: of the first event that names a model.
+    said: Said,
+    find: &'static Finders,
+}
+
+/// Whether the engine has named its model.
+enum Said {
+    NotYet,
+    /// `None`: it was no name to keep, or it was taken.
+    Once(Option<Box<str>>),
+}
+
+struct Finders {
+    usage: memmem::Finder<'static>,
+    model: memmem::Finder<'static>,
+    finish: memmem::Finder<'static>,
+    error: memmem::Finder<'static>,
+}
+
+static FINDERS: std::sync::LazyLock<Finders> = std::sync::LazyLock::new(|| Finders {
+    usage: memmem::Finder::new(b"\"usage\""),
+    model: memmem::Finder::new(b"\"model\""),
+    finish: memmem::Finder::new(b"\"finish_reason\""),
+    error: memmem::Finder::new(b"\"error\""),
+});
+
+/// A chunk that ends a choice, until it is known what follows.
+struct PendingChunk {
+    event: Bytes,
+    /// With its usage, for a client that asked for usage, in case no usage chunk comes; `None` if
+    /// it has none.
+    original: Option<Bytes>,
+}
+
+/// What becomes of an event.
+enum Fate {
+    Pass(Bytes),
+    Hold(PendingChunk),
+    /// It says nothing.
+    Comment(Bytes),
+    /// The end of the stream.
+    Done(Bytes),
+    /// Take the event out; the bytes are its JSON document.
+    Drop(Bytes),
+}
+
+/// Usage in a chunk.
+struct Usage {
+    /// The chunk has choices.
+    choices: bool,
+    /// It is there, and not `null`.
+    told: bool,
+    /// The engine would have written it unasked.
+    unasked: bool,
+}
+
+impl StreamMeter {
+    /// A meter for one stream of events.
+    pub fn new(strip: Strip) -> Self {
+        Self {
+            strip,
+            form: Form::Events,
+            splitter: Splitter::default(),
+            held: None,
+            tally: Tally::default(),
+            large: None,
+            delivered: false,
+            taken: None,
+            done: false,
+            ended: false,
+            aborted: false,
+            failed: false,
+            events: 0,
+            content: 0,
+            substance: false,
+            ended_choice: false,
+            blame: None,
+            model: None,
+            said: Said::NotYet,
+            find: &FINDERS,
+        }
+    }
+
+    /// The stream has a document on each line.
+    #[must_use]
+    pub fn by_line(mut self) -> Self {
+        (self.form, self.splitter) = (Form::Lines, Splitter::by_line());
+        self
+    }
+
+    /// Writes this name into every chunk that names its model.
+    #[must_use]
+    pub fn naming(mut self, model: Option<&str>) -> Self {
+        self.model = model.map(|name| json::quoted(name).into());
+        self
+    }
+
+    /// The request has several prompts, and so many choices belong to each.
+    #[must_use]
+    pub fn per_prompt(mut self, choices: Option<u64>) -> Self {
+        self.tally.per_prompt(choices.unwrap_or(0));
+        self
+    }
+
+    /// The model as the engine named it, whatever the client is told.
+    pub fn take_model(&mut self) -> Option<Box<str>> {
+        match &mut self.said {
+            Said::NotYet => None,
+            Said::Once(name) => name.take(),
+        }
+    }
+
+    /// The counts so far, and what they are worth.
+    pub fn usage(&self) -> (TokenCounts, UsageSource) {
+        match self.tally.counts() {
+            None => (TokenCounts::default(), UsageSource::None),
+            Some(counts) if (self.done || self.ended) && !self.aborted && !self.failed => {
+                (counts, UsageSource::Final)
+            }
+            Some(counts) => (counts, UsageSource::Partial),
+        }
+    }
+
+    /// `[DONE]` has come: the stream is complete, whatever becomes of the connection.
+    pub fn done(&self) -> bool {
+        self.done
+    }
+
+    /// The engine broke the generation off: `finish_reason` `abort` or `error`.
+    pub fn aborted(&self) -> bool {
+        self.aborted
+    }
+
+    /// An error event has come.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Whose fault it is, by the error event that has come.
+    pub fn blame(&self) -> Option<Blame> {
+        self.blame
+    }
+
+    /// Something of the answer itself has come: text, a call of a tool, or anything that is not
+    /// known to be without content. An event with only a role, or with an empty text, is without.
+    pub fn substance(&self) -> bool {
+        self.substance
+    }
+
+    /// The engine has said that the answer is over, and did not break it off.
+    pub fn over(&self) -> bool {
+        self.ended_choice || self.done && !self.aborted && !self.failed
+    }
+
+    /// How many events with data have come, `[DONE]` and the usage chunk included.
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// How many events have come that carried a part of the answer, which is about one token each:
+    /// without `[DONE]`, errors, chunks that end a choice, and the usage chunk.
+    pub fn content(&self) -> u64 {
+        self.content
+    }
+
+    /// Takes the next chunk; returns what goes to the client. A chunk of whole events in which
+    /// nothing is to change is returned as it is, without a copy. What follows `[DONE]` is dropped.
+    pub fn push(&mut self, chunk: Bytes) -> Bytes {
+        if self.done {
+            return Bytes::new();
+        }
+        let mut pieces = Vec::new();
+        let mut splitter = std::mem::take(&mut self.splitter);
+        splitter.push(&chunk, |piece| pieces.push(piece));
+        self.splitter = splitter;
+        let mut out = Output::new(chunk);
+        for piece in pieces {
+            self.piece(piece, &mut out);
+            if self.done {
+                self.splitter = Splitter::default();
+                break;
+            }
+        }
+        out.finish()
+    }
+
+    /// The backend has ended the stream, with or without `[DONE]`; returns what was still held
+    /// back.
+    pub fn finish(&mut self) -> Bytes {
+        self.ended = true;
+        let mut out = Output::new(Bytes::new());
+        let rest = self.splitter.finish();
+        let clean = rest.is_none();
+        if let Some(piece) = rest {
+            self.piece(piece, &mut out);
+        }
+        if !self.done {
+            self.settle(clean, &mut out);
+        }
+        out.finish()
+    }
+
+    /// The stream broke: returns the whole events that were held back. The beginning of an event
+    /// that never ended is thrown away, so that an error event can follow; but for `[DONE]`, to
+    /// which only its blank line is missing.
+    pub fn abandon(&mut self) -> Bytes {
+        let mut out = Output::new(Bytes::new());
+        let rest = self.splitter.finish();
+        self.splitter = Splitter::default();
+        if let Some(Piece::Event(event) | Piece::Unfinished(event)) = rest
+            && event.trim_ascii_start().starts_with(b"data:")
+            && let Some((document, _)) = event::document(self.form, &event)
+            && document.trim_ascii() == b"[DONE]"
+        {
+            self.event(&Bytes::from_static(b"data: [DONE]\n\n"), &mut out);
+        }
+        self.release(&mut out);
+        out.finish()
+    }
+
+    /// The chunk that is held back as it goes out when nothing follows.
+    pub fn pending(&self) -> Option<&Bytes> {
+        let pending = self.held.as_ref()?;
+        Some(pending.original.as_ref().unwrap_or(&pending.event))
+    }
+
+    /// What [`Self::pending`] has told has gone out.
+    pub fn let_go(&mut self) {
+        let pending = self.held.take();
+        self.delivered |= pending.is_some_and(|pending| pending.original.is_some());
+    }
+
+    fn release(&mut self, out: &mut Output) {
+        if let Some(pending) = self.held.take() {
+            out.put(pending.event);
+        }
+    }
+
+    /// No usage chunk is waited for any more: a client that asked gets the usage of the last chunk.
+    fn release_original(&mut self, out: &mut Output) {
+        if let Some(pending) = self.pending().cloned() {
+            out.put(pending);
+            self.let_go();
+        }
+    }
+
+    /// Nothing more comes. A client that asked gets the usage, wherever it stood.
+    fn settle(&mut self, clean: bool, out: &mut Output) {
+        self.release_original(out);
+        if let Some(document) = self.taken.take().filter(|_| clean && !self.delivered) {
+            let usage = match (json::find(&document, "usage"), self.tally.counts()) {
+                (Some(member), _) if self.tally.running() < 2 => document.slice(member.value),
+                (_, Some(counts)) => Bytes::from(format!(
+                    r#"{{"prompt_tokens":{},"completion_tokens":{},"total_tokens":{}}}"#,
+                    counts.prompt, counts.completion, counts.total
+                )),
+                _ => return,
+            };
+            out.put(event::usage_chunk(self.form, &document, &usage, self.model.as_ref()));
+        }
+    }
+
+    fn piece(&mut self, piece: Piece, out: &mut Output) {
+        match piece {
+            Piece::Event(event) | Piece::Unfinished(event) => self.event(&event, out),
+            Piece::Raw(part) => self.part(part, false, out),
+            Piece::RawEnd(part) => self.part(part, true, out),
+        }
+    }
+
+    /// A part of an event that is too large to be changed. It is read all the same.
+    fn part(&mut self, part: Bytes, last: bool, out: &mut Output) {
+        self.release(out);
+        let tap = self.large.get_or_insert_default();
+        tap.push(&part);
+        out.put(part);
+        self.substance = true;
+        if last && let Some(mut tap) = self.large.take() {
+            self.events += 1;
+            self.content += 1;
+            self.aborted |= tap.aborted();
+            if let (counts, UsageSource::Final) = tap.usage() {
+                self.tally.choice(0, counts);
+            }
+            if matches!(self.said, Said::NotYet) {
+                self.said = Said::Once(tap.take_model());
+            }
+        }
+    }
+
+    fn event(&mut self, event: &Bytes, out: &mut Output) {
+        match self.look(event) {
+            Fate::Pass(bytes) => {
+                self.release(out);
+                out.put(bytes);
+            }
+            Fate::Hold(pending) => {
+                self.release(out);
+                self.held = Some(pending);
+            }
+            Fate::Comment(bytes) => {
+                self.release_original(out);
+                out.put(bytes);
+            }
+            Fate::Done(bytes) => {
+                self.settle(true, out);
+                out.put(bytes);
+            }
+            Fate::Drop(document) => {
+                if let Some(pending) = self.held.take() {
+                    out.put(event::give_back(self.form, pending.event, &document));
+                }
+            }
+        }
+    }
+
+    fn look(&mut self, event: &Bytes) -> Fate {
+        let Some((document, place)) = event::document(self.form, event) else {
+            return Fate::Comment(event.clone());
+        };
+        self.events += 1;
+        if document.trim_ascii() == b"[DONE]" {
+            self.done = true;
+            return Fate::Done(event.clone());
+        }
+        if matches!(self.said, Said::NotYet) {
+            self.look_for_model(&document);
+        }
+        let ends_choice = self.look_at_finish(&document);
+        let says_error = self.find.error.find(&document).is_some();
+        let error = event::is_error(event, &document, says_error);
+        if error && !self.failed {
+            self.failed = true;
+            self.blame = Some(Blame::of(&document));
+        }
+        self.substance = self.substance || !error && event::has_substance(&document);
+        let usage = match self.find.usage.find(&document) {
+            Some(_) => self.look_at_usage(&document, ends_choice),
+            None => None,
+        };
+        let bare = usage.as_ref().is_some_and(|usage| !usage.choices);
+        self.content += u64::from(!ends_choice && !error && !bare);
+        let mut take = false;
+        if let Some(Usage { choices, told, unasked }) = usage {
+            match self.strip {
+                Strip::All { .. } if !choices && told && !error => return Fate::Drop(document),
+                Strip::Running if !choices || unasked => self.delivered |= told,
+                Strip::All { nulls } => take = choices && !unasked && (told || nulls),
+                Strip::Running => take = told,
+                Strip::Nothing => {}
+            }
+        }
+        if take && self.strip == Strip::Running {
+            self.taken = Some(document.clone());
+        }
+        self.changed(event, &document, place, (take, ends_choice))
+    }
+
+    /// What goes out of an event, and whether it is held back.
+    fn changed(
+        &self,
+        event: &Bytes,
+        document: &Bytes,
+        place: Place,
+        (take, ends_choice): (bool, bool),
+    ) -> Fate {
+        let model = self.model.as_ref().and_then(|name| event::with_model(document, name));
+        let with = |mut edits: Vec<Edit>| {
+            edits.extend(model.clone());
+            event::edited(event, document, place, edits)
+        };
+        let passed = with(if take { event::without_usage(document) } else { Vec::new() });
+        if self.strip == Strip::Nothing || !ends_choice {
+            return Fate::Pass(passed);
+        }
+        let original = (take && self.strip == Strip::Running).then(|| with(Vec::new()));
+        Fate::Hold(PendingChunk { event: passed, original })
+    }
+
+    /// Notes the name of the model. Nearly always the first event has it, and no other is searched.
+    fn look_for_model(&mut self, document: &[u8]) {
+        if self.find.model.find(document).is_some()
+            && let Some(member) = json::find(document, "model")
+        {
+            self.said = Said::Once(named::read(&document[member.value]));
+        }
+    }
+
+    /// Notes counts, wherever they stand; `None` if they do not stand where they are asked for.
+    fn look_at_usage(&mut self, document: &[u8], ends_choice: bool) -> Option<Usage> {
+        let member = json::find(document, "usage");
+        let usage = member.as_ref().map_or(&b"null"[..], |m| &document[m.value.clone()]);
+        let first = event::choices(document).next().map(|(index, _)| index);
+        match (counts::read(usage), first) {
+            (Some(counts), Some(index)) => self.tally.choice(index, counts),
+            (Some(counts), None) => self.tally.whole(counts),
+            (None, _) => self.look_elsewhere(document),
+        }
+        member?;
+        let told = usage.starts_with(b"{");
+        // llama.cpp writes it into the last chunk of a completion, whether it is asked to or not.
+        let unasked = told
+            && ends_choice
+            && json::find(document, "timings").is_some()
+            && json::find(document, "object")
+                .is_some_and(|m| &document[m.value] == b"\"text_completion\"");
+        Some(Usage { choices: first.is_some(), told, unasked })
+    }
+
+    /// Counts in Groq's place, and in the choices themselves (Moonshot).
+    fn look_elsewhere(&mut self, document: &[u8]) {
+        if let Some(counts) = event::within(document, "x_groq", "usage").and_then(counts::read) {
+            return self.tally.whole(counts);
+        }
+        for (index, choice) in event::choices(document) {
+            let usage = json::find(choice, "usage").map(|m| &choice[m.value]);
+            if let Some(counts) = usage.and_then(counts::read) {
+                self.tally.choice(index, counts);
+            }
+        }
+    }
+
+    /// Notes an abort; returns whether the event ends a choice.
+    fn look_at_finish(&mut self, document: &[u8]) -> bool {
+        let mut ends = false;
+        for at in self.find.finish.find_iter(document) {
+            let rest = &document[at + self.find.finish.needle().len()..];
+            let rest = rest.trim_ascii_start();
+            let Some(value) = rest.strip_prefix(b":").map(<[u8]>::trim_ascii_start) else {
+                continue;
+            };
+            if value.starts_with(b"\"") {
+                ends = true;
+                let aborted = value.starts_with(b"\"abort\"") || value.starts_with(b"\"error\"");
+                self.aborted |= aborted;
+                self.ended_choice |= !aborted;
+            }
+        }
+        if ends {
+            for (index, choice) in event::choices(document) {
+                let reason = json::find(choice, "finish_reason").map(|m| &choice[m.value]);
+                if reason.is_some_and(|reason| reason.starts_with(b"\"")) {
+                    self.tally.end(index);
+                }
+            }
+        }
+        ends
+    }
+}

@@ -1,0 +1,373 @@
+//! How streams end, and how they are kept alive: `[DONE]` is the end of an answer, whatever becomes of
+//! the connection; the chunk that ends a choice does not wait for what may never come; an engine's
+//! signs of life reach the client.
+
+use std::sync::atomic::Ordering;
+
+use llmproxy::sim::{Fail, StreamEnd};
+
+use crate::support::{
+    Gateway, Receiver, chat, eventually, http,
+    raw::{self, Step, backend, chunk, events, last, send},
+    sim_with,
+};
+
+const PATH: &str = "/v1/chat/completions";
+const CONTENT: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hello\"},\"finish_reason\":null}]}\n\n";
+const FINISH: &str =
+    "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4,\"total_tokens\":7}}\n\n";
+const DONE: &str = "data: [DONE]\n\n";
+
+/// Settings under which answers take different ways through the gateway.
+const WAYS: [&str; 3] = [
+    "",
+    "routing: {retry: {initial_wait: 10ms, max_wait: 10ms}}\n",
+    "routing: {keep_alive: 10s}\n",
+];
+
+/// What a backend may do instead of ending a stream of which `[DONE]` has been sent.
+fn endings() -> Vec<(&'static str, Vec<Step>)> {
+    let stream = format!("{CONTENT}{FINISH}{USAGE}{DONE}");
+    let length = stream.len() + 10;
+    let short = format!("Content-Type: text/event-stream\r\nContent-Length: {length}\r\n");
+    let open_ended = "Content-Type: text/event-stream\r\nConnection: close\r\n";
+    vec![
+        ("closed", vec![events(), chunk(&stream)]),
+        ("reset", vec![events(), chunk(&stream), Step::Reset]),
+        ("open", vec![events(), chunk(&stream), Step::Open]),
+        ("more", vec![events(), chunk(&stream), chunk(": late\n\n"), chunk(CONTENT), Step::Open]),
+        ("more in the same chunk", vec![events(), chunk(format!("{stream}{CONTENT}")), Step::Open]),
+        ("no chunk", vec![events(), chunk(&stream), send("what is this?")]),
+        ("half a chunk", vec![events(), chunk(&stream), send("ff\r\ndata: ")]),
+        ("too short", vec![raw::head(&short), send(&stream)]),
+        ("too short and open", vec![raw::head(&short), send(&stream), Step::Open]),
+        ("no length", vec![raw::head(open_ended), send(&stream)]),
+        ("no length and open", vec![raw::head(open_ended), send(&stream), Step::Open]),
+        ("as it should", vec![events(), chunk(&stream), last()]),
+    ]
+}
+
+#[tokio::test]
+async fn done_is_the_end_whatever_becomes_of_the_connection() {
+    for (way, several) in WAYS.into_iter().flat_map(|way| [(way, false), (way, true)]) {
+        for (name, steps) in endings() {
+            let (url, requests) = backend(move |_| steps.clone()).await;
+            let other = url.replace("127.0.0.1", "localhost");
+            let urls = if several { vec![url, other] } else { vec![url] };
+            let receiver = Receiver::start().await;
+            let gateway = Gateway::before(&urls, &format!("{way}{}", receiver.hook())).await;
+            let h2 = http::builder().http2_prior_knowledge().build().unwrap();
+            // More than would open a circuit.
+            for n in 1..=6 {
+                let (status, body) = if n % 2 == 0 {
+                    let request = h2.post(gateway.url(PATH)).body(chat(true));
+                    let answer = request.send().await.unwrap();
+                    (answer.status().as_u16(), answer.text().await.unwrap())
+                } else {
+                    let mut client = gateway.client().await;
+                    let answer = client.ask(PATH, chat(true)).await;
+                    assert!(answer.whole, "{name} {way} {several}");
+                    (answer.status, answer.text().to_owned())
+                };
+                assert_eq!(status, 200, "{name} {way} {several}");
+                assert_eq!(body, format!("{CONTENT}{FINISH}{DONE}"), "{name} {way} {several}");
+            }
+            let records = receiver.wait_for(6).await;
+            for record in &records {
+                assert_eq!(record["outcome"], "complete", "{name} {way} {several}: {record}");
+                assert_eq!(record["usage_source"], "final", "{name}: {record}");
+                assert_eq!((&record["total_tokens"], &record["tries"]), (&7.into(), &1.into()));
+            }
+            assert_eq!(requests.load(Ordering::SeqCst), 6, "{name}: nothing is tried again");
+            let failed =
+                gateway.metric("llmproxy_errors_total{side=\"backend\",reason=\"broken\"}");
+            assert_eq!(failed.await, 0.0, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn cut_at_every_position_it_is_complete_from_done_on() {
+    let stream = format!("{CONTENT}{FINISH}{USAGE}{DONE}");
+    // With `data: [DONE]` only a line break is missing, which the gateway adds.
+    let complete = stream.len() - 2;
+    for reset in [false, true] {
+        let text = stream.clone();
+        let (url, _) = backend(move |n| {
+            let mut steps = vec![events(), chunk(&text[..=n.min(text.len() - 1)])];
+            steps.extend(reset.then_some(Step::Reset));
+            steps
+        })
+        .await;
+        let receiver = Receiver::start().await;
+        let more = format!("routing: {{circuit: {{enabled: false}}}}\n{}", receiver.hook());
+        let gateway = Gateway::before(&[url], &more).await;
+        for n in 0..stream.len() {
+            let sent = n + 1;
+            let answer = gateway.client().await.ask(PATH, chat(true)).await;
+            let record = receiver.wait_for(sent).await.pop().unwrap();
+            let body = answer.text();
+            assert!(answer.whole, "{sent}: {body}");
+            if sent >= complete {
+                assert_eq!(body, format!("{CONTENT}{FINISH}{DONE}"), "{sent}");
+                assert_eq!(
+                    (&record["outcome"], &record["total_tokens"]),
+                    (&"complete".into(), &7.into())
+                );
+            } else {
+                assert!(body.contains("\"error\"") && !body.contains("[DONE]"), "{sent}: {body}");
+                assert_eq!(record["outcome"], "upstream_error", "{sent}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_does_not_end_its_streams_holds_no_client_up_and_is_not_blamed() {
+    for end in [StreamEnd::Close, StreamEnd::Reset, StreamEnd::Open] {
+        let sim = sim_with(|b| b.stream_end = end).await;
+        let gateway =
+            Gateway::before(&[sim.url(), sim.url().replace("127.0.0.1", "localhost")], "").await;
+        let mut client = gateway.client().await;
+        for n in 0..12 {
+            // The connection to the client goes on, also after the longest wait for the end.
+            let answer = client.ask(PATH, chat(true)).await;
+            assert_eq!(answer.status, 200, "{end:?} {n}");
+            assert!(answer.whole && answer.text().ends_with(DONE), "{end:?} {n}");
+        }
+        // Each on a connection of its own, and none that was dead already.
+        assert_eq!((sim.stats().requests(), sim.stats().connections()), (12, 12), "{end:?}");
+        let stale = gateway.metric("llmproxy_retries_total{reason=\"stale_connection\"}").await;
+        assert_eq!(stale, 0.0, "{end:?}");
+        eventually("nothing is in flight", async || {
+            gateway.metric("llmproxy_requests_in_flight").await <= 1.0
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_has_failed_has_failed_also_with_done() {
+    for end in [StreamEnd::Whole, StreamEnd::Close, StreamEnd::Open] {
+        for fail in [Fail::ErrorEventMidStream, Fail::Abort] {
+            let sim = sim_with(|b| (b.stream_end, b.fail) = (end, fail)).await;
+            let receiver = Receiver::start().await;
+            let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
+            let answer = gateway.client().await.ask(PATH, chat(true)).await;
+            assert!(answer.whole && answer.text().ends_with(DONE), "{end:?} {fail:?}");
+            assert_eq!(
+                answer.text().matches("\"error\"").count(),
+                usize::from(fail != Fail::Abort)
+            );
+            assert_eq!(receiver.one().await["outcome"], "upstream_error", "{end:?} {fail:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_closes_after_done_has_not_left_early() {
+    for end in [StreamEnd::Whole, StreamEnd::Close, StreamEnd::Open] {
+        let sim = sim_with(|b| b.stream_end = end).await;
+        let receiver = Receiver::start().await;
+        let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
+        for n in 1..=20 {
+            let mut client = gateway.client().await;
+            client.post(PATH, chat(true)).await;
+            client.head().await;
+            let mut seen = Vec::new();
+            while !seen.ends_with(DONE.as_bytes()) {
+                seen.extend(client.chunk().await.unwrap());
+            }
+            drop(client);
+            let record = receiver.wait_for(n).await.pop().unwrap();
+            assert_eq!(record["outcome"], "complete", "{end:?}: {record}");
+            assert_eq!(record["usage_source"], "final", "{end:?}: {record}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_chunk_that_ends_a_choice_does_not_wait_for_ever() {
+    let asked = chat(true)
+        .replace("\"stream\":true", "\"stream\":true,\"stream_options\":{\"include_usage\":true}");
+    for rest in [vec![], vec![chunk(": heartbeat\n\n")], vec![chunk("\n")]] {
+        for (way, body) in
+            WAYS.into_iter().flat_map(|way| [(way, chat(true)), (way, asked.clone())])
+        {
+            let mut steps = vec![events(), chunk(CONTENT), chunk(FINISH)];
+            steps.extend(rest.clone());
+            steps.push(Step::Open);
+            let (url, _) = backend(move |_| steps.clone()).await;
+            let gateway = Gateway::before(&[url], way).await;
+            let mut client = gateway.client().await;
+            client.post(PATH, &body).await;
+            client.head().await;
+            let mut seen = String::new();
+            // Nothing follows: what is not sent by itself never comes.
+            while !seen.contains("\"stop\"") {
+                seen.push_str(&String::from_utf8(client.chunk().await.unwrap()).unwrap());
+            }
+            let mut response = http::builder()
+                .http2_prior_knowledge()
+                .build()
+                .unwrap()
+                .post(gateway.url(PATH))
+                .body(body)
+                .send()
+                .await
+                .unwrap();
+            let mut seen = String::new();
+            while !seen.contains("\"stop\"") {
+                seen.push_str(
+                    std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap(),
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_let_go_comes_once_and_the_rest_follows() {
+    for (late, usage) in [(0, USAGE), (3, USAGE), (3, "")] {
+        let sim =
+            sim_with(|b| (b.late_heartbeats, b.heartbeat_ms, b.tokens) = (late, 150, 2)).await;
+        let receiver = Receiver::start().await;
+        let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
+        let body = if usage.is_empty() {
+            chat(true)
+        } else {
+            chat(true).replace(
+                "\"stream\":true",
+                "\"stream\":true,\"stream_options\":{\"include_usage\":true}",
+            )
+        };
+        let answer = gateway.client().await.ask(PATH, body).await;
+        let text = answer.text();
+        assert!(answer.whole && text.ends_with(DONE), "{text}");
+        assert_eq!(text.matches("\"finish_reason\":\"stop\"").count(), 1, "{text}");
+        assert_eq!(text.matches(": heartbeat\n\n").count() as u64, late, "{text}");
+        assert_eq!(text.contains("\"choices\":[],\"usage\""), !usage.is_empty(), "{text}");
+        assert_eq!(usage.is_empty(), !text.contains("usage"), "{text}");
+        assert_eq!(receiver.one().await["usage_source"], "final");
+    }
+}
+
+#[tokio::test]
+async fn heartbeats_do_not_pile_up() {
+    let beat = ": heartbeat\n\n".repeat(1000);
+    let Step::Send(bytes) = chunk(&beat) else { unreachable!() };
+    let steps = vec![
+        events(),
+        chunk(CONTENT),
+        chunk(FINISH),
+        Step::Flood(bytes, 8000),
+        chunk(DONE),
+        last(),
+    ];
+    let (url, _) = backend(move |_| steps.clone()).await;
+    let gateway = Gateway::before(&[url], "").await;
+    assert_eq!(gateway.client().await.get("/health").await.status, 200);
+    let before = gateway.resident_kib();
+    let mut client = gateway.client().await;
+    client.post(PATH, chat(true)).await;
+    client.head().await;
+    let (mut length, mut most, mut end) = (0, 0, Vec::new());
+    while !end.ends_with(DONE.as_bytes()) {
+        let piece = client.chunk().await.unwrap();
+        length += piece.len();
+        end.extend_from_slice(&piece[piece.len().saturating_sub(20)..]);
+        end.drain(..end.len().saturating_sub(20));
+        if length / (8 << 20) > most {
+            most = length / (8 << 20);
+            let grown = gateway.resident_kib().saturating_sub(before);
+            assert!(grown < 48 * 1024, "{grown} KiB more after {length} bytes");
+        }
+    }
+    assert!(length > 96 << 20, "only {length} bytes");
+}
+
+#[tokio::test]
+async fn heartbeats_of_an_engine_reach_a_client_whose_answer_is_held_back() {
+    for way in WAYS {
+        for beat in [": processing\n\n", "\n", ":\r\n\r\n", "event: ping\ndata:\n\n"] {
+            let first = vec![events(), chunk(beat), Step::Open];
+            let (url, _) = backend(move |_| first.clone()).await;
+            let urls = [url.clone(), url.replace("127.0.0.1", "localhost")];
+            let gateway = Gateway::before(&urls, way).await;
+            let mut client = gateway.client().await;
+            client.post(PATH, chat(true)).await;
+            let head = client.head().await;
+            assert_eq!(head.status, 200, "{way} {beat:?}");
+            assert!(head.header("content-type").unwrap().starts_with("text/event-stream"));
+            assert_eq!(client.chunk().await.unwrap(), beat.as_bytes(), "{way}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_backend_can_take_over_after_a_heartbeat() {
+    let beat = ": processing\n\n";
+    let (broken, requests) =
+        backend(move |_| vec![events(), chunk(beat), chunk(beat), Step::Reset]).await;
+    let sim = sim_with(|b| b.first_token_ms = 50).await;
+    let receiver = Receiver::start().await;
+    let more = format!("routing: {{circuit: {{enabled: false}}}}\n{}", receiver.hook());
+    let gateway = Gateway::before(&[broken.clone(), sim.url()], &more).await;
+    let h2 = http::builder().http2_prior_knowledge().build().unwrap();
+    for n in 1..=20 {
+        let text = if n % 2 == 0 {
+            let answer = h2.post(gateway.url(PATH)).body(chat(true)).send().await.unwrap();
+            assert_eq!(answer.status(), 200);
+            answer.text().await.unwrap()
+        } else {
+            let answer = gateway.client().await.ask(PATH, chat(true)).await;
+            assert!(answer.whole && answer.status == 200);
+            answer.text().to_owned()
+        };
+        assert!(text.ends_with(DONE) && text.contains("Hello"), "{text}");
+        assert!(!text.contains("\"error\"") && text.matches("[DONE]").count() == 1, "{text}");
+    }
+    assert!(requests.load(Ordering::SeqCst) > 0, "none has met the broken backend");
+    assert!(receiver.wait_for(20).await.iter().all(|record| record["outcome"] == "complete"));
+    // Without another one it is told as an event: the head has gone out.
+    let gateway =
+        Gateway::before(&[broken.clone(), broken.replace("127.0.0.1", "localhost")], "").await;
+    let answer = gateway.client().await.ask(PATH, chat(true)).await;
+    assert_eq!(answer.status, 200);
+    assert!(
+        answer.text().starts_with(beat) && answer.text().contains("\"error\""),
+        "{}",
+        answer.text()
+    );
+    assert!(!answer.text().contains("[DONE]"));
+}
+
+#[tokio::test]
+async fn blank_lines_before_a_document_reach_the_client() {
+    for way in WAYS {
+        let document = "{\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}";
+        let head = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n";
+        // The second request is answered to its end.
+        let (url, _) = backend(move |n| {
+            let mut steps = vec![raw::head(head), chunk("\n"), chunk(" \n")];
+            steps.extend(if n == 0 { vec![Step::Open] } else { vec![chunk(document), last()] });
+            steps
+        })
+        .await;
+        let receiver = Receiver::start().await;
+        let urls = [url.clone(), url.replace("127.0.0.1", "localhost")];
+        let gateway = Gateway::before(&urls, &format!("{way}{}", receiver.hook())).await;
+        let mut client = gateway.client().await;
+        client.post(PATH, chat(false)).await;
+        let head = client.head().await;
+        assert_eq!(head.header("content-type"), Some("application/json"), "{way}");
+        assert!(client.chunk().await.unwrap().starts_with(b"\n"), "{way}");
+        drop(client);
+        receiver.wait_for(1).await;
+        let answer = gateway.client().await.ask(PATH, chat(false)).await;
+        assert_eq!(answer.text(), format!("\n \n{document}"), "{way}");
+        let record = receiver.wait_for(2).await.pop().unwrap();
+        assert_eq!((&record["total_tokens"], &record["outcome"]), (&7.into(), &"complete".into()));
+    }
+}

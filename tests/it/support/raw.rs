@@ -1,0 +1,113 @@
+//! A backend that sends bytes as it is told to, whether they are HTTP or not.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+/// What a backend does after it has read a request.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Sends these bytes.
+    Send(Vec<u8>),
+    /// Sends these bytes so many times; gives up if nobody reads.
+    Flood(Vec<u8>, usize),
+    /// Waits until the other side closes.
+    Open,
+    /// Resets the connection.
+    Reset,
+}
+
+/// Bytes to send.
+pub fn send(text: impl AsRef<[u8]>) -> Step {
+    Step::Send(text.as_ref().to_vec())
+}
+
+/// The head of an answer with these lines, each of which ends with a line break.
+pub fn head(lines: &str) -> Step {
+    send(format!("HTTP/1.1 200 OK\r\n{lines}\r\n"))
+}
+
+/// The head of a chunked stream of events.
+pub fn events() -> Step {
+    head("Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n")
+}
+
+/// A chunk of a chunked body.
+pub fn chunk(text: impl AsRef<[u8]>) -> Step {
+    let text = text.as_ref();
+    let mut all = format!("{:x}\r\n", text.len()).into_bytes();
+    all.extend_from_slice(text);
+    all.extend_from_slice(b"\r\n");
+    Step::Send(all)
+}
+
+/// The last chunk.
+pub fn last() -> Step {
+    send("0\r\n\r\n")
+}
+
+/// Starts a backend. It does with the request of this number, counted from 0, what it is told to, and
+/// closes the connection. Its URL, and how many requests have come.
+pub async fn backend(
+    steps: impl Fn(usize) -> Vec<Step> + Send + 'static,
+) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let requests = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&requests);
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            socket.set_nodelay(true).unwrap();
+            let mut socket = socket;
+            if !read_request(&mut socket).await {
+                continue;
+            }
+            let todo = steps(count.fetch_add(1, Ordering::SeqCst));
+            tokio::spawn(perform(socket, todo));
+        }
+    });
+    (url, requests)
+}
+
+/// Reads a request with a JSON body.
+async fn read_request(socket: &mut TcpStream) -> bool {
+    let mut request = Vec::new();
+    while !request.ends_with(b"}") {
+        if socket.read_buf(&mut request).await.unwrap_or(0) == 0 {
+            return false;
+        }
+    }
+    true
+}
+
+async fn perform(mut socket: TcpStream, steps: Vec<Step>) {
+    for step in steps {
+        match step {
+            Step::Send(bytes) => {
+                socket.write_all(&bytes).await.ok();
+                tokio::task::yield_now().await;
+            }
+            Step::Flood(bytes, times) => {
+                for _ in 0..times {
+                    if socket.write_all(&bytes).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Step::Open => while socket.read(&mut [0; 1024]).await.is_ok_and(|n| n > 0) {},
+            Step::Reset => {
+                socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+                return;
+            }
+        }
+    }
+}

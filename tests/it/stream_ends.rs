@@ -5,9 +5,14 @@
 use std::sync::atomic::Ordering;
 
 use llmproxy::sim::{Fail, StreamEnd};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::support::{
-    Gateway, Receiver, chat, eventually, http,
+    Gateway, PATIENCE, Receiver, chat, eventually, http,
     raw::{self, Step, backend, chunk, events, last, send},
     sim_with,
 };
@@ -144,6 +149,24 @@ async fn a_backend_that_does_not_end_its_streams_holds_no_client_up_and_is_not_b
             gateway.metric("llmproxy_requests_in_flight").await <= 1.0
         })
         .await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_chunks_sees_the_end_too() {
+    for end in [StreamEnd::Whole, StreamEnd::Close, StreamEnd::Open] {
+        let sim = sim_with(|b| b.stream_end = end).await;
+        let gateway = Gateway::before(&[sim.url()], "").await;
+        let mut socket = TcpStream::connect(gateway.address).await.unwrap();
+        let body = chat(true);
+        let head = format!(
+            "POST {PATH} HTTP/1.0\r\nHost: gateway\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        socket.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, socket.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.ends_with(DONE), "{end:?}: {answer}");
     }
 }
 

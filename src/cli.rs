@@ -6,8 +6,10 @@ mod lua;
 mod usage;
 
 use std::{
+    fs::OpenOptions,
     io::Write,
     net::SocketAddr,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -187,7 +189,7 @@ fn convert(file: &Path, output: Option<&Path>) -> ExitCode {
         Err(problems) => return tell(file, &problems),
     };
     let written = match output {
-        Some(path) => std::fs::write(path, &new),
+        Some(path) => write_beside(file, path, &new),
         None => std::io::stdout().write_all(new.as_bytes()),
     };
     if let Err(e) = written {
@@ -200,6 +202,13 @@ fn convert(file: &Path, output: Option<&Path>) -> ExitCode {
         Some(_) => ExitCode::SUCCESS,
         None => tell(output.unwrap_or(Path::new("the new file")), &loaded.problems),
     }
+}
+
+/// Writes a new file that is as secret as the old one, and replaces none.
+fn write_beside(old: &Path, path: &Path, text: &str) -> std::io::Result<()> {
+    let mode = std::fs::metadata(old)?.permissions().mode() & 0o666;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(text.as_bytes())
 }
 
 fn tell(file: &Path, problems: &[config::Problem]) -> ExitCode {

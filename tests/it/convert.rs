@@ -1,7 +1,10 @@
 //! Configurations of the original project: what is told of them, and what `llmproxy convert` makes of
 //! them.
 
-use std::process::{Command, Output};
+use std::{
+    os::unix::fs::PermissionsExt,
+    process::{Command, Output},
+};
 
 use llmproxy::config;
 use serde_json::Value;
@@ -32,6 +35,10 @@ fn converted(old: &str) -> String {
     assert!(output.status.success(), "{told}\n{new}");
     let output = run(&["check", "--config", to]);
     assert!(output.status.success(), "{}\n{new}", String::from_utf8_lossy(&output.stderr));
+    // A file that is there is not replaced.
+    let output = run(&["convert", from, "--output", from]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(std::fs::read_to_string(from).unwrap(), old);
     // On the standard output it is the same.
     let output = run(&["convert", from]);
     assert_eq!(String::from_utf8(output.stdout).unwrap(), new);
@@ -55,6 +62,17 @@ fn every_example_of_old_is_valid_when_converted() {
         all += 1;
     }
     assert!(all >= 5, "{all}");
+}
+
+#[test]
+fn a_new_file_is_as_secret_as_the_old_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("old.yaml"), folder.path().join("new.yaml"));
+    std::fs::copy(fixture("v0.5-small.yaml"), &from).unwrap();
+    std::fs::set_permissions(&from, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let output = run(&["convert", from.to_str().unwrap(), "--output", to.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(std::fs::metadata(to).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]

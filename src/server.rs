@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
@@ -58,6 +58,7 @@ const LAST_DELIVERIES: Duration = Duration::from_secs(5);
 pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     store::tls::install_crypto();
     logger::start(reload::level(plan.log.level), plan.fixed.json_log);
+    a_clock_that_is_set()?;
     let fixed = plan.fixed.clone();
     // Pingora panics in a task of its own when it cannot listen; this tells it before.
     try_address(fixed.listen)?;
@@ -108,6 +109,21 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     server.run(RunArgs { shutdown_signal: Box::new(Signals { live, carry, told }) });
     logger::flush();
     Ok(())
+}
+
+/// Pingora panics when it writes the date of a response, and TLS when it looks at a certificate, while
+/// the clock says a time before 1970; keys would be good that have expired.
+///
+/// # Errors
+/// If it does.
+fn a_clock_that_is_set() -> io::Result<()> {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(_) => Ok(()),
+        Err(before) => Err(io::Error::other(format!(
+            "the clock of this machine is {} s before 1970: set it (NTP, `date -s`), then start again",
+            before.duration().as_secs().max(1)
+        ))),
+    }
 }
 
 fn announce(plan: &Plan) {

@@ -250,7 +250,8 @@ fn overlay(data: &mut Fields<String, Value>, fields: &Fields<String, Value>) {
 /// Of two accounts of the same key, takes over what more was used by the other.
 fn not_less_used(data: &mut Fields<String, Value>, other: &Fields<String, Value>) {
     let read = |data: &Fields<String, Value>, name| data.get(name).and_then(number);
-    let last = |data: &Fields<String, Value>| data.get("last_reset_at").and_then(moment);
+    let last =
+        |data: &Fields<String, Value>| data.get("last_reset_at").and_then(|v| moment(v).ok());
     let used = read(other, "used_quota") > read(data, "used_quota");
     if used && last(other) == last(data) {
         data.insert("used_quota".to_owned(), other["used_quota"].clone());

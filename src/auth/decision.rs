@@ -238,10 +238,15 @@ impl Verdict {
             }
             (b"metadata", _) => match told("metadata")? {
                 Value::Object(map) => self.metadata = map,
+                // What some languages write for a table without names.
+                Value::Array(empty) if empty.is_empty() => {}
                 _ => return Err("`metadata` is not a table with names".to_owned()),
             },
             (b"limits", _) => {
-                let limits = told("limits")?;
+                let limits = match told("limits")? {
+                    Value::Array(empty) if empty.is_empty() => Map::new().into(),
+                    limits => limits,
+                };
                 let own = OwnLimits::read(&limits).map_err(|e| format!("`limits`: {e}"))?;
                 (self.limits, self.own_limits) = (Some(limits), Some(Arc::new(own)));
             }

@@ -157,9 +157,8 @@ impl Terms {
                 .copied()
                 .filter(|n| data.get(*n).and_then(number) != Some(0.0))
                 .collect();
-            get(&names)
-                .map(|v| moment(v).ok_or_else(|| named(names[0], "is not a time")))
-                .transpose()
+            let said = names.iter().find(|n| data.get(**n).is_some_and(|v| !is_nothing(v)));
+            said.map(|name| moment(&data[*name]).map_err(|why| named(name, why))).transpose()
         };
         let amount = |name: &str| {
             get(&[name])
@@ -170,7 +169,10 @@ impl Terms {
             Some(value) => nets(value).ok_or_else(|| named(name, "is not a list of addresses")),
             None => Ok(Vec::new()),
         };
-        let total = amount("total_quota")?.filter(|total| *total > 0.0);
+        let total = amount("total_quota")?.filter(|total| *total != 0.0);
+        if total.is_some_and(|total| total < 0.0) {
+            return Err(named("total_quota", NEGATIVE));
+        }
         let used = amount("used_quota")?.unwrap_or(0.0);
         let period = get(&["quota_reset_period"]).map_or(Ok(ResetPeriod::Never), |value| {
             let period = value.as_str().and_then(|word| ResetPeriod::named(word.trim()));
@@ -182,8 +184,8 @@ impl Terms {
         own_limits(data)?;
         Ok(Self {
             status: get(&["status"]).map_or(Ok(None), status)?,
-            starts_at: time(&["starts_at"])?.filter(|t| *t > 0),
-            expires_at: time(&["expires_at", "expired_at"])?.filter(|t| *t > 0),
+            starts_at: time(&["starts_at"])?.filter(|t| *t != NO_TIME),
+            expires_at: time(&["expires_at", "expired_at"])?.filter(|t| *t != NO_TIME),
             addresses: IpRules { allowed: list("allowed_ips")?, denied: list("denied_ips")? },
             quota: total.map(|total| Quota { used, total, period, last_reset_at }),
             balance: amount("balance")?,
@@ -296,17 +298,49 @@ pub fn number(value: &Value) -> Option<f64> {
     }
 }
 
+/// What is wrong with an amount below 0, which others take for "without a limit".
+pub const NEGATIVE: &str = "is negative: 0, or nothing, is no limit";
+
+/// The last second that has a date with four digits. Milliseconds of any date since 1978 are more.
+const LAST: f64 = 253_402_300_799.0;
+
+/// The first second of the year 1, which programs write that know no other way to say "never".
+const NO_TIME: i64 = -62_135_596_800;
+
 /// A time as Unix seconds: a number, also as text, or a date with or without time and zone.
-pub fn moment(value: &Value) -> Option<i64> {
+///
+/// # Errors
+/// What is wrong with it, and what to write in its place.
+pub fn moment(value: &Value) -> Result<i64, &'static str> {
+    const WRONG: &str = "is not a time: write Unix seconds, or a date as 2026-12-31T23:59:59Z";
     if let Some(number) = number(value) {
-        return Some(number.floor() as i64);
+        return match number.floor() {
+            seconds if seconds < 0.0 => {
+                Err("is a negative number: write Unix seconds, or 0 for no limit")
+            }
+            seconds if seconds > LAST => Err(
+                "is far behind the year 9999, and looks like milliseconds: write Unix seconds, or a date \
+                 as 2026-12-31T23:59:59Z",
+            ),
+            seconds => Ok(seconds as i64),
+        };
     }
-    let text = value.as_str()?.trim();
+    let text = value.as_str().ok_or(WRONG)?.trim();
     if let Ok(timestamp) = text.parse::<jiff::Timestamp>() {
-        return Some(timestamp.as_second());
+        return Ok(timestamp.as_second());
     }
-    let civil = text.parse::<jiff::civil::DateTime>().ok()?;
-    Some(civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
+    let civil = |text: &str| text.parse::<jiff::civil::DateTime>();
+    let zoned = |civil: jiff::civil::DateTime| civil.to_zoned(jiff::tz::TimeZone::UTC);
+    match civil(text).and_then(zoned) {
+        Ok(zoned) => Ok(zoned.timestamp().as_second()),
+        // The last day that has a date is "never" to many, and no instant to the library, which
+        // leaves room for every zone.
+        Err(_) if text.starts_with("9999-12-3") => {
+            let date = text.get(..19).or(text.get(..10)).unwrap_or_default();
+            civil(date).map(|_| LAST as i64).map_err(|_| WRONG)
+        }
+        Err(_) => Err(WRONG),
+    }
 }
 
 /// Networks: a list, the JSON text of one, or a text with commas.
@@ -382,6 +416,60 @@ mod tests {
         }
         assert_eq!(check(json!({"expires_at": 0})), Ok(()));
         assert_eq!(check(json!({"expires_at": "soon"})), Err(Unfit::Disabled));
+        // Long ago is not "never", but for those who have no other word for it.
+        assert_eq!(check(json!({"expires_at": "1969-12-31T23:59:59Z"})), Err(Unfit::Expired));
+        assert_eq!(check(json!({"expires_at": "1970-01-01"})), Err(Unfit::Expired));
+        assert_eq!(check(json!({"starts_at": "1900-01-01"})), Ok(()));
+        assert_eq!(check(json!({"expires_at": "0001-01-01T00:00:00Z"})), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_be_seconds_is_no_time() {
+        let why = |name: &str, value: Value| {
+            let data = json!({name: value});
+            Terms::read(data.as_object().unwrap()).err().unwrap_or_default()
+        };
+        let last = LAST as i64;
+        for name in ["starts_at", "expires_at", "expired_at", "last_reset_at"] {
+            // Milliseconds, microseconds and nanoseconds of today, in every form; and of 1980.
+            for scale in [1e3, 1e6, 1e9] {
+                let number = NOW as f64 * scale;
+                for value in [json!(number), json!(number as u64), json!(format!("{number}"))] {
+                    let why = why(name, value.clone());
+                    assert!(why.starts_with(&format!("`{name}`")), "{value}: {why}");
+                    assert!(why.contains("looks like milliseconds: write Unix seconds"), "{why}");
+                }
+            }
+            assert!(why(name, json!(315_532_800_000_i64)).contains("milliseconds"), "{name}");
+            assert!(why(name, json!(last + 1)).contains("milliseconds"), "{name}");
+            assert!(why(name, json!(-1)).contains("0 for no limit"), "{name}");
+            assert!(why(name, json!("-5.5")).contains("0 for no limit"), "{name}");
+            // What databases hold for "never" is a date.
+            for fine in [
+                json!(last),
+                json!(format!("{last}")),
+                json!("9999-12-31 23:59:59"),
+                json!("9999-12-31T23:59:59Z"),
+                json!("9999-12-31"),
+                json!(0),
+            ] {
+                assert_eq!(why(name, fine.clone()), "", "{name} {fine}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_negative_quota_is_not_one_without_end() {
+        for total in [json!(-1), json!(-0.5), json!("-1"), json!(" -1e9 ")] {
+            let data = json!({"total_quota": total, "used_quota": 5});
+            let why = Terms::read(data.as_object().unwrap()).unwrap_err();
+            assert!(why.contains("`total_quota` is negative: 0, or nothing, is no limit"), "{why}");
+            assert_eq!(check(data), Err(Unfit::Disabled));
+        }
+        // Below 0 are a balance that is overdrawn, and tokens that were given back.
+        assert_eq!(check(json!({"balance": -1})), Err(Unfit::Exhausted));
+        assert_eq!(check(json!({"total_quota": 5, "used_quota": -1})), Ok(()));
+        assert_eq!(check(json!({"total_quota": -0.0})), Ok(()));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use mlua::{
 };
 
 use super::{
-    natives,
+    json, natives,
     script::{Account, Failure, Globals, Job, Limits, Script},
 };
 
@@ -40,6 +40,8 @@ struct Times {
     large: Cell<usize>,
     /// Bytes in use from which on the script counts as one that takes too long.
     most: Cell<usize>,
+    /// Bytes in use that the script may not have.
+    limit: Cell<usize>,
 }
 
 impl Clock {
@@ -49,6 +51,7 @@ impl Clock {
             over: Cell::new(false),
             large: Cell::new(usize::MAX),
             most: Cell::new(usize::MAX),
+            limit: Cell::new(usize::MAX),
         }))
     }
 
@@ -57,6 +60,22 @@ impl Clock {
         self.0.over.set(false);
         self.0.large.set(at_rest + LARGE);
         self.0.most.set(limits.brief_memory.map_or(usize::MAX, |most| at_rest + most));
+        self.0.limit.set(at_rest + limits.memory);
+    }
+
+    /// Looks at time and memory, before so many bytes more are made in one go.
+    ///
+    /// # Errors
+    /// If the script must end, or may not have that much.
+    pub fn reserve(&self, lua: &Lua, bytes: usize) -> mlua::Result<()> {
+        let used = lua.used_memory();
+        if self.over() || used.saturating_add(bytes) > self.0.most.get() {
+            return Err(self.end(lua));
+        }
+        if used.saturating_add(bytes) > self.0.limit.get() {
+            return Err(Error::MemoryError("not enough memory".to_owned()));
+        }
+        Ok(())
     }
 
     /// Looks at time and memory.
@@ -163,6 +182,7 @@ impl Interpreter {
         let lua = Lua::new_with(libraries, LuaOptions::default())?;
         let clock = Clock::new();
         let log = natives::Log::default();
+        json::prepare(&lua)?;
         let native = natives::table(&lua, &clock, &log)?;
         let prelude = lua.load(include_str!("prelude.lua")).set_name("=prelude");
         let (meta, headers) = prelude.call::<(Table, Table)>(native)?;

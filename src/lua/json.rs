@@ -15,7 +15,46 @@ use serde_json::{Map, Number};
 /// How deep a value may be nested.
 const DEEPEST: usize = 64;
 
-/// A Lua value for a JSON value. `null` in an object is an absent field, in a list `json.null`.
+/// The metatable of lists, which are JSON lists also when they are empty. To a script they are tables
+/// without one: what it holds is no metamethod, and nothing that a script could put there.
+struct ListMark(Table);
+
+/// What the mark holds, and no other metatable.
+const MARK: i64 = 1;
+
+/// Makes ready what values of this interpreter are marked with.
+///
+/// # Errors
+/// If it has no memory.
+pub fn prepare(lua: &Lua) -> mlua::Result<()> {
+    let mark = lua.create_table()?;
+    mark.raw_set(MARK, true)?;
+    lua.set_app_data(ListMark(mark));
+    Ok(())
+}
+
+/// Marks a table as a list, unless it has a metatable of its own.
+///
+/// # Errors
+/// If the interpreter fails.
+pub fn mark_list(lua: &Lua, table: &Table) -> mlua::Result<()> {
+    let Some(mark) = lua.app_data_ref::<ListMark>().map(|mark| mark.0.clone()) else {
+        return Ok(());
+    };
+    if table.metatable().is_none() {
+        table.set_metatable(Some(mark))?;
+    }
+    Ok(())
+}
+
+fn is_list(table: &Table) -> bool {
+    table
+        .metatable()
+        .is_some_and(|mark| mark.raw_get::<Value>(MARK).is_ok_and(|v| v == Value::Boolean(true)))
+}
+
+/// A Lua value for a JSON value. A whole number that Lua has no integer for is the text of it: as a
+/// floating-point number it would be another one. `null` in an object is an absent field, in a list `json.null`.
 ///
 /// # Errors
 /// If the interpreter has no memory for it.
@@ -23,13 +62,14 @@ pub fn to_lua(lua: &Lua, value: &serde_json::Value) -> mlua::Result<Value> {
     Ok(match value {
         serde_json::Value::Null => Value::NULL,
         serde_json::Value::Bool(b) => Value::Boolean(*b),
-        serde_json::Value::Number(n) => number(n),
+        serde_json::Value::Number(n) => number(lua, n)?,
         serde_json::Value::String(s) => Value::String(lua.create_string(s)?),
         serde_json::Value::Array(items) => {
             let table = lua.create_table_with_capacity(items.len(), 0)?;
             for item in items {
                 table.raw_push(to_lua(lua, item)?)?;
             }
+            mark_list(lua, &table)?;
             Value::Table(table)
         }
         serde_json::Value::Object(map) => Value::Table(object(lua, map)?),
@@ -48,11 +88,12 @@ pub fn object(lua: &Lua, map: &Map<String, serde_json::Value>) -> mlua::Result<T
     Ok(table)
 }
 
-fn number(n: &Number) -> Value {
-    match n.as_i64() {
-        Some(integer) => Value::Integer(integer),
-        None => Value::Number(n.as_f64().unwrap_or(f64::NAN)),
-    }
+fn number(lua: &Lua, n: &Number) -> mlua::Result<Value> {
+    Ok(match (n.as_i64(), n.as_u64()) {
+        (Some(integer), _) => Value::Integer(integer),
+        (None, Some(large)) => Value::String(lua.create_string(large.to_string())?),
+        (None, None) => Value::Number(n.as_f64().unwrap_or(f64::NAN)),
+    })
 }
 
 /// Reads a JSON text straight into Lua values, so that the memory limit holds for it. `look` is asked
@@ -122,7 +163,10 @@ impl<'de> Visitor<'de> for Into<'_> {
     }
 
     fn visit_u64<E: Error>(self, n: u64) -> Result<Value, E> {
-        Ok(i64::try_from(n).map_or(Value::Number(n as f64), Value::Integer))
+        match i64::try_from(n) {
+            Ok(integer) => Ok(Value::Integer(integer)),
+            Err(_) => self.kept(self.lua.create_string(n.to_string()).map(Value::String)),
+        }
     }
 
     fn visit_f64<E: Error>(self, n: f64) -> Result<Value, E> {
@@ -138,6 +182,7 @@ impl<'de> Visitor<'de> for Into<'_> {
         while let Some(item) = items.next_element_seed(self)? {
             self.kept(table.raw_push(item))?;
         }
+        self.kept(mark_list(self.lua, &table))?;
         Ok(Value::Table(table))
     }
 
@@ -245,6 +290,7 @@ impl Reader<'_> {
         // In one order, whatever the order of the table.
         fields.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(match length {
+            0 if fields.is_empty() && is_list(table) => items.into(),
             0 => Map::from_iter(fields).into(),
             _ => items.into(),
         })

@@ -14,6 +14,7 @@ pub mod json;
 mod natives;
 mod pattern;
 mod script;
+mod zone;
 
 pub use mlua::{Error, Lua, Result, Table, Value};
 pub use natives::canonical;

@@ -12,10 +12,14 @@ use super::{
     interpreter::Clock,
     json,
     pattern::{self, Budget, Capture, Failure, Match, SubstituteError},
+    zone,
 };
 
 /// Largest string that a native makes, beside what the interpreter's memory limit counts.
 const LARGEST: usize = 1 << 20;
+
+/// Largest string that `string.rep` makes at a time: more would hold its thread for long.
+const LARGEST_REPEAT: usize = 64 << 20;
 
 /// Largest JSON text that is read, and that is written.
 const LARGEST_TEXT: usize = 1 << 20;
@@ -81,6 +85,12 @@ pub fn table(lua: &Lua, clock: &Clock, log: &Log) -> mlua::Result<Table> {
     table.set("log", write)?;
     let at = clock.clone();
     table.set("look", lua.create_function(move |lua, ()| at.look(lua))?)?;
+    let at = clock.clone();
+    let repeat = lua.create_function(move |lua, (text, n, separator): Repeated| {
+        repeat(lua, &at, &text, n, separator.as_ref())
+    })?;
+    table.set("rep", repeat)?;
+    table.set("unknown_zone", zone::unknown())?;
     let canonical = |lua: &Lua, name: LuaString| lua.create_string(canonical(&name.as_bytes()));
     table.set("canonical", lua.create_function(canonical)?)?;
     Ok(table)
@@ -88,6 +98,45 @@ pub fn table(lua: &Lua, clock: &Clock, log: &Log) -> mlua::Result<Table> {
 
 fn unix() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+type Repeated = (LuaString, i64, Option<LuaString>);
+
+/// `string.rep`. Whether it may be made is known before it is: Lua's own goes from piece to piece to
+/// the end, however small they are.
+fn repeat(
+    lua: &Lua,
+    clock: &Clock,
+    text: &LuaString,
+    n: i64,
+    separator: Option<&LuaString>,
+) -> mlua::Result<LuaString> {
+    let separator = separator.map(LuaString::as_bytes);
+    let (text, separator) = (text.as_bytes(), separator.as_deref().unwrap_or_default());
+    let times = usize::try_from(n).unwrap_or(0);
+    let piece = text.len() + separator.len();
+    if times == 0 || piece == 0 {
+        return lua.create_string("");
+    }
+    let size = piece.checked_mul(times).map(|size| size - separator.len());
+    let size = size.filter(|size| *size <= LARGEST_REPEAT);
+    let size = size.ok_or_else(|| Error::MemoryError("not enough memory".to_owned()))?;
+    clock.reserve(lua, size)?;
+    let mut out = Vec::with_capacity(size);
+    out.extend_from_slice(&text);
+    if times > 1 {
+        out.extend_from_slice(separator);
+        out.extend_from_slice(&text);
+    }
+    // What is there, less the first text, is whole pieces: it doubles.
+    while out.len() < size {
+        let whole = out.len() - text.len();
+        let more = whole.min(size - out.len());
+        out.extend_from_within(text.len()..text.len() + more);
+    }
+    let made = lua.create_string(out)?;
+    clock.look(lua)?;
+    Ok(made)
 }
 
 /// The name of a header field as scripts know it: `x-api-key` is `X-Api-Key`.
@@ -115,6 +164,11 @@ fn json_functions(lua: &Lua, table: &Table, clock: &Clock) -> mlua::Result<()> {
         json::decode(lua, &text.as_bytes(), &|| at.look(lua))
     })?;
     table.set("decode", decode)?;
+    let array = lua.create_function(|lua, list: Table| {
+        json::mark_list(lua, &list)?;
+        Ok(list)
+    })?;
+    table.set("array", array)?;
     table.set("null", Value::NULL)
 }
 

@@ -8,8 +8,8 @@
 local native = ...
 local error, getmetatable, setmetatable, rawget, rawset = error, getmetatable, setmetatable, rawget, rawset
 local pcall, select, tostring, type = pcall, select, tostring, type
-local plain_concat, plain_unpack, plain_rep = table.concat, table.unpack, string.rep
-local plain_format, plain_date, look = string.format, os.date, native.look
+local plain_concat, plain_unpack = table.concat, table.unpack
+local plain_format, plain_date, plain_time, look = string.format, os.date, os.time, native.look
 local format_arguments <const>, format_length <const>, date_length <const> = 50, 10000, 100
 local concat_limit <const>, unpack_limit <const> = 1000000, 100000
 
@@ -121,17 +121,22 @@ function tables.sort(t, before)
 end
 
 local strings = {
-  byte = string.byte, char = string.char, len = string.len,
-  lower = string.lower, reverse = string.reverse, sub = string.sub, upper = string.upper,
-  find = native.find, match = native.match, gsub = native.gsub,
+  char = string.char, len = string.len,
+  find = native.find, match = native.match, gsub = native.gsub, rep = native.rep,
 }
 
--- Lua 5.4 counts to n even where there is nothing to repeat.
-function strings.rep(text, n, separator)
-  if tostring(text) == "" and (separator == nil or separator == "") then return "" end
-  local long = plain_rep(text, n, separator)
-  look()
-  return long
+-- C walks a long text from end to end: after each walk the clock is looked at.
+local long_text <const> = 4096
+
+local function walked(call)
+  return function(text, ...)
+    if type(text) == "string" and #text > long_text then look() end
+    return call(text, ...)
+  end
+end
+
+for _, name in ipairs({"byte", "lower", "reverse", "sub", "upper"}) do
+  strings[name] = walked(string[name])
 end
 
 -- C looks at every argument to its end, however little of it is wanted.
@@ -172,9 +177,24 @@ local function frozen(library, name)
   })
 end
 
+-- Where the zone of the environment is not known, C takes it for UTC and does not say so.
+local function zoned()
+  if native.unknown_zone then
+    error("the time zone '" .. native.unknown_zone .. "' (TZ) is not known here: there is no file for it. " ..
+      "Say UTC (os.date('!...'), now()), or give TZ a rule as in CET-1CEST,M3.5.0,M10.5.0/3", 3)
+  end
+end
+
 local function date(format, time)
   if format ~= nil and #tostring(format) > date_length then error("the format is too long", 2) end
+  if tostring(format or ""):sub(1, 1) ~= "!" then zoned() end
   return plain_date(format, time)
+end
+
+local function time(t)
+  if t == nil then return plain_time() end
+  zoned()
+  return plain_time(t)
 end
 
 local base = {
@@ -182,8 +202,8 @@ local base = {
   rawequal = rawequal, rawget = rawget, rawlen = rawlen, select = select,
   tonumber = tonumber, tostring = tostring, type = type, unpack = tables.unpack, _VERSION = _VERSION,
   string = frozen(strings, "string"), table = frozen(tables, "table"), math = frozen(maths, "math"),
-  os = frozen({time = os.time, date = date, clock = os.clock, difftime = os.difftime}, "os"),
-  json = frozen({encode = native.encode, decode = native.decode, null = native.null}, "json"),
+  os = frozen({time = time, date = date, clock = os.clock, difftime = os.difftime}, "os"),
+  json = frozen({encode = native.encode, decode = native.decode, null = native.null, array = native.array}, "json"),
   now = native.now, now_ms = native.now_ms, log = native.log,
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 use mlua::{Lua, Table, Value};
 use tokio::sync::Semaphore;
 
-use super::interpreter;
+use super::{interpreter, zone};
 use crate::base::without_mark;
 
 /// How long and how large a script may become.
@@ -54,8 +54,25 @@ const BRIEF_MEMORY: usize = 1 << 20;
 /// thread.
 const PATIENCE: u32 = 3;
 
-/// Runs of one script at a time on threads of their own.
+/// Runs of one script at a time on threads of their own, as far as there is room for them.
 const LONG_RUNS: usize = 4;
+
+/// From so much memory on a script is never tried on a serving thread: a single instruction may copy
+/// all of it.
+const LARGE: usize = 16 << 20;
+
+/// Runs of all scripts together on threads of their own: half of the processors, so that the threads
+/// that serve requests have the other half however many scripts work for long.
+static ROOM: LazyLock<Room> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runs = (cores / 2).max(1);
+    Room { runs, places: Arc::new(Semaphore::new(runs)) }
+});
+
+struct Room {
+    runs: usize,
+    places: Arc<Semaphore>,
+}
 
 /// A compiled script.
 pub struct Script {
@@ -177,8 +194,14 @@ impl Script {
             limits,
             mentions,
             overruns: AtomicU32::new(0),
-            places: Arc::new(Semaphore::new(LONG_RUNS)),
+            // No more than there is room for: the others of all scripts wait for the same room.
+            places: Arc::new(Semaphore::new(LONG_RUNS.min(ROOM.runs))),
         })
+    }
+
+    /// The time zone of the process, if it is not known and the text asks for it.
+    pub fn unknown_zone(text: &str) -> Option<&'static str> {
+        zone::unknown().filter(|_| zone::is_asked_for(text))
     }
 
     /// Its name.
@@ -206,19 +229,18 @@ impl Script {
     /// # Errors
     /// Why there is no answer; what the script logged is in the log then as well.
     pub async fn run<J: Job>(self: &Arc<Self>, job: &J) -> Result<J::Answer, Failure> {
-        let apart = self.overruns.load(Ordering::Relaxed) >= PATIENCE;
-        let tried = match apart {
-            false => self.attempt(job),
-            true => {
-                let (script, job) = (Arc::clone(self), job.own());
-                Box::pin(elsewhere(move || script.attempt(&job))).await?
-            }
-        };
-        match tried {
-            Some(result) => result,
-            // Boxed, as above: the usual way must not carry the room for the unusual.
-            None => Box::pin(self.run_long(job.own(), Self::tell)).await,
+        if !self.runs_apart()
+            && let Some(result) = self.attempt(job)
+        {
+            return result;
         }
+        // Boxed: the usual way must not carry the room for the unusual.
+        Box::pin(self.run_long(job.own(), Self::settle)).await
+    }
+
+    /// Whether it is not tried on a serving thread.
+    fn runs_apart(&self) -> bool {
+        self.limits.memory > LARGE || self.overruns.load(Ordering::Relaxed) >= PATIENCE
     }
 
     /// Runs it for a question that is no request: nothing of it is in the log, and how long it takes
@@ -227,7 +249,7 @@ impl Script {
     /// # Errors
     /// Why there is no answer.
     pub async fn run_quietly<J: Job>(self: &Arc<Self>, job: &J) -> Result<J::Answer, Failure> {
-        if self.overruns.load(Ordering::Relaxed) < PATIENCE {
+        if !self.runs_apart() {
             match interpreter::run(self, job, self.limits.brief()).0 {
                 Err(Failure::Time(_)) => {}
                 result => return result,
@@ -240,34 +262,48 @@ impl Script {
     fn attempt<J: Job>(&self, job: &J) -> Option<Result<J::Answer, Failure>> {
         let (result, account) = interpreter::run(self, job, self.limits.brief());
         if matches!(result, Err(Failure::Time(_))) {
-            let more = |n: u32| (n < 2 * PATIENCE).then_some(n + 1);
-            self.overruns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok();
+            self.overrun(true);
             return None;
         }
-        if self.overruns.load(Ordering::Relaxed) > 0 {
-            let less = |n: u32| n.checked_sub(1);
-            self.overruns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok();
-        }
+        self.overrun(false);
         self.tell(&account);
         Some(result)
     }
 
-    /// Runs it with all of its limits. Only few such runs are under way at a time.
+    /// Notes whether a run took more than a moment.
+    fn overrun(&self, over: bool) {
+        let known =
+            |n: u32| if over { (n < 2 * PATIENCE).then_some(n + 1) } else { n.checked_sub(1) };
+        self.overruns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, known).ok();
+    }
+
+    /// After a run for a request on another thread.
+    fn settle(&self, account: &Account) {
+        self.overrun(account.time >= BRIEF || account.memory >= BRIEF_MEMORY);
+        self.tell(account);
+    }
+
+    /// Runs it with all of its limits. Only few such runs are under way at a time, of each script and
+    /// of all together; who waits for the one does not take the room of the other.
     async fn run_long<J: Job + Send + 'static>(
         self: &Arc<Self>,
         job: J,
         tell: fn(&Self, &Account),
     ) -> Result<J::Answer, Failure> {
         let wait = (self.limits.time * 10).max(Duration::from_secs(1));
-        let place = tokio::time::timeout(wait, Arc::clone(&self.places).acquire_owned()).await;
-        let Ok(Ok(place)) = place else {
+        let places = async {
+            let own = Arc::clone(&self.places).acquire_owned().await.ok()?;
+            let room = Arc::clone(&ROOM.places).acquire_owned().await.ok()?;
+            Some((own, room))
+        };
+        let Ok(Some(places)) = tokio::time::timeout(wait, places).await else {
             return Err(Failure::Busy);
         };
         let script = Arc::clone(self);
         elsewhere(move || {
             let (result, account) = script.run_here(&job);
             tell(&script, &account);
-            drop(place);
+            drop(places);
             result
         })
         .await?

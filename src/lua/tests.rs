@@ -318,3 +318,177 @@ async fn slow_scripts_leave_the_thread_of_the_request() {
         assert_eq!(endless.run(&Plain).await, Err(Failure::Time(Limits::default().time)));
     }
 }
+
+#[test]
+fn lists_stay_lists_and_numbers_keep_their_digits() {
+    for (text, expected) in [
+        ("return json.decode('[]')", "[]"),
+        ("return json.decode('{}')", "{}"),
+        ("return {}", "{}"),
+        (
+            "return json.decode('{\"a\":[],\"b\":{},\"c\":[[],{},[[]]]}')",
+            "{\"a\":[],\"b\":{},\"c\":[[],{},[[]]]}",
+        ),
+        ("return json.encode(json.decode('[[]]'))", "\"[[]]\""),
+        // A list that was emptied is one still, and one that was given names is none.
+        ("local t = json.decode('[1]') table.remove(t) return t", "[]"),
+        ("local t = json.decode('[]') t[1] = 5 return t", "[5]"),
+        ("local t = json.decode('[]') t.a = 5 return t", "{\"a\":5}"),
+        ("return json.array({})", "[]"),
+        ("return {tags = json.array({}), x = {}}", "{\"tags\":[],\"x\":{}}"),
+        // To the script it is a table as any other.
+        (
+            "local t = json.decode('[]') return {getmetatable(t) == nil, #t, next(t) == nil, type(t)}",
+            "[true,0,true,\"table\"]",
+        ),
+        (
+            "local t = setmetatable(json.decode('[]'), {__index = function(_, k) return k end}) return {t.a, t[1]}",
+            "[\"a\",1]",
+        ),
+        ("return json.decode('9223372036854775807')", "9223372036854775807"),
+        ("return json.decode('-9223372036854775808')", "-9223372036854775808"),
+        ("return json.decode('9223372036854775808')", "\"9223372036854775808\""),
+        ("return json.decode('18446744073709551615')", "\"18446744073709551615\""),
+        (
+            "return json.decode('{\"id\":18446744073709551614}').id .. ''",
+            "\"18446744073709551614\"",
+        ),
+        ("return tonumber(json.decode('18446744073709551615')) > 1e19", "true"),
+        ("return json.decode('1.5')", "1.5"),
+    ] {
+        let got = ask(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        assert_eq!(got.to_string(), expected, "{text}");
+    }
+}
+
+/// What goes in and is not touched comes out as it was.
+#[test]
+fn what_is_not_touched_comes_out_as_it_was() {
+    let lua = Lua::new();
+    json::prepare(&lua).unwrap();
+    for text in
+        ["[]", "{}", "[[],{}]", "{\"a\":[],\"b\":[1,2.5,\"x\",true]}", "9223372036854775807", "-1"]
+    {
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        let there = json::to_lua(&lua, &value).unwrap();
+        assert_eq!(json::from_lua(&there, 1 << 20).unwrap(), value, "{text}");
+    }
+    let large = json::to_lua(&lua, &serde_json::json!(u64::MAX)).unwrap();
+    assert_eq!(json::from_lua(&large, 1 << 20).unwrap(), "18446744073709551615");
+}
+
+#[test]
+fn strings_are_repeated_as_lua_does() {
+    for (call, expected) in [
+        ("('ab'):rep(3)", "ababab"),
+        ("('ab'):rep(3, '-')", "ab-ab-ab"),
+        ("('ab'):rep(1, '-')", "ab"),
+        ("('ab'):rep(2, '-')", "ab-ab"),
+        ("('ab'):rep(7, '---')", "ab---ab---ab---ab---ab---ab---ab"),
+        ("('ab'):rep(0, '-')", ""),
+        ("('ab'):rep(-5)", ""),
+        ("(''):rep(4, '-')", "---"),
+        ("(''):rep(1, '-')", ""),
+        ("string.rep(12, 2)", "1212"),
+        ("string.rep('x', 3.0)", "xxx"),
+        ("string.rep('x', '2')", "xx"),
+        ("string.rep('x', math.mininteger)", ""),
+    ] {
+        assert_eq!(ask(&format!("return {call}")).unwrap(), expected, "{call}");
+    }
+    for (length, times, separator) in [(1, 1000, 0), (1, 4097, 1), (3, 333, 2), (100, 77, 5)] {
+        let (text, separator) = ("x".repeat(length), "-".repeat(separator));
+        let expected = vec![text.as_str(); times].join(&separator);
+        let call = format!("return ('{text}'):rep({times}, '{separator}')");
+        assert_eq!(ask(&call).unwrap(), expected.as_str(), "{length} {times}");
+    }
+    for wrong in ["string.rep()", "string.rep('x')", "string.rep({}, 2)", "string.rep('x', 1.5)"] {
+        assert!(matches!(ask(&format!("return {wrong}")), Err(Failure::Error(_))), "{wrong}");
+    }
+}
+
+/// What one call would make is known before it is made: on a thread that serves requests nothing is
+/// begun that is large, and nowhere what the limit does not allow.
+#[test]
+fn what_is_too_large_is_not_begun() {
+    let run =
+        |text: &str, limits: Limits| Script::compile("t", text, limits).unwrap().run_here(&Plain);
+    let large = Limits::new(Duration::from_secs(60), 1 << 30);
+    let brief = Limits { brief_memory: Some(1 << 20), ..large };
+    for text in [
+        "return #('x'):rep(1 << 23)",
+        "return #('x'):rep(1 << 22, ',')",
+        "return #(('x'):rep(1 << 10)):rep(1 << 13)",
+        "local s = ('x'):rep(1 << 19) return #s:rep(4)",
+    ] {
+        let (result, account) = run(text, brief);
+        assert_eq!(result, Err(Failure::Time(large.time)), "{text}");
+        assert!(account.memory < 2 << 20, "{text}: {}", account.memory);
+        assert!(run(text, large).0.is_ok(), "{text}");
+        let small = Limits::new(large.time, 1 << 20);
+        assert_eq!(run(text, small).0, Err(Failure::Memory(1 << 20)), "{text}");
+    }
+    // However much a script may have, one call makes no more than this.
+    assert_eq!(run("return #('x'):rep(1 << 28)", large).0, Err(Failure::Memory(1 << 30)));
+    // Walks from end to end look at the clock.
+    let short = Limits::new(Duration::from_millis(50), 64 << 20);
+    for walk in ["upper", "lower", "reverse", "sub", "byte"] {
+        let text = format!("local s = ('x'):rep(1 << 24) while true do s:{walk}(1, 1) end");
+        assert!(run(&text, short).0.is_err(), "{walk}");
+    }
+}
+
+/// Counts how many runs are under way.
+#[derive(Clone)]
+struct Counted(
+    std::sync::Arc<std::sync::atomic::AtomicUsize>,
+    std::sync::Arc<std::sync::atomic::AtomicUsize>,
+);
+
+impl Job for Counted {
+    type Answer = ();
+    type Owned = Self;
+
+    fn globals(&self, _: &Globals<'_>) -> mlua::Result<()> {
+        use std::sync::atomic::Ordering::SeqCst;
+        let now = self.0.fetch_add(1, SeqCst) + 1;
+        self.1.fetch_max(now, SeqCst);
+        Ok(())
+    }
+
+    fn answer(&self, _: Value) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn own(&self) -> Self {
+        self.clone()
+    }
+}
+
+/// However many scripts work for long, half of the processors are left to others.
+#[tokio::test]
+async fn all_scripts_together_are_bounded() {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    let (now, most) =
+        (std::sync::Arc::new(AtomicUsize::new(0)), std::sync::Arc::new(AtomicUsize::new(0)));
+    // Large scripts are never tried on this thread, so that each run has a place.
+    let limits = Limits::new(Duration::from_millis(20), 1 << 30);
+    let scripts = (0..10).map(|n| Script::compile(&format!("s{n}"), "while true do end", limits));
+    let scripts: Vec<_> = scripts.map(|script| std::sync::Arc::new(script.unwrap())).collect();
+    let runs = scripts.iter().flat_map(|script| (0..6).map(move |_| script)).map(async |script| {
+        let job = Counted(std::sync::Arc::clone(&now), std::sync::Arc::clone(&most));
+        let result = script.run(&job).await;
+        if result == Err(Failure::Busy) {
+            return;
+        }
+        assert_eq!(result, Err(Failure::Time(limits.time)));
+        // It ended before its answer came here: until then it counts as under way.
+        now.fetch_sub(1, SeqCst);
+    });
+    futures::future::join_all(runs).await;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let most = most.load(SeqCst);
+    // One that has ended may still be counted when the next one begins.
+    assert!(most <= 2 * (cores / 2).max(1) + 1, "{most} at the same time");
+    assert_eq!(now.load(SeqCst), 0);
+}

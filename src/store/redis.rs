@@ -146,17 +146,51 @@ pub struct Unanswered {
 /// What became of a script that gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// The server refused it: it is there, and nothing was done.
+    /// The server refused it, for what stands at a key: it is there, and nothing was done.
     Refused,
+    /// The server does nothing of the kind for anyone now: it has no memory left, loads its data, is
+    /// a replica. Nothing was done.
+    Unable,
     /// The connection broke: another one may work. Nobody knows whether the script ran.
     Broken,
     /// Nobody knows whether it runs, or will.
     Unknown,
 }
 
+/// How errors begin that have nothing to do with what was asked for. Redis 6 tells those of a script
+/// in its text.
+const UNABLE: [&str; 14] = [
+    "OOM",
+    "LOADING",
+    "READONLY",
+    "MISCONF",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "BUSY",
+    "NOAUTH",
+    "NOPERM",
+    "WRONGPASS",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "UNKILLABLE",
+    "max number of clients",
+];
+
+fn is_unable(error: &RedisError) -> bool {
+    let kind = error.kind();
+    if !matches!(kind, ErrorKind::Server(_) | ErrorKind::Extension) {
+        return false;
+    }
+    let code = error.code().unwrap_or_default();
+    let detail = error.detail().unwrap_or_default();
+    let told = |word: &&str| detail.contains(*word);
+    UNABLE.contains(&code) || (code == "ERR" || code.is_empty()) && UNABLE.iter().any(told)
+}
+
 impl From<RedisError> for Unanswered {
     fn from(error: RedisError) -> Self {
         let fate = match error.kind() {
+            _ if is_unable(&error) => Fate::Unable,
             ErrorKind::Server(_) | ErrorKind::Extension => Fate::Refused,
             _ if error.is_connection_dropped() => Fate::Broken,
             _ => Fate::Unknown,
@@ -349,8 +383,9 @@ fn is_wrong_type(error: &RedisError) -> bool {
 /// The error without what was sent.
 fn cause(error: &RedisError) -> String {
     match error.kind() {
+        _ if error.code() == Some("OOM") => "Redis has no memory left (OOM)".to_owned(),
         ErrorKind::AuthenticationFailed => "Redis did not accept user name and password".to_owned(),
-        ErrorKind::Server(ServerErrorKind::ResponseError) | ErrorKind::Extension => {
+        ErrorKind::Server(_) | ErrorKind::Extension => {
             format!("Redis refused the command: {}", error.code().unwrap_or("ERR"))
         }
         _ if error.is_timeout() => "Redis did not answer in time".to_owned(),

@@ -30,7 +30,8 @@ pub struct UsageMetrics {
     pub disabled: IntGaugeVec,
     /// `llmproxy_usage_records_lost_total{reason}`: records that nobody will ever get: `queue_full`
     /// (they could not be written as fast as they came, or not at all), `spool_full` (the oldest
-    /// were dropped; a few may have been on their way), `damaged` (they cannot be read any more, or were removed), `given_up` (without a spool on disk:
+    /// were dropped; a few may have been on their way), `damaged` (they cannot be read any more, or were removed),
+    /// `foreign` (they stand in a file that does not belong to the spool, and were not taken over), `given_up` (without a spool on disk:
     /// they could not be delivered), `unknown_caller` (requests refused for want of a key, of which no
     /// record is made while more than half of the spool's room is taken).
     pub lost: IntCounterVec,
@@ -55,7 +56,9 @@ impl UsageMetrics {
             "Usage records that nobody will ever get",
             "reason",
         );
-        for reason in ["queue_full", "spool_full", "damaged", "given_up", "unknown_caller"] {
+        for reason in
+            ["queue_full", "spool_full", "damaged", "foreign", "given_up", "unknown_caller"]
+        {
             lost.with_label_values(&[reason]);
         }
         Self {
@@ -136,6 +139,11 @@ pub struct SpoolMetrics {
     /// `llmproxy_usage_spool_sync_errors_total`: records could not be forced to the disk. After one
     /// the disk may have lost what was written before it.
     pub sync_errors: IntCounter,
+    /// `llmproxy_usage_spool_foreign_files`: files in its folder that do not belong to it, and that
+    /// were put aside.
+    pub foreign: IntGauge,
+    /// `llmproxy_usage_spool_adopted_total`: records of such files that were added to it.
+    pub adopted: IntCounter,
     /// `llmproxy_usage_spool_full`: 1 while there is no room for new records.
     pub full: IntGauge,
 }
@@ -157,6 +165,14 @@ impl SpoolMetrics {
             sync_errors: counter(
                 "llmproxy_usage_spool_sync_errors_total",
                 "How often usage records could not be forced to the disk",
+            ),
+            foreign: gauge(
+                "llmproxy_usage_spool_foreign_files",
+                "Files in the folder of the usage spool that do not belong to it",
+            ),
+            adopted: counter(
+                "llmproxy_usage_spool_adopted_total",
+                "Usage records of files that did not belong to the spool, added to it",
             ),
             full: gauge(
                 "llmproxy_usage_spool_full",

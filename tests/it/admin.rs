@@ -66,6 +66,11 @@ impl Admin {
         let (status, body) = self.ask(Method::POST, path, Some(body)).await;
         (status.as_u16(), body)
     }
+
+    pub async fn patch(&self, path: &str, body: Value) -> (u16, Value) {
+        let (status, body) = self.ask(Method::PATCH, path, Some(body)).await;
+        (status.as_u16(), body)
+    }
 }
 
 #[tokio::test]

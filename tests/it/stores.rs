@@ -263,7 +263,7 @@ async fn database(source: &str, storage: &str) {
     assert!(row.get("api_key").is_none(), "the key itself is not in its data: {row}");
     let late = the_row(&gateway, &receiver, "sk-late").await;
     let moment = llmproxy::base::terms::moment(&late["expired_at"]);
-    assert_eq!(moment, Some(1_577_836_800), "{late}");
+    assert_eq!(moment, Ok(1_577_836_800), "{late}");
     // Only the columns that are wanted.
     let fields =
         format!("{source}, table: api_keys, key_column: api_key, fields: [user_id, extra]");

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 pub use self::spec::{KEY_LENGTHS, KeySpec, StoredKey};
 use self::{
-    rows::{connect, count, insert, read, write},
+    rows::{connect, count, insert, read, select, write},
     spec::{checked, make_key, new_key, prefix},
 };
 use super::credential::{KeyDigest, digest};
@@ -105,7 +105,7 @@ impl KeyStore {
     /// # Errors
     /// If the file cannot be used.
     pub async fn by_digest(&self, digest: &KeyDigest) -> Result<Option<StoredKey>, StoreError> {
-        let question = sqlx::query("SELECT * FROM api_keys WHERE digest = ?").bind(&digest[..]);
+        let question = sqlx::query(select!(" WHERE digest = ?")).bind(&digest[..]);
         let row = question.fetch_optional(self.open().await?).await.map_err(StoreError::new)?;
         row.as_ref().map(read).transpose().map_err(StoreError::new)
     }
@@ -122,7 +122,7 @@ impl KeyStore {
     ) -> Result<Option<Map<String, Value>>, StoreError> {
         let begun = self.open().await?.begin_with("BEGIN IMMEDIATE").await;
         let mut transaction = begun.map_err(StoreError::new)?;
-        let question = sqlx::query("SELECT * FROM api_keys WHERE digest = ?").bind(&digest[..]);
+        let question = sqlx::query(select!(" WHERE digest = ?")).bind(&digest[..]);
         let row = question.fetch_optional(&mut *transaction).await.map_err(StoreError::new)?;
         let Some(row) = row else { return Ok(None) };
         let stored = read(&row).map_err(StoreError::new)?;
@@ -140,7 +140,7 @@ impl KeyStore {
     /// # Errors
     /// If there is none, or the file cannot be used.
     pub async fn by_id(&self, id: &str) -> Result<StoredKey, KeyError> {
-        let question = sqlx::query("SELECT * FROM api_keys WHERE id = ?").bind(id);
+        let question = sqlx::query(select!(" WHERE id = ?")).bind(id);
         let row = question.fetch_optional(self.open().await?).await?;
         Ok(read(&row.ok_or(KeyError::Unknown)?)?)
     }
@@ -156,8 +156,8 @@ impl KeyStore {
         user_id: Option<&str>,
     ) -> Result<(Vec<StoredKey>, i64), KeyError> {
         let pool = self.open().await?;
-        const CHOSEN: &str = "SELECT * FROM api_keys WHERE ?1 IS NULL OR user_id = ?1
-             ORDER BY number DESC LIMIT ?2 OFFSET ?3";
+        const CHOSEN: &str =
+            select!(" WHERE ?1 IS NULL OR user_id = ?1 ORDER BY number DESC LIMIT ?2 OFFSET ?3");
         let rows = sqlx::query(CHOSEN).bind(user_id).bind(limit).bind(offset);
         let rows = rows.fetch_all(pool).await?;
         const COUNT: &str = "SELECT COUNT(*) FROM api_keys WHERE ?1 IS NULL OR user_id = ?1";
@@ -193,7 +193,7 @@ impl KeyStore {
         change: impl FnOnce(KeySpec) -> Result<KeySpec, String>,
     ) -> Result<StoredKey, KeyError> {
         let mut transaction = self.begin().await?;
-        let row = sqlx::query("SELECT * FROM api_keys WHERE id = ?").bind(id);
+        let row = sqlx::query(select!(" WHERE id = ?")).bind(id);
         let row = row.fetch_optional(&mut *transaction).await?.ok_or(KeyError::Unknown)?;
         let mut stored = read(&row)?;
         let spec = change(stored.spec.clone()).map_err(KeyError::Invalid)?;
@@ -210,7 +210,7 @@ impl KeyStore {
     pub async fn rotate(&self, id: &str) -> Result<(String, StoredKey), KeyError> {
         let key = make_key();
         let mut change = self.begin().await?;
-        let row = sqlx::query("SELECT * FROM api_keys WHERE id = ?").bind(id);
+        let row = sqlx::query(select!(" WHERE id = ?")).bind(id);
         let row = row.fetch_optional(&mut *change).await?.ok_or(KeyError::Unknown)?;
         let mut stored = read(&row)?;
         (stored.prefix, stored.updated_at) = (prefix(&key), now());
@@ -257,7 +257,7 @@ impl KeyStore {
             if !kept.insert(digest(&key)) {
                 return Err(KeyError::Invalid("a key stands twice in the list".to_owned()));
             }
-            let known = sqlx::query("SELECT * FROM api_keys WHERE digest = ?")
+            let known = sqlx::query(select!(" WHERE digest = ?"))
                 .bind(&digest(&key)[..])
                 .fetch_optional(&mut *change)
                 .await?;
@@ -340,6 +340,28 @@ mod tests {
         }
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    /// A newer gateway that shares the file gives the table more columns, while statements for it are
+    /// prepared here.
+    #[tokio::test]
+    async fn keys_are_read_from_a_table_that_has_got_more_columns() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.db");
+        let store = KeyStore::new(path.clone());
+        let said = json!({"name": "n", "user_id": "u", "team": "t", "balance": 1.5});
+        let (key, made) = store.create(None, spec(said)).await.unwrap();
+        let digest = digest(&key);
+        let newer = connect(&path).await.unwrap();
+        for n in 0..4 {
+            for _ in 0..8 {
+                assert_eq!(store.by_digest(&digest).await.unwrap().as_ref(), Some(&made), "{n}");
+                assert_eq!(store.by_id(&made.id).await.unwrap(), made, "{n}");
+                assert_eq!(store.list(0, 9, None).await.unwrap(), (vec![made.clone()], 1), "{n}");
+            }
+            let more = format!("ALTER TABLE api_keys ADD COLUMN more_{n} TEXT DEFAULT 'sk'");
+            sqlx::query(sqlx::AssertSqlSafe(more)).execute(&newer).await.unwrap();
+        }
     }
 
     #[tokio::test]

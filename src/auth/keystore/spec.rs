@@ -158,7 +158,7 @@ pub fn checked(mut spec: KeySpec) -> Result<KeySpec, String> {
     for (name, time) in [("starts_at", &mut spec.starts_at), ("expires_at", &mut spec.expires_at)] {
         *time = match nothing(time) {
             true => Value::Null,
-            false => terms::moment(time).ok_or(format!("`{name}` is not a time"))?.into(),
+            false => terms::moment(time).map_err(|why| format!("`{name}` {why}"))?.into(),
         };
     }
     let amounts = [spec.total_quota, Some(spec.used_quota), spec.balance];

@@ -68,6 +68,9 @@ fn problems(verdict: &Verdict) -> String {
         }
         .ok();
     }
+    for path in &verdict.strangers {
+        writeln!(text, "{}: does not belong to the spool, and is not read", path.display()).ok();
+    }
     if verdict.torn > 0 {
         let bytes = count(verdict.torn, "byte");
         writeln!(text, "the end is half a record, {bytes}: being written, or left by a crash").ok();
@@ -89,6 +92,7 @@ mod tests {
                 Gap::Sequence { process: "gw_1".to_owned(), from: 4, lost: 2 },
                 Gap::Order { index: 9 },
             ],
+            strangers: vec!["a/0.log.bak".into()],
             torn: 5,
             ..Verdict::default()
         };
@@ -96,6 +100,7 @@ mod tests {
 1 record missing in the log: #3 to #3
 2 records missing of the process \"gw_1\": sequence 4 to 5
 the record #9 is out of its order
+a/0.log.bak: does not belong to the spool, and is not read
 the end is half a record, 5 bytes: being written, or left by a crash
 ";
         assert_eq!(problems(&verdict), told);

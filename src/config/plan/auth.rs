@@ -459,6 +459,10 @@ impl Maker<'_> {
     }
 
     fn keys(&mut self, at: &str, raw: &[raw::ApiKey], defaults: &raw::Defaults) -> Vec<KeyPlan> {
+        if defaults.total_quota.is_some_and(|n| !n.is_finite() || n < 0.0) {
+            let at = "auth.defaults.total_quota";
+            self.problem(at, "is not a number from 0 on", "0, or nothing, is no limit");
+        }
         let mut keys: Vec<KeyPlan> = Vec::new();
         for (i, entry) in raw.iter().enumerate() {
             let at = format!("{at}[{i}]");
@@ -486,6 +490,15 @@ impl Maker<'_> {
                 );
             } else if let Err(why) = Terms::read(&data) {
                 self.problem(&at, why, "");
+            }
+            // As JSON they would be nothing, and no limit.
+            let amounts = [
+                ("total_quota", entry.total_quota),
+                ("used_quota", entry.used_quota),
+                ("balance", entry.balance),
+            ];
+            for (name, _) in amounts.iter().filter(|(_, n)| n.is_some_and(|n| !n.is_finite())) {
+                self.problem(format!("{at}.{name}"), "is not a finite number", "0 is no limit");
             }
             keys.push(KeyPlan { key, data });
         }

@@ -209,7 +209,8 @@ impl Maker<'_> {
             let all = [Some(price.input), price.cached_input, Some(price.output)];
             if all.into_iter().flatten().any(|p| !p.is_finite() || p < 0.0) {
                 let at = format!("rate_limit.prices.{name}");
-                self.problem(at, "holds a price that is not a number from 0 on", "");
+                let hint = "a million tokens cost nothing, or something: write 0, or 1.5";
+                self.problem(at, "holds a price that is not a number from 0 on", hint);
             }
             if let Some(pattern) = self.pattern("rate_limit.prices", name) {
                 prices.push((pattern, *price));

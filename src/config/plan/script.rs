@@ -72,6 +72,13 @@ impl Maker<'_> {
                 "the default is 10MiB",
             );
         }
+        if let Some(zone) = Script::unknown_zone(&text) {
+            let message = format!(
+                "asks for dates, and the time zone `{zone}` (TZ) is not known here: `os.date` without `!`, and \
+                 `os.time` of a table, will fail"
+            );
+            self.warn(&at, message);
+        }
         match Script::compile(&name, &text, limits) {
             Ok(script) => Some(Arc::new(script)),
             Err(why) => {

@@ -310,10 +310,10 @@ impl RedisCounter {
                 let _ = tell.send(Ok(decision));
             }
             Ok(Err(error)) => {
-                // A server that refuses something does not keep anyone waiting.
+                // A server that refuses what stands at one key serves the others.
                 match error.fate {
                     Fate::Refused => self.outage.over(),
-                    Fate::Broken | Fate::Unknown => {
+                    Fate::Unable | Fate::Broken | Fate::Unknown => {
                         self.outage.failed(error.why.clone(), Instant::now());
                     }
                 }
@@ -343,7 +343,8 @@ impl RedisCounter {
                     sure = false;
                 }
                 Err(error) => {
-                    held.refused(error.fate == Fate::Refused && sure);
+                    let undone = matches!(error.fate, Fate::Refused | Fate::Unable);
+                    held.refused(undone && sure);
                     return Err(error);
                 }
             }

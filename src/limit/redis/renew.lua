@@ -19,6 +19,8 @@ while word_at < #ARGV do
     end
     local holds = key()
     if not ended then
+      -- Removes nothing, and lets the rest pass where there is no memory left (see settle.lua).
+      redis.call('ZREMRANGEBYSCORE', holds, '(0', '0')
       local again = redis.call('ZADD', holds, until_ms, member) == 1
       keep(holds, ttl)
       if name then

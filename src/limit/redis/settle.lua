@@ -12,10 +12,13 @@ local DAYS = 7 * 86400
 local mark, lease, marked = key(), word(), number()
 local parts, amounts = number(), number()
 
-if lease ~= '' and not redis.call('SET', mark, '1', 'NX', 'PX', marked) then
-  -- Who asks again may have to ask once more, after a longer pause.
-  redis.call('PEXPIRE', mark, marked)
-  return 0
+-- Who asks again may have to ask once more, after a longer pause. Of a mark that is not there this
+-- is a write that does nothing, and needs no memory: behind it a server that has none left lets the
+-- others pass. What is given back must not wait for memory.
+local ended = redis.call('PEXPIRE', mark, marked) == 1
+if lease ~= '' then
+  if ended then return 0 end
+  redis.call('SET', mark, '1', 'PX', marked)
 end
 
 for _ = 1, parts do

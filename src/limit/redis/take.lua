@@ -16,6 +16,11 @@ if lease ~= '' and redis.call('EXISTS', mark) == 1 then
   return {0, {}, {}}
 end
 
+-- A server that takes no writes (it has no memory left, or is a replica) is an outage, and says so
+-- here, before anything is done: after a first write that frees memory it would let the others pass.
+-- There is no mark, so that nothing is set.
+redis.call('SET', mark, '1', 'XX')
+
 local all, fits = {}, 1
 for i = 1, parts do
   local part = {mode = number()}

@@ -1,10 +1,17 @@
 //! Counting in a row: quota and balance are changed where they stand, in a transaction that holds
 //! the row.
 
-use sqlx::{AssertSqlSafe, MySqlPool, PgPool, SqlitePool};
+use sqlx::{
+    AssertSqlSafe, Connection, MySqlConnection, MySqlPool, PgConnection, PgPool, SqliteConnection,
+    SqlitePool,
+};
 use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
-use super::{Driver, Lookup, Row, cause, mark, mysql, postgres, sqlite};
+use super::{
+    Driver, Lookup, Row, cause, mark, mysql, postgres,
+    prepared::{self, Failed},
+    sqlite,
+};
 use crate::{
     base::terms::{COUNTED, Change, moment_like},
     store::StoreError,
@@ -181,7 +188,7 @@ fn standing(mut row: Row) -> Row {
 
 /// One function for each database: they differ only in types.
 macro_rules! count {
-    ($count:ident, $pool:ty, $driver:expr, $begin:expr, $more:literal, $rows:ident) => {
+    ($count:ident, $attempt:ident, $pool:ty, $connection:ty, $driver:expr, $begin:expr, $rows:ident) => {
         /// Counts in the row of a key; `None` if there is none.
         pub async fn $count(
             pool: &$pool,
@@ -189,19 +196,28 @@ macro_rules! count {
             key: &str,
             decide: Decide<'_>,
         ) -> Result<Option<Row>, StoreError> {
-            let mut transaction = pool.begin_with($begin).await.map_err(cause)?;
-            let select = AssertSqlSafe(format!("{}{}", lookup.sql, $more));
-            let rows = sqlx::query(select).bind(key).fetch_all(&mut *transaction).await;
-            let rows = rows.map_err(cause)?;
+            prepared::twice!(pool, |connection| $attempt(connection, lookup, key, decide))
+        }
+
+        async fn $attempt(
+            connection: &mut $connection,
+            lookup: &Lookup,
+            key: &str,
+            decide: Decide<'_>,
+        ) -> Result<Option<Row>, Failed> {
+            let mut transaction = connection.begin_with($begin).await?;
+            let rows = $rows::found(&mut transaction, lookup, key, true).await?;
             let mut found = None;
             for raw in &rows {
-                let row = $rows::row(raw).map_err(StoreError::new)?;
-                found = found.or(lookup.exact(row, key).map(|row| (raw, row)));
+                let row = $rows::row(raw).map_err(Failed::Unreadable)?;
+                if let Some(row) = lookup.exact(row, key).map_err(Failed::Final)? {
+                    found = found.or(Some((raw, row)));
+                }
             }
             let Some((raw, mut row)) = found else { return Ok(None) };
-            let change = decide(&row)?;
-            let update = Update::new($driver, &change, &mut row, |name| $rows::kind(raw, name))?;
-            if let Some(update) = update {
+            let change = decide(&row).map_err(Failed::Final)?;
+            let update = Update::new($driver, &change, &mut row, |name| $rows::kind(raw, name));
+            if let Some(update) = update.map_err(Failed::Final)? {
                 let sql = update.sql(lookup);
                 let mut query = sqlx::query(AssertSqlSafe(sql));
                 for value in update.values {
@@ -214,20 +230,30 @@ macro_rules! count {
                         Bound::Day(value) => query.bind(value),
                     };
                 }
-                let done = query.bind(key).bind(key).execute(&mut *transaction).await;
-                if done.map_err(cause)?.rows_affected() == 0 {
-                    return Err(StoreError::new("the row of the key could not be changed"));
+                let done = query.bind(key).bind(key).execute(&mut *transaction).await?;
+                if done.rows_affected() == 0 {
+                    let why = StoreError::new("the row of the key could not be changed");
+                    return Err(Failed::Final(why));
                 }
-                transaction.commit().await.map_err(cause)?;
+                // Nobody knows whether a commit that failed was made: it is not repeated here.
+                transaction.commit().await.map_err(|e| Failed::Final(cause(e)))?;
             }
             Ok(Some(standing(row)))
         }
     };
 }
 
-count!(in_sqlite, SqlitePool, Driver::Sqlite, "BEGIN IMMEDIATE", "", sqlite);
-count!(in_mysql, MySqlPool, Driver::Mysql, "BEGIN", " FOR UPDATE", mysql);
-count!(in_postgres, PgPool, Driver::Postgres, "BEGIN", " FOR UPDATE", postgres);
+count!(
+    in_sqlite,
+    once_in_sqlite,
+    SqlitePool,
+    SqliteConnection,
+    Driver::Sqlite,
+    "BEGIN IMMEDIATE",
+    sqlite
+);
+count!(in_mysql, once_in_mysql, MySqlPool, MySqlConnection, Driver::Mysql, "BEGIN", mysql);
+count!(in_postgres, once_in_postgres, PgPool, PgConnection, Driver::Postgres, "BEGIN", postgres);
 
 #[cfg(test)]
 mod tests {

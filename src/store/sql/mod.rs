@@ -1,19 +1,22 @@
 //! SQL databases: one row by a key, as a JSON object, from SQLite, MySQL, MariaDB or PostgreSQL; and
 //! tables of the gateway's own making.
 
+mod circuit;
 mod count;
 mod dsn;
 mod mysql;
 mod postgres;
+mod prepared;
 mod run;
 mod sqlite;
 mod table;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
-use sqlx::{AssertSqlSafe, MySqlPool, PgPool, Pool, SqlitePool, pool::PoolOptions};
+use sqlx::{MySqlPool, PgPool, Pool, SqlitePool, pool::PoolOptions};
 
+use self::circuit::Circuit;
 pub use self::{
     count::Decide,
     run::{Bind, Statement, Trouble},
@@ -101,7 +104,14 @@ impl Settings {
 }
 
 /// A database.
-pub enum Sql {
+pub struct Sql {
+    pools: Pools,
+    /// Of a server: a file is there at once, or not.
+    circuit: Option<Arc<Circuit>>,
+}
+
+/// The connections to it.
+enum Pools {
     /// SQLite.
     Sqlite(SqlitePool),
     /// MySQL or MariaDB.
@@ -127,14 +137,43 @@ impl Sql {
                 .connect_lazy_with(options)
         }
         let target = &settings.target;
+        let patience = settings.connect_timeout;
         let made = match settings.driver {
-            Driver::Sqlite => sqlite::options(target).map(|o| Self::Sqlite(pool(settings, o))),
-            Driver::Mysql => mysql::options(target).map(|o| Self::Mysql(pool(settings, o))),
-            Driver::Postgres => {
-                postgres::options(target).map(|o| Self::Postgres(pool(settings, o)))
+            Driver::Sqlite => {
+                sqlite::options(target).map(|o| (Pools::Sqlite(pool(settings, o)), None))
             }
+            Driver::Mysql => mysql::options(target).map(|o| {
+                let circuit = Circuit::new::<sqlx::MySql>(o.clone(), patience);
+                (Pools::Mysql(pool(settings, o)), Some(circuit))
+            }),
+            Driver::Postgres => postgres::options(target).map(|o| {
+                let circuit = Circuit::new::<sqlx::Postgres>(o.clone(), patience);
+                (Pools::Postgres(pool(settings, o)), Some(circuit))
+            }),
         };
-        made.unwrap_or_else(|why| Self::Nowhere(StoreError::new(why)))
+        let nowhere = |why| (Pools::Nowhere(StoreError::new(why)), None);
+        let (pools, circuit) = made.unwrap_or_else(nowhere);
+        Self { pools, circuit }
+    }
+
+    /// Whether no connection is there: the first one shows whether there is a server.
+    fn is_cold(&self) -> bool {
+        match &self.pools {
+            Pools::Mysql(pool) => pool.size() == 0,
+            Pools::Postgres(pool) => pool.size() == 0,
+            Pools::Sqlite(_) | Pools::Nowhere(_) => false,
+        }
+    }
+
+    /// Waits for an answer, but not for a server that is known to be away.
+    async fn guarded<T>(
+        &self,
+        answer: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        match &self.circuit {
+            Some(circuit) => circuit.guard(self.is_cold(), answer).await,
+            None => answer.await,
+        }
     }
 
     /// The row with exactly this key, without the key itself.
@@ -142,24 +181,15 @@ impl Sql {
     /// # Errors
     /// If the database cannot be asked, or a column cannot be read.
     pub async fn row(&self, lookup: &Lookup, key: &str) -> Result<Option<Row>, StoreError> {
-        let sql = AssertSqlSafe(lookup.sql.clone());
-        let rows = match self {
-            Self::Sqlite(pool) => {
-                let rows = sqlx::query(sql).bind(key).fetch_all(pool).await.map_err(cause)?;
-                rows.iter().map(sqlite::row).collect::<Result<Vec<_>, _>>()
+        self.guarded(async {
+            match &self.pools {
+                Pools::Sqlite(pool) => prepared::in_sqlite(pool, lookup, key).await,
+                Pools::Mysql(pool) => prepared::in_mysql(pool, lookup, key).await,
+                Pools::Postgres(pool) => prepared::in_postgres(pool, lookup, key).await,
+                Pools::Nowhere(why) => Err(why.clone()),
             }
-            Self::Mysql(pool) => {
-                let rows = sqlx::query(sql).bind(key).fetch_all(pool).await.map_err(cause)?;
-                rows.iter().map(mysql::row).collect()
-            }
-            Self::Postgres(pool) => {
-                let rows = sqlx::query(sql).bind(key).fetch_all(pool).await.map_err(cause)?;
-                rows.iter().map(postgres::row).collect()
-            }
-            Self::Nowhere(why) => return Err(why.clone()),
-        };
-        let rows = rows.map_err(StoreError::new)?;
-        Ok(rows.into_iter().find_map(|row| lookup.exact(row, key)))
+        })
+        .await
     }
 }
 
@@ -175,12 +205,15 @@ impl Sql {
         key: &str,
         decide: Decide<'_>,
     ) -> Result<Option<Row>, StoreError> {
-        match self {
-            Self::Sqlite(pool) => count::in_sqlite(pool, lookup, key, decide).await,
-            Self::Mysql(pool) => count::in_mysql(pool, lookup, key, decide).await,
-            Self::Postgres(pool) => count::in_postgres(pool, lookup, key, decide).await,
-            Self::Nowhere(why) => Err(why.clone()),
-        }
+        self.guarded(async {
+            match &self.pools {
+                Pools::Sqlite(pool) => count::in_sqlite(pool, lookup, key, decide).await,
+                Pools::Mysql(pool) => count::in_mysql(pool, lookup, key, decide).await,
+                Pools::Postgres(pool) => count::in_postgres(pool, lookup, key, decide).await,
+                Pools::Nowhere(why) => Err(why.clone()),
+            }
+        })
+        .await
     }
 }
 
@@ -232,13 +265,19 @@ impl Lookup {
     }
 
     /// The row without its key, if the key is exactly this one.
-    fn exact(&self, mut row: Row, key: &str) -> Option<Row> {
+    ///
+    /// # Errors
+    /// If the key cannot be compared: a row that was found is no sign that the key is unknown.
+    fn exact(&self, mut row: Row, key: &str) -> Result<Option<Row>, StoreError> {
         use subtle::ConstantTimeEq;
-        let told = row.shift_remove(KEY)?;
+        let Some(Value::String(told)) = row.shift_remove(KEY) else {
+            let column = &self.key_column;
+            return Err(StoreError::new(format!("the key column `{column}` does not hold text")));
+        };
         // MySQL and SQLite find a column by its name in any case.
         row.retain(|name, _| !name.eq_ignore_ascii_case(&self.key_column));
-        let same = bool::from(told.as_str()?.as_bytes().ct_eq(key.as_bytes()));
-        same.then_some(row)
+        let same = bool::from(told.as_bytes().ct_eq(key.as_bytes()));
+        Ok(same.then_some(row))
     }
 }
 
@@ -330,9 +369,17 @@ mod tests {
             let row = serde_json::json!({"k": key, KEY: key, "status": 0});
             row.as_object().unwrap().clone()
         };
-        assert_eq!(lookup.exact(row("SK-A"), "sk-a"), None);
-        assert_eq!(lookup.exact(row("sk-a "), "sk-a"), None);
-        let found = lookup.exact(row("sk-a"), "sk-a").unwrap();
+        assert_eq!(lookup.exact(row("SK-A"), "sk-a"), Ok(None));
+        assert_eq!(lookup.exact(row("sk-a "), "sk-a"), Ok(None));
+        let found = lookup.exact(row("sk-a"), "sk-a").unwrap().unwrap();
         assert_eq!(Value::from(found), serde_json::json!({"status": 0}));
+        for odd in [
+            serde_json::json!({"k": "sk-a"}),
+            serde_json::json!({KEY: 7}),
+            serde_json::json!({KEY: null}),
+        ] {
+            let odd = odd.as_object().unwrap().clone();
+            assert!(lookup.exact(odd, "sk-a").is_err(), "not a key that is unknown");
+        }
     }
 }

@@ -3,12 +3,12 @@
 use rust_decimal::Decimal;
 use serde_json::Value;
 use sqlx::{
-    Column, Row as _, TypeInfo, ValueRef,
+    AssertSqlSafe, Column, PgConnection, Row as _, TypeInfo, ValueRef,
     postgres::{PgConnectOptions, PgRow, PgTypeKind, PgValueRef},
 };
 use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
-use super::{Row, Target, count::Kind, decimal, dsn};
+use super::{Lookup, Row, Target, count::Kind, decimal, dsn};
 
 pub fn options(target: &Target) -> Result<PgConnectOptions, String> {
     match target {
@@ -26,6 +26,19 @@ pub fn options(target: &Target) -> Result<PgConnectOptions, String> {
             })
         }
     }
+}
+
+/// The rows with this key, or with one that the database takes for the same; `locked` for the
+/// transaction.
+pub async fn found(
+    connection: &mut PgConnection,
+    lookup: &Lookup,
+    key: &str,
+    locked: bool,
+) -> Result<Vec<PgRow>, sqlx::Error> {
+    let lock = if locked { " FOR UPDATE" } else { "" };
+    let sql = AssertSqlSafe(format!("{}{lock}", lookup.sql));
+    sqlx::query(sql).bind(key).fetch_all(connection).await
 }
 
 pub fn row(row: &PgRow) -> Result<Row, String> {

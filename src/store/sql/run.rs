@@ -11,7 +11,7 @@ use std::{
 
 use sqlx::{AssertSqlSafe, MySqlPool, PgPool, SqlitePool, mysql::MySqlDatabaseError};
 
-use super::{Driver, Row, Sql, cause, mark, mysql, postgres, quote, sqlite};
+use super::{Driver, Pools, Row, Sql, cause, mark, mysql, postgres, quote, sqlite};
 use crate::store::StoreError;
 
 /// A value to bind; `None` is NULL.
@@ -208,13 +208,13 @@ impl Sql {
     /// # Errors
     /// Why it failed.
     pub async fn run(&self, statement: Statement) -> Result<u64, Trouble> {
-        let done = match self {
-            Self::Sqlite(pool) => bound!(statement).execute(pool).await.map(|d| d.rows_affected()),
-            Self::Mysql(pool) => bound!(statement).execute(pool).await.map(|d| d.rows_affected()),
-            Self::Postgres(pool) => {
+        let done = match &self.pools {
+            Pools::Sqlite(pool) => bound!(statement).execute(pool).await.map(|d| d.rows_affected()),
+            Pools::Mysql(pool) => bound!(statement).execute(pool).await.map(|d| d.rows_affected()),
+            Pools::Postgres(pool) => {
                 bound!(statement).execute(pool).await.map(|d| d.rows_affected())
             }
-            Self::Nowhere(why) => return Err(Trouble::Away(why.clone())),
+            Pools::Nowhere(why) => return Err(Trouble::Away(why.clone())),
         };
         done.map_err(Trouble::of)
     }
@@ -228,11 +228,11 @@ impl Sql {
         statement: Statement,
         patience: Duration,
     ) -> Result<Vec<Row>, Trouble> {
-        match self {
-            Self::Sqlite(pool) => of_sqlite(pool, statement, patience).await,
-            Self::Mysql(pool) => of_mysql(pool, statement, patience).await,
-            Self::Postgres(pool) => of_postgres(pool, statement, patience).await,
-            Self::Nowhere(why) => Err(Trouble::Away(why.clone())),
+        match &self.pools {
+            Pools::Sqlite(pool) => of_sqlite(pool, statement, patience).await,
+            Pools::Mysql(pool) => of_mysql(pool, statement, patience).await,
+            Pools::Postgres(pool) => of_postgres(pool, statement, patience).await,
+            Pools::Nowhere(why) => Err(Trouble::Away(why.clone())),
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 use sqlx::{
-    Column, Row as _, TypeInfo, ValueRef,
+    AssertSqlSafe, Column, Row as _, SqliteConnection, TypeInfo, ValueRef,
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
 
-use super::{Row, Target, count::Kind};
+use super::{Lookup, Row, Target, count::Kind};
 use crate::store::file;
 
 /// A file that is not there is not made, and one that may not be written to is read.
@@ -16,6 +16,21 @@ pub fn options(target: &Target) -> Result<SqliteConnectOptions, String> {
         Target::Own(path) => Ok(file::options(path)),
         _ => Err("SQLite wants a `path`".to_owned()),
     }
+}
+
+/// The rows with this key, within a transaction: sqlx takes the names of columns when it prepares
+/// a statement, and SQLite prepares it anew by itself when the table was altered, so that values
+/// stand under the names of others. What is prepared here, after a look at the schema that holds
+/// until the transaction ends, cannot be altered in between.
+pub async fn found(
+    connection: &mut SqliteConnection,
+    lookup: &Lookup,
+    key: &str,
+    _locked: bool,
+) -> Result<Vec<SqliteRow>, sqlx::Error> {
+    sqlx::query("SELECT 1 FROM sqlite_schema LIMIT 1").execute(&mut *connection).await?;
+    let sql = AssertSqlSafe(lookup.sql.clone());
+    sqlx::query(sql).bind(key).persistent(false).fetch_all(connection).await
 }
 
 pub fn row(row: &SqliteRow) -> Result<Row, String> {

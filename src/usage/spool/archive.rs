@@ -10,7 +10,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    Entry,
+    Entry, foreign,
     place::{self, Kept},
     segment::{self, Segment, Step, Walk},
 };
@@ -32,6 +32,8 @@ pub struct Verdict {
     pub damage: Vec<Damage>,
     /// Records that are missing.
     pub gaps: Vec<Gap>,
+    /// Files beside the segments that look like some, and that nobody reads.
+    pub strangers: Vec<PathBuf>,
     /// Bytes at the end that are not a whole record: what a crash has left, or what is being
     /// written.
     pub torn: u64,
@@ -97,6 +99,12 @@ impl Archive {
         &self.segments
     }
 
+    /// Files that look like segments and are none. One that a gateway begins meanwhile is one.
+    fn strangers(&self) -> Vec<PathBuf> {
+        let now = segment::list(&self.folder).unwrap_or_default();
+        foreign::strangers(&self.folder, &now).unwrap_or_default()
+    }
+
     /// The size of all of them.
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
@@ -145,7 +153,7 @@ impl Archive {
     /// # Errors
     /// If a file cannot be read at all.
     pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<Verdict, String> {
-        let mut verdict = Verdict::default();
+        let mut verdict = Verdict { strangers: self.strangers(), ..Verdict::default() };
         let mut next: Option<u64> = None;
         let mut numbers: BTreeMap<String, u64> = BTreeMap::new();
         for (i, segment) in self.segments.iter().enumerate() {
@@ -192,9 +200,9 @@ impl Archive {
 }
 
 impl Verdict {
-    /// Whether nothing is damaged and nothing is missing.
+    /// Whether nothing is damaged, nothing is missing, and everything belongs there.
     pub fn is_good(&self) -> bool {
-        self.damage.is_empty() && self.gaps.is_empty()
+        self.damage.is_empty() && self.gaps.is_empty() && self.strangers.is_empty()
     }
 
     /// Notes what lies between the index that should come and the one that came.

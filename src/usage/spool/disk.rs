@@ -1,17 +1,19 @@
 //! The log on disk.
 
+mod strangers;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
 use super::{
-    Entry, Full, Kind, Log, frame,
+    Entry, Full, Kind, Log, foreign, frame,
     place::{self, Kept, PlaceFile},
     segment::{self, Segment, Step, Walk},
 };
@@ -34,6 +36,9 @@ const AT_A_TIME: usize = 1 << 20;
 /// How often it is looked for what need not be kept any more.
 const TIDY: Duration = Duration::from_secs(1);
 
+/// How often it is looked for files that do not belong there.
+const SURVEY: Duration = Duration::from_secs(30);
+
 /// The log.
 pub struct Disk {
     folder: PathBuf,
@@ -43,6 +48,9 @@ pub struct Disk {
     state: Mutex<State>,
     /// The files with the places, apart: keeping one writes to the disk.
     places: Mutex<BTreeMap<String, PlaceFile>>,
+    /// Segments that were found and do not belong to the log. They are taken over once it is known who
+    /// needs what.
+    foreign: Mutex<Vec<Segment>>,
     metrics: UsageMetrics,
     /// Nobody else uses the folder for as long as this is open.
     _lock: File,
@@ -65,6 +73,9 @@ struct State {
     dropped: u64,
     plan: SpoolPlan,
     tidied: Option<Instant>,
+    surveyed: Instant,
+    /// Files that do not belong to the log and have been told of.
+    strangers: BTreeSet<PathBuf>,
 }
 
 impl State {
@@ -117,7 +128,16 @@ impl Disk {
         };
         folders(folder).map_err(cannot)?;
         let lock = only_one(folder)?;
-        let mut segments: VecDeque<_> = segment::list(folder).map_err(cannot)?.into();
+        let kept = place::all(folder).map_err(cannot)?;
+        let furthest = kept.iter().filter_map(|(_, kept)| match kept {
+            Kept::At(place) => Some(*place),
+            Kept::Nothing | Kept::Damaged => None,
+        });
+        let furthest = furthest.max().unwrap_or(0);
+        let list = segment::list(folder).map_err(cannot)?;
+        let survey = foreign::survey(list, furthest).map_err(cannot)?;
+        strangers::tell_gaps(folder, &survey.gaps);
+        let mut segments: VecDeque<_> = survey.own.into();
         let mut end = 0;
         let mut active = None;
         if let Some(last) = segments.back_mut() {
@@ -125,12 +145,7 @@ impl Disk {
             (active, end) = (Some(file), next);
         }
         // Places may be further on than what a power failure has left: no index is used twice.
-        let kept = place::all(folder).map_err(cannot)?;
-        let furthest = kept.iter().filter_map(|(_, kept)| match kept {
-            Kept::At(place) => Some(*place),
-            Kept::Nothing | Kept::Damaged => None,
-        });
-        let next = furthest.max().unwrap_or(0).max(end);
+        let next = furthest.max(end);
         let active = match active.filter(|_| next == end) {
             Some(file) => file,
             None => {
@@ -154,8 +169,11 @@ impl Disk {
                 dropped: 0,
                 plan: plan.spool,
                 tidied: None,
+                surveyed: Instant::now(),
+                strangers: BTreeSet::new(),
             }),
             places: Mutex::default(),
+            foreign: Mutex::new(survey.foreign),
             metrics,
             _lock: lock,
         };
@@ -185,6 +203,17 @@ impl Disk {
     fn roll(&self, active: &mut Arc<File>) -> io::Result<()> {
         active.sync_data()?;
         let first = lock(&self.state).end;
+        // Somebody may have put a file there meanwhile.
+        let path = segment::path(&self.folder, first);
+        let own = lock(&self.state).segments.iter().any(|segment| segment.path == path);
+        if !own && segment::has_records(&path)? {
+            let aside = foreign::put_aside(&self.folder, &path)?;
+            log::error!(
+                "{} does not belong to the spool, and its records are not delivered; it is now {}",
+                path.display(),
+                aside.display()
+            );
+        }
         let (file, segment) = segment::create(&self.folder, first)?;
         sync_folder(&self.folder)?;
         *active = Arc::new(file);
@@ -346,10 +375,7 @@ impl Disk {
 
 /// Makes the folders of a spool, for nobody else to read.
 fn folders(spool: &Path) -> io::Result<()> {
-    for folder in [spool, &place::folder(spool)] {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    Ok(())
+    [spool, &place::folder(spool)].into_iter().try_for_each(segment::private_folder)
 }
 
 /// A file that was made is to be found after a power failure.
@@ -499,6 +525,11 @@ impl Log for Disk {
             self.show(&lock(&self.state));
         }
         self.mind_removal();
+        let due = lock(&self.state).surveyed.elapsed() >= SURVEY;
+        if due {
+            lock(&self.state).surveyed = Instant::now();
+            self.tell_strangers();
+        }
     }
 
     fn drop_oldest(&self) -> Option<u64> {
@@ -546,6 +577,11 @@ impl Log for Disk {
         state.places = places;
         files.extend(news);
         files.retain(|name, _| state.places.contains_key(name));
+        drop((state, files));
+        for stranger in std::mem::take(&mut *lock(&self.foreign)) {
+            self.take_over(&stranger);
+        }
+        self.tell_strangers();
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 
 mod archive;
 mod disk;
+mod foreign;
 mod frame;
 mod intake;
 mod memory;

@@ -2,9 +2,9 @@
 //! and holds one record after the other.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -60,13 +60,25 @@ pub fn list(folder: &Path) -> io::Result<Vec<Segment>> {
     Ok(segments)
 }
 
-/// Begins a file, for nobody else to read.
+/// Makes a folder, for nobody else to read.
+///
+/// # Errors
+/// If that cannot be.
+pub fn private_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// The name of a file.
+pub fn path(folder: &Path, first: u64) -> PathBuf {
+    folder.join(format!("{first:020}.{SUFFIX}"))
+}
+
+/// Begins a file, for nobody else to read. One of this name without a record gives way to it.
 ///
 /// # Errors
 /// If that cannot be. Nothing is left behind then.
 pub fn create(folder: &Path, first: u64) -> io::Result<(File, Segment)> {
-    let path = folder.join(format!("{first:020}.{SUFFIX}"));
-    // Nothing that counts can stand in a file that would begin where the log ends.
+    let path = path(folder, first);
     let made = OpenOptions::new()
         .read(true)
         .write(true)
@@ -180,6 +192,24 @@ impl Walk {
     fn damage(&self, from: u64) -> Option<Step> {
         (self.position() > from).then(|| Step::Damage(from, self.position() - from))
     }
+}
+
+/// Whether there is a record in a file.
+///
+/// # Errors
+/// If it cannot be read. One that is not there is no error.
+pub fn has_records(path: &Path) -> io::Result<bool> {
+    let mut walk = match Walk::open(path, None, None) {
+        Ok(walk) => walk,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    while let Some(step) = walk.step()? {
+        if matches!(step, Step::Record(..)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Opens the last segment to go on in it. What a crash has left half written is cut off. Returns

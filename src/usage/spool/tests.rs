@@ -1,6 +1,8 @@
 //! Tests of the log on disk: what is written is read, over restarts and whatever was done to its
 //! files.
 
+mod foreign;
+
 use std::{fs, path::Path};
 
 use proptest::prelude::*;

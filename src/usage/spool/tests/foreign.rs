@@ -1,0 +1,228 @@
+//! Files in the folder of a spool that do not belong there: nothing of the log is lost to them, and
+//! nothing of theirs is passed over in silence.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+/// A record of the gateway `who`.
+fn of(who: &str, index: u64) -> Entry {
+    let json = format!(
+        "{{\"process\":\"{who}\",\"sequence\":{},\"x\":\"{}\"}}",
+        index + 1,
+        "y".repeat(300)
+    );
+    Entry { index, time: 5, json: json.into() }
+}
+
+/// A log of `who` with these indexes, in files of 64 KiB.
+fn filled(fixture: &Fixture, who: &str, indexes: std::ops::Range<u64>) -> Disk {
+    let disk = fixture.open();
+    for index in indexes {
+        assert!(disk.append(vec![of(who, index)]).is_ok());
+    }
+    disk
+}
+
+/// Everything that a reporter would be handed from its place on.
+fn delivered(disk: &Disk, reporter: &str) -> Vec<String> {
+    let (mut at, mut texts) = (disk.place(reporter), Vec::new());
+    loop {
+        let (entries, next) = disk.read(at, 100).unwrap();
+        assert!(entries.windows(2).all(|pair| pair[0].index < pair[1].index));
+        assert!(entries.iter().all(|entry| entry.index >= at));
+        texts.extend(entries.iter().map(|entry| String::from_utf8(entry.json.to_vec()).unwrap()));
+        if next == at {
+            return texts;
+        }
+        assert!(next > at, "it goes on");
+        at = next;
+    }
+}
+
+fn texts(who: &str, indexes: impl IntoIterator<Item = u64>) -> BTreeSet<String> {
+    let text = |index| String::from_utf8(of(who, index).json.to_vec()).unwrap();
+    indexes.into_iter().map(text).collect()
+}
+
+struct Setting {
+    own: Fixture,
+    other: Fixture,
+}
+
+/// The log of `own` with 600 records in several files, and files of `other`.
+fn setting(others: std::ops::Range<u64>) -> Setting {
+    let own = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
+    let other = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
+    drop(filled(&own, "owner", 0..600));
+    assert!(own.files().len() >= 4);
+    // It begins where it is said to.
+    if others.start > 0 {
+        fs::create_dir_all(other.path().join("places")).unwrap();
+        drop(other.open());
+        let mut place = super::super::place::PlaceFile::open(other.path(), "a", (0, 0)).unwrap().0;
+        place.keep(others.start).unwrap();
+    }
+    drop(filled(&other, "other", others));
+    Setting { own, other }
+}
+
+impl Setting {
+    fn adopted(&self) -> u64 {
+        self.own.metrics.usage.spool.adopted.get()
+    }
+
+    /// Opens the log after a file was put there: all of the log's own records are delivered, and all
+    /// of the file's that are wanted; each at least once, and nothing is called lost.
+    fn holds(&self, others: BTreeSet<String>, what: &str) {
+        let before = self.own.damaged();
+        let disk = self.own.open();
+        let got = delivered(&disk, "a");
+        let all: BTreeSet<String> = texts("owner", 0..600).union(&others).cloned().collect();
+        assert_eq!(got.iter().cloned().collect::<BTreeSet<_>>(), all, "{what}");
+        assert_eq!(got.len(), all.len(), "{what}: none twice");
+        assert_eq!((self.own.damaged(), self.adopted()), (before, others.len() as u64), "{what}");
+        let aside: Vec<_> = fs::read_dir(self.own.path().join("foreign")).unwrap().collect();
+        assert_eq!(aside.len(), 1, "{what}: it is kept");
+        assert_eq!(self.own.metrics.usage.spool.foreign.get(), 1, "{what}");
+        // It goes on, and the next start finds nothing.
+        assert!(disk.append(vec![of("owner", disk.end())]).is_ok());
+        let end = disk.end();
+        drop(disk);
+        let disk = self.own.open();
+        assert_eq!((disk.end(), self.adopted()), (end, others.len() as u64), "{what}");
+        let verdict = Archive::open(self.own.path()).unwrap().verify(&mut |_| ()).unwrap();
+        assert!(
+            !verdict.gaps.iter().any(|gap| matches!(gap, Gap::Log { .. })),
+            "{what}: {verdict:?}"
+        );
+    }
+}
+
+/// Where a file is put by hand: beside, over, between and behind the files of the log.
+#[test]
+fn a_segment_of_another_gateway_costs_no_record_of_either() {
+    for first in [1, 50, 100, 350, 599] {
+        let setting = setting(first..first + 80);
+        let file = setting.other.files().into_iter().next_back().unwrap();
+        fs::copy(&file, setting.own.path().join(file.file_name().unwrap())).unwrap();
+        setting.holds(texts("other", first..first + 80), &format!("at {first}"));
+    }
+}
+
+#[test]
+fn a_longer_one_costs_no_record_either() {
+    for n in [100, 400] {
+        let setting = setting(250..250 + n);
+        let files = setting.other.files();
+        let file = files.iter().find(|file| file.to_string_lossy().contains("250.log")).unwrap();
+        fs::copy(file, setting.own.path().join(file.file_name().unwrap())).unwrap();
+        let there: BTreeSet<String> = {
+            let indexes = Archive::open(setting.other.path()).unwrap();
+            let next =
+                indexes.segments().iter().find(|s| s.first > 250).map_or(250 + n, |s| s.first);
+            texts("other", 250..next)
+        };
+        setting.holds(there, &format!("{n} records"));
+    }
+}
+
+#[test]
+fn a_copy_of_a_segment_under_another_name_is_known_as_such() {
+    for (number, name) in [(0, 7), (0, 590), (1, 3), (2, 1), (3, 0), (3, 10_000)] {
+        let setting = setting(0..1);
+        let files = setting.own.files();
+        let to = setting.own.path().join(format!("{name:020}.log"));
+        if to.exists() {
+            continue;
+        }
+        fs::copy(&files[number], to).unwrap();
+        // What stands there is in the log already.
+        setting.holds(BTreeSet::new(), &format!("{number} as {name}"));
+    }
+}
+
+#[test]
+fn a_segment_that_replaced_one_of_the_log_is_delivered_and_the_loss_is_told() {
+    let setting = setting(0..600);
+    let (mine, theirs) = (setting.own.files(), setting.other.files());
+    assert_eq!(mine[1].file_name(), theirs[1].file_name());
+    let replaced: BTreeSet<String> = {
+        let segments = Archive::open(setting.other.path()).unwrap();
+        texts("other", segments.segments()[1].first..segments.segments()[2].first)
+    };
+    fs::copy(&theirs[1], &mine[1]).unwrap();
+    let disk = setting.own.open();
+    let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+    assert!(replaced.is_subset(&got));
+    // Nothing shows that it was another one, but the numbers of the process.
+    let verdict = Archive::open(setting.own.path()).unwrap().verify(&mut |_| ()).unwrap();
+    assert!(verdict.gaps.iter().any(|gap| matches!(gap, Gap::Sequence { .. })), "{verdict:?}");
+}
+
+#[test]
+fn a_file_that_is_put_there_while_the_log_is_written_is_not_written_over() {
+    let setting = setting(0..1);
+    let disk = setting.own.open();
+    // Where the next file of the log will begin is not known to anyone: all places are taken.
+    let stranger = setting.other.files().remove(0);
+    for index in 601..900 {
+        fs::copy(&stranger, setting.own.path().join(format!("{index:020}.log"))).unwrap();
+    }
+    for index in 600..850 {
+        assert!(disk.append(vec![of("owner", index)]).is_ok());
+    }
+    let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+    assert_eq!(got, texts("owner", 0..850));
+    let aside = fs::read_dir(setting.own.path().join("foreign")).unwrap().count();
+    assert!(aside > 0, "it was put aside");
+    // At the next start all of them are found, and their record is there once for each.
+    drop(disk);
+    let disk = setting.own.open();
+    let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+    let all: BTreeSet<String> =
+        texts("owner", 0..850).union(&texts("other", 0..1)).cloned().collect();
+    assert_eq!(got, all);
+}
+
+#[test]
+fn files_with_odd_names_are_told_of() {
+    let setting = setting(0..50);
+    let file = setting.other.files().remove(0);
+    for name in ["00000000000000000000.log.bak", "00000000000000000000 (copy).log", "7.log"] {
+        fs::copy(&file, setting.own.path().join(name)).unwrap();
+    }
+    let disk = setting.own.open();
+    assert_eq!(setting.own.metrics.usage.spool.foreign.get(), 3);
+    let verdict = Archive::open(setting.own.path()).unwrap().verify(&mut |_| ()).unwrap();
+    assert_eq!((verdict.strangers.len(), verdict.is_good()), (3, false));
+    let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+    assert_eq!(got, texts("owner", 0..600));
+    for name in ["00000000000000000000.log.bak", "00000000000000000000 (copy).log", "7.log"] {
+        fs::remove_file(setting.own.path().join(name)).unwrap();
+    }
+    disk.set(&setting.own.plan).unwrap();
+    assert_eq!(setting.own.metrics.usage.spool.foreign.get(), 0);
+    let verdict = Archive::open(setting.own.path()).unwrap().verify(&mut |_| ()).unwrap();
+    assert!(verdict.is_good(), "{verdict:?}");
+}
+
+#[test]
+fn without_room_what_is_foreign_is_counted_and_kept() {
+    let setting = setting(100..250);
+    let files = setting.other.files();
+    let file = files.last().unwrap();
+    fs::copy(file, setting.own.path().join(file.file_name().unwrap())).unwrap();
+    // The reporter needs everything, and no more may wait.
+    let full = plan(&["a"], "max_size: 256KiB, keep: 24h");
+    let disk = Disk::open(setting.own.path(), &full, setting.own.metrics.usage.clone()).unwrap();
+    let place = setting.own.path().join("places/a");
+    assert!(place.exists());
+    disk.set(&full).unwrap();
+    let lost = setting.own.metrics.usage.lost.with_label_values(&["foreign"]).get();
+    assert_eq!(lost + setting.adopted(), 150);
+    assert!(lost > 0);
+    assert_eq!(fs::read_dir(setting.own.path().join("foreign")).unwrap().count(), 1);
+    let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+    assert!(texts("owner", 0..600).is_subset(&got));
+}

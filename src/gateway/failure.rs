@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     balance::Endpoint,
-    base::{Fault, FaultKind, Side},
+    base::{Fault, FaultKind, Rejection, Side},
 };
 
 /// Status, code and sentence for each fault. The only place where faults become statuses.
@@ -107,6 +107,9 @@ pub fn proxying(
         tries::follow(ctx, cause);
         error.set_retry(true);
         return error;
+    }
+    if *error.esource() == ErrorSource::Downstream && body_in::is_bad_chunk(&error) {
+        ctx.end.rejection = Some(Rejection::bad_chunk());
     }
     let silent = ctx.answer.status.is_none();
     let mut fault = classify(&error, ctx, reused && silent);

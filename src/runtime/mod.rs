@@ -1,7 +1,9 @@
 //! What a running gateway is made of: an immutable snapshot of the configuration, the place where
 //! it is swapped, and what lives on through a swap.
 
+pub mod buffers;
 pub mod carry;
+pub mod connections;
 pub mod discovery;
 pub mod explain;
 pub mod live;

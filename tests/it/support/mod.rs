@@ -9,6 +9,7 @@ pub mod http;
 pub mod promql;
 pub mod promtool;
 pub mod python;
+pub mod raw;
 pub mod receiver;
 pub mod servers;
 

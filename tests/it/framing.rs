@@ -177,7 +177,6 @@ async fn chunks_that_are_none_are_refused_and_recorded_as_such() {
         "2\r\n{}\n0\r\n\r\n".to_owned(),
         "2\r\n{}XX0\r\n\r\n".to_owned(),
         "2\r{}\r\n0\r\n\r\n".to_owned(),
-        format!("2;{}\r\n{{}}\r\n0\r\n\r\n", "x".repeat(20_000)),
         // After a document that is complete.
         format!("{begun}zz\r\n"),
         format!("{begun}0\n\n"),
@@ -205,25 +204,29 @@ async fn chunks_that_are_none_are_refused_and_recorded_as_such() {
 
 #[tokio::test]
 async fn a_long_body_with_a_broken_end_is_refused_as_well() {
-    // The document is complete, and has gone to the backend, when the end turns out to be broken.
-    let sim = sim_with(|b| b.first_token_ms = 600_000).await;
+    // Too long to be held to its end: Pingora finds that out while it proxies.
+    let sim = sim().await;
     let receiver = Receiver::start().await;
     let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
     let whole = String::from_utf8(chat_of(200_000, false)).unwrap();
-    let mut client = gateway.client().await;
     let head = format!("POST {PATH} HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n");
-    client.send(format!("{head}{:x}\r\n{whole}\r\n", whole.len()).as_bytes()).await;
-    eventually("the backend has it", async || sim.stats().running() == 1).await;
-    client.send(b"zz\r\n").await;
-    let answer = client.answer().await;
-    assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("invalid_chunk")));
-    assert_eq!(receiver.one().await["outcome"], "rejected");
+    let ends = ["zz\r\n", "0\n\n", "2\r\n  XX"];
+    for end in ends {
+        let body = format!("{head}{:x}\r\n{whole}\r\n{end}", whole.len());
+        let answer = refusal(&sent(&gateway, body).await);
+        assert_eq!(answer, (400, "invalid_chunk".to_owned()), "{end:?}");
+    }
+    let records = receiver.wait_for(ends.len()).await;
+    assert!(records.iter().all(|r| r["outcome"] == "rejected" && r["status_code"] == 400));
+    let refused = "llmproxy_errors_total{reason=\"refused\",side=\"client\"}";
+    assert_eq!(gateway.metric(refused).await, ends.len() as f64);
     eventually("the backend is let go", async || sim.stats().running() == 0).await;
 }
 
 #[tokio::test]
 async fn heads_may_have_bare_line_ends() {
-    let gateway = Gateway::before(&[sim().await.url()], "").await;
+    let sim = sim().await;
+    let gateway = Gateway::before(&[sim.url()], "").await;
     let body = chat(false);
     let head = format!("POST {PATH} HTTP/1.1\nHost: g\nContent-Length: {}\n\n", body.len());
     let mut client = gateway.client().await;
@@ -284,7 +287,9 @@ async fn a_client_that_closes_its_side_has_gone() {
         client.shutdown().await.unwrap();
         let mut answer = Vec::new();
         timeout(PATIENCE, client.read_to_end(&mut answer)).await.unwrap().ok();
-        assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+        // The head of a stream comes before its engine has begun to think.
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(!answer.contains("data:") && !answer.ends_with("0\r\n\r\n"), "{answer}");
         eventually("the backend is let go", async || sim.stats().running() == 0).await;
     }
     let records = receiver.wait_for(2).await;

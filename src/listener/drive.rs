@@ -35,11 +35,11 @@ pub async fn run(serving: impl Future<Output = ()>, connection: &ClientConnectio
             match connection.overdue() {
                 None => {}
                 Some(Overdue::Close) => return Poll::Ready(()),
-                Some(Overdue::Continue) => {
-                    if serving.as_mut().poll(cx).is_ready() {
-                        return Poll::Ready(());
-                    }
+                // What has happened is noticed only by those who ask again.
+                Some(Overdue::Continue) if serving.as_mut().poll(cx).is_ready() => {
+                    return Poll::Ready(());
                 }
+                Some(Overdue::Continue) => {}
             }
         }
         Poll::Pending

@@ -20,11 +20,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use pingora::{
-    apps::{HttpServerApp, ServerApp},
+    apps::{HttpServerApp, ReusedHttpStream, ServerApp},
     listeners::tls::{Acceptor, TlsSettings},
     protocols::{
-        ALPN, GetSocketDigest, IO, SocketDigest, http::ServerSession,
+        ALPN, GetSocketDigest, IO, SocketDigest, Ssl, Stream, http::ServerSession,
         l4::stream::Stream as TcpTransport,
     },
     server::{ListenFds, ShutdownWatch},
@@ -171,8 +172,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
         match self.carry.connections.admit(limited, places, ConnectionLimits::of(plan)) {
             Ok(connection) => {
                 let (parts, shutdown) = (Arc::clone(self), shutdown.clone());
+                let transport = transport(stream, peer);
                 tokio::spawn(async move {
-                    let serving = parts.serve(stream, peer, Arc::clone(&connection), shutdown);
+                    let serving = parts.serve(transport, &connection, &shutdown);
                     drive::run(serving, &connection).await;
                 });
             }
@@ -208,83 +210,111 @@ impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
         }
     }
 
-    /// Serves one connection to its end.
-    async fn serve(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        connection: Arc<ClientConnection>,
-        shutdown: ShutdownWatch,
-    ) {
-        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-        digest.peer_addr.set(Some(peer.into())).ok();
-        let mut transport = TcpTransport::from(stream);
-        transport.set_socket_digest(digest);
+    /// Serves one connection to its end. What takes room only for a while, or only for some
+    /// connections, is in boxes of its own: there are many connections.
+    fn serve<'a>(
+        &'a self,
+        transport: TcpTransport,
+        connection: &'a Arc<ClientConnection>,
+        shutdown: &'a ShutdownWatch,
+    ) -> BoxFuture<'a, ()> {
         let Some(tls) = &self.tls else {
-            self.serve_over(transport, connection, shutdown).await;
-            return;
+            return match self.wrapped(transport, connection) {
+                Some(stream) => Box::pin(self.serve_plain(stream, connection, shutdown)),
+                None => Box::pin(std::future::ready(())),
+            };
         };
-        match tls.tls_handshake(transport).await {
-            Ok(transport) => self.serve_over(transport, connection, shutdown).await,
-            Err(e) => log::debug!("no TLS with {peer}: {e}"),
-        }
+        let handshake = Box::pin(async move {
+            match tls.tls_handshake(transport).await {
+                Ok(transport) => self.wrapped(transport, connection),
+                Err(e) => {
+                    log::debug!("no TLS: {e}");
+                    None
+                }
+            }
+        });
+        Box::pin(async move {
+            let Some(mut stream) = handshake.await else { return };
+            if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+                stream.set_http2();
+                Box::pin(self.http2(stream, connection, shutdown)).await;
+            } else {
+                self.http1(stream, shutdown).await;
+            }
+        })
     }
 
-    async fn serve_over<T: IO + 'static>(
+    fn wrapped<T: IO + 'static>(
         &self,
         transport: T,
-        connection: Arc<ClientConnection>,
-        shutdown: ShutdownWatch,
+        connection: &Arc<ClientConnection>,
+    ) -> Option<Box<ClientStream<T>>> {
+        ClientStream::new(transport, Arc::clone(connection), Arc::clone(&self.answers))
+            .map(Box::new)
+            .inspect_err(|e| log::error!("a connection cannot be served: {e}"))
+            .ok()
+    }
+
+    async fn serve_plain(
+        &self,
+        mut stream: Box<ClientStream<TcpTransport>>,
+        connection: &ClientConnection,
+        shutdown: &ShutdownWatch,
     ) {
-        let tls = transport.get_ssl_digest().is_some();
-        let agreed = matches!(transport.selected_alpn_proto(), Some(ALPN::H2));
-        let stream =
-            ClientStream::new(transport, Arc::clone(&connection), Arc::clone(&self.answers));
-        let Ok(mut stream) = stream else { return };
-        if agreed {
-            stream.set_http2();
-        } else if !tls && self.h2c {
-            match stream.is_http2().await {
-                Ok(true) => connection.ready(),
-                Ok(false) => {}
-                Err(_) => return,
+        let http2 = match self.h2c {
+            true => stream.is_http2().await,
+            false => Ok(false),
+        };
+        match http2 {
+            Ok(true) => {
+                connection.ready();
+                Box::pin(self.http2(stream, connection, shutdown)).await;
             }
-        }
-        if stream.is_known_http2() {
-            self.http2(stream, &connection, shutdown).await;
-        } else {
-            self.http1(stream, &shutdown).await;
+            Ok(false) => self.http1(stream, shutdown).await,
+            Err(e) => log::debug!("a connection ended before its first request: {e}"),
         }
     }
 
     /// HTTP/1.1, one request after the other, as Pingora's own service has it.
-    async fn http1<T: IO + 'static>(&self, stream: ClientStream<T>, shutdown: &ShutdownWatch) {
-        let mut session = ServerSession::new_http1(Box::new(stream));
+    async fn http1(&self, stream: Stream, shutdown: &ShutdownWatch) {
+        let mut reused = self.first(stream, shutdown).await;
+        while let Some(stream) = reused {
+            reused = self.next(stream, shutdown).await;
+        }
+    }
+
+    fn first<'a>(
+        &'a self,
+        stream: Stream,
+        shutdown: &'a ShutdownWatch,
+    ) -> BoxFuture<'a, Option<ReusedHttpStream>> {
+        let mut session = ServerSession::new_http1(stream);
         // 0: no time limit of Pingora's for the head; the connection has its own.
         session.set_keepalive((!*shutdown.borrow()).then_some(0));
-        let mut result = self.app.process_new_http(session, shutdown).await;
-        while let Some((stream, settings)) = result.map(|reused| reused.consume()) {
-            let mut session = ServerSession::new_http1(stream);
-            if let Some(settings) = settings {
-                settings.apply_to_session(&mut session);
-            }
-            result = self.app.process_new_http(session, shutdown).await;
+        self.app.process_new_http(session, shutdown)
+    }
+
+    fn next<'a>(
+        &'a self,
+        reused: ReusedHttpStream,
+        shutdown: &'a ShutdownWatch,
+    ) -> BoxFuture<'a, Option<ReusedHttpStream>> {
+        let (stream, settings) = reused.consume();
+        let mut session = ServerSession::new_http1(stream);
+        if let Some(settings) = settings {
+            settings.apply_to_session(&mut session);
         }
+        self.app.process_new_http(session, shutdown)
     }
 
     /// HTTP/2: Pingora ends it when it is told that the server shuts down, or only this
     /// connection.
-    async fn http2<T: IO + 'static>(
-        &self,
-        stream: ClientStream<T>,
-        connection: &ClientConnection,
-        mut shutdown: ShutdownWatch,
-    ) {
+    async fn http2(&self, stream: Stream, connection: &ClientConnection, shutdown: &ShutdownWatch) {
+        let mut shutdown = shutdown.clone();
         let (goaway, told) = watch::channel(*shutdown.borrow());
         let server = goaway.clone();
         connection.set_http2(goaway);
-        let serving = self.app.process_new(Box::new(stream), &told);
-        tokio::pin!(serving);
+        let mut serving = self.app.process_new(stream, &told);
         let changed = tokio::select! {
             biased;
             _ = &mut serving => return,
@@ -295,6 +325,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
         }
         serving.await;
     }
+}
+
+/// A connection as Pingora knows it, with its addresses.
+fn transport(stream: TcpStream, peer: SocketAddr) -> TcpTransport {
+    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+    digest.peer_addr.set(Some(peer.into())).ok();
+    let mut transport = TcpTransport::from(stream);
+    transport.set_socket_digest(digest);
+    transport
 }
 
 /// What is answered to heads that never become requests.

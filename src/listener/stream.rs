@@ -89,11 +89,6 @@ impl<T: IO> ClientStream<T> {
         self.http2 = true;
     }
 
-    /// HTTP/2 is spoken over it.
-    pub fn is_known_http2(&self) -> bool {
-        self.http2
-    }
-
     /// Whether it begins as HTTP/2 does. Reads no more than is needed to say no.
     ///
     /// # Errors

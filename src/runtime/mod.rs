@@ -7,6 +7,7 @@ pub mod connections;
 pub mod discovery;
 pub mod explain;
 pub mod live;
+pub mod serve;
 pub mod snapshot;
 pub mod tiers;
 pub mod watch;

@@ -23,7 +23,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::header;
-use pingora::{Error, ErrorType, Result, protocols::http::ServerSession};
+use pingora::{Error, ErrorSource, ErrorType, Result, protocols::http::ServerSession};
 use pingora_proxy::Session;
 
 use super::ctx::Ctx;
@@ -31,7 +31,7 @@ use crate::{
     base::Rejection,
     config::raw::{Engine, StreamUsage},
     dialect::Kind,
-    runtime::buffers::Share,
+    runtime::{buffers::Share, connections::ActiveRequest},
     wire::{
         edit::{self, Edit},
         engine,
@@ -224,6 +224,7 @@ pub async fn read(session: &mut Session, ctx: &mut Ctx) -> Result<Result<(), Rej
         pace: Pace { begun: Instant::now(), wait, rate: plan.min_body_rate },
         share: ctx.carry.buffers.share(),
         memory: plan.max_buffered_bytes,
+        connection: ctx.end.connection.as_ref(),
     };
     let read = match (reader.session.is_http2(), length) {
         (true, _) => reader.http2().await,
@@ -332,8 +333,15 @@ impl From<Box<Error>> for Stop {
 
 /// Whether the client broke the rules of chunks (`INVALID_CHUNK` and `INVALID_TRAILER_END` in
 /// pingora-core).
-pub fn is_bad_chunk(error: &Error) -> bool {
+fn is_bad_chunk(error: &Error) -> bool {
     matches!(error.etype().as_str(), "InvalidChunk" | "InvalidTrailerEnd")
+}
+
+/// Whether reading the rest of a body has failed because the client broke the rules of chunks.
+pub fn has_bad_chunks(error: &Error, ctx: &Ctx) -> bool {
+    let client = *error.esource() == ErrorSource::Downstream;
+    client
+        && (is_bad_chunk(error) || ctx.end.connection.as_ref().is_some_and(|c| c.has_bad_chunks()))
 }
 
 struct Reader<'a> {
@@ -345,6 +353,7 @@ struct Reader<'a> {
     share: Share,
     /// Bytes that all bodies together may take.
     memory: u64,
+    connection: Option<&'a ActiveRequest>,
 }
 
 impl Reader<'_> {
@@ -357,7 +366,11 @@ impl Reader<'_> {
     async fn next(&mut self) -> Result<Option<Bytes>, Stop> {
         let wait = self.wait();
         self.session.set_read_timeout(wait);
-        Ok(self.session.read_request_body().await?)
+        let read = self.session.read_request_body().await;
+        if self.connection.is_some_and(ActiveRequest::has_bad_chunks) {
+            return Err(Stop::Refuse(Rejection::bad_chunk()));
+        }
+        Ok(read?)
     }
 
     fn take(&mut self, piece: Bytes) -> Result<(), Stop> {
@@ -507,4 +520,40 @@ pub fn for_backend(ctx: &mut Ctx) -> Bytes {
     let engine = ctx.way.endpoint.as_ref().map_or(Engine::Other, |e| e.plan.engine);
     let shape = Shape { usage, model: ctx.way.tries.model.clone(), engine };
     ctx.body.version(&shape, !ctx.way.tries.may_follow())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_that_is_said_makes_no_room() {
+        for expected in [Some(u64::MAX), Some(1 << 40), Some(300), None] {
+            let mut pieces = Pieces::default();
+            for _ in 0..3 {
+                pieces.push(Bytes::from_static(&[7; 100]), expected).unwrap();
+            }
+            let room = pieces.all.as_ref().unwrap().capacity();
+            assert!(room <= ROOM_AT_ONCE + EDIT_ROOM, "{room} bytes for {expected:?}");
+            assert_eq!(&pieces.whole()[..], &[7; 300]);
+        }
+    }
+
+    #[test]
+    fn a_body_has_to_keep_its_pace() {
+        let begun = Instant::now();
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        let ten = Some(Duration::from_secs(10));
+        let pace = Pace { begun, wait: ten, rate: 100 };
+        assert_eq!(pace.wait(0, at(0)), ten);
+        assert_eq!(pace.wait(0, at(7)), Some(Duration::from_secs(3)));
+        // 500 bytes are worth five seconds.
+        assert_eq!(pace.wait(500, at(7)), Some(Duration::from_secs(8)));
+        assert_eq!(pace.wait(5_000, at(7)), ten);
+        assert_eq!(pace.wait(500, at(70)), Some(Duration::ZERO));
+        let any = Pace { begun, wait: None, rate: 0 };
+        assert_eq!(any.wait(0, at(10_000)), None);
+        let paced = Pace { begun, wait: None, rate: 1 };
+        assert_eq!(paced.wait(0, at(0)), Some(GRACE));
+    }
 }

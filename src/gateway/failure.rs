@@ -108,7 +108,7 @@ pub fn proxying(
         error.set_retry(true);
         return error;
     }
-    if *error.esource() == ErrorSource::Downstream && body_in::is_bad_chunk(&error) {
+    if body_in::has_bad_chunks(&error, ctx) {
         ctx.end.rejection = Some(Rejection::bad_chunk());
     }
     let silent = ctx.answer.status.is_none();

@@ -4,6 +4,7 @@
 //! Pingora's own listening service has no limits of this kind: it waits for ever for an HTTP/2
 //! preface, and does not count connections.
 
+mod chunks;
 mod drive;
 mod socket;
 mod stream;

@@ -5,7 +5,7 @@ use std::{
     fmt, io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ use pingora::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 
+use super::chunks::ChunkLines;
 use crate::runtime::connections::{ClientConnection, HeadFailure, Phase};
 
 /// What every connection of HTTP/2 begins with (RFC 9113, section 3.4).
@@ -33,8 +34,9 @@ const WRITE_BUFFER: usize = 4096;
 pub type Answers = Arc<dyn Fn(HeadFailure) -> Vec<u8> + Send + Sync>;
 
 /// A client's connection.
-pub struct ClientStream<T> {
+pub struct ClientStream<T: IO> {
     io: BufWriter<T>,
+    chunks: ChunkLines,
     connection: Arc<ClientConnection>,
     /// Made once: Pingora asks for it with each request.
     digest: Arc<ProxyDigest>,
@@ -55,7 +57,19 @@ struct LastWords {
     closed: bool,
 }
 
-impl<T> fmt::Debug for ClientStream<T> {
+impl<T: IO> Drop for ClientStream<T> {
+    /// Sends what has been written, as far as that goes at once. A connection is closed in the middle of
+    /// an answer if there is no more of it; its reader has to see how far it came.
+    fn drop(&mut self) {
+        if !self.io.buffer().is_empty() {
+            let flushed =
+                Pin::new(&mut self.io).poll_flush(&mut Context::from_waker(Waker::noop()));
+            log::debug!("a connection was closed with bytes to send: {flushed:?}");
+        }
+    }
+}
+
+impl<T: IO> fmt::Debug for ClientStream<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClientStream")
     }
@@ -75,6 +89,7 @@ impl<T: IO> ClientStream<T> {
             io: BufWriter::with_capacity(WRITE_BUFFER, io),
             digest: Arc::new(ProxyDigest::new(head, Some(data))),
             connection,
+            chunks: ChunkLines::default(),
             answers,
             first: [0; PREFACE.len()],
             peeked: 0,
@@ -87,6 +102,7 @@ impl<T: IO> ClientStream<T> {
     /// HTTP/2 was agreed upon.
     pub fn set_http2(&mut self) {
         self.http2 = true;
+        self.chunks = ChunkLines::default();
     }
 
     /// Whether it begins as HTTP/2 does. Reads no more than is needed to say no.
@@ -99,7 +115,9 @@ impl<T: IO> ClientStream<T> {
                 return Ok(false);
             }
         }
-        self.http2 = self.first == *PREFACE;
+        if self.first == *PREFACE {
+            self.set_http2();
+        }
         Ok(self.http2)
     }
 
@@ -129,9 +147,19 @@ impl<T: IO> ClientStream<T> {
         if self.last.is_some() {
             return self.poll_last_words(cx);
         }
+        if self.connection.has_bad_chunks() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "bad chunks")));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        let read = buf.filled().len() - before;
+        let bytes = &buf.filled()[before..];
+        let read = bytes.len();
+        if !self.http2 && matches!(self.connection.phase(), Phase::Opening | Phase::Idle) {
+            self.chunks.begin();
+        }
+        if self.chunks.is_on() && !self.chunks.push(bytes) {
+            self.connection.set_bad_chunks();
+        }
         if read == 0 || matches!(self.connection.phase(), Phase::Busy | Phase::Ending) {
             return Poll::Ready(Ok(()));
         }

@@ -148,6 +148,7 @@ impl Connections {
             write_deadline: AtomicU64::new(NEVER),
             write_failed: AtomicBool::new(false),
             head_timed_out: AtomicBool::new(false),
+            bad_chunks: AtomicBool::new(false),
             requests: AtomicU32::new(0),
             head: AtomicUsize::new(0),
             http2: OnceLock::new(),
@@ -253,6 +254,7 @@ pub struct ClientConnection {
     write_deadline: AtomicU64,
     write_failed: AtomicBool,
     head_timed_out: AtomicBool,
+    bad_chunks: AtomicBool,
     requests: AtomicU32,
     /// Bytes of the head at hand.
     head: AtomicUsize,
@@ -324,6 +326,16 @@ impl ClientConnection {
     /// Bytes of the head that is being received.
     pub fn head_bytes(&self) -> usize {
         self.head.load(Ordering::Relaxed)
+    }
+
+    /// The lines of a chunked body do not end as they must: nothing more is read.
+    pub fn set_bad_chunks(&self) {
+        self.bad_chunks.store(true, Ordering::Release);
+    }
+
+    /// Whether that is so.
+    pub fn has_bad_chunks(&self) -> bool {
+        self.bad_chunks.load(Ordering::Acquire)
     }
 
     /// HTTP/2 is spoken from here on. The sender makes it end gracefully.
@@ -455,6 +467,13 @@ impl ClientConnection {
 
 /// A request under way; its end is told when this is dropped.
 pub struct ActiveRequest(Arc<ClientConnection>);
+
+impl ActiveRequest {
+    /// Whether the lines of its chunked body do not end as they must.
+    pub fn has_bad_chunks(&self) -> bool {
+        self.0.has_bad_chunks()
+    }
+}
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {

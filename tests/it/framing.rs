@@ -177,6 +177,9 @@ async fn chunks_that_are_none_are_refused_and_recorded_as_such() {
         "2\r\n{}\n0\r\n\r\n".to_owned(),
         "2\r\n{}XX0\r\n\r\n".to_owned(),
         "2\r{}\r\n0\r\n\r\n".to_owned(),
+        "2;\n{}\r\n0\r\n\r\n".to_owned(),
+        "2;a=\"\n\"\r\n{}\r\n0\r\n\r\n".to_owned(),
+        "2\r\n{}\r\n0;\n\r\n".to_owned(),
         // After a document that is complete.
         format!("{begun}zz\r\n"),
         format!("{begun}0\n\n"),
@@ -210,7 +213,7 @@ async fn a_long_body_with_a_broken_end_is_refused_as_well() {
     let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
     let whole = String::from_utf8(chat_of(200_000, false)).unwrap();
     let head = format!("POST {PATH} HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n");
-    let ends = ["zz\r\n", "0\n\n", "2\r\n  XX"];
+    let ends = ["zz\r\n", "0\n\n", "2\r\n  XX", "2;\n\r\n  \r\n0\r\n\r\n"];
     for end in ends {
         let body = format!("{head}{:x}\r\n{whole}\r\n{end}", whole.len());
         let answer = refusal(&sent(&gateway, body).await);

@@ -11,7 +11,7 @@ use std::{
 use axum::{Router, body::Bytes, http::StatusCode, routing::post};
 
 use crate::{
-    config, server,
+    config, listener, server,
     sim::{Behaviour, Sim},
 };
 
@@ -21,7 +21,7 @@ use crate::{
 /// If an address cannot be listened on.
 pub fn run(listen: SocketAddr) -> io::Result<()> {
     // Told before the introduction is, which would push it out of sight.
-    drop(server::listen(listen)?);
+    drop(listener::listen(listen)?);
     // The backends and the receiver have a runtime of their own; the gateway makes its own.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

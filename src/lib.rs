@@ -10,7 +10,7 @@
 //! | 8 | [`cli`] | arguments to a call |
 //! | 7 | [`demo`] | a gateway with everything around it, in one process |
 //! | 6 | [`server`] | the composition root: listeners, services, signals |
-//! | 5 | [`gateway`], [`admin`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; the operator's API; what runs beside the requests |
+//! | 5 | [`gateway`], [`admin`], [`listener`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; the operator's API; clients' connections; what runs beside the requests |
 //! | 4 | [`runtime`] | the snapshot of a configuration, and what outlives it |
 //! | 3 | [`auth`], [`balance`], [`limit`], [`route`], [`usage`] | policies, each on its own |
 //! | 2 | [`config`], [`dialect`], [`sim`] | what the file means; API languages; a simulated vLLM |
@@ -19,6 +19,7 @@
 //!
 //! # A request's walk
 //!
+//! 0. [`listener`] accepts the connection, and gives each state of it a time limit.
 //! 1. `gateway/early.rs`: request id, client, size of the headers.
 //! 2. `gateway/request.rs`: the path is on the allow-list of [`dialect`]; `gateway/policy.rs` finds
 //!    out who is calling, and later asks [`auth`] to decide; `gateway/body_in.rs` reads the body, [`wire::peek`] finds model and stream in it; guarded fields go, usage is
@@ -49,6 +50,7 @@ pub mod demo;
 pub mod dialect;
 pub mod gateway;
 pub mod limit;
+pub mod listener;
 pub mod lua;
 pub mod route;
 pub mod runtime;

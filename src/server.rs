@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     path::PathBuf,
     sync::{
         Arc,
@@ -14,6 +14,7 @@ use std::{
 use async_trait::async_trait;
 use pingora::{
     apps::HttpServerOptions,
+    protocols::http::v2::server::{H2Options, default_h2_options},
     server::{
         RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
         configuration::ServerConf,
@@ -23,7 +24,6 @@ use pingora::{
         background::{BackgroundService, background_service},
     },
 };
-use socket2::{Domain, Socket, Type};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Mutex, oneshot},
@@ -31,11 +31,13 @@ use tokio::{
 
 use crate::{
     admin,
+    base::machine,
     config::{
         Plan,
         plan::{ProviderPlan, Source},
     },
     gateway::Gateway,
+    listener::{self, Listener},
     runtime::{Carry, Live, Outlets, Snapshot},
     store,
     tasks::{deadline, delivery, discovery, health, limits, load, operator, reconcile, reload},
@@ -60,10 +62,11 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     logger::start(reload::level(plan.log.level), plan.fixed.json_log);
     a_clock_that_is_set()?;
     let fixed = plan.fixed.clone();
-    // Pingora panics in a task of its own when it cannot listen; this tells it before.
-    try_address(fixed.listen)?;
-    let operator = fixed.metrics_listen.map(listen).transpose()?;
-    let admin = fixed.admin.as_ref().map(|admin| listen(admin.listen)).transpose()?;
+    machine::raise_open_files();
+    // Clients cannot connect before the first probes have been made, only to be cut off again.
+    let bound = listener::bind(fixed.listen)?;
+    let operator = fixed.metrics_listen.map(listener::listen).transpose()?;
+    let admin = fixed.admin.as_ref().map(|admin| listener::listen(admin.listen)).transpose()?;
 
     let (carry, outlets) =
         Carry::new(fixed.keys_db.clone(), fixed.limits_db.clone(), fixed.spool.clone());
@@ -80,22 +83,17 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(fixed.threads));
     server.bootstrap();
-    let mut proxy = pingora_proxy::http_proxy_service(
-        &server.configuration,
-        Gateway::new(Arc::clone(&live), Arc::clone(&carry)),
-    );
-    match &fixed.tls {
-        None => proxy.add_tcp(&fixed.listen.to_string()),
-        Some((cert, key)) => {
-            let settings = store::tls::listener(cert, key).map_err(io::Error::other)?;
-            proxy.add_tls_with_settings(&fixed.listen.to_string(), None, settings);
-        }
-    }
-    if let Some(app) = proxy.app_logic_mut() {
-        let mut options = HttpServerOptions::default();
-        options.h2c = fixed.h2c;
-        app.server_options = Some(options);
-    }
+    let gateway = Gateway::new(Arc::clone(&live), Arc::clone(&carry));
+    let mut proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
+    let mut options = HttpServerOptions::default();
+    options.h2c = fixed.h2c;
+    proxy.server_options = Some(options);
+    proxy.h2_options = Some(h2_options(live.load().plan.max_header_size));
+    let tls = match &fixed.tls {
+        None => None,
+        Some((cert, key)) => Some(store::tls::listener(cert, key).map_err(io::Error::other)?),
+    };
+    let proxy = Listener::new(proxy, bound, tls, Arc::clone(&live), Arc::clone(&carry));
     let tasks = Tasks {
         live: Arc::clone(&live),
         carry: Arc::clone(&carry),
@@ -164,23 +162,13 @@ fn open_keys(plan: &Plan, carry: &Carry) -> io::Result<()> {
     opened.map(drop).map_err(|e| io::Error::other(e.to_string()))
 }
 
-/// Listens on an address.
-///
-/// # Errors
-/// If that cannot be; the text names the address.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
-        .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
-}
-
-/// Whether an address can be listened on. Nobody can connect meanwhile, only to be cut off again.
-fn try_address(address: SocketAddr) -> io::Result<()> {
-    let attempt = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())
-    };
-    attempt().map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+/// As Pingora has them, with the limit of header fields that is configured at the start. HTTP/2
+/// counts 32 bytes more for each field than `server.max_header_size` does.
+fn h2_options(max_header_size: usize) -> H2Options {
+    const ROOM: usize = 16 << 10;
+    let mut options = default_h2_options();
+    options.max_header_list_size(u32::try_from(max_header_size + ROOM).unwrap_or(u32::MAX));
+    options
 }
 
 /// SIGTERM and SIGINT. They are kept from now on, until Pingora asks for them: it does so only after

@@ -16,18 +16,12 @@ mod usage;
 use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use axum::{
-    Extension, Router,
-    extract::{ConnectInfo, DefaultBodyLimit, Request, State},
+    Router,
+    extract::{DefaultBodyLimit, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
-use tokio::sync::Semaphore;
 use utoipa::{
     OpenApi,
     openapi::{
@@ -40,7 +34,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use self::answer::Refusal;
 use crate::{
     base::Secret,
-    runtime::{Carry, Live},
+    runtime::{Carry, Live, serve},
 };
 
 /// Bytes of a request's body.
@@ -155,10 +149,6 @@ async fn whole(State(limit): State<Duration>, request: Request, next: Next) -> R
 const HEAD: Duration = Duration::from_secs(10);
 const REQUEST: Duration = Duration::from_secs(60);
 
-/// Connections at a time: whoever reaches the port without a token must not use up all that there
-/// is.
-const CONNECTIONS: usize = 256;
-
 /// Serves for ever.
 ///
 /// # Errors
@@ -169,31 +159,7 @@ pub async fn run(
     live: Arc<Live>,
     carry: Arc<Carry>,
 ) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let app = app(Parts { live, carry }, token);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, from) = match listener.accept().await {
-            Ok(connection) => connection,
-            // Out of file descriptors, or a client that has gone again.
-            Err(e) => {
-                log::warn!("admin: {e}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let service = TowerToHyperService::new(app.clone().layer(Extension(ConnectInfo(from))));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
-            .serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(async move {
-            connection.await.ok();
-            drop(place);
-        });
-    }
+    serve::run(listener, "admin", HEAD, app(Parts { live, carry }, token)).await
 }
 
 #[cfg(test)]
@@ -202,6 +168,7 @@ mod tests {
     use futures::{StreamExt, stream};
     use http_body_util::BodyExt;
     use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
 
     use super::*;
 

@@ -9,6 +9,7 @@ pub mod fault;
 pub mod ids;
 pub mod ip;
 pub mod limits;
+pub mod machine;
 pub mod model;
 pub mod period;
 pub mod principal;

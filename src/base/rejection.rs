@@ -158,6 +158,38 @@ impl Rejection {
         no
     }
 
+    /// 400: HTTP/1.1 without one valid `Host`.
+    pub fn bad_host(why: &str) -> Self {
+        let message = format!("The Host of the request is not valid: {why}");
+        let mut no = Self::new(400, INVALID, message).code("invalid_host");
+        no.close = true;
+        no
+    }
+
+    /// 400: a `Connection` field that names what is not the connection's.
+    pub fn bad_connection(why: &str) -> Self {
+        let message = format!("The Connection field of the request is not valid: {why}");
+        let mut no = Self::new(400, INVALID, message).code("invalid_connection");
+        no.close = true;
+        no
+    }
+
+    /// 400: the chunks of the body are not as HTTP has them.
+    pub fn bad_chunk() -> Self {
+        let mut no = Self::new(400, INVALID, "The chunked body of the request is not valid")
+            .code("invalid_chunk");
+        no.close = true;
+        no
+    }
+
+    /// 408: the client did not send the head of its request in time.
+    pub fn head_timeout() -> Self {
+        let mut no = Self::new(408, INVALID, "Timed out while waiting for the request headers")
+            .code("request_timeout");
+        no.close = true;
+        no
+    }
+
     /// 408: the client did not send its body in time.
     pub fn body_timeout() -> Self {
         let mut no = Self::new(408, INVALID, "Timed out while waiting for the request body")
@@ -227,6 +259,24 @@ impl Rejection {
         )
         .code("usage_spool_full");
         no.retry_after = Some(retry_after);
+        no
+    }
+
+    /// 503: there is no room for another connection.
+    pub fn too_many_connections(retry_after: u64) -> Self {
+        let mut no = Self::new(503, "server_error", "The gateway has too many open connections")
+            .code("too_many_connections");
+        no.retry_after = Some(retry_after);
+        no.close = true;
+        no
+    }
+
+    /// 503: there is no memory for the body of the request.
+    pub fn buffers_full(retry_after: u64) -> Self {
+        let message = "The gateway has no room for the request body at present, try again later";
+        let mut no = Self::new(503, "server_error", message).code("buffers_full");
+        no.retry_after = Some(retry_after);
+        no.close = true;
         no
     }
 

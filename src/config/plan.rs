@@ -15,7 +15,7 @@ mod usage;
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    net::{Ipv4Addr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -43,6 +43,7 @@ use crate::{
     base::{
         Secret,
         ip::{self, IpRules},
+        machine,
     },
     store::{proxy::Proxies, tls},
 };
@@ -56,6 +57,14 @@ pub struct Plan {
     pub max_body_size: u64,
     /// Largest sum of header names and values, in bytes.
     pub max_header_size: usize,
+    /// Bytes of request bodies that are held at the same time.
+    pub max_buffered_bytes: u64,
+    /// Bytes a second that a request body must come with; 0 for any.
+    pub min_body_rate: u64,
+    /// Connections of clients at the same time.
+    pub max_connections: usize,
+    /// Of those, from one address; 0 for any number.
+    pub max_connections_per_ip: u32,
     /// How long streams may go on after SIGTERM.
     pub graceful_shutdown_timeout: Duration,
     /// Which backends must be healthy for `/ready` to be 200.
@@ -185,8 +194,10 @@ pub struct TimeoutPlan {
     pub first_token: Option<Duration>,
     pub between_chunks: Option<Duration>,
     pub total: Option<Duration>,
+    pub client_head: Option<Duration>,
     pub client_read: Option<Duration>,
     pub client_write: Option<Duration>,
+    pub client_idle: Option<Duration>,
     pub upstream_idle: Duration,
 }
 
@@ -234,6 +245,16 @@ pub fn plan(
         fixed: fixed?,
         max_body_size: sizes.0,
         max_header_size: sizes.1,
+        max_buffered_bytes: match raw.server.max_buffered_bytes.0 {
+            0 => machine::memory().map_or(1 << 30, |bytes| bytes / 4),
+            bytes => bytes,
+        },
+        min_body_rate: raw.server.min_body_rate.0,
+        max_connections: match raw.server.max_connections {
+            0 => machine::open_files().div_ceil(2),
+            count => count,
+        },
+        max_connections_per_ip: raw.server.max_connections_per_ip,
         graceful_shutdown_timeout: raw.server.graceful_shutdown_timeout.0,
         ready: raw.server.ready,
         backends,
@@ -258,12 +279,20 @@ pub fn plan(
     })
 }
 
-/// The address that is written `host:port` or `:port`.
+/// The address that is written `host:port` or `:port`. The latter is written `[::]:port` in the plan,
+/// and stands for all addresses of both families.
 fn listening(text: &str) -> Option<SocketAddr> {
-    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
     // `localhost:8000` is a fair thing to write; it needs no name server.
     let named = || full.starts_with("localhost:").then(|| full.to_socket_addrs().ok()?.next());
     full.parse().ok().or_else(|| named().flatten())
+}
+
+/// Whether nobody can listen on both addresses.
+fn clash(one: Option<SocketAddr>, other: Option<SocketAddr>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else { return false };
+    let any = one.ip().is_unspecified() && other.ip().is_unspecified();
+    one.port() == other.port() && (any || one.ip() == other.ip())
 }
 
 /// Where a gateway with this configuration can be asked how it is, from the same machine: the URL
@@ -271,10 +300,9 @@ fn listening(text: &str) -> Option<SocketAddr> {
 pub fn own_url(raw: &Raw) -> Option<String> {
     let operator = raw.server.metrics_listen.as_deref();
     let mut address = listening(operator.unwrap_or(&raw.listen))?;
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
+    if address.ip().is_unspecified() {
+        // The one address that such a listener has on every machine.
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
     }
     let tls = operator.is_none() && raw.server.tls.is_some();
     Some(format!("{}://{address}", if tls { "https" } else { "http" }))
@@ -288,8 +316,10 @@ fn timeouts(raw: &raw::Timeouts) -> TimeoutPlan {
         first_token: some(raw.first_token),
         between_chunks: some(raw.between_chunks),
         total: some(raw.total),
+        client_head: some(raw.client_head),
         client_read: some(raw.client_read),
         client_write: some(raw.client_write),
+        client_idle: some(raw.client_idle),
         upstream_idle: raw.upstream_idle.0,
     }
 }
@@ -409,7 +439,7 @@ impl Maker<'_> {
         let listen = self.address("listen", &raw.listen);
         let metrics = raw.server.metrics_listen.as_deref();
         let metrics_listen = metrics.and_then(|m| self.address("server.metrics_listen", m));
-        if metrics_listen.is_some() && metrics_listen == listen {
+        if clash(metrics_listen, listen) {
             self.problem(
                 "server.metrics_listen",
                 "is the same address as `listen`",
@@ -425,7 +455,7 @@ impl Maker<'_> {
         let json_log = raw.log.format == raw::LogFormat::Json;
         let admin = self.admin(&raw.admin);
         for (other, name) in [(listen, "listen"), (metrics_listen, "server.metrics_listen")] {
-            if other.is_some() && other == admin.as_ref().map(|a| a.listen) {
+            if clash(other, admin.as_ref().map(|a| a.listen)) {
                 let message = format!("is the same address as `{name}`");
                 self.problem("admin.listen", message, "give it a port of its own");
             }

@@ -27,7 +27,8 @@ use crate::base::{Secret, duration};
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Raw {
-    /// Address of the gateway, `host:port` or `:port`.
+    /// Address of the gateway, `host:port`, or `:port` for all addresses, of IPv6 as well as of IPv4
+    /// where the machine has both.
     #[serde(default = "default_listen")]
     pub listen: String,
     /// Process and listener settings.
@@ -89,7 +90,7 @@ pub struct Raw {
     pub tiers: BTreeMap<String, Tier>,
 }
 
-/// Process and listener settings. A change of any of them but the sizes needs a restart.
+/// Process and listener settings.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
@@ -99,6 +100,18 @@ pub struct Server {
     pub max_body_size: ByteSize,
     /// Largest sum of all header fields of a request; more is answered 431.
     pub max_header_size: ByteSize,
+    /// Bytes of request bodies that are held at the same time, of all requests together; a request
+    /// beyond that is answered 503. 0: a quarter of the memory of the machine or the container.
+    pub max_buffered_bytes: ByteSize,
+    /// Bytes a second that a request body must come with on average, after `timeouts.client_read`;
+    /// a slower one is answered 408. 0: as slowly as it likes.
+    pub min_body_rate: ByteSize,
+    /// Connections of clients at the same time; more are refused. 0: as many as half of the limit of
+    /// open files.
+    pub max_connections: usize,
+    /// Connections from one address (of IPv6: from one /64 network); more are refused. Trusted proxies
+    /// have no such limit. 0: any number.
+    pub max_connections_per_ip: u32,
     /// How long streams may go on after SIGTERM.
     pub graceful_shutdown_timeout: Span,
     /// An address of its own for `/metrics`, `/health` and `/ready`. With it, the main listener
@@ -106,8 +119,7 @@ pub struct Server {
     pub metrics_listen: Option<String>,
     /// Serve HTTPS instead of HTTP.
     pub tls: Option<Tls>,
-    /// Understand HTTP/2 without TLS. It is told from HTTP/1 by the first 24 bytes of a
-    /// connection: a client that sends less and then waits is not answered.
+    /// Understand HTTP/2 without TLS. It is told from HTTP/1 by the first bytes of a connection.
     pub h2c: bool,
     /// Proxies in front of the gateway, addresses or networks. Only from these is
     /// `X-Forwarded-For` (or `X-Real-IP`) believed.
@@ -150,6 +162,10 @@ impl Default for Server {
             threads: 0,
             max_body_size: ByteSize(32 << 20),
             max_header_size: ByteSize(64 << 10),
+            max_buffered_bytes: ByteSize(0),
+            min_body_rate: ByteSize(500),
+            max_connections: 0,
+            max_connections_per_ip: 0,
             graceful_shutdown_timeout: Span(Duration::from_secs(60)),
             metrics_listen: None,
             tls: None,
@@ -318,10 +334,16 @@ pub struct Timeouts {
     pub between_chunks: Span,
     /// For the whole request. Off by default.
     pub total: Span,
+    /// For a TLS handshake, and for the whole head of a request or the preface of HTTP/2: on a new
+    /// connection from its beginning, later from the first byte.
+    pub client_head: Span,
     /// For the next bytes of a request's body.
     pub client_read: Span,
-    /// For a client to take the bytes that are sent to it.
+    /// For a client to take the next of the bytes that are sent to it.
     pub client_write: Span,
+    /// How long a client's connection is kept between requests. Longer than load balancers keep
+    /// theirs, so that it is they who close: a request that crosses with our closing is lost.
+    pub client_idle: Span,
     /// How long an idle connection to a backend is kept; `0` not at all. uvicorn, which serves vLLM and SGLang,
     /// closes it after 5s; longer than that means failed requests.
     pub upstream_idle: Span,
@@ -335,8 +357,10 @@ impl Default for Timeouts {
             first_token: Span(Duration::ZERO),
             between_chunks: Span(Duration::from_secs(600)),
             total: Span(Duration::ZERO),
+            client_head: Span(Duration::from_secs(30)),
             client_read: Span(Duration::from_secs(60)),
             client_write: Span(Duration::from_secs(60)),
+            client_idle: Span(Duration::from_secs(620)),
             upstream_idle: Span(Duration::from_secs(3)),
         }
     }

@@ -7,17 +7,23 @@
 //!
 //! - HTTP/1.1 with `Content-Length`: the retry buffer is switched on just before the first read
 //!   at which no more than 64 KiB are left, so that it holds a tail of the body.
-//! - HTTP/1.1 chunked: the buffer is on from the start, which is good for 64 KiB. Reading stops
-//!   when the JSON document is complete, before the last chunk; while that is unread, Pingora
-//!   reads on when it proxies. A larger body whose last chunk was read cannot be sent again, but
+//! - HTTP/1.1 chunked: the buffer is on from the start, which is good for 64 KiB. Of a larger body
+//!   reading stops when the JSON document is complete, before the last chunk; while that is unread,
+//!   Pingora reads on when it proxies. A larger body whose last chunk was read cannot be sent again, but
 //!   for requests of which heads are held back (`held`): their session has a buffer to tell of.
 //! - HTTP/2: only the first frame goes through the buffer, the others are read around it.
 
-use std::{future::poll_fn, ops::Range, sync::Arc, time::Duration};
+use std::{
+    collections::TryReserveError,
+    future::poll_fn,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::header;
-use pingora::{Error, ErrorType, Result, protocols::http::ServerSession};
+use pingora::{Error, ErrorSource, ErrorType, Result, protocols::http::ServerSession};
 use pingora_proxy::Session;
 
 use super::ctx::Ctx;
@@ -25,6 +31,7 @@ use crate::{
     base::Rejection,
     config::raw::{Engine, StreamUsage},
     dialect::Kind,
+    runtime::{buffers::Share, connections::ActiveRequest},
     wire::{
         edit::{self, Edit},
         engine,
@@ -40,6 +47,16 @@ const RETRY_BUFFER: u64 = 64 * 1024;
 /// Room for the edits that lengthen a body, so that they need no new buffer.
 const EDIT_ROOM: usize = 128;
 
+/// Bytes for which there is room at once when the length of a body is known. For a longer one the
+/// room grows with what has come: a length that is said costs its client nothing.
+const ROOM_AT_ONCE: usize = 1 << 20;
+
+/// What a body may take with any rate, where nothing else limits the time between its pieces.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// Seconds after which a client may try again when there is no room for its body.
+const RETRY_AFTER: u64 = 1;
+
 /// How long a body that nobody wants is taken in.
 pub const LINGER: Duration = Duration::from_secs(5);
 
@@ -52,6 +69,8 @@ pub struct Body {
     found: Peek,
     /// Versions that have been made for backends.
     versions: Vec<(Shape, Bytes)>,
+    /// What it and its versions take of the memory for bodies; `None` until it is read.
+    share: Option<Share>,
     /// How it came.
     pub framing: Framing,
     /// The present attempt has been given it.
@@ -122,6 +141,9 @@ impl Body {
         }
         let bytes = if sole { std::mem::take(&mut self.bytes) } else { self.bytes.clone() };
         let bytes = edited(bytes, edits);
+        if !sole && let Some(share) = &mut self.share {
+            share.take(bytes.len());
+        }
         self.versions.push((shape.clone(), bytes.clone()));
         bytes
     }
@@ -170,6 +192,7 @@ impl Body {
     pub fn forget(&mut self) {
         self.bytes = Bytes::new();
         self.versions.clear();
+        self.share = None;
     }
 }
 
@@ -197,20 +220,58 @@ pub async fn read(session: &mut Session, ctx: &mut Ctx) -> Result<Result<(), Rej
     if expects_continue(session) {
         session.write_continue_response().await?;
     }
-    let mut reader = Reader { session, pieces: Pieces::default(), length, cap, wait };
+    let plan = &ctx.snapshot.plan;
+    let mut reader = Reader {
+        session,
+        pieces: Pieces::default(),
+        length,
+        cap,
+        pace: Pace { begun: Instant::now(), wait, rate: plan.min_body_rate },
+        share: ctx.carry.buffers.share(),
+        memory: plan.max_buffered_bytes,
+        connection: ctx.end.connection.as_ref(),
+    };
     let read = match (reader.session.is_http2(), length) {
         (true, _) => reader.http2().await,
         (false, Some(length)) => reader.sized(length).await,
         (false, None) => reader.chunked().await,
     };
+    reader.session.set_read_timeout(wait);
     ctx.body.bytes = reader.pieces.whole();
+    ctx.body.share = Some(reader.share);
     match read {
         Ok(framing) => {
             ctx.body.framing = framing;
             Ok(Ok(()))
         }
-        Err(Stop::Refuse(no)) => Ok(Err(no)),
+        Err(Stop::Refuse(no)) => {
+            // Nothing will be made of what has come.
+            ctx.body.forget();
+            Ok(Err(no))
+        }
         Err(Stop::Broken(e)) => Err(e),
+    }
+}
+
+/// How fast a body has to come.
+struct Pace {
+    begun: Instant,
+    /// How long the next piece may take; `None`: any time.
+    wait: Option<Duration>,
+    /// Bytes a second; 0: any.
+    rate: u64,
+}
+
+impl Pace {
+    /// How long to wait for the next piece of a body of which `bytes` have come.
+    fn wait(&self, bytes: usize, now: Instant) -> Option<Duration> {
+        if self.rate == 0 {
+            return self.wait;
+        }
+        let due = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        let due = due.saturating_add(self.wait.unwrap_or(GRACE));
+        let left = due.saturating_sub(now.saturating_duration_since(self.begun));
+        Some(self.wait.map_or(left, |wait| wait.min(left)))
     }
 }
 
@@ -218,33 +279,45 @@ pub async fn read(session: &mut Session, ctx: &mut Ctx) -> Result<Result<(), Rej
 #[derive(Default)]
 struct Pieces {
     first: Bytes,
-    all: Option<BytesMut>,
+    all: Option<Vec<u8>>,
 }
 
 impl Pieces {
     fn len(&self) -> usize {
-        self.all.as_ref().map_or(self.first.len(), BytesMut::len)
+        self.all.as_ref().map_or(self.first.len(), Vec::len)
     }
 
     /// Takes a piece; `expected` is the length of the whole, where it is known.
-    fn push(&mut self, piece: Bytes, expected: Option<u64>) {
-        if let Some(all) = &mut self.all {
-            all.extend_from_slice(&piece);
-        } else if self.first.is_empty() {
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    fn push(&mut self, piece: Bytes, expected: Option<u64>) -> Result<(), TryReserveError> {
+        if self.all.is_none() && self.first.is_empty() {
             self.first = piece;
-        } else {
-            // Room for edits at the end, so that they need no new buffer.
-            let room =
-                expected.map_or(2 * (self.first.len() + piece.len()), |n| n as usize) + EDIT_ROOM;
-            let mut all = BytesMut::with_capacity(room);
-            all.extend_from_slice(&std::mem::take(&mut self.first));
-            all.extend_from_slice(&piece);
-            self.all = Some(all);
+            return Ok(());
         }
+        let mut all = self.all.take().unwrap_or_default();
+        let length = self.len().max(all.len()) + piece.len();
+        if all.capacity() < length + EDIT_ROOM {
+            // Room for edits at the end, so that they need no new buffer.
+            let room = match expected.map(|n| usize::try_from(n).unwrap_or(usize::MAX)) {
+                Some(expected) => expected.min(ROOM_AT_ONCE.max(2 * length)),
+                None => 2 * length,
+            };
+            let room = room.max(length) + EDIT_ROOM;
+            if let Err(e) = all.try_reserve_exact(room - all.len()) {
+                self.all = Some(all);
+                return Err(e);
+            }
+        }
+        all.extend_from_slice(&std::mem::take(&mut self.first));
+        all.extend_from_slice(&piece);
+        self.all = Some(all);
+        Ok(())
     }
 
     fn whole(self) -> Bytes {
-        self.all.map_or(self.first, BytesMut::freeze)
+        self.all.map_or(self.first, Bytes::from)
     }
 }
 
@@ -257,9 +330,23 @@ impl From<Box<Error>> for Stop {
     fn from(e: Box<Error>) -> Self {
         match e.etype() {
             ErrorType::ReadTimedout => Self::Refuse(Rejection::body_timeout()),
+            _ if is_bad_chunk(&e) => Self::Refuse(Rejection::bad_chunk()),
             _ => Self::Broken(e.into_down()),
         }
     }
+}
+
+/// Whether the client broke the rules of chunks (`INVALID_CHUNK` and `INVALID_TRAILER_END` in
+/// pingora-core).
+fn is_bad_chunk(error: &Error) -> bool {
+    matches!(error.etype().as_str(), "InvalidChunk" | "InvalidTrailerEnd")
+}
+
+/// Whether reading the rest of a body has failed because the client broke the rules of chunks.
+pub fn has_bad_chunks(error: &Error, ctx: &Ctx) -> bool {
+    let client = *error.esource() == ErrorSource::Downstream;
+    client
+        && (is_bad_chunk(error) || ctx.end.connection.as_ref().is_some_and(|c| c.has_bad_chunks()))
 }
 
 struct Reader<'a> {
@@ -267,16 +354,41 @@ struct Reader<'a> {
     pieces: Pieces,
     length: Option<u64>,
     cap: u64,
-    wait: Option<Duration>,
+    pace: Pace,
+    share: Share,
+    /// Bytes that all bodies together may take.
+    memory: u64,
+    connection: Option<&'a ActiveRequest>,
 }
 
 impl Reader<'_> {
+    /// How long the next piece may take.
+    fn wait(&self) -> Option<Duration> {
+        self.pace.wait(self.pieces.len(), Instant::now())
+    }
+
+    /// Reads the next piece by HTTP/1.1.
+    async fn next(&mut self) -> Result<Option<Bytes>, Stop> {
+        let wait = self.wait();
+        self.session.set_read_timeout(wait);
+        let read = self.session.read_request_body().await;
+        if self.connection.is_some_and(ActiveRequest::has_bad_chunks) {
+            return Err(Stop::Refuse(Rejection::bad_chunk()));
+        }
+        Ok(read?)
+    }
+
     fn take(&mut self, piece: Bytes) -> Result<(), Stop> {
         if (self.pieces.len() + piece.len()) as u64 > self.cap {
             return Err(Stop::Refuse(Rejection::body_too_large(self.cap)));
         }
-        self.pieces.push(piece, self.length);
-        Ok(())
+        if !self.share.try_take(piece.len(), self.memory) {
+            return Err(Stop::Refuse(Rejection::buffers_full(RETRY_AFTER)));
+        }
+        self.pieces.push(piece, self.length).map_err(|e| {
+            log::error!("no memory for the body of a request: {e}");
+            Stop::Refuse(Rejection::buffers_full(RETRY_AFTER))
+        })
     }
 
     async fn sized(&mut self, length: u64) -> Result<Framing, Stop> {
@@ -285,7 +397,7 @@ impl Reader<'_> {
             if left <= RETRY_BUFFER {
                 self.session.enable_retry_buffering();
             }
-            match self.session.read_request_body().await? {
+            match self.next().await? {
                 Some(piece) => self.take(piece)?,
                 None => return Ok(Framing::Sized),
             }
@@ -299,10 +411,12 @@ impl Reader<'_> {
     async fn chunked(&mut self) -> Result<Framing, Stop> {
         self.session.enable_retry_buffering();
         let mut end = EndFinder::default();
-        while let Some(piece) = self.session.read_request_body().await? {
-            let over = end.push(&piece);
+        let mut over = false;
+        // A body that the buffer holds is read to its last chunk, so that a broken one is refused.
+        while let Some(piece) = self.next().await? {
+            over = over || end.push(&piece);
             self.take(piece)?;
-            if over {
+            if over && self.session.retry_buffer_truncated() {
                 break;
             }
         }
@@ -331,7 +445,7 @@ impl Reader<'_> {
     }
 
     async fn timed_first(&mut self) -> Result<Option<Bytes>, Stop> {
-        match timed(self.wait, self.session.read_request_body()).await {
+        match timed(self.wait(), self.session.read_request_body()).await {
             Some(read) => Ok(read?),
             None => Err(Stop::Refuse(Rejection::body_timeout())),
         }
@@ -339,10 +453,11 @@ impl Reader<'_> {
 
     /// Reads a frame of HTTP/2 past the retry buffer.
     async fn timed_next(&mut self) -> Result<Option<Bytes>, Stop> {
+        let wait = self.wait();
         let ServerSession::H2(h2) = &mut *self.session.downstream_session else {
             return Ok(None);
         };
-        match timed(self.wait, poll_fn(|cx| h2.poll_read_body_bytes(cx))).await {
+        match timed(wait, poll_fn(|cx| h2.poll_read_body_bytes(cx))).await {
             Some(None) => Ok(None),
             Some(Some(Ok(piece))) => Ok(Some(piece)),
             Some(Some(Err(e))) => {
@@ -410,4 +525,40 @@ pub fn for_backend(ctx: &mut Ctx) -> Bytes {
     let engine = ctx.way.endpoint.as_ref().map_or(Engine::Other, |e| e.plan.engine);
     let shape = Shape { usage, model: ctx.way.tries.model.clone(), engine };
     ctx.body.version(&shape, !ctx.way.tries.may_follow())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_that_is_said_makes_no_room() {
+        for expected in [Some(u64::MAX), Some(1 << 40), Some(300), None] {
+            let mut pieces = Pieces::default();
+            for _ in 0..3 {
+                pieces.push(Bytes::from_static(&[7; 100]), expected).unwrap();
+            }
+            let room = pieces.all.as_ref().unwrap().capacity();
+            assert!(room <= ROOM_AT_ONCE + EDIT_ROOM, "{room} bytes for {expected:?}");
+            assert_eq!(&pieces.whole()[..], &[7; 300]);
+        }
+    }
+
+    #[test]
+    fn a_body_has_to_keep_its_pace() {
+        let begun = Instant::now();
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        let ten = Some(Duration::from_secs(10));
+        let pace = Pace { begun, wait: ten, rate: 100 };
+        assert_eq!(pace.wait(0, at(0)), ten);
+        assert_eq!(pace.wait(0, at(7)), Some(Duration::from_secs(3)));
+        // 500 bytes are worth five seconds.
+        assert_eq!(pace.wait(500, at(7)), Some(Duration::from_secs(8)));
+        assert_eq!(pace.wait(5_000, at(7)), ten);
+        assert_eq!(pace.wait(500, at(70)), Some(Duration::ZERO));
+        let any = Pace { begun, wait: None, rate: 0 };
+        assert_eq!(any.wait(0, at(10_000)), None);
+        let paced = Pace { begun, wait: None, rate: 1 };
+        assert_eq!(paced.wait(0, at(0)), Some(GRACE));
+    }
 }

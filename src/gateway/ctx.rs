@@ -16,7 +16,7 @@ use crate::{
     base::{Fault, Principal, Rejection, RequestId},
     dialect::Route,
     route,
-    runtime::{Carry, Snapshot, watch},
+    runtime::{Carry, Snapshot, connections::ActiveRequest, watch},
 };
 
 /// One request.
@@ -144,6 +144,8 @@ pub struct End {
     pub status: Option<u16>,
     /// Its place among the requests in flight.
     pub in_flight: Option<InFlight>,
+    /// Its place on the client's connection. Written by `early`.
+    pub connection: Option<ActiveRequest>,
 }
 
 /// A place among the requests in flight; given back when dropped, also if the request's task

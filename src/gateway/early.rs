@@ -1,9 +1,9 @@
 //! The first look at a request: its id, its client, its size.
 
-use std::os::fd::RawFd;
+use std::{os::fd::RawFd, sync::Arc};
 
-use http::{HeaderValue, Version, header::CONNECTION};
-use pingora::{http::RequestHeader, protocols::l4::socket::SocketAddr};
+use http::{HeaderValue, Version, header::HOST};
+use pingora::protocols::l4::socket::SocketAddr;
 use pingora_proxy::Session;
 
 use super::{
@@ -15,12 +15,12 @@ use crate::{
     auth::{Auth, Credential},
     base::{Rejection, RequestId},
     config::plan::KEY_HEADERS,
-    runtime::watch::Connection,
-    wire::forwarded,
+    runtime::{
+        connections::{ClientConnection, ConnectionLimits},
+        watch::Connection,
+    },
+    wire::{authority, forwarded, headers},
 };
-
-/// Seconds for which an idle connection of a client is kept.
-const KEEP_ALIVE: u64 = 75;
 
 /// Fills in what is known before anything is decided. A refusal is only noted here; `request`
 /// answers it.
@@ -33,42 +33,81 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     // the rest is read and thrown away, for as long as that takes no more than this.
     session.set_close_on_response_before_downstream_finish(false);
     session.set_total_drain_timeout(Some(body_in::LINGER));
-    let kept = is_kept(session.req_header()).then_some(KEEP_ALIVE);
-    session.set_keepalive(kept);
+    // Whether the connection is kept Pingora has decided (RFC 9112, sections 6.1 and 9.3); for how
+    // long `listener` knows, as it does of writes that are blocked. By HTTP/2 a client may stop
+    // reading one answer alone.
     // HTTP/1.0 has no interim responses: its reader would take one for the answer.
     let plain = session.req_header().version == Version::HTTP_10;
     session.downstream_session.set_ignore_info_resp(plain);
     let timeouts = &ctx.snapshot.plan.timeouts;
+    let by_http2 = session.is_http2();
     session.set_read_timeout(timeouts.client_read);
-    session.set_write_timeout(timeouts.client_write);
+    session.set_write_timeout(timeouts.client_write.filter(|_| by_http2));
 
+    attach(session, ctx);
     watch(session, ctx);
     let peer = session.client_addr().and_then(SocketAddr::as_inet).map(|a| a.ip());
-    let headers = &session.req_header().headers;
-    if let Some(id) = headers.get(&REQUEST_ID).and_then(|v| RequestId::accept(v.as_bytes())) {
+    let fields = &session.req_header().headers;
+    if let Some(id) = fields.get(&REQUEST_ID).and_then(|v| RequestId::accept(v.as_bytes())) {
         ctx.call.id = id;
     }
     let trusted = &ctx.snapshot.plan.trusted_proxies;
-    ctx.call.client = peer.map(|peer| forwarded::client(headers, peer, trusted));
+    ctx.call.client = peer.map(|peer| forwarded::client(fields, peer, trusted));
     ctx.who.shown = match &ctx.snapshot.auth {
-        Some(auth) => Auth::credential(auth, headers),
-        None => Credential::find(headers, &KEY_HEADERS),
+        Some(auth) => Auth::credential(auth, fields),
+        None => Credential::find(fields, &KEY_HEADERS),
     };
 
+    ctx.end.rejection = check(session).err();
+    let fields = &session.req_header().headers;
     // 4 bytes for `: ` and the line end, as on the wire.
     let size: usize =
-        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+        fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     let limit = ctx.snapshot.plan.max_header_size;
     if size + session.req_header().raw_path().len() > limit {
         ctx.end.rejection = Some(Rejection::headers_too_large(limit));
     }
 }
 
-/// Whether the client's connection is kept. By HTTP/1.0 only if it asks for that (RFC 9112, section
-/// 9.3): it may read to the end of the connection, whatever the answer says of its length.
-fn is_kept(header: &RequestHeader) -> bool {
-    let asks = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
-    header.version != Version::HTTP_10 || header.headers.get(CONNECTION).is_some_and(asks)
+/// Tells the client's connection that a request is under way, and by which configuration.
+fn attach(session: &Session, ctx: &mut Ctx) {
+    let digest = session.digest().and_then(|digest| digest.proxy_digest.as_ref());
+    let data = digest.and_then(|digest| digest.user_data.as_ref());
+    let Some(connection) = data.and_then(|data| data.downcast_ref::<Arc<ClientConnection>>())
+    else {
+        return;
+    };
+    connection.set_limits(ConnectionLimits::of(&ctx.snapshot.plan));
+    ctx.end.connection = Some(connection.begin());
+}
+
+/// Looks at what says where a request goes, and what belongs to its connection. An absolute target
+/// becomes a path with a `Host` (RFC 9112, section 3.2.2).
+fn check(session: &mut Session) -> Result<(), Rejection> {
+    if session.is_http2() {
+        // Pingora has looked at `:authority`, and there is no `Connection`.
+        return Ok(());
+    }
+    let request = session.req_header_mut();
+    let mut hosts = request.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) if authority::is_valid(host.as_bytes()) => {}
+        (Some(_), None) => return Err(Rejection::bad_host("it is no host name or address")),
+        (Some(_), Some(_)) => return Err(Rejection::bad_host("there are two")),
+        (None, _) if request.version == Version::HTTP_10 => {}
+        (None, _) => return Err(Rejection::bad_host("it is missing")),
+    }
+    headers::check_nominated(&request.headers).map_err(|why| Rejection::bad_connection(&why))?;
+    let Some((host, path)) = authority::split(request.raw_path()) else {
+        return Ok(());
+    };
+    let host = HeaderValue::from_bytes(host).ok().filter(|h| authority::is_valid(h.as_bytes()));
+    let Some(host) = host else {
+        return Err(Rejection::bad_host("that of the target is no host name or address"));
+    };
+    let told = |_| Rejection::bad_host("the target cannot be read");
+    request.set_raw_path(&path).map_err(told)?;
+    request.insert_header(HOST, host).map_err(told)
 }
 
 /// Enters the request among those that can be ended from outside: by its deadlines, or when the

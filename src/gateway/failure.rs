@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     balance::Endpoint,
-    base::{Fault, FaultKind, Side},
+    base::{Fault, FaultKind, Rejection, Side},
     runtime::watch::{self, Watches},
 };
 
@@ -150,6 +150,9 @@ pub fn proxying(
     if ending::was_complete(ctx) {
         error.set_retry(false);
         return error;
+    }
+    if body_in::has_bad_chunks(&error, ctx) {
+        ctx.end.rejection = Some(Rejection::bad_chunk());
     }
     let silent = ctx.answer.status.is_none();
     let mut fault = classify(&error, ctx, reused && silent);

@@ -246,7 +246,10 @@ pub fn filter(
         if first && good && !sign {
             tries::succeeded(ctx);
         }
-        if first && good && let Some(lease) = ctx.way.lease() {
+        if first
+            && good
+            && let Some(lease) = ctx.way.lease()
+        {
             lease.began();
         }
     }

@@ -14,6 +14,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
     Explains, Snapshot,
+    buffers::Buffers,
+    connections::Connections,
     discovery::{Drained, Found},
     watch::Watches,
 };
@@ -76,6 +78,10 @@ pub struct Carry {
     pub explains: Explains,
     /// Deadlines of the requests under way.
     pub watches: Arc<Watches>,
+    /// Connections of clients.
+    pub connections: Arc<Connections>,
+    /// The memory of request bodies.
+    pub buffers: Arc<Buffers>,
     /// The process is about to end: `/ready` says so.
     pub draining: AtomicBool,
     /// For connections that must not be shared.
@@ -104,6 +110,8 @@ impl Carry {
         let limits = Arc::new(limit::Shared::new(limits_db, &metrics));
         let ids = Ids::new(&metrics);
         let usage = metrics.usage.clone();
+        let connections = Arc::new(Connections::new(metrics.connections.clone()));
+        let buffers = Arc::new(Buffers::new(metrics.buffered.clone()));
         let carry = Self {
             metrics,
             health: registry,
@@ -124,6 +132,8 @@ impl Carry {
             deliver_now: Notify::new(),
             explains: Explains::default(),
             watches: Arc::default(),
+            connections,
+            buffers,
             draining: AtomicBool::new(false),
             unique: AtomicU64::new(1),
         };

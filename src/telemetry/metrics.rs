@@ -67,8 +67,53 @@ pub struct Metrics {
     pub counting: IntGauge,
     /// Limits.
     pub limits: LimitMetrics,
+    /// Connections of clients.
+    pub connections: ConnectionMetrics,
+    /// `llmproxy_buffered_bytes`: request bodies that are held.
+    pub buffered: IntGauge,
     /// `llmproxy_config_reload_success`: 1 if the last load of the configuration succeeded.
     pub reload_success: IntGauge,
+}
+
+/// The metrics of clients' connections.
+#[derive(Clone)]
+pub struct ConnectionMetrics {
+    /// `llmproxy_connections`: how many are open.
+    pub open: IntGauge,
+    /// `llmproxy_connections_refused_total{reason}`: `total` or `address`, the limit that was
+    /// reached.
+    pub refused: IntCounterVec,
+    /// `llmproxy_connections_closed_total{reason}`: closed because a limit was passed: `opening`
+    /// (TLS handshake or first byte), `head` (of a request, or the preface of HTTP/2),
+    /// `head_size`, `idle`, or `write` (the client did not read).
+    pub closed: IntCounterVec,
+}
+
+impl ConnectionMetrics {
+    fn new(r: &Registry) -> Self {
+        let open = IntGauge::new("llmproxy_connections", "Open connections of clients");
+        let refused = Opts::new(
+            "llmproxy_connections_refused_total",
+            "Connections of clients that were refused, because there were as many as there may be",
+        );
+        let closed = Opts::new(
+            "llmproxy_connections_closed_total",
+            "Connections of clients that were closed, because a limit of time or size was passed",
+        );
+        let metrics = Self {
+            open: register(r, open),
+            refused: register(r, IntCounterVec::new(refused, &["reason"])),
+            closed: register(r, IntCounterVec::new(closed, &["reason"])),
+        };
+        // There from the start, so that a first one is seen as an increase.
+        for reason in ["total", "address"] {
+            metrics.refused.with_label_values(&[reason]);
+        }
+        for reason in ["opening", "head", "head_size", "idle", "write"] {
+            metrics.closed.with_label_values(&[reason]);
+        }
+        metrics
+    }
 }
 
 /// The metrics of balancing.
@@ -219,6 +264,8 @@ impl Metrics {
             limits: LimitMetrics::new(r),
             tokens: ModelTokens::new(r),
             usage: UsageMetrics::new(r),
+            connections: ConnectionMetrics::new(r),
+            buffered: gauge("llmproxy_buffered_bytes", "Bytes of request bodies that are held"),
             reload_success: gauge(
                 "llmproxy_config_reload_success",
                 "Whether the last load of the configuration succeeded",

@@ -10,6 +10,6 @@ mod process;
 mod usage;
 
 pub use limits::LimitMetrics;
-pub use metrics::Metrics;
+pub use metrics::{ConnectionMetrics, Metrics};
 pub use models::ModelTokens;
 pub use usage::{DriftMetrics, UsageMetrics};

@@ -88,6 +88,57 @@ pub fn content_coding(headers: &HeaderMap) -> Option<&str> {
 /// The longest pause that is believed: a number that a server makes up may have any size.
 const LONGEST_PAUSE: f64 = 365.0 * 24.0 * 3600.0;
 
+/// Fields that a client cannot take back from those who read its request. If `Connection` names one
+/// of them, it is a mistake or an attack on what stands before or behind the gateway.
+const NOT_NOMINATED: [&str; 13] = [
+    "accept",
+    "api-key",
+    "authorization",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "host",
+    "x-api-key",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-request-id",
+];
+
+/// How many names `Connection` fields may have together, less than Pingora takes.
+const MOST_NOMINATED: usize = 8;
+
+/// Whether `Connection` names only what may belong to a connection.
+///
+/// # Errors
+/// What is wrong, as a part of a sentence.
+pub fn check_nominated(headers: &HeaderMap) -> Result<(), String> {
+    let mut count = 0;
+    for value in headers.get_all(header::CONNECTION) {
+        let names = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+        for name in names.filter(|name| !name.is_empty()) {
+            count += 1;
+            if count > MOST_NOMINATED {
+                return Err(format!("it has more than {MOST_NOMINATED} names"));
+            }
+            if !name.iter().all(|b| is_token(*b)) {
+                return Err("it has what is no name".to_owned());
+            }
+            let protected = |other: &&&str| name.eq_ignore_ascii_case(other.as_bytes());
+            if let Some(name) = NOT_NOMINATED.iter().find(protected) {
+                return Err(format!("`{name}` does not belong to a connection"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A character of a name (RFC 9110, section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// The pause that `Retry-After` asks for: in seconds, also with decimals, or by a date in any of the
 /// three forms of HTTP (RFC 9110, section 5.6.7).
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
@@ -131,6 +182,39 @@ mod tests {
     fn reads_nominations() {
         let found: Vec<_> = nominated(b"close, X-Secret ,keep-alive,, foo").collect();
         assert_eq!(found, ["x-secret", "foo"]);
+    }
+
+    #[test]
+    fn connection_names_only_what_is_its_own() {
+        let check = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::CONNECTION, value.parse().unwrap());
+            }
+            check_nominated(&headers)
+        };
+        for fine in [
+            &[][..],
+            &["close"],
+            &["keep-alive", "X-Secret"],
+            &["Upgrade, HTTP2-Settings"],
+            &["TE,, Trailer , "],
+        ] {
+            assert_eq!(check(fine), Ok(()), "{fine:?}");
+        }
+        for wrong in [
+            &["Host"][..],
+            &["close, HOST"],
+            &["close", "authorization"],
+            &["Content-Length"],
+            &["X-Forwarded-For"],
+            &["\"Host\""],
+            &[":authority"],
+            &["a b"],
+            &["a,b,c,d,e", "f,g,h,i"],
+        ] {
+            assert!(check(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

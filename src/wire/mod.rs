@@ -1,5 +1,6 @@
 //! Bytes on the wire: JSON without a tree, server-sent events, header fields. No policy.
 
+pub mod authority;
 pub mod edit;
 pub mod engine;
 pub mod forwarded;

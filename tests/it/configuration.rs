@@ -29,7 +29,7 @@ fn the_configuration_of_version_0_1_is_valid_and_means_what_it_said() {
     let loaded =
         config::load_text(&read("tests/fixtures/seeds/readme-0.1.yaml"), root(), &|_| None);
     let plan = loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems));
-    assert_eq!(plan.fixed.listen, "0.0.0.0:8080".parse().unwrap());
+    assert_eq!(plan.fixed.listen, "[::]:8080".parse().unwrap());
     let backends: Vec<_> = plan.backends.iter().map(|b| (&*b.url, b.weight)).collect();
     assert_eq!(backends, [("http://vllm:8000", 5), ("http://tgi:8081", 3)]);
     let Destination::Webhook(hook) = &plan.usage.reporters[0].to else { panic!("a webhook") };

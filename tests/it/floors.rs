@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 /// Modules and their floors, as in the table of `lib.rs`. `base` is below its neighbours.
-const FLOORS: [(&str, u32); 21] = [
+const FLOORS: [(&str, u32); 22] = [
     ("base", 0),
     ("lua", 1),
     ("store", 1),
@@ -21,6 +21,7 @@ const FLOORS: [(&str, u32); 21] = [
     ("runtime", 4),
     ("admin", 5),
     ("gateway", 5),
+    ("listener", 5),
     ("tasks", 5),
     ("server", 6),
     ("demo", 7),

@@ -13,6 +13,7 @@ pub mod raw;
 pub mod receiver;
 pub mod recorder;
 pub mod servers;
+pub mod socket;
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},

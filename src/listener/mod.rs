@@ -1,0 +1,380 @@
+//! The listener for clients: accepts connections as long as there is room for them, and gives each
+//! to Pingora's HTTP proxy, with a time limit for every state that it can be in.
+//!
+//! Pingora's own listening service has no limits of this kind: it waits for ever for an HTTP/2
+//! preface, and does not count connections.
+
+mod chunks;
+mod drive;
+mod socket;
+mod stream;
+
+use std::{
+    io,
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener},
+    os::fd::AsRawFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use pingora::{
+    apps::{HttpServerApp, ReusedHttpStream, ServerApp},
+    listeners::tls::{Acceptor, TlsSettings},
+    protocols::{
+        ALPN, GetSocketDigest, IO, SocketDigest, Ssl, Stream, http::ServerSession,
+        l4::stream::Stream as TcpTransport,
+    },
+    server::{ListenFds, ShutdownWatch},
+    services::Service,
+};
+use socket2::SockRef;
+use tokio::{net::TcpStream, sync::watch};
+
+pub use self::socket::{Bound, bind, listen};
+use self::stream::{Answers, ClientStream};
+use crate::{
+    base::{Rejection, ip},
+    config::raw::ErrorFormat,
+    dialect::{openai, simple},
+    runtime::{
+        Carry, Live,
+        connections::{ClientConnection, ConnectionLimits, Full, HeadFailure, Places},
+    },
+};
+
+/// How long accepting rests when the system has no file descriptor or memory for a connection.
+const REST: Duration = Duration::from_millis(100);
+
+/// Milliseconds between two warnings about refused connections.
+const WARN_EVERY: u64 = 10_000;
+
+/// Seconds after which a client may try again when there is no room for its connection.
+const RETRY_AFTER: u64 = 1;
+
+/// The listener, as a service of Pingora's server.
+pub struct Listener<A> {
+    app: Option<A>,
+    bound: Option<Bound>,
+    tls: Option<TlsSettings>,
+    h2c: bool,
+    live: Arc<Live>,
+    carry: Arc<Carry>,
+}
+
+impl<A> Listener<A> {
+    /// Serves `app` on an address that was bound before.
+    pub fn new(
+        app: A,
+        bound: Bound,
+        tls: Option<TlsSettings>,
+        live: Arc<Live>,
+        carry: Arc<Carry>,
+    ) -> Self {
+        let h2c = live.load().plan.fixed.h2c;
+        Self { app: Some(app), bound: Some(bound), tls, h2c, live, carry }
+    }
+}
+
+#[async_trait]
+impl<A: HttpServerApp + Send + Sync + 'static> Service for Listener<A> {
+    async fn start_service(&mut self, _: Option<ListenFds>, shutdown: ShutdownWatch, _: usize) {
+        let (Some(app), Some(bound)) = (self.app.take(), self.bound.take()) else {
+            return;
+        };
+        let parts = Arc::new(Parts {
+            app: Arc::new(app),
+            tls: self.tls.take().map(TlsSettings::build),
+            h2c: self.h2c,
+            live: Arc::clone(&self.live),
+            carry: Arc::clone(&self.carry),
+            started: Instant::now(),
+            warned: AtomicU64::new(0),
+            answers: answers(&self.live),
+        });
+        let listener = match bound.listen().and_then(from_std) {
+            Ok(listener) => listener,
+            Err(e) => {
+                log::error!("the listener broke: {e}");
+                return;
+            }
+        };
+        accept(listener, &parts, shutdown).await;
+        parts.app.http_cleanup().await;
+    }
+
+    fn name(&self) -> &str {
+        "listener"
+    }
+}
+
+fn from_std(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
+    listener.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(listener)
+}
+
+/// What all connections share.
+struct Parts<A> {
+    app: Arc<A>,
+    tls: Option<Acceptor>,
+    h2c: bool,
+    live: Arc<Live>,
+    carry: Arc<Carry>,
+    started: Instant,
+    /// When a refused connection was last warned of, in milliseconds from the start.
+    warned: AtomicU64,
+    answers: Answers,
+}
+
+async fn accept<A: HttpServerApp + Send + Sync + 'static>(
+    listener: tokio::net::TcpListener,
+    parts: &Arc<Parts<A>>,
+    mut shutdown: ShutdownWatch,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            changed = shutdown.changed() => {
+                if changed.is_err() || *shutdown.borrow() {
+                    return;
+                }
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, peer)) => parts.admit(stream, peer, &shutdown),
+            Err(e) if is_of_one_client(&e) => {}
+            Err(e) => {
+                log::error!("cannot accept connections: {e}");
+                tokio::time::sleep(REST).await;
+            }
+        }
+    }
+}
+
+/// The client has gone before it was accepted: nothing of ours is broken.
+fn is_of_one_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, shutdown: &ShutdownWatch) {
+        let snapshot = self.live.load();
+        let plan = &snapshot.plan;
+        let address = peer.ip().to_canonical();
+        let limited = (!ip::within(&plan.trusted_proxies, address)).then_some(address);
+        let places =
+            Places { total: plan.max_connections, per_address: plan.max_connections_per_ip };
+        match self.carry.connections.admit(limited, places, ConnectionLimits::of(plan)) {
+            Ok(connection) => {
+                let (parts, shutdown) = (Arc::clone(self), shutdown.clone());
+                let transport = transport(stream, peer);
+                tokio::spawn(async move {
+                    let serving = parts.serve(transport, &connection, &shutdown);
+                    drive::run(serving, &connection).await;
+                });
+            }
+            Err(full) => {
+                self.warn(full, address);
+                if self.tls.is_none() {
+                    let no = Rejection::too_many_connections(RETRY_AFTER);
+                    refuse(&stream, &answer(plan.error_format, &no));
+                }
+            }
+        }
+    }
+
+    fn warn(&self, full: Full, address: IpAddr) {
+        let now = self.started.elapsed().as_millis() as u64 + WARN_EVERY;
+        let last = self.warned.load(Ordering::Relaxed);
+        if now.saturating_sub(last) < WARN_EVERY
+            || self
+                .warned
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_err()
+        {
+            return;
+        }
+        match full {
+            Full::Total => log::warn!(
+                "connections are refused: {} are open, as many as server.max_connections allows",
+                self.carry.connections.open()
+            ),
+            Full::Address => log::warn!(
+                "connections of {address} are refused: server.max_connections_per_ip is reached"
+            ),
+        }
+    }
+
+    /// Serves one connection to its end. What takes room only for a while, or only for some
+    /// connections, is in boxes of its own: there are many connections.
+    fn serve<'a>(
+        &'a self,
+        transport: TcpTransport,
+        connection: &'a Arc<ClientConnection>,
+        shutdown: &'a ShutdownWatch,
+    ) -> BoxFuture<'a, ()> {
+        let Some(tls) = &self.tls else {
+            return match self.wrapped(transport, connection) {
+                Some(stream) => Box::pin(self.serve_plain(stream, connection, shutdown)),
+                None => Box::pin(std::future::ready(())),
+            };
+        };
+        let handshake = Box::pin(async move {
+            match tls.tls_handshake(transport).await {
+                Ok(transport) => self.wrapped(transport, connection),
+                Err(e) => {
+                    log::debug!("no TLS: {e}");
+                    None
+                }
+            }
+        });
+        Box::pin(async move {
+            let Some(mut stream) = handshake.await else { return };
+            if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+                stream.set_http2();
+                Box::pin(self.http2(stream, connection, shutdown)).await;
+            } else {
+                self.http1(stream, shutdown).await;
+            }
+        })
+    }
+
+    fn wrapped<T: IO + 'static>(
+        &self,
+        transport: T,
+        connection: &Arc<ClientConnection>,
+    ) -> Option<Box<ClientStream<T>>> {
+        ClientStream::new(transport, Arc::clone(connection), Arc::clone(&self.answers))
+            .map(Box::new)
+            .inspect_err(|e| log::error!("a connection cannot be served: {e}"))
+            .ok()
+    }
+
+    async fn serve_plain(
+        &self,
+        mut stream: Box<ClientStream<TcpTransport>>,
+        connection: &ClientConnection,
+        shutdown: &ShutdownWatch,
+    ) {
+        let http2 = match self.h2c {
+            true => stream.is_http2().await,
+            false => Ok(false),
+        };
+        match http2 {
+            Ok(true) => {
+                connection.ready();
+                Box::pin(self.http2(stream, connection, shutdown)).await;
+            }
+            Ok(false) => self.http1(stream, shutdown).await,
+            Err(e) => log::debug!("a connection ended before its first request: {e}"),
+        }
+    }
+
+    /// HTTP/1.1, one request after the other, as Pingora's own service has it.
+    async fn http1(&self, stream: Stream, shutdown: &ShutdownWatch) {
+        let mut reused = self.first(stream, shutdown).await;
+        while let Some(stream) = reused {
+            reused = self.next(stream, shutdown).await;
+        }
+    }
+
+    fn first<'a>(
+        &'a self,
+        stream: Stream,
+        shutdown: &'a ShutdownWatch,
+    ) -> BoxFuture<'a, Option<ReusedHttpStream>> {
+        let mut session = ServerSession::new_http1(stream);
+        // 0: no time limit of Pingora's for the head; the connection has its own.
+        session.set_keepalive((!*shutdown.borrow()).then_some(0));
+        self.app.process_new_http(session, shutdown)
+    }
+
+    fn next<'a>(
+        &'a self,
+        reused: ReusedHttpStream,
+        shutdown: &'a ShutdownWatch,
+    ) -> BoxFuture<'a, Option<ReusedHttpStream>> {
+        let (stream, settings) = reused.consume();
+        let mut session = ServerSession::new_http1(stream);
+        if let Some(settings) = settings {
+            settings.apply_to_session(&mut session);
+        }
+        self.app.process_new_http(session, shutdown)
+    }
+
+    /// HTTP/2: Pingora ends it when it is told that the server shuts down, or only this
+    /// connection.
+    async fn http2(&self, stream: Stream, connection: &ClientConnection, shutdown: &ShutdownWatch) {
+        let mut shutdown = shutdown.clone();
+        let (goaway, told) = watch::channel(*shutdown.borrow());
+        let server = goaway.clone();
+        connection.set_http2(goaway);
+        let mut serving = self.app.process_new(stream, &told);
+        let changed = tokio::select! {
+            biased;
+            _ = &mut serving => return,
+            changed = shutdown.changed() => changed,
+        };
+        if changed.is_err() || *shutdown.borrow() {
+            server.send_replace(true);
+        }
+        serving.await;
+    }
+}
+
+/// A connection as Pingora knows it, with its addresses.
+fn transport(stream: TcpStream, peer: SocketAddr) -> TcpTransport {
+    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+    digest.peer_addr.set(Some(peer.into())).ok();
+    let mut transport = TcpTransport::from(stream);
+    transport.set_socket_digest(digest);
+    transport
+}
+
+/// What is answered to heads that never become requests.
+fn answers(live: &Arc<Live>) -> Answers {
+    let live = Arc::clone(live);
+    Arc::new(move |failure| {
+        let plan = &live.load().plan;
+        let no = match failure {
+            HeadFailure::Timeout => Rejection::head_timeout(),
+            HeadFailure::TooLarge => Rejection::headers_too_large(plan.max_header_size),
+        };
+        answer(plan.error_format, &no)
+    })
+}
+
+/// Answers a connection for which there is no room, if that is possible without waiting.
+fn refuse(stream: &TcpStream, answer: &[u8]) {
+    if stream.try_write(answer).is_ok() {
+        SockRef::from(stream).shutdown(Shutdown::Write).ok();
+    }
+}
+
+/// A whole answer of HTTP/1.1, after which the connection is closed.
+fn answer(format: ErrorFormat, no: &Rejection) -> Vec<u8> {
+    let body = match format {
+        ErrorFormat::Openai => openai::rejection(no),
+        ErrorFormat::Simple => simple::error(no.status, &no.message),
+    };
+    let reason = http::StatusCode::from_u16(no.status).ok().and_then(|s| s.canonical_reason());
+    let mut answer = format!(
+        "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n",
+        no.status,
+        reason.unwrap_or_default(),
+        body.len()
+    );
+    if let Some(seconds) = no.retry_after {
+        answer.push_str(&format!("Retry-After: {seconds}\r\n"));
+    }
+    answer.push_str("\r\n");
+    let mut answer = answer.into_bytes();
+    answer.extend_from_slice(&body);
+    answer
+}

@@ -386,6 +386,7 @@ fn mistakes_are_told_without_secrets() {
         ),
         ("proxy: \"socks5://me:sk-SECRET@p:1\"", "proxy", "only `http` is possible"),
         ("proxy: \"https://me:sk-SECRET@p:1\"", "proxy", "only `http` is possible"),
+        ("proxy: \"http://p:1\", addresses: each", "addresses", "no addresses can be told apart"),
         ("proxy: \"http://\"", "proxy", "is not the URL of a proxy"),
         ("proxy: \"http://me:sk-SECRET@p:99999\"", "proxy", "is not the URL of a proxy"),
     ] {

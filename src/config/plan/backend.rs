@@ -168,12 +168,13 @@ impl Maker<'_> {
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let authority = HeaderValue::from_str(uri.authority()?.as_str()).ok()?;
         let url = raw.url.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
-        // Behind a proxy there are no addresses to tell apart.
-        let each = !tls && proxy.is_none();
-        let addresses = match proxy {
-            Some(_) => Addresses::One,
-            None => raw.addresses.unwrap_or(if each { Addresses::Each } else { Addresses::One }),
-        };
+        let usual = if tls || proxy.is_some() { Addresses::One } else { Addresses::Each };
+        let addresses = raw.addresses.unwrap_or(usual);
+        if proxy.is_some() && addresses == Addresses::Each {
+            let hint = "write `one`, or `proxy: none` for direct connections";
+            let message = "behind a proxy no addresses can be told apart";
+            self.problem(format!("{at}.addresses"), message, hint);
+        }
         Some(BackendPlan {
             name: raw.name.clone().unwrap_or_else(|| url.clone()),
             url: url.into(),

@@ -220,6 +220,8 @@ mod tests {
             ("/proxy/openai/deployments/x", "/proxy/openai/deployments/x", "/proxy"),
             ("/openai/v1", "/openai/v1", "/openai"),
             ("/inference/v1", "/inference/v1", "/inference"),
+            ("/v1/account/gateway/openai", "/v1/account/gateway/openai", ""),
+            ("/v1/projects/p/endpoints/openapi", "/v1/projects/p/endpoints/openapi", ""),
             // No versions.
             ("/vllm", "/vllm/v1", "/vllm"),
             ("/v", "/v/v1", "/v"),

@@ -261,6 +261,7 @@ fn nothing_is_done_quickly() {
 fn finalizers_cannot_be_set() {
     let why = ask("setmetatable({}, {__gc = function() while true do end end})").unwrap_err();
     assert!(matches!(why, Failure::Error(why) if why.contains("__gc")));
+    let ask = |text: &str| Script::compile("test", text, patient()).unwrap().run_here(&Plain).0;
     // Set later it is never called.
     ask("local m = {} for i = 1, 1000 do setmetatable({}, m) end m.__gc = function() while true do end end")
         .unwrap();

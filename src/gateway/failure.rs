@@ -9,7 +9,7 @@ use super::{
     answer, body_in,
     cause::Cause,
     ctx::Ctx,
-    ending, held, limits,
+    ending, heartbeat, held, limits,
     stream::Reading,
     tries::{self, Told},
     verdict::Verdict,
@@ -108,6 +108,7 @@ pub fn proxying(
         error.set_retry(true);
         return error;
     }
+    heartbeat::recall(ctx);
     if ending::was_complete(ctx) {
         error.set_retry(false);
         return error;

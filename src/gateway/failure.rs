@@ -14,7 +14,7 @@ use super::{
     answer, body_in,
     cause::Cause,
     ctx::Ctx,
-    ending, held, limits,
+    ending, heartbeat, held, limits,
     stream::Reading,
     tries::{self, Told},
     verdict::{self, Verdict},
@@ -147,6 +147,7 @@ pub fn proxying(
         error.set_retry(true);
         return error;
     }
+    heartbeat::recall(ctx);
     if ending::was_complete(ctx) {
         error.set_retry(false);
         return error;

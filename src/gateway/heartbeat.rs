@@ -1,5 +1,7 @@
 //! Signs of life from an engine before its answer, and chunks that must not wait for one.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use pingora_proxy::Session;
 
@@ -9,6 +11,9 @@ use super::{
     stream::{self, Reading},
 };
 use crate::usage::Strip;
+
+/// How long a chunk that ends a choice waits for what belongs to it.
+const LONGEST_PENDING: Duration = Duration::from_millis(100);
 
 /// White space before a document, or an event: a sign of life from the engine.
 pub fn blank(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) {
@@ -60,13 +65,28 @@ pub fn pass(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) -> b
 
 /// A chunk that ends a choice does not wait for longer than a moment for what belongs to it.
 pub fn send_soon(session: &mut Session, ctx: &mut Ctx) {
-    if let Reading::Stream(meter) = &ctx.answer.reading
-        && let Some(pending) = meter.pending()
-        && ctx.answer.begun
+    let Reading::Stream(meter) = &ctx.answer.reading else { return };
+    let Some(pending) = meter.pending().filter(|_| ctx.answer.begun) else {
+        ctx.answer.pending = None;
+        return;
+    };
+    // What has waited before goes on with its time.
+    let since = ctx.answer.pending.take().filter(|(piece, _)| piece.as_ptr() == pending.as_ptr());
+    let at = since.map_or_else(|| Instant::now() + LONGEST_PENDING, |(_, at)| at);
+    let home = ctx.way.held.get_or_insert_with(|| held::follow(session));
+    if home.send_at(at, pending.clone()) {
+        ctx.answer.pending = Some((pending.clone(), at));
+    }
+}
+
+/// Takes such a chunk back, to look at what has come; or notes that it has gone out.
+pub fn recall(ctx: &mut Ctx) {
+    if ctx.answer.pending.is_some()
+        && let (Some(home), Reading::Stream(meter)) = (&ctx.way.held, &mut ctx.answer.reading)
+        && !home.recall()
     {
-        let home = ctx.way.held.get_or_insert_with(|| held::follow(session));
-        home.send_soon(pending.clone());
-        ctx.answer.pending = true;
+        meter.let_go();
+        ctx.answer.pending = None;
     }
 }
 

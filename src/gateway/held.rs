@@ -38,9 +38,6 @@ use tokio::time::Instant;
 
 use crate::base::lock;
 
-/// How long a chunk that ends a choice waits for what belongs to it.
-const LONGEST_PENDING: Duration = Duration::from_millis(100);
-
 /// What a client is sent that waits.
 pub const COMMENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
@@ -65,7 +62,8 @@ enum Pending {
     #[default]
     None,
     Waiting(Bytes, Instant),
-    Sent,
+    /// It is going out, or has gone: what is left of it.
+    Leaving(Bytes),
 }
 
 impl Home {
@@ -85,33 +83,64 @@ impl Home {
         *lock(&self.0.heartbeat) = Some((head, piece));
     }
 
-    /// Sends this piece in a short while, unless [`Self::recall`] comes before.
-    pub fn send_soon(&self, piece: Bytes) {
-        *lock(&self.0.pending) = Pending::Waiting(piece, Instant::now() + LONGEST_PENDING);
+    /// Sends this piece at that time, unless [`Self::recall`] comes before. `false` if another one is
+    /// still going out.
+    pub fn send_at(&self, at: std::time::Instant, piece: Bytes) -> bool {
+        let mut pending = lock(&self.0.pending);
+        let free = !matches!(&*pending, Pending::Leaving(rest) if !rest.is_empty());
+        if free {
+            *pending = Pending::Waiting(piece, at.into());
+        }
+        free
     }
 
-    /// Takes back what waits; `true` if it has been sent.
+    /// Takes back what waits; `false` if it is too late for that.
     pub fn recall(&self) -> bool {
-        matches!(std::mem::take(&mut *lock(&self.0.pending)), Pending::Sent)
+        let mut pending = lock(&self.0.pending);
+        let late = matches!(*pending, Pending::Leaving(_));
+        if !late {
+            *pending = Pending::None;
+        }
+        !late
     }
 
+    /// When there is something to send.
     fn pending_at(&self) -> Option<Instant> {
         match &*lock(&self.0.pending) {
             Pending::Waiting(_, at) => Some(*at),
+            Pending::Leaving(rest) if !rest.is_empty() => Some(Instant::now()),
             _ => None,
         }
     }
 
-    fn take_pending(&self, now: Instant) -> Option<Bytes> {
+    /// What is to be sent by now; it cannot be taken back any more.
+    fn leaving(&self, now: Instant) -> Bytes {
         let mut pending = lock(&self.0.pending);
         match std::mem::take(&mut *pending) {
-            Pending::Waiting(piece, at) if at <= now => {
-                *pending = Pending::Sent;
-                Some(piece)
-            }
+            Pending::Waiting(piece, at) if at <= now => *pending = Pending::Leaving(piece),
+            other => *pending = other,
+        }
+        match &*pending {
+            Pending::Leaving(rest) => rest.clone(),
+            _ => Bytes::new(),
+        }
+    }
+
+    /// So many bytes of it have gone out.
+    fn sent(&self, bytes: usize) {
+        if let Pending::Leaving(rest) = &mut *lock(&self.0.pending) {
+            *rest = rest.slice(bytes..);
+        }
+    }
+
+    /// What is left of it, which must go out before anything else.
+    fn take_rest(&self) -> Bytes {
+        let mut pending = lock(&self.0.pending);
+        match std::mem::take(&mut *pending) {
+            Pending::Leaving(rest) => rest,
             other => {
                 *pending = other;
-                None
+                Bytes::new()
             }
         }
     }
@@ -182,7 +211,8 @@ fn put_in(session: &mut Session, keep_alive: Option<KeepAlive>, begun: bool) -> 
 /// If the client does not take a comment of which it has been sent a part.
 pub async fn release(session: &mut Session, home: &Home) -> Result<()> {
     abandon(session, home);
-    finish_comment(&mut session.downstream_session).await
+    finish_comment(&mut session.downstream_session).await?;
+    finish_pending(&mut session.downstream_session, home).await
 }
 
 /// As [`release`], for one that will not be written to any more.
@@ -199,6 +229,11 @@ async fn finish_comment(session: &mut ServerSession) -> Result<()> {
         session.write_downstream_proxy_tasks().await?;
     }
     Ok(())
+}
+
+async fn finish_pending(session: &mut ServerSession, home: &Home) -> Result<()> {
+    let rest = home.take_rest();
+    if rest.is_empty() { Ok(()) } else { session.write_response_body(rest, false).await }
 }
 
 impl Held {
@@ -233,17 +268,24 @@ impl Held {
         real.write_response_body(COMMENT, false).await
     }
 
-    /// Sends what has waited for long enough. By HTTP/1.1 it is queued only, as comments are.
+    /// Sends what has waited for long enough. By HTTP/1.1 it is queued only, as comments are. By HTTP/2
+    /// a byte is handed over at once or not at all: wherever this is broken off, it is known what
+    /// has gone out.
     async fn send_pending(&mut self) -> Result<()> {
-        let Some(piece) = self.home.take_pending(Instant::now()) else {
-            return Ok(());
-        };
-        let real = self.real_mut();
-        if real.supports_proxy_task_api() {
-            real.send_downstream_proxy_task(HttpTask::Body(Some(piece), false));
+        let piece = self.home.leaving(Instant::now());
+        if piece.is_empty() {
             return Ok(());
         }
-        real.write_response_body(piece, false).await
+        if self.real().supports_proxy_task_api() {
+            self.home.sent(piece.len());
+            self.real_mut().send_downstream_proxy_task(HttpTask::Body(Some(piece), false));
+            return Ok(());
+        }
+        for at in 0..piece.len() {
+            self.real_mut().write_response_body(piece.slice(at..=at), false).await?;
+            self.home.sent(1);
+        }
+        Ok(())
     }
 
     async fn pass_heartbeat(&mut self) -> Result<()> {
@@ -324,6 +366,8 @@ fn is_interim(head: &ResponseHeader) -> bool {
 impl CustomSession for Held {
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         finish_comment(self.real_mut()).await?;
+        let home = self.home.clone();
+        finish_pending(self.real_mut(), &home).await.map_err(|e| e.into_down())?;
         self.pass_heartbeat().await?;
         let mut out = self.pass(tasks);
         if self.home.0.over.load(Ordering::Relaxed) {
@@ -513,5 +557,31 @@ impl CustomSession for Held {
 
     fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
         Error::e_explain(ErrorType::InternalError, "there is no such writer")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_goes_out_once() {
+        let home = Home::default();
+        let now = Instant::now();
+        let soon = now + Duration::from_millis(100);
+        let piece = Bytes::from_static(b"abc");
+        assert!(home.send_at(soon.into_std(), piece.clone()));
+        assert_eq!(home.leaving(now), "", "it is too early");
+        assert!(home.recall());
+        assert_eq!((home.pending_at(), home.take_rest()), (None, Bytes::new()));
+        // It is broken off after two bytes.
+        assert!(home.send_at(soon.into_std(), piece.clone()));
+        assert_eq!(home.leaving(soon), piece);
+        home.sent(2);
+        assert!(!home.recall() && home.pending_at().is_some());
+        assert!(!home.send_at(soon.into_std(), Bytes::from_static(b"next")));
+        assert_eq!(home.leaving(now), "c");
+        assert_eq!(home.take_rest(), "c");
+        assert!(home.recall() && home.send_at(soon.into_std(), piece));
     }
 }

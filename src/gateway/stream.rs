@@ -68,8 +68,8 @@ pub struct Answer {
     inspected: Held,
     /// What of a stream was held back when its connection broke.
     pub rest: Bytes,
-    /// A chunk of the stream is on its way to the client by itself, if nothing comes soon.
-    pub pending: bool,
+    /// A chunk of the stream that goes to the client by itself, if nothing comes before that time.
+    pub pending: Option<(Bytes, Instant)>,
     last: Option<Instant>,
     /// Its backend's state has been told of it.
     judged: bool,
@@ -336,12 +336,7 @@ fn read(
             }
         }
     }
-    if std::mem::take(&mut ctx.answer.pending)
-        && let (Some(home), Reading::Stream(meter)) = (&ctx.way.held, &mut ctx.answer.reading)
-        && home.recall()
-    {
-        meter.let_go();
-    }
+    heartbeat::recall(ctx);
     match &mut ctx.answer.reading {
         Reading::Nothing | Reading::Refusal(_) | Reading::Event(None) => {}
         Reading::Json(tap) | Reading::Event(Some(tap)) => {

@@ -277,6 +277,40 @@ async fn what_was_let_go_comes_once_and_the_rest_follows() {
 }
 
 #[tokio::test]
+async fn an_event_that_comes_slowly_does_not_hold_the_last_chunk_up() {
+    // Half an event, a byte at a time, and never its end; then a break.
+    for broken in [false, true] {
+        let mut steps = vec![events(), chunk(CONTENT), chunk(FINISH)];
+        for byte in USAGE.bytes().take(20) {
+            steps.extend([chunk([byte]), Step::Pause(30)]);
+        }
+        steps.push(if broken { Step::Reset } else { Step::Open });
+        let (url, _) = backend(move |_| steps.clone()).await;
+        let gateway = Gateway::before(&[url], "").await;
+        let h2 = http::builder().http2_prior_knowledge().build().unwrap();
+        let mut response = h2.post(gateway.url(PATH)).body(chat(true)).send().await.unwrap();
+        let mut client = gateway.client().await;
+        client.post(PATH, chat(true)).await;
+        client.head().await;
+        let (mut seen, mut seen_h2) = (String::new(), String::new());
+        let over =
+            |seen: &str| seen.contains(if broken { "backend_failed" } else { "\"stop\"}]}\n\n" });
+        while !over(&seen) {
+            seen.push_str(&String::from_utf8(client.chunk().await.unwrap()).unwrap());
+        }
+        while !over(&seen_h2) {
+            let piece = response.chunk().await.unwrap().unwrap();
+            seen_h2.push_str(std::str::from_utf8(&piece).unwrap());
+        }
+        for seen in [seen, seen_h2] {
+            assert!(seen.starts_with(&format!("{CONTENT}{FINISH}")), "{seen}");
+            assert_eq!(seen.matches("\"stop\"").count(), 1, "{seen}");
+            assert_eq!(seen.matches("data: {").count(), 2 + usize::from(broken), "{seen}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn heartbeats_do_not_pile_up() {
     let beat = ": heartbeat\n\n".repeat(1000);
     let Step::Send(bytes) = chunk(&beat) else { unreachable!() };

@@ -20,6 +20,8 @@ pub enum Step {
     Send(Vec<u8>),
     /// Sends these bytes so many times; gives up if nobody reads.
     Flood(Vec<u8>, usize),
+    /// Waits so many milliseconds.
+    Pause(u64),
     /// Waits until the other side closes.
     Open,
     /// Resets the connection.
@@ -103,6 +105,7 @@ async fn perform(mut socket: TcpStream, steps: Vec<Step>) {
                     }
                 }
             }
+            Step::Pause(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
             Step::Open => while socket.read(&mut [0; 1024]).await.is_ok_and(|n| n > 0) {},
             Step::Reset => {
                 socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();

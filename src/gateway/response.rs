@@ -38,7 +38,9 @@ pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
 /// # Errors
 /// If it redirects. If the client was told of a stream, and there is not even a body.
 pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-    let status = response.status.as_u16();
+    let (status, opened) = (response.status.as_u16(), answer::opened(session));
+    // Before anything can fail: what a failure looks like depends on it.
+    ctx.answer.opened = opened;
     if verdict::is_redirect(status) {
         let error = Error::explain(ErrorType::HTTPStatus(status), "a redirect");
         return Err(error.into_up());
@@ -72,7 +74,6 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
     if let Some(standings) = &ctx.limits.standings {
         dialect::tell_limits(response, session.req_header().uri.path(), standings)?;
     }
-    let opened = answer::opened(session);
     let (reading, front) = reading::of(response, ctx);
     ctx.answer.front = front;
     ctx.answer.reading = match reading {
@@ -86,7 +87,6 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
         reading => reading,
     };
     let renamed = ctx.way.tries.model.is_some();
-    ctx.answer.opened = opened;
     stream::hold_back(session, ctx);
     let stream = matches!(ctx.answer.reading, Reading::Stream(_));
     if is_empty(response) {

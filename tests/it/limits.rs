@@ -993,6 +993,7 @@ async fn a_document_after_comments_is_an_event_and_is_metered() {
 async fn an_empty_answer_after_comments_is_an_error_event() {
     for head in [
         "204 No Content\r\n",
+        "302 Found\r\nLocation: http://10.1.2.3/\r\nContent-Length: 0\r\n",
         "200 OK\r\nContent-Type: application/json\r\nContent-Length: 0\r\n",
         "200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
         "500 Internal Server Error\r\nContent-Length: 0\r\n",

@@ -125,8 +125,8 @@ struct Trouble {
     own: HashMap<u64, (Circuit, Instant)>,
     /// Callers whose requests have failed, and when each last did.
     witnesses: HashMap<u64, Instant>,
-    /// No room until then.
-    busy: Option<Instant>,
+    /// Callers for whom there was no room, and until when there is none.
+    busy: HashMap<u64, Instant>,
     seen: Instant,
 }
 
@@ -235,10 +235,17 @@ impl Troubles {
         }
     }
 
-    /// The backend has no room for the model.
+    /// The backend has no room for the model: for this caller, until a second one is told the same.
+    /// What is too large for a backend at all is refused in these words too.
     pub fn busy(&self, matter: &Matter<'_>, pause: Option<Duration>) {
         let until = matter.now + pause.unwrap_or(PAUSE).min(LONGEST_PAUSE);
-        self.with(matter, |trouble| trouble.busy = trouble.busy.max(Some(until)));
+        self.with(matter, |trouble| {
+            trouble.busy.retain(|_, until| *until > matter.now);
+            if trouble.busy.len() < MOST_CALLERS || trouble.busy.contains_key(&matter.caller) {
+                let known = trouble.busy.entry(matter.caller).or_insert(until);
+                *known = until.max(*known);
+            }
+        });
     }
 
     /// A request that was to find out whether the backend works did not.
@@ -292,15 +299,15 @@ impl Trouble {
             circuit: Circuit::new(now),
             own: HashMap::new(),
             witnesses: HashMap::new(),
-            busy: None,
+            busy: HashMap::new(),
             seen: now,
         }
     }
 
     fn bars(&self, matter: &Matter<'_>, kept: bool) -> Option<Bar> {
         let now = matter.now;
-        match self.busy {
-            Some(until) if now < until => Some(Bar::Busy(until - now)),
+        match self.busy_until(matter.caller, now) {
+            Some(until) => Some(Bar::Busy(until - now)),
             _ if kept => {
                 let own = self.own.get(&matter.caller);
                 let own = own.and_then(|(circuit, _)| circuit.bars(now));
@@ -308,6 +315,20 @@ impl Trouble {
             }
             _ => None,
         }
+    }
+
+    /// Until when there is no room for a caller: as this one was told, and as long as two others were.
+    fn busy_until(&self, caller: u64, now: Instant) -> Option<Instant> {
+        let mut latest: [Option<Instant>; 2] = [None; 2];
+        for until in self.busy.values().copied().filter(|until| *until > now) {
+            if Some(until) > latest[0] {
+                latest = [Some(until), latest[0]];
+            } else {
+                latest[1] = latest[1].max(Some(until));
+            }
+        }
+        let own = self.busy.get(&caller).copied().filter(|until| *until > now);
+        own.max(latest[1])
     }
 
     fn failed(&mut self, matter: &Matter<'_>, plan: &CircuitPlan, evidence: Evidence) -> Changes {
@@ -363,7 +384,7 @@ impl Trouble {
 
     fn over(&mut self, now: Instant, plan: &CircuitPlan) -> bool {
         self.own.retain(|_, (circuit, _)| !circuit.idle(now, plan));
-        self.busy.is_none_or(|until| until <= now)
+        self.busy.values().all(|until| *until <= now)
             && self.own.is_empty()
             && self.circuit.idle(now, plan)
     }
@@ -395,6 +416,18 @@ mod tests {
         troubles.busy(&at(Duration::ZERO), Some(SECOND * 3600));
         assert_eq!(troubles.admit(&at(Duration::ZERO), true), Err(Bar::Busy(SECOND * 600)));
         assert_eq!(troubles.open(), 0);
+    }
+
+    #[test]
+    fn a_backend_is_busy_for_all_when_two_callers_are_told_so() {
+        let (troubles, now) = (Troubles::default(), Instant::now());
+        let barred =
+            |caller, after: u32| troubles.bars(&matter(caller, now + SECOND * after), true);
+        (0..9).for_each(|_| troubles.busy(&matter(1, now), Some(SECOND * 60)));
+        assert_eq!((barred(1, 0), barred(2, 0)), (Some(Bar::Busy(SECOND * 60)), None));
+        troubles.busy(&matter(2, now), Some(SECOND * 10));
+        assert_eq!(barred(3, 0), Some(Bar::Busy(SECOND * 10)));
+        assert_eq!((barred(1, 20), barred(3, 20)), (Some(Bar::Busy(SECOND * 40)), None));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Rules about addresses.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -21,6 +21,17 @@ pub fn parse(text: &str) -> Option<IpNet> {
 /// Whether one of the networks holds the address.
 pub fn within(nets: &[IpNet], address: IpAddr) -> bool {
     nets.iter().any(|net| net.contains(&address))
+}
+
+/// What an address stands for where callers are told apart by theirs: one customer of IPv6 has a /64
+/// network at least, and may use any address in it.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+        }
+    }
 }
 
 /// Addresses that are allowed, and others that are not.

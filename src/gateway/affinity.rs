@@ -7,6 +7,7 @@ use pingora_proxy::Session;
 
 use super::{body_in::Extras, ctx::Ctx};
 use crate::{
+    base::ip,
     config::plan::{Affinity, BalancePlan, Strategy},
     wire::prefix,
 };
@@ -47,7 +48,7 @@ pub fn session(session: &Session, ctx: &Ctx, balance: &BalancePlan) -> Option<u6
 pub fn caller(ctx: &Ctx) -> u64 {
     let who = ctx.who.principal.as_deref();
     let named = who.and_then(|p| [&p.user_id, &p.key_id].into_iter().find(|id| !id.is_empty()));
-    match (named, ctx.call.client.map(|ip| ip.to_canonical())) {
+    match (named, ctx.call.client.map(ip::network)) {
         (Some(id), _) => prefix::words(&[b"caller", id.as_bytes()]),
         (None, Some(IpAddr::V4(ip))) => prefix::words(&[b"address", &ip.octets()]),
         (None, Some(IpAddr::V6(ip))) => prefix::words(&[b"address", &ip.octets()]),

@@ -75,6 +75,8 @@ pub struct Body {
     pub framing: Framing,
     /// The present attempt has been given it.
     pub given: bool,
+    /// What the client still sends after its document.
+    pub tail: Tail,
     /// How the present backend is asked for the usage of a stream.
     pub asked: StreamUsage,
     /// What engines are told beside it.
@@ -506,6 +508,34 @@ fn expects_continue(session: &Session) -> bool {
 pub async fn linger(session: &mut Session) {
     let rest = async { while let Ok(Some(_)) = session.read_request_body().await {} };
     tokio::time::timeout(LINGER, rest).await.ok();
+}
+
+/// Bytes of a tail, which is the end of a chunked body and perhaps some white space.
+const LONGEST_TAIL: usize = 64 * 1024;
+
+/// What comes of a chunked body after its document is complete: it is read while the request is with
+/// its backend.
+#[derive(Default)]
+pub struct Tail {
+    bytes: usize,
+    since: Option<Instant>,
+}
+
+impl Tail {
+    /// Takes a piece that comes at `now`; all of it may take so long.
+    ///
+    /// # Errors
+    /// If there is no end to it.
+    pub fn take(&mut self, bytes: usize, longest: Option<Duration>, now: Instant) -> Result<()> {
+        self.bytes += bytes;
+        let since = *self.since.get_or_insert(now);
+        let late = longest.is_some_and(|longest| now.saturating_duration_since(since) > longest);
+        if late || self.bytes > LONGEST_TAIL {
+            let why = "a request's body goes on after its document";
+            return Err(Error::explain(ErrorType::ReadTimedout, why).into_down());
+        }
+        Ok(())
+    }
 }
 
 /// Whether another attempt could be given the body.

@@ -2,7 +2,10 @@
 
 use std::{os::fd::RawFd, sync::Arc};
 
-use http::{HeaderValue, Version, header::HOST};
+use http::{
+    HeaderValue, Version,
+    header::{HOST, TRANSFER_ENCODING},
+};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora_proxy::Session;
 
@@ -59,6 +62,10 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     };
 
     ctx.end.rejection = check(session).err();
+    let chunked = session.req_header().headers.contains_key(TRANSFER_ENCODING);
+    if chunked && ctx.end.connection.as_ref().is_some_and(|connection| !connection.is_watched()) {
+        ctx.end.rejection = Some(Rejection::bad_chunk());
+    }
     let fields = &session.req_header().headers;
     // 4 bytes for `: ` and the line end, as on the wire.
     let size: usize =

@@ -20,7 +20,7 @@ pub fn end(session: &mut Session, ctx: &mut Ctx) {
     ctx.answer.whole = true;
     ctx.way.held.get_or_insert_with(|| held::follow(session)).end();
     if let Some(watch) = &ctx.way.watch {
-        watch.set_chunk(Ctx::after(Some(LAST_CHUNK)));
+        watch.set_last(Ctx::after(Some(LAST_CHUNK)));
     }
 }
 

@@ -225,18 +225,23 @@ async fn settle(
         Ok(came) if verdict::is_redirect(came.head.status.as_u16()) => Err(FaultKind::Redirect),
         result => result,
     };
-    let cause = match result {
+    let result = match result {
         Ok(came) => match judge(session, ctx, came)? {
-            Ok(good) => {
+            Judged::Good(good) => {
                 if second {
                     race.hedge = Some("won");
                 }
                 give_up(ctx, race);
-                pass_on(session, ctx, good).await?;
+                pass_on(session, ctx, *good).await?;
                 return Ok(After::Answered);
             }
-            Err(cause) => cause,
+            Judged::Refused(cause) => Ok(cause),
+            Judged::Unreadable => Err(FaultKind::Protocol),
         },
+        Err(kind) => Err(kind),
+    };
+    let cause = match result {
+        Ok(cause) => cause,
         Err(kind) => {
             let fault = Fault { side: Side::Backend, kind };
             ctx.end.fault = Some(fault);
@@ -286,22 +291,42 @@ struct Good {
     rest: Option<Rest>,
 }
 
-/// Reads an answer as any other. It is a cause if another try is to be waited for or made.
-fn judge(session: &mut Session, ctx: &mut Ctx, came: Came) -> Result<Result<Good, Cause>> {
+/// What an answer comes to.
+enum Judged {
+    /// It goes to the client.
+    Good(Box<Good>),
+    /// Another try is to be waited for or made.
+    Refused(Cause),
+    /// It cannot be read.
+    Unreadable,
+}
+
+/// Reads an answer as any other.
+///
+/// # Errors
+/// If the time for the request is over.
+fn judge(session: &mut Session, ctx: &mut Ctx, came: Came) -> Result<Judged> {
     let Came { mut head, head_at, first_at, body, rest } = came;
     ctx.answer.head_at = Some(head_at);
     if let Some(at) = first_at {
         ctx.way.story.first_byte_at(at);
     }
     response::arrived(&mut head, ctx);
-    response::headers(session, &mut head, ctx)?;
     let mut body = Some(body);
-    match stream::filter(session, &mut body, rest.is_none(), ctx) {
-        Ok(()) => Ok(Ok(Good { head, body, rest })),
-        Err(error) => match ctx.answer.refused.take() {
-            Some(cause) => Ok(Err(cause)),
-            None => Err(over(ctx).unwrap_or(error)),
-        },
+    let read = response::headers(session, &mut head, ctx)
+        .and_then(|()| stream::filter(session, &mut body, rest.is_none(), ctx));
+    let Err(error) = read else {
+        return Ok(Judged::Good(Box::new(Good { head, body, rest })));
+    };
+    if let Some(cause) = ctx.answer.refused.take() {
+        return Ok(Judged::Refused(cause));
+    }
+    match over(ctx) {
+        Some(over) => Err(over),
+        None => {
+            log::debug!("an answer cannot be used: {error}");
+            Ok(Judged::Unreadable)
+        }
     }
 }
 

@@ -145,6 +145,11 @@ impl Home {
         }
     }
 
+    /// A sign of life of a backend that has failed since is not sent.
+    pub fn forget_heartbeat(&self) {
+        lock(&self.0.heartbeat).take();
+    }
+
     fn take(&self) -> Option<Box<ServerSession>> {
         lock(&self.0.session).take()
     }
@@ -317,10 +322,8 @@ impl Held {
         if !tasks.is_empty() {
             self.real_mut().response_duplex_vec(tasks).await?;
         }
-        // A client that has closed by now has all of it.
-        if let Err(e) = self.real_mut().finish_body().await {
-            log::debug!("the end of an answer was not sent: {e}");
-        }
+        // What a head has promised must have come: else the connection cannot be used again.
+        self.real_mut().finish_body().await.map_err(|e| e.into_down())?;
         Ok(true)
     }
 
@@ -339,6 +342,13 @@ impl Held {
                     }
                 }
                 HttpTask::Header(head, false) => self.head = Some(head),
+                // One without a body, in place of any that is held back.
+                HttpTask::Header(_, true) => {
+                    self.head = None;
+                    self.keep_alive = None;
+                    self.begun = true;
+                    out.push(task);
+                }
                 HttpTask::Body(ref piece, false) if piece.as_ref().is_none_or(Bytes::is_empty) => {}
                 // The head of an answer that has come to nothing stays here.
                 HttpTask::Failed(_) => out.push(task),

@@ -108,8 +108,7 @@ impl ProxyHttp for Gateway {
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        outbound::body(body, end_of_stream, ctx);
-        Ok(())
+        outbound::body(body, end_of_stream, ctx)
     }
 
     async fn upstream_response_filter(

@@ -1,5 +1,7 @@
 //! What goes to the backend: the client's request, less what is none of the backend's business.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Uri, Version, header};
 use pingora::{Error, ErrorType, OrErr, Result, http::RequestHeader};
@@ -148,12 +150,15 @@ fn identify(request: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
 
 /// Puts the whole body in place of the first piece that Pingora wants to send, and nothing in
 /// place of the others. An empty piece is not sent; `None` would end the body.
-pub fn body(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
+///
+/// # Errors
+/// If what a client sends after its document is too long, or takes too long.
+pub fn body(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> Result<()> {
     if !std::mem::replace(&mut ctx.body.given, true) {
         *body = Some(body_in::for_backend(ctx));
-    } else if end_of_stream {
-        *body = None;
-    } else {
-        *body = Some(Bytes::new());
+        return Ok(());
     }
+    let more = body.as_ref().map_or(0, Bytes::len);
+    *body = (!end_of_stream).then(Bytes::new);
+    ctx.body.tail.take(more, ctx.snapshot.plan.timeouts.client_read, Instant::now())
 }

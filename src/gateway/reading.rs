@@ -129,6 +129,8 @@ pub fn known(kind: Kind, before: Reading, ctx: &Ctx) -> Reading {
         (Kind::Events, before @ Reading::Stream(_)) => before,
         (Kind::Events, _) => Reading::Stream(Box::new(meter(ctx))),
         (Kind::Json, before @ (Reading::Json(_) | Reading::Event(Some(_)))) => before,
+        // The client has been told that a stream comes, and the backend has said so too.
+        (Kind::Json, _) if ctx.answer.opened => Reading::Event(Some(Box::<JsonTap>::default())),
         (Kind::Json, Reading::Event(None)) => Reading::Event(Some(Box::<JsonTap>::default())),
         (Kind::Json, _) => Reading::Json(Box::default()),
         (Kind::Other, before) => before,

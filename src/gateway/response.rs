@@ -106,6 +106,10 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
     let resized = match ctx.answer.reading {
         // Events may be taken out.
         Reading::Stream(_) => true,
+        // It may turn out to be a stream, whatever its head says.
+        Reading::Json(_) | Reading::Nothing if ctx.call.stream && ctx.answer.front.is_open() => {
+            true
+        }
         Reading::Json(_) => changed || ctx.answer.front.decodes(),
         // What it is will be seen.
         Reading::Nothing => ctx.answer.front.is_open() && changed || ctx.answer.front.decodes(),

@@ -226,6 +226,7 @@ pub fn follow(ctx: &mut Ctx, cause: Cause) {
     fail(ctx, cause);
     if let Some(home) = &ctx.way.held {
         home.set_quiet(false);
+        home.forget_heartbeat();
     }
     // While the next one is waited for, the request is with nobody.
     drop(ctx.way.put_aside());

@@ -49,6 +49,11 @@ impl ChunkLines {
         self.state != State::Off
     }
 
+    /// Whether chunks follow the head of the request, once that has come.
+    pub fn is_chunked(&self) -> bool {
+        self.chunked && self.state != State::Head
+    }
+
     /// Takes the next bytes. `false` if the line before a chunk ends without CR.
     pub fn push(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {

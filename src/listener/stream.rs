@@ -157,8 +157,14 @@ impl<T: IO> ClientStream<T> {
         if !self.http2 && matches!(self.connection.phase(), Phase::Opening | Phase::Idle) {
             self.chunks.begin();
         }
-        if self.chunks.is_on() && !self.chunks.push(bytes) {
-            self.connection.set_bad_chunks();
+        if self.chunks.is_on() {
+            let before = self.chunks.is_chunked();
+            if !self.chunks.push(bytes) {
+                self.connection.set_bad_chunks();
+            }
+            if !before && self.chunks.is_chunked() {
+                self.connection.watch_chunks();
+            }
         }
         if read == 0 || matches!(self.connection.phase(), Phase::Busy | Phase::Ending) {
             return Poll::Ready(Ok(()));
@@ -258,7 +264,11 @@ impl<T: IO> AsyncWrite for ClientStream<T> {
     ) -> Poll<io::Result<usize>> {
         self.check_write()?;
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.noted(result)
+        // Bytes that only went into the buffer say nothing about the client.
+        if result.is_pending() || self.io.buffer().is_empty() {
+            return self.noted(result);
+        }
+        result
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

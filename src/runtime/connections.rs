@@ -8,7 +8,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -20,7 +20,11 @@ use std::{
 use futures::task::AtomicWaker;
 use tokio::sync::watch;
 
-use crate::{base::lock, config::Plan, telemetry::ConnectionMetrics};
+use crate::{
+    base::{ip, lock},
+    config::Plan,
+    telemetry::ConnectionMetrics,
+};
 
 /// No deadline.
 pub const NEVER: u64 = u64::MAX;
@@ -130,7 +134,7 @@ impl Connections {
             return Err(self.refuse(Full::Total));
         }
         if let Some(address) = address.filter(|_| places.per_address != 0) {
-            let address = network(address);
+            let address = ip::network(address);
             let mut addresses = lock(&self.addresses);
             let count = addresses.entry(address).or_default();
             if *count >= places.per_address {
@@ -149,6 +153,8 @@ impl Connections {
             write_failed: AtomicBool::new(false),
             head_timed_out: AtomicBool::new(false),
             bad_chunks: AtomicBool::new(false),
+            watched: AtomicU32::new(0),
+            chunked: AtomicU32::new(0),
             requests: AtomicU32::new(0),
             head: AtomicUsize::new(0),
             http2: OnceLock::new(),
@@ -175,16 +181,6 @@ impl Connections {
 
     fn millis(&self, at: Instant) -> u64 {
         at.saturating_duration_since(self.start).as_millis().try_into().unwrap_or(NEVER - 1)
-    }
-}
-
-/// One customer of IPv6 has a /64 network at least, and may use any address in it.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => {
-            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
-        }
     }
 }
 
@@ -255,6 +251,9 @@ pub struct ClientConnection {
     write_failed: AtomicBool,
     head_timed_out: AtomicBool,
     bad_chunks: AtomicBool,
+    /// Requests with chunked bodies whose lines are watched, and those that have come.
+    watched: AtomicU32,
+    chunked: AtomicU32,
     requests: AtomicU32,
     /// Bytes of the head at hand.
     head: AtomicUsize,
@@ -326,6 +325,11 @@ impl ClientConnection {
     /// Bytes of the head that is being received.
     pub fn head_bytes(&self) -> usize {
         self.head.load(Ordering::Relaxed)
+    }
+
+    /// The lines of a chunked body are watched from here on.
+    pub fn watch_chunks(&self) {
+        self.watched.fetch_add(1, Ordering::Release);
     }
 
     /// The lines of a chunked body do not end as they must: nothing more is read.
@@ -469,6 +473,12 @@ impl ClientConnection {
 pub struct ActiveRequest(Arc<ClientConnection>);
 
 impl ActiveRequest {
+    /// Its body is chunked. Whether the lines of the chunks are watched: those of one that came together
+    /// with the request before it are not.
+    pub fn is_watched(&self) -> bool {
+        self.0.chunked.fetch_add(1, Ordering::Relaxed) < self.0.watched.load(Ordering::Acquire)
+    }
+
     /// Whether the lines of its chunked body do not end as they must.
     pub fn has_bad_chunks(&self) -> bool {
         self.0.has_bad_chunks()

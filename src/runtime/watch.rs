@@ -87,6 +87,7 @@ const CHUNK: u8 = 2;
 const TOTAL: u8 = 3;
 const SHUTDOWN: u8 = 4;
 const REFUSING: u8 = 5;
+const LAST: u8 = 6;
 
 /// How long a request that no other backend can take is left with one that accepts no connections: it
 /// may be finishing its work before it ends.
@@ -190,7 +191,8 @@ impl Watch {
     }
 
     fn end(&self, kind: u8, now: u64) {
-        self.fired_at.store(now, Ordering::Relaxed);
+        // A client that reads slowly is still taking an answer that is complete.
+        self.fired_at.store(if kind == LAST { NEVER } else { now }, Ordering::Relaxed);
         self.fired.store(kind, Ordering::Release);
         let connection = *lock(&self.connection);
         if let Some(connection) = connection {
@@ -248,6 +250,12 @@ impl Entry {
         self.set_phase(CHUNK, deadline);
     }
 
+    /// The backend must end its answer by then, of which the client has or gets all: only the
+    /// connection to the backend is at stake.
+    pub fn set_last(&self, deadline: Option<Instant>) {
+        self.set_phase(LAST, deadline);
+    }
+
     fn set_phase(&self, kind: u8, deadline: Option<Instant>) {
         self.watch.phase_kind.store(kind, Ordering::Relaxed);
         let due = deadline.map_or(NEVER, |at| self.watches.millis(at));
@@ -287,7 +295,7 @@ impl Entry {
     pub fn fired(&self) -> Option<FaultKind> {
         match self.watch.fired.load(Ordering::Acquire) {
             FIRST_BYTE => Some(FaultKind::FirstByteTimeout),
-            CHUNK => Some(FaultKind::ChunkTimeout),
+            CHUNK | LAST => Some(FaultKind::ChunkTimeout),
             TOTAL => Some(FaultKind::TotalTimeout),
             SHUTDOWN => Some(FaultKind::Shutdown),
             REFUSING => Some(FaultKind::Refusing),

@@ -283,3 +283,30 @@ async fn fields_about_the_inside_of_a_fleet_stay_there() {
         assert_eq!(answer.header("x-powered-by"), Some("Python"), "a list replaces the list");
     }
 }
+
+#[tokio::test]
+async fn an_answer_without_a_body_has_its_own_head_after_a_failed_attempt() {
+    let failed = [
+        "HTTP/1.1 503 No\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ];
+    for first in failed {
+        for (second, status) in [
+            ("HTTP/1.1 400 Bad Request\r\nX-Second: yes\r\nContent-Length: 0\r\n\r\n", 400),
+            ("HTTP/1.1 401 No\r\nX-Second: yes\r\nContent-Length: 0\r\n\r\n", 401),
+            ("HTTP/1.1 204 No Content\r\nX-Second: yes\r\n\r\n", 204),
+        ] {
+            let urls = [saying(first.to_owned()).await, saying(second.to_owned()).await];
+            let gateway = Gateway::before(&urls, "").await;
+            for _ in 0..4 {
+                let answer = gateway.client().await.ask(PATH, chat(true)).await;
+                assert_eq!(
+                    (answer.status, answer.text(), answer.whole),
+                    (status, "", true),
+                    "{first}"
+                );
+                assert_eq!(answer.header("x-second"), Some("yes"), "{first}");
+            }
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Requests whose framing, host or connection fields are wrong or odd, and what becomes of them.
 
+use llmproxy::sim::Fail;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -318,4 +319,61 @@ async fn connections_are_not_kept_while_the_gateway_stops() {
             !client.try_send(b"\r\n").await
         }
     );
+}
+
+#[tokio::test]
+async fn chunks_that_come_with_the_request_before_are_not_read_unseen() {
+    let sim = sim().await;
+    let gateway = Gateway::before(&[sim.url()], "").await;
+    let first = [
+        "GET /health HTTP/1.1\r\nHost: g\r\n\r\n",
+        "POST /health HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ];
+    let body = chat(false);
+    let chunked = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{:x};\n\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    for first in first {
+        let mut client = gateway.client().await;
+        client.send(format!("{first}{chunked}").as_bytes()).await;
+        assert!([200, 405].contains(&client.answer().await.status));
+        let refused = client.answer().await;
+        assert_eq!(
+            (refused.status, refused.json()["error"]["code"].as_str()),
+            (400, Some("invalid_chunk"))
+        );
+        assert_eq!(refused.header("connection"), Some("close"));
+    }
+    assert_eq!(sim.stats().requests(), 0);
+    // One after the other they are watched, however often.
+    let mut client = gateway.client().await;
+    let good = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+        body.len()
+    );
+    for _ in 0..5 {
+        client.send(good.as_bytes()).await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_goes_on_after_its_document_is_ended() {
+    let sim = sim_with(|b| b.fail = Fail::Wedge).await;
+    let gateway = Gateway::before(&[sim.url()], "").await;
+    let mut client = gateway.client().await;
+    let body = String::from_utf8(chat_of(100_000, false)).unwrap();
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n",
+        body.len()
+    );
+    client.send(format!("{head}1\r\n \r\n").as_bytes()).await;
+    eventually("it is with the backend", async || sim.stats().open() == 1).await;
+    let space = format!("1000\r\n{}\r\n", " ".repeat(0x1000));
+    eventually("it is given up", async || {
+        client.try_send(space.as_bytes()).await;
+        sim.stats().open() == 0
+    })
+    .await;
 }

@@ -428,3 +428,69 @@ async fn blank_lines_before_a_document_reach_the_client() {
         assert_eq!((&record["total_tokens"], &record["outcome"]), (&7.into(), &"complete".into()));
     }
 }
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_gets_the_end_of_a_complete_stream() {
+    // More than sockets hold, and a backend that does not close.
+    let event = format!(
+        "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n",
+        "x".repeat(60_000)
+    );
+    let all = event.repeat(200);
+    let (url, _) = raw::backend({
+        let all = all.clone();
+        move |_| vec![raw::events(), raw::chunk(&all), raw::chunk(DONE), raw::Step::Open]
+    })
+    .await;
+    for more in ["", "routing: {retry: {initial_wait: 1ms, max_wait: 2ms}}\n"] {
+        let gateway = Gateway::before(std::slice::from_ref(&url), more).await;
+        let mut client = gateway.client().await;
+        client.post(PATH, chat(true)).await;
+        let head = client.head().await;
+        // Longer than a backend gets that does not end its answer, and than clients of requests get
+        // that a deadline has ended.
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        let answer = client.rest(head).await;
+        assert!(answer.whole && answer.text().ends_with(DONE), "{} bytes", answer.body.len());
+        assert_eq!(answer.body.len(), all.len() + DONE.len());
+    }
+}
+
+#[tokio::test]
+async fn a_heartbeat_of_a_backend_that_fails_does_not_stay() {
+    // The sign of life and the failure come in one piece; then another backend refuses.
+    let beat = ": ping\n\n";
+    let failed = "data: {\"error\":{\"message\":\"no\",\"code\":500}}\n\n";
+    let both = format!("{:x}\r\n{beat}\r\n{:x}\r\n{failed}\r\n", beat.len(), failed.len());
+    let (first, _) = raw::backend(move |_| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+        vec![raw::send(format!("{head}{both}0\r\n\r\n"))]
+    })
+    .await;
+    let refusal = r#"{"error":{"message":"bad","code":400}}"#;
+    let (second, _) = raw::backend(move |_| {
+        let length = refusal.len();
+        let head = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n";
+        vec![raw::send(format!("{head}Content-Length: {length}\r\n\r\n{refusal}"))]
+    })
+    .await;
+    let gateway = Gateway::before(&[first, second], "").await;
+    for _ in 0..10 {
+        let answer = gateway.client().await.ask(PATH, chat(true)).await;
+        match answer.status {
+            400 => assert_eq!(answer.text(), refusal),
+            // It had gone out before: what follows is an event, as the page says.
+            status => {
+                assert_eq!(
+                    (status, answer.header("content-type")),
+                    (200, Some("text/event-stream"))
+                );
+                assert!(
+                    answer.text().lines().all(|l| l.is_empty() || l.starts_with([':', 'd'])),
+                    "{}",
+                    answer.text()
+                );
+            }
+        }
+    }
+}

@@ -437,9 +437,9 @@ async fn a_client_that_reads_slowly_gets_the_end_of_a_complete_stream() {
         "x".repeat(60_000)
     );
     let all = event.repeat(200);
-    let (url, _) = raw::backend({
+    let (url, _) = backend({
         let all = all.clone();
-        move |_| vec![raw::events(), raw::chunk(&all), raw::chunk(DONE), raw::Step::Open]
+        move |_| vec![events(), chunk(&all), chunk(DONE), Step::Open]
     })
     .await;
     for more in ["", "routing: {retry: {initial_wait: 1ms, max_wait: 2ms}}\n"] {
@@ -462,16 +462,16 @@ async fn a_heartbeat_of_a_backend_that_fails_does_not_stay() {
     let beat = ": ping\n\n";
     let failed = "data: {\"error\":{\"message\":\"no\",\"code\":500}}\n\n";
     let both = format!("{:x}\r\n{beat}\r\n{:x}\r\n{failed}\r\n", beat.len(), failed.len());
-    let (first, _) = raw::backend(move |_| {
+    let (first, _) = backend(move |_| {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
-        vec![raw::send(format!("{head}{both}0\r\n\r\n"))]
+        vec![send(format!("{head}{both}0\r\n\r\n"))]
     })
     .await;
     let refusal = r#"{"error":{"message":"bad","code":400}}"#;
-    let (second, _) = raw::backend(move |_| {
+    let (second, _) = backend(move |_| {
         let length = refusal.len();
         let head = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n";
-        vec![raw::send(format!("{head}Content-Length: {length}\r\n\r\n{refusal}"))]
+        vec![send(format!("{head}Content-Length: {length}\r\n\r\n{refusal}"))]
     })
     .await;
     let gateway = Gateway::before(&[first, second], "").await;

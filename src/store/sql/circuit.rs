@@ -49,13 +49,21 @@ pub enum Work {
     Change,
 }
 
+/// Why a server is away.
+#[derive(Clone, Debug, PartialEq)]
+struct Away {
+    why: StoreError,
+    /// It speaks, and refuses new connections: those that there are may be good.
+    refuses: bool,
+}
+
 /// Whether a server can be reached.
 pub struct Circuit {
     connect: Connect,
     /// How long making a connection may take.
     patience: Duration,
     /// Why it is open, if it is. Marked as changed by each look that finds the server away.
-    open: watch::Sender<Option<StoreError>>,
+    open: watch::Sender<Option<Away>>,
     looks: Mutex<Looks>,
 }
 
@@ -137,7 +145,7 @@ impl Circuit {
     ) -> Result<T, StoreError> {
         let mut open = self.open.subscribe();
         let why = open.borrow_and_update().clone();
-        if let Some(why) = why {
+        if let Some(Away { why, .. }) = why {
             self.look();
             let fresh = {
                 let looks = lock(&self.looks);
@@ -155,6 +163,7 @@ impl Circuit {
         }
         let mut answer = pin!(answer);
         let mut wait = PATIENCE;
+        let gone = |open: &Option<Away>| open.as_ref().is_some_and(|away| cold || !away.refuses);
         loop {
             tokio::select! {
                 biased;
@@ -165,8 +174,9 @@ impl Circuit {
                     }
                     return answer;
                 }
-                Ok(why) = open.wait_for(Option::is_some), if work == Work::Read => {
-                    return Err(why.clone().unwrap_or_else(|| StoreError::new("away")));
+                Ok(away) = open.wait_for(gone), if work == Work::Read => {
+                    let why = away.as_ref().map(|away| away.why.clone());
+                    return Err(why.unwrap_or_else(|| StoreError::new("away")));
                 }
                 () = sleep(wait) => {
                     self.look();
@@ -198,7 +208,7 @@ impl Circuit {
 
     /// Why the server is away, if it is. Tells of it as soon as a connection takes longer than usual,
     /// and goes on waiting for that one.
-    async fn try_connection(&self) -> Option<StoreError> {
+    async fn try_connection(&self) -> Option<Away> {
         let (usual, limit) = {
             let looks = lock(&self.looks);
             let usual = (looks.took * 2).max(CONNECT);
@@ -207,7 +217,7 @@ impl Circuit {
         let (usual, limit) = (usual.min(self.patience), limit.min(self.patience));
         let late = || {
             let why = "the database cannot be reached: no connection within";
-            StoreError::new(format!("{why} {usual:?}"))
+            Away { why: StoreError::new(format!("{why} {usual:?}")), refuses: false }
         };
         let began = Instant::now();
         let mut connect = pin!(timeout(limit, (self.connect)()));
@@ -232,7 +242,10 @@ impl Circuit {
                 return None;
             }
             Ok(Err(error)) if is_full(&error) => return None,
-            Ok(Err(error)) => cause(error),
+            Ok(Err(error)) => {
+                let refuses = matches!(error, sqlx::Error::Database(_));
+                Away { why: cause(error), refuses }
+            }
             Err(_) => {
                 looks.in_vain = limit;
                 late()
@@ -242,11 +255,13 @@ impl Circuit {
         (!looks.answered_lately()).then_some(away)
     }
 
-    fn set(&self, away: Option<StoreError>) {
+    fn set(&self, away: Option<Away>) {
         self.open.send_if_modified(|open| {
             match (&*open, &away) {
                 (None, None) => return false,
-                (None, Some(why)) => log::warn!("{why}; questions fail until it is there again"),
+                (None, Some(Away { why, .. })) => {
+                    log::warn!("{why}; questions fail until it is there again");
+                }
                 (Some(_), None) => log::info!("the database can be reached again"),
                 (Some(_), Some(_)) => {}
             }
@@ -445,6 +460,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_server_that_refuses_connections_answers_over_those_there_are() {
+        let (state, looks) = (Arc::new(AtomicU32::new(1)), Arc::default());
+        let circuit = circuit(&state, &looks);
+        let away = Away { why: StoreError::new("no more"), refuses: true };
+        let slow = || async {
+            circuit.set(Some(away.clone()));
+            sleep(PATIENCE / 2).await;
+            Ok(7)
+        };
+        assert_eq!(circuit.guard(false, Work::Read, slow()).await, Ok(7));
+        circuit.set(None);
+        // Where there are none, nothing can come.
+        assert_eq!(circuit.guard(true, Work::Read, slow()).await, Err(away.why.clone()));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_change_is_not_broken_off_and_none_is_begun_while_the_server_is_away() {
         let (state, looks) = (Arc::new(AtomicU32::new(0)), Arc::default());
         let circuit = circuit(&state, &looks);
@@ -473,7 +504,7 @@ mod tests {
             Box::pin(async { Ok(()) })
         };
         let circuit = Circuit::with(Box::new(connect), CONNECT);
-        circuit.set(Some(StoreError::new("away")));
+        circuit.set(Some(Away { why: StoreError::new("away"), refuses: false }));
         assert!(circuit.guard(false, Work::Read, answers()).await.is_err());
         sleep(PAUSE).await;
         assert_eq!(circuit.guard(false, Work::Read, answers()).await, Ok(7));

@@ -27,8 +27,8 @@ pub struct Proxies {
     https: Option<(String, String)>,
     /// For http.
     http: Option<(String, String)>,
-    /// What goes without one.
-    no: String,
+    /// What goes without one, and at which port, if it names one.
+    no: Vec<(String, Option<u16>)>,
 }
 
 impl fmt::Debug for Proxies {
@@ -49,15 +49,24 @@ impl Proxies {
         Self {
             https: first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
             http: first(&["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]),
-            no: first(&["NO_PROXY", "no_proxy"]).map(|(_, value)| value).unwrap_or_default(),
+            no: first(&["NO_PROXY", "no_proxy"])
+                .map(|(_, list)| excepted(&list))
+                .unwrap_or_default(),
         }
     }
 
     /// The variable that applies to an address, and its value. What is on this machine needs none.
     fn named(&self, uri: &Uri) -> Option<&(String, String)> {
         let host = uri.host()?;
+        let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let port = uri.port_u16().unwrap_or(usual);
+        let here = self.no.iter().filter(|(_, only)| only.is_none_or(|only| only == port));
+        let no: Vec<_> = here.map(|(host, _)| host.as_str()).collect();
+        if no.contains(&"*") {
+            return None;
+        }
         // Only whether it is excepted is of interest.
-        let rule = Matcher::builder().all("http://proxy").no(self.no.as_str()).build();
+        let rule = Matcher::builder().all("http://proxy").no(no.join(",")).build();
         if is_loopback(host) || rule.intercept(uri).is_none() {
             return None;
         }
@@ -87,6 +96,30 @@ impl Proxies {
         let full = if value.contains("://") { value.clone() } else { format!("http://{value}") };
         full.parse().ok()
     }
+}
+
+/// The entries of `NO_PROXY` in the forms in use, as hosts that the matcher knows, with a port apart:
+/// `host:8443`, `[::1]:8443`, `*.example.com`, `*`.
+fn excepted(list: &str) -> Vec<(String, Option<u16>)> {
+    let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let split = |entry: &str| {
+        let (host, port) = match entry.rsplit_once(':') {
+            // Without brackets several colons are an IPv6 address.
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
+                match port.parse() {
+                    Ok(port) => (host, Some(port)),
+                    Err(_) => (entry, None),
+                }
+            }
+            _ => (entry, None),
+        };
+        let host = match host.strip_prefix('*') {
+            Some(rest) if rest.starts_with('.') => rest,
+            _ => host.trim_matches(['[', ']']),
+        };
+        (host.to_owned(), port)
+    };
+    entries.map(split).collect()
 }
 
 /// Whether a host is this machine.
@@ -239,6 +272,45 @@ mod tests {
         assert_eq!(url("http://hook.example.com/x").as_deref(), Some("http://plain:8080/"));
         assert_eq!(url("http://127.0.0.1:9/x"), None);
         assert_eq!(proxies(&[("ALL_PROXY", "")]), Proxies::default());
+    }
+
+    #[test]
+    fn exceptions_hold_in_every_form_in_use() {
+        let direct = |no: &str, uri: &str| {
+            let all = proxies(&[("HTTPS_PROXY", "http://p:1"), ("no_proxy", no)]);
+            all.for_https(&uri.parse().unwrap()).unwrap().is_none()
+        };
+        for uri in ["https://api.example.com", "https://10.1.2.3:8443", "https://[2001:db8::1]/v1"]
+        {
+            for no in ["*", "a.test, *", " * ,b.test"] {
+                assert!(direct(no, uri), "{no} {uri}");
+            }
+            for no in ["", ",", "*.test", "api.example.com:1", "2001:db8::2,10.1.2.4"] {
+                assert!(!direct(no, uri), "{no} {uri}");
+            }
+        }
+        for (no, uri) in [
+            ("api.example.com:8443", "https://api.example.com:8443/v1"),
+            ("api.example.com:443", "https://api.example.com/v1"),
+            ("*.example.com", "https://api.example.com"),
+            ("x.test,*.Example.com:8443", "https://a.b.example.com:8443"),
+            ("10.1.2.3:8443", "https://10.1.2.3:8443"),
+            ("[2001:db8::1]:8443", "https://[2001:db8::1]:8443"),
+            ("[2001:db8::1]", "https://[2001:db8::1]"),
+            ("2001:db8::1", "https://[2001:db8::1]:8443"),
+            ("2001:db8::/32", "https://[2001:db8::1]:8443"),
+            ("*:8443", "https://10.1.2.3:8443"),
+        ] {
+            assert!(direct(no, uri), "{no} {uri}");
+        }
+        for (no, uri) in [
+            ("api.example.com:8443", "https://api.example.com"),
+            ("*.example.com", "https://example.org"),
+            ("*.example.com", "https://notexample.com"),
+            ("*:8443", "https://10.1.2.3"),
+        ] {
+            assert!(!direct(no, uri), "{no} {uri}");
+        }
     }
 
     #[test]

@@ -38,14 +38,14 @@ pub fn is_credential(name: &str) -> bool {
             | "x-access-token"
             | "x-id-token"
             | "x-forwarded-access-token"
+            | "x-forwarded-authorization"
             | "x-forwarded-id-token"
+            | "x-original-authorization"
             | "x-auth-request-access-token"
             | "x-amz-security-token"
             | "x-amzn-oidc-accesstoken"
             | "x-amzn-oidc-data"
             | "x-goog-iap-jwt-assertion"
-            | "x-ms-token-aad-access-token"
-            | "x-ms-token-aad-id-token"
             | "cf-access-jwt-assertion"
             | "cf-access-client-secret"
             | "ocp-apim-subscription-key"
@@ -53,7 +53,7 @@ pub fn is_credential(name: &str) -> bool {
             | "x-csrf-token"
             | "x-xsrf-token"
             | "proxy-authorization"
-    )
+    ) || ["x-ms-token-", "x-ms-client-principal"].iter().any(|start| name.starts_with(start))
 }
 
 /// A name with `-` for `_`: behind WSGI and CGI both are the same variable.
@@ -283,5 +283,26 @@ mod tests {
         assert!(!same_field("x-vllm-priority", "x-vllm-priorit"));
         assert_eq!(folded("x_vllm_priority"), "x-vllm-priority");
         assert!(is_credential(&folded("x_goog_api_key")));
+    }
+
+    #[test]
+    fn what_proxies_in_front_tell_of_the_caller_is_a_credential() {
+        for name in [
+            "x-ms-token-aad-access-token",
+            "x-ms-token-aad-id-token",
+            "x-ms-token-aad-refresh-token",
+            "x-ms-token-google-access-token",
+            "x-ms-client-principal",
+            "x-ms-client-principal-id",
+            "x_ms_client_principal_name",
+            "x-forwarded-authorization",
+            "x-original-authorization",
+            "x-original_authorization",
+        ] {
+            assert!(is_credential(&folded(name)), "{name}");
+        }
+        for name in ["x-ms-request-id", "x-ms-tokens", "x-forwarded-for", "x-original-url"] {
+            assert!(!is_credential(name), "{name}");
+        }
     }
 }

@@ -261,13 +261,20 @@ async fn a_key_that_is_no_text_is_a_failure_and_not_unknown() {
 /// Longer than a test has patience: what is waited for is not what fails fast.
 const LONG: &str = "timeout: 300s, ";
 
-/// New keys, one after the other, are answered 503 without waiting for the database.
+/// New keys, one after the other, are answered 503, and after the first one without waiting for the
+/// database: a wait for a connection would take until `LONG`, a wait for each look 2 s.
 async fn fails_fast(gateway: &Gateway, what: &str) {
+    let mut began = std::time::Instant::now();
     for n in 0..30 {
+        if n == 1 {
+            began = std::time::Instant::now();
+        }
         let answer = gateway.ask_as(&format!("sk-new-{n}")).await;
         assert_eq!(answer.status, 503, "{what}: {n}");
         assert!(answer.header("retry-after").is_some(), "{what}");
     }
+    let took = began.elapsed();
+    assert!(took < 29 * Duration::from_millis(500), "{what}: {took:?} for 29 keys");
 }
 
 #[tokio::test]
@@ -332,6 +339,33 @@ async fn a_database_that_is_away_is_used_again_when_it_is_back() {
     eventually("the database is used again", back).await;
     gateway.logs("the database can be reached again").await;
     assert!(!gateway.log().contains(PASSWORD));
+}
+
+#[tokio::test]
+async fn a_database_that_takes_no_new_connections_is_used_over_those_there_are() {
+    let server = Postgres::start().await;
+    server.run(&made(COLUMNS));
+    server.run("CREATE ROLE reader LOGIN PASSWORD 'first'; GRANT SELECT ON api_keys TO reader");
+    let sim = sim().await;
+    let (address, port) = (server.address.ip(), server.address.port());
+    let source = format!(
+        "driver: postgres, host: \"{address}\", port: {port}, user: reader, password: first, database: {DATABASE}, connect_timeout: 300s"
+    );
+    let gateway = with_database(&sim, &source, &format!("count_usage: false, {LONG}")).await;
+    let all = async || {
+        let asked = (0..GOOD).map(|n| format!("sk-good-{n}"));
+        join_all(asked.map(async |key| gateway.ask_as(&key).await.status)).await
+    };
+    assert_eq!(all().await, [200; GOOD]);
+    // Each question takes so long that the server is looked at, and all connections are in use.
+    server.run(
+        "ALTER ROLE reader PASSWORD 'second'; ALTER TABLE api_keys RENAME TO keys; \
+         CREATE VIEW api_keys AS SELECT keys.* FROM keys CROSS JOIN pg_sleep(0.5); \
+         GRANT SELECT ON api_keys TO reader",
+    );
+    assert_eq!(all().await, [200; GOOD], "{}", gateway.log());
+    let up = async || gateway.ask_as("sk-good-0").await.status == 200;
+    eventually("it is used once more", up).await;
 }
 
 /// Records go into a table that is altered, dropped and made again under the gateway; each is there

@@ -410,6 +410,10 @@ fn mistakes_are_told_without_secrets() {
         "{told:?}"
     );
     assert!(!told[0].contains("SECRET"), "{told:?}");
+    // A backend that is switched off needs no way to it.
+    let text = "backends: [{url: \"https://h\", enabled: false}, {url: \"http://h\"}]\n";
+    let loaded = llmproxy::config::load_text(text, std::path::Path::new("."), &env);
+    assert!(loaded.plan.is_some() && loaded.problems.is_empty(), "{:?}", loaded.problems);
 }
 
 #[tokio::test]

@@ -164,7 +164,7 @@ impl Maker<'_> {
         if tls && raw.enabled.0 {
             self.needs_trust(format!("{at}.url"));
         }
-        let proxy = self.backend_proxy(at, raw.proxy.as_ref(), &uri);
+        let proxy = self.backend_proxy(at, raw, &uri);
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let authority = HeaderValue::from_str(uri.authority()?.as_str()).ok()?;
         let url = raw.url.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
@@ -315,11 +315,14 @@ impl Maker<'_> {
     }
 
     /// The proxy that a backend names, or the environment for https.
-    fn backend_proxy(&mut self, at: &str, own: Option<&SecretText>, uri: &Uri) -> Option<Proxy> {
-        let found = match own.map(|text| text.0.expose()) {
+    /// One that is switched off is not asked of the environment: it is checked when it is used.
+    fn backend_proxy(&mut self, at: &str, raw: &raw::Backend, uri: &Uri) -> Option<Proxy> {
+        let found = match raw.proxy.as_ref().map(|text| text.0.expose()) {
             Some("none") => return None,
             Some(text) => Proxy::parse(text).map(Some),
-            None if uri.scheme_str() == Some("https") => self.proxies.for_https(uri),
+            None if raw.enabled.0 && uri.scheme_str() == Some("https") => {
+                self.proxies.for_https(uri)
+            }
             None => return None,
         };
         match found {

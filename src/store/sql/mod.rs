@@ -16,7 +16,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use serde_json::{Map, Value};
 use sqlx::{MySqlPool, PgPool, Pool, SqlitePool, pool::PoolOptions};
 
-use self::circuit::Circuit;
+use self::circuit::{Circuit, Work};
 pub use self::{
     count::Decide,
     run::{Bind, Statement, Trouble},
@@ -143,12 +143,14 @@ impl Sql {
                 sqlite::options(target).map(|o| (Pools::Sqlite(pool(settings, o)), None))
             }
             Driver::Mysql => mysql::options(target).map(|o| {
-                let circuit = Circuit::new::<sqlx::MySql>(o.clone(), patience);
-                (Pools::Mysql(pool(settings, o)), Some(circuit))
+                let pool = pool::<sqlx::MySql>(settings, o.clone());
+                let circuit = Circuit::new(pool.clone(), o, patience);
+                (Pools::Mysql(pool), Some(circuit))
             }),
             Driver::Postgres => postgres::options(target).map(|o| {
-                let circuit = Circuit::new::<sqlx::Postgres>(o.clone(), patience);
-                (Pools::Postgres(pool(settings, o)), Some(circuit))
+                let pool = pool::<sqlx::Postgres>(settings, o.clone());
+                let circuit = Circuit::new(pool.clone(), o, patience);
+                (Pools::Postgres(pool), Some(circuit))
             }),
         };
         let nowhere = |why| (Pools::Nowhere(StoreError::new(why)), None);
@@ -168,10 +170,11 @@ impl Sql {
     /// Waits for an answer, but not for a server that is known to be away.
     async fn guarded<T>(
         &self,
+        work: Work,
         answer: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         match &self.circuit {
-            Some(circuit) => circuit.guard(self.is_cold(), answer).await,
+            Some(circuit) => circuit.guard(self.is_cold(), work, answer).await,
             None => answer.await,
         }
     }
@@ -181,7 +184,7 @@ impl Sql {
     /// # Errors
     /// If the database cannot be asked, or a column cannot be read.
     pub async fn row(&self, lookup: &Lookup, key: &str) -> Result<Option<Row>, StoreError> {
-        self.guarded(async {
+        self.guarded(Work::Read, async {
             match &self.pools {
                 Pools::Sqlite(pool) => prepared::in_sqlite(pool, lookup, key).await,
                 Pools::Mysql(pool) => prepared::in_mysql(pool, lookup, key).await,
@@ -205,7 +208,7 @@ impl Sql {
         key: &str,
         decide: Decide<'_>,
     ) -> Result<Option<Row>, StoreError> {
-        self.guarded(async {
+        self.guarded(Work::Change, async {
             match &self.pools {
                 Pools::Sqlite(pool) => count::in_sqlite(pool, lookup, key, decide).await,
                 Pools::Mysql(pool) => count::in_mysql(pool, lookup, key, decide).await,

@@ -71,6 +71,8 @@ struct State {
     damaged: BTreeSet<u64>,
     /// Everything before this index was dropped, and counted then.
     dropped: u64,
+    /// Segments that begin before this index may not be the log's own: none of them is deleted.
+    doubtful: u64,
     plan: SpoolPlan,
     tidied: Option<Instant>,
     surveyed: Instant,
@@ -135,7 +137,7 @@ impl Disk {
         });
         let furthest = furthest.max().unwrap_or(0);
         let list = segment::list(folder).map_err(cannot)?;
-        let survey = foreign::survey(list, furthest).map_err(cannot)?;
+        let survey = foreign::survey(list, furthest);
         strangers::tell_gaps(folder, &survey.gaps);
         let mut segments: VecDeque<_> = survey.own.into();
         let mut end = 0;
@@ -167,6 +169,7 @@ impl Disk {
                 hints: VecDeque::new(),
                 damaged: BTreeSet::new(),
                 dropped: 0,
+                doubtful: survey.doubtful,
                 plan: plan.spool,
                 tidied: None,
                 surveyed: Instant::now(),
@@ -224,11 +227,20 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes segments at the beginning. A file that cannot be removed is not forgotten.
+    /// Removes segments at the beginning. A file that cannot be removed is not forgotten, and one that
+    /// may not be the log's own is put aside.
     fn remove(&self, n: usize) -> usize {
         for removed in 0..n {
-            let Some(oldest) = lock(&self.state).segments.front().cloned() else { return removed };
-            match fs::remove_file(&oldest.path) {
+            let (oldest, doubtful) = {
+                let state = lock(&self.state);
+                (state.segments.front().cloned(), state.doubtful)
+            };
+            let Some(oldest) = oldest else { return removed };
+            let done = match oldest.first < doubtful {
+                true => self.put_doubtful_aside(&oldest),
+                false => fs::remove_file(&oldest.path),
+            };
+            match done {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     log::error!("cannot remove {}: {e}", oldest.path.display());
                     return removed;
@@ -581,6 +593,13 @@ impl Log for Disk {
         for stranger in std::mem::take(&mut *lock(&self.foreign)) {
             self.take_over(&stranger);
         }
+        // Those that somebody wants are delivered first.
+        let doubtful = {
+            let state = lock(&self.state);
+            let spare = state.segments.iter().take(state.spare());
+            spare.take_while(|segment| segment.first < state.doubtful).count()
+        };
+        self.remove(doubtful);
         self.tell_strangers();
         Ok(())
     }

@@ -14,6 +14,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::Deserialize;
+
 use super::{
     Entry,
     segment::{self, Segment, Step, Walk},
@@ -29,6 +31,10 @@ struct Seen {
     begin: Option<u64>,
     /// The index of the last record.
     last: Option<u64>,
+    /// Something that cannot be read stands behind the last record.
+    torn: bool,
+    /// The runs of a gateway that made the record behind the head and the last one.
+    processes: [Option<String>; 2],
 }
 
 impl Seen {
@@ -36,11 +42,13 @@ impl Seen {
         let mut walk = Walk::open(&segment.path, None, None)?;
         let start = walk.position();
         let begin = match walk.step()? {
-            Some(Step::Record(entry, _)) if start == segment::HEAD => Some(entry.index),
+            Some(Step::Record(entry, _)) if start == segment::HEAD => Some(entry),
             _ => None,
         };
-        let last = last_index(&segment)?;
-        Ok(Self { segment, begin, last })
+        let (last, torn) = last_record(&segment)?;
+        let processes = [begin.as_ref().and_then(process), last.as_ref().and_then(process)];
+        let (begin, last) = (begin.map(|entry| entry.index), last.map(|entry| entry.index));
+        Ok(Self { segment, begin, last, torn, processes })
     }
 
     /// Whether its name is that of its first record.
@@ -53,21 +61,42 @@ impl Seen {
     fn end(&self) -> u64 {
         self.last.map_or(self.segment.first, |last| last + 1)
     }
+
+    /// Whether a gap before `next` is one of the log itself: something is damaged, or one run of the
+    /// gateway made the records on both sides.
+    fn explains_gap(&self, next: &Self) -> bool {
+        let (one, two) = (&self.processes[1], &next.processes[0]);
+        self.torn || one.is_some() && one == two
+    }
 }
 
-fn last_index(segment: &Segment) -> io::Result<Option<u64>> {
+/// The run of a gateway that made a record.
+fn process(entry: &Entry) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Made {
+        process: String,
+    }
+    serde_json::from_slice(&entry.json).ok().map(|made: Made| made.process)
+}
+
+/// The last record, and whether anything stands behind it.
+fn last_record(segment: &Segment) -> io::Result<(Option<Entry>, bool)> {
     let mut tail = TAIL;
     loop {
         let from = segment.bytes.saturating_sub(tail);
         let mut walk = Walk::open(&segment.path, Some(from), None)?;
-        let mut last = None;
+        let (mut last, mut torn) = (None, false);
         while let Some(step) = walk.step()? {
-            if let Step::Record(entry, _) = step {
-                last = Some(entry.index);
-            }
+            torn = match step {
+                Step::Record(entry, _) => {
+                    last = Some(entry);
+                    false
+                }
+                Step::Damage(..) => true,
+            };
         }
         if last.is_some() || from == 0 {
-            return Ok(last);
+            return Ok((last, torn));
         }
         tail = tail.saturating_mul(16);
     }
@@ -83,30 +112,63 @@ pub struct Survey {
     /// Where records are missing between two segments of the log: the first one, and the one behind
     /// the last.
     pub gaps: Vec<(u64, u64)>,
+    /// What lies before this index may not be the log's own: a gap follows that nothing explains.
+    pub doubtful: u64,
 }
 
 /// Looks at the segments of a folder, which are in the order of their names. `furthest` is the place
-/// of the reporter that has got most.
-///
-/// # Errors
-/// If one of them cannot be read.
-pub fn survey(segments: Vec<Segment>, furthest: u64) -> io::Result<Survey> {
+/// of the reporter that has got most. One that cannot be read is the log's own where the others leave
+/// room for it, and otherwise in none of the lists: it stays where it is.
+pub fn survey(segments: Vec<Segment>, furthest: u64) -> Survey {
     let mut survey = Survey::default();
-    let mut seen = Vec::new();
+    let (mut seen, mut unread): (Vec<Seen>, Vec<Segment>) = Default::default();
     for segment in segments {
-        let looked = Seen::look(segment)?;
-        match looked.is_misnamed() {
-            true => survey.foreign.push(looked.segment),
-            false => seen.push(looked),
+        match Seen::look(segment.clone()) {
+            Ok(looked) if looked.is_misnamed() => survey.foreign.push(looked.segment),
+            Ok(looked) => seen.push(looked),
+            Err(e) => {
+                let shown = segment.path.display();
+                log::error!("{shown} in the folder of the spool cannot be read: {e}");
+                unread.push(segment);
+            }
         }
     }
     while let Some(at) = overlap(&seen, furthest) {
         survey.foreign.push(seen.remove(at).segment);
     }
-    let pairs = seen.windows(2).map(|pair| (pair[0].end(), pair[1].segment.first));
-    survey.gaps = pairs.filter(|(end, next)| end < next).collect();
-    survey.own = seen.into_iter().map(|seen| seen.segment).collect();
-    Ok(survey)
+    unread.retain(|segment| {
+        let behind = seen.partition_point(|seen| seen.segment.first <= segment.first);
+        let before = behind.checked_sub(1).map(|before| seen[before].end());
+        behind < seen.len() && before.is_none_or(|end| end <= segment.first)
+    });
+    let is_gap = |one: &Seen, two: &Seen| {
+        let gap = one.end()..two.segment.first;
+        !gap.is_empty() && !unread.iter().any(|segment| gap.contains(&segment.first))
+    };
+    if let [.., one, two] = &seen[..]
+        && is_gap(one, two)
+        && !one.explains_gap(two)
+        && two.last.is_some()
+        && two.segment.first > furthest
+    {
+        // The log goes on at its end, or at the furthest place.
+        survey.foreign.extend(seen.pop().map(|seen| seen.segment));
+    }
+    for pair in seen.windows(2).filter(|pair| is_gap(&pair[0], &pair[1])) {
+        let (end, next) = (pair[0].end(), pair[1].segment.first);
+        survey.gaps.push((end, next));
+        if !pair[0].explains_gap(&pair[1]) {
+            survey.doubtful = next;
+        }
+    }
+    // Nobody knows what stands in one that cannot be read.
+    if let Some(hidden) = unread.last() {
+        let behind = seen.iter().map(|seen| seen.segment.first).find(|first| *first > hidden.first);
+        survey.doubtful = survey.doubtful.max(behind.unwrap_or(0));
+    }
+    survey.own = seen.into_iter().map(|seen| seen.segment).chain(unread).collect();
+    survey.own.sort_unstable_by_key(|segment| segment.first);
+    survey
 }
 
 /// Of the first two segments that clash the one that does not belong to the log: the log goes on
@@ -154,7 +216,8 @@ pub fn news(foreign: &Segment, own: &[Segment]) -> io::Result<Vec<Entry>> {
         if before || segment.first > most {
             continue;
         }
-        let mut walk = Walk::open(&segment.path, None, None)?;
+        // What cannot be read now does not have to be: at worst a record is there twice.
+        let Ok(mut walk) = Walk::open(&segment.path, None, None) else { continue };
         while let Some(step) = walk.step()? {
             if let Step::Record(entry, _) = step {
                 known.insert((entry.index, hash.hash_one(&entry.json)));

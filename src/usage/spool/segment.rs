@@ -37,7 +37,7 @@ pub struct Segment {
     pub bytes: u64,
 }
 
-/// The files in a folder, from the oldest on.
+/// The files in a folder, from the oldest on. A folder of such a name is none.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -53,6 +53,9 @@ pub fn list(folder: &Path) -> io::Result<Vec<Segment>> {
         if let Ok(first) = name.parse() {
             // One that is being removed is not there.
             let Ok(about) = entry.metadata() else { continue };
+            if about.is_dir() {
+                continue;
+            }
             segments.push(Segment { path, first, bytes: about.len() });
         }
     }

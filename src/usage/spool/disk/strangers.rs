@@ -1,6 +1,6 @@
 //! What becomes of files in the folder that do not belong to the log.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use super::{
     super::{Entry, Log, foreign, segment::Segment},
@@ -47,8 +47,23 @@ impl Disk {
         }
     }
 
+    /// Puts aside a segment behind which records are missing, and which nobody wants: its records may
+    /// never have been delivered.
+    pub(super) fn put_doubtful_aside(&self, segment: &Segment) -> io::Result<()> {
+        let aside = foreign::put_aside(&self.folder, &segment.path)?;
+        log::error!(
+            "{} lies before all that is still to be delivered, and records are missing behind it: it may \
+             not belong to the spool, and its records are not delivered; it is now {}",
+            segment.path.display(),
+            aside.display()
+        );
+        Ok(())
+    }
+
     /// Tells of files in the folder that look like segments and are not read, each once.
     pub(super) fn tell_strangers(&self) {
+        // A file that is being begun is there before it is known.
+        let _writing = lock(&self.active);
         let mut state = lock(&self.state);
         let own: Vec<_> = state.segments.iter().cloned().collect();
         let strangers = match foreign::strangers(&self.folder, &own) {

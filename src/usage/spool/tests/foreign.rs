@@ -226,3 +226,174 @@ fn without_room_what_is_foreign_is_counted_and_kept() {
     let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
     assert!(texts("owner", 0..600).is_subset(&got));
 }
+
+#[test]
+fn a_file_wholly_in_front_of_the_log_is_put_aside_and_not_deleted() {
+    for (others, keep) in [(0..100, "0s"), (0..300, "0s"), (300..499, "24h")] {
+        let own = Fixture::new(&["a"], &format!("max_size: 64MiB, keep: {keep}"));
+        let other = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
+        drop(filled(&other, "other", 0..others.end));
+        fs::create_dir_all(own.path().join("places")).unwrap();
+        let mut place = super::super::place::PlaceFile::open(own.path(), "a", (0, 0)).unwrap().0;
+        place.keep(500).unwrap();
+        drop(filled(&own, "owner", 500..600));
+        let theirs: Vec<_> = {
+            let archive = Archive::open(other.path()).unwrap();
+            let fits = archive.segments().iter().filter(|s| s.first >= others.start);
+            fits.map(|s| s.path.clone()).collect()
+        };
+        assert!(!theirs.is_empty());
+        for file in &theirs {
+            fs::copy(file, own.path().join(file.file_name().unwrap())).unwrap();
+        }
+        let disk = own.open();
+        disk.trim();
+        let aside: Vec<_> = fs::read_dir(own.path().join("foreign")).unwrap().flatten().collect();
+        assert_eq!(aside.len(), theirs.len(), "{others:?}");
+        for file in &aside {
+            let same = other.path().join(file.file_name());
+            assert_eq!(fs::read(file.path()).unwrap(), fs::read(same).unwrap(), "{others:?}");
+        }
+        assert_eq!(own.metrics.usage.spool.foreign.get(), theirs.len() as i64);
+        let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+        assert_eq!((got, own.damaged()), (texts("owner", 500..600), 0), "{others:?}");
+        drop(disk);
+        assert_eq!(own.open().first(), 500);
+    }
+}
+
+/// What a reporter still wants is delivered to it before the file is put aside.
+#[test]
+fn a_file_before_a_gap_that_somebody_wants_is_put_aside_when_nobody_does() {
+    let own = Fixture::new(&["a"], "max_size: 64MiB, keep: 0s");
+    let other = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
+    drop(filled(&other, "other", 0..100));
+    fs::create_dir_all(own.path().join("places")).unwrap();
+    let mut place = super::super::place::PlaceFile::open(own.path(), "a", (0, 0)).unwrap().0;
+    place.keep(500).unwrap();
+    drop(filled(&own, "owner", 500..900));
+    let (mine, theirs) = (own.files(), other.files().remove(0));
+    let front = own.path().join(theirs.file_name().unwrap());
+    fs::copy(&theirs, &front).unwrap();
+    place.keep(0).unwrap();
+    let disk = own.open();
+    let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+    assert_eq!(got, texts("other", 0..100).union(&texts("owner", 500..900)).cloned().collect());
+    assert_eq!(own.damaged(), 400);
+    assert!(front.exists());
+    disk.keep_place("a", 900).unwrap();
+    disk.trim();
+    assert!(
+        !front.exists() && own.path().join("foreign").join(theirs.file_name().unwrap()).exists()
+    );
+    assert!(!mine[0].exists(), "what follows the gap is deleted as ever");
+}
+
+/// A file that is gone between others of the same run makes strangers of none.
+#[test]
+fn a_gap_in_one_run_of_the_gateway_is_its_own() {
+    let own = Fixture::new(&["a"], "max_size: 64MiB, keep: 0s");
+    drop(filled(&own, "owner", 0..600));
+    let archive = Archive::open(own.path()).unwrap();
+    let [.., gone, last] = archive.segments() else { panic!("several files") };
+    fs::remove_file(&gone.path).unwrap();
+    let disk = own.open();
+    let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+    assert_eq!(got, texts("owner", (0..gone.first).chain(last.first..600)));
+    assert_eq!((own.damaged(), disk.end()), (last.first - gone.first, 600));
+    disk.keep_place("a", 600).unwrap();
+    disk.trim();
+    assert_eq!(own.files(), std::slice::from_ref(&last.path));
+    assert!(!own.path().join("foreign").exists());
+}
+
+#[test]
+fn a_file_ahead_of_the_log_is_taken_over_and_nothing_is_called_lost() {
+    for first in [601, 5000, 1_000_000] {
+        let setting = setting(first..first + 80);
+        let file = setting.other.files().into_iter().next_back().unwrap();
+        fs::copy(&file, setting.own.path().join(file.file_name().unwrap())).unwrap();
+        setting.holds(texts("other", first..first + 80), &format!("at {first}"));
+    }
+}
+
+/// The file that is written is the log's own also where the one before it is damaged at its end.
+#[test]
+fn a_file_behind_damage_is_no_stranger() {
+    let own = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
+    drop(filled(&own, "owner", 0..600));
+    let files = own.files();
+    let before = &files[files.len() - 2];
+    let mut bytes = fs::read(before).unwrap();
+    let at = bytes.len() - 100;
+    bytes[at..].fill(0);
+    fs::write(before, bytes).unwrap();
+    let disk = own.open();
+    let got = delivered(&disk, "a");
+    assert_eq!((got.len(), own.damaged(), disk.end()), (599, 1, 600));
+    assert!(!own.path().join("foreign").exists());
+}
+
+#[test]
+fn what_cannot_be_read_is_no_reason_not_to_start() {
+    for first in [0, 7, 590, 5000] {
+        let setting = setting(0..1);
+        let path = setting.own.path().join(format!("{first:020}.log"));
+        let kept = path.with_extension("kept");
+        let taken = path.exists();
+        if taken {
+            fs::rename(&path, &kept).unwrap();
+        }
+        fs::create_dir(&path).unwrap();
+        let disk = setting.own.open();
+        if !taken {
+            let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+            assert_eq!((got, setting.own.damaged()), (texts("owner", 0..600), 0), "{first}");
+        }
+        assert_eq!(disk.end(), 600);
+        assert!(path.is_dir(), "it stays");
+    }
+}
+
+/// The same of files: a link to a folder cannot be read by any user.
+#[test]
+fn a_file_that_cannot_be_read_is_own_only_where_there_is_room_for_it() {
+    for first in [7, 590, 5000] {
+        let setting = setting(0..1);
+        let path = setting.own.path().join(format!("{first:020}.log"));
+        std::os::unix::fs::symlink(setting.own.path().join("places"), &path).unwrap();
+        let disk = setting.own.open();
+        let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+        assert_eq!((got, setting.own.damaged()), (texts("owner", 0..600), 0), "{first}");
+    }
+    let setting = setting(0..1);
+    let files = setting.own.files();
+    let kept = setting.own.path().join("kept");
+    fs::rename(&files[1], &kept).unwrap();
+    std::os::unix::fs::symlink(setting.own.path().join("places"), &files[1]).unwrap();
+    let disk = setting.own.open();
+    // It is waited for.
+    let first = Archive::open(setting.own.path()).unwrap().segments()[1].first;
+    assert!(disk.read(first, 100).unwrap_err().contains(&files[1].display().to_string()));
+    fs::remove_file(&files[1]).unwrap();
+    fs::rename(&kept, &files[1]).unwrap();
+    drop(disk);
+    let disk = setting.own.open();
+    let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
+    assert_eq!((got, setting.own.damaged()), (texts("owner", 0..600), 0));
+}
+
+#[test]
+fn a_file_in_front_that_cannot_be_read_is_put_aside_and_not_deleted() {
+    let own = Fixture::new(&["a"], "max_size: 64MiB, keep: 0s");
+    fs::create_dir_all(own.path().join("places")).unwrap();
+    let mut place = super::super::place::PlaceFile::open(own.path(), "a", (0, 0)).unwrap().0;
+    place.keep(500).unwrap();
+    drop(filled(&own, "owner", 500..600));
+    let name = format!("{:020}.log", 7);
+    std::os::unix::fs::symlink(own.path().join("places"), own.path().join(&name)).unwrap();
+    let disk = own.open();
+    disk.trim();
+    assert!(own.path().join("foreign").join(&name).is_symlink());
+    assert_eq!((disk.first(), own.metrics.usage.spool.foreign.get(), own.damaged()), (500, 1, 0));
+}

@@ -360,9 +360,11 @@ async fn a_database_that_takes_no_new_connections_is_used_over_those_there_are()
     // Each question takes so long that the server is looked at, and all connections are in use.
     server.run(
         "ALTER ROLE reader PASSWORD 'second'; ALTER TABLE api_keys RENAME TO keys; \
-         CREATE VIEW api_keys AS SELECT keys.* FROM keys CROSS JOIN pg_sleep(0.5); \
+         CREATE VIEW api_keys AS SELECT keys.* FROM keys CROSS JOIN pg_sleep(1.5); \
          GRANT SELECT ON api_keys TO reader",
     );
+    // What was answered just now would be a reason not to take it for away.
+    tokio::time::sleep(Duration::from_millis(600)).await;
     assert_eq!(all().await, [200; GOOD], "{}", gateway.log());
     let up = async || gateway.ask_as("sk-good-0").await.status == 200;
     eventually("it is used once more", up).await;

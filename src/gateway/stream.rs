@@ -243,14 +243,13 @@ pub fn filter(
     } else {
         heartbeat::send_soon(session, ctx);
         let good = ctx.answer.status.is_some_and(|status| status < 300);
-        if first && good && !sign {
-            tries::succeeded(ctx);
-        }
-        if first
-            && good
-            && let Some(lease) = ctx.way.lease()
-        {
-            lease.began();
+        if first && good {
+            if !sign {
+                tries::succeeded(ctx);
+            }
+            if let Some(lease) = ctx.way.lease() {
+                lease.began();
+            }
         }
     }
     Ok(())

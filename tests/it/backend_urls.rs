@@ -1,8 +1,6 @@
 //! What is called for each form that the URL of a backend may have.
 
-use std::process::{Command, Output};
-
-use crate::support::{Gateway, eventually, recorder::Recorder};
+use crate::support::{Gateway, check, eventually, recorder::Recorder};
 
 /// Path and query of a backend's URL, further keys, and what is called for a chat request, for its
 /// models (if it is asked for them) and for its health.
@@ -148,20 +146,6 @@ async fn a_clients_query_follows_the_backends_without_keys() {
     assert!(!gateway.log().contains("VERYSECRET"), "{}", gateway.log());
 }
 
-fn check(configuration: &str) -> Output {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("llmproxy.yaml");
-    std::fs::write(&file, configuration).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_llmproxy"))
-        .args(["check", "--config"])
-        .arg(&file)
-        .env_remove("HTTPS_PROXY")
-        .env_remove("https_proxy")
-        .env_remove("ALL_PROXY")
-        .output()
-        .unwrap()
-}
-
 #[test]
 fn check_shows_what_will_be_called() {
     let mut text = "backends:\n".to_owned();
@@ -172,7 +156,7 @@ fn check_shows_what_will_be_called() {
     text.push_str(
         "  - {url: \"https://h/v1?key=sk-VERYSECRET&api-version=3\", name: last, api_key: sk-VERYSECRET, auth_header: api-key, proxy: \"http://me:sk-VERYSECRET@proxy:3128\"}\n",
     );
-    let output = check(&text);
+    let output = check(&text, &[]);
     let told = String::from_utf8(output.stdout).unwrap();
     for (i, (_, _, chat, ..)) in FORMS.iter().enumerate() {
         let shown = chat.replace("tenant=7", "tenant=...");
@@ -193,7 +177,7 @@ fn urls_of_other_apis_are_refused_with_the_right_form() {
         ("https://h/v1#x", "a fragment"),
         ("ftp://h/v1", "http or https"),
     ] {
-        let output = check(&format!("backends: [{{url: \"{url}\"}}]\n"));
+        let output = check(&format!("backends: [{{url: \"{url}\"}}]\n"), &[]);
         let told = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success(), "{url}");
         assert!(told.contains("backends[0].url") && told.contains(part), "{told}");

@@ -36,15 +36,6 @@ fn sequences(records: &[serde_json::Value]) -> Vec<u64> {
     records.iter().map(|record| record["sequence"].as_u64().unwrap()).collect()
 }
 
-/// The files of the log.
-fn segments(gateway: &Gateway) -> Vec<PathBuf> {
-    let entries = fs::read_dir(gateway.path("data/usage")).unwrap();
-    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| path.extension().is_some_and(|e| e == "log"));
-    files.sort();
-    files
-}
-
 #[tokio::test]
 async fn a_receiver_that_is_away_all_the_time_gets_everything_in_order_when_it_comes() {
     let sim = sim().await;
@@ -57,7 +48,7 @@ async fn a_receiver_that_is_away_all_the_time_gets_everything_in_order_when_it_c
     gateway.logs("200 usage records wait in the spool for the next start").await;
     gateway.revive().await;
     ask(&gateway, 100).await;
-    assert!(segments(&gateway).len() >= 3, "{:?}", segments(&gateway));
+    assert!(gateway.segments().len() >= 3, "{:?}", gateway.segments());
     let receiver = Receiver::at(address).await;
     let records = receiver.wait_for(300).await;
     let expected: Vec<u64> = (1..=200).chain(1..=100).collect();
@@ -79,13 +70,13 @@ async fn files_are_for_nobody_else_to_read() {
     let gateway = Gateway::before(&[sim.url()], &usage(free_address(), "")).await;
     ask(&gateway, 1).await;
     eventually("a record on the disk", async || {
-        fs::metadata(&segments(&gateway)[0]).unwrap().len() > 100
+        fs::metadata(&gateway.segments()[0]).unwrap().len() > 100
     })
     .await;
     let folder = gateway.path("data/usage");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&folder), 0o700);
-    for file in [segments(&gateway)[0].clone(), folder.join("lock"), folder.join("places/webhook")]
+    for file in [gateway.segments()[0].clone(), folder.join("lock"), folder.join("places/webhook")]
     {
         assert_eq!(mode(&file), 0o600, "{}", file.display());
     }
@@ -204,7 +195,7 @@ async fn a_damaged_segment_is_told_of_and_the_rest_is_delivered() {
     ask(&gateway, 250).await;
     gateway.signal("TERM");
     assert!(gateway.ended().await.success());
-    let files = segments(&gateway);
+    let files = gateway.segments();
     assert!(files.len() >= 3, "{files:?}");
     // A stretch of zeros across several records, as a bad disk leaves it.
     let mut bytes = fs::read(&files[1]).unwrap();

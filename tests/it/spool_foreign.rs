@@ -1,7 +1,7 @@
 //! Files that were put into the folder of a spool and do not belong there: nobody's records are
 //! passed over in silence.
 
-use std::{collections::BTreeSet, fs, net::SocketAddr, path::PathBuf, process::Command};
+use std::{collections::BTreeSet, fs, net::SocketAddr, process::Command};
 
 use llmproxy::sim::Sim;
 
@@ -29,15 +29,6 @@ async fn stop(gateway: &mut Gateway) {
     assert!(gateway.ended().await.success());
 }
 
-/// The files of the log, from the oldest on.
-fn segments(gateway: &Gateway) -> Vec<PathBuf> {
-    let entries = fs::read_dir(gateway.path("data/usage")).unwrap();
-    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-    files.retain(|path| path.extension().is_some_and(|e| e == "log"));
-    files.sort();
-    files
-}
-
 /// What `usage verify` says, and whether all is well.
 fn verify(gateway: &Gateway) -> (String, bool) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llmproxy"));
@@ -55,10 +46,10 @@ async fn a_segment_of_another_gateway_is_told_of_and_costs_no_record() {
     ask(&other, 30).await;
     stop(&mut mine).await;
     stop(&mut other).await;
-    assert!(segments(&mine).len() >= 2);
+    assert!(mine.segments().len() >= 2);
     // As it stands where the first file of the log would be continued.
     let (from, to) =
-        (&segments(&other)[0], mine.path("data/usage").join(format!("{:020}.log", 20)));
+        (&other.segments()[0], mine.path("data/usage").join(format!("{:020}.log", 20)));
     fs::copy(from, &to).unwrap();
     assert!(!verify(&mine).1);
     mine.revive().await;
@@ -87,7 +78,7 @@ async fn copies_of_the_logs_own_files_are_told_of_and_delivered_once() {
     ask(&gateway, 200).await;
     stop(&mut gateway).await;
     let folder = gateway.path("data/usage");
-    let first = segments(&gateway)[0].clone();
+    let first = gateway.segments()[0].clone();
     for name in [
         format!("{:020}.log", 7),
         format!("{:020}.log", 5000),

@@ -1,12 +1,9 @@
 //! A trust store that cannot be used: a mistake of the configuration where anything needs it, and a
 //! warning where nothing does.
 
-use std::{
-    path::Path,
-    process::{Command, Output},
-};
+use std::path::Path;
 
-use crate::support::{Gateway, eventually, sim};
+use crate::support::{Gateway, check, eventually, sim};
 
 /// Values of `SSL_CERT_FILE` and `SSL_CERT_DIR` that make no trust store, and what is told of them.
 fn broken(folder: &Path) -> Vec<(Vec<(&'static str, String)>, &'static str)> {
@@ -47,20 +44,6 @@ fn broken(folder: &Path) -> Vec<(Vec<(&'static str, String)>, &'static str)> {
             "`SSL_CERT_DIR`, which is set but empty,",
         ),
     ]
-}
-
-fn check(configuration: &str, env: &[(&str, String)]) -> Output {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("llmproxy.yaml");
-    std::fs::write(&file, configuration).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_llmproxy"))
-        .args(["check", "--config"])
-        .arg(&file)
-        .env_remove("SSL_CERT_FILE")
-        .env_remove("SSL_CERT_DIR")
-        .envs(env.iter().map(|(name, value)| (*name, value)))
-        .output()
-        .unwrap()
 }
 
 #[test]

@@ -84,15 +84,6 @@ fn spool(gateway: &Gateway) -> PathBuf {
     gateway.file.with_file_name("data").join("usage")
 }
 
-/// The files of its log, from the oldest on.
-fn segments(gateway: &Gateway) -> Vec<PathBuf> {
-    let files = fs::read_dir(spool(gateway)).unwrap().map(|entry| entry.unwrap().path());
-    let mut logs: Vec<_> =
-        files.filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
-    logs.sort();
-    logs
-}
-
 /// A configuration beside that of a gateway: with a reporter `late` that posts to a URL.
 fn late(gateway: &Gateway, url: &str) -> PathBuf {
     let text = fs::read_to_string(&gateway.file).unwrap();
@@ -122,7 +113,7 @@ async fn status_tells_how_far_each_reporter_has_come() {
     let told = status().await;
     let log = &told["spool"];
     assert_eq!((&log["first"], &log["end"], &log["segments"]), (&0.into(), &3.into(), &1.into()));
-    assert_eq!(log["bytes"], fs::metadata(&segments(&gateway)[0]).unwrap().len());
+    assert_eq!(log["bytes"], fs::metadata(&gateway.segments()[0]).unwrap().len());
     assert_eq!(log["max_bytes"], 1 << 30);
     assert!(log["oldest"].as_str().unwrap() <= log["newest"].as_str().unwrap(), "{told}");
     let ledger = &told["reporters"][0];
@@ -386,7 +377,7 @@ api_keys: [{{key: sk-any, metadata: {{note: {note}}}}}]
 
     gateway.signal("TERM");
     gateway.ended().await;
-    let files = segments(&gateway);
+    let files = gateway.segments();
     assert!(files.len() >= 3, "{files:?}");
     let last = files.last().unwrap();
     let whole = fs::read(last).unwrap();

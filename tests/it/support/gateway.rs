@@ -107,6 +107,15 @@ impl Gateway {
         self.folder.path().join(name)
     }
 
+    /// The files of its spool, from the oldest on.
+    pub fn segments(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.path("data/usage")).unwrap();
+        let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|e| e == "log"));
+        files.sort();
+        files
+    }
+
     async fn wait_until_it_answers(&self) {
         eventually("the gateway answers", async || {
             tokio::net::TcpStream::connect(self.address).await.is_ok()

@@ -17,6 +17,7 @@ pub mod socket;
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    process::{Command, Output},
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -66,6 +67,19 @@ pub async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Runs `llmproxy check`, with no proxy and no trust store in its environment but those given.
+pub fn check(configuration: &str, env: &[(&str, String)]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("llmproxy.yaml");
+    std::fs::write(&file, configuration).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llmproxy"));
+    for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        command.env_remove(name);
+    }
+    command.args(["check", "--config"]).arg(&file);
+    command.envs(env.iter().map(|(name, value)| (*name, value))).output().unwrap()
 }
 
 /// A chat request.

@@ -7,13 +7,14 @@
 //!
 //! | floor | modules | what stands there |
 //! |---|---|---|
-//! | 8 | [`cli`] | arguments to a call |
-//! | 7 | [`demo`] | a gateway with everything around it, in one process |
-//! | 6 | [`server`] | the composition root: listeners, services, signals |
-//! | 5 | [`gateway`], [`admin`], [`listener`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; the operator's API; clients' connections; what runs beside the requests |
-//! | 4 | [`runtime`] | the snapshot of a configuration, and what outlives it |
-//! | 3 | [`auth`], [`balance`], [`limit`], [`route`], [`usage`] | policies, each on its own |
-//! | 2 | [`config`], [`dialect`], [`sim`] | what the file means; API languages; a simulated vLLM |
+//! | 9 | [`cli`] | arguments to a call |
+//! | 8 | [`demo`] | a gateway with everything around it, in one process |
+//! | 7 | [`server`] | the composition root: listeners, services, signals |
+//! | 6 | [`gateway`], [`admin`], [`listener`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; the operator's API; clients' connections; what runs beside the requests |
+//! | 5 | [`runtime`] | the snapshot of a configuration, and what outlives it |
+//! | 4 | [`auth`], [`balance`], [`limit`], [`route`], [`usage`] | policies, each on its own |
+//! | 3 | [`config`], [`sim`] | what the configuration file means; a simulated vLLM |
+//! | 2 | [`dialect`] | API languages |
 //! | 1 | [`lua`], [`store`], [`telemetry`], [`wire`] | scripts; clients and certificates; metrics and logs; bytes |
 //! | 0 | [`base`] | words: ids, callers, refusals, faults, counts, secrets |
 //!

@@ -10,7 +10,7 @@ use super::{
     held, limits, reading,
     stream::{self, Reading},
 };
-use crate::usage::Strip;
+use crate::dialect::openai::Strip;
 
 /// How long a chunk that ends a choice waits for what belongs to it.
 const LONGEST_PENDING: Duration = Duration::from_millis(100);

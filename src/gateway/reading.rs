@@ -8,7 +8,7 @@ use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use super::{ctx::Ctx, stream::Reading, verdict};
 use crate::{
     config::raw::StreamUsage,
-    usage::{JsonTap, StreamMeter, Strip},
+    dialect::openai::{JsonTap, StreamMeter, Strip},
     wire::{
         inflate::{Coding, Inflater, Trouble},
         sniff::{Kind, Sniffed, Sniffer},

@@ -13,7 +13,7 @@ use super::{
     stream::{self, Reading},
     verdict,
 };
-use crate::{dialect, usage::Strip, wire::headers};
+use crate::{dialect, dialect::openai::Strip, wire::headers};
 
 /// What vLLM tells of its load in the head of an answer, when it is asked to.
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     base::{TokenCounts, UsageSource},
-    usage::{Blame, JsonTap, StreamMeter, Strip},
+    dialect::openai::{Blame, JsonTap, StreamMeter, Strip},
     wire::{edit, json},
 };
 
@@ -595,7 +595,7 @@ fn pace(ctx: &mut Ctx, events: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::usage::Strip;
+    use crate::dialect::openai::Strip;
 
     fn answer(events: &[&str]) -> Answer {
         let mut meter = StreamMeter::new(Strip::All { nulls: true });

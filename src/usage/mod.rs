@@ -1,23 +1,17 @@
-//! Metering: token counts from the passing bytes, one record per finished request, the spool in
+//! Metering: one record per finished request, the spool in
 //! which records wait, and where they go.
 //!
 //! A request's thread hands a [`Draft`] to the [`Outbox`] and goes on. The thread of the
 //! [`spool`] makes a [`Record`] of it and appends it to a log; each reporter reads that log at its
 //! own pace and hands the records to its [`sink`].
 
-pub mod counts;
 pub mod dead;
-pub mod named;
 pub mod outbox;
 pub mod record;
 pub mod sink;
 pub mod spool;
 pub mod store;
-pub mod stream;
-pub mod tap;
 
 pub use outbox::{Outbox, Standing, State};
 pub use record::{Draft, Record};
 pub use spool::{Cursor, Entry, Spool};
-pub use stream::{Blame, StreamMeter, Strip};
-pub use tap::JsonTap;

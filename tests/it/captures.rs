@@ -4,7 +4,7 @@
 use std::{fs, path::PathBuf};
 
 use bytes::Bytes;
-use llmproxy::usage::{StreamMeter, Strip};
+use llmproxy::dialect::openai::{StreamMeter, Strip};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -2,10 +2,8 @@
 //! of the model, however the answer is cut and however large it is. Several documents, one after the
 //! other (NDJSON), are read as one answer.
 
-use crate::{
-    base::{TokenCounts, UsageSource},
-    usage::{counts, named},
-};
+use super::{counts, model_name};
+use crate::base::{TokenCounts, UsageSource};
 
 /// A `usage` object larger than this is not one of ours.
 const MAX_USAGE: usize = 16 * 1024;
@@ -108,13 +106,13 @@ impl JsonTap {
         let whole = !self.in_string;
         if whole && self.name.is_empty() {
             // The usual case: nothing is copied but the name.
-            self.model = named::read(part);
-        } else if self.name.len() + part.len() > named::MOST_WRITTEN {
+            self.model = model_name::read(part);
+        } else if self.name.len() + part.len() > model_name::MOST_WRITTEN {
             self.naming = false;
         } else {
             self.name.extend_from_slice(part);
             if whole {
-                self.model = named::read(&self.name);
+                self.model = model_name::read(&self.name);
             }
         }
         if whole || !self.naming {

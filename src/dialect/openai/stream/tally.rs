@@ -1,6 +1,7 @@
 //! The counts of a stream, from what its events say: of one choice so far, or of all of the answer.
 
-use crate::{base::TokenCounts, usage::counts};
+use super::super::counts;
+use crate::base::TokenCounts;
 
 /// The counts of one stream.
 #[derive(Default)]

@@ -24,7 +24,7 @@ use self::{
     output::Output,
     tally::Tally,
 };
-use super::{JsonTap, counts, named};
+use super::{JsonTap, counts, model_name};
 use crate::{
     base::{TokenCounts, UsageSource},
     wire::{
@@ -462,7 +462,7 @@ impl StreamMeter {
         if self.find.model.find(document).is_some()
             && let Some(member) = json::find(document, "model")
         {
-            self.said = Said::Once(named::read(&document[member.value]));
+            self.said = Said::Once(model_name::read(&document[member.value]));
         }
     }
 

@@ -1,9 +1,18 @@
 //! OpenAI's language: its paths, and its form of errors.
 
+pub mod counts;
+pub mod document;
+pub mod model_name;
+pub mod stream;
+
 use std::{fmt, time::Duration};
 
 use serde_json::json;
 
+pub use self::{
+    document::JsonTap,
+    stream::{Blame, StreamMeter, Strip},
+};
 use super::{Headers, Kind, Route};
 use crate::base::{Rejection, limits::Standings};
 

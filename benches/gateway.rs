@@ -401,7 +401,7 @@ fn print_decision() {
     println!("deciding and settling with 8 limits: {:.2} µs", micros(CALLS, &mut decide));
     let mut tell = || {
         let mut head = pingora::http::ResponseHeader::build(200, Some(8)).unwrap();
-        dialect::tell_limits(&mut head, "/v1/chat/completions", &standings).unwrap();
+        dialect::write_limits(dialect::DIALECTS[0], &standings, &mut head).unwrap();
     };
     println!("telling how they stand: {:.2} µs", micros(CALLS, &mut tell));
 }

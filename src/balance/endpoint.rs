@@ -26,7 +26,7 @@ use crate::{
         plan::{BackendPlan, TimeoutPlan},
         raw,
     },
-    dialect::{self, Route},
+    dialect::{self, Match},
     store::{
         dial::{Addresses, FirstReachable},
         http,
@@ -52,8 +52,8 @@ pub struct Endpoint {
     /// For asking what a client for all cannot be told: an address of several, where the URL must
     /// hold the name, or by way of a proxy.
     own_client: OnceLock<reqwest::Client>,
-    /// Counters of its usual requests, by [`dialect::index`] and stream.
-    usual: [OnceLock<Usual>; 2 * dialect::INFERENCE_ROUTES],
+    /// Counters of its usual requests, by the number of the operation and stream.
+    usual: Box<[OnceLock<Usual>]>,
     /// Each of its places, and a connection's settings.
     peers: Box<[HttpPeer]>,
 }
@@ -89,7 +89,7 @@ impl Endpoint {
             plan,
             state,
             own_client: OnceLock::new(),
-            usual: Default::default(),
+            usual: (0..2 * dialect::operation_count()).map(|_| OnceLock::new()).collect(),
         }
     }
 
@@ -120,10 +120,10 @@ impl Endpoint {
     }
 
     /// The counters of usual requests to a path.
-    pub fn usual(&self, route: &Route, stream: bool, metrics: &Metrics) -> Option<&Usual> {
-        let slot = self.usual.get(2 * dialect::index(route)? + usize::from(stream))?;
+    pub fn usual(&self, found: &Match, stream: bool, metrics: &Metrics) -> Option<&Usual> {
+        let slot = self.usual.get(2 * found.number + usize::from(stream))?;
         let word = if stream { "true" } else { "false" };
-        Some(slot.get_or_init(|| metrics.usual(route.path, word, &self.plan.name)))
+        Some(slot.get_or_init(|| metrics.usual(found.label(), word, &self.plan.name)))
     }
 
     /// What is known of it over all generations.

@@ -1,220 +1,115 @@
-//! API languages: which paths the gateway serves, and how it speaks of errors on them.
+//! API languages. Everything that depends on a client's or a backend's API stands here: which
+//! operations there are, what a request's body says, how its answer is metered, and the wording of
+//! errors, limits, credentials and model lists.
 //!
-//! The list of paths is an allow-list: whatever is not on it does not exist for clients. One file
-//! a language; OpenAI's is the only one so far.
+//! A language is one file (or folder) that implements [`Dialect`], and one line in [`DIALECTS`].
+//! The list of operations is an allow-list: a path that no language lists does not exist for
+//! clients.
 
-pub mod anthropic;
+mod catalog;
+mod error_format;
+mod front;
+mod glance;
+mod limit_headers;
+mod meter;
+mod model_list;
 pub mod openai;
-pub mod simple;
-
-use std::fmt::{self, Write};
+mod operation;
+mod passage;
+#[cfg(test)]
+#[path = "../../tests/languages/toy.rs"]
+pub mod toy;
 
 use bytes::Bytes;
-use http::HeaderValue;
-use percent_encoding::percent_decode_str;
-use pingora::http::ResponseHeader;
+use http::{HeaderName, HeaderValue};
 
-use crate::base::{
-    Rejection,
-    limits::{Standing, Standings},
+pub use self::{
+    catalog::{DIALECTS, by_name, find, label, names, operation_count},
+    error_format::ErrorFormat,
+    glance::{Glance, UsageRequest, Want},
+    limit_headers::{LimitHeaders, is_limit_header, write_limits},
+    meter::{Blame, Meter, Metering, Progress},
+    model_list::Model,
+    operation::{Kind, Match, Operation},
+    passage::{Came, Passage, Pushed},
+};
+use crate::{
+    base::{Rejection, limits::Standings},
+    wire::edit::Edit,
 };
 
-/// One path that the gateway serves.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Route {
-    /// The path, exactly, but for a `{model}` at its end; also its label in metrics.
-    pub path: &'static str,
-    /// Allowed methods, as `Allow` lists them.
-    pub allow: &'static str,
-    /// What stands there.
-    pub kind: Kind,
-}
+/// One API language.
+pub trait Dialect: Sync {
+    /// Its name, which is also the value of `protocol` of a backend.
+    fn name(&self) -> &'static str;
 
-/// What stands at a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Passed on to a backend.
-    Inference {
-        /// Answers may be streams whose token counts can be asked for by `stream_options`.
-        streams: bool,
-    },
-    /// The merged list of models.
-    Models,
-    /// One model of it.
-    Model,
-    /// Alive?
-    Health,
-    /// Ready for traffic?
-    Ready,
-    /// Metrics.
-    Metrics,
-}
+    /// What clients can ask for in it.
+    fn operations(&self) -> &'static [Operation];
 
-static ROUTES: [&[Route]; 2] = [
-    &openai::ROUTES,
-    &[
-        Route { path: "/health", allow: "GET, HEAD", kind: Kind::Health },
-        Route { path: "/ready", allow: "GET, HEAD", kind: Kind::Ready },
-        Route { path: "/metrics", allow: "GET, HEAD", kind: Kind::Metrics },
-    ],
-];
+    /// The path of its most common operation that generates text. Decisions about models that no
+    /// request names a path for (model lists) are made as if they were asked for there.
+    fn usual_path(&self) -> &'static str;
 
-/// Finds what stands at a path.
-///
-/// # Errors
-/// 404 for a path that is not on the list, 405 for a method that it does not take.
-pub fn find(method: &str, path: &str) -> Result<&'static Route, Rejection> {
-    let route = at(path).ok_or_else(|| Rejection::unknown_path(method, path))?;
-    if route.allow.split(", ").any(|allowed| allowed == method) {
-        return Ok(route);
-    }
-    Err(Rejection::wrong_method(method, path, route.allow))
-}
+    /// Reads what the gateway needs of a request's body, in one pass. `guarded` names fields to
+    /// look out for.
+    ///
+    /// # Errors
+    /// 400 if the body cannot be read or a field has a value that engines read in different ways.
+    fn glance(&self, at: &Match, body: &[u8], guarded: &[String]) -> Result<Glance, Rejection>;
 
-/// What stands at a path. Names of models may have slashes.
-fn at(path: &str) -> Option<&'static Route> {
-    let mut all = ROUTES.iter().flat_map(|list| list.iter());
-    all.find(|route| match route.path.strip_suffix(MODEL) {
-        None => route.path == path,
-        Some(start) => path.len() > start.len() && path.starts_with(start),
-    })
-}
+    /// The edits that remove the guarded fields from a body.
+    fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit>;
 
-/// What a path ends with where the name of a model stands.
-const MODEL: &str = "{model}";
+    /// The edits that make a body fit one backend that speaks this language.
+    fn edits(&self, body: &[u8], glance: &Glance, want: &Want<'_>) -> Vec<Edit>;
 
-/// The name of the model in a path of [`Kind::Model`].
-pub fn model_of(path: &str) -> String {
-    let start = at(path).and_then(|route| route.path.strip_suffix(MODEL));
-    let name = start.and_then(|start| path.strip_prefix(start)).unwrap_or_default();
-    percent_decode_str(name).decode_utf8_lossy().into_owned()
-}
+    /// Whether the stream of an answer is changed on its way to the client.
+    fn changes_stream(&self, metering: &Metering) -> bool;
 
-/// Writes how the limits of a request stand into the head of an answer, in the names of the API
-/// that its path belongs to.
-///
-/// # Errors
-/// None in life: the names and values are legal.
-pub fn tell_limits(head: &mut ResponseHeader, path: &str, all: &Standings) -> pingora::Result<()> {
-    let mut headers = Headers::default();
-    if path.starts_with("/v1/messages") {
-        anthropic::limit_headers(all, jiff::Timestamp::now(), &mut headers);
-    } else {
-        openai::limit_headers(all, &mut headers);
-    }
-    headers.insert(head)
-}
+    /// Reads the counts from a plain answer, which is not changed.
+    fn document_meter(&self) -> Box<dyn Meter>;
 
-/// Header fields whose values share one piece of memory.
-#[derive(Default)]
-pub struct Headers {
-    values: String,
-    fields: Vec<(&'static str, usize)>,
-}
+    /// Reads the counts from a stream, and removes what the gateway had asked for. `by_line`: the
+    /// stream is a document on each line (NDJSON), not server-sent events.
+    fn stream_meter(&self, metering: &Metering, by_line: bool) -> Box<dyn Meter>;
 
-impl Headers {
-    fn add(&mut self, name: &'static str, value: fmt::Arguments<'_>) {
-        // Writing to a string does not fail.
-        let _ = self.values.write_fmt(value);
-        self.fields.push((name, self.values.len()));
-    }
+    /// A whole document in which the model has the name that the client knows.
+    fn rename_model(&self, document: Bytes, name: &str) -> Bytes;
 
-    /// Limit, rest and reset.
-    pub fn three(&mut self, names: [&'static str; 3], all: Standing, reset: fmt::Arguments<'_>) {
-        self.add(names[0], format_args!("{}", all.limit));
-        self.add(names[1], format_args!("{}", all.left));
-        self.add(names[2], reset);
-    }
+    /// The body of a rejection.
+    fn rejection(&self, no: &Rejection) -> Bytes;
 
-    fn insert(self, head: &mut ResponseHeader) -> pingora::Result<()> {
-        let values = Bytes::from(self.values);
-        let mut start = 0;
-        for (name, end) in self.fields {
-            if let Ok(value) = HeaderValue::from_maybe_shared(values.slice(start..end)) {
-                head.insert_header(name, value)?;
-            }
-            start = end;
-        }
-        Ok(())
-    }
+    /// The body of an answer to a failure; `code` is one of the gateway's error codes.
+    fn failure(&self, message: &str, code: &str) -> Bytes;
 
-    #[cfg(test)]
-    fn lines(self) -> Vec<String> {
-        let mut head = ResponseHeader::build(200, None).unwrap();
-        self.insert(&mut head).unwrap();
-        let line = |(name, value): (&http::HeaderName, &HeaderValue)| {
-            format!("{name}: {}", value.to_str().unwrap())
-        };
-        head.headers.iter().map(line).collect()
-    }
-}
+    /// A document as an event of a stream, for instance one of [`Self::failure`].
+    fn event(&self, document: &[u8]) -> Bytes;
 
-/// Whether a header field tells how limits stand: those of a backend are not the client's.
-pub fn is_limit_header(name: &str) -> bool {
-    ["x-ratelimit-", "anthropic-ratelimit-"].iter().any(|start| name.starts_with(start))
-}
+    /// A backend's error body as an event of a stream; `None` if readers of streams would not take
+    /// it for an error.
+    fn error_event(&self, body: &[u8]) -> Option<Bytes>;
 
-/// How many paths of inference there are.
-pub const INFERENCE_ROUTES: usize = 3;
+    /// What keeps a client's connection alive while its stream has no content. Readers ignore it.
+    fn keep_alive(&self) -> Bytes;
 
-/// The number of a path of inference, from 0; `None` for any other.
-pub fn index(route: &Route) -> Option<usize> {
-    let inference = |r: &&Route| matches!(r.kind, Kind::Inference { .. });
-    ROUTES.iter().flat_map(|l| l.iter()).filter(inference).position(|r| std::ptr::eq(r, route))
-}
+    /// The `Content-Type` of its streams.
+    fn stream_type(&self) -> HeaderValue;
 
-/// The label of a path in metrics.
-pub fn label(path: &str) -> &'static str {
-    at(path).map_or("other", |route| route.path)
-}
+    /// The header fields in which its clients send their keys, the first takes precedence.
+    fn credential_fields(&self) -> &'static [HeaderName];
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// The header field that carries a key to a backend by default, and its value.
+    fn credential(&self, key: &str) -> (HeaderName, String);
 
-    #[test]
-    fn paths_of_inference_are_numbered() {
-        let routes = || ROUTES.iter().flat_map(|l| l.iter());
-        let numbers: Vec<_> = routes().filter_map(index).collect();
-        assert_eq!(numbers, (0..INFERENCE_ROUTES).collect::<Vec<_>>());
-        assert_eq!(index(find("GET", "/health").unwrap()), None);
-    }
+    /// The states of a request's limits, under its names.
+    fn limit_headers(&self, standings: &Standings, out: &mut LimitHeaders);
 
-    #[test]
-    fn a_model_is_found_by_its_name() {
-        for (path, model) in [
-            ("/v1/models/sim-model", "sim-model"),
-            ("/v1/models/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
-            ("/v1/models/Qwen%2FQwen3-8B", "Qwen/Qwen3-8B"),
-            ("/v1/models/a%20b", "a b"),
-        ] {
-            assert_eq!(find("GET", path).unwrap().kind, Kind::Model, "{path}");
-            assert_eq!(model_of(path), model);
-            assert_eq!(label(path), "/v1/models/{model}");
-        }
-        assert_eq!(find("DELETE", "/v1/models/a").unwrap_err().allow, Some("GET, HEAD"));
-        assert_eq!(find("GET", "/v1/models").unwrap().kind, Kind::Models);
-        assert!(find("GET", "/v1/models/").is_err());
-    }
+    /// The list of models.
+    fn models(&self, models: &[Model]) -> Bytes;
 
-    #[test]
-    fn the_list_is_exact() {
-        assert!(find("POST", "/v1/chat/completions").is_ok());
-        assert_eq!(find("GET", "/v1/chat/completions").unwrap_err().allow, Some("POST"));
-        for path in [
-            "/",
-            "/v1/chat/completions/",
-            "/v1//chat/completions",
-            "/V1/chat/completions",
-            "/pause",
-            "/v1/load_lora_adapter",
-            "/collective_rpc",
-            "/v1/chat/completions/../../pause",
-            "/invocations",
-            "/v1/chat%2fcompletions",
-        ] {
-            assert_eq!(find("POST", path).unwrap_err().status, 404, "{path}");
-            assert_eq!(label(path), "other");
-        }
-    }
+    /// One model of the list.
+    fn model(&self, model: &Model) -> Bytes;
+
+    /// Reads the list of a backend.
+    fn read_models(&self, body: &[u8]) -> Vec<Model>;
 }

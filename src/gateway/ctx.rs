@@ -1,150 +1,65 @@
 //! What is known of one request. Closed: a new feature brings an object of its own and adds one
-//! field here, with its writer and readers named.
+//! field here, with its writers and readers named.
 
 use std::{
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use pingora_proxy::Session;
+
 use super::{
-    body_in::Body, held::Home, limits::Limits, story::Story, stream::Answer, tries::Tries,
+    attempt::Attempt,
+    body::Body,
+    deferred_head::DeferredHead,
+    end::End,
+    inbound::{Caller, Request},
+    request_limits::RequestLimits,
+    retry::{Around, RetryPolicy},
+    timeline::Timeline,
 };
 use crate::{
-    auth::{Credential, Found},
-    balance::{Choice, Endpoint, Lease},
-    base::{Fault, Principal, Rejection, RequestId},
-    dialect::Route,
-    route,
+    route::Route,
     runtime::{Carry, Snapshot, connections::ActiveRequest, watch},
 };
 
 /// One request.
 pub struct Ctx {
-    /// The configuration it was begun with, and keeps.
+    /// The configuration that it began with, and keeps.
     pub snapshot: Arc<Snapshot>,
     /// What all requests share.
     pub carry: Arc<Carry>,
     /// What the client asked. Written by `early` and `request`, read by all later phases.
-    pub call: Call,
-    /// Who asks. Written by `early` and `policy`, read by `outbound`, `logging`.
-    pub who: Who,
-    /// What it may take. Written by `limits`, read by `answer`, `response`, `outbound`.
-    pub limits: Limits,
-    /// The body on its way to the backend. Written by `body_in`, read by `outbound`; emptied by
-    /// `stream` when it can no longer be needed.
+    pub request: Request,
+    /// Who asks. Written by `early` and `auth`; read by `admission`, `outbound`, `retry`,
+    /// `settlement` and `logging`, which takes the principal away.
+    pub caller: Caller,
+    /// Its limits. Written by `admission` and `settlement`; read by what writes heads and by `hedge`.
+    pub limits: RequestLimits,
+    /// The body on its way to backends. Written by `receive` and `request`; read by `outbound` and
+    /// `retry`; emptied by `pacing` when no attempt can need it any more.
     pub body: Body,
-    /// Where it went. Written by `peer` and `failure`, read by `outbound`, `logging`.
-    pub way: Way,
-    /// What came back. Written by `response` and `stream`, read by `failure`, `logging`.
-    pub answer: Answer,
-    /// How it ended, if not well. Written by `request` and `failure`, read by `logging`.
-    pub end: End,
-}
-
-/// What the client asked.
-pub struct Call {
-    /// When it arrived.
-    pub arrived: Instant,
-    /// Its id.
-    pub id: RequestId,
-    /// The client's address.
-    pub client: Option<IpAddr>,
-    /// What stands at the path; `None` until it was looked up, or if there is nothing.
-    pub route: Option<&'static Route>,
-    /// The model asked for.
-    pub model: Option<String>,
-    /// A stream was asked for.
-    pub stream: bool,
-    /// What `stream_options` of the client say: `include_usage`, and `continuous_usage_stats`.
-    pub usage_asked: (bool, bool),
-}
-
-/// Who asks.
-#[derive(Default)]
-pub struct Who {
-    /// The key that was shown.
-    pub shown: Option<Credential>,
-    /// Whose key it is, before anything was decided.
-    pub found: Option<Found>,
-    /// The caller, as far as it is known; `None` where no key is needed.
-    pub principal: Option<Arc<Principal>>,
-}
-
-impl Who {
-    /// The caller's key, for records and logs.
-    pub fn key(&self) -> Option<&str> {
-        self.shown.as_ref().map(Credential::expose)
-    }
-}
-
-/// Where the request went.
-#[derive(Default)]
-pub struct Way {
-    /// The ways to the model.
-    pub route: Option<Arc<route::Route>>,
-    /// The backend of the present try, or of the last.
-    pub endpoint: Option<Arc<Endpoint>>,
-    /// Its place at that backend.
-    lease: Option<Lease>,
-    /// What was tried, and may be.
-    pub tries: Tries,
-    /// What is told of it afterwards.
-    pub story: Story,
-    /// The next attempt goes to the same backend on a connection of its own.
-    pub fresh: bool,
-    /// Attempts after the first.
-    pub retries: u32,
-    /// Its deadlines; `None` until there is a backend to wait for.
+    /// Where backends for it are looked for. Written by `request`, read by `retry`.
+    pub route: Option<Arc<Route>>,
+    /// Which attempt is next, and whether one is. Asked by `peer`, `attempts` and `hedge`.
+    pub retry: RetryPolicy,
+    /// The present attempt, or the last. `peer` and `hedge` replace it; the phases of the answer
+    /// write into it.
+    pub attempt: Option<Attempt>,
+    /// The attempts for `/admin/v1/explain`. Written by `peer`, `attempts`, `passing` and `hedge`;
+    /// taken by `logging`.
+    pub timeline: Timeline,
+    /// Its deadlines. Entered by `early`; set by `peer` and `pacing`; left by `logging`.
     pub watch: Option<watch::Entry>,
-    /// Where the client's own session is while heads are held back.
-    pub held: Option<Home>,
-}
-
-impl Way {
-    /// The next try goes to this backend.
-    pub fn choose(&mut self, choice: Choice) {
-        self.lease = Some(choice.lease);
-        self.endpoint = Some(choice.endpoint);
-    }
-
-    /// Takes the present try away, to be put back with [`Self::choose`] or given up.
-    pub fn put_aside(&mut self) -> Option<Choice> {
-        let lease = self.lease.take()?;
-        Some(Choice { endpoint: self.endpoint.clone()?, lease })
-    }
-
-    /// Its place at the present backend.
-    pub fn lease(&mut self) -> Option<&mut Lease> {
-        self.lease.as_mut()
-    }
-
-    /// The first token of a stream has come at `now`, or the head of another answer.
-    pub fn first_token(&mut self, now: Instant, stream: bool) {
-        if let (Some(lease), Some(since)) = (&mut self.lease, self.tries.since) {
-            lease.first_token(now.saturating_duration_since(since), stream);
-        }
-    }
-
-    /// Gives its place back.
-    pub fn leave(&mut self) {
-        self.lease = None;
-        self.watch = None;
-    }
-}
-
-/// How a request ended.
-#[derive(Default)]
-pub struct End {
-    /// It was refused by the gateway.
-    pub rejection: Option<Rejection>,
-    /// Something broke.
-    pub fault: Option<Fault>,
-    /// Status of an answer made by the gateway.
-    pub status: Option<u16>,
-    /// Its place among the requests in flight.
+    /// The wrapper of the client's session while a head is deferred, or a piece of the answer is
+    /// sent by time. Put in by `request`, `heartbeat` and `ending`; taken out by `failure` and
+    /// `logging`.
+    pub deferred: Option<DeferredHead>,
+    /// How it ended. Written once, by [`Self::conclude`].
+    end: Option<End>,
+    /// Its place among the requests in flight. Taken by `early`, given back by `logging`.
     pub in_flight: Option<InFlight>,
-    /// Its place on the client's connection. Written by `early`.
+    /// Its place on the client's connection. Written by `early`, read by `receive`.
     pub connection: Option<ActiveRequest>,
 }
 
@@ -166,32 +81,75 @@ impl Drop for InFlight {
     }
 }
 
+/// What is needed to decide about attempts, borrowed from one request.
+pub struct Attempts<'a> {
+    /// The policy.
+    pub policy: &'a mut RetryPolicy,
+    /// The present attempt, or the last.
+    pub attempt: &'a mut Option<Attempt>,
+    /// The attempts so far.
+    pub timeline: &'a mut Timeline,
+    /// The rest of the request.
+    pub around: Around<'a>,
+}
+
 impl Ctx {
     /// A request that has just arrived.
     pub fn new(snapshot: Arc<Snapshot>, carry: Arc<Carry>) -> Self {
         Self {
             snapshot,
             carry,
-            call: Call {
-                arrived: Instant::now(),
-                id: RequestId::from_random(rand::random()),
-                client: None,
-                route: None,
-                model: None,
-                stream: false,
-                usage_asked: (false, false),
-            },
-            who: Who::default(),
-            limits: Limits::default(),
+            request: Request::new(),
+            caller: Caller::default(),
+            limits: RequestLimits::default(),
             body: Body::default(),
-            way: Way::default(),
-            answer: Answer::default(),
-            end: End::default(),
+            route: None,
+            retry: RetryPolicy::default(),
+            attempt: None,
+            timeline: Timeline::default(),
+            watch: None,
+            deferred: None,
+            end: None,
+            in_flight: None,
+            connection: None,
         }
     }
 
     /// The deadline that lies `wait` from now.
     pub fn after(wait: Option<Duration>) -> Option<Instant> {
         wait.map(|wait| Instant::now() + wait)
+    }
+
+    /// The request ends so. What was concluded first stays.
+    pub fn conclude(&mut self, end: End) {
+        self.end.get_or_insert(end);
+    }
+
+    /// How it ended; `None` while it has not, or if a backend's answer ends it.
+    pub fn end(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
+    /// A piece of an answer has gone to the client.
+    pub fn has_begun(&self) -> bool {
+        self.attempt.as_ref().is_some_and(|attempt| attempt.answer.begun)
+    }
+
+    /// The parts that decide about attempts.
+    pub fn attempts<'a>(&'a mut self, session: &'a Session) -> Attempts<'a> {
+        Attempts {
+            policy: &mut self.retry,
+            attempt: &mut self.attempt,
+            timeline: &mut self.timeline,
+            around: Around {
+                snapshot: &self.snapshot,
+                carry: &self.carry,
+                route: self.route.as_deref(),
+                request: &self.request,
+                caller: &self.caller,
+                body: &self.body,
+                headers: &session.req_header().headers,
+            },
+        }
     }
 }

@@ -10,9 +10,9 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora_proxy::Session;
 
 use super::{
-    answer::REQUEST_ID,
-    body_in,
     ctx::{Ctx, InFlight},
+    receive,
+    reply::REQUEST_ID,
 };
 use crate::{
     auth::{Auth, Credential},
@@ -25,17 +25,16 @@ use crate::{
     wire::{authority, forwarded, headers},
 };
 
-/// Fills in what is known before anything is decided. A refusal is only noted here; `request`
-/// answers it.
+/// Fills in what is known before anything is decided.
 pub fn filter(session: &mut Session, ctx: &mut Ctx) {
-    ctx.end.in_flight = Some(InFlight::new(&ctx.carry));
+    ctx.in_flight = Some(InFlight::new(&ctx.carry));
     // RFC 9112, section 9.3.2: requests may be pipelined. Without this Pingora takes the next
     // request for garbage and ends the present one.
     session.set_pipelining_enabled(true);
     // A refusal does not wait for the rest of the body, and does not cost the connection either:
     // the rest is read and thrown away, for as long as that takes no more than this.
     session.set_close_on_response_before_downstream_finish(false);
-    session.set_total_drain_timeout(Some(body_in::LINGER));
+    session.set_total_drain_timeout(Some(receive::LINGER));
     // Whether the connection is kept Pingora has decided (RFC 9112, sections 6.1 and 9.3); for how
     // long `listener` knows, as it does of writes that are blocked. By HTTP/2 a client may stop
     // reading one answer alone.
@@ -52,28 +51,35 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     let peer = session.client_addr().and_then(SocketAddr::as_inet).map(|a| a.ip());
     let fields = &session.req_header().headers;
     if let Some(id) = fields.get(&REQUEST_ID).and_then(|v| RequestId::accept(v.as_bytes())) {
-        ctx.call.id = id;
+        ctx.request.id = id;
     }
     let trusted = &ctx.snapshot.plan.trusted_proxies;
-    ctx.call.client = peer.map(|peer| forwarded::client(fields, peer, trusted));
-    ctx.who.shown = match &ctx.snapshot.auth {
+    ctx.request.client = peer.map(|peer| forwarded::client(fields, peer, trusted));
+    ctx.caller.shown = match &ctx.snapshot.auth {
         Some(auth) => Auth::credential(auth, fields),
         None => Credential::find(fields, &KEY_HEADERS),
     };
+}
 
-    ctx.end.rejection = check(session).err();
-    let chunked = session.req_header().headers.contains_key(TRANSFER_ENCODING);
-    if chunked && ctx.end.connection.as_ref().is_some_and(|connection| !connection.is_watched()) {
-        ctx.end.rejection = Some(Rejection::bad_chunk());
-    }
+/// Checks the head of the request: where it goes, what belongs to its connection, its size.
+///
+/// # Errors
+/// If it is refused.
+pub fn check(session: &mut Session, ctx: &Ctx) -> Result<(), Rejection> {
+    let checked = check_target(session);
     let fields = &session.req_header().headers;
     // 4 bytes for `: ` and the line end, as on the wire.
     let size: usize =
         fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     let limit = ctx.snapshot.plan.max_header_size;
     if size + session.req_header().raw_path().len() > limit {
-        ctx.end.rejection = Some(Rejection::headers_too_large(limit));
+        return Err(Rejection::headers_too_large(limit));
     }
+    let chunked = session.req_header().headers.contains_key(TRANSFER_ENCODING);
+    if chunked && ctx.connection.as_ref().is_some_and(|connection| !connection.is_watched()) {
+        return Err(Rejection::bad_chunk());
+    }
+    checked
 }
 
 /// Tells the client's connection that a request is under way, and by which configuration.
@@ -85,12 +91,12 @@ fn attach(session: &Session, ctx: &mut Ctx) {
         return;
     };
     connection.set_limits(ConnectionLimits::of(&ctx.snapshot.plan));
-    ctx.end.connection = Some(connection.begin());
+    ctx.connection = Some(connection.begin());
 }
 
 /// Looks at what says where a request goes, and what belongs to its connection. An absolute target
 /// becomes a path with a `Host` (RFC 9112, section 3.2.2).
-fn check(session: &mut Session) -> Result<(), Rejection> {
+fn check_target(session: &mut Session) -> Result<(), Rejection> {
     if session.is_http2() {
         // Pingora has looked at `:authority`, and there is no `Connection`.
         return Ok(());
@@ -122,13 +128,13 @@ fn check(session: &mut Session) -> Result<(), Rejection> {
 fn watch(session: &Session, ctx: &mut Ctx) {
     let entry = ctx.carry.watches.enter();
     if let Some(total) = ctx.snapshot.plan.timeouts.total {
-        entry.set_whole(ctx.call.arrived + total);
+        entry.set_whole(ctx.request.arrived + total);
     }
     // By HTTP/2 the connection is not this request's alone.
     if let Some(stream) = session.stream() {
         entry.set_client(connection(stream.id(), session.server_addr(), session.client_addr()));
     }
-    ctx.way.watch = Some(entry);
+    ctx.watch = Some(entry);
 }
 
 /// A connection and its two ends, if they are internet addresses.

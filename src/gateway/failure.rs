@@ -1,4 +1,4 @@
-//! What becomes of a fault: another attempt, or one status and one sentence for the client.
+//! What becomes of a failure: another attempt, or one status and one sentence for the client.
 
 use std::{
     sync::Arc,
@@ -7,17 +7,18 @@ use std::{
 
 use bytes::Bytes;
 use http::header;
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
 
 use super::{
-    answer, body_in,
-    cause::Cause,
+    attempt::{Attempt, KeptAnswer},
+    attempts,
     ctx::Ctx,
-    ending, heartbeat, held, limits,
-    stream::Reading,
-    tries::{self, Told},
-    verdict::{self, Verdict},
+    deferred_head,
+    end::End,
+    ending, fault, heartbeat, receive, reply,
+    retry::Outcome,
+    stop,
 };
 use crate::{
     balance::Endpoint,
@@ -28,62 +29,15 @@ use crate::{
 /// How long a backend that refuses connections has to accept them again.
 const RESTART: Duration = Duration::from_secs(1);
 
-/// Status, code and sentence for each fault. The only place where faults become statuses.
-fn table(kind: FaultKind) -> (u16, &'static str, &'static str) {
-    match kind {
-        FaultKind::Connect => (502, "backend_unreachable", "The backend could not be reached"),
-        FaultKind::ConnectTimeout => {
-            (504, "backend_timeout", "The backend did not accept a connection in time")
-        }
-        FaultKind::Broken | FaultKind::StaleConnection => (
-            502,
-            "backend_failed",
-            "The backend closed the connection before its answer was complete",
-        ),
-        FaultKind::FirstByteTimeout => {
-            (504, "backend_timeout", "The backend did not begin to answer in time")
-        }
-        FaultKind::ChunkTimeout => (504, "backend_timeout", "The backend stopped answering"),
-        FaultKind::TotalTimeout => {
-            (504, "request_timeout", "The request took longer than is allowed")
-        }
-        FaultKind::Protocol => {
-            (502, "backend_failed", "The backend answered with something that is not HTTP")
-        }
-        FaultKind::Redirect => (
-            502,
-            "backend_failed",
-            "The backend answered with a redirect, which the gateway does not follow",
-        ),
-        FaultKind::Refusing => (
-            502,
-            "backend_failed",
-            "The backend had not begun to answer when it stopped accepting connections",
-        ),
-        // Nobody is left to read it; the status is for logs and records.
-        FaultKind::Gone => (499, "client_gone", "The client closed the connection"),
-        FaultKind::NotReplayable => (
-            502,
-            "backend_failed",
-            "The backend failed, and a chunked body cannot be sent a second time",
-        ),
-        FaultKind::Shutdown => (503, "shutting_down", "The gateway is shutting down"),
-        FaultKind::Internal => (500, "internal_error", "The gateway failed to handle the request"),
-    }
-}
-
 /// A connection could not be made: another backend is tried.
 pub fn connect(session: &mut Session, mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
-    let kind = unreachable(&error, ctx.way.endpoint.as_deref());
-    if *error.etype() == ErrorType::ConnectRefused
-        && let Some(endpoint) = &ctx.way.endpoint
-        && endpoint.refused()
-    {
-        tokio::spawn(give_up(endpoint.clone(), ctx.carry.watches.clone()));
+    let Some(attempt) = &mut ctx.attempt else { return error };
+    let kind = fault::unreachable(&error, &attempt.endpoint);
+    attempt.fault = Some(Fault { side: Side::Backend, kind });
+    if *error.etype() == ErrorType::ConnectRefused && attempt.endpoint.refused() {
+        tokio::spawn(give_up(attempt.endpoint.clone(), ctx.carry.watches.clone()));
     }
-    ctx.end.fault = Some(Fault { side: Side::Backend, kind });
-    let next = another(session, ctx, Cause::Fault(kind));
-    error.set_retry(next);
+    error.set_retry(attempts::decide(session, ctx, Outcome::Fault(kind)).discards());
     error
 }
 
@@ -101,36 +55,6 @@ async fn give_up(endpoint: Arc<Endpoint>, watches: Arc<Watches>) {
     }
 }
 
-/// What it is that a connection could not be made.
-pub fn unreachable(error: &Error, endpoint: Option<&Endpoint>) -> FaultKind {
-    if let Some(endpoint) = endpoint {
-        log::warn!("backend {}: {}", endpoint.name, brief(error));
-    }
-    match error.etype() {
-        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => FaultKind::ConnectTimeout,
-        _ => FaultKind::Connect,
-    }
-}
-
-/// The present try has failed: tells its backend's state, and says whether another try follows.
-pub fn another(session: &mut Session, ctx: &mut Ctx, cause: Cause) -> bool {
-    tries::tell(ctx, Verdict::of_fault(cause));
-    let follows = tries::can_follow(session, ctx, cause);
-    if follows {
-        tries::follow(ctx, cause);
-    }
-    follows
-}
-
-/// An error without Pingora's chain of contexts, which repeats the peer with all its options.
-fn brief(error: &Error) -> String {
-    let root = error.root_cause();
-    match error.etype() {
-        ErrorType::ConnectTimedout => "no connection in time".to_owned(),
-        etype => format!("{}: {root}", etype.as_str()),
-    }
-}
-
 /// Something broke on a connection that stood.
 pub fn proxying(
     session: &mut Session,
@@ -138,118 +62,127 @@ pub fn proxying(
     ctx: &mut Ctx,
     reused: bool,
 ) -> Box<Error> {
-    if let Some(watch) = &ctx.way.watch {
+    if let Some(watch) = &ctx.watch {
         watch.set_connection(None);
         watch.set_chunk(None);
     }
-    if let Some(cause) = ctx.answer.refused.take() {
-        tries::follow(ctx, cause);
+    if ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.discarded) {
         error.set_retry(true);
         return error;
     }
     heartbeat::recall(ctx);
-    if ending::was_complete(ctx) {
+    if ending::was_complete(session, ctx) {
         error.set_retry(false);
         return error;
     }
-    if body_in::has_bad_chunks(&error, ctx) {
-        ctx.end.rejection = Some(Rejection::bad_chunk());
-    }
-    let silent = ctx.answer.status.is_none();
-    let mut fault = classify(&error, ctx, reused && silent);
+    let fired = ctx.watch.as_ref().and_then(|watch| watch.fired());
+    let bad_chunks = receive::has_bad_chunks(&error, ctx);
+    let replayable = ctx.body.is_replayable(ctx.deferred.is_some(), session.is_body_done());
+    let Some(attempt) = &mut ctx.attempt else { return error };
+    let silent = attempt.answer.status.is_none();
+    let mut fault = fault::classify(&error, fired, reused && silent);
     let mut retry = false;
-    if fault.kind == FaultKind::StaleConnection {
-        if body_in::replayable(session, ctx) {
-            retry = true;
-            ctx.way.fresh = true;
-            ctx.way.retries += 1;
-            ctx.carry.metrics.retries.with_label_values(&[fault.word()]).inc();
-        } else {
-            fault.kind = FaultKind::NotReplayable;
-        }
-    } else if fault.side == Side::Backend
-        && !matches!(fault.kind, FaultKind::TotalTimeout | FaultKind::Shutdown)
-    {
-        retry = another(session, ctx, Cause::Fault(fault.kind));
+    if fault.kind == FaultKind::StaleConnection && replayable {
+        retry = true;
+        attempt.reconnects = true;
+        ctx.retry.retries += 1;
+        ctx.carry.metrics.retries.with_label_values(&[fault.word()]).inc();
+    } else if fault.kind == FaultKind::StaleConnection {
+        fault.kind = FaultKind::NotReplayable;
     }
-    ctx.end.fault = Some(fault);
+    attempt.fault = Some(fault);
+    let broken = !matches!(
+        fault.kind,
+        FaultKind::StaleConnection
+            | FaultKind::NotReplayable
+            | FaultKind::TotalTimeout
+            | FaultKind::Shutdown
+    );
+    if fault.side == Side::Backend && broken {
+        retry = attempts::decide(session, ctx, Outcome::Fault(fault.kind)).discards();
+    }
     error.set_retry(retry);
-    error
-}
-
-/// Whose fault it was. `stale`: it hit a kept-alive connection before any byte of an answer.
-fn classify(error: &Error, ctx: &Ctx, stale: bool) -> Fault {
-    let backend = |kind| Fault { side: Side::Backend, kind };
-    if let Some(kind) = ctx.way.watch.as_ref().and_then(|w| w.fired()) {
-        return backend(kind);
-    }
-    if *error.esource() == ErrorSource::Downstream {
-        return Fault { side: Side::Client, kind: FaultKind::Gone };
-    }
-    match error.etype() {
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError if stale => {
-            backend(FaultKind::StaleConnection)
-        }
-        ErrorType::InvalidHTTPHeader => backend(FaultKind::Protocol),
-        ErrorType::HTTPStatus(status) if verdict::is_redirect(*status) => {
-            backend(FaultKind::Redirect)
-        }
-        _ if *error.esource() == ErrorSource::Upstream => backend(FaultKind::Broken),
-        _ => Fault { side: Side::Gateway, kind: FaultKind::Internal },
-    }
+    if bad_chunks { stop::refusing(error, Rejection::bad_chunk()) } else { error }
 }
 
 /// No attempt is left: answers the client, if it can still be answered.
 pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
-    tries::ended(ctx);
-    if let Some(home) = ctx.way.held.take() {
-        written(held::release(session, &home).await);
+    ctx.retry.ended();
+    if let Some(deferred) = ctx.deferred.take() {
+        written(deferred_head::release(session, &deferred).await);
     }
-    if ctx.answer.complete() {
+    if ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.is_complete()) {
         return end_complete(session, ctx).await;
     }
-    let told = ctx.way.tries.told.take().filter(|_| !ctx.answer.begun && !is_gone(ctx));
-    let code = if let Some(told) = told {
-        pass_on(session, ctx, told).await
-    } else if answer::opened(session) {
-        end_stream(session, error, ctx).await
+    let code = if ctx.end().is_some() {
+        // The answer of the gateway itself could not be written.
+        0
     } else {
-        // Also if the head was to go out together with what has failed.
-        refuse(session, error, ctx).await
+        answer(session, error, ctx).await
     };
-    // The connection is closed after this. What the client has sent and nobody has read, the last
+    // The connection is closed after this. What the client has sent and has not been read, the last
     // chunk of a body for instance, would turn the close into a reset.
     if code > 0 && !session.is_body_done() {
-        body_in::linger(session).await;
+        receive::linger(session).await;
     }
     FailToProxy { error_code: code, can_reuse_downstream: false }
 }
 
+async fn answer(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
+    let cause = Cause::of(error, ctx);
+    let left = cause.is_client() || attempts::fault(ctx).is_some_and(|f| f.side == Side::Client);
+    let kept = ctx.retry.kept.take().filter(|_| !ctx.has_begun() && !left);
+    if let Some(kept) = kept {
+        return pass_on(session, ctx, kept).await;
+    }
+    if reply::opened(session) {
+        return end_stream(session, cause, ctx).await;
+    }
+    // Also if the head was to go out together with what has failed.
+    refuse(session, cause, ctx).await
+}
+
+/// Why the request is not answered by a backend.
+enum Cause {
+    Rejection(Rejection),
+    Fault(Fault),
+}
+
+impl Cause {
+    fn of(error: &Error, ctx: &Ctx) -> Self {
+        match stop::rejection_of(error) {
+            Some(no) => Self::Rejection(no.clone()),
+            None => Self::Fault(
+                stop::fault_of(error)
+                    .or_else(|| attempts::fault(ctx))
+                    .unwrap_or_else(|| fault::early(error)),
+            ),
+        }
+    }
+
+    fn is_client(&self) -> bool {
+        matches!(self, Self::Fault(fault) if fault.side == Side::Client)
+    }
+}
+
 /// The stream was complete when its connection broke: it is ended as any other.
 async fn end_complete(session: &mut Session, ctx: &mut Ctx) -> FailToProxy {
-    limits::settle_at_the_end(ctx);
-    let rest = std::mem::take(&mut ctx.answer.rest);
-    written(session.write_response_body(Some(rest), true).await);
+    let rest = ctx.attempt.as_mut().map(|attempt| std::mem::take(&mut attempt.answer.rest));
+    written(reply::last(session, ctx, rest.unwrap_or_default()).await);
     FailToProxy { error_code: 0, can_reuse_downstream: false }
 }
 
-fn is_gone(ctx: &Ctx) -> bool {
-    ctx.end.fault.is_some_and(|fault| fault.side == Side::Client)
-}
-
 /// Answers with the last real answer that a backend gave.
-async fn pass_on(session: &mut Session, ctx: &mut Ctx, told: Told) -> u16 {
-    let Told { endpoint, mut head, body } = told;
+async fn pass_on(session: &mut Session, ctx: &mut Ctx, kept: KeptAnswer) -> u16 {
+    let KeptAnswer { endpoint, mut head, body } = kept;
     let status = head.status.as_u16();
-    ctx.way.endpoint = Some(endpoint);
-    ctx.answer.renew();
-    ctx.answer.status = Some(status);
-    ctx.end.fault = None;
-    ctx.end.status = Some(status);
-    limits::settle_at_the_end(ctx);
-    if answer::opened(session) {
-        let event = answer::error_event(ctx, status, &body);
-        written(session.write_response_body(Some(event), true).await);
+    let mut attempt = Attempt::answered(endpoint);
+    attempt.answer.status = Some(status);
+    ctx.attempt = Some(attempt);
+    ctx.conclude(End::answered(status));
+    if reply::opened(session) {
+        let event = reply::error_format(ctx).error_event(status, &body);
+        written(reply::last(session, ctx, event).await);
         return status;
     }
     head.remove_header(&header::TRANSFER_ENCODING);
@@ -257,75 +190,78 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, told: Told) -> u16 {
         log::debug!("cannot answer: {e}");
     }
     session.set_keepalive(None);
-    written(session.write_response_header(head, body.is_empty()).await);
-    if !body.is_empty() {
-        written(session.write_response_body(Some(body), true).await);
-    }
+    written(reply::backends_own(session, ctx, head, body).await);
     status
 }
 
 /// Nothing has been answered yet.
-async fn refuse(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
-    if let Some(mut no) = ctx.end.rejection.clone() {
-        // Pingora closes the connection after this; the client is told so.
-        no.close = true;
-        written(answer::refusal(session, ctx, &no).await);
-        return no.status;
-    }
-    let fault = *ctx.end.fault.get_or_insert_with(|| early(error));
-    let (status, code, message) = table(fault.kind);
-    ctx.end.status = Some(status);
+async fn refuse(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
+    let fault = match cause {
+        Cause::Rejection(mut no) => {
+            let status = no.status;
+            // Pingora closes the connection after this; the client is told so.
+            no.close = true;
+            written(reply::refuse(session, ctx, no).await);
+            return status;
+        }
+        Cause::Fault(fault) => fault,
+    };
+    let (status, code, message) = fault::table(fault.kind);
+    let end = End::failed(status, fault);
     if fault.side == Side::Client {
+        ctx.conclude(end);
         return 0;
     }
-    let body = answer::failure(ctx, status, message, code);
+    let body = reply::error_format(ctx).failure(status, message, code);
     // What was begun on this connection may be unfinished.
     session.set_keepalive(None);
-    written(answer::write(session, ctx, status, "application/json", body, &[]).await);
+    written(reply::write(session, ctx, end, reply::JSON, body, &[]).await);
     status
-}
-
-/// A fault from before there was a backend.
-fn early(error: &Error) -> Fault {
-    match error.esource() {
-        ErrorSource::Downstream => Fault { side: Side::Client, kind: FaultKind::Gone },
-        _ => {
-            log::error!("internal error: {error}");
-            Fault { side: Side::Gateway, kind: FaultKind::Internal }
-        }
-    }
 }
 
 /// The head of an answer has gone out. A stream is ended with an error event, so that its reader
 /// does not take it for complete; any other body is cut off, which HTTP shows by itself.
-async fn end_stream(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
-    let (status, told) = match &ctx.end.rejection {
-        // A stream that was opened while its request waited.
-        Some(no) => (no.status, answer::refusal_body(ctx, no)),
-        None => {
-            let fault = *ctx.end.fault.get_or_insert_with(|| early(error));
-            if fault.side == Side::Client {
-                return 0;
-            }
-            let (status, code, message) = table(fault.kind);
-            (status, answer::failure(ctx, status, message, code))
+async fn end_stream(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
+    let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
+    let answered = answer.filter(|answer| answer.begun).and_then(|answer| answer.status);
+    let (end, status, error) = match cause {
+        Cause::Rejection(no) => {
+            let error = reply::error_format(ctx).rejection(&no);
+            let status = no.status;
+            (End { status: answered.unwrap_or(status), ..End::refused(no) }, status, error)
+        }
+        Cause::Fault(fault) if fault.side == Side::Client => {
+            ctx.conclude(End { status: answer_status(ctx), ..End::failed(499, fault) });
+            return 0;
+        }
+        Cause::Fault(fault) => {
+            let (status, code, message) = fault::table(fault.kind);
+            let error = reply::error_format(ctx).failure(status, message, code);
+            (End::failed(answered.unwrap_or(status), fault), status, error)
         }
     };
-    if !ctx.answer.begun {
-        ctx.end.status.get_or_insert(status);
+    ctx.conclude(end);
+    let mut rest = Vec::new();
+    if let Some(attempt) = &mut ctx.attempt {
+        let answer = &mut attempt.answer;
+        // A head of the backend's own says what follows, and how long that is.
+        let own_head = answer.status.is_some() && !answer.promised;
+        if answer.passage.is_stream() {
+            rest.extend_from_slice(&std::mem::take(&mut answer.rest));
+            rest.extend_from_slice(&answer.passage.abandon());
+        } else if answer.begun || own_head {
+            return status;
+        }
+        // Else nothing of an answer has followed the comments.
     }
-    // A head of the backend's own says what follows, and how long that is.
-    let own_head = ctx.answer.status.is_some() && !ctx.answer.opened;
-    let mut rest = match &mut ctx.answer.reading {
-        Reading::Stream(meter) => [std::mem::take(&mut ctx.answer.rest), meter.abandon()].concat(),
-        _ if ctx.answer.begun || own_head => return status,
-        // Nothing of an answer has followed the comments.
-        _ => Vec::new(),
-    };
-    rest.extend_from_slice(&answer::event(&told));
-    limits::settle_at_the_end(ctx);
-    written(session.write_response_body(Some(Bytes::from(rest)), true).await);
+    rest.extend_from_slice(&ctx.request.language().event(&error));
+    written(reply::last(session, ctx, Bytes::from(rest)).await);
     status
+}
+
+/// The status of the present attempt's answer; 499 if there is none.
+fn answer_status(ctx: &Ctx) -> u16 {
+    ctx.attempt.as_ref().and_then(|attempt| attempt.answer.status).unwrap_or(499)
 }
 
 /// A client that cannot be written to has gone; the access line says how its request ended.

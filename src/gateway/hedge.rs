@@ -1,15 +1,14 @@
 //! Hedging: a short request that is not answered soon is also sent to a second backend. The first
-//! good answer is the client's; the other try is broken off.
+//! good answer is the client's; the other attempt is broken off.
 //!
 //! Pingora proxies to one backend at a time. So these requests are made here, before it would
 //! begin, with its own connector, and by the rules of all others: what fails is judged by the same
-//! functions, and when no try is left under way that could do better, Pingora goes on as after any
-//! try that has failed.
+//! policy, and when no attempt is left under way that could succeed, Pingora goes on as after any
+//! attempt that has failed.
 
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
-    sync::Arc,
+    pin::Pin,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -20,79 +19,79 @@ use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
-    body_in::{self, Framing},
-    cause::Cause,
-    ctx::Ctx,
-    exchange::{self, Came, Ended, Exchange, Rest},
-    failure, limits, outbound, response, stream,
-    tries::{self, Beside, Next, Picked},
-    verdict::{self, Verdict},
+    attempt::Attempt,
+    attempts,
+    body::Framing,
+    ctx::{Attempts, Ctx},
+    direct::{Exchange, Finished, Response, Rest},
+    outbound, passing, response,
+    retry::{self, Concurrent, Decision, Next, Outcome, Picked},
+    stop::Stop,
+    wait::{WaitFor, wait},
 };
-use crate::{
-    balance::Choice,
-    base::{Fault, FaultKind, Side},
-    dialect::Kind,
-};
-
-/// How often it is looked up whether the request may go on.
-const LOOK_UP: Duration = Duration::from_millis(100);
+use crate::base::{Fault, FaultKind, Side};
 
 /// Serves the request, if it is one to hedge. `true` if it has been answered; otherwise Pingora goes
 /// on with it.
 ///
 /// # Errors
-/// If the client has left, or no further try can be made.
-pub async fn serve(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-    let Some(delay) = delay(ctx) else {
+/// If the client has left, or no further attempt can be made.
+pub async fn serve(session: &mut Session, ctx: &mut Ctx) -> Result<bool, Stop> {
+    let Some(delay) = delay(session, ctx) else {
         return Ok(false);
     };
-    ctx.way.tries.beside = Beside::Possible;
+    ctx.retry.concurrent = Concurrent::Possible;
     // Boxed: other requests do not carry the room for it.
     let served = Box::pin(run(session, ctx, delay)).await;
-    ctx.way.tries.beside = Beside::None;
+    ctx.retry.concurrent = Concurrent::None;
     served
 }
 
-/// After how long there is a second try; `None`: never.
-fn delay(ctx: &Ctx) -> Option<Duration> {
+/// After how long there is a second attempt; `None`: never.
+fn delay(session: &Session, ctx: &mut Ctx) -> Option<Duration> {
     let plan = ctx.snapshot.plan.routing.hedge?;
-    let (bytes, tokens) = ctx.limits.asked()?;
+    let (bytes, tokens) = ctx.limits.asked?;
     let fits = bytes <= plan.max_body && tokens.is_some_and(|n| n <= plan.max_tokens);
-    let inference = ctx.call.route.is_some_and(|r| matches!(r.kind, Kind::Inference { .. }));
-    // What is unread of a long chunked body must stay so, and nobody would see the client leave.
+    let inference = ctx.request.is_inference();
+    // What is unread of a long chunked body must stay so, and the client would not be seen to leave.
     let short = ctx.body.framing != Framing::LargeChunked;
-    (fits && inference && short && !ctx.call.stream && tries::several(ctx)).then_some(plan.delay)
+    (fits && inference && short && !ctx.request.stream)
+        .then(|| retry::has_several(&ctx.attempts(session).around))
+        .and_then(|several| several.then_some(plan.delay))
 }
 
-/// One try.
+/// An attempt under way.
 struct Runner {
-    choice: Choice,
-    model: Option<Arc<str>>,
-    since: Option<Instant>,
-    /// Its place in the story.
-    place: usize,
-    exchange: Pin<Box<dyn Future<Output = Ended> + Send>>,
+    attempt: Attempt,
+    exchange: Pin<Box<dyn Future<Output = Finished> + Send>>,
 }
 
-/// The tries that are under way.
+/// The attempts that are under way.
 #[derive(Default)]
 struct Race {
     first: Option<Runner>,
     second: Option<Runner>,
-    /// What has become of the second, if there was one.
+    /// What has become of the second, if there was one: a label of the metrics.
     hedge: Option<&'static str>,
 }
 
+/// One of them that has ended.
+struct Over {
+    attempt: Attempt,
+    second: bool,
+    finished: Finished,
+}
+
 impl Race {
-    /// The next one that ends, whether it is the second, and what came of it.
-    async fn next(&mut self) -> (Runner, bool, Ended) {
+    /// The next one that ends.
+    async fn next(&mut self) -> Over {
         poll_fn(|context| {
             for (second, place) in [(false, &mut self.first), (true, &mut self.second)] {
                 if let Some(runner) = place
-                    && let Poll::Ready(ended) = runner.exchange.as_mut().poll(context)
+                    && let Poll::Ready(finished) = runner.exchange.as_mut().poll(context)
                     && let Some(runner) = place.take()
                 {
-                    return Poll::Ready((runner, second, ended));
+                    return Poll::Ready(Over { attempt: runner.attempt, second, finished });
                 }
             }
             Poll::Pending
@@ -105,25 +104,21 @@ impl Race {
     }
 }
 
-async fn run(session: &mut Session, ctx: &mut Ctx, delay: Duration) -> Result<bool> {
+async fn run(session: &mut Session, ctx: &mut Ctx, delay: Duration) -> Result<bool, Stop> {
     let mut race = Race::default();
-    let tier = match tries::next(session, ctx) {
-        Next::Try(picked) => {
-            let tier = picked.tier;
-            race.first = begin(session, ctx, *picked)?;
-            tier
-        }
+    let Attempts { policy, timeline, around, .. } = ctx.attempts(session);
+    match policy.next(&around, timeline) {
+        Next::Attempt(picked) => race.first = begin(session, ctx, *picked)?,
         Next::Pause(pause) => {
-            tries::postpone(ctx, pause);
+            policy.postpone(pause);
             return Ok(false);
         }
-        // Pingora asks again, and tells the client.
-        Next::Nobody(_) => return Ok(false),
-    };
-    let result = if race.under_way() {
-        contest(session, ctx, &mut race, (delay, tier)).await
-    } else {
-        Ok(false)
+        // Pingora asks again, and the client is told.
+        Next::NoBackend(_) => return Ok(false),
+    }
+    let result = match race.under_way() {
+        true => contest(session, ctx, &mut race, delay).await,
+        false => Ok(false),
     };
     if let Some(result) = race.hedge {
         ctx.carry.metrics.hedges.with_label_values(&[result]).inc();
@@ -131,11 +126,11 @@ async fn run(session: &mut Session, ctx: &mut Ctx, delay: Duration) -> Result<bo
     result
 }
 
-/// Begins a try, and takes it out of the context. `None` if it is not there any more.
+/// Begins an attempt, and takes it out of the context.
 fn begin(session: &Session, ctx: &mut Ctx, picked: Picked) -> Result<Option<Runner>> {
     let endpoint = picked.choice.endpoint.clone();
     let peer = endpoint.peer();
-    tries::start(ctx, picked);
+    attempts::start(session, ctx, picked);
     let mut request = outbound::of_client(session.req_header());
     outbound::headers(&mut request, ctx)?;
     let exchange = Exchange {
@@ -143,14 +138,12 @@ fn begin(session: &Session, ctx: &mut Ctx, picked: Picked) -> Result<Option<Runn
         endpoint,
         peer,
         request: Box::new(request),
-        body: body_in::for_backend(ctx),
+        body: outbound::for_backend(ctx),
         first_byte: ctx.snapshot.plan.timeouts.first_byte,
         between_chunks: ctx.snapshot.plan.timeouts.between_chunks,
     };
-    let (place, since) = (ctx.way.story.present(), ctx.way.tries.since);
-    let model = ctx.way.tries.model.clone();
     let exchange = Box::pin(exchange.run());
-    Ok(ctx.way.put_aside().map(|choice| Runner { choice, model, since, place, exchange }))
+    Ok(ctx.attempt.take().map(|attempt| Runner { attempt, exchange }))
 }
 
 /// Waits for a good answer.
@@ -158,44 +151,33 @@ async fn contest(
     session: &mut Session,
     ctx: &mut Ctx,
     race: &mut Race,
-    (delay, tier): (Duration, usize),
-) -> Result<bool> {
+    delay: Duration,
+) -> Result<bool, Stop> {
     let mut hedge_at = Some(Instant::now() + delay);
     loop {
-        let look_up = Instant::now() + LOOK_UP;
-        let next = hedge_at.map_or(look_up, |at| at.min(look_up));
-        let ended = tokio::select! {
-            ended = race.next() => Some(ended),
-            () = tokio::time::sleep_until(next.into()) => None,
-            gone = limits::gone(session, ctx.body.framing) => {
-                ctx.end.fault = Some(Fault { side: Side::Client, kind: FaultKind::Gone });
-                return Err(gone);
-            }
-        };
-        if let Some(error) = over(ctx) {
-            return Err(error);
-        }
-        if let Some((runner, second, ended)) = ended {
-            match settle(session, ctx, race, (runner, second, ended)).await? {
+        let over = wait(session, ctx, WaitFor::Backend, hedge_at, race.next()).await?;
+        if let Some(over) = over {
+            match settle(session, ctx, race, over).await? {
                 After::Wait => {}
                 After::Answered => return Ok(true),
                 After::GoOn => return Ok(false),
             }
-        } else if hedge_at.is_some_and(|at| Instant::now() >= at) {
-            hedge_at = None;
-            if race.first.is_some()
-                && let Some(picked) = tries::second(session, ctx, tier)
-                && let Some(runner) = begin(session, ctx, *picked)?
-            {
-                ctx.way.story.hedge();
-                race.second = Some(runner);
-                race.hedge = Some("lost");
-            }
+            continue;
+        }
+        hedge_at = None;
+        let Some(first) = &race.first else { continue };
+        let Attempts { policy, timeline, around, .. } = ctx.attempts(session);
+        if let Some(picked) = policy.second(&first.attempt, &around, timeline)
+            && let Some(runner) = begin(session, ctx, *picked)?
+        {
+            ctx.timeline.hedge(runner.attempt.span);
+            race.second = Some(runner);
+            race.hedge = Some("lost");
         }
     }
 }
 
-/// What follows when a try has ended.
+/// What follows when an attempt has ended.
 enum After {
     /// The other one is waited for.
     Wait,
@@ -205,83 +187,69 @@ enum After {
     GoOn,
 }
 
-/// Judges what has come of a try, as if it had been the only one.
+/// Judges what has come of an attempt, as if it had been the only one.
 async fn settle(
     session: &mut Session,
     ctx: &mut Ctx,
     race: &mut Race,
-    (runner, second, ended): (Runner, bool, Ended),
-) -> Result<After> {
+    over: Over,
+) -> Result<After, Stop> {
+    let Over { attempt, second, finished } = over;
     let other = race.under_way();
-    ctx.way.tries.beside = if other { Beside::UnderWay } else { Beside::Possible };
-    ctx.way.tries.model = runner.model;
-    ctx.way.tries.since = runner.since;
-    ctx.way.story.turn_to(runner.place);
-    ctx.way.choose(runner.choice);
-    ctx.way.retries += u32::from(ended.again);
-    ctx.answer.renew();
-    ctx.end.fault = None;
-    let result = match ended.result {
-        Ok(came) if verdict::is_redirect(came.head.status.as_u16()) => Err(FaultKind::Redirect),
+    ctx.retry.concurrent = if other { Concurrent::UnderWay } else { Concurrent::Possible };
+    ctx.retry.retries += u32::from(finished.again);
+    ctx.attempt = Some(attempt);
+    let result = match finished.result {
+        Ok(came) if retry::is_redirect(came.head.status.as_u16()) => Err(FaultKind::Redirect),
         result => result,
     };
     let result = match result {
-        Ok(came) => match judge(session, ctx, came)? {
-            Judged::Good(good) => {
-                if second {
-                    race.hedge = Some("won");
-                }
-                give_up(ctx, race);
-                pass_on(session, ctx, *good).await?;
-                return Ok(After::Answered);
-            }
-            Judged::Refused(cause) => Ok(cause),
-            Judged::Unreadable => Err(FaultKind::Protocol),
-        },
-        Err(kind) => Err(kind),
+        Ok(came) => judge(session, ctx, came)?,
+        Err(kind) => Judged::Broken(kind),
     };
-    let cause = match result {
-        Ok(cause) => cause,
-        Err(kind) => {
-            let fault = Fault { side: Side::Backend, kind };
-            ctx.end.fault = Some(fault);
-            let cause = Cause::Fault(kind);
-            if !other {
-                // The last one: by the rules of all tries from here on.
-                ctx.way.tries.beside = Beside::None;
-                if !failure::another(session, ctx, cause) {
-                    return Err(Error::explain(ErrorType::InternalError, fault.word()).into_up());
-                }
-                ctx.way.put_aside();
-                return Ok(After::GoOn);
+    match result {
+        Judged::Good(good) => {
+            if second {
+                race.hedge = Some("won");
             }
-            tries::tell(ctx, Verdict::of_fault(cause));
-            cause
+            give_up(ctx, race);
+            pass_on(session, ctx, *good).await?;
+            return Ok(After::Answered);
         }
-    };
+        Judged::Discarded => {}
+        Judged::Broken(kind) => {
+            let fault = Fault { side: Side::Backend, kind };
+            if let Some(attempt) = &mut ctx.attempt {
+                attempt.fault = Some(fault);
+            }
+            if !other {
+                // The last one: by the rules of all attempts from here on.
+                ctx.retry.concurrent = Concurrent::None;
+            }
+            let decision = attempts::decide(session, ctx, Outcome::Fault(kind));
+            if let (Decision::Last(_), false) = (decision, other) {
+                return Err(Error::explain(ErrorType::InternalError, fault.word())
+                    .into_up()
+                    .into());
+            }
+        }
+    }
     if second {
         race.hedge = Some("failed");
     }
     if other {
-        tries::fail(ctx, cause);
-        ctx.answer.renew();
-        ctx.end.fault = None;
-    } else {
-        tries::follow(ctx, cause);
+        ctx.attempt = None;
+        return Ok(After::Wait);
     }
-    ctx.way.put_aside();
-    Ok(if other { After::Wait } else { After::GoOn })
+    Ok(After::GoOn)
 }
 
-/// Breaks the try off that is still under way. Its connection is closed, and its backend is none the
-/// worse for it.
+/// Breaks the attempt off that is still under way. Its connection is closed, and nothing counts
+/// against its backend.
 fn give_up(ctx: &mut Ctx, race: &mut Race) {
-    let present = ctx.way.story.present();
     for runner in race.first.take().into_iter().chain(race.second.take()) {
-        ctx.way.story.turn_to(runner.place);
-        ctx.way.story.end("broken off".to_owned());
+        ctx.timeline.end(runner.attempt.span, "broken off".to_owned());
     }
-    ctx.way.story.turn_to(present);
 }
 
 /// An answer for the client.
@@ -295,49 +263,49 @@ struct Good {
 enum Judged {
     /// It goes to the client.
     Good(Box<Good>),
-    /// Another try is to be waited for or made.
-    Refused(Cause),
-    /// It cannot be read.
-    Unreadable,
+    /// Another attempt is waited for or made.
+    Discarded,
+    /// It is none, or cannot be read.
+    Broken(FaultKind),
 }
 
 /// Reads an answer as any other.
 ///
 /// # Errors
 /// If the time for the request is over.
-fn judge(session: &mut Session, ctx: &mut Ctx, came: Came) -> Result<Judged> {
-    let Came { mut head, head_at, first_at, body, rest } = came;
-    ctx.answer.head_at = Some(head_at);
+fn judge(session: &mut Session, ctx: &mut Ctx, came: Response) -> Result<Judged, Stop> {
+    let Response { mut head, head_at, first_at, body, rest } = came;
+    if let Some(attempt) = &mut ctx.attempt {
+        attempt.answer.head_at = Some(head_at);
+    }
     if let Some(at) = first_at {
-        ctx.way.story.first_byte_at(at);
+        attempts::first_byte(ctx, at);
     }
     response::arrived(&mut head, ctx);
     let mut body = Some(body);
     let read = response::headers(session, &mut head, ctx)
-        .and_then(|()| stream::filter(session, &mut body, rest.is_none(), ctx));
+        .and_then(|()| passing::filter(session, &mut body, rest.is_none(), ctx));
     let Err(error) = read else {
         return Ok(Judged::Good(Box::new(Good { head, body, rest })));
     };
-    if let Some(cause) = ctx.answer.refused.take() {
-        return Ok(Judged::Refused(cause));
+    if ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.discarded) {
+        return Ok(Judged::Discarded);
     }
-    match over(ctx) {
-        Some(over) => Err(over),
-        None => {
-            log::debug!("an answer cannot be used: {error}");
-            Ok(Judged::Unreadable)
-        }
+    if let Some(kind) = ctx.watch.as_ref().and_then(|watch| watch.fired()) {
+        let fault = Fault { side: Side::Backend, kind };
+        return Err(Stop::fault(fault, "ended while it waited"));
     }
+    log::debug!("an answer cannot be used: {error}");
+    Ok(Judged::Broken(FaultKind::Protocol))
 }
 
 /// Writes the answer to the client; of a long one the rest as it comes.
-async fn pass_on(session: &mut Session, ctx: &mut Ctx, good: Good) -> Result<()> {
+async fn pass_on(session: &mut Session, ctx: &mut Ctx, good: Good) -> Result<(), Stop> {
     let Good { mut head, body, rest } = good;
-    let mut rest = rest.filter(|_| !ctx.answer.whole);
+    let mut rest = rest.filter(|_| !is_whole(ctx));
     head.set_version(Version::HTTP_11);
     head.remove_header(&header::CONNECTION);
     if rest.is_none() {
-        limits::settle_at_the_end(ctx);
         head.remove_header(&header::TRANSFER_ENCODING);
         if !matches!(head.status.as_u16(), 204 | 304) {
             head.insert_header(header::CONTENT_LENGTH, body.as_ref().map_or(0, Bytes::len))?;
@@ -355,20 +323,16 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, good: Good) -> Result<()>
         written.map_err(|e| e.into_down())?;
     }
     while let Some(more) = &mut rest {
-        let mut piece = match read(ctx, more.read()).await {
+        let read = wait(session, ctx, WaitFor::Backend, None, more.read()).await?;
+        let mut piece = match read.unwrap_or(Ok(None)) {
             Ok(piece) => piece,
-            Err(kind) => {
-                let fault = Fault { side: Side::Backend, kind };
-                ctx.end.fault = Some(fault);
-                return Err(Error::explain(ErrorType::ReadError, fault.word()).into_up());
-            }
+            Err(kind) => return Err(Stop::fault(Fault { side: Side::Backend, kind }, "broken")),
         };
         let end = piece.is_none();
-        stream::filter(session, &mut piece, end, ctx)?;
-        // Also after `[DONE]`, whatever its backend sends then.
-        let end = ctx.answer.whole;
+        passing::filter(session, &mut piece, end, ctx)?;
+        // Also after the end marker, whatever its backend sends then.
+        let end = is_whole(ctx);
         if end {
-            limits::settle_at_the_end(ctx);
             rest = None;
         }
         if end || piece.as_ref().is_some_and(|p| !p.is_empty()) {
@@ -379,23 +343,6 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, good: Good) -> Result<()>
     Ok(())
 }
 
-/// Reads, as long as the request may go on.
-async fn read(ctx: &Ctx, piece: impl Future<Output = exchange::Piece>) -> exchange::Piece {
-    let mut piece = pin!(piece);
-    loop {
-        tokio::select! {
-            piece = &mut piece => return piece,
-            () = tokio::time::sleep(LOOK_UP) => {}
-        }
-        if let Some(kind) = ctx.way.watch.as_ref().and_then(|w| w.fired()) {
-            return Err(kind);
-        }
-    }
-}
-
-/// The end of the request, if its time is over.
-fn over(ctx: &mut Ctx) -> Option<Box<Error>> {
-    let kind = ctx.way.watch.as_ref().and_then(|w| w.fired())?;
-    ctx.end.fault = Some(Fault { side: Side::Backend, kind });
-    Some(Error::explain(ErrorType::ReadTimedout, "ended while it waited").into_up())
+fn is_whole(ctx: &Ctx) -> bool {
+    ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.whole)
 }

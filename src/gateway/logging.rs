@@ -6,42 +6,51 @@ use std::{sync::Arc, time::Duration};
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
-use super::{ctx::Ctx, held, limits, response, story, tries};
+use super::{attempts, ctx::Ctx, deferred_head, end::End, settlement, timeline::millis};
 use crate::{
+    balance::Endpoint,
     base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret},
     config::raw::KeyForm,
-    dialect::{self, Kind},
+    dialect,
+    runtime::explain::Trace,
     telemetry::access,
     usage::Draft,
 };
 
-/// Settles a request.
-pub fn settle(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
-    if let Some(home) = ctx.way.held.take() {
-        held::abandon(session, &home);
+/// The request ends.
+pub fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+    if let Some(deferred) = ctx.deferred.take() {
+        deferred_head::abandon(session, &deferred);
     }
-    tries::ended(ctx);
-    ctx.way.leave();
-    let (counts, source) = ctx.answer.usage();
+    ctx.retry.ended();
+    if let Some(attempt) = &mut ctx.attempt {
+        attempt.lease = None;
+    }
+    ctx.watch = None;
+    let (counts, source) = settlement::usage(ctx);
+    let outcome = settlement::outcome(ctx, error);
+    settlement::settle(ctx, error);
+    ctx.conclude(attempts::end(ctx));
+    let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     let summary = Summary {
-        outcome: outcome(error, ctx),
-        status: ctx.end.status.or(ctx.answer.status).unwrap_or(499),
-        stream: ctx.call.stream || response::is_stream(ctx),
+        outcome,
+        status: ctx.end().map_or(499, |end| end.status),
+        stream: ctx.request.stream || answer.is_some_and(|answer| answer.passage.is_stream()),
         counts,
         source,
-        duration: ctx.call.arrived.elapsed(),
+        first_token: answer.and_then(|answer| answer.first_token),
+        duration: ctx.request.arrived.elapsed(),
     };
-    limits::settle(ctx, counts, source, summary.outcome);
     count(session, ctx, &summary);
     if let Some((side, reason)) = blame(error, ctx, summary.outcome) {
         ctx.carry.metrics.errors.with_label_values(&[side.word(), reason]).inc();
     }
     access_line(session, ctx, &summary);
-    story::keep(ctx, summary.status, summary.outcome.word(), summary.duration);
+    trace(ctx, &summary);
     // It takes away what the others look at.
     record(session, ctx, &summary);
     // Last: when nothing is in flight any more, every record is on its way.
-    ctx.end.in_flight = None;
+    ctx.in_flight = None;
 }
 
 /// What the three accounts have in common.
@@ -51,31 +60,15 @@ struct Summary {
     stream: bool,
     counts: TokenCounts,
     source: UsageSource,
+    first_token: Option<Duration>,
     /// From the arrival of the request until now.
     duration: Duration,
 }
 
-/// How a request has ended, as far as is known.
-pub fn outcome(error: Option<&Error>, ctx: &Ctx) -> Outcome {
-    let gone = ctx.end.fault.is_some_and(|f| f.side == Side::Client)
-        || error.is_some_and(|e| *e.esource() == ErrorSource::Downstream);
-    let status = ctx.end.status.or(ctx.answer.status);
-    match status {
-        _ if ctx.end.rejection.is_some() => Outcome::Rejected,
-        _ if ctx.answer.broken_off() => Outcome::UpstreamError,
-        _ if ctx.answer.complete() => Outcome::Complete,
-        _ if gone => Outcome::ClientAborted,
-        _ if ctx.end.fault.is_some() || error.is_some() => Outcome::UpstreamError,
-        // What the gateway itself answers with 503, `/ready` for instance, is nobody's failure.
-        Some(500..) if ctx.answer.status.is_some() => Outcome::UpstreamError,
-        Some(400..) => Outcome::Rejected,
-        _ => Outcome::Complete,
-    }
-}
-
 /// On whose side a request has failed, and how; `None` if it has not.
 fn blame(error: Option<&Error>, ctx: &Ctx, outcome: Outcome) -> Option<(Side, &'static str)> {
-    if let Some(no) = &ctx.end.rejection {
+    let end = ctx.end();
+    if let Some(no) = end.and_then(End::rejection) {
         return Some(match (no.code.as_deref(), no.status) {
             (Some("no_healthy_backend"), _) => (Side::Backend, "no_healthy_backend"),
             // Whatever status the configuration gives it.
@@ -84,13 +77,17 @@ fn blame(error: Option<&Error>, ctx: &Ctx, outcome: Outcome) -> Option<(Side, &'
             _ => (Side::Client, "refused"),
         });
     }
+    let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     match outcome {
         Outcome::Complete => return None,
         Outcome::ClientAborted => return Some((Side::Client, FaultKind::Gone.word())),
-        _ if ctx.answer.broken_off() => return Some((Side::Backend, "broken_off")),
+        _ if answer.is_some_and(|answer| answer.progress().is_broken_off()) => {
+            return Some((Side::Backend, "broken_off"));
+        }
         _ => {}
     }
-    match (ctx.end.fault, ctx.answer.status, error) {
+    let answered = answer.and_then(|answer| answer.status);
+    match (end.and_then(End::fault), answered, error) {
         (Some(Fault { kind: FaultKind::Shutdown, .. }), ..) => {
             Some((Side::Gateway, FaultKind::Shutdown.word()))
         }
@@ -102,17 +99,22 @@ fn blame(error: Option<&Error>, ctx: &Ctx, outcome: Outcome) -> Option<(Side, &'
             Some((Side::Backend, FaultKind::Broken.word()))
         }
         (None, _, Some(_)) => Some((Side::Gateway, FaultKind::Internal.word())),
-        // What the gateway answers itself, `/ready` for instance, is nobody's fault.
+        // What the gateway answers itself, `/ready` for instance, is no fault.
         (None, _, None) => None,
     }
+}
+
+/// The backend of the present attempt, or of the last.
+fn endpoint(ctx: &Ctx) -> Option<&Arc<Endpoint>> {
+    ctx.attempt.as_ref().map(|attempt| &attempt.endpoint)
 }
 
 fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
     let metrics = &ctx.carry.metrics;
     let millis = summary.duration.as_secs_f64() * 1000.0;
-    let usual = match (&ctx.way.endpoint, ctx.call.route) {
-        (Some(endpoint), Some(route)) if summary.status == 200 => {
-            endpoint.usual(route, summary.stream, metrics)
+    let usual = match (endpoint(ctx), &ctx.request.operation) {
+        (Some(endpoint), Some(found)) if summary.status == 200 => {
+            endpoint.usual(found, summary.stream, metrics)
         }
         _ => None,
     };
@@ -121,9 +123,9 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
         usual.latency_ms.observe(millis);
     } else {
         let label = || dialect::label(session.req_header().uri.path());
-        let path = ctx.call.route.map_or_else(label, |r| r.path);
+        let path = ctx.request.operation.map_or_else(label, |found| found.label());
         let stream = if summary.stream { "true" } else { "false" };
-        let backend = ctx.way.endpoint.as_ref().map_or("", |e| e.plan.name.as_str());
+        let backend = endpoint(ctx).map_or("", |e| e.plan.name.as_str());
         let status = summary.status.to_string();
         metrics.requests.with_label_values(&[path, stream, backend, &status]).inc();
         metrics.latency_ms.with_label_values(&[path, stream, backend]).observe(millis);
@@ -132,8 +134,8 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
     let sane = |tokens: u64| tokens.min(1 << 40);
     let (prompt, completion) = (sane(summary.counts.prompt), sane(summary.counts.completion));
     let named = |model: &str| ctx.snapshot.router.names(model);
-    metrics.tokens.count(ctx.call.model.as_deref(), prompt, completion, named);
-    if let Some(endpoint) = &ctx.way.endpoint {
+    metrics.tokens.count(ctx.request.model.as_deref(), prompt, completion, named);
+    if let Some(endpoint) = endpoint(ctx) {
         endpoint.meter(prompt, completion);
     }
 }
@@ -142,21 +144,21 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
 /// Nothing is copied that can be taken: this is the last that is done for the request.
 fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
     let plan = &ctx.snapshot.plan.usage;
-    let Some(route) = ctx.call.route.filter(|r| matches!(r.kind, Kind::Inference { .. })) else {
+    let Some(found) = ctx.request.operation.filter(|found| found.kind().is_inference()) else {
         return;
     };
     if !plan.is_on() {
         return;
     }
     let unknown = summary.outcome == Outcome::Rejected
-        && ctx.who.principal.is_none()
+        && ctx.caller.principal.is_none()
         && ctx.snapshot.auth.is_some();
     // Who has no key must not be able to fill the spool.
     if unknown && ctx.carry.usage.pressed() {
         ctx.carry.metrics.usage.lost.with_label_values(&["unknown_caller"]).inc();
         return;
     }
-    let key = ctx.who.key();
+    let key = ctx.caller.key();
     let api_key = match plan.caller_key {
         KeyForm::Masked => key.map(secret::mask).unwrap_or_default(),
         KeyForm::Plain => key.unwrap_or_default().to_owned(),
@@ -165,25 +167,25 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
     let cost = cost(ctx, summary);
     let draft = Draft {
         record_id: rand::random(),
-        request_id: ctx.call.id.clone(),
-        who: ctx.who.principal.take(),
+        request_id: ctx.request.id.clone(),
+        who: ctx.caller.principal.take(),
         api_key,
-        model: ctx.call.model.take(),
-        response_model: ctx.answer.take_model(),
+        model: ctx.request.model.take(),
+        response_model: ctx.attempt.as_mut().and_then(|a| a.answer.passage.take_model()),
         counts: summary.counts,
         source: summary.source,
         outcome: summary.outcome,
         cost,
         stream: summary.stream,
-        path: route.path,
+        path: found.label(),
         arrived: jiff::Timestamp::now() - summary.duration,
-        backend_url: ctx.way.endpoint.as_ref().map(|e| Arc::clone(&e.plan.url)),
+        backend_url: endpoint(ctx).map(|e| Arc::clone(&e.plan.url)),
         method: session.req_header().method.clone(),
         status: summary.status,
         latency: summary.duration,
-        ttft: ctx.answer.first_token,
-        queued: ctx.way.story.queued,
-        tries: ctx.way.tries.begun,
+        ttft: summary.first_token,
+        queued: ctx.timeline.queued,
+        tries: ctx.retry.begun,
     };
     ctx.carry.usage.put(draft);
 }
@@ -195,7 +197,7 @@ fn cost(ctx: &Ctx, summary: &Summary) -> Option<f64> {
     if summary.source == UsageSource::None {
         return None;
     }
-    let model = ctx.call.model.as_deref().unwrap_or_default();
+    let model = ctx.request.model.as_deref().unwrap_or_default();
     ctx.snapshot.limits.price(model, summary.counts)
 }
 
@@ -205,24 +207,61 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         return;
     }
     let header = session.req_header();
-    let masked = ctx.who.key().map(secret::mask);
+    let masked = ctx.caller.key().map(secret::mask);
     let line = access::Line {
-        request_id: ctx.call.id.as_str(),
-        client: ctx.call.client,
+        request_id: ctx.request.id.as_str(),
+        client: ctx.request.client,
         method: header.method.as_str(),
         path: header.uri.path(),
         status: summary.status,
-        model: ctx.call.model.as_deref().unwrap_or(""),
-        backend: ctx.way.endpoint.as_ref().map_or("", |e| e.name.as_str()),
+        model: ctx.request.model.as_deref().unwrap_or(""),
+        backend: endpoint(ctx).map_or("", |e| e.name.as_str()),
         stream: summary.stream,
         outcome: summary.outcome.word(),
         tokens: summary.counts,
         duration: summary.duration,
-        first_token: ctx.answer.first_token,
+        first_token: summary.first_token,
         key: masked.as_deref(),
-        user: ctx.who.principal.as_ref().map_or("", |p| p.user_id.as_str()),
-        retries: ctx.way.retries,
-        fault: ctx.end.fault.map(|f| f.word()),
+        user: ctx.caller.principal.as_ref().map_or("", |p| p.user_id.as_str()),
+        retries: ctx.retry.retries,
+        fault: ctx.end().and_then(End::fault).map(|fault| fault.word()),
     };
     access::write(&line, ctx.snapshot.plan.fixed.json_log);
+}
+
+/// Keeps the timeline of the request for `/admin/v1/explain`.
+fn trace(ctx: &mut Ctx, summary: &Summary) {
+    if ctx.carry.explains.capacity() == 0 {
+        return;
+    }
+    let refused = ctx.end().is_some_and(|end| end.rejection().is_some());
+    if ctx.route.is_none() && !refused {
+        return;
+    }
+    let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
+    let broken_off = answer.is_some_and(|answer| answer.progress().is_broken_off());
+    let answered = answer.and_then(|answer| answer.status);
+    let result = match (ctx.end().and_then(End::fault), answered) {
+        (Some(fault), _) => fault.word().to_owned(),
+        (None, Some(status @ 200..=299)) if broken_off => format!("status {status}, broken off"),
+        (None, Some(200..=299)) => "ok".to_owned(),
+        (None, Some(status)) => format!("status {status}"),
+        (None, None) => "no answer".to_owned(),
+    };
+    let span = ctx.attempt.as_ref().and_then(|attempt| attempt.span);
+    ctx.timeline.end(span, result);
+    let principal = ctx.caller.principal.as_deref();
+    let trace = Trace {
+        request_id: ctx.request.id.as_str().to_owned(),
+        time: jiff::Timestamp::now() - summary.duration,
+        model: ctx.request.model.clone().unwrap_or_default(),
+        key_id: principal.map(|p| p.key_id.clone()).unwrap_or_default(),
+        user_id: principal.map(|p| p.user_id.clone()).unwrap_or_default(),
+        tries: ctx.timeline.take(),
+        outcome: summary.outcome.word().to_owned(),
+        status: summary.status,
+        duration_ms: millis(summary.duration),
+        queued_ms: ctx.timeline.queued.map(millis),
+    };
+    ctx.carry.explains.put(trace);
 }

@@ -1,31 +1,38 @@
 //! The proxy: Pingora's `ProxyHttp`, one delegating line for each phase. A phase is a file.
 
+mod admission;
 mod affinity;
-mod answer;
-mod body_in;
-mod cause;
+mod attempt;
+mod attempts;
+mod auth;
+mod body;
 mod ctx;
+mod deferred_head;
+mod direct;
 mod early;
+mod end;
 mod ending;
-mod exchange;
 mod failure;
+mod fault;
 mod heartbeat;
 mod hedge;
-mod held;
-mod limits;
+mod inbound;
 mod logging;
 mod models;
 mod outbound;
+mod pacing;
+mod passing;
 mod peer;
-mod policy;
-mod reading;
+mod receive;
+mod reply;
 mod request;
+mod request_limits;
 mod response;
-mod story;
-mod stream;
-mod tried;
-mod tries;
-mod verdict;
+mod retry;
+mod settlement;
+mod stop;
+mod timeline;
+mod wait;
 
 use std::{os::fd::RawFd, sync::Arc};
 
@@ -82,14 +89,14 @@ impl ProxyHttp for Gateway {
 
     async fn connected_to_upstream(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         reused: bool,
         _peer: &HttpPeer,
         fd: RawFd,
         digest: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        peer::connected(reused, fd, digest, ctx)
+        peer::connected(session, reused, fd, digest, ctx)
     }
 
     async fn upstream_request_filter(
@@ -137,11 +144,7 @@ impl ProxyHttp for Gateway {
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<std::time::Duration>> {
-        stream::filter(session, body, end_of_stream, ctx)?;
-        if ctx.answer.whole {
-            limits::settle_at_the_end(ctx);
-        }
-        Ok(None)
+        passing::filter(session, body, end_of_stream, ctx).map(|()| None)
     }
 
     fn fail_to_connect(
@@ -175,16 +178,16 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
-        logging::settle(session, error, ctx);
+        logging::finish(session, error, ctx);
     }
 
     /// Without the query: clients put keys there.
     fn request_summary(&self, session: &Session, ctx: &Ctx) -> String {
         let header = session.req_header();
-        format!("request {}: {} {}", ctx.call.id, header.method, header.uri.path())
+        format!("request {}: {} {}", ctx.request.id, header.method, header.uri.path())
     }
 
-    /// The access line tells every failure, with the request it belongs to.
+    /// The access line has every failure, with the request it belongs to.
     fn suppress_error_log(&self, session: &Session, ctx: &Ctx, error: &Error) -> bool {
         log::debug!("{}: {error}", self.request_summary(session, ctx));
         true
@@ -197,7 +200,7 @@ impl ProxyHttp for Gateway {
         error: &Error,
         _context: ProxyWarnLogContext,
     ) -> bool {
-        log::debug!("request {}: trying again after: {error}", ctx.call.id);
+        log::debug!("request {}: trying again after: {error}", ctx.request.id);
         true
     }
 }

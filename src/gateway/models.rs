@@ -1,32 +1,36 @@
-//! `GET /v1/models`, and one of them by its name: what all healthy backends serve, and what the configuration names, as far as
-//! the caller may use it. A model that is switched off is not told, whoever has it.
+//! The models that clients can ask for: what all healthy backends serve and what the configuration
+//! names, as far as the caller may use it. A model that is switched off is not listed.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::future::join_all;
 use http::Method;
 use pingora_proxy::Session;
-use serde_json::{Value, json};
 
-use super::{ctx::Ctx, policy};
-use crate::{balance::Endpoint, store};
+use super::{auth, ctx::Ctx};
+use crate::{
+    balance::Endpoint,
+    dialect::{Dialect, Model},
+    store,
+};
 
-/// How long one backend may take to tell its models.
+/// How long one backend may take to list its models.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The list, in OpenAI's form.
-pub async fn list(session: &Session, ctx: &Ctx) -> Vec<u8> {
-    json!({"object": "list", "data": all(session, ctx).await}).to_string().into_bytes()
+/// The list.
+pub async fn list(session: &Session, ctx: &Ctx) -> Bytes {
+    ctx.request.language().models(&all(session, ctx).await)
 }
 
 /// One entry of the list; `None` if the caller would not find it there.
-pub async fn one(session: &Session, ctx: &Ctx, name: &str) -> Option<Vec<u8>> {
-    let found = all(session, ctx).await.into_iter().find(|model| model["id"] == name);
-    found.map(|model| model.to_string().into_bytes())
+pub async fn one(session: &Session, ctx: &Ctx, name: &str) -> Option<Bytes> {
+    let found = all(session, ctx).await.into_iter().find(|model| model.name == name);
+    found.map(|model| ctx.request.language().model(&model))
 }
 
-/// The entries. A model of several backends stands once, as the first told it.
-async fn all(session: &Session, ctx: &Ctx) -> Vec<Value> {
+/// The entries. A model of several backends stands once, as the first one lists it.
+async fn all(session: &Session, ctx: &Ctx) -> Vec<Model> {
     let healthy: Vec<_> = ctx
         .snapshot
         .health()
@@ -34,58 +38,50 @@ async fn all(session: &Session, ctx: &Ctx) -> Vec<Value> {
         .filter(|(e, up)| *up && !e.draining())
         .map(|(e, _)| e)
         .collect();
-    let told = join_all(healthy.iter().map(|e| ask(&ctx.carry.client, e))).await;
+    let language = ctx.request.language();
+    let lists = join_all(healthy.iter().map(|e| ask(&ctx.carry.client, e, language))).await;
     let mut seen = HashSet::new();
-    let mut data = Vec::new();
-    for (endpoint, models) in healthy.iter().zip(told) {
-        for model in models {
-            let Some(id) = model["id"].as_str().map(str::to_owned) else {
-                continue;
-            };
+    let mut models = Vec::new();
+    for (endpoint, list) in healthy.iter().zip(lists) {
+        for model in list {
             let patterns = &endpoint.plan.models;
-            let reachable = patterns.is_empty() || patterns.iter().any(|p| p.matches(&id));
-            if reachable && ctx.snapshot.router.lists(&id) && seen.insert(id) {
-                data.push(model);
+            let reachable = patterns.is_empty() || patterns.iter().any(|p| p.matches(&model.name));
+            let listed = reachable && ctx.snapshot.router.lists(&model.name);
+            if listed && seen.insert(model.name.clone()) {
+                models.push(model);
             }
         }
     }
     for name in ctx.snapshot.router.models() {
         if seen.insert(name.clone()) {
             let created = jiff::Timestamp::now().as_second();
-            data.push(
-                json!({"id": name, "object": "model", "created": created, "owned_by": "llmproxy"}),
-            );
+            models.push(Model { name: name.clone(), created, entry: None });
         }
     }
-    let names: Vec<_> = data.iter().filter_map(|m| m["id"].as_str().map(str::to_owned)).collect();
-    let refused = policy::refused(session, ctx, &names).await;
-    data.retain(|model| model["id"].as_str().is_none_or(|name| !refused.contains(name)));
-    data
+    let names: Vec<_> = models.iter().map(|model| model.name.clone()).collect();
+    let refused = auth::refused(session, ctx, &names).await;
+    models.retain(|model| !refused.contains(&model.name));
+    models
 }
 
-async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Value> {
+async fn ask(
+    client: &reqwest::Client,
+    endpoint: &Arc<Endpoint>,
+    language: &dyn Dialect,
+) -> Vec<Model> {
     if !endpoint.plan.base.lists_models {
         return Vec::new();
     }
     let request = endpoint.api_request(client, Method::GET, "/models").timeout(PATIENCE);
-    let told = async {
+    let list = async {
         let answer = request.send().await?.error_for_status()?;
         answer.bytes().await
     };
-    match told.await {
-        Ok(bytes) => match serde_json::from_slice::<Value>(&bytes) {
-            Ok(Value::Object(mut list)) => match list.remove("data") {
-                Some(Value::Array(models)) => models,
-                _ => Vec::new(),
-            },
-            _ => Vec::new(),
-        },
+    match list.await {
+        Ok(bytes) => language.read_models(&bytes),
         Err(e) => {
-            log::warn!(
-                "backend {} does not tell its models: {}",
-                endpoint.name,
-                store::http::cause(e)
-            );
+            let cause = store::http::cause(e);
+            log::warn!("backend {} does not list its models: {cause}", endpoint.name);
             Vec::new()
         }
     }

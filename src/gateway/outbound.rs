@@ -6,10 +6,14 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Uri, Version, header};
 use pingora::{Error, ErrorType, OrErr, Result, http::RequestHeader};
 
-use super::{answer::REQUEST_ID, body_in, ctx::Ctx};
+use super::{body::Shape, ctx::Ctx, reply::REQUEST_ID};
 use crate::{
     auth::Auth,
-    config::{plan::BackendPlan, raw::Engine},
+    config::{
+        plan::BackendPlan,
+        raw::{Engine, StreamUsage},
+    },
+    dialect::UsageRequest,
     wire::{engine, headers as hop},
 };
 
@@ -58,7 +62,7 @@ pub fn of_client(request: &RequestHeader) -> RequestHeader {
 /// Turns the client's header into the backend's. Pingora has removed hop-by-hop fields already
 /// (its standard policy for upstream requests).
 pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
-    let Some(endpoint) = ctx.way.endpoint.clone() else {
+    let Some(endpoint) = ctx.attempt.as_ref().map(|attempt| attempt.endpoint.clone()) else {
         return Error::e_explain(ErrorType::InternalError, "no backend was chosen");
     };
     let backend = &endpoint.plan;
@@ -81,7 +85,7 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
     }
     address(request, backend)?;
     request.insert_header(header::HOST, backend.authority.clone())?;
-    request.insert_header(REQUEST_ID, ctx.call.id.header())?;
+    request.insert_header(REQUEST_ID, ctx.request.id.header())?;
     for (name, value) in backend.identity() {
         request.insert_header(name.clone(), value.clone())?;
     }
@@ -89,7 +93,7 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
         identify(request, ctx)?;
     }
     instruct(request, ctx, backend)?;
-    let length = body_in::for_backend(ctx).len();
+    let length = for_backend(ctx).len();
     request.insert_header(header::CONTENT_LENGTH, length)?;
     Ok(())
 }
@@ -127,7 +131,7 @@ fn instruct(request: &mut RequestHeader, ctx: &Ctx, backend: &BackendPlan) -> Re
     if let Some(priority) = ctx.body.extras.priority {
         request.insert_header(engine::VLLM_PRIORITY, engine::vllm_priority(priority))?;
     }
-    if ctx.snapshot.plan.routing.load.from_answers && !ctx.call.stream {
+    if ctx.snapshot.plan.routing.load.from_answers && !ctx.request.stream {
         request.insert_header(LOAD_FORMAT, "TEXT")?;
     }
     Ok(())
@@ -135,7 +139,7 @@ fn instruct(request: &mut RequestHeader, ctx: &Ctx, backend: &BackendPlan) -> Re
 
 /// Tells the backend who is calling. What cannot stand in a header is left out.
 fn identify(request: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
-    let Some(who) = &ctx.who.principal else {
+    let Some(who) = &ctx.caller.principal else {
         return Ok(());
     };
     for (name, text) in [(USER_ID, &who.user_id), (NAME, &who.name)] {
@@ -154,11 +158,31 @@ fn identify(request: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
 /// # Errors
 /// If what a client sends after its document is too long, or takes too long.
 pub fn body(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> Result<()> {
-    if !std::mem::replace(&mut ctx.body.given, true) {
-        *body = Some(body_in::for_backend(ctx));
+    let sent = ctx.attempt.as_mut().map(|attempt| &mut attempt.sent_body);
+    if sent.is_some_and(|sent| !std::mem::replace(sent, true)) {
+        *body = Some(for_backend(ctx));
         return Ok(());
     }
     let more = body.as_ref().map_or(0, Bytes::len);
     *body = (!end_of_stream).then(Bytes::new);
     ctx.body.tail.take(more, ctx.snapshot.plan.timeouts.client_read, Instant::now())
+}
+
+/// The body for the present backend.
+pub fn for_backend(ctx: &mut Ctx) -> Bytes {
+    let streamed = ctx.request.stream && ctx.request.generates();
+    let Some(attempt) = &mut ctx.attempt else {
+        return Bytes::new();
+    };
+    let plan = &attempt.endpoint.plan;
+    let usage = match plan.stream_usage {
+        _ if !streamed => None,
+        StreamUsage::Off => None,
+        StreamUsage::Final => Some(UsageRequest { at_the_end: true, running: false }),
+        StreamUsage::Continuous => Some(UsageRequest { at_the_end: true, running: true }),
+    };
+    attempt.usage = usage;
+    let shape = Shape { usage, model: attempt.model.clone(), engine: plan.engine };
+    let sole = !ctx.retry.may_follow();
+    ctx.body.version(ctx.request.language(), &shape, sole)
 }

@@ -1,6 +1,7 @@
-//! Choosing a backend, once for each try.
+//! Choosing a backend, once for each attempt.
 
 use std::{
+    future::pending,
     os::fd::RawFd,
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -10,45 +11,40 @@ use pingora::{Error, ErrorType, Result, protocols::Digest, upstreams::peer::Http
 use pingora_proxy::Session;
 
 use super::{
-    ctx::Ctx,
-    early, limits,
-    tries::{self, Next},
+    attempts,
+    ctx::{Attempts, Ctx},
+    early,
+    retry::Next,
+    stop::Stop,
+    wait::{WaitFor, wait},
 };
-use crate::{
-    balance::Nobody,
-    base::{Fault, Rejection, Side},
-    runtime::watch::Connection,
-};
+use crate::{balance::Nobody, base::Rejection, runtime::watch::Connection};
 
 /// Seconds after which a client may try again when no backend is healthy and nothing is probed.
 const RETRY_AFTER: u64 = 5;
 
-/// How often a pause looks whether its request still may go on.
-const LOOK_UP: Duration = Duration::from_millis(250);
-
-/// The peer of the next try.
+/// The peer of the next attempt.
 ///
 /// # Errors
 /// If there is none, or the client has left meanwhile.
 pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-    ctx.body.given = false;
-    if std::mem::take(&mut ctx.way.fresh)
-        && let Some(endpoint) = &ctx.way.endpoint
-    {
+    if let Some(attempt) = ctx.attempt.as_mut().filter(|attempt| attempt.reconnects) {
+        attempt.restart();
         let unique = ctx.carry.unique.fetch_add(1, Ordering::Relaxed);
-        return Ok(Box::new(endpoint.fresh_peer(unique)));
+        return Ok(Box::new(attempt.endpoint.fresh_peer(unique)));
     }
     loop {
-        match tries::next(session, ctx) {
-            Next::Pause(time) => pause(session, ctx, time).await?,
-            Next::Try(picked) => {
+        let Attempts { policy, timeline, around, .. } = ctx.attempts(session);
+        match policy.next(&around, timeline) {
+            Next::Pause(time) => pause(session, ctx, time).await.map_err(Stop::into_error)?,
+            Next::Attempt(picked) => {
                 let peer = picked.choice.endpoint.peer();
-                tries::start(ctx, *picked);
+                attempts::start(session, ctx, *picked);
                 return Ok(Box::new(peer));
             }
-            Next::Nobody(nobody) => {
-                if ctx.end.fault.is_none() && ctx.way.tries.told.is_none() {
-                    ctx.end.rejection = Some(rejection(ctx, nobody));
+            Next::NoBackend(none) => {
+                if attempts::fault(ctx).is_none() && ctx.retry.kept.is_none() {
+                    return Err(Stop::Refuse(rejection(ctx, none)).into_error());
                 }
                 return Error::e_explain(ErrorType::InternalError, "no backend is left to try");
             }
@@ -56,60 +52,52 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer
     }
 }
 
-fn rejection(ctx: &Ctx, nobody: Nobody) -> Rejection {
+fn rejection(ctx: &Ctx, none: Nobody) -> Rejection {
     let probes = ctx.snapshot.plan.health_check.as_ref().map(|h| h.interval.as_secs().max(1));
-    match nobody.retry_after {
+    match none.retry_after {
         Some(wait) => Rejection::all_left_alone(wait.as_millis().div_ceil(1000).max(1) as u64),
         None => Rejection::no_healthy_backend(probes.unwrap_or(RETRY_AFTER)),
     }
 }
 
 /// Waits, as long as the client does and the request may.
-async fn pause(session: &mut Session, ctx: &mut Ctx, time: Duration) -> Result<()> {
-    let end = Instant::now() + time;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
-        }
-        tokio::select! {
-            () = tokio::time::sleep(left.min(LOOK_UP)) => {}
-            gone = limits::gone(session, ctx.body.framing) => return Err(gone),
-        }
-        if let Some(kind) = ctx.way.watch.as_ref().and_then(|w| w.fired()) {
-            ctx.end.fault = Some(Fault { side: Side::Gateway, kind });
-            return Error::e_explain(ErrorType::ReadTimedout, "ended while it waited");
-        }
-    }
+async fn pause(session: &mut Session, ctx: &Ctx, time: Duration) -> Result<(), Stop> {
+    let until = Instant::now() + time;
+    wait::<()>(session, ctx, WaitFor::Pause, Some(until), pending()).await.map(drop)
 }
 
 /// A connection stands: from now on its silence is watched.
-pub fn connected(reused: bool, fd: RawFd, digest: Option<&Digest>, ctx: &mut Ctx) -> Result<()> {
-    let Some(watch) = &ctx.way.watch else {
+pub fn connected(
+    session: &Session,
+    reused: bool,
+    fd: RawFd,
+    digest: Option<&Digest>,
+    ctx: &mut Ctx,
+) -> Result<()> {
+    let Attempts { policy, attempt: Some(attempt), around, .. } = ctx.attempts(session) else {
         return Ok(());
     };
-    if let Some(endpoint) = &ctx.way.endpoint {
-        if !reused {
-            endpoint.connected();
-        }
-        watch.set_backend(Some((endpoint.id, tries::is_alone(ctx))));
+    let alone = policy.is_alone(attempt, &around);
+    let endpoint = attempt.endpoint.clone();
+    if !reused {
+        endpoint.connected();
     }
+    let Some(watch) = &ctx.watch else { return Ok(()) };
+    watch.set_backend(Some((endpoint.id, alone)));
     let socket = digest.and_then(|d| d.socket_digest.as_ref());
-    let several = ctx.way.endpoint.as_ref().is_some_and(|e| e.places().len() > 1);
-    watch.set_connection(match several {
+    watch.set_connection(match endpoint.places().len() > 1 {
         // It may not be the address that Pingora asked for.
         true => Connection::of(fd),
         false => socket.and_then(|s| early::connection(fd, s.local_addr(), s.peer_addr())),
     });
     let timeouts = &ctx.snapshot.plan.timeouts;
-    let token = timeouts.first_token.filter(|_| ctx.call.stream);
+    let token = timeouts.first_token.filter(|_| ctx.request.stream);
     let soonest = timeouts.first_byte.into_iter().chain(token).min();
     watch.set_first_byte(Ctx::after(soonest));
     // Only now: a deadline that passes from here on finds the connection.
     if watch.fired().is_some() {
-        return Err(
-            Error::explain(ErrorType::ReadTimedout, "the time for the request is over").into_up()
-        );
+        let why = "the time for the request is over";
+        return Err(Error::explain(ErrorType::ReadTimedout, why).into_up());
     }
     Ok(())
 }

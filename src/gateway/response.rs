@@ -7,47 +7,92 @@ use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
-    answer::{self, REQUEST_ID},
+    attempt::Attempt,
     ctx::Ctx,
-    reading,
-    stream::{self, Reading},
-    verdict,
+    passing,
+    reply::{self, REQUEST_ID},
+    retry,
 };
-use crate::{dialect, dialect::openai::Strip, wire::headers};
+use crate::{
+    dialect::{self, Metering, Passage},
+    wire::headers,
+};
 
-/// What vLLM tells of its load in the head of an answer, when it is asked to.
+/// What vLLM reports of its load in the head of an answer, when it is asked to.
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 
 /// A backend has answered.
 pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
+    let Some(attempt) = &mut ctx.attempt else { return };
     if response.status.is_informational() {
         return;
     }
-    ctx.answer.status = Some(response.status.as_u16());
-    ctx.answer.retry_after = headers::retry_after(&response.headers, jiff::Timestamp::now());
-    ctx.end.fault = None;
+    attempt.answer.status = Some(response.status.as_u16());
+    attempt.answer.retry_after = headers::retry_after(&response.headers, jiff::Timestamp::now());
+    attempt.fault = None;
     if let Some(load) = response.remove_header(&LOAD)
-        && let (Some(endpoint), Ok(load)) = (&ctx.way.endpoint, load.to_str())
+        && let Ok(load) = load.to_str()
     {
-        endpoint.told_load(load, Instant::now());
+        attempt.endpoint.told_load(load, Instant::now());
     }
 }
 
-/// Prepares the head for the client, and the reading of the body.
+/// Prepares the head for the client, and the passage of the body.
 ///
 /// # Errors
-/// If it redirects. If the client was told of a stream, and there is not even a body.
+/// If it redirects. If the client was told that a stream comes, and there is not even a body.
 pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-    let (status, opened) = (response.status.as_u16(), answer::opened(session));
-    // Before anything can fail: what a failure looks like depends on it.
-    ctx.answer.opened = opened;
-    if verdict::is_redirect(status) {
+    let (status, promised) = (response.status.as_u16(), reply::opened(session));
+    if let Some(attempt) = &mut ctx.attempt {
+        // Before anything can fail: what a failure looks like depends on it.
+        attempt.answer.promised = promised;
+    }
+    if retry::is_redirect(status) {
         let error = Error::explain(ErrorType::HTTPStatus(status), "a redirect");
         return Err(error.into_up());
     }
     if response.status.is_informational() {
         return Ok(());
     }
+    fields(response, ctx)?;
+    let empty = has_no_body(response);
+    prepare(response, ctx);
+    let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
+    let waited_for = answer.is_some_and(|a| a.passage.is_stream() || a.is_error());
+    if promised && empty && !waited_for {
+        return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
+    }
+    passing::hold_back(session, ctx);
+    let stream = ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.passage.is_stream());
+    if empty {
+        passing::nothing_follows(session, ctx)?;
+        if promised {
+            return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
+        }
+    }
+    let Some(attempt) = &mut ctx.attempt else { return Ok(()) };
+    if !stream && response.status.is_success() {
+        let at = attempt.answer.head_at.unwrap_or_else(Instant::now);
+        attempt.first_token(at, false);
+    }
+    if attempt.answer.passage.decodes() {
+        response.remove_header(&header::CONTENT_ENCODING);
+    }
+    if may_be_resized(attempt, ctx.request.stream)
+        && response.headers.contains_key(header::CONTENT_LENGTH)
+    {
+        response.remove_header(&header::CONTENT_LENGTH);
+        response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    if session.req_header().version == Version::HTTP_10 {
+        // HTTP/1.0 has no chunks: the end of the connection ends the body.
+        response.remove_header(&header::TRANSFER_ENCODING);
+    }
+    Ok(())
+}
+
+/// Removes fields that are not for the client, and adds those of the gateway.
+fn fields(response: &mut ResponseHeader, ctx: &Ctx) -> Result<()> {
     let connection = response.headers.get_all(header::CONNECTION);
     let nominated: Vec<String> =
         connection.iter().flat_map(|v| headers::nominated(v.as_bytes())).collect();
@@ -70,69 +115,65 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
     for name in &removed {
         response.remove_header(name);
     }
-    response.insert_header(REQUEST_ID, ctx.call.id.header())?;
+    response.insert_header(REQUEST_ID, ctx.request.id.header())?;
     if let Some(standings) = &ctx.limits.standings {
-        dialect::tell_limits(response, session.req_header().uri.path(), standings)?;
-    }
-    let (reading, front) = reading::of(response, ctx);
-    ctx.answer.front = front;
-    ctx.answer.reading = match reading {
-        reading @ (Reading::Stream(_) | Reading::Refusal(_)) => reading,
-        // The client has been told that a stream comes.
-        _ if opened && is_empty(response) => {
-            return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
-        }
-        Reading::Json(tap) if opened => Reading::Event(Some(tap)),
-        _ if opened => Reading::Event(None),
-        reading => reading,
-    };
-    let renamed = ctx.way.tries.model.is_some();
-    stream::hold_back(session, ctx);
-    let stream = matches!(ctx.answer.reading, Reading::Stream(_));
-    if is_empty(response) {
-        stream::nothing_follows(session, ctx)?;
-        if opened {
-            return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
-        }
-    }
-    if !stream && response.status.is_success() {
-        let at = ctx.answer.head_at.unwrap_or_else(Instant::now);
-        ctx.way.first_token(at, false);
-    }
-    if ctx.answer.front.decodes() {
-        response.remove_header(&header::CONTENT_ENCODING);
-    }
-    let changed = renamed || reading::strip(ctx) != Strip::Nothing;
-    let resized = match ctx.answer.reading {
-        // Events may be taken out.
-        Reading::Stream(_) => true,
-        // It may turn out to be a stream, whatever its head says.
-        Reading::Json(_) | Reading::Nothing if ctx.call.stream && ctx.answer.front.is_open() => {
-            true
-        }
-        Reading::Json(_) => changed || ctx.answer.front.decodes(),
-        // What it is will be seen.
-        Reading::Nothing => ctx.answer.front.is_open() && changed || ctx.answer.front.decodes(),
-        _ => false,
-    };
-    if resized && response.headers.contains_key(header::CONTENT_LENGTH) {
-        response.remove_header(&header::CONTENT_LENGTH);
-        response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-    }
-    if session.req_header().version == Version::HTTP_10 {
-        // HTTP/1.0 has no chunks: the end of the connection ends the body.
-        response.remove_header(&header::TRANSFER_ENCODING);
+        dialect::write_limits(ctx.request.language(), standings, response)?;
     }
     Ok(())
 }
 
-/// Whether the head says that no body follows.
-fn is_empty(response: &ResponseHeader) -> bool {
-    let length = response.headers.get(header::CONTENT_LENGTH);
-    matches!(response.status.as_u16(), 204 | 304) || length.is_some_and(|n| n == "0")
+/// Chooses the passage of the body; an error response is kept to be judged.
+fn prepare(response: &ResponseHeader, ctx: &mut Ctx) {
+    let language = ctx.request.language();
+    let Some(attempt) = &mut ctx.attempt else { return };
+    if retry::wants_body(response.status.as_u16(), &ctx.snapshot.plan.routing) {
+        attempt.answer.error_head = Some(Box::new(response.clone()));
+        return;
+    }
+    let renamed = ctx.request.model.as_deref().filter(|_| attempt.model.is_some());
+    let metering = Metering {
+        added: attempt.usage,
+        asked: ctx.request.usage,
+        model: renamed.map(Into::into),
+        choices_per_prompt: ctx.body.choices_per_prompt(),
+    };
+    let (passage, coding) = Passage::new(response, language, metering, attempt.answer.promised);
+    attempt.answer.passage = passage;
+    if let Some(coding) = coding
+        && attempt.endpoint.unread()
+    {
+        log::warn!(
+            "backend {}: its answers are not metered: they are encoded as `{coding}`, and only gzip and deflate can be decoded",
+            attempt.endpoint.name
+        );
+    }
 }
 
-/// Whether the answer is a stream of events.
-pub fn is_stream(ctx: &Ctx) -> bool {
-    matches!(ctx.answer.reading, Reading::Stream(_))
+/// Whether the body may become longer or shorter than its head says.
+fn may_be_resized(attempt: &Attempt, stream: bool) -> bool {
+    let answer = &attempt.answer;
+    if answer.is_error() {
+        return false;
+    }
+    let passage = &answer.passage;
+    let changed = attempt.model.is_some() || passage.changes_stream();
+    if passage.is_stream() {
+        // Events may be taken out.
+        return true;
+    }
+    if (passage.is_document() || passage.is_off()) && stream && passage.is_open() {
+        // It may turn out to be a stream, whatever its head says.
+        return true;
+    }
+    if passage.is_document() {
+        return changed || passage.decodes();
+    }
+    // What it is will be seen.
+    passage.is_off() && (passage.is_open() && changed || passage.decodes())
+}
+
+/// Whether the head says that no body follows.
+fn has_no_body(response: &ResponseHeader) -> bool {
+    let length = response.headers.get(header::CONTENT_LENGTH);
+    matches!(response.status.as_u16(), 204 | 304) || length.is_some_and(|n| n == "0")
 }

@@ -7,7 +7,6 @@ pub mod forwarded;
 pub mod headers;
 pub mod inflate;
 pub mod json;
-pub mod peek;
 pub mod prefix;
 pub mod samples;
 pub mod sniff;

@@ -4,7 +4,10 @@
 use std::{fs, path::PathBuf};
 
 use bytes::Bytes;
-use llmproxy::dialect::openai::{StreamMeter, Strip};
+use llmproxy::dialect::{
+    Meter, Progress,
+    openai::stream::{StreamMeter, Strip},
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -42,21 +45,21 @@ fn captures() -> Vec<(String, Vec<u8>)> {
 /// What the client gets and what is counted, when the stream comes in these pieces.
 fn run(strip: Strip, stream: &[u8], cuts: &[usize]) -> (Vec<u8>, String) {
     let stream = Bytes::copy_from_slice(stream);
-    let mut meter = StreamMeter::new(strip);
+    let (mut meter, mut seen) = (StreamMeter::new(strip), Progress::default());
     let mut out = Vec::new();
     let mut at = 0;
     for cut in cuts.iter().copied().chain([stream.len()]) {
-        out.extend_from_slice(&meter.push(stream.slice(at..cut)));
+        out.extend_from_slice(&meter.push(stream.slice(at..cut), &mut seen));
         at = cut;
     }
-    out.extend_from_slice(&meter.finish());
+    out.extend_from_slice(&meter.finish(&mut seen));
     let seen = format!(
         "{:?} done {} aborted {} failed {} events {}",
-        meter.usage(),
-        meter.done(),
-        meter.aborted(),
-        meter.failed(),
-        meter.events()
+        seen.usage(),
+        seen.finished,
+        seen.aborted,
+        seen.error.is_some(),
+        seen.events
     );
     (out, seen)
 }

@@ -2,8 +2,13 @@
 //! of the model, however the answer is cut and however large it is. Several documents, one after the
 //! other (NDJSON), are read as one answer.
 
+use bytes::Bytes;
+
 use super::{counts, model_name};
-use crate::base::{TokenCounts, UsageSource};
+use crate::{
+    base::{TokenCounts, UsageSource},
+    dialect::{Meter, Progress},
+};
 
 /// A `usage` object larger than this is not one of ours.
 const MAX_USAGE: usize = 16 * 1024;
@@ -226,6 +231,37 @@ impl JsonTap {
     pub fn aborted(&self) -> bool {
         self.aborted
     }
+}
+
+/// Meters a plain answer. It passes as it is.
+#[derive(Default)]
+pub struct DocumentMeter(JsonTap);
+
+impl Meter for DocumentMeter {
+    fn push(&mut self, piece: Bytes, seen: &mut Progress) -> Bytes {
+        let Self(tap) = self;
+        tap.push(&piece);
+        if let (counts, UsageSource::Final) = tap.usage() {
+            seen.counts = Some(counts);
+        }
+        seen.documents = tap.documents();
+        seen.aborted = tap.aborted();
+        if seen.model.is_none() {
+            seen.model = tap.take_model();
+        }
+        piece
+    }
+
+    fn finish(&mut self, seen: &mut Progress) -> Bytes {
+        seen.ended = true;
+        Bytes::new()
+    }
+
+    fn abandon(&mut self, _seen: &mut Progress) -> Bytes {
+        Bytes::new()
+    }
+
+    fn sent_pending(&mut self, _seen: &mut Progress) {}
 }
 
 #[cfg(test)]

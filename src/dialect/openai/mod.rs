@@ -1,128 +1,172 @@
-//! OpenAI's language: its paths, and its form of errors.
+//! OpenAI's language: Chat Completions, Completions, Embeddings and Models, as OpenAI, vLLM, SGLang,
+//! TGI, llama.cpp and others speak it.
 
+mod blame;
 pub mod counts;
 pub mod document;
+mod limits;
 pub mod model_name;
+mod models;
+pub mod request;
 pub mod stream;
 
-use std::{fmt, time::Duration};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, header};
+use serde_json::{Value, json};
 
-use serde_json::json;
-
-pub use self::{
-    document::JsonTap,
-    stream::{Blame, StreamMeter, Strip},
+use self::{
+    document::DocumentMeter,
+    stream::{StreamMeter, Strip},
 };
-use super::{Headers, Kind, Route};
-use crate::base::{Rejection, limits::Standings};
+use super::{Dialect, Glance, Kind, LimitHeaders, Match, Meter, Metering, Model, Operation, Want};
+use crate::{
+    base::{Rejection, limits::Standings},
+    wire::{
+        edit::{self, Edit},
+        json,
+    },
+};
 
-/// Its paths.
-pub static ROUTES: [Route; 5] = [
-    Route { path: "/v1/chat/completions", allow: "POST", kind: Kind::Inference { streams: true } },
-    Route { path: "/v1/completions", allow: "POST", kind: Kind::Inference { streams: true } },
-    Route { path: "/v1/embeddings", allow: "POST", kind: Kind::Inference { streams: false } },
-    Route { path: "/v1/models", allow: "GET, HEAD", kind: Kind::Models },
-    Route { path: "/v1/models/{model}", allow: "GET, HEAD", kind: Kind::Model },
+/// OpenAI's language.
+pub struct OpenAi;
+
+static OPERATIONS: [Operation; 5] = [
+    Operation { path: CHAT, allow: "POST", kind: Kind::Inference { generates: true } },
+    Operation { path: "/v1/completions", allow: "POST", kind: Kind::Inference { generates: true } },
+    Operation { path: "/v1/embeddings", allow: "POST", kind: Kind::Inference { generates: false } },
+    Operation { path: "/v1/models", allow: "GET, HEAD", kind: Kind::Models },
+    Operation { path: "/v1/models/{model}", allow: "GET, HEAD", kind: Kind::Model },
 ];
 
-/// The body of a refusal.
-pub fn rejection(no: &Rejection) -> Vec<u8> {
-    body(&no.message, no.kind, no.param, no.code.as_deref())
-}
+const CHAT: &str = "/v1/chat/completions";
 
-/// The body of an error that is nobody's refusal; as an event of a stream, the SDKs raise it.
-pub fn failure(message: &str, code: &str) -> Vec<u8> {
-    body(message, "server_error", None, Some(code))
-}
+/// OpenAI's own field, Anthropic's and Azure's: SDKs of each are pointed at the gateway.
+static CREDENTIAL_FIELDS: [HeaderName; 3] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+];
 
-/// Limit, rest and reset of requests under the names that gateways use.
-const COMMON: [&str; 3] = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
-const REQUESTS: [&str; 3] =
-    ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
-const TOKENS: [&str; 3] =
-    ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
-
-/// How the limits of a request stand: under the names that gateways use, where the reset is in
-/// seconds, and under OpenAI's.
-pub fn limit_headers(all: &Standings, headers: &mut Headers) {
-    if let Some(requests) = all.requests {
-        let seconds = requests.reset.as_millis().div_ceil(1000);
-        headers.three(COMMON, requests, format_args!("{seconds}"));
-        headers.three(REQUESTS, requests, format_args!("{}", Span(requests.reset)));
+impl Dialect for OpenAi {
+    fn name(&self) -> &'static str {
+        "openai"
     }
-    // OpenAI knows one limit of tokens.
-    let both = [all.input_tokens, all.output_tokens].into_iter().flatten();
-    let tightest = both.fold(all.tokens, |known, next| Some(next.tighter(known)));
-    if let Some(tokens) = tightest {
-        headers.three(TOKENS, tokens, format_args!("{}", Span(tokens.reset)));
+
+    fn operations(&self) -> &'static [Operation] {
+        &OPERATIONS
+    }
+
+    fn usual_path(&self) -> &'static str {
+        CHAT
+    }
+
+    fn glance(&self, _at: &Match, body: &[u8], guarded: &[String]) -> Result<Glance, Rejection> {
+        request::glance(body, guarded)
+    }
+
+    fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {
+        request::guard_edits(body, guarded)
+    }
+
+    fn edits(&self, body: &[u8], glance: &Glance, want: &Want<'_>) -> Vec<Edit> {
+        request::edits(body, glance, want)
+    }
+
+    fn changes_stream(&self, metering: &Metering) -> bool {
+        Strip::of(metering) != Strip::Nothing
+    }
+
+    fn document_meter(&self) -> Box<dyn Meter> {
+        Box::<DocumentMeter>::default()
+    }
+
+    fn stream_meter(&self, metering: &Metering, by_line: bool) -> Box<dyn Meter> {
+        let meter = StreamMeter::new(Strip::of(metering))
+            .naming(metering.model.as_deref())
+            .per_prompt(metering.choices_per_prompt);
+        Box::new(if by_line { meter.by_line() } else { meter })
+    }
+
+    fn rename_model(&self, document: Bytes, name: &str) -> Bytes {
+        let Some(member) = json::find(&document, "model") else {
+            return document;
+        };
+        let edit = Edit { range: member.value, with: json::quoted(name).into() };
+        let mut all = document.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+        edit::apply(&mut all, vec![edit]);
+        all.freeze()
+    }
+
+    fn rejection(&self, no: &Rejection) -> Bytes {
+        error(&no.message, no.kind, no.param, no.code.as_deref())
+    }
+
+    fn failure(&self, message: &str, code: &str) -> Bytes {
+        error(message, "server_error", None, Some(code))
+    }
+
+    /// In JSON a line break is a space.
+    fn event(&self, document: &[u8]) -> Bytes {
+        let mut event = Vec::with_capacity(document.len() + 8);
+        event.extend_from_slice(b"data: ");
+        event.extend(document.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }));
+        event.extend_from_slice(b"\n\n");
+        event.into()
+    }
+
+    /// The SDKs raise an event with a member `error`.
+    fn error_event(&self, body: &[u8]) -> Option<Bytes> {
+        let said: Value = serde_json::from_slice(body).ok()?;
+        said.get("error").is_some_and(|error| !error.is_null()).then(|| self.event(body))
+    }
+
+    fn keep_alive(&self) -> Bytes {
+        Bytes::from_static(b": keep-alive\n\n")
+    }
+
+    fn stream_type(&self) -> HeaderValue {
+        HeaderValue::from_static("text/event-stream; charset=utf-8")
+    }
+
+    fn credential_fields(&self) -> &'static [HeaderName] {
+        &CREDENTIAL_FIELDS
+    }
+
+    fn credential(&self, key: &str) -> (HeaderName, String) {
+        (header::AUTHORIZATION, format!("Bearer {key}"))
+    }
+
+    fn limit_headers(&self, standings: &Standings, out: &mut LimitHeaders) {
+        limits::write(standings, out);
+    }
+
+    fn models(&self, models: &[Model]) -> Bytes {
+        models::list(models)
+    }
+
+    fn model(&self, model: &Model) -> Bytes {
+        models::entry(model).to_string().into()
+    }
+
+    fn read_models(&self, body: &[u8]) -> Vec<Model> {
+        models::read(body)
     }
 }
 
-/// `120ms`, `3s`, `6m0s`, `1h0m0s`
-struct Span(Duration);
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = self.0.as_millis();
-        let seconds = millis.div_ceil(1000);
-        match seconds {
-            _ if millis < 1000 => write!(f, "{millis}ms"),
-            0..60 => write!(f, "{seconds}s"),
-            60..3600 => write!(f, "{}m{}s", seconds / 60, seconds % 60),
-            _ => write!(f, "{}h{}m{}s", seconds / 3600, seconds / 60 % 60, seconds % 60),
-        }
-    }
-}
-
-fn body(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> Vec<u8> {
+fn error(message: &str, kind: &str, param: Option<&str>, code: Option<&str>) -> Bytes {
     json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
         .to_string()
-        .into_bytes()
+        .into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::limits::Standing;
-
-    #[test]
-    fn limits_have_openais_names() {
-        let standing =
-            |limit, left, ms| Some(Standing { limit, left, reset: Duration::from_millis(ms) });
-        let all = Standings {
-            requests: standing(60, 59, 1001),
-            tokens: standing(1000, 900, 20),
-            output_tokens: standing(100, 10, 361_000),
-            ..Standings::default()
-        };
-        let lines = |all: &Standings| {
-            let mut headers = Headers::default();
-            limit_headers(all, &mut headers);
-            headers.lines()
-        };
-        assert_eq!(
-            lines(&all),
-            [
-                "x-ratelimit-limit: 60",
-                "x-ratelimit-remaining: 59",
-                "x-ratelimit-reset: 2",
-                "x-ratelimit-limit-requests: 60",
-                "x-ratelimit-remaining-requests: 59",
-                "x-ratelimit-reset-requests: 2s",
-                "x-ratelimit-limit-tokens: 100",
-                "x-ratelimit-remaining-tokens: 10",
-                "x-ratelimit-reset-tokens: 6m1s",
-            ]
-        );
-        assert_eq!(Span(Duration::from_millis(20)).to_string(), "20ms");
-        assert_eq!(Span(Duration::from_secs(3600)).to_string(), "1h0m0s");
-        assert!(lines(&Standings::default()).is_empty());
-    }
 
     #[test]
     fn errors_have_openais_form() {
-        let body = rejection(&Rejection::unknown_model("x\"y"));
-        let value: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let body = OpenAi.rejection(&Rejection::unknown_model("x\"y"));
+        let value: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(value["error"]["message"], "The model `x\"y` does not exist");
         assert_eq!(value["error"]["type"], "invalid_request_error");
         assert_eq!(value["error"]["param"], "model");

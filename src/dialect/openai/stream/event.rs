@@ -167,7 +167,7 @@ pub fn is_error(event: &[u8], document: &[u8], says_error: bool) -> bool {
 }
 
 /// Whether a chunk carries a part of the answer.
-pub fn has_substance(document: &[u8]) -> bool {
+pub fn has_content(document: &[u8]) -> bool {
     let Some(choices) = json::find(document, "choices") else {
         return !is_empty(document.trim_ascii()) && json::find(document, "usage").is_none();
     };

@@ -8,7 +8,6 @@
 //! write), and what the usage chunk took from it is put back. It does not wait for longer than that:
 //! a comment lets it go, and so does [`StreamMeter::let_go`].
 
-mod blame;
 mod event;
 mod output;
 mod tally;
@@ -18,15 +17,15 @@ mod tests;
 use bytes::Bytes;
 use memchr::memmem;
 
-pub use self::blame::Blame;
 use self::{
     event::{Form, Place},
     output::Output,
     tally::Tally,
 };
-use super::{JsonTap, counts, model_name};
+use super::{blame, counts, document::JsonTap, model_name};
 use crate::{
-    base::{TokenCounts, UsageSource},
+    base::UsageSource,
+    dialect::{Meter, Metering, Progress},
     wire::{
         edit::Edit,
         json,
@@ -51,6 +50,19 @@ pub enum Strip {
     },
 }
 
+impl Strip {
+    /// What was added to a stream by asking for more than its client did.
+    pub fn of(metering: &Metering) -> Self {
+        let asked = metering.asked;
+        match metering.added {
+            None => Self::Nothing,
+            Some(added) if !asked.at_the_end => Self::All { nulls: !added.running },
+            Some(added) if added.running && !asked.running => Self::Running,
+            Some(_) => Self::Nothing,
+        }
+    }
+}
+
 /// Watches one stream. Feed it every chunk; send on what it returns.
 pub struct StreamMeter {
     strip: Strip,
@@ -64,30 +76,11 @@ pub struct StreamMeter {
     delivered: bool,
     /// The last chunk whose usage was taken out for one that did.
     taken: Option<Bytes>,
-    done: bool,
-    ended: bool,
-    aborted: bool,
-    failed: bool,
-    events: u64,
-    content: u64,
-    /// Something of the answer itself has come.
-    substance: bool,
-    /// A choice has been ended, and not broken off.
-    ended_choice: bool,
-    /// Whose fault it is, by the error event.
-    blame: Option<Blame>,
     /// The name of the model that the client knows, as a JSON string; `None`: what the engine says.
     model: Option<Bytes>,
-    /// What the engine says: of the first event that names a model.
-    said: Said,
+    /// An event has named the engine's model, perhaps by a name that is not kept.
+    named: bool,
     find: &'static Finders,
-}
-
-/// Whether the engine has named its model.
-enum Said {
-    NotYet,
-    /// `None`: it was no name to keep, or it was taken.
-    Once(Option<Box<str>>),
 }
 
 struct Finders {
@@ -134,6 +127,68 @@ struct Usage {
     unasked: bool,
 }
 
+impl Meter for StreamMeter {
+    /// A chunk of whole events in which nothing is to change is returned as it is, without a copy.
+    /// What follows `[DONE]` is dropped.
+    fn push(&mut self, chunk: Bytes, seen: &mut Progress) -> Bytes {
+        if seen.finished {
+            return Bytes::new();
+        }
+        seen.running = true;
+        let mut pieces = Vec::new();
+        let mut splitter = std::mem::take(&mut self.splitter);
+        splitter.push(&chunk, |piece| pieces.push(piece));
+        self.splitter = splitter;
+        let mut out = Output::new(chunk);
+        for piece in pieces {
+            self.piece(piece, &mut out, seen);
+            if seen.finished {
+                self.splitter = Splitter::default();
+                break;
+            }
+        }
+        seen.pending = self.pending().cloned();
+        out.finish()
+    }
+
+    fn finish(&mut self, seen: &mut Progress) -> Bytes {
+        seen.ended = true;
+        let mut out = Output::new(Bytes::new());
+        let rest = self.splitter.finish();
+        let clean = rest.is_none();
+        if let Some(piece) = rest {
+            self.piece(piece, &mut out, seen);
+        }
+        if !seen.finished {
+            self.settle(clean, &mut out);
+        }
+        seen.pending = None;
+        out.finish()
+    }
+
+    /// `[DONE]` counts even if its blank line is missing.
+    fn abandon(&mut self, seen: &mut Progress) -> Bytes {
+        let mut out = Output::new(Bytes::new());
+        let rest = self.splitter.finish();
+        self.splitter = Splitter::default();
+        if let Some(Piece::Event(event) | Piece::Unfinished(event)) = rest
+            && event.trim_ascii_start().starts_with(b"data:")
+            && let Some((document, _)) = event::document(self.form, &event)
+            && document.trim_ascii() == b"[DONE]"
+        {
+            self.event(&Bytes::from_static(b"data: [DONE]\n\n"), &mut out, seen);
+        }
+        self.release(&mut out);
+        seen.pending = None;
+        out.finish()
+    }
+
+    fn sent_pending(&mut self, seen: &mut Progress) {
+        self.let_go();
+        seen.pending = None;
+    }
+}
+
 impl StreamMeter {
     /// A meter for one stream of events.
     pub fn new(strip: Strip) -> Self {
@@ -146,17 +201,8 @@ impl StreamMeter {
             large: None,
             delivered: false,
             taken: None,
-            done: false,
-            ended: false,
-            aborted: false,
-            failed: false,
-            events: 0,
-            content: 0,
-            substance: false,
-            ended_choice: false,
-            blame: None,
             model: None,
-            said: Said::NotYet,
+            named: false,
             find: &FINDERS,
         }
     }
@@ -182,130 +228,14 @@ impl StreamMeter {
         self
     }
 
-    /// The model as the engine named it, whatever the client is told.
-    pub fn take_model(&mut self) -> Option<Box<str>> {
-        match &mut self.said {
-            Said::NotYet => None,
-            Said::Once(name) => name.take(),
-        }
-    }
-
-    /// The counts so far, and what they are worth.
-    pub fn usage(&self) -> (TokenCounts, UsageSource) {
-        match self.tally.counts() {
-            None => (TokenCounts::default(), UsageSource::None),
-            Some(counts) if (self.done || self.ended) && !self.aborted && !self.failed => {
-                (counts, UsageSource::Final)
-            }
-            Some(counts) => (counts, UsageSource::Partial),
-        }
-    }
-
-    /// `[DONE]` has come: the stream is complete, whatever becomes of the connection.
-    pub fn done(&self) -> bool {
-        self.done
-    }
-
-    /// The engine broke the generation off: `finish_reason` `abort` or `error`.
-    pub fn aborted(&self) -> bool {
-        self.aborted
-    }
-
-    /// An error event has come.
-    pub fn failed(&self) -> bool {
-        self.failed
-    }
-
-    /// Whose fault it is, by the error event that has come.
-    pub fn blame(&self) -> Option<Blame> {
-        self.blame
-    }
-
-    /// Something of the answer itself has come: text, a call of a tool, or anything that is not
-    /// known to be without content. An event with only a role, or with an empty text, is without.
-    pub fn substance(&self) -> bool {
-        self.substance
-    }
-
-    /// The engine has said that the answer is over, and did not break it off.
-    pub fn over(&self) -> bool {
-        self.ended_choice || self.done && !self.aborted && !self.failed
-    }
-
-    /// How many events with data have come, `[DONE]` and the usage chunk included.
-    pub fn events(&self) -> u64 {
-        self.events
-    }
-
-    /// How many events have come that carried a part of the answer, which is about one token each:
-    /// without `[DONE]`, errors, chunks that end a choice, and the usage chunk.
-    pub fn content(&self) -> u64 {
-        self.content
-    }
-
-    /// Takes the next chunk; returns what goes to the client. A chunk of whole events in which
-    /// nothing is to change is returned as it is, without a copy. What follows `[DONE]` is dropped.
-    pub fn push(&mut self, chunk: Bytes) -> Bytes {
-        if self.done {
-            return Bytes::new();
-        }
-        let mut pieces = Vec::new();
-        let mut splitter = std::mem::take(&mut self.splitter);
-        splitter.push(&chunk, |piece| pieces.push(piece));
-        self.splitter = splitter;
-        let mut out = Output::new(chunk);
-        for piece in pieces {
-            self.piece(piece, &mut out);
-            if self.done {
-                self.splitter = Splitter::default();
-                break;
-            }
-        }
-        out.finish()
-    }
-
-    /// The backend has ended the stream, with or without `[DONE]`; returns what was still held
-    /// back.
-    pub fn finish(&mut self) -> Bytes {
-        self.ended = true;
-        let mut out = Output::new(Bytes::new());
-        let rest = self.splitter.finish();
-        let clean = rest.is_none();
-        if let Some(piece) = rest {
-            self.piece(piece, &mut out);
-        }
-        if !self.done {
-            self.settle(clean, &mut out);
-        }
-        out.finish()
-    }
-
-    /// The stream broke: returns the whole events that were held back. The beginning of an event
-    /// that never ended is thrown away, so that an error event can follow; but for `[DONE]`, to
-    /// which only its blank line is missing.
-    pub fn abandon(&mut self) -> Bytes {
-        let mut out = Output::new(Bytes::new());
-        let rest = self.splitter.finish();
-        self.splitter = Splitter::default();
-        if let Some(Piece::Event(event) | Piece::Unfinished(event)) = rest
-            && event.trim_ascii_start().starts_with(b"data:")
-            && let Some((document, _)) = event::document(self.form, &event)
-            && document.trim_ascii() == b"[DONE]"
-        {
-            self.event(&Bytes::from_static(b"data: [DONE]\n\n"), &mut out);
-        }
-        self.release(&mut out);
-        out.finish()
-    }
-
     /// The chunk that is held back as it goes out when nothing follows.
-    pub fn pending(&self) -> Option<&Bytes> {
+    fn pending(&self) -> Option<&Bytes> {
         let pending = self.held.as_ref()?;
         Some(pending.original.as_ref().unwrap_or(&pending.event))
     }
 
-    /// What [`Self::pending`] has told has gone out.
-    pub fn let_go(&mut self) {
+    /// What [`Self::pending`] gives has gone out.
+    fn let_go(&mut self) {
         let pending = self.held.take();
         self.delivered |= pending.is_some_and(|pending| pending.original.is_some());
     }
@@ -340,36 +270,37 @@ impl StreamMeter {
         }
     }
 
-    fn piece(&mut self, piece: Piece, out: &mut Output) {
+    fn piece(&mut self, piece: Piece, out: &mut Output, seen: &mut Progress) {
         match piece {
-            Piece::Event(event) | Piece::Unfinished(event) => self.event(&event, out),
-            Piece::Raw(part) => self.part(part, false, out),
-            Piece::RawEnd(part) => self.part(part, true, out),
+            Piece::Event(event) | Piece::Unfinished(event) => self.event(&event, out, seen),
+            Piece::Raw(part) => self.part(part, false, out, seen),
+            Piece::RawEnd(part) => self.part(part, true, out, seen),
         }
     }
 
     /// A part of an event that is too large to be changed. It is read all the same.
-    fn part(&mut self, part: Bytes, last: bool, out: &mut Output) {
+    fn part(&mut self, part: Bytes, last: bool, out: &mut Output, seen: &mut Progress) {
         self.release(out);
         let tap = self.large.get_or_insert_default();
         tap.push(&part);
         out.put(part);
-        self.substance = true;
+        seen.content = true;
         if last && let Some(mut tap) = self.large.take() {
-            self.events += 1;
-            self.content += 1;
-            self.aborted |= tap.aborted();
+            seen.events += 1;
+            seen.parts += 1;
+            seen.aborted |= tap.aborted();
             if let (counts, UsageSource::Final) = tap.usage() {
                 self.tally.choice(0, counts);
+                seen.counts = self.tally.counts();
             }
-            if matches!(self.said, Said::NotYet) {
-                self.said = Said::Once(tap.take_model());
+            if !std::mem::replace(&mut self.named, true) {
+                seen.model = tap.take_model();
             }
         }
     }
 
-    fn event(&mut self, event: &Bytes, out: &mut Output) {
-        match self.look(event) {
+    fn event(&mut self, event: &Bytes, out: &mut Output, seen: &mut Progress) {
+        match self.look(event, seen) {
             Fate::Pass(bytes) => {
                 self.release(out);
                 out.put(bytes);
@@ -394,32 +325,31 @@ impl StreamMeter {
         }
     }
 
-    fn look(&mut self, event: &Bytes) -> Fate {
+    fn look(&mut self, event: &Bytes, seen: &mut Progress) -> Fate {
         let Some((document, place)) = event::document(self.form, event) else {
             return Fate::Comment(event.clone());
         };
-        self.events += 1;
+        seen.events += 1;
         if document.trim_ascii() == b"[DONE]" {
-            self.done = true;
+            seen.finished = true;
             return Fate::Done(event.clone());
         }
-        if matches!(self.said, Said::NotYet) {
-            self.look_for_model(&document);
+        if !self.named {
+            self.look_for_model(&document, seen);
         }
-        let ends_choice = self.look_at_finish(&document);
+        let ends_choice = self.look_at_finish(&document, seen);
         let says_error = self.find.error.find(&document).is_some();
         let error = event::is_error(event, &document, says_error);
-        if error && !self.failed {
-            self.failed = true;
-            self.blame = Some(Blame::of(&document));
+        if error {
+            seen.error.get_or_insert_with(|| blame::of(&document));
         }
-        self.substance = self.substance || !error && event::has_substance(&document);
+        seen.content = seen.content || !error && event::has_content(&document);
         let usage = match self.find.usage.find(&document) {
-            Some(_) => self.look_at_usage(&document, ends_choice),
+            Some(_) => self.look_at_usage(&document, ends_choice, seen),
             None => None,
         };
         let bare = usage.as_ref().is_some_and(|usage| !usage.choices);
-        self.content += u64::from(!ends_choice && !error && !bare);
+        seen.parts += u64::from(!ends_choice && !error && !bare);
         let mut take = false;
         if let Some(Usage { choices, told, unasked }) = usage {
             match self.strip {
@@ -458,16 +388,22 @@ impl StreamMeter {
     }
 
     /// Notes the name of the model. Nearly always the first event has it, and no other is searched.
-    fn look_for_model(&mut self, document: &[u8]) {
+    fn look_for_model(&mut self, document: &[u8], seen: &mut Progress) {
         if self.find.model.find(document).is_some()
             && let Some(member) = json::find(document, "model")
         {
-            self.said = Said::Once(model_name::read(&document[member.value]));
+            self.named = true;
+            seen.model = model_name::read(&document[member.value]);
         }
     }
 
     /// Notes counts, wherever they stand; `None` if they do not stand where they are asked for.
-    fn look_at_usage(&mut self, document: &[u8], ends_choice: bool) -> Option<Usage> {
+    fn look_at_usage(
+        &mut self,
+        document: &[u8],
+        ends_choice: bool,
+        seen: &mut Progress,
+    ) -> Option<Usage> {
         let member = json::find(document, "usage");
         let usage = member.as_ref().map_or(&b"null"[..], |m| &document[m.value.clone()]);
         let first = event::choices(document).next().map(|(index, _)| index);
@@ -476,6 +412,7 @@ impl StreamMeter {
             (Some(counts), None) => self.tally.whole(counts),
             (None, _) => self.look_elsewhere(document),
         }
+        seen.counts = self.tally.counts();
         member?;
         let told = usage.starts_with(b"{");
         // llama.cpp writes it into the last chunk of a completion, whether it is asked to or not.
@@ -501,7 +438,7 @@ impl StreamMeter {
     }
 
     /// Notes an abort; returns whether the event ends a choice.
-    fn look_at_finish(&mut self, document: &[u8]) -> bool {
+    fn look_at_finish(&mut self, document: &[u8], seen: &mut Progress) -> bool {
         let mut ends = false;
         for at in self.find.finish.find_iter(document) {
             let rest = &document[at + self.find.finish.needle().len()..];
@@ -512,8 +449,8 @@ impl StreamMeter {
             if value.starts_with(b"\"") {
                 ends = true;
                 let aborted = value.starts_with(b"\"abort\"") || value.starts_with(b"\"error\"");
-                self.aborted |= aborted;
-                self.ended_choice |= !aborted;
+                seen.aborted |= aborted;
+                seen.choice_ended |= !aborted;
             }
         }
         if ends {

@@ -1,4 +1,4 @@
-//! The request body: read once, capped, and sent again with every attempt.
+//! Receiving the request body: read once, with a cap on its size, its memory and its time.
 //!
 //! Pingora sends upstream only what it reads while it proxies, or what its retry buffer holds,
 //! and that buffer is void for good once more than 64 KiB went through it. A body that was read
@@ -10,35 +10,29 @@
 //! - HTTP/1.1 chunked: the buffer is on from the start, which is good for 64 KiB. Of a larger body
 //!   reading stops when the JSON document is complete, before the last chunk; while that is unread,
 //!   Pingora reads on when it proxies. A larger body whose last chunk was read cannot be sent again, but
-//!   for requests of which heads are held back (`held`): their session has a buffer to tell of.
+//!   for requests of which heads are deferred (`deferred_head`): their session has a buffer to tell of.
 //! - HTTP/2: only the first frame goes through the buffer, the others are read around it.
 
 use std::{
     collections::TryReserveError,
     future::poll_fn,
-    ops::Range,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header;
-use pingora::{Error, ErrorSource, ErrorType, Result, protocols::http::ServerSession};
+use pingora::{Error, ErrorSource, ErrorType, protocols::http::ServerSession};
 use pingora_proxy::Session;
 
-use super::ctx::Ctx;
+use super::{
+    body::{Body, Framing},
+    ctx::Ctx,
+    stop::Stop,
+};
 use crate::{
     base::Rejection,
-    config::raw::{Engine, StreamUsage},
-    dialect::Kind,
     runtime::{buffers::Share, connections::ActiveRequest},
-    wire::{
-        edit::{self, Edit},
-        engine,
-        json::EndFinder,
-        peek::{self, Peek},
-        prefix,
-    },
+    wire::json::EndFinder,
 };
 
 /// What Pingora's retry buffer holds at most (`BODY_BUF_LIMIT` in pingora-core).
@@ -60,169 +54,20 @@ const RETRY_AFTER: u64 = 1;
 /// How long a body that nobody wants is taken in.
 pub const LINGER: Duration = Duration::from_secs(5);
 
-/// The body of one request.
-#[derive(Default)]
-pub struct Body {
-    /// As the client sent it, guarded fields apart.
-    bytes: Bytes,
-    /// What it says, with the places where edits go.
-    found: Peek,
-    /// Versions that have been made for backends.
-    versions: Vec<(Shape, Bytes)>,
-    /// What it and its versions take of the memory for bodies; `None` until it is read.
-    share: Option<Share>,
-    /// How it came.
-    pub framing: Framing,
-    /// The present attempt has been given it.
-    pub given: bool,
-    /// What the client still sends after its document.
-    pub tail: Tail,
-    /// How the present backend is asked for the usage of a stream.
-    pub asked: StreamUsage,
-    /// What engines are told beside it.
-    pub extras: Extras,
-}
-
-/// What a backend's version of a body depends on.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Shape {
-    /// How it is asked for the usage of a stream; `Off` for what is none.
-    pub usage: StreamUsage,
-    /// The model's name there; `None`: as the client says.
-    pub model: Option<Arc<str>>,
-    /// What it is told beside the client's words.
-    pub engine: Engine,
-}
-
-/// What engines are told beside the client's words; the same for all backends of one kind.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Extras {
-    /// How important the request is, larger is more.
-    pub priority: Option<i32>,
-    /// Whose prefix cache it may share.
-    pub salt: Option<String>,
-}
-
-/// How a body came.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Framing {
-    /// There was none, or its length was said, or it came by HTTP/2: it can always be sent again.
-    #[default]
-    Sized,
-    /// Chunked and within the retry buffer: likewise.
-    SmallChunked,
-    /// Chunked and larger: only while the last chunk is unread, or heads are held back.
-    LargeChunked,
-}
-
-impl Body {
-    /// The bytes, for reading.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// Edits the body for every backend.
-    pub fn change(&mut self, edits: Vec<Edit>) {
-        self.bytes = edited(std::mem::take(&mut self.bytes), edits);
-    }
-
-    /// Notes what it says, after the last change for all backends.
-    pub fn note(&mut self, found: Peek) {
-        self.found = found;
-    }
-
-    /// The version of this shape. `sole`: no other will be wanted, and the body may be edited in
-    /// place.
-    pub fn version(&mut self, shape: &Shape, sole: bool) -> Bytes {
-        if let Some((_, bytes)) = self.versions.iter().find(|(s, _)| s == shape) {
-            return bytes.clone();
-        }
-        let edits = self.edits(shape);
-        if edits.is_empty() {
-            return self.bytes.clone();
-        }
-        let bytes = if sole { std::mem::take(&mut self.bytes) } else { self.bytes.clone() };
-        let bytes = edited(bytes, edits);
-        if !sole && let Some(share) = &mut self.share {
-            share.take(bytes.len());
-        }
-        self.versions.push((shape.clone(), bytes.clone()));
-        bytes
-    }
-
-    fn edits(&self, shape: &Shape) -> Vec<Edit> {
-        let mut edits = match shape.usage {
-            StreamUsage::Off => Vec::new(),
-            StreamUsage::Final => peek::usage_edits(&self.bytes, &self.found, peek::Ask::Final),
-            StreamUsage::Continuous => {
-                peek::usage_edits(&self.bytes, &self.found, peek::Ask::Continuous)
-            }
-        };
-        if let Some(model) = &shape.model {
-            edits.extend(peek::replace_model(&self.found, model));
-        }
-        let mut fields = Vec::new();
-        match (shape.engine, &self.extras) {
-            (Engine::Vllm, Extras { salt: Some(salt), .. }) => {
-                fields.push(engine::vllm_cache_salt(salt.clone()));
-            }
-            (Engine::Sglang, Extras { priority: Some(priority), .. }) => {
-                fields.push(engine::sglang_priority(*priority));
-            }
-            _ => {}
-        }
-        edits.extend(peek::insert_fields(&self.found, &fields));
-        edits
-    }
-
-    /// How many choices belong to each prompt, if there are several prompts.
-    pub fn choices_per_prompt(&self) -> Option<u64> {
-        self.found.several_prompts.then(|| self.found.choices.unwrap_or(1).max(1))
-    }
-
-    /// Hashes of how the conversation begins, for requests that share a prefix cache.
-    pub fn beginnings(&self, model: &str, block: usize, most: usize) -> Vec<u64> {
-        let part = |range: &Option<Range<usize>>| {
-            range.clone().and_then(|r| self.bytes.get(r)).unwrap_or_default()
-        };
-        let salt = self.extras.salt.as_deref().unwrap_or_default();
-        let scope = [model.as_bytes(), salt.as_bytes(), part(&self.found.tools)];
-        prefix::blocks(prefix::words(&scope), part(&self.found.prompt), block, most)
-    }
-
-    /// Frees the bytes: no further attempt will need them.
-    pub fn forget(&mut self) {
-        self.bytes = Bytes::new();
-        self.versions.clear();
-        self.share = None;
-    }
-}
-
-/// Edits in place if nobody else holds the bytes, else in a copy.
-fn edited(bytes: Bytes, edits: Vec<Edit>) -> Bytes {
-    let mut bytes = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-    edit::apply(&mut bytes, edits);
-    bytes.freeze()
-}
-
 /// Reads the body into the context.
 ///
 /// # Errors
-/// If the client went away. A body that is refused is a value.
-pub async fn read(session: &mut Session, ctx: &mut Ctx) -> Result<Result<(), Rejection>> {
-    let cap = ctx.snapshot.plan.max_body_size;
-    let wait = ctx.snapshot.plan.timeouts.client_read;
-    let length = match content_length(session) {
-        Ok(length) => length,
-        Err(no) => return Ok(Err(no)),
-    };
+/// If it is refused, or the client went away.
+pub async fn read(session: &mut Session, ctx: &mut Ctx) -> Result<(), Stop> {
+    let plan = &ctx.snapshot.plan;
+    let (cap, wait) = (plan.max_body_size, plan.timeouts.client_read);
+    let length = content_length(session)?;
     if length.is_some_and(|n| n > cap) {
-        return Ok(Err(Rejection::body_too_large(cap)));
+        return Err(Rejection::body_too_large(cap).into());
     }
     if expects_continue(session) {
         session.write_continue_response().await?;
     }
-    let plan = &ctx.snapshot.plan;
     let mut reader = Reader {
         session,
         pieces: Pieces::default(),
@@ -231,7 +76,7 @@ pub async fn read(session: &mut Session, ctx: &mut Ctx) -> Result<Result<(), Rej
         pace: Pace { begun: Instant::now(), wait, rate: plan.min_body_rate },
         share: ctx.carry.buffers.share(),
         memory: plan.max_buffered_bytes,
-        connection: ctx.end.connection.as_ref(),
+        connection: ctx.connection.as_ref(),
     };
     let read = match (reader.session.is_http2(), length) {
         (true, _) => reader.http2().await,
@@ -239,20 +84,8 @@ pub async fn read(session: &mut Session, ctx: &mut Ctx) -> Result<Result<(), Rej
         (false, None) => reader.chunked().await,
     };
     reader.session.set_read_timeout(wait);
-    ctx.body.bytes = reader.pieces.whole();
-    ctx.body.share = Some(reader.share);
-    match read {
-        Ok(framing) => {
-            ctx.body.framing = framing;
-            Ok(Ok(()))
-        }
-        Err(Stop::Refuse(no)) => {
-            // Nothing will be made of what has come.
-            ctx.body.forget();
-            Ok(Err(no))
-        }
-        Err(Stop::Broken(e)) => Err(e),
-    }
+    ctx.body = Body::new(reader.pieces.whole(), reader.share, read?);
+    Ok(())
 }
 
 /// How fast a body has to come.
@@ -323,18 +156,12 @@ impl Pieces {
     }
 }
 
-enum Stop {
-    Refuse(Rejection),
-    Broken(Box<Error>),
-}
-
-impl From<Box<Error>> for Stop {
-    fn from(e: Box<Error>) -> Self {
-        match e.etype() {
-            ErrorType::ReadTimedout => Self::Refuse(Rejection::body_timeout()),
-            _ if is_bad_chunk(&e) => Self::Refuse(Rejection::bad_chunk()),
-            _ => Self::Broken(e.into_down()),
-        }
+/// Why reading a body ends. A client that is too slow, or breaks the rules of chunks, is refused.
+fn stopped(error: Box<Error>) -> Stop {
+    match error.etype() {
+        ErrorType::ReadTimedout => Stop::Refuse(Rejection::body_timeout()),
+        _ if is_bad_chunk(&error) => Stop::Refuse(Rejection::bad_chunk()),
+        _ => Stop::Broken(error.into_down()),
     }
 }
 
@@ -347,8 +174,7 @@ fn is_bad_chunk(error: &Error) -> bool {
 /// Whether reading the rest of a body has failed because the client broke the rules of chunks.
 pub fn has_bad_chunks(error: &Error, ctx: &Ctx) -> bool {
     let client = *error.esource() == ErrorSource::Downstream;
-    client
-        && (is_bad_chunk(error) || ctx.end.connection.as_ref().is_some_and(|c| c.has_bad_chunks()))
+    client && (is_bad_chunk(error) || ctx.connection.as_ref().is_some_and(|c| c.has_bad_chunks()))
 }
 
 struct Reader<'a> {
@@ -377,7 +203,7 @@ impl Reader<'_> {
         if self.connection.is_some_and(ActiveRequest::has_bad_chunks) {
             return Err(Stop::Refuse(Rejection::bad_chunk()));
         }
-        Ok(read?)
+        read.map_err(stopped)
     }
 
     fn take(&mut self, piece: Bytes) -> Result<(), Stop> {
@@ -448,7 +274,7 @@ impl Reader<'_> {
 
     async fn timed_first(&mut self) -> Result<Option<Bytes>, Stop> {
         match timed(self.wait(), self.session.read_request_body()).await {
-            Some(read) => Ok(read?),
+            Some(read) => read.map_err(stopped),
             None => Err(Stop::Refuse(Rejection::body_timeout())),
         }
     }
@@ -508,53 +334,6 @@ fn expects_continue(session: &Session) -> bool {
 pub async fn linger(session: &mut Session) {
     let rest = async { while let Ok(Some(_)) = session.read_request_body().await {} };
     tokio::time::timeout(LINGER, rest).await.ok();
-}
-
-/// Bytes of a tail, which is the end of a chunked body and perhaps some white space.
-const LONGEST_TAIL: usize = 64 * 1024;
-
-/// What comes of a chunked body after its document is complete: it is read while the request is with
-/// its backend.
-#[derive(Default)]
-pub struct Tail {
-    bytes: usize,
-    since: Option<Instant>,
-}
-
-impl Tail {
-    /// Takes a piece that comes at `now`; all of it may take so long.
-    ///
-    /// # Errors
-    /// If there is no end to it.
-    pub fn take(&mut self, bytes: usize, longest: Option<Duration>, now: Instant) -> Result<()> {
-        self.bytes += bytes;
-        let since = *self.since.get_or_insert(now);
-        let late = longest.is_some_and(|longest| now.saturating_duration_since(since) > longest);
-        if late || self.bytes > LONGEST_TAIL {
-            let why = "a request's body goes on after its document";
-            return Err(Error::explain(ErrorType::ReadTimedout, why).into_down());
-        }
-        Ok(())
-    }
-}
-
-/// Whether another attempt could be given the body.
-pub fn replayable(session: &mut Session, ctx: &Ctx) -> bool {
-    ctx.body.framing != Framing::LargeChunked || ctx.way.held.is_some() || !session.is_body_done()
-}
-
-/// The body for the present backend.
-pub fn for_backend(ctx: &mut Ctx) -> Bytes {
-    let streamed = ctx.call.stream
-        && ctx.call.route.is_some_and(|r| r.kind == Kind::Inference { streams: true });
-    let usage = match &ctx.way.endpoint {
-        Some(endpoint) if streamed => endpoint.plan.stream_usage,
-        _ => StreamUsage::Off,
-    };
-    ctx.body.asked = usage;
-    let engine = ctx.way.endpoint.as_ref().map_or(Engine::Other, |e| e.plan.engine);
-    let shape = Shape { usage, model: ctx.way.tries.model.clone(), engine };
-    ctx.body.version(&shape, !ctx.way.tries.may_follow())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Policies, in their order: rules about addresses, who is calling, may it call.
+//! Authentication and authorisation: rules about addresses, whose key it is, and whether the key may
+//! make this request.
 //!
-//! Who is calling is found out before the body is read; the decision may want to know the model,
-//! and comes after.
+//! The key is identified before the body is read; the decision may need the model, and comes after.
 
 use std::{
     collections::HashSet,
@@ -14,9 +14,6 @@ use pingora_proxy::Session;
 use super::ctx::Ctx;
 use crate::{auth::Call, base::Rejection};
 
-/// What a model is asked for at, as far as the list of models is concerned.
-const CHAT: &str = "/v1/chat/completions";
-
 /// Decisions that a list of models may take, and how long all of them.
 const MOST: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -26,14 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// # Errors
 /// If the caller is not let in.
 pub async fn identify(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
-    if !ctx.snapshot.plan.ip_rules.allow(ctx.call.client) {
+    if !ctx.snapshot.plan.ip_rules.allow(ctx.request.client) {
         return Err(Rejection::address_not_allowed());
     }
     let snapshot = ctx.snapshot.clone();
     if let Some(auth) = &snapshot.auth
         && !auth.skips(session.req_header().uri.path())
     {
-        ctx.who.found = auth.identify(ctx.who.shown.as_ref()).await?;
+        ctx.caller.found = auth.identify(ctx.caller.shown.as_ref()).await?;
     }
     Ok(())
 }
@@ -44,21 +41,22 @@ pub async fn identify(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection>
 /// If not.
 pub async fn decide(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
     let snapshot = ctx.snapshot.clone();
-    let (Some(auth), Some(found)) = (&snapshot.auth, &ctx.who.found) else {
+    let (Some(auth), Some(found)) = (&snapshot.auth, &ctx.caller.found) else {
         return Ok(());
     };
     let header = session.req_header();
     let call = Call {
         method: &header.method,
         path: header.uri.path(),
-        ip: ctx.call.client,
+        ip: ctx.request.client,
         headers: &header.headers,
-        model: ctx.call.model.as_deref(),
-        stream: ctx.call.stream,
+        model: ctx.request.model.as_deref(),
+        stream: ctx.request.stream,
     };
     // Also a caller that is not let in is told of in the record.
-    ctx.who.principal = found.principal();
-    ctx.who.principal = Some(auth.decide(found, ctx.who.key().unwrap_or_default(), call).await?);
+    ctx.caller.principal = found.principal();
+    ctx.caller.principal =
+        Some(auth.decide(found, ctx.caller.key().unwrap_or_default(), call).await?);
     Ok(())
 }
 
@@ -66,17 +64,19 @@ pub async fn decide(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
 /// about which it would take too long to decide are not among them.
 pub async fn refused(session: &Session, ctx: &Ctx, models: &[String]) -> HashSet<String> {
     let mut refused = HashSet::new();
-    let (Some(auth), Some(found)) = (&ctx.snapshot.auth, &ctx.who.found) else {
+    let (Some(auth), Some(found)) = (&ctx.snapshot.auth, &ctx.caller.found) else {
         return refused;
     };
-    if auth.skips(CHAT) || !auth.may_ask_for_the_model(found) {
+    // A list of models is for those that generate text.
+    let path = ctx.request.language().usual_path();
+    if auth.skips(path) || !auth.may_ask_for_the_model(found) {
         return refused;
     }
-    let key = ctx.who.key().unwrap_or_default();
+    let key = ctx.caller.key().unwrap_or_default();
     let would_allow = |model| {
         let headers = &session.req_header().headers;
-        let (method, ip) = (&Method::POST, ctx.call.client);
-        auth.would_allow(found, key, Call { method, path: CHAT, ip, headers, model, stream: false })
+        let (method, ip) = (&Method::POST, ctx.request.client);
+        auth.would_allow(found, key, Call { method, path, ip, headers, model, stream: false })
     };
     let until = Instant::now() + PATIENCE;
     let mut allowed = false;

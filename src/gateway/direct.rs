@@ -1,4 +1,4 @@
-//! One request to one backend and its answer, apart from Pingora's proxying.
+//! One exchange with one backend, apart from Pingora's proxying.
 
 use std::{
     future::Future,
@@ -15,7 +15,7 @@ use pingora::{
     upstreams::peer::{HttpPeer, Peer},
 };
 
-use super::failure;
+use super::fault;
 use crate::{
     balance::Endpoint,
     base::{Fault, FaultKind, Side},
@@ -47,15 +47,15 @@ pub struct Exchange {
 }
 
 /// What became of it.
-pub struct Ended {
+pub struct Finished {
     /// The answer.
-    pub result: Result<Came, FaultKind>,
+    pub result: Result<Response, FaultKind>,
     /// A kept-alive connection was found dead, and a new one was made.
     pub again: bool,
 }
 
-/// An answer.
-pub struct Came {
+/// A backend's answer.
+pub struct Response {
     /// Its head.
     pub head: ResponseHeader,
     /// When that came.
@@ -87,14 +87,14 @@ impl Rest {
 impl Exchange {
     /// Sends the request and reads its answer. A connection that is given up by dropping this is
     /// closed.
-    pub async fn run(mut self) -> Ended {
+    pub async fn run(mut self) -> Finished {
         let mut again = false;
         loop {
             let (mut http, reused) = match self.carry.connector.get_http_session(&self.peer).await {
                 Ok(got) => got,
                 Err(e) => {
-                    let kind = failure::unreachable(&e, Some(&self.endpoint));
-                    return Ended { result: Err(kind), again };
+                    let kind = fault::unreachable(&e, &self.endpoint);
+                    return Finished { result: Err(kind), again };
                 }
             };
             let result = self.talk(&mut http).await;
@@ -108,31 +108,36 @@ impl Exchange {
                     let unique = self.carry.unique.fetch_add(1, Ordering::Relaxed);
                     self.peer = self.endpoint.fresh_peer(unique);
                 }
-                Err(kind) => return Ended { result: Err(kind), again },
+                Err(kind) => return Finished { result: Err(kind), again },
                 Ok((came, true)) => {
                     if !again {
                         let idle = self.peer.idle_timeout();
                         self.carry.connector.release_http_session(http, &self.peer, idle).await;
                     }
-                    return Ended { result: Ok(came), again };
+                    return Finished { result: Ok(came), again };
                 }
                 Ok((mut came, false)) => {
                     came.rest = Some(Rest { http, between_chunks: self.between_chunks });
-                    return Ended { result: Ok(came), again };
+                    return Finished { result: Ok(came), again };
                 }
             }
         }
     }
 
     /// Whether the answer has come as a whole is said beside it.
-    async fn talk(&self, http: &mut HttpSession) -> Result<(Came, bool), FaultKind> {
+    async fn talk(&self, http: &mut HttpSession) -> Result<(Response, bool), FaultKind> {
         let deadline = self.first_byte.map(|wait| Instant::now() + wait);
         let late = FaultKind::FirstByteTimeout;
         let head = timed(deadline, late, self.send(http)).await?.map_err(|e| kind(&e))?;
         let length = head.headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-        let mut came =
-            Came { head, head_at: Instant::now(), first_at: None, body: Bytes::new(), rest: None };
+        let mut came = Response {
+            head,
+            head_at: Instant::now(),
+            first_at: None,
+            body: Bytes::new(),
+            rest: None,
+        };
         let mut body = BytesMut::with_capacity(length.unwrap_or_default().min(LONGEST));
         loop {
             let (deadline, late) = match came.first_at {

@@ -1,12 +1,15 @@
-//! What an answer that is no success says of its backend: is it broken, is it busy, or is the
-//! request at fault?
+//! What an outcome says of its backend: it is broken, it is busy, or the request is at fault.
 
 use std::time::Duration;
 
 use memchr::memmem;
 
 use super::cause::Cause;
-use crate::{base::FaultKind, config::plan::RoutingPlan};
+use crate::{
+    base::FaultKind,
+    config::plan::RoutingPlan,
+    dialect::{Blame, Progress},
+};
 
 /// Bytes of such an answer that are looked at.
 pub const MOST: usize = 64 * 1024;
@@ -48,6 +51,25 @@ impl Verdict {
             cause if cause.is_unsent() => Self::Unreachable,
             _ => Self::Failed,
         }
+    }
+}
+
+/// What an answer says of its backend that has come to its end. The engine may have reported that
+/// it failed when no other backend could take over any more.
+pub fn of_end(status: Option<u16>, progress: &Progress) -> Verdict {
+    match progress.error {
+        Some(Blame::Client | Blame::Unknown) => Verdict::Neutral,
+        _ if progress.is_broken_off() => Verdict::Failed,
+        _ if status.is_some_and(|status| status < 400) => Verdict::Good,
+        _ => Verdict::Neutral,
+    }
+}
+
+/// What a stream says of its backend that has come to nothing before it had any content.
+pub fn of_no_content(progress: &Progress) -> Verdict {
+    match progress.error {
+        Some(Blame::Unknown) => Verdict::Neutral,
+        _ => Verdict::Failed,
     }
 }
 

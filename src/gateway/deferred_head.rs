@@ -38,12 +38,13 @@ use tokio::time::Instant;
 
 use crate::base::lock;
 
-/// What a client is sent that waits.
-pub const COMMENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
+/// Anything but nothing: `outbound` puts the body in its place.
+const PLACEHOLDER: Bytes = Bytes::from_static(b" ");
 
-/// Where the real session comes back to when ours is dropped.
+/// A head that is deferred: the handle of the wrapper around the client's session, and where the
+/// real session comes back to when the wrapper is dropped.
 #[derive(Clone, Default)]
-pub struct Home(Arc<Shared>);
+pub struct DeferredHead(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -66,7 +67,7 @@ enum Pending {
     Leaving(Bytes),
 }
 
-impl Home {
+impl DeferredHead {
     /// No comments for now, or comments again.
     pub fn set_quiet(&self, quiet: bool) {
         self.0.quiet.store(quiet, Ordering::Relaxed);
@@ -161,13 +162,15 @@ pub struct KeepAlive {
     pub every: Duration,
     /// The head, if none has been sent before the first comment.
     pub head: Box<ResponseHeader>,
+    /// What is sent.
+    pub comment: Bytes,
 }
 
 /// The real session and what is held back from it.
-struct Held {
+struct Wrapper {
     /// Always there until this is dropped.
     session: Option<Box<ServerSession>>,
-    home: Home,
+    home: DeferredHead,
     head: Option<Box<ResponseHeader>>,
     /// A part of an answer has been passed on.
     begun: bool,
@@ -175,38 +178,38 @@ struct Held {
     keep_alive: Option<(KeepAlive, Instant)>,
 }
 
-impl Drop for Held {
+impl Drop for Wrapper {
     fn drop(&mut self) {
         *lock(&self.home.0.session) = self.session.take();
     }
 }
 
 /// Holds the heads of answers to this request back from now on.
-pub fn hold(session: &mut Session, keep_alive: Option<KeepAlive>) -> Home {
+pub fn defer(session: &mut Session, keep_alive: Option<KeepAlive>) -> DeferredHead {
     put_in(session, keep_alive, false)
 }
 
 /// Holds nothing back: for an answer that is on its way, and is to be ended before its backend ends
 /// it, or of which a piece waits.
-pub fn follow(session: &mut Session) -> Home {
+pub fn follow(session: &mut Session) -> DeferredHead {
     put_in(session, None, true)
 }
 
-fn put_in(session: &mut Session, keep_alive: Option<KeepAlive>, begun: bool) -> Home {
-    let home = Home::default();
+fn put_in(session: &mut Session, keep_alive: Option<KeepAlive>, begun: bool) -> DeferredHead {
+    let home = DeferredHead::default();
     // The simplest session there is; it is never asked anything.
     let nothing = Box::new(ServerSession::new_custom(Box::new(())));
     let mut real = std::mem::replace(&mut session.downstream_session, nothing);
     // Writes that can be taken up again where they were interrupted.
     real.set_proxy_tasks_enabled(true);
-    let held = Held {
+    let wrapper = Wrapper {
         session: Some(real),
         home: home.clone(),
         head: None,
         begun,
         keep_alive: keep_alive.map(|k| (Instant::now() + k.every, k)).map(|(at, k)| (k, at)),
     };
-    *session.downstream_session = ServerSession::new_custom(Box::new(held));
+    *session.downstream_session = ServerSession::new_custom(Box::new(wrapper));
     home
 }
 
@@ -214,14 +217,14 @@ fn put_in(session: &mut Session, keep_alive: Option<KeepAlive>, begun: bool) -> 
 ///
 /// # Errors
 /// If the client does not take a comment of which it has been sent a part.
-pub async fn release(session: &mut Session, home: &Home) -> Result<()> {
+pub async fn release(session: &mut Session, home: &DeferredHead) -> Result<()> {
     abandon(session, home);
     finish_comment(&mut session.downstream_session).await?;
     finish_pending(&mut session.downstream_session, home).await
 }
 
 /// As [`release`], for one that will not be written to any more.
-pub fn abandon(session: &mut Session, home: &Home) {
+pub fn abandon(session: &mut Session, home: &DeferredHead) {
     // Dropping ours sends the real one home.
     *session.downstream_session = ServerSession::new_custom(Box::new(()));
     if let Some(real) = home.take() {
@@ -236,12 +239,12 @@ async fn finish_comment(session: &mut ServerSession) -> Result<()> {
     Ok(())
 }
 
-async fn finish_pending(session: &mut ServerSession, home: &Home) -> Result<()> {
+async fn finish_pending(session: &mut ServerSession, home: &DeferredHead) -> Result<()> {
     let rest = home.take_rest();
     if rest.is_empty() { Ok(()) } else { session.write_response_body(rest, false).await }
 }
 
-impl Held {
+impl Wrapper {
     fn real(&self) -> &ServerSession {
         self.session.as_deref().expect("it is taken only when this is dropped")
     }
@@ -255,22 +258,23 @@ impl Held {
     }
 
     async fn comment(&mut self) -> Result<()> {
-        let head = match &self.keep_alive {
-            Some((keep_alive, _)) if !self.opened() => Some(keep_alive.head.clone()),
-            _ => None,
+        let Some((keep_alive, _)) = &self.keep_alive else {
+            return Ok(());
         };
+        let comment = keep_alive.comment.clone();
+        let head = (!self.opened()).then(|| keep_alive.head.clone());
         let real = self.real_mut();
         if real.supports_proxy_task_api() {
             head.into_iter()
                 .for_each(|h| real.send_downstream_proxy_task(HttpTask::Header(h, false)));
-            real.send_downstream_proxy_task(HttpTask::Body(Some(COMMENT), false));
+            real.send_downstream_proxy_task(HttpTask::Body(Some(comment), false));
             return Ok(());
         }
         // HTTP/2, where a frame is handed over at once or not at all.
         if let Some(head) = head {
             real.write_response_header(head).await?;
         }
-        real.write_response_body(COMMENT, false).await
+        real.write_response_body(comment, false).await
     }
 
     /// Sends what has waited for long enough. By HTTP/1.1 it is queued only, as comments are. By HTTP/2
@@ -373,7 +377,7 @@ fn is_interim(head: &ResponseHeader) -> bool {
 }
 
 #[async_trait]
-impl CustomSession for Held {
+impl CustomSession for Wrapper {
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         finish_comment(self.real_mut()).await?;
         let home = self.home.clone();
@@ -539,8 +543,7 @@ impl CustomSession for Held {
 
     fn get_retry_buffer(&self) -> Option<Bytes> {
         let real = self.real();
-        // Anything but nothing: `outbound` puts the body in its place.
-        if real.retry_buffer_truncated() { Some(COMMENT) } else { real.get_retry_buffer() }
+        if real.retry_buffer_truncated() { Some(PLACEHOLDER) } else { real.get_retry_buffer() }
     }
 
     async fn finish_custom(&mut self) -> Result<()> {
@@ -576,7 +579,7 @@ mod tests {
 
     #[test]
     fn a_piece_goes_out_once() {
-        let home = Home::default();
+        let home = DeferredHead::default();
         let now = Instant::now();
         let soon = now + Duration::from_millis(100);
         let piece = Bytes::from_static(b"abc");

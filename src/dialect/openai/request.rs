@@ -1,103 +1,90 @@
-//! What a gateway must know of a request body, read in one pass, and the edits that its policy
-//! asks for. No other byte is looked at twice.
+//! OpenAI's requests: what the gateway needs of a body, read in one pass, and the edits that a
+//! backend's version of it needs.
 
-use std::{borrow::Cow, ops::Range};
+use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::{
-    edit::Edit,
-    json::{self, SyntaxError},
+use crate::{
+    base::Rejection,
+    dialect::{Glance, UsageRequest, Want},
+    wire::{
+        edit::Edit,
+        json::{self, SyntaxError},
+    },
 };
 
-/// What the body says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Peek {
-    /// `model`, when it is a string.
-    pub model: Option<String>,
-    /// `model` is there but is no string.
-    pub model_invalid: bool,
-    /// `stream` is `true`.
-    pub stream: bool,
-    /// A switch that is neither `true`, `false` nor `null`. Engines read some of these as `true`,
-    /// and not all in the same way.
-    pub bad_switch: Option<&'static str>,
-    /// `stream_options`, when it is there.
-    pub stream_options: Option<StreamOptions>,
-    /// `max_completion_tokens`, else `max_tokens`.
-    pub max_tokens: Option<u64>,
-    /// `n`: how many answers are wanted.
-    pub choices: Option<u64>,
-    /// `prompt` is a list of prompts.
-    pub several_prompts: bool,
-    /// One of the fields asked for is there.
-    pub guarded: bool,
-    /// Where the conversation stands: `messages`, `prompt` or `input`.
-    pub prompt: Option<Range<usize>>,
-    /// Where the tools stand, which engines put before the conversation.
-    pub tools: Option<Range<usize>>,
-    /// The value of the last `model`, whatever it is.
-    named: Option<Range<usize>>,
-    /// There is no member.
-    empty: bool,
-    /// Offset of the closing brace.
-    close: usize,
-}
+/// Bytes of the name of a model. Names are kept, in traces and for circuits.
+const LONGEST_MODEL: usize = 1024;
 
-/// `stream_options` of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamOptions {
-    /// `include_usage` is `true`. Without it nothing is asked for, whatever else stands there.
-    pub include_usage: bool,
-    /// `continuous_usage_stats` is `true` (vLLM).
-    pub continuous: bool,
-    range: Range<usize>,
-    kind: OptionsKind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OptionsKind {
-    Object,
-    Null,
-    Other,
-}
-
-/// Reads a request body. When a key stands twice the last one counts, as in the JSON parsers of
+/// Reads a request body. When a key stands twice the last one applies, as in the JSON parsers of
 /// the engines. `guarded` names fields to look out for.
 ///
 /// # Errors
-/// If the body is not one JSON object, in UTF-8, with nothing but white space behind it.
-pub fn peek(doc: &[u8], guarded: &[String]) -> Result<Peek, SyntaxError> {
+/// 400 if the body is not one JSON object, in UTF-8, with nothing but white space behind it; if
+/// `model` is not a string, or is too long; if a switch is neither `true`, `false` nor `null`:
+/// engines read some of these as `true`, and not all in the same way.
+pub fn glance(doc: &[u8], guarded: &[String]) -> Result<Glance, Rejection> {
+    let (found, faults) = read(doc, guarded).map_err(Rejection::not_json)?;
+    if faults.model {
+        return Err(Rejection::bad_field("model", "it must be a string"));
+    }
+    if found.model.as_ref().is_some_and(|name| name.len() > LONGEST_MODEL) {
+        let why = format!("it is longer than {LONGEST_MODEL} bytes");
+        return Err(Rejection::bad_field("model", &why));
+    }
+    if let Some(param) = faults.switch {
+        let why = "its switches must be true, false or null";
+        return Err(Rejection::bad_field(param, why));
+    }
+    Ok(found)
+}
+
+/// What a body says that is not to be passed on.
+#[derive(Default)]
+struct Faults {
+    /// `model` is there but is no string.
+    model: bool,
+    /// This switch is neither `true`, `false` nor `null`.
+    switch: Option<&'static str>,
+}
+
+fn read(doc: &[u8], guarded: &[String]) -> Result<(Glance, Faults), SyntaxError> {
     if let Err(e) = std::str::from_utf8(doc) {
         return Err(SyntaxError { at: e.valid_up_to(), what: "invalid UTF-8" });
     }
-    let mut found = Peek { empty: true, ..Peek::default() };
+    let (mut found, mut faults) = (Glance::default(), Faults::default());
+    found.spots.empty = true;
+    // `max_tokens` and `max_completion_tokens`, which takes precedence.
     let mut limits = (None, None);
     let mut walk = json::members(doc, 0);
     for member in walk.by_ref() {
         let member = member?;
         let value = &doc[member.value.clone()];
-        found.empty = false;
+        found.spots.empty = false;
         if member.is(doc, "model") {
-            found.named = Some(member.value.clone());
+            found.spots.model = Some(member.value.clone());
             found.model = string(value);
-            found.model_invalid = found.model.is_none() && value != b"null";
+            faults.model = found.model.is_none() && value != b"null";
         } else if member.is(doc, "stream") {
             match switch(value) {
                 Ok(on) => found.stream = on == Some(true),
-                Err(()) => found.bad_switch = Some("stream"),
+                Err(()) => faults.switch = Some("stream"),
             }
         } else if member.is(doc, "stream_options") {
-            match stream_options(doc, member.value.clone()) {
-                Ok(options) => found.stream_options = Some(options),
-                Err(()) => found.bad_switch = Some("stream_options"),
+            match stream_options(value) {
+                Ok(asked) => {
+                    found.spots.options = Some(member.value.clone());
+                    found.usage = Some(asked);
+                }
+                Err(()) => faults.switch = Some("stream_options"),
             }
         } else if member.is(doc, "max_tokens") {
             limits.0 = number(value);
         } else if member.is(doc, "max_completion_tokens") {
             limits.1 = number(value);
         } else if ["messages", "prompt", "input"].iter().any(|name| member.is(doc, name)) {
-            found.prompt = Some(member.value.clone());
+            found.conversation = Some(member.value.clone());
             // A list of numbers is one prompt, in tokens.
             let inner = value.strip_prefix(b"[").map(<[u8]>::trim_ascii_start);
             let several = inner.is_some_and(|inner| matches!(inner.first(), Some(b'"' | b'[')));
@@ -109,13 +96,13 @@ pub fn peek(doc: &[u8], guarded: &[String]) -> Result<Peek, SyntaxError> {
         }
         found.guarded |= guarded.iter().any(|name| member.is(doc, name));
     }
-    found.close = walk.position() - 1;
+    found.spots.close = walk.position() - 1;
     found.max_tokens = limits.1.or(limits.0);
     if let Some(extra) = doc[walk.position()..].iter().position(|b| !b.is_ascii_whitespace()) {
         let at = walk.position() + extra;
         return Err(SyntaxError { at, what: "unexpected text after the document" });
     }
-    Ok(found)
+    Ok((found, faults))
 }
 
 fn string(value: &[u8]) -> Option<String> {
@@ -139,15 +126,10 @@ fn switch(value: &[u8]) -> Result<Option<bool>, ()> {
     }
 }
 
-fn stream_options(doc: &[u8], range: Range<usize>) -> Result<StreamOptions, ()> {
-    let value = &doc[range.clone()];
-    let kind = match value.first() {
-        Some(b'{') => OptionsKind::Object,
-        Some(b'n') => OptionsKind::Null,
-        _ => OptionsKind::Other,
-    };
+/// Without `include_usage` nothing is asked for, whatever else stands there.
+fn stream_options(value: &[u8]) -> Result<UsageRequest, ()> {
     let (mut include_usage, mut continuous) = (false, None);
-    // As above, the last of two equal keys counts.
+    // As above, the last of two equal keys applies.
     for member in json::members(value, 0).map_while(Result::ok) {
         let set = || switch(&value[member.value.clone()]);
         if member.is(value, "include_usage") {
@@ -156,81 +138,81 @@ fn stream_options(doc: &[u8], range: Range<usize>) -> Result<StreamOptions, ()> 
             continuous = set()?;
         }
     }
-    Ok(StreamOptions { include_usage, continuous: continuous == Some(true), range, kind })
-}
-
-/// What is asked of an engine beyond what the client asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// A usage chunk at the end (OpenAI).
-    Final,
-    /// That, and running figures in every chunk (vLLM).
-    Continuous,
+    Ok(UsageRequest { at_the_end: include_usage, running: continuous == Some(true) })
 }
 
 /// The edits that delete every guarded field.
-///
-/// # Errors
-/// If the document is broken, which [`peek`] has found before.
-pub fn guard_edits(doc: &[u8], guarded: &[String]) -> Result<Vec<Edit>, SyntaxError> {
-    let cuts = json::cuts(doc, |m| guarded.iter().any(|name| m.is(doc, name)))?;
-    Ok(cuts.into_iter().map(Edit::cut).collect())
+pub fn guard_edits(doc: &[u8], guarded: &[String]) -> Vec<Edit> {
+    let cuts = json::cuts(doc, |m| guarded.iter().any(|name| m.is(doc, name)));
+    cuts.into_iter().flatten().map(Edit::cut).collect()
+}
+
+/// The edits that make a body fit a backend.
+pub fn edits(doc: &[u8], glance: &Glance, want: &Want<'_>) -> Vec<Edit> {
+    let mut edits = match want.usage {
+        Some(usage) => usage_edits(doc, glance, usage),
+        None => Vec::new(),
+    };
+    if let Some(model) = want.model {
+        edits.extend(replace_model(glance, model));
+    }
+    edits.extend(insert_fields(glance, &want.fields));
+    edits
 }
 
 /// The edit that adds members to the document, behind all others: of two equal keys the engines
 /// take the last. All of them in one call, and not together with edits that cut members out: what
 /// separates them must be known.
-pub fn insert_fields(peek: &Peek, fields: &[(&str, Value)]) -> Option<Edit> {
+fn insert_fields(glance: &Glance, fields: &[(&'static str, Value)]) -> Option<Edit> {
     let mut text = String::new();
     for (name, value) in fields {
-        let comma = if peek.empty && text.is_empty() { "" } else { "," };
+        let comma = if glance.spots.empty && text.is_empty() { "" } else { "," };
         text += &format!("{comma}{}:{value}", Value::from(*name));
     }
-    (!text.is_empty()).then(|| Edit::insert(peek.close, text.into_bytes()))
+    (!text.is_empty()).then(|| Edit::insert(glance.spots.close, text.into_bytes()))
 }
 
-/// The edit that puts another name in the place of the model's; `None` if the document has no
-/// `model`.
-pub fn replace_model(peek: &Peek, name: &str) -> Option<Edit> {
+/// The edit that replaces the model's name; `None` if the document has no `model`.
+fn replace_model(glance: &Glance, name: &str) -> Option<Edit> {
     let with = Cow::Owned(Value::from(name).to_string().into_bytes());
-    Some(Edit { range: peek.named.clone()?, with })
+    Some(Edit { range: glance.spots.model.clone()?, with })
 }
 
 /// The edits that make a streaming request ask for usage; empty when it asks already, or when its
 /// `stream_options` are of a kind that the engine itself must refuse.
-pub fn usage_edits(doc: &[u8], peek: &Peek, ask: Ask) -> Vec<Edit> {
-    let wanted: &'static str = match ask {
-        Ask::Final => r#""include_usage":true"#,
-        Ask::Continuous => r#""include_usage":true,"continuous_usage_stats":true"#,
+fn usage_edits(doc: &[u8], glance: &Glance, usage: UsageRequest) -> Vec<Edit> {
+    let wanted: &'static str = match usage.running {
+        false => r#""include_usage":true"#,
+        true => r#""include_usage":true,"continuous_usage_stats":true"#,
     };
-    let Some(options) = &peek.stream_options else {
+    let Some(range) = &glance.spots.options else {
         let text = format!(r#","stream_options":{{{wanted}}}"#);
-        return vec![Edit::insert(peek.close, text.into_bytes())];
+        return vec![Edit::insert(glance.spots.close, text.into_bytes())];
     };
-    let already = options.include_usage && (options.continuous || ask == Ask::Final);
-    match options.kind {
-        OptionsKind::Other => Vec::new(),
-        _ if already => Vec::new(),
-        OptionsKind::Null => {
+    let asked = glance.usage.unwrap_or_default();
+    let value = &doc[range.clone()];
+    match value.first() {
+        _ if asked.at_the_end && (asked.running || !usage.running) => Vec::new(),
+        Some(b'n') => {
             let with = Cow::Owned(format!("{{{wanted}}}").into_bytes());
-            vec![Edit { range: options.range.clone(), with }]
+            vec![Edit { range: range.clone(), with }]
         }
-        OptionsKind::Object => {
-            let value = &doc[options.range.clone()];
+        Some(b'{') => {
             let ours = ["include_usage", "continuous_usage_stats"];
             let is_ours = |m: &json::Member| ours.iter().any(|name| m.is(value, name));
             let Ok(cuts) = json::cuts(value, is_ours) else {
                 return Vec::new();
             };
             let others = json::members(value, 0).flatten().any(|m| !is_ours(&m));
-            let base = options.range.start;
+            let base = range.start;
             let mut edits: Vec<Edit> =
                 cuts.into_iter().map(|c| Edit::cut(base + c.start..base + c.end)).collect();
             let comma = if others { "," } else { "" };
             let text = format!("{comma}{wanted}");
-            edits.push(Edit::insert(options.range.end - 1, text.into_bytes()));
+            edits.push(Edit::insert(range.end - 1, text.into_bytes()));
             edits
         }
+        _ => Vec::new(),
     }
 }
 
@@ -248,8 +230,19 @@ mod tests {
         String::from_utf8(buf.to_vec()).unwrap()
     }
 
-    fn asking(doc: &str, ask: Ask) -> String {
-        let p = peek(doc.as_bytes(), &[]).unwrap();
+    fn look(doc: &[u8], guarded: &[String]) -> Glance {
+        glance(doc, guarded).unwrap()
+    }
+
+    fn refusal(doc: &[u8]) -> Rejection {
+        glance(doc, &[]).unwrap_err()
+    }
+
+    const FINAL: UsageRequest = UsageRequest { at_the_end: true, running: false };
+    const CONTINUOUS: UsageRequest = UsageRequest { at_the_end: true, running: true };
+
+    fn asking(doc: &str, ask: UsageRequest) -> String {
+        let p = look(doc.as_bytes(), &[]);
         edited(doc, usage_edits(doc.as_bytes(), &p, ask))
     }
 
@@ -257,12 +250,11 @@ mod tests {
     fn reads_the_fields() {
         let doc = br#"{"model":"a\/b","stream":true,"max_tokens":5,"max_completion_tokens":7,
                        "stream_options":{"include_usage":true}}"#;
-        let p = peek(doc, &[]).unwrap();
+        let p = look(doc, &[]);
         assert_eq!(p.model.as_deref(), Some("a/b"));
         assert!(p.stream && !p.guarded);
         assert_eq!(p.max_tokens, Some(7));
-        let options = p.stream_options.unwrap();
-        assert!(options.include_usage && !options.continuous);
+        assert_eq!(p.usage, Some(FINAL));
     }
 
     #[test]
@@ -275,7 +267,7 @@ mod tests {
             (r#"{"prompt":[],"n":"2"}"#, false, None),
             (r#"{"input":["a","b"]}"#, false, None),
         ] {
-            let found = peek(doc.as_bytes(), &[]).unwrap();
+            let found = look(doc.as_bytes(), &[]);
             assert_eq!((found.several_prompts, found.choices), (several, choices), "{doc}");
         }
     }
@@ -290,16 +282,16 @@ mod tests {
             (r#"{"include_usage":true}"#, true),
         ] {
             let doc = format!(r#"{{"stream":true,"stream_options":{options}}}"#);
-            let found = peek(doc.as_bytes(), &[]).unwrap().stream_options.unwrap();
-            assert_eq!(found.include_usage, asked, "{options}");
-            let edited = asking(&doc, Ask::Final);
+            let found = look(doc.as_bytes(), &[]).usage.unwrap();
+            assert_eq!(found.at_the_end, asked, "{options}");
+            let edited = asking(&doc, FINAL);
             assert!(edited.contains(r#""include_usage":true"#), "{edited}");
         }
     }
 
     #[test]
     fn the_last_of_two_keys_counts() {
-        let p = peek(br#"{"model":"a","model":"b","stream":true,"stream":false}"#, &[]).unwrap();
+        let p = look(br#"{"model":"a","model":"b","stream":true,"stream":false}"#, &[]);
         assert_eq!(p.model.as_deref(), Some("b"));
         assert!(!p.stream);
     }
@@ -308,7 +300,7 @@ mod tests {
     fn the_last_of_two_options_counts() {
         let doc = r#"{"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true,"include_usage":false}}"#;
         assert_eq!(
-            asking(doc, Ask::Continuous),
+            asking(doc, CONTINUOUS),
             r#"{"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#
         );
     }
@@ -317,53 +309,57 @@ mod tests {
     fn switches_are_true_or_false() {
         for bad in ["1", "\"true\"", "[]", "1.0"] {
             let doc = format!(r#"{{"stream":{bad}}}"#);
-            assert_eq!(peek(doc.as_bytes(), &[]).unwrap().bad_switch, Some("stream"));
+            assert_eq!(refusal(doc.as_bytes()).param, Some("stream"));
             let doc = format!(r#"{{"stream_options":{{"include_usage":{bad}}}}}"#);
-            assert_eq!(peek(doc.as_bytes(), &[]).unwrap().bad_switch, Some("stream_options"));
+            assert_eq!(refusal(doc.as_bytes()).param, Some("stream_options"));
         }
-        assert_eq!(peek(br#"{"stream":null}"#, &[]).unwrap().bad_switch, None);
+        assert!(glance(br#"{"stream":null}"#, &[]).is_ok());
     }
 
     #[test]
     fn refuses_what_is_no_document() {
-        assert_eq!(peek(b"{} x", &[]).unwrap_err().what, "unexpected text after the document");
-        assert_eq!(peek(b"{\"a\":\"\xff\"}", &[]).unwrap_err().what, "invalid UTF-8");
-        assert!(peek(b"[1]", &[]).is_err());
-        assert!(peek(br#"{"model":1}"#, &[]).unwrap().model_invalid);
+        let what = |doc| read(doc, &[]).map(|_| ()).unwrap_err().what;
+        assert_eq!(what(&b"{} x"[..]), "unexpected text after the document");
+        assert_eq!(what(b"{\"a\":\"\xff\"}"), "invalid UTF-8");
+        assert!(glance(b"[1]", &[]).is_err());
+        assert_eq!(refusal(br#"{"model":1}"#).param, Some("model"));
+        assert_eq!(refusal(br#"{"model":1,"stream":3}"#).param, Some("model"));
+        let long = format!(r#"{{"model":"{}"}}"#, "m".repeat(LONGEST_MODEL + 1));
+        assert_eq!(refusal(long.as_bytes()).param, Some("model"));
     }
 
     #[test]
     fn asks_for_usage() {
         assert_eq!(
-            asking(r#"{"stream":true } "#, Ask::Continuous),
+            asking(r#"{"stream":true } "#, CONTINUOUS),
             r#"{"stream":true ,"stream_options":{"include_usage":true,"continuous_usage_stats":true}} "#
         );
         assert_eq!(
-            asking(r#"{"stream":true,"stream_options":null}"#, Ask::Final),
+            asking(r#"{"stream":true,"stream_options":null}"#, FINAL),
             r#"{"stream":true,"stream_options":{"include_usage":true}}"#
         );
         assert_eq!(
-            asking(r#"{"stream_options":{"include_usage":false,"x":1},"a":2}"#, Ask::Final),
+            asking(r#"{"stream_options":{"include_usage":false,"x":1},"a":2}"#, FINAL),
             r#"{"stream_options":{"x":1,"include_usage":true},"a":2}"#
         );
         assert_eq!(
-            asking(r#"{"stream_options":{}}"#, Ask::Final),
+            asking(r#"{"stream_options":{}}"#, FINAL),
             r#"{"stream_options":{"include_usage":true}}"#
         );
         let already = r#"{"stream_options":{"include_usage":true}}"#;
-        assert_eq!(asking(already, Ask::Final), already);
+        assert_eq!(asking(already, FINAL), already);
         assert_eq!(
-            asking(already, Ask::Continuous),
+            asking(already, CONTINUOUS),
             r#"{"stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#
         );
         let wrong = r#"{"stream_options":"yes"}"#;
-        assert_eq!(asking(wrong, Ask::Final), wrong);
+        assert_eq!(asking(wrong, FINAL), wrong);
     }
 
     #[test]
     fn adds_fields_behind_all_others() {
-        let with = |doc: &str, fields: &[(&str, Value)]| {
-            let p = peek(doc.as_bytes(), &[]).unwrap();
+        let with = |doc: &str, fields: &[(&'static str, Value)]| {
+            let p = look(doc.as_bytes(), &[]);
             edited(doc, insert_fields(&p, fields).into_iter().collect())
         };
         let both = [("priority", Value::from(-3)), ("cache_salt", Value::from("a\"b"))];
@@ -378,8 +374,8 @@ mod tests {
         assert_eq!(with("{}", &[]), "{}");
         // Together with the others that one look may give.
         let doc = r#"{"model":"a","stream":true}"#;
-        let p = peek(doc.as_bytes(), &[]).unwrap();
-        let mut edits = usage_edits(doc.as_bytes(), &p, Ask::Final);
+        let p = look(doc.as_bytes(), &[]);
+        let mut edits = usage_edits(doc.as_bytes(), &p, FINAL);
         edits.extend(insert_fields(&p, &both[..1]));
         edits.extend(replace_model(&p, "longer"));
         let all: Value = serde_json::from_str(&edited(doc, edits)).unwrap();
@@ -393,7 +389,7 @@ mod tests {
     #[test]
     fn replaces_the_model_that_counts() {
         let named = |doc: &str, name: &str| {
-            let p = peek(doc.as_bytes(), &[]).unwrap();
+            let p = look(doc.as_bytes(), &[]);
             replace_model(&p, name).map(|edit| edited(doc, vec![edit]))
         };
         assert_eq!(
@@ -417,8 +413,9 @@ mod tests {
                 keys.into_iter().map(|key| (key, Value::from(1))).collect();
             said.insert("model".to_owned(), "before".into());
             let doc = Value::from(said.clone()).to_string();
-            let p = peek(doc.as_bytes(), &[]).unwrap();
-            let edits = insert_fields(&p, &[(&name, 2.into())]).into_iter();
+            let p = look(doc.as_bytes(), &[]);
+            let key: &'static str = name.clone().leak();
+            let edits = insert_fields(&p, &[(key, 2.into())]).into_iter();
             let text = edited(&doc, edits.chain(replace_model(&p, &model)).collect());
             said.insert("model".to_owned(), model.into());
             said.insert(name, 2.into());
@@ -431,9 +428,9 @@ mod tests {
         let names = ["priority".to_owned(), "cache_salt".to_owned()];
         let doc =
             r#"{"priority":1,"a":2,"cache\u005fsalt":"x","priority":3,"nested":{"priority":4}}"#;
-        let p = peek(doc.as_bytes(), &names).unwrap();
+        let p = look(doc.as_bytes(), &names);
         assert!(p.guarded);
-        let edits = guard_edits(doc.as_bytes(), &names).unwrap();
+        let edits = guard_edits(doc.as_bytes(), &names);
         assert_eq!(edited(doc, edits), r#"{"a":2,"nested":{"priority":4}}"#);
     }
 }

@@ -1,4 +1,4 @@
-//! Why a try has come to nothing.
+//! Why an attempt failed.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use crate::{
     config::plan::RetryOn,
 };
 
-/// Why a try has come to nothing.
+/// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cause {
     /// Something broke.
     Fault(FaultKind),
-    /// The backend answered with a status that another one may not.
+    /// The backend answered with a status that another backend may not answer with.
     Status(u16),
-    /// It has no room now, and perhaps says for how long.
+    /// It has no capacity now, and perhaps says for how long.
     Busy(Option<Duration>),
-    /// An error event before any content.
+    /// An error event came before any content.
     ErrorEvent,
-    /// The engine broke the generation off before any content.
+    /// The engine broke the generation off before any content came.
     Aborted,
-    /// A stream without any content.
+    /// The stream had no content.
     Empty,
 }
 
@@ -37,8 +37,8 @@ impl Cause {
         }
     }
 
-    /// What is told of it afterwards.
-    pub fn told(self) -> String {
+    /// The result of its attempt in the timeline.
+    pub fn result(self) -> String {
         match self {
             Self::Status(status) => format!("status {status}"),
             Self::Busy(None) => "busy".to_owned(),
@@ -48,8 +48,8 @@ impl Cause {
         }
     }
 
-    /// Whether such a failure is to be tried again. Statuses were asked about before.
-    pub fn is_tried_again(self, on: &RetryOn) -> bool {
+    /// Whether the configuration wants another attempt after it. Statuses were checked before.
+    pub fn is_retried(self, on: &RetryOn) -> bool {
         match self {
             Self::Status(_) | Self::Busy(_) => true,
             Self::ErrorEvent | Self::Aborted | Self::Empty => on.reset,

@@ -1,0 +1,122 @@
+//! Operations: what a client can ask for, at which path.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+
+use super::Dialect;
+
+/// One operation.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The path, compared segment by segment; also its label in metrics. `{model}` stands for the
+    /// name of a model, which may take several segments (`org/name`); a suffix may follow it in
+    /// the last segment, as in `/v1beta/models/{model}:generateContent`.
+    pub path: &'static str,
+    /// Allowed methods, as `Allow` lists them.
+    pub allow: &'static str,
+    /// What stands there.
+    pub kind: Kind,
+}
+
+/// What stands at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Passed on to a backend.
+    Inference {
+        /// It generates text, which may be streamed. Embeddings do not.
+        generates: bool,
+    },
+    /// The merged list of models.
+    Models,
+    /// One model of the list.
+    Model,
+    /// Liveness.
+    Health,
+    /// Readiness.
+    Ready,
+    /// Metrics.
+    Metrics,
+}
+
+impl Kind {
+    /// Whether requests are passed on to backends.
+    pub fn is_inference(self) -> bool {
+        matches!(self, Self::Inference { .. })
+    }
+
+    /// Whether answers consist of generated text.
+    pub fn generates(self) -> bool {
+        self == Self::Inference { generates: true }
+    }
+}
+
+/// The placeholder for a model's name in a path.
+const MODEL: &str = "{model}";
+
+impl Operation {
+    /// Whether it stands at this path.
+    pub fn is_at(&self, path: &str) -> bool {
+        self.path == path || self.model_in(path).is_some()
+    }
+
+    /// The name of the model in a path, percent-decoded; `None` if the operation is not at this
+    /// path, or its path names no model.
+    pub fn model_in<'a>(&self, path: &'a str) -> Option<Cow<'a, str>> {
+        let (before, after) = self.path.split_once(MODEL)?;
+        let name = path.strip_prefix(before)?.strip_suffix(after)?;
+        (!name.is_empty()).then(|| percent_decode_str(name).decode_utf8_lossy())
+    }
+
+    /// Whether it takes requests with this method.
+    pub fn allows(&self, method: &str) -> bool {
+        self.allow.split(", ").any(|allowed| allowed == method)
+    }
+}
+
+/// The operation of a request, and the language that it belongs to.
+#[derive(Clone, Copy)]
+pub struct Match {
+    /// The client's language.
+    pub language: &'static dyn Dialect,
+    /// The operation.
+    pub operation: &'static Operation,
+    /// Its number among the operations of all languages, from 0.
+    pub number: usize,
+}
+
+impl Match {
+    /// What stands at the path.
+    pub fn kind(&self) -> Kind {
+        self.operation.kind
+    }
+
+    /// The label of the path in metrics and records.
+    pub fn label(&self) -> &'static str {
+        self.operation.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_may_stand_anywhere_in_a_path() {
+        let at = |pattern| Operation { path: pattern, allow: "POST", kind: Kind::Model };
+        for (pattern, path, model) in [
+            ("/v1/models/{model}", "/v1/models/a%20b", Some("a b")),
+            ("/v1/models/{model}", "/v1/models/Qwen/Qwen3-8B", Some("Qwen/Qwen3-8B")),
+            ("/v1/models/{model}", "/v1/models/", None),
+            ("/v1/models/{model}", "/v1/modelsx", None),
+            ("/m/{model}:go", "/m/a/b:go", Some("a/b")),
+            ("/m/{model}:go", "/m/a:stop", None),
+            ("/m/{model}:go", "/m/:go", None),
+            ("/d/{model}/chat", "/d/gpt/chat", Some("gpt")),
+            ("/d/{model}/chat", "/d/chat", None),
+        ] {
+            assert_eq!(at(pattern).model_in(path).as_deref(), model, "{pattern} {path}");
+            assert_eq!(at(pattern).is_at(path), model.is_some());
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! A passage: how the body of a backend's answer goes to the client.
+
+use bytes::Bytes;
+use pingora::http::ResponseHeader;
+
+use super::{
+    Dialect, Meter, Metering, Progress,
+    front::{self, Declared, Front, Fronted},
+};
+use crate::wire::{inflate::Trouble, sniff::Kind};
+
+/// How the body of an answer goes to the client, and what is known of it.
+#[derive(Default)]
+pub struct Passage {
+    form: Form,
+    way: Way,
+    front: Front,
+    progress: Progress,
+    setup: Option<Setup>,
+}
+
+/// What the body is for the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Form {
+    /// Nothing is read from it.
+    #[default]
+    Off,
+    /// One document.
+    Document,
+    /// A stream.
+    Stream,
+    /// One document that goes out as an event of a stream, because the client has been told that
+    /// a stream comes.
+    Event,
+}
+
+/// What bytes go through on their way.
+#[derive(Default)]
+enum Way {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Client and backend speak the same language.
+    Same(Box<dyn Meter>),
+}
+
+/// What meters are made with.
+struct Setup {
+    language: &'static dyn Dialect,
+    metering: Metering,
+    /// The client has been told that a stream comes.
+    promised: bool,
+}
+
+impl Setup {
+    fn document(&self) -> Way {
+        Way::Same(self.language.document_meter())
+    }
+
+    fn stream(&self, by_line: bool) -> Way {
+        Way::Same(self.language.stream_meter(&self.metering, by_line))
+    }
+}
+
+/// What has come of a piece of a body.
+pub struct Pushed {
+    /// What goes to the client.
+    pub bytes: Option<Bytes>,
+    /// What it is.
+    pub came: Came,
+    /// It is known now what the body is: whether it is held back is to be decided again.
+    pub reformed: bool,
+    /// Events with data in it, if the stream has content.
+    pub events: u64,
+}
+
+/// What a piece is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// A part of the answer, or nothing at all.
+    Part,
+    /// Comments alone.
+    Heartbeat,
+    /// White space before anything else.
+    Blank,
+}
+
+impl Passage {
+    /// For a successful answer with this head, to a client that has perhaps been told that a
+    /// stream comes. If the body cannot be decoded it is passed on unread, and the name of its
+    /// coding is given too.
+    pub fn new(
+        head: &ResponseHeader,
+        language: &'static dyn Dialect,
+        metering: Metering,
+        promised: bool,
+    ) -> (Self, Option<String>) {
+        let setup = Setup { language, metering, promised };
+        let declared = front::declared(head);
+        let unread = |setup| Self::with(Form::Off, Way::Off, Front::default(), setup);
+        if !head.status.is_success() || declared == Declared::Other {
+            return (unread(setup), None);
+        }
+        let coding = match front::coding(head) {
+            Ok(coding) => coding,
+            Err(name) => return (unread(setup), Some(name)),
+        };
+        let (form, way) = match declared {
+            Declared::Json => (Form::Document, setup.document()),
+            Declared::Events => (Form::Stream, setup.stream(false)),
+            Declared::Lines => (Form::Stream, setup.stream(true)),
+            Declared::Unclear | Declared::Other => (Form::Off, Way::Off),
+        };
+        let front = Front::new(coding, declared != Declared::Lines);
+        (Self::with(form, way, front, setup), None)
+    }
+
+    fn with(form: Form, way: Way, front: Front, setup: Setup) -> Self {
+        let form = match form {
+            Form::Off | Form::Document if setup.promised => Form::Event,
+            form => form,
+        };
+        Self { form, way, front, progress: Progress::default(), setup: Some(setup) }
+    }
+
+    /// What is known so far.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// The model as the engine named it; given once.
+    pub fn take_model(&mut self) -> Option<Box<str>> {
+        self.progress.model.take()
+    }
+
+    /// It is a stream.
+    pub fn is_stream(&self) -> bool {
+        self.form == Form::Stream
+    }
+
+    /// It is one document, as far as is known, that goes out as such.
+    pub fn is_document(&self) -> bool {
+        self.form == Form::Document
+    }
+
+    /// It is one document that goes out as an event.
+    pub fn is_event(&self) -> bool {
+        self.form == Form::Event
+    }
+
+    /// Nothing is read from it, as far as is known.
+    pub fn is_off(&self) -> bool {
+        self.form == Form::Off
+    }
+
+    /// It is not known yet what the body is.
+    pub fn is_open(&self) -> bool {
+        self.front.is_open()
+    }
+
+    /// Its compression is undone.
+    pub fn decodes(&self) -> bool {
+        self.front.decodes()
+    }
+
+    /// Its stream is changed on its way, if it is one.
+    pub fn changes_stream(&self) -> bool {
+        self.setup.as_ref().is_some_and(|setup| setup.language.changes_stream(&setup.metering))
+    }
+
+    /// Several documents have come where one was expected, to a client that asked for a stream:
+    /// their lines are to be taken for one.
+    pub fn turns_out_as_lines(&self) -> bool {
+        self.form == Form::Document && self.progress.documents > 1
+    }
+
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// If it cannot be decoded.
+    pub fn push(&mut self, piece: Option<Bytes>, end_of_stream: bool) -> Result<Pushed, Trouble> {
+        let (piece, reformed) = match self.front.take(piece, end_of_stream)? {
+            Fronted::Piece(piece) => (piece, false),
+            Fronted::Known(kind, piece) => {
+                let before = self.form;
+                self.reform(kind);
+                (Some(piece), self.form != before || self.form == Form::Off)
+            }
+            Fronted::Blank(blank) => {
+                let (bytes, came) = (Some(blank), Came::Blank);
+                return Ok(Pushed { bytes, came, reformed: false, events: 0 });
+            }
+        };
+        let before = self.progress.events;
+        let Way::Same(meter) = &mut self.way else {
+            return Ok(Pushed { bytes: piece, came: Came::Part, reformed, events: 0 });
+        };
+        let mut bytes = piece.map(|piece| meter.push(piece, &mut self.progress));
+        if end_of_stream {
+            let rest = meter.finish(&mut self.progress);
+            if !rest.is_empty() {
+                bytes = Some(joined(bytes.unwrap_or_default(), &rest));
+            }
+        }
+        if self.form != Form::Stream {
+            return Ok(Pushed { bytes, came: Came::Part, reformed, events: 0 });
+        }
+        let bytes = bytes.unwrap_or_default();
+        let events = self.progress.events - before;
+        let heartbeat = events == 0 && !bytes.is_empty() && !self.progress.content;
+        Ok(Pushed {
+            bytes: Some(bytes),
+            came: if heartbeat { Came::Heartbeat } else { Came::Part },
+            reformed,
+            events: if self.progress.content { events } else { 0 },
+        })
+    }
+
+    /// The first bytes say what the body is.
+    fn reform(&mut self, kind: Kind) {
+        let Some(setup) = &self.setup else { return };
+        match (kind, self.form) {
+            (Kind::Events, Form::Stream) | (Kind::Other, _) => {}
+            (Kind::Events, _) => (self.form, self.way) = (Form::Stream, setup.stream(false)),
+            (Kind::Json, Form::Document) => {}
+            (Kind::Json, Form::Event) if matches!(self.way, Way::Same(_)) => {}
+            // The client has been told that a stream comes, and perhaps the backend said so too.
+            (Kind::Json, _) => {
+                let form = if setup.promised { Form::Event } else { Form::Document };
+                (self.form, self.way) = (form, setup.document());
+            }
+        }
+    }
+
+    /// Reads what was held back as a stream of lines, from here on. What goes out is returned.
+    pub fn turn_into_lines(&mut self, held: Bytes, end_of_stream: bool) -> Bytes {
+        let Some(setup) = &self.setup else { return held };
+        (self.form, self.way, self.progress) =
+            (Form::Stream, setup.stream(true), Progress::default());
+        let Way::Same(meter) = &mut self.way else { return held };
+        let out = meter.push(held, &mut self.progress);
+        let rest = if end_of_stream { meter.finish(&mut self.progress) } else { Bytes::new() };
+        joined(out, &rest)
+    }
+
+    /// The body broke: whole events that were held back.
+    pub fn abandon(&mut self) -> Bytes {
+        match &mut self.way {
+            Way::Same(meter) => meter.abandon(&mut self.progress),
+            Way::Off => Bytes::new(),
+        }
+    }
+
+    /// [`Progress::pending`] has gone out.
+    pub fn sent_pending(&mut self) {
+        if let Way::Same(meter) = &mut self.way {
+            meter.sent_pending(&mut self.progress);
+        }
+    }
+
+    /// A whole body in which the model has the name that the client knows. A stream has it
+    /// already.
+    pub fn rename_model(&self, body: Bytes, name: &str) -> Bytes {
+        match &self.setup {
+            Some(setup) if self.form != Form::Stream => setup.language.rename_model(body, name),
+            _ => body,
+        }
+    }
+
+    /// A piece of a document as a piece of an event. In JSON a line break is a space.
+    pub fn framed(&self, piece: Option<Bytes>, first: bool, last: bool) -> Bytes {
+        let mut out = if first { b"data: ".to_vec() } else { Vec::new() };
+        let line = |b: &u8| if matches!(b, b'\n' | b'\r') { b' ' } else { *b };
+        out.extend(piece.iter().flat_map(|p| p.iter().map(line)));
+        if last {
+            out.extend_from_slice(b"\n\n");
+        }
+        out.into()
+    }
+}
+
+fn joined(first: Bytes, second: &Bytes) -> Bytes {
+    if second.is_empty() {
+        return first;
+    }
+    let mut all = Vec::with_capacity(first.len() + second.len());
+    all.extend_from_slice(&first);
+    all.extend_from_slice(second);
+    all.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_becomes_one_event() {
+        let passage = Passage::default();
+        let mut all = Vec::new();
+        for (piece, first, last) in [("{\n ", true, false), ("\"a\":\r\n1}", false, true)] {
+            all.extend(passage.framed(Some(Bytes::from(piece)), first, last));
+        }
+        assert_eq!(all, b"data: {  \"a\":  1}\n\n");
+    }
+}

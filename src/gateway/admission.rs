@@ -1,0 +1,235 @@
+//! Admission: by its limits a request passes, waits for a slot, or is refused.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use pingora::{Error, ErrorSource, ErrorType};
+use pingora_proxy::Session;
+
+use super::{
+    ctx::Ctx,
+    reply,
+    stop::Stop,
+    wait::{WaitFor, wait},
+};
+use crate::{
+    auth::Auth,
+    base::Rejection,
+    dialect::Glance,
+    limit::{
+        Ask, Denial, Limiter, No, Ticket, Wish,
+        queue::{Place, Turn},
+    },
+};
+
+/// How soon a request whose turn it is tries again. The pauses grow, because a slot that becomes
+/// free in this process wakes it at once: this is for slots that other replicas free.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a request looks up whether its turn has come.
+const LOOK_UP: Duration = Duration::from_millis(500);
+
+/// How long a client may take for a keep-alive comment. A client that does not read holds no place
+/// in the queue.
+const COMMENT_TIME: Duration = Duration::from_secs(1);
+
+/// Admits a request, perhaps after a while. `glance` is what its body says; `None` where nothing
+/// will be generated.
+///
+/// # Errors
+/// If the request is refused, or the client went away.
+pub async fn admit(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    glance: Option<&Glance>,
+) -> Result<(), Stop> {
+    let snapshot = ctx.snapshot.clone();
+    let limiter = Arc::clone(&snapshot.limits);
+    if glance.is_some() && ctx.request.model.is_none() && limiter.needs_model() {
+        return Err(Rejection::missing_model().into());
+    }
+    // An answer that is not generated has no tokens: embeddings.
+    let generates = ctx.request.generates();
+    let most = |glance: &Glance| if generates { glance.max_tokens } else { Some(0) };
+    ctx.limits.asked = glance.map(|glance| (ctx.body.bytes().len(), most(glance)));
+    let Some(mut wish) = wish(ctx, &limiter) else {
+        return Ok(());
+    };
+    let no = match limiter.admit(&mut wish, true).await {
+        Ok(ticket) => {
+            enter(ctx, ticket);
+            return Ok(());
+        }
+        Err(No::Slot { bucket, otherwise }) if limiter.queue().size > 0 => {
+            let waiting = Waiting {
+                limiter: Arc::clone(&limiter),
+                wish: &mut wish,
+                otherwise,
+                bucket,
+                pause: FIRST_PAUSE,
+            };
+            // Boxed: requests that do not wait do not carry the room for it.
+            match Box::pin(waiting.wait(session, ctx)).await? {
+                Ok(ticket) => {
+                    enter(ctx, ticket);
+                    return Ok(());
+                }
+                Err(no) => no,
+            }
+        }
+        Err(No::Slot { otherwise, .. }) => otherwise,
+        Err(No::Refused(no)) => no,
+    };
+    limiter.count_refusal(&no);
+    ctx.limits.refused = no.is_known();
+    ctx.limits.standings = limiter.standings(&wish).filter(|_| no.is_known());
+    Err(Stop::Refuse(match (&snapshot.auth, no.quota) {
+        (Some(auth), Some(renews_at)) => auth.quota_exceeded(renews_at),
+        _ => no.rejection,
+    }))
+}
+
+/// What a request claims by these limits; `None` if no rule matches it.
+fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<Wish> {
+    let ask = Ask {
+        who: ctx.caller.principal.as_deref(),
+        address: ctx.request.client,
+        model: ctx.request.model.as_deref(),
+        now: jiff::Timestamp::now().as_second(),
+        only_requests: ctx.limits.asked.is_none(),
+        enforce_quotas: ctx.snapshot.auth.as_deref().is_none_or(Auth::enforces_quotas),
+    };
+    let (bytes, max_tokens) = ctx.limits.asked.unwrap_or_default();
+    let mut wish = limiter.wish(&ask, bytes, max_tokens)?;
+    wish.class = ctx.snapshot.tiers.of(ask.who).queue_class;
+    Some(wish)
+}
+
+fn enter(ctx: &mut Ctx, ticket: Ticket) {
+    ctx.limits.standings = ticket.standings();
+    ctx.limits.ticket = Some(ticket);
+}
+
+/// A request in the queue.
+struct Waiting<'a> {
+    limiter: Arc<Limiter>,
+    wish: &'a mut Wish,
+    /// The refusal if it waits without success.
+    otherwise: Denial,
+    /// The bucket that it lacks a slot of.
+    bucket: u64,
+    pause: Duration,
+}
+
+impl Waiting<'_> {
+    async fn wait(
+        mut self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+    ) -> Result<Result<Ticket, Denial>, Stop> {
+        let Ok(place) = self.limiter.enter(self.wish, self.bucket) else {
+            return Ok(Err(self.otherwise));
+        };
+        let since = Instant::now();
+        let (result, ticket) = self.wait_in(&place, since, session, ctx).await?;
+        ctx.timeline.queued = Some(since.elapsed());
+        self.limiter.waited(since, result);
+        Ok(ticket.ok_or_else(|| self.denial()))
+    }
+
+    /// Waits at a place of the queue. The result is a label of the metrics.
+    async fn wait_in(
+        &mut self,
+        place: &Place,
+        since: Instant,
+        session: &mut Session,
+        ctx: &Ctx,
+    ) -> Result<(&'static str, Option<Ticket>), Stop> {
+        let end = since + self.limiter.queue().timeout;
+        let keep_alive = self.limiter.queue().keep_alive.filter(|_| reply::can_open(session, ctx));
+        let mut comment = keep_alive.map(|every| since + every);
+        loop {
+            if let Some(latest) = self.limiter.replaced() {
+                // A request that waits is not held to limits that do not apply any more.
+                *self.wish = wish(ctx, &latest).unwrap_or_default();
+                self.limiter = latest;
+                if !self.limiter.enter_again(self.wish, place) {
+                    return Ok(match self.attempt(place).await {
+                        Some(ticket) => ("admitted", Some(ticket)),
+                        None => ("refused", None),
+                    });
+                }
+            }
+            let turn = place.turn();
+            let ticket = match turn {
+                Turn::Try => self.attempt(place).await,
+                Turn::Wait => None,
+                Turn::PushedOut => return Ok(("refused", None)),
+            };
+            if ticket.is_some() {
+                return Ok(("admitted", ticket));
+            }
+            if Instant::now() >= end {
+                return Ok(("timeout", None));
+            }
+            let look_up = Instant::now() + if turn == Turn::Try { self.pause } else { LOOK_UP };
+            let next = comment.map_or(end, |at| at.min(end)).min(look_up);
+            let waited = wait(session, ctx, WaitFor::Slot, Some(next), place.changed()).await;
+            if let Err(Stop::Broken(e)) = &waited
+                && *e.esource() == ErrorSource::Downstream
+            {
+                self.limiter.waited(since, "left");
+            }
+            waited?;
+            if comment.is_some_and(|at| Instant::now() >= at) {
+                comment = keep_alive.map(|every| Instant::now() + every);
+                self.keep_alive(since, session, ctx).await?;
+            }
+        }
+    }
+
+    /// Sends a comment to the client that waits.
+    async fn keep_alive(
+        &self,
+        since: Instant,
+        session: &mut Session,
+        ctx: &Ctx,
+    ) -> Result<(), Stop> {
+        let standings = self.limiter.standings(self.wish);
+        let sent = reply::keep_alive(session, ctx, standings.as_ref());
+        let Ok(sent) = tokio::time::timeout(COMMENT_TIME, sent).await else {
+            self.limiter.waited(since, "left");
+            let why = "the client does not take what is sent to it";
+            return Err(Error::explain(ErrorType::WriteTimedout, why).into_down().into());
+        };
+        Ok(sent?)
+    }
+
+    async fn attempt(&mut self, place: &Place) -> Option<Ticket> {
+        match self.limiter.admit(self.wish, false).await {
+            Ok(ticket) => return Some(ticket),
+            Err(No::Slot { bucket, otherwise }) => {
+                (self.bucket, self.otherwise) = (bucket, otherwise);
+                place.waits_for(bucket);
+            }
+            // Since it has come other requests may have used a limit up: it waits for that too.
+            Err(No::Refused(otherwise)) => {
+                self.otherwise = otherwise;
+                place.yields(self.pause);
+            }
+        }
+        self.pause = self.pause.mul_f64(1.5).min(LONGEST_PAUSE);
+        None
+    }
+
+    /// The refusal of a request that has waited: for what it lacks now.
+    fn denial(self) -> Denial {
+        match self.otherwise.is_for_slot() {
+            true => self.limiter.no_slot(self.wish, self.bucket).unwrap_or(self.otherwise),
+            false => self.otherwise,
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The present attempt has come to something: the policy is asked, and what follows is prepared.
+
+use std::time::Instant;
+
+use pingora_proxy::Session;
+
+use super::{
+    ctx::{Attempts, Ctx},
+    end::End,
+    retry::{Circumstances, Decision, Outcome, Picked},
+};
+use crate::base::Fault;
+
+/// Asks the policy whether another attempt follows this outcome of the present one, and lets go of
+/// the present one if so.
+pub fn decide(session: &mut Session, ctx: &mut Ctx, outcome: Outcome<'_>) -> Decision {
+    let at = Circumstances {
+        replayable: ctx.body.is_replayable(ctx.deferred.is_some(), session.is_body_done()),
+        over: ctx.watch.as_ref().and_then(|watch| watch.fired()),
+    };
+    let Attempts { policy, attempt, timeline, around } = ctx.attempts(session);
+    let Some(attempt) = attempt else {
+        return Decision::Last(super::retry::Reason::Final);
+    };
+    let decision = policy.decide(attempt, outcome, at, &around);
+    if let Decision::Again(cause) | Decision::Wait(cause) = decision {
+        attempt.answer.discarded = true;
+        timeline.end(attempt.span, cause.result());
+        // While the next one is waited for, no backend has the request.
+        attempt.lease = None;
+    } else if !matches!(outcome, Outcome::Whole) {
+        log::debug!("request {}: no attempt follows: {decision:?}", ctx.request.id);
+    }
+    if let Decision::Again(_) = decision {
+        if let Some(deferred) = &ctx.deferred {
+            deferred.set_quiet(false);
+            deferred.forget_heartbeat();
+        }
+        if let Some(watch) = &ctx.watch {
+            watch.set_connection(None);
+            watch.set_chunk(None);
+            watch.rearm();
+        }
+    }
+    decision
+}
+
+/// The attempt at a picked backend begins.
+pub fn start(session: &Session, ctx: &mut Ctx, picked: Picked) {
+    let Attempts { policy, attempt, timeline, around } = ctx.attempts(session);
+    *attempt = Some(policy.start(picked, &around, timeline));
+}
+
+/// The first byte of the present attempt's answer came at `at`.
+pub fn first_byte(ctx: &mut Ctx, at: Instant) {
+    if let Some(attempt) = &ctx.attempt {
+        ctx.timeline.first_byte(attempt.span, at);
+    }
+}
+
+/// What broke in the present attempt.
+pub fn fault(ctx: &Ctx) -> Option<Fault> {
+    ctx.attempt.as_ref().and_then(|attempt| attempt.fault)
+}
+
+/// How the request ends with the present attempt, if nothing else ends it.
+pub fn end(ctx: &Ctx) -> End {
+    let status = ctx.attempt.as_ref().and_then(|attempt| attempt.answer.status).unwrap_or(499);
+    match fault(ctx) {
+        Some(fault) => End::failed(status, fault),
+        None => End::answered(status),
+    }
+}

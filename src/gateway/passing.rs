@@ -1,0 +1,343 @@
+//! The body of an answer, piece by piece, as it passes.
+//!
+//! As long as another backend could take over, nothing of an answer is passed on before something
+//! of its content has come: an engine that dies while it reads the prompt has then done no harm.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use pingora::{Error, ErrorType, Result};
+use pingora_proxy::Session;
+
+use super::{
+    attempt::{Answer, Attempt, BodyHold, KeptAnswer},
+    attempts,
+    ctx::Ctx,
+    ending, heartbeat, pacing, reply,
+    retry::{Cause, LONGEST_INSPECTED, Outcome},
+    settlement,
+};
+use crate::dialect::{Blame, Came};
+
+/// Bytes of a document that are held back at most; of a longer one the beginning goes out.
+const LONGEST_DOCUMENT: usize = 256 * 1024;
+
+/// The same where the name of the model has to be replaced.
+const LONGEST_RENAMED: usize = 8 * 1024 * 1024;
+
+/// Bytes of an error response that are held back at most; a longer one is passed on, and no other
+/// backend is tried in its place.
+const LONGEST_ERROR: usize = 1024 * 1024;
+
+/// Bytes of a stream without content that are held back at most.
+const LONGEST_SILENCE: usize = 64 * 1024;
+
+/// Takes the next piece; what is put back goes to the client.
+///
+/// # Errors
+/// If a deadline has cut the answer off: without a length or chunks its end looks like any other.
+/// If nothing came that could be an event of the stream that the client was told of. If the answer
+/// is not to be passed on, because another attempt follows.
+pub fn filter(
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    end_of_stream: bool,
+    ctx: &mut Ctx,
+) -> Result<()> {
+    push(session, body, end_of_stream, ctx)?;
+    if ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.whole) {
+        settlement::settle(ctx, None);
+    }
+    Ok(())
+}
+
+fn push(
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    end_of_stream: bool,
+    ctx: &mut Ctx,
+) -> Result<()> {
+    let Some(attempt) = &mut ctx.attempt else { return Ok(()) };
+    // The client has all of it, or was answered in other words.
+    let over = attempt.answer.whole || attempt.answer.replaced;
+    attempt.answer.whole |= end_of_stream;
+    if over {
+        *body = Some(Bytes::new());
+        return Ok(());
+    }
+    if end_of_stream && ctx.watch.as_ref().is_some_and(|w| w.fired().is_some()) {
+        return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
+    }
+    if attempt.span.is_some() && body.as_ref().is_some_and(|piece| !piece.is_empty()) {
+        attempts::first_byte(ctx, Instant::now());
+    }
+    let heartbeat = match read(session, body, end_of_stream, ctx)? {
+        Came::Part => false,
+        Came::Heartbeat => true,
+        Came::Blank => {
+            heartbeat::blank(session, body, ctx);
+            return Ok(());
+        }
+    };
+    pass(session, body, (end_of_stream, heartbeat), ctx)
+}
+
+/// Passes what was read, unless it is held back.
+fn pass(
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    (end_of_stream, heartbeat): (bool, bool),
+    ctx: &mut Ctx,
+) -> Result<()> {
+    let Some(attempt) = &ctx.attempt else { return Ok(()) };
+    // What follows the end marker is not waited for.
+    let passage = &attempt.answer.passage;
+    let finished = passage.is_stream() && passage.progress().finished;
+    let held = attempt.answer.hold.is_some();
+    let cut = finished && !end_of_stream;
+    let end_of_stream = end_of_stream || finished;
+    pacing::wait_for_more(end_of_stream, ctx);
+    if !held {
+        inspect(session, body.as_ref(), end_of_stream, ctx);
+    } else {
+        if heartbeat && !end_of_stream && heartbeat::pass(session, body, ctx) {
+            return Ok(());
+        }
+        *body = hold(session, body.take().unwrap_or_default(), end_of_stream, ctx)?;
+        if body.is_none() {
+            *body = Some(Bytes::new());
+            return Ok(());
+        }
+    }
+    if cut {
+        ending::end(session, ctx);
+    }
+    let first = !ctx.has_begun() && body.as_ref().is_some_and(|piece| !piece.is_empty());
+    frame(body, first, end_of_stream, ctx)?;
+    if first {
+        pacing::begin(ctx);
+    }
+    if end_of_stream {
+        ended(session, ctx);
+        return Ok(());
+    }
+    heartbeat::send_soon(session, ctx);
+    let good = |attempt: &&mut Attempt| attempt.answer.status.is_some_and(|status| status < 300);
+    if first && let Some(attempt) = ctx.attempt.as_mut().filter(good) {
+        if !heartbeat {
+            ctx.retry.succeeded();
+        }
+        if let Some(lease) = &mut attempt.lease {
+            lease.began();
+        }
+    }
+    Ok(())
+}
+
+/// Gives a piece the form that the client was told of.
+fn frame(body: &mut Option<Bytes>, first: bool, last: bool, ctx: &mut Ctx) -> Result<()> {
+    let Some(attempt) = &mut ctx.attempt else { return Ok(()) };
+    let answer = &mut attempt.answer;
+    if answer.is_error() {
+        if first && answer.promised {
+            answer.replaced = true;
+            let status = answer.status.unwrap_or_default();
+            let error = body.take().unwrap_or_default();
+            *body = Some(reply::error_format(ctx).error_event(status, &error));
+        }
+    } else if answer.passage.is_event() {
+        if last && !answer.begun && !first {
+            return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
+        }
+        *body = Some(answer.passage.framed(body.take(), first, last));
+    }
+    Ok(())
+}
+
+/// Decides whether an answer is held back, by its passage.
+pub fn hold_back(session: &Session, ctx: &mut Ctx) {
+    let may_follow = ctx.retry.may_follow();
+    let Some(attempt) = &mut ctx.attempt else { return };
+    let follows = may_follow && !attempt.answer.begun;
+    let (answer, passage) = (&attempt.answer, &attempt.answer.passage);
+    // Lines would have to be changed: it must be known that they are lines.
+    let lines = ctx.request.stream && passage.changes_stream();
+    let held = if answer.is_error() {
+        // It can only become an event as a whole.
+        follows || answer.promised
+    } else if passage.is_off() {
+        follows && passage.is_open()
+    } else if passage.is_stream() {
+        follows
+    } else {
+        follows || attempt.model.is_some() || lines
+    };
+    let stream = passage.is_stream();
+    attempt.answer.hold = held.then(BodyHold::default);
+    if let Some(deferred) = &ctx.deferred {
+        // A comment would come between a document and its head.
+        deferred.set_quiet(!stream && !reply::opened(session));
+    }
+}
+
+/// The head says that no body follows, and there will be no piece to look at.
+///
+/// # Errors
+/// If the answer is not to be passed on, because another attempt follows.
+pub fn nothing_follows(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+    let Some(attempt) = &mut ctx.attempt else { return Ok(()) };
+    let answer = &mut attempt.answer;
+    answer.whole = true;
+    if answer.passage.is_stream() || answer.is_error() {
+        answer.hold.get_or_insert_default();
+        hold(session, Bytes::new(), true, ctx)?;
+    }
+    if let Some(attempt) = &mut ctx.attempt {
+        attempt.answer.hold = None;
+    }
+    ended(session, ctx);
+    Ok(())
+}
+
+/// Meters a piece, and takes out what the client did not ask for.
+fn read(
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    end_of_stream: bool,
+    ctx: &mut Ctx,
+) -> Result<Came> {
+    heartbeat::recall(ctx);
+    let Some(attempt) = &mut ctx.attempt else { return Ok(Came::Part) };
+    let pushed = attempt.answer.passage.push(body.take(), end_of_stream).map_err(|trouble| {
+        Error::explain(ErrorType::InvalidHTTPHeader, trouble.word()).into_up()
+    })?;
+    *body = pushed.bytes;
+    if pushed.reformed {
+        hold_back(session, ctx);
+    }
+    if pushed.events > 0 {
+        pacing::note(ctx, pushed.events);
+    }
+    Ok(pushed.came)
+}
+
+/// Holds a piece back, or lets go of all that is held. `None`: nothing goes out yet.
+fn hold(
+    session: &mut Session,
+    piece: Bytes,
+    end_of_stream: bool,
+    ctx: &mut Ctx,
+) -> Result<Option<Bytes>> {
+    let stream = ctx.request.stream;
+    let Some(attempt) = &mut ctx.attempt else { return Ok(Some(piece)) };
+    let answer = &mut attempt.answer;
+    let Some(hold) = &mut answer.hold else {
+        return Ok(Some(piece));
+    };
+    hold.push(piece);
+    if stream && !answer.is_error() && answer.passage.turns_out_as_lines() {
+        let held = answer.hold.take().unwrap_or_default().joined();
+        return Ok(Some(answer.passage.turn_into_lines(held, end_of_stream)));
+    }
+    let mut error = Bytes::new();
+    let outcome = match look(answer, attempt.model.is_some(), end_of_stream) {
+        Look::Wait => return Ok(None),
+        Look::Pass => None,
+        Look::NoContent(cause) => Some(Outcome::NoContent(cause)),
+        Look::Judge => {
+            // Joined once: it goes out, or is kept, as it is then.
+            error = answer.hold.take().unwrap_or_default().joined();
+            answer.hold.get_or_insert_default().push(error.clone());
+            Some(Outcome::Error(&error))
+        }
+    };
+    if let Some(outcome) = outcome
+        && attempts::decide(session, ctx, outcome).discards()
+    {
+        drop(error);
+        keep(ctx);
+        return Err(Error::explain(ErrorType::HTTPStatus(503), "another attempt").into_up());
+    }
+    drop(error);
+    let Some(attempt) = &mut ctx.attempt else { return Ok(None) };
+    let all = attempt.answer.hold.take().unwrap_or_default().joined();
+    Ok(Some(match (&attempt.model, &ctx.request.model) {
+        (Some(_), Some(name)) if !attempt.answer.is_error() => {
+            attempt.answer.passage.rename_model(all, name)
+        }
+        _ => all,
+    }))
+}
+
+/// What is to be done with what is held.
+enum Look {
+    /// More must come.
+    Wait,
+    /// It goes out.
+    Pass,
+    /// It shows that the backend has failed before there was any content.
+    NoContent(Cause),
+    /// It is an answer that is no success, as far as it will be read.
+    Judge,
+}
+
+fn look(answer: &Answer, renames: bool, end_of_stream: bool) -> Look {
+    let len = answer.hold.as_ref().map_or(0, BodyHold::len);
+    // The name of the model may stand at the end.
+    let longest = if renames { LONGEST_RENAMED } else { LONGEST_DOCUMENT };
+    let progress = answer.progress();
+    if answer.is_error() {
+        return if end_of_stream || len > LONGEST_ERROR { Look::Judge } else { Look::Wait };
+    }
+    if answer.passage.is_stream() {
+        return match progress.error {
+            _ if progress.content => Look::Pass,
+            Some(Blame::Client) => Look::Pass,
+            Some(_) => Look::NoContent(Cause::ErrorEvent),
+            None if progress.aborted => Look::NoContent(Cause::Aborted),
+            None if progress.is_over() || len > LONGEST_SILENCE => Look::Pass,
+            None if end_of_stream => Look::NoContent(Cause::Empty),
+            None => Look::Wait,
+        };
+    }
+    match () {
+        // It is known now that nothing is read.
+        () if answer.passage.is_off() && !answer.passage.is_open() => Look::Pass,
+        () if end_of_stream && progress.is_broken_off() => Look::NoContent(Cause::Aborted),
+        () if end_of_stream || len > longest => Look::Pass,
+        () => Look::Wait,
+    }
+}
+
+/// Reads an error response that passes as it comes, because no other backend can be tried.
+fn inspect(session: &mut Session, piece: Option<&Bytes>, end_of_stream: bool, ctx: &mut Ctx) {
+    let Some(attempt) = &mut ctx.attempt else { return };
+    let answer = &mut attempt.answer;
+    if answer.judged || !answer.is_error() {
+        return;
+    }
+    if let Some(piece) = piece {
+        answer.inspected.push(piece.clone());
+    }
+    if end_of_stream || answer.inspected.len() > LONGEST_INSPECTED {
+        let body = std::mem::take(&mut answer.inspected).joined();
+        attempts::decide(session, ctx, Outcome::Error(&body));
+    }
+}
+
+/// Keeps an answer that is no success, in case that no other is given.
+fn keep(ctx: &mut Ctx) {
+    if let Some(attempt) = &mut ctx.attempt
+        && let Some(head) = attempt.answer.error_head.take()
+    {
+        let body = attempt.answer.hold.take().unwrap_or_default().joined();
+        let endpoint = attempt.endpoint.clone();
+        ctx.retry.kept = Some(KeptAnswer { endpoint, head, body });
+    }
+}
+
+/// The backend has answered to the end.
+fn ended(session: &mut Session, ctx: &mut Ctx) {
+    attempts::decide(session, ctx, Outcome::Whole);
+    ctx.retry.ended();
+}

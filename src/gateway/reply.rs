@@ -1,0 +1,150 @@
+//! What the gateway writes to the client itself.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Version, header};
+use pingora::{Result, http::ResponseHeader};
+use pingora_proxy::Session;
+
+use super::{ctx::Ctx, end::End, settlement};
+use crate::{
+    base::{Rejection, limits::Standings},
+    config::raw,
+    dialect::{self, ErrorFormat},
+};
+
+/// The name of the header field that carries request ids.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The content type of errors.
+pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// How errors are worded for this request.
+pub fn error_format(ctx: &Ctx) -> ErrorFormat {
+    let flat = ctx.snapshot.plan.error_format == raw::ErrorFormat::Simple;
+    ErrorFormat::new(ctx.request.language(), flat)
+}
+
+/// Writes a whole answer, with which the request ends.
+pub async fn write(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    end: End,
+    content_type: HeaderValue,
+    body: Bytes,
+    more: &[(HeaderName, HeaderValue)],
+) -> Result<()> {
+    let status = end.status;
+    ctx.conclude(end);
+    if opened(session) {
+        // The head has gone out while the request waited.
+        let event = ctx.request.language().event(&body);
+        return last(session, ctx, event).await;
+    }
+    settlement::settle(ctx, None);
+    let head_only = session.req_header().method == Method::HEAD;
+    let mut head = ResponseHeader::build(status, Some(6))?;
+    head.insert_header(header::CONTENT_TYPE, content_type)?;
+    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    head.insert_header(REQUEST_ID, ctx.request.id.header())?;
+    for (name, value) in more {
+        head.insert_header(name.clone(), value.clone())?;
+    }
+    if let Some(standings) = &ctx.limits.standings {
+        dialect::write_limits(ctx.request.language(), standings, &mut head)?;
+    }
+    let empty = head_only || body.is_empty();
+    session.write_response_header(Box::new(head), empty).await?;
+    if !empty {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}
+
+/// Writes the last piece of an answer whose head has gone out.
+pub async fn last(session: &mut Session, ctx: &mut Ctx, piece: Bytes) -> Result<()> {
+    settlement::settle(ctx, None);
+    session.write_response_body(Some(piece), true).await
+}
+
+/// Writes a rejection, with which the request ends.
+pub async fn refuse(session: &mut Session, ctx: &mut Ctx, no: Rejection) -> Result<()> {
+    let body = error_format(ctx).rejection(&no);
+    let mut more = Vec::new();
+    if let Some(seconds) = no.retry_after {
+        more.push((header::RETRY_AFTER, HeaderValue::from(seconds)));
+    }
+    if no.status == 401 {
+        // RFC 9110, section 11.6.1: a 401 says how to do better.
+        more.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
+    }
+    if no.status == 415 {
+        // RFC 9110, section 15.5.16: what would be taken.
+        more.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+    }
+    if let Some(allow) = no.allow {
+        more.push((header::ALLOW, HeaderValue::from_static(allow)));
+    }
+    if no.close {
+        session.set_keepalive(None);
+    }
+    write(session, ctx, End::refused(no), JSON, body, &more).await
+}
+
+/// Whether the head of an answer has gone to the client.
+pub fn opened(session: &Session) -> bool {
+    session.response_written().is_some_and(|head| !head.status.is_informational())
+}
+
+/// Whether the head of a stream can be sent before there is an answer.
+pub fn can_open(session: &Session, ctx: &Ctx) -> bool {
+    ctx.request.stream && session.req_header().version != Version::HTTP_10
+}
+
+/// The head of a stream that has not begun yet.
+pub fn head_of_stream(
+    session: &Session,
+    ctx: &Ctx,
+    standings: Option<&Standings>,
+) -> Result<Box<ResponseHeader>> {
+    let language = ctx.request.language();
+    let mut head = ResponseHeader::build(200, Some(16))?;
+    head.insert_header(header::CONTENT_TYPE, language.stream_type())?;
+    head.insert_header(header::CACHE_CONTROL, "no-cache")?;
+    head.insert_header(REQUEST_ID, ctx.request.id.header())?;
+    if session.req_header().version == Version::HTTP_11 {
+        head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    if let Some(standings) = standings {
+        dialect::write_limits(language, standings, &mut head)?;
+    }
+    Ok(Box::new(head))
+}
+
+/// Sends what keeps the client's connection alive, after the head of a stream if none was sent.
+pub async fn keep_alive(
+    session: &mut Session,
+    ctx: &Ctx,
+    standings: Option<&Standings>,
+) -> Result<()> {
+    if !opened(session) {
+        // What goes wrong from here on is told as an event.
+        let head = head_of_stream(session, ctx, standings)?;
+        session.write_response_header(head, false).await?;
+    }
+    session.write_response_body(Some(ctx.request.language().keep_alive()), false).await
+}
+
+/// Writes a backend's answer that was kept.
+pub async fn backends_own(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    head: Box<ResponseHeader>,
+    body: Bytes,
+) -> Result<()> {
+    settlement::settle(ctx, None);
+    session.write_response_header(head, body.is_empty()).await?;
+    if !body.is_empty() {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}

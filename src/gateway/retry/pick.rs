@@ -1,0 +1,280 @@
+//! Which backend the next attempt goes to.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Around, RetryPolicy, pause};
+use crate::{
+    balance::{Candidate, Choice, Nobody, Wish},
+    config::plan::{PrefixPlan, Strategy},
+    gateway::{
+        affinity,
+        attempt::Attempt,
+        timeline::{self, Search, Timeline},
+    },
+    route::{Route, Split, Tier},
+};
+
+/// A backend, and how it was found.
+pub struct Picked {
+    /// The backend.
+    pub choice: Choice,
+    /// The model's name there; `None`: as the client says.
+    pub model: Option<Arc<str>>,
+    /// Tiers before the one that it was found in.
+    pub tier: usize,
+    /// Its pool.
+    pub pool: usize,
+    /// The states of the pool's backends, if the timeline has them.
+    pub candidates: Vec<Candidate>,
+}
+
+/// What comes next.
+pub enum Next {
+    /// An attempt at this backend.
+    Attempt(Box<Picked>),
+    /// A pause.
+    Pause(Duration),
+    /// No further attempt.
+    NoBackend(Nobody),
+}
+
+impl RetryPolicy {
+    /// What comes next.
+    pub fn next(&mut self, around: &Around<'_>, timeline: &mut Timeline) -> Next {
+        if let Some(pause) = self.pause.take() {
+            return Next::Pause(pause);
+        }
+        let now = Instant::now();
+        let none = match self.pick(around, timeline, now) {
+            Ok(picked) => {
+                if self.begun == 0 {
+                    self.paying = Some(picked.pool);
+                    around.snapshot.pools[picked.pool].earn();
+                } else if !self.afford(around, picked.pool, now) {
+                    return Next::NoBackend(Nobody::default());
+                }
+                return Next::Attempt(Box::new(picked));
+            }
+            Err(none) => none,
+        };
+        match self.wait_for(around, none) {
+            Some(pause) => Next::Pause(pause),
+            None => Next::NoBackend(none),
+        }
+    }
+
+    /// Puts back a pause that was not made.
+    pub fn postpone(&mut self, pause: Duration) {
+        self.pause = Some(pause);
+    }
+
+    /// Looks for a backend for a second attempt beside the present one, in the same tier: the other
+    /// tiers are for failures. It is paid for as a retry.
+    pub fn second(
+        &mut self,
+        present: &Attempt,
+        around: &Around<'_>,
+        timeline: &mut Timeline,
+    ) -> Option<Box<Picked>> {
+        self.exclude(present, false);
+        let now = Instant::now();
+        let picked = self.pick(around, timeline, now).ok()?;
+        if picked.tier != present.tier || !self.afford(around, picked.pool, now) {
+            return None;
+        }
+        self.left = self.left.saturating_sub(1);
+        Some(Box::new(picked))
+    }
+
+    /// The picked backend gets its attempt.
+    pub fn start(
+        &mut self,
+        picked: Picked,
+        around: &Around<'_>,
+        timeline: &mut Timeline,
+    ) -> Attempt {
+        let Picked { choice, model, tier, pool, candidates } = picked;
+        let explains = around.carry.explains.capacity() > 0;
+        let span = explains.then(|| {
+            let asked = around.request.model.as_deref();
+            let model = model.as_deref().or(asked).unwrap_or_default().to_owned();
+            let search = Search { tier, pool, model, candidates };
+            timeline.begin(around.request.arrived, search, &choice.endpoint.name)
+        });
+        self.begun += 1;
+        self.tier = tier;
+        if let Some(reason) = self.reason.take() {
+            self.retries += 1;
+            around.carry.metrics.retries.with_label_values(&[reason]).inc();
+        }
+        Attempt::new(choice, model, tier, span)
+    }
+
+    /// Takes a retry from the budget of the pool that was asked first; `pool` if none was.
+    fn afford(&mut self, around: &Around<'_>, pool: usize, now: Instant) -> bool {
+        let paying = *self.paying.get_or_insert(pool);
+        let can = around.snapshot.pools[paying].afford_retry(now);
+        if !can {
+            log::debug!("request {}: the retry budget is used up", around.request.id);
+            around.carry.metrics.retry_budget_exhausted.inc();
+        }
+        can
+    }
+
+    /// How long to wait when no backend is available: until one of those that are cooling down is
+    /// tried again, or until those are that have failed this request. The attempt that follows was
+    /// paid for.
+    fn wait_for(&mut self, around: &Around<'_>, none: Nobody) -> Option<Duration> {
+        let retry = &around.snapshot.plan.routing.retry;
+        let backoff = retry.again.filter(|_| self.waits < retry.max_retries)?;
+        let round =
+            (!self.excluded.is_empty()).then(|| pause(&backoff, self.rounds, rand::random()));
+        let open = none.retry_after.filter(|wait| *wait <= backoff.max);
+        let wait = round.into_iter().chain(open).min()?;
+        self.waits += 1;
+        self.rounds += 1;
+        self.excluded.clear();
+        Some(wait.max(Duration::from_millis(1)))
+    }
+
+    /// Picks a backend by the route: tier by tier, in each by chance and weight.
+    fn pick(
+        &mut self,
+        around: &Around<'_>,
+        timeline: &mut Timeline,
+        now: Instant,
+    ) -> Result<Picked, Nobody> {
+        let Some(Route { tiers, .. }) = around.route else {
+            return Err(Nobody::default());
+        };
+        // The last attempt goes to the next tier, if that has not been asked yet.
+        let last = self.begun > 0 && self.left == 0 && self.tier + 1 < tiers.len();
+        let first = if last { self.tier + 1 } else { 0 };
+        let mut soonest: Option<Duration> = None;
+        for number in (first..tiers.len()).chain(0..first) {
+            let tier = &tiers[number];
+            for split in in_turn(&tier.splits, draw(around, tier)) {
+                match self.pick_of(around, timeline, now, (number, split)) {
+                    Ok(picked) => return Ok(picked),
+                    Err(none) => soonest = soonest.into_iter().chain(none.retry_after).min(),
+                }
+            }
+        }
+        Err(Nobody { retry_after: soonest })
+    }
+
+    /// Picks a backend of one split of a tier.
+    fn pick_of(
+        &mut self,
+        around: &Around<'_>,
+        timeline: &mut Timeline,
+        now: Instant,
+        (tier, split): (usize, &Split),
+    ) -> Result<Picked, Nobody> {
+        let pool = &around.snapshot.pools[split.pool];
+        let balance = pool.balance();
+        if balance.strategy == Strategy::PrefixAffinity {
+            self.hash_beginnings(around, split.model.as_ref(), &balance.prefix);
+        }
+        let asked = around.request.model.as_deref().unwrap_or_default();
+        let model = split.model.as_deref().unwrap_or(asked);
+        let caller = match self.caller {
+            Some(caller) => caller,
+            None => *self.caller.insert(affinity::caller(around.caller, around.request)),
+        };
+        let excluded: Vec<u32> = self.excluded.with(split.model.as_deref()).collect();
+        let blocks = self.beginnings.as_ref();
+        let wish = Wish {
+            model,
+            caller,
+            spare: self.is_spared(around),
+            session: affinity::session(around.headers, around.caller, around.request, balance),
+            blocks: blocks.map_or(&[], |(_, _, blocks)| blocks.as_slice()),
+            tried: &excluded,
+            now,
+        };
+        let explains = &around.carry.explains;
+        // As they stand before one is chosen; a sole one is of interest only if it is not.
+        let mut candidates = match pool.len() > 1 {
+            true => timeline::candidates(explains, pool, &wish),
+            false => Vec::new(),
+        };
+        match pool.pick(&wish) {
+            Ok(choice) => {
+                let (pool, model) = (split.pool, split.model.clone());
+                Ok(Picked { choice, tier, pool, model, candidates })
+            }
+            Err(none) => {
+                if candidates.is_empty() {
+                    candidates = timeline::candidates(explains, pool, &wish);
+                }
+                let (pool, model) = (split.pool, model.to_owned());
+                timeline
+                    .no_backend(around.request.arrived, Search { tier, pool, model, candidates });
+                Err(none)
+            }
+        }
+    }
+
+    /// Hashes how the conversation begins, unless that was done for this model before.
+    fn hash_beginnings(
+        &mut self,
+        around: &Around<'_>,
+        model: Option<&Arc<str>>,
+        plan: &PrefixPlan,
+    ) {
+        let known = self.beginnings.as_ref();
+        if known.is_none_or(|(known, by, _)| known.as_ref() != model || by != plan) {
+            let asked = around.request.model.as_deref().unwrap_or_default();
+            let name = model.map_or(asked, |model| model);
+            let blocks = around.body.beginnings(name, plan.block, plan.blocks);
+            self.beginnings = Some((model.cloned(), *plan, blocks));
+        }
+    }
+}
+
+/// Whether there is a tier with more than one backend that could be chosen.
+pub fn has_several(around: &Around<'_>) -> bool {
+    around.route.iter().flat_map(|route| &route.tiers).any(|tier| {
+        let pools = tier.splits.iter().map(|split| &around.snapshot.pools[split.pool]);
+        let mut up = pools.flat_map(|pool| pool.members()).filter(|(_, up)| *up);
+        let first = up.next().map(|(e, _)| e.id);
+        up.any(|(e, _)| Some(e.id) != first)
+    })
+}
+
+/// Where the choice among the splits of a tier falls: requests that belong together take the same.
+fn draw(around: &Around<'_>, tier: &Tier) -> u64 {
+    let [first, _, ..] = tier.splits.as_slice() else { return 0 };
+    let total: u64 = tier.splits.iter().map(|s| u64::from(s.weight)).sum();
+    let balance = around.snapshot.pools[first.pool].balance();
+    let bound = affinity::session(around.headers, around.caller, around.request, balance);
+    bound.unwrap_or_else(rand::random) % total.max(1)
+}
+
+/// The splits, from the one on that `drawn` falls to (below the sum of the weights).
+fn in_turn(splits: &[Split], drawn: u64) -> impl Iterator<Item = &Split> {
+    let mut sum = 0;
+    let first = splits.iter().position(|s| {
+        sum += u64::from(s.weight);
+        drawn < sum
+    });
+    let (before, from) = splits.split_at(first.unwrap_or(0));
+    from.iter().chain(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_are_drawn_by_weight_and_all_are_asked() {
+        let split = |weight, pool| Split { weight, pool, model: None };
+        let splits = [split(95, 0), split(5, 1)];
+        let order = |drawn| in_turn(&splits, drawn).map(|s| s.pool).collect::<Vec<_>>();
+        assert_eq!((order(0), order(94), order(95)), (vec![0, 1], vec![0, 1], vec![1, 0]));
+    }
+}

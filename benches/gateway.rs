@@ -401,7 +401,9 @@ fn print_decision() {
     println!("deciding and settling with 8 limits: {:.2} µs", micros(CALLS, &mut decide));
     let mut tell = || {
         let mut head = pingora::http::ResponseHeader::build(200, Some(8)).unwrap();
-        dialect::write_limits(dialect::DIALECTS[0], &standings, &mut head).unwrap();
+        let mut fields = dialect::LimitHeaders::default();
+        dialect::DIALECTS[0].limit_headers(&standings, &mut fields);
+        fields.insert(&mut head).unwrap();
     };
     println!("telling how they stand: {:.2} µs", micros(CALLS, &mut tell));
 }

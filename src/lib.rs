@@ -10,36 +10,71 @@
 //! | 9 | [`cli`] | arguments to a call |
 //! | 8 | [`demo`] | a gateway with everything around it, in one process |
 //! | 7 | [`server`] | the composition root: listeners, services, signals |
-//! | 6 | [`gateway`], [`admin`], [`listener`], [`tasks`] | the `ProxyHttp` implementation, one file a phase; the operator's API; clients' connections; what runs beside the requests |
+//! | 6 | [`gateway`], [`admin`], [`listener`], [`tasks`] | the `ProxyHttp` implementation; the operator's API; clients' connections; background services |
 //! | 5 | [`runtime`] | the snapshot of a configuration, and what outlives it |
 //! | 4 | [`auth`], [`balance`], [`limit`], [`route`], [`usage`] | policies, each on its own |
 //! | 3 | [`config`], [`sim`] | what the configuration file means; a simulated vLLM |
 //! | 2 | [`dialect`] | API languages |
 //! | 1 | [`lua`], [`store`], [`telemetry`], [`wire`] | scripts; clients and certificates; metrics and logs; bytes |
-//! | 0 | [`base`] | words: ids, callers, refusals, faults, counts, secrets |
+//! | 0 | [`base`] | shared values: ids, callers, rejections, faults, counts, secrets |
+//!
+//! Inside a folder the files form no circle of imports; the same test fails on one.
 //!
 //! # A request's walk
 //!
+//! `gateway/mod.rs` has one delegating line for each phase of Pingora's `ProxyHttp`.
+//!
 //! 0. [`listener`] accepts the connection, and gives each state of it a time limit.
-//! 1. `gateway/early.rs`: request id, client, size of the headers.
-//! 2. `gateway/request.rs`: the path is on the allow-list of [`dialect`]; `gateway/policy.rs` finds
-//!    out who is calling, and later asks [`auth`] to decide; `gateway/body_in.rs` reads the body, [`wire::peek`] finds model and stream in it; guarded fields go, usage is
-//!    asked for; [`route`] finds the pool of the model; `gateway/limits.rs` lets it in by the rules of
-//!    [`limit`], perhaps after a while in a queue.
-//! 3. `gateway/peer.rs`: [`balance`] picks a healthy backend, once for each attempt.
-//! 4. `gateway/outbound.rs`: the backend's header and the prepared body.
-//! 5. `gateway/response.rs`, `gateway/stream.rs`: the answer passes; [`usage`] reads the counts
-//!    from it and takes out what was added.
-//! 6. `gateway/failure.rs`: what becomes of a fault.
-//! 7. `gateway/logging.rs`: the one exit: metrics, usage record, access line; [`auth`] counts what
-//!    was used of the key's quota and balance.
+//! 1. `gateway/early.rs`: request id, client address, deadlines.
+//! 2. `gateway/request.rs`: the order of everything that is decided before a backend is asked.
+//!    - [`dialect`] finds the operation that stands at the path, and its language.
+//!    - `gateway/auth.rs` identifies the key, and later asks [`auth`] to decide about it.
+//!    - `gateway/receive.rs` reads the body into `gateway/body.rs`; the language glances at it for
+//!      model, stream and limits.
+//!    - [`route`] finds the tiers of pools for the model.
+//!    - `gateway/admission.rs` admits the request by the rules of [`limit`], perhaps after a while in
+//!      the queue.
+//!    - `gateway/hedge.rs` serves short requests with two attempts at the same time, through
+//!      `gateway/direct.rs`.
+//! 3. `gateway/peer.rs`: the retry policy (`gateway/retry/mod.rs`) picks a healthy backend from
+//!    [`balance`], by `gateway/retry/pick.rs`; a `gateway/attempt.rs` begins.
+//! 4. `gateway/outbound.rs`: the backend's header and its version of the body.
+//! 5. `gateway/response.rs`: the head of the answer, and the passage of its body, from
+//!    `dialect/passage.rs`.
+//! 6. `gateway/passing.rs`: each piece of the body goes through the passage, which meters it; as long
+//!    as another backend could take over, nothing goes to the client before there is content.
+//! 7. `gateway/failure.rs`: what broke. `gateway/attempts.rs` asks the retry policy whether another
+//!    attempt follows; if none does, `gateway/fault.rs` has the status and `gateway/reply.rs` writes
+//!    it.
+//! 8. `gateway/settlement.rs`: what the request used is settled with its limits, before the client
+//!    sees the end.
+//! 9. `gateway/logging.rs`: the one exit: metrics, usage record, access line, timeline.
+//!
+//! # Where to add what
+//!
+//! | what | where |
+//! |---|---|
+//! | an API language | its file or folder in `dialect/`, and its line in `dialect/catalog.rs` |
+//! | an operation of a language | a line in its list of operations |
+//! | a cause for a retry | `gateway/retry/cause.rs`; what it says of a backend: `gateway/retry/verdict.rs` |
+//! | a rule about attempts | `gateway/retry/mod.rs`: `RetryPolicy::decide` |
+//! | a balancing strategy | its file in `balance/strategy/`, and its line there |
+//! | a limit | its counter in `limit/rules.rs`, and its key in `config/raw/limit.rs` |
+//! | a source of keys | its file in `auth/provider/`, and its line there |
+//! | a sink of usage records | its file in `usage/sink/`, and its line there |
 //!
 //! # State
 //!
-//! What belongs to a request is in its context, which pins one [`runtime::Snapshot`]. A reload
-//! builds the next snapshot whole and swaps once; so does a change of the backends, which
-//! `tasks/discovery` finds. Health, counters, connections and records that
-//! wait are in [`runtime::Carry`] and live through it.
+//! | state | where | how long |
+//! |---|---|---|
+//! | of one attempt | `Attempt`, in the context | one attempt |
+//! | of one policy within a request | the policy's own object, in the context | one request |
+//! | between policies | typed values in the context, each with its writers and readers named in `gateway/ctx.rs` | one request |
+//! | of the configuration | [`runtime::Snapshot`], which a request pins | until the next reload |
+//! | of the process: health, counters, connections, the spool | [`runtime::Carry`] | through reloads |
+//!
+//! A reload builds the next snapshot whole and swaps once; so does a change of the backends, which
+//! `tasks/discovery/mod.rs` finds.
 
 pub mod admin;
 pub mod auth;

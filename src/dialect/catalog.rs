@@ -1,6 +1,10 @@
 //! The list of languages, and what stands at a path.
 
-use super::{Dialect, Kind, Match, Operation, openai::OpenAi};
+use super::{
+    language::Dialect,
+    openai::OpenAi,
+    operation::{Kind, Operation},
+};
 use crate::base::Rejection;
 
 /// All languages, each with one line. The first is the one that errors are worded in where no
@@ -17,6 +21,29 @@ static OWN: [Operation; 3] = [
     Operation { path: "/ready", allow: "GET, HEAD", kind: Kind::Ready },
     Operation { path: "/metrics", allow: "GET, HEAD", kind: Kind::Metrics },
 ];
+
+/// The operation of a request, and the language that it belongs to.
+#[derive(Clone, Copy)]
+pub struct Match {
+    /// The client's language.
+    pub language: &'static dyn Dialect,
+    /// The operation.
+    pub operation: &'static Operation,
+    /// Its number among the operations of all languages, from 0.
+    pub number: usize,
+}
+
+impl Match {
+    /// What stands at the path.
+    pub fn kind(&self) -> Kind {
+        self.operation.kind
+    }
+
+    /// The label of the path in metrics and records.
+    pub fn label(&self) -> &'static str {
+        self.operation.path
+    }
+}
 
 fn all() -> impl Iterator<Item = (&'static dyn Dialect, &'static Operation)> {
     let of = |language: &&'static dyn Dialect| {

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use serde_json::json;
 
-use super::Dialect;
+use super::language::Dialect;
 use crate::base::Rejection;
 
 /// The form of error bodies.
@@ -21,11 +21,11 @@ impl ErrorFormat {
     }
 
     /// The body of a rejection.
-    pub fn rejection(&self, no: &Rejection) -> Bytes {
+    pub fn rejection(&self, rejection: &Rejection) -> Bytes {
         if self.flat {
-            return flat(no.status, &no.message);
+            return flat(rejection.status, &rejection.message);
         }
-        self.language.rejection(no)
+        self.language.rejection(rejection)
     }
 
     /// The body of an answer to a failure.

@@ -26,12 +26,12 @@ pub struct Glance {
     /// Where the tools stand, which engines put before the conversation.
     pub tools: Option<Range<usize>>,
     /// Where the edits of a language go.
-    pub(super) spots: Spots,
+    pub(super) offsets: Offsets,
 }
 
 /// Offsets that only the language itself needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Spots {
+pub struct Offsets {
     /// The value that names the model.
     pub model: Option<Range<usize>>,
     /// The value of the options of a stream.

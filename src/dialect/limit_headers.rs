@@ -6,23 +6,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use pingora::http::ResponseHeader;
 
-use super::Dialect;
-use crate::base::limits::{Standing, Standings};
-
-/// Writes the states of a request's limits into the head of an answer, under the names of the
-/// client's language.
-///
-/// # Errors
-/// None in practice: names and values are legal.
-pub fn write_limits(
-    language: &dyn Dialect,
-    standings: &Standings,
-    head: &mut ResponseHeader,
-) -> pingora::Result<()> {
-    let mut fields = LimitHeaders::default();
-    language.limit_headers(standings, &mut fields);
-    fields.insert(head)
-}
+use crate::base::limits::Standing;
 
 /// Whether a header field tells the state of a limit: a backend's limits are not the client's.
 pub fn is_limit_header(name: &str) -> bool {
@@ -50,7 +34,11 @@ impl LimitHeaders {
         self.add(names[2], reset);
     }
 
-    fn insert(self, head: &mut ResponseHeader) -> pingora::Result<()> {
+    /// Writes them into the head of an answer.
+    ///
+    /// # Errors
+    /// None in practice: names and values are legal.
+    pub fn insert(self, head: &mut ResponseHeader) -> pingora::Result<()> {
         let values = Bytes::from(self.values);
         let mut start = 0;
         for (name, end) in self.fields {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::UsageRequest;
+use super::glance::UsageRequest;
 use crate::base::{TokenCounts, UsageSource};
 
 /// Watches an answer in one language. It is given every piece, and what it returns goes to the

@@ -4,8 +4,6 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-use super::Dialect;
-
 /// One operation.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Operation {
@@ -71,29 +69,6 @@ impl Operation {
     /// Whether it takes requests with this method.
     pub fn allows(&self, method: &str) -> bool {
         self.allow.split(", ").any(|allowed| allowed == method)
-    }
-}
-
-/// The operation of a request, and the language that it belongs to.
-#[derive(Clone, Copy)]
-pub struct Match {
-    /// The client's language.
-    pub language: &'static dyn Dialect,
-    /// The operation.
-    pub operation: &'static Operation,
-    /// Its number among the operations of all languages, from 0.
-    pub number: usize,
-}
-
-impl Match {
-    /// What stands at the path.
-    pub fn kind(&self) -> Kind {
-        self.operation.kind
-    }
-
-    /// The label of the path in metrics and records.
-    pub fn label(&self) -> &'static str {
-        self.operation.path
     }
 }
 

@@ -4,8 +4,9 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
 use super::{
-    Dialect, Meter, Metering, Progress,
-    front::{self, Declared, Front, Fronted},
+    language::Dialect,
+    meter::{Meter, Metering, Progress},
+    preprocess::{self, Declared, Preprocessed, Preprocessor},
 };
 use crate::wire::{inflate::Trouble, sniff::Kind};
 
@@ -13,8 +14,8 @@ use crate::wire::{inflate::Trouble, sniff::Kind};
 #[derive(Default)]
 pub struct Passage {
     form: Form,
-    way: Way,
-    front: Front,
+    codec: Codec,
+    preprocess: Preprocessor,
     progress: Progress,
     setup: Option<Setup>,
 }
@@ -34,9 +35,9 @@ enum Form {
     Event,
 }
 
-/// What bytes go through on their way.
+/// What bytes go through on their codec.
 #[derive(Default)]
-enum Way {
+enum Codec {
     /// Nothing.
     #[default]
     Off,
@@ -53,12 +54,12 @@ struct Setup {
 }
 
 impl Setup {
-    fn document(&self) -> Way {
-        Way::Same(self.language.document_meter())
+    fn document(&self) -> Codec {
+        Codec::Same(self.language.document_meter())
     }
 
-    fn stream(&self, by_line: bool) -> Way {
-        Way::Same(self.language.stream_meter(&self.metering, by_line))
+    fn stream(&self, by_line: bool) -> Codec {
+        Codec::Same(self.language.stream_meter(&self.metering, by_line))
     }
 }
 
@@ -67,7 +68,7 @@ pub struct Pushed {
     /// What goes to the client.
     pub bytes: Option<Bytes>,
     /// What it is.
-    pub came: Came,
+    pub kind: PieceKind,
     /// It is known now what the body is: whether it is held back is to be decided again.
     pub reformed: bool,
     /// Events with data in it, if the stream has content.
@@ -76,7 +77,7 @@ pub struct Pushed {
 
 /// What a piece is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Came {
+pub enum PieceKind {
     /// A part of the answer, or nothing at all.
     Part,
     /// Comments alone.
@@ -96,31 +97,31 @@ impl Passage {
         promised: bool,
     ) -> (Self, Option<String>) {
         let setup = Setup { language, metering, promised };
-        let declared = front::declared(head);
-        let unread = |setup| Self::with(Form::Off, Way::Off, Front::default(), setup);
+        let declared = preprocess::declared(head);
+        let unread = |setup| Self::with(Form::Off, Codec::Off, Preprocessor::default(), setup);
         if !head.status.is_success() || declared == Declared::Other {
             return (unread(setup), None);
         }
-        let coding = match front::coding(head) {
+        let coding = match preprocess::coding(head) {
             Ok(coding) => coding,
             Err(name) => return (unread(setup), Some(name)),
         };
-        let (form, way) = match declared {
+        let (form, codec) = match declared {
             Declared::Json => (Form::Document, setup.document()),
             Declared::Events => (Form::Stream, setup.stream(false)),
             Declared::Lines => (Form::Stream, setup.stream(true)),
-            Declared::Unclear | Declared::Other => (Form::Off, Way::Off),
+            Declared::Unclear | Declared::Other => (Form::Off, Codec::Off),
         };
-        let front = Front::new(coding, declared != Declared::Lines);
-        (Self::with(form, way, front, setup), None)
+        let preprocess = Preprocessor::new(coding, declared != Declared::Lines);
+        (Self::with(form, codec, preprocess, setup), None)
     }
 
-    fn with(form: Form, way: Way, front: Front, setup: Setup) -> Self {
+    fn with(form: Form, codec: Codec, preprocess: Preprocessor, setup: Setup) -> Self {
         let form = match form {
             Form::Off | Form::Document if setup.promised => Form::Event,
             form => form,
         };
-        Self { form, way, front, progress: Progress::default(), setup: Some(setup) }
+        Self { form, codec, preprocess, progress: Progress::default(), setup: Some(setup) }
     }
 
     /// What is known so far.
@@ -155,15 +156,15 @@ impl Passage {
 
     /// It is not known yet what the body is.
     pub fn is_open(&self) -> bool {
-        self.front.is_open()
+        self.preprocess.is_open()
     }
 
     /// Its compression is undone.
     pub fn decodes(&self) -> bool {
-        self.front.decodes()
+        self.preprocess.decodes()
     }
 
-    /// Its stream is changed on its way, if it is one.
+    /// Its stream is changed on its codec, if it is one.
     pub fn changes_stream(&self) -> bool {
         self.setup.as_ref().is_some_and(|setup| setup.language.changes_stream(&setup.metering))
     }
@@ -179,21 +180,21 @@ impl Passage {
     /// # Errors
     /// If it cannot be decoded.
     pub fn push(&mut self, piece: Option<Bytes>, end_of_stream: bool) -> Result<Pushed, Trouble> {
-        let (piece, reformed) = match self.front.take(piece, end_of_stream)? {
-            Fronted::Piece(piece) => (piece, false),
-            Fronted::Known(kind, piece) => {
+        let (piece, reformed) = match self.preprocess.take(piece, end_of_stream)? {
+            Preprocessed::Piece(piece) => (piece, false),
+            Preprocessed::Known(kind, piece) => {
                 let before = self.form;
                 self.reform(kind);
                 (Some(piece), self.form != before || self.form == Form::Off)
             }
-            Fronted::Blank(blank) => {
-                let (bytes, came) = (Some(blank), Came::Blank);
-                return Ok(Pushed { bytes, came, reformed: false, events: 0 });
+            Preprocessed::Blank(blank) => {
+                let (bytes, kind) = (Some(blank), PieceKind::Blank);
+                return Ok(Pushed { bytes, kind, reformed: false, events: 0 });
             }
         };
         let before = self.progress.events;
-        let Way::Same(meter) = &mut self.way else {
-            return Ok(Pushed { bytes: piece, came: Came::Part, reformed, events: 0 });
+        let Codec::Same(meter) = &mut self.codec else {
+            return Ok(Pushed { bytes: piece, kind: PieceKind::Part, reformed, events: 0 });
         };
         let mut bytes = piece.map(|piece| meter.push(piece, &mut self.progress));
         if end_of_stream {
@@ -203,14 +204,14 @@ impl Passage {
             }
         }
         if self.form != Form::Stream {
-            return Ok(Pushed { bytes, came: Came::Part, reformed, events: 0 });
+            return Ok(Pushed { bytes, kind: PieceKind::Part, reformed, events: 0 });
         }
         let bytes = bytes.unwrap_or_default();
         let events = self.progress.events - before;
         let heartbeat = events == 0 && !bytes.is_empty() && !self.progress.content;
         Ok(Pushed {
             bytes: Some(bytes),
-            came: if heartbeat { Came::Heartbeat } else { Came::Part },
+            kind: if heartbeat { PieceKind::Heartbeat } else { PieceKind::Part },
             reformed,
             events: if self.progress.content { events } else { 0 },
         })
@@ -221,13 +222,13 @@ impl Passage {
         let Some(setup) = &self.setup else { return };
         match (kind, self.form) {
             (Kind::Events, Form::Stream) | (Kind::Other, _) => {}
-            (Kind::Events, _) => (self.form, self.way) = (Form::Stream, setup.stream(false)),
+            (Kind::Events, _) => (self.form, self.codec) = (Form::Stream, setup.stream(false)),
             (Kind::Json, Form::Document) => {}
-            (Kind::Json, Form::Event) if matches!(self.way, Way::Same(_)) => {}
+            (Kind::Json, Form::Event) if matches!(self.codec, Codec::Same(_)) => {}
             // The client has been told that a stream comes, and perhaps the backend said so too.
             (Kind::Json, _) => {
                 let form = if setup.promised { Form::Event } else { Form::Document };
-                (self.form, self.way) = (form, setup.document());
+                (self.form, self.codec) = (form, setup.document());
             }
         }
     }
@@ -235,9 +236,9 @@ impl Passage {
     /// Reads what was held back as a stream of lines, from here on. What goes out is returned.
     pub fn turn_into_lines(&mut self, held: Bytes, end_of_stream: bool) -> Bytes {
         let Some(setup) = &self.setup else { return held };
-        (self.form, self.way, self.progress) =
+        (self.form, self.codec, self.progress) =
             (Form::Stream, setup.stream(true), Progress::default());
-        let Way::Same(meter) = &mut self.way else { return held };
+        let Codec::Same(meter) = &mut self.codec else { return held };
         let out = meter.push(held, &mut self.progress);
         let rest = if end_of_stream { meter.finish(&mut self.progress) } else { Bytes::new() };
         joined(out, &rest)
@@ -245,15 +246,15 @@ impl Passage {
 
     /// The body broke: whole events that were held back.
     pub fn abandon(&mut self) -> Bytes {
-        match &mut self.way {
-            Way::Same(meter) => meter.abandon(&mut self.progress),
-            Way::Off => Bytes::new(),
+        match &mut self.codec {
+            Codec::Same(meter) => meter.abandon(&mut self.progress),
+            Codec::Off => Bytes::new(),
         }
     }
 
     /// [`Progress::pending`] has gone out.
     pub fn sent_pending(&mut self) {
-        if let Way::Same(meter) = &mut self.way {
+        if let Codec::Same(meter) = &mut self.codec {
             meter.sent_pending(&mut self.progress);
         }
     }
@@ -292,6 +293,33 @@ fn joined(first: Bytes, second: &Bytes) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialect::DIALECTS;
+
+    /// A passage of the body of an answer with this content type, in this language.
+    fn passage(language: &'static dyn Dialect, content_type: &str) -> Passage {
+        let mut head = ResponseHeader::build(200, None).unwrap();
+        head.insert_header("content-type", content_type).unwrap();
+        let (passage, unread) = Passage::new(&head, language, Metering::default(), false);
+        assert_eq!(unread, None);
+        passage
+    }
+
+    #[test]
+    fn unchanged_chunks_of_every_language_pass_without_a_copy() {
+        for language in DIALECTS {
+            let stream_type = language.stream_type();
+            for content_type in [stream_type.to_str().unwrap(), "application/json"] {
+                let mut passage = passage(*language, content_type);
+                for number in 0..3 {
+                    let chunk = language.event(format!("{{\"number\":{number}}}\n").as_bytes());
+                    let at = chunk.as_ptr();
+                    let out = passage.push(Some(chunk.clone()), false).unwrap().bytes.unwrap();
+                    let name = language.name();
+                    assert_eq!((out.as_ptr(), out.len()), (at, chunk.len()), "{name}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_document_becomes_one_event() {

@@ -58,7 +58,7 @@ pub async fn admit(
     let Some(mut wish) = wish(ctx, &limiter) else {
         return Ok(());
     };
-    let no = match limiter.admit(&mut wish, true).await {
+    let denial = match limiter.admit(&mut wish, true).await {
         Ok(ticket) => {
             enter(ctx, ticket);
             return Ok(());
@@ -77,18 +77,18 @@ pub async fn admit(
                     enter(ctx, ticket);
                     return Ok(());
                 }
-                Err(no) => no,
+                Err(denial) => denial,
             }
         }
         Err(No::Slot { otherwise, .. }) => otherwise,
-        Err(No::Refused(no)) => no,
+        Err(No::Refused(denial)) => denial,
     };
-    limiter.count_refusal(&no);
-    ctx.limits.refused = no.is_known();
-    ctx.limits.standings = limiter.standings(&wish).filter(|_| no.is_known());
-    Err(Stop::Refuse(match (&snapshot.auth, no.quota) {
+    limiter.count_refusal(&denial);
+    ctx.limits.refused = denial.is_known();
+    ctx.limits.standings = limiter.standings(&wish).filter(|_| denial.is_known());
+    Err(Stop::Refuse(match (&snapshot.auth, denial.quota) {
         (Some(auth), Some(renews_at)) => auth.quota_exceeded(renews_at),
-        _ => no.rejection,
+        _ => denial.rejection,
     }))
 }
 

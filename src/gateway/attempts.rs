@@ -7,7 +7,7 @@ use pingora_proxy::Session;
 use super::{
     ctx::{Attempts, Ctx},
     end::End,
-    retry::{Circumstances, Decision, Outcome, Picked},
+    retry::{Circumstances, Decision, Outcome, PickedBackend},
 };
 use crate::base::Fault;
 
@@ -18,11 +18,11 @@ pub fn decide(session: &mut Session, ctx: &mut Ctx, outcome: Outcome<'_>) -> Dec
         replayable: ctx.body.is_replayable(ctx.deferred.is_some(), session.is_body_done()),
         over: ctx.watch.as_ref().and_then(|watch| watch.fired()),
     };
-    let Attempts { policy, attempt, timeline, around } = ctx.attempts(session);
+    let Attempts { policy, attempt, timeline, view } = ctx.attempts(session);
     let Some(attempt) = attempt else {
         return Decision::Last(super::retry::Reason::Final);
     };
-    let decision = policy.decide(attempt, outcome, at, &around);
+    let decision = policy.decide(attempt, outcome, at, &view);
     if let Decision::Again(cause) | Decision::Wait(cause) = decision {
         attempt.answer.discarded = true;
         timeline.end(attempt.span, cause.result());
@@ -46,9 +46,9 @@ pub fn decide(session: &mut Session, ctx: &mut Ctx, outcome: Outcome<'_>) -> Dec
 }
 
 /// The attempt at a picked backend begins.
-pub fn start(session: &Session, ctx: &mut Ctx, picked: Picked) {
-    let Attempts { policy, attempt, timeline, around } = ctx.attempts(session);
-    *attempt = Some(policy.start(picked, &around, timeline));
+pub fn start(session: &Session, ctx: &mut Ctx, picked: PickedBackend) {
+    let Attempts { policy, attempt, timeline, view } = ctx.attempts(session);
+    *attempt = Some(policy.start(picked, &view, timeline));
 }
 
 /// The first byte of the present attempt's answer came at `at`.

@@ -27,8 +27,8 @@ impl End {
     }
 
     /// It was refused.
-    pub fn refused(no: Rejection) -> Self {
-        Self { status: no.status, cause: Cause::Refused(no) }
+    pub fn refused(rejection: Rejection) -> Self {
+        Self { status: rejection.status, cause: Cause::Refused(rejection) }
     }
 
     /// It failed.
@@ -39,7 +39,7 @@ impl End {
     /// Why it was refused.
     pub fn rejection(&self) -> Option<&Rejection> {
         match &self.cause {
-            Cause::Refused(no) => Some(no),
+            Cause::Refused(rejection) => Some(rejection),
             Cause::Answered | Cause::Failed(_) => None,
         }
     }

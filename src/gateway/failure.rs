@@ -151,7 +151,7 @@ enum Cause {
 impl Cause {
     fn of(error: &Error, ctx: &Ctx) -> Self {
         match stop::rejection_of(error) {
-            Some(no) => Self::Rejection(no.clone()),
+            Some(rejection) => Self::Rejection(rejection.clone()),
             None => Self::Fault(
                 stop::fault_of(error)
                     .or_else(|| attempts::fault(ctx))
@@ -197,11 +197,11 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, kept: KeptAnswer) -> u16 
 /// Nothing has been answered yet.
 async fn refuse(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
     let fault = match cause {
-        Cause::Rejection(mut no) => {
-            let status = no.status;
+        Cause::Rejection(mut rejection) => {
+            let status = rejection.status;
             // Pingora closes the connection after this; the client is told so.
-            no.close = true;
-            written(reply::refuse(session, ctx, no).await);
+            rejection.close = true;
+            written(reply::refuse(session, ctx, rejection).await);
             return status;
         }
         Cause::Fault(fault) => fault,
@@ -225,10 +225,10 @@ async fn end_stream(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     let answered = answer.filter(|answer| answer.begun).and_then(|answer| answer.status);
     let (end, status, error) = match cause {
-        Cause::Rejection(no) => {
-            let error = reply::error_format(ctx).rejection(&no);
-            let status = no.status;
-            (End { status: answered.unwrap_or(status), ..End::refused(no) }, status, error)
+        Cause::Rejection(rejection) => {
+            let error = reply::error_format(ctx).rejection(&rejection);
+            let status = rejection.status;
+            (End { status: answered.unwrap_or(status), ..End::refused(rejection) }, status, error)
         }
         Cause::Fault(fault) if fault.side == Side::Client => {
             ctx.conclude(End { status: answer_status(ctx), ..End::failed(499, fault) });

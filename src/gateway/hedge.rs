@@ -25,7 +25,7 @@ use super::{
     ctx::{Attempts, Ctx},
     direct::{Exchange, Finished, Response, Rest},
     outbound, passing, response,
-    retry::{self, Concurrent, Decision, Next, Outcome, Picked},
+    retry::{self, Concurrent, Decision, Next, Outcome, PickedBackend},
     stop::Stop,
     wait::{WaitFor, wait},
 };
@@ -47,7 +47,7 @@ pub async fn serve(session: &mut Session, ctx: &mut Ctx) -> Result<bool, Stop> {
     served
 }
 
-/// After how long there is a second attempt; `None`: never.
+/// NextStep how long there is a second attempt; `None`: never.
 fn delay(session: &Session, ctx: &mut Ctx) -> Option<Duration> {
     let plan = ctx.snapshot.plan.routing.hedge?;
     let (bytes, tokens) = ctx.limits.asked?;
@@ -56,12 +56,12 @@ fn delay(session: &Session, ctx: &mut Ctx) -> Option<Duration> {
     // What is unread of a long chunked body must stay so, and the client would not be seen to leave.
     let short = ctx.body.framing != Framing::LargeChunked;
     (fits && inference && short && !ctx.request.stream)
-        .then(|| retry::has_several(&ctx.attempts(session).around))
+        .then(|| retry::has_several(&ctx.attempts(session).view))
         .and_then(|several| several.then_some(plan.delay))
 }
 
 /// An attempt under way.
-struct Runner {
+struct RunningAttempt {
     attempt: Attempt,
     exchange: Pin<Box<dyn Future<Output = Finished> + Send>>,
 }
@@ -69,14 +69,14 @@ struct Runner {
 /// The attempts that are under way.
 #[derive(Default)]
 struct Race {
-    first: Option<Runner>,
-    second: Option<Runner>,
+    first: Option<RunningAttempt>,
+    second: Option<RunningAttempt>,
     /// What has become of the second, if there was one: a label of the metrics.
     hedge: Option<&'static str>,
 }
 
 /// One of them that has ended.
-struct Over {
+struct RaceResult {
     attempt: Attempt,
     second: bool,
     finished: Finished,
@@ -84,14 +84,14 @@ struct Over {
 
 impl Race {
     /// The next one that ends.
-    async fn next(&mut self) -> Over {
+    async fn next(&mut self) -> RaceResult {
         poll_fn(|context| {
             for (second, place) in [(false, &mut self.first), (true, &mut self.second)] {
                 if let Some(runner) = place
                     && let Poll::Ready(finished) = runner.exchange.as_mut().poll(context)
                     && let Some(runner) = place.take()
                 {
-                    return Poll::Ready(Over { attempt: runner.attempt, second, finished });
+                    return Poll::Ready(RaceResult { attempt: runner.attempt, second, finished });
                 }
             }
             Poll::Pending
@@ -106,8 +106,8 @@ impl Race {
 
 async fn run(session: &mut Session, ctx: &mut Ctx, delay: Duration) -> Result<bool, Stop> {
     let mut race = Race::default();
-    let Attempts { policy, timeline, around, .. } = ctx.attempts(session);
-    match policy.next(&around, timeline) {
+    let Attempts { policy, timeline, view, .. } = ctx.attempts(session);
+    match policy.next(&view, timeline) {
         Next::Attempt(picked) => race.first = begin(session, ctx, *picked)?,
         Next::Pause(pause) => {
             policy.postpone(pause);
@@ -127,7 +127,11 @@ async fn run(session: &mut Session, ctx: &mut Ctx, delay: Duration) -> Result<bo
 }
 
 /// Begins an attempt, and takes it out of the context.
-fn begin(session: &Session, ctx: &mut Ctx, picked: Picked) -> Result<Option<Runner>> {
+fn begin(
+    session: &Session,
+    ctx: &mut Ctx,
+    picked: PickedBackend,
+) -> Result<Option<RunningAttempt>> {
     let endpoint = picked.choice.endpoint.clone();
     let peer = endpoint.peer();
     attempts::start(session, ctx, picked);
@@ -143,7 +147,7 @@ fn begin(session: &Session, ctx: &mut Ctx, picked: Picked) -> Result<Option<Runn
         between_chunks: ctx.snapshot.plan.timeouts.between_chunks,
     };
     let exchange = Box::pin(exchange.run());
-    Ok(ctx.attempt.take().map(|attempt| Runner { attempt, exchange }))
+    Ok(ctx.attempt.take().map(|attempt| RunningAttempt { attempt, exchange }))
 }
 
 /// Waits for a good answer.
@@ -158,16 +162,16 @@ async fn contest(
         let over = wait(session, ctx, WaitFor::Backend, hedge_at, race.next()).await?;
         if let Some(over) = over {
             match settle(session, ctx, race, over).await? {
-                After::Wait => {}
-                After::Answered => return Ok(true),
-                After::GoOn => return Ok(false),
+                NextStep::Wait => {}
+                NextStep::Answered => return Ok(true),
+                NextStep::GoOn => return Ok(false),
             }
             continue;
         }
         hedge_at = None;
         let Some(first) = &race.first else { continue };
-        let Attempts { policy, timeline, around, .. } = ctx.attempts(session);
-        if let Some(picked) = policy.second(&first.attempt, &around, timeline)
+        let Attempts { policy, timeline, view, .. } = ctx.attempts(session);
+        if let Some(picked) = policy.second(&first.attempt, &view, timeline)
             && let Some(runner) = begin(session, ctx, *picked)?
         {
             ctx.timeline.hedge(runner.attempt.span);
@@ -178,7 +182,7 @@ async fn contest(
 }
 
 /// What follows when an attempt has ended.
-enum After {
+enum NextStep {
     /// The other one is waited for.
     Wait,
     /// The client has its answer.
@@ -192,9 +196,9 @@ async fn settle(
     session: &mut Session,
     ctx: &mut Ctx,
     race: &mut Race,
-    over: Over,
-) -> Result<After, Stop> {
-    let Over { attempt, second, finished } = over;
+    over: RaceResult,
+) -> Result<NextStep, Stop> {
+    let RaceResult { attempt, second, finished } = over;
     let other = race.under_way();
     ctx.retry.concurrent = if other { Concurrent::UnderWay } else { Concurrent::Possible };
     ctx.retry.retries += u32::from(finished.again);
@@ -214,7 +218,7 @@ async fn settle(
             }
             give_up(ctx, race);
             pass_on(session, ctx, *good).await?;
-            return Ok(After::Answered);
+            return Ok(NextStep::Answered);
         }
         Judged::Discarded => {}
         Judged::Broken(kind) => {
@@ -239,9 +243,9 @@ async fn settle(
     }
     if other {
         ctx.attempt = None;
-        return Ok(After::Wait);
+        return Ok(NextStep::Wait);
     }
-    Ok(After::GoOn)
+    Ok(NextStep::GoOn)
 }
 
 /// Breaks the attempt off that is still under way. Its connection is closed, and nothing counts

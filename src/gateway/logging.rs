@@ -68,8 +68,8 @@ struct Summary {
 /// On whose side a request has failed, and how; `None` if it has not.
 fn blame(error: Option<&Error>, ctx: &Ctx, outcome: Outcome) -> Option<(Side, &'static str)> {
     let end = ctx.end();
-    if let Some(no) = end.and_then(End::rejection) {
-        return Some(match (no.code.as_deref(), no.status) {
+    if let Some(rejection) = end.and_then(End::rejection) {
+        return Some(match (rejection.code.as_deref(), rejection.status) {
             (Some("no_healthy_backend"), _) => (Side::Backend, "no_healthy_backend"),
             // Whatever status the configuration gives it.
             _ if ctx.limits.refused => (Side::Client, "limited"),

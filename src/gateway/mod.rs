@@ -31,6 +31,8 @@ mod response;
 mod retry;
 mod settlement;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod timeline;
 mod wait;
 

@@ -17,7 +17,7 @@ use super::{
     retry::{Cause, LONGEST_INSPECTED, Outcome},
     settlement,
 };
-use crate::dialect::{Blame, Came};
+use crate::dialect::{Blame, PieceKind};
 
 /// Bytes of a document that are held back at most; of a longer one the beginning goes out.
 const LONGEST_DOCUMENT: usize = 256 * 1024;
@@ -72,9 +72,9 @@ fn push(
         attempts::first_byte(ctx, Instant::now());
     }
     let heartbeat = match read(session, body, end_of_stream, ctx)? {
-        Came::Part => false,
-        Came::Heartbeat => true,
-        Came::Blank => {
+        PieceKind::Part => false,
+        PieceKind::Heartbeat => true,
+        PieceKind::Blank => {
             heartbeat::blank(session, body, ctx);
             return Ok(());
         }
@@ -205,9 +205,9 @@ fn read(
     body: &mut Option<Bytes>,
     end_of_stream: bool,
     ctx: &mut Ctx,
-) -> Result<Came> {
+) -> Result<PieceKind> {
     heartbeat::recall(ctx);
-    let Some(attempt) = &mut ctx.attempt else { return Ok(Came::Part) };
+    let Some(attempt) = &mut ctx.attempt else { return Ok(PieceKind::Part) };
     let pushed = attempt.answer.passage.push(body.take(), end_of_stream).map_err(|trouble| {
         Error::explain(ErrorType::InvalidHTTPHeader, trouble.word()).into_up()
     })?;
@@ -218,7 +218,7 @@ fn read(
     if pushed.events > 0 {
         pacing::note(ctx, pushed.events);
     }
-    Ok(pushed.came)
+    Ok(pushed.kind)
 }
 
 /// Holds a piece back, or lets go of all that is held. `None`: nothing goes out yet.
@@ -240,11 +240,11 @@ fn hold(
         return Ok(Some(answer.passage.turn_into_lines(held, end_of_stream)));
     }
     let mut error = Bytes::new();
-    let outcome = match look(answer, attempt.model.is_some(), end_of_stream) {
-        Look::Wait => return Ok(None),
-        Look::Pass => None,
-        Look::NoContent(cause) => Some(Outcome::NoContent(cause)),
-        Look::Judge => {
+    let outcome = match decide_hold(answer, attempt.model.is_some(), end_of_stream) {
+        HoldDecision::Wait => return Ok(None),
+        HoldDecision::Pass => None,
+        HoldDecision::NoContent(cause) => Some(Outcome::NoContent(cause)),
+        HoldDecision::Judge => {
             // Joined once: it goes out, or is kept, as it is then.
             error = answer.hold.take().unwrap_or_default().joined();
             answer.hold.get_or_insert_default().push(error.clone());
@@ -270,7 +270,7 @@ fn hold(
 }
 
 /// What is to be done with what is held.
-enum Look {
+enum HoldDecision {
     /// More must come.
     Wait,
     /// It goes out.
@@ -281,31 +281,35 @@ enum Look {
     Judge,
 }
 
-fn look(answer: &Answer, renames: bool, end_of_stream: bool) -> Look {
+fn decide_hold(answer: &Answer, renames: bool, end_of_stream: bool) -> HoldDecision {
     let len = answer.hold.as_ref().map_or(0, BodyHold::len);
     // The name of the model may stand at the end.
     let longest = if renames { LONGEST_RENAMED } else { LONGEST_DOCUMENT };
     let progress = answer.progress();
     if answer.is_error() {
-        return if end_of_stream || len > LONGEST_ERROR { Look::Judge } else { Look::Wait };
+        return if end_of_stream || len > LONGEST_ERROR {
+            HoldDecision::Judge
+        } else {
+            HoldDecision::Wait
+        };
     }
     if answer.passage.is_stream() {
         return match progress.error {
-            _ if progress.content => Look::Pass,
-            Some(Blame::Client) => Look::Pass,
-            Some(_) => Look::NoContent(Cause::ErrorEvent),
-            None if progress.aborted => Look::NoContent(Cause::Aborted),
-            None if progress.is_over() || len > LONGEST_SILENCE => Look::Pass,
-            None if end_of_stream => Look::NoContent(Cause::Empty),
-            None => Look::Wait,
+            _ if progress.content => HoldDecision::Pass,
+            Some(Blame::Client) => HoldDecision::Pass,
+            Some(_) => HoldDecision::NoContent(Cause::ErrorEvent),
+            None if progress.aborted => HoldDecision::NoContent(Cause::Aborted),
+            None if progress.is_over() || len > LONGEST_SILENCE => HoldDecision::Pass,
+            None if end_of_stream => HoldDecision::NoContent(Cause::Empty),
+            None => HoldDecision::Wait,
         };
     }
     match () {
         // It is known now that nothing is read.
-        () if answer.passage.is_off() && !answer.passage.is_open() => Look::Pass,
-        () if end_of_stream && progress.is_broken_off() => Look::NoContent(Cause::Aborted),
-        () if end_of_stream || len > longest => Look::Pass,
-        () => Look::Wait,
+        () if answer.passage.is_off() && !answer.passage.is_open() => HoldDecision::Pass,
+        () if end_of_stream && progress.is_broken_off() => HoldDecision::NoContent(Cause::Aborted),
+        () if end_of_stream || len > longest => HoldDecision::Pass,
+        () => HoldDecision::Wait,
     }
 }
 

@@ -34,8 +34,8 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer
         return Ok(Box::new(attempt.endpoint.fresh_peer(unique)));
     }
     loop {
-        let Attempts { policy, timeline, around, .. } = ctx.attempts(session);
-        match policy.next(&around, timeline) {
+        let Attempts { policy, timeline, view, .. } = ctx.attempts(session);
+        match policy.next(&view, timeline) {
             Next::Pause(time) => pause(session, ctx, time).await.map_err(Stop::into_error)?,
             Next::Attempt(picked) => {
                 let peer = picked.choice.endpoint.peer();
@@ -74,10 +74,10 @@ pub fn connected(
     digest: Option<&Digest>,
     ctx: &mut Ctx,
 ) -> Result<()> {
-    let Attempts { policy, attempt: Some(attempt), around, .. } = ctx.attempts(session) else {
+    let Attempts { policy, attempt: Some(attempt), view, .. } = ctx.attempts(session) else {
         return Ok(());
     };
-    let alone = policy.is_alone(attempt, &around);
+    let alone = policy.is_alone(attempt, &view);
     let endpoint = attempt.endpoint.clone();
     if !reused {
         endpoint.connected();

@@ -11,7 +11,7 @@
 //!   reading stops when the JSON document is complete, before the last chunk; while that is unread,
 //!   Pingora reads on when it proxies. A larger body whose last chunk was read cannot be sent again, but
 //!   for requests of which heads are deferred (`deferred_head`): their session has a buffer to tell of.
-//! - HTTP/2: only the first frame goes through the buffer, the others are read around it.
+//! - HTTP/2: only the first frame goes through the buffer, the others are read view it.
 
 use std::{
     collections::TryReserveError,

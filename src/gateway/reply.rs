@@ -9,7 +9,7 @@ use super::{ctx::Ctx, end::End, settlement};
 use crate::{
     base::{Rejection, limits::Standings},
     config::raw,
-    dialect::{self, ErrorFormat},
+    dialect::{ErrorFormat, LimitHeaders},
 };
 
 /// The name of the header field that carries request ids.
@@ -50,7 +50,7 @@ pub async fn write(
         head.insert_header(name.clone(), value.clone())?;
     }
     if let Some(standings) = &ctx.limits.standings {
-        dialect::write_limits(ctx.request.language(), standings, &mut head)?;
+        write_limits(ctx, standings, &mut head)?;
     }
     let empty = head_only || body.is_empty();
     session.write_response_header(Box::new(head), empty).await?;
@@ -67,27 +67,27 @@ pub async fn last(session: &mut Session, ctx: &mut Ctx, piece: Bytes) -> Result<
 }
 
 /// Writes a rejection, with which the request ends.
-pub async fn refuse(session: &mut Session, ctx: &mut Ctx, no: Rejection) -> Result<()> {
-    let body = error_format(ctx).rejection(&no);
+pub async fn refuse(session: &mut Session, ctx: &mut Ctx, rejection: Rejection) -> Result<()> {
+    let body = error_format(ctx).rejection(&rejection);
     let mut more = Vec::new();
-    if let Some(seconds) = no.retry_after {
+    if let Some(seconds) = rejection.retry_after {
         more.push((header::RETRY_AFTER, HeaderValue::from(seconds)));
     }
-    if no.status == 401 {
+    if rejection.status == 401 {
         // RFC 9110, section 11.6.1: a 401 says how to do better.
         more.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")));
     }
-    if no.status == 415 {
+    if rejection.status == 415 {
         // RFC 9110, section 15.5.16: what would be taken.
         more.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
     }
-    if let Some(allow) = no.allow {
+    if let Some(allow) = rejection.allow {
         more.push((header::ALLOW, HeaderValue::from_static(allow)));
     }
-    if no.close {
+    if rejection.close {
         session.set_keepalive(None);
     }
-    write(session, ctx, End::refused(no), JSON, body, &more).await
+    write(session, ctx, End::refused(rejection), JSON, body, &more).await
 }
 
 /// Whether the head of an answer has gone to the client.
@@ -115,9 +115,19 @@ pub fn head_of_stream(
         head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
     }
     if let Some(standings) = standings {
-        dialect::write_limits(language, standings, &mut head)?;
+        write_limits(ctx, standings, &mut head)?;
     }
     Ok(Box::new(head))
+}
+
+/// Writes the states of the request's limits into the head of an answer, in the client's language.
+///
+/// # Errors
+/// None in practice: names and values are legal.
+pub fn write_limits(ctx: &Ctx, standings: &Standings, head: &mut ResponseHeader) -> Result<()> {
+    let mut fields = LimitHeaders::default();
+    ctx.request.language().limit_headers(standings, &mut fields);
+    fields.insert(head)
 }
 
 /// Sends what keeps the client's connection alive, after the head of a stream if none was sent.

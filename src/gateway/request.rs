@@ -29,9 +29,9 @@ pub async fn filter(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         Ok(Step::Proxy) => Ok(false),
         Ok(Step::Answered) => Ok(true),
         Err(Stop::Broken(error)) => Err(error),
-        Err(Stop::Refuse(no)) => {
-            let close = no.close;
-            reply::refuse(session, ctx, no).await?;
+        Err(Stop::Refuse(rejection)) => {
+            let close = rejection.close;
+            reply::refuse(session, ctx, rejection).await?;
             if close {
                 receive::linger(session).await;
             }
@@ -49,9 +49,9 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     let checked = early::check(session, ctx);
     let header = session.req_header();
     let found = dialect::find(header.method.as_str(), header.uri.path());
-    if let Err(no) = checked {
+    if let Err(rejection) = checked {
         ctx.request.operation = found.ok();
-        return Err(no.into());
+        return Err(rejection.into());
     }
     let found = found?;
     let kind = found.kind();
@@ -109,7 +109,7 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
         return Err(Rejection::compressed_body(coding).into());
     }
     receive::read(session, ctx).await?;
-    let glance = glance(ctx)?;
+    let glance = glance(session, ctx)?;
     ctx.request.model.clone_from(&glance.model);
     ctx.request.stream = glance.stream;
     ctx.request.usage = glance.usage.unwrap_or_default();
@@ -121,10 +121,10 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
         Err(_) if snapshot.backends.is_empty() => {
             return Err(Rejection::no_healthy_backend(RETRY_AFTER).into());
         }
-        Err(no) => return Err(no.into()),
+        Err(rejection) => return Err(rejection.into()),
     });
     admission::admit(session, ctx, Some(&glance)).await?;
-    prepare(ctx, glance);
+    prepare(session, ctx, glance);
     if hedge::serve(session, ctx).await? {
         return Ok(Step::Answered);
     }
@@ -133,22 +133,24 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
 }
 
 /// What the body says, in the client's language.
-fn glance(ctx: &Ctx) -> Result<Glance, Rejection> {
+fn glance(session: &Session, ctx: &Ctx) -> Result<Glance, Rejection> {
     let Some(found) = &ctx.request.operation else {
         return Ok(Glance::default());
     };
-    found.language.glance(found, ctx.body.bytes(), &ctx.snapshot.plan.guard_fields)
+    let path = session.req_header().uri.path();
+    let guarded = &ctx.snapshot.plan.guard_fields;
+    found.language.glance(found.operation, path, ctx.body.bytes(), guarded)
 }
 
 /// Takes the guarded fields out of the body, and makes everything ready for the first attempt.
-fn prepare(ctx: &mut Ctx, glance: Glance) {
+fn prepare(session: &Session, ctx: &mut Ctx, glance: Glance) {
     let mut glance = glance;
     if glance.guarded {
         let guarded = &ctx.snapshot.plan.guard_fields;
         let edits = ctx.request.language().guard_edits(ctx.body.bytes(), guarded);
         ctx.body.change(edits);
         // The offsets of the first look are void after an edit.
-        glance = self::glance(ctx).unwrap_or_default();
+        glance = self::glance(session, ctx).unwrap_or_default();
     }
     ctx.body.note(glance);
     ctx.body.extras = affinity::extras(&ctx.snapshot, &ctx.caller);

@@ -117,7 +117,7 @@ fn fields(response: &mut ResponseHeader, ctx: &Ctx) -> Result<()> {
     }
     response.insert_header(REQUEST_ID, ctx.request.id.header())?;
     if let Some(standings) = &ctx.limits.standings {
-        dialect::write_limits(ctx.request.language(), standings, response)?;
+        reply::write_limits(ctx, standings, response)?;
     }
     Ok(())
 }

@@ -15,8 +15,8 @@ pub enum Stop {
 }
 
 impl From<Rejection> for Stop {
-    fn from(no: Rejection) -> Self {
-        Self::Refuse(no)
+    fn from(rejection: Rejection) -> Self {
+        Self::Refuse(rejection)
     }
 }
 
@@ -36,9 +36,9 @@ impl Stop {
     pub fn into_error(self) -> Box<Error> {
         match self {
             Self::Broken(error) => error,
-            Self::Refuse(no) => {
-                let etype = ErrorType::HTTPStatus(no.status);
-                Error::because(etype, "refused", Carried::Rejection(no))
+            Self::Refuse(rejection) => {
+                let etype = ErrorType::HTTPStatus(rejection.status);
+                Error::because(etype, "refused", Carried::Rejection(rejection))
             }
         }
     }
@@ -54,7 +54,7 @@ enum Carried {
 impl fmt::Display for Carried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Rejection(no) => write!(f, "{} {}", no.status, no.message),
+            Self::Rejection(rejection) => write!(f, "{} {}", rejection.status, rejection.message),
             Self::Fault(fault) => fault.fmt(f),
         }
     }
@@ -63,8 +63,8 @@ impl fmt::Display for Carried {
 impl std::error::Error for Carried {}
 
 /// The same error, for which the request is refused.
-pub fn refusing(mut error: Box<Error>, no: Rejection) -> Box<Error> {
-    error.cause = Some(Box::new(Carried::Rejection(no)));
+pub fn refusing(mut error: Box<Error>, rejection: Rejection) -> Box<Error> {
+    error.cause = Some(Box::new(Carried::Rejection(rejection)));
     error
 }
 
@@ -75,7 +75,7 @@ fn carried(error: &Error) -> Option<&Carried> {
 /// Why the gateway refuses the request, if this error says so.
 pub fn rejection_of(error: &Error) -> Option<&Rejection> {
     match carried(error)? {
-        Carried::Rejection(no) => Some(no),
+        Carried::Rejection(rejection) => Some(rejection),
         Carried::Fault(_) => None,
     }
 }

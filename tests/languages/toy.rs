@@ -11,8 +11,8 @@ use http::{HeaderName, HeaderValue, header};
 use crate::{
     base::{Rejection, TokenCounts, limits::Standings},
     dialect::{
-        Blame, Dialect, Glance, Kind, LimitHeaders, Match, Meter, Metering, Model, Operation,
-        Progress, Want,
+        Blame, Dialect, Glance, Kind, LimitHeaders, Meter, Metering, Model, Operation, Progress,
+        Want,
     },
     wire::edit::Edit,
 };
@@ -45,7 +45,13 @@ impl Dialect for Toy {
         "/toy/any:say"
     }
 
-    fn glance(&self, at: &Match, body: &[u8], _: &[String]) -> Result<Glance, Rejection> {
+    fn glance(
+        &self,
+        at: &Operation,
+        _: &str,
+        body: &[u8],
+        _: &[String],
+    ) -> Result<Glance, Rejection> {
         let text = std::str::from_utf8(body).map_err(Rejection::not_json)?;
         let Some((head, said)) = text.split_once(':') else {
             return Err(Rejection::bad_field("text", "it must follow a colon"));
@@ -60,7 +66,7 @@ impl Dialect for Toy {
             }
         }
         glance.conversation = Some(body.len() - said.len()..body.len());
-        assert!(at.kind().generates());
+        assert!(at.kind.generates());
         Ok(glance)
     }
 
@@ -90,8 +96,8 @@ impl Dialect for Toy {
         document
     }
 
-    fn rejection(&self, no: &Rejection) -> Bytes {
-        format!("! {}: {}\n", no.status, no.message).into()
+    fn rejection(&self, rejection: &Rejection) -> Bytes {
+        format!("! {}: {}\n", rejection.status, rejection.message).into()
     }
 
     fn failure(&self, message: &str, code: &str) -> Bytes {
@@ -118,8 +124,8 @@ impl Dialect for Toy {
         &KEY
     }
 
-    fn credential(&self, key: &str) -> (HeaderName, String) {
-        (KEY[0].clone(), key.to_owned())
+    fn backend_credential(&self) -> (HeaderName, &'static str) {
+        (KEY[0].clone(), "")
     }
 
     fn limit_headers(&self, standings: &Standings, out: &mut LimitHeaders) {
@@ -230,7 +236,7 @@ impl Dialect for Faulty {
         Toy.name()
     }
 
-    fn glance(&self, _: &Match, _: &[u8], _: &[String]) -> Result<Glance, Rejection> {
+    fn glance(&self, _: &Operation, _: &str, _: &[u8], _: &[String]) -> Result<Glance, Rejection> {
         Err(Rejection::bad_field("all", "this language understands nothing"))
     }
 
@@ -286,8 +292,8 @@ impl Dialect for Faulty {
         &[]
     }
 
-    fn credential(&self, key: &str) -> (HeaderName, String) {
-        (header::AUTHORIZATION, key.to_owned())
+    fn backend_credential(&self) -> (HeaderName, &'static str) {
+        (header::AUTHORIZATION, "")
     }
 
     fn limit_headers(&self, _: &Standings, _: &mut LimitHeaders) {}

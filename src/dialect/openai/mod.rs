@@ -18,7 +18,7 @@ use self::{
     document::DocumentMeter,
     stream::{StreamMeter, Strip},
 };
-use super::{Dialect, Glance, Kind, LimitHeaders, Match, Meter, Metering, Model, Operation, Want};
+use super::{Dialect, Glance, Kind, LimitHeaders, Meter, Metering, Model, Operation, Want};
 use crate::{
     base::{Rejection, limits::Standings},
     wire::{
@@ -60,7 +60,13 @@ impl Dialect for OpenAi {
         CHAT
     }
 
-    fn glance(&self, _at: &Match, body: &[u8], guarded: &[String]) -> Result<Glance, Rejection> {
+    fn glance(
+        &self,
+        _operation: &Operation,
+        _path: &str,
+        body: &[u8],
+        guarded: &[String],
+    ) -> Result<Glance, Rejection> {
         request::glance(body, guarded)
     }
 
@@ -97,8 +103,8 @@ impl Dialect for OpenAi {
         all.freeze()
     }
 
-    fn rejection(&self, no: &Rejection) -> Bytes {
-        error(&no.message, no.kind, no.param, no.code.as_deref())
+    fn rejection(&self, rejection: &Rejection) -> Bytes {
+        error(&rejection.message, rejection.kind, rejection.param, rejection.code.as_deref())
     }
 
     fn failure(&self, message: &str, code: &str) -> Bytes {
@@ -132,8 +138,8 @@ impl Dialect for OpenAi {
         &CREDENTIAL_FIELDS
     }
 
-    fn credential(&self, key: &str) -> (HeaderName, String) {
-        (header::AUTHORIZATION, format!("Bearer {key}"))
+    fn backend_credential(&self) -> (HeaderName, &'static str) {
+        (header::AUTHORIZATION, "Bearer")
     }
 
     fn limit_headers(&self, standings: &Standings, out: &mut LimitHeaders) {

@@ -54,16 +54,16 @@ fn read(doc: &[u8], guarded: &[String]) -> Result<(Glance, Faults), SyntaxError>
         return Err(SyntaxError { at: e.valid_up_to(), what: "invalid UTF-8" });
     }
     let (mut found, mut faults) = (Glance::default(), Faults::default());
-    found.spots.empty = true;
+    found.offsets.empty = true;
     // `max_tokens` and `max_completion_tokens`, which takes precedence.
     let mut limits = (None, None);
     let mut walk = json::members(doc, 0);
     for member in walk.by_ref() {
         let member = member?;
         let value = &doc[member.value.clone()];
-        found.spots.empty = false;
+        found.offsets.empty = false;
         if member.is(doc, "model") {
-            found.spots.model = Some(member.value.clone());
+            found.offsets.model = Some(member.value.clone());
             found.model = string(value);
             faults.model = found.model.is_none() && value != b"null";
         } else if member.is(doc, "stream") {
@@ -74,7 +74,7 @@ fn read(doc: &[u8], guarded: &[String]) -> Result<(Glance, Faults), SyntaxError>
         } else if member.is(doc, "stream_options") {
             match stream_options(value) {
                 Ok(asked) => {
-                    found.spots.options = Some(member.value.clone());
+                    found.offsets.options = Some(member.value.clone());
                     found.usage = Some(asked);
                 }
                 Err(()) => faults.switch = Some("stream_options"),
@@ -96,7 +96,7 @@ fn read(doc: &[u8], guarded: &[String]) -> Result<(Glance, Faults), SyntaxError>
         }
         found.guarded |= guarded.iter().any(|name| member.is(doc, name));
     }
-    found.spots.close = walk.position() - 1;
+    found.offsets.close = walk.position() - 1;
     found.max_tokens = limits.1.or(limits.0);
     if let Some(extra) = doc[walk.position()..].iter().position(|b| !b.is_ascii_whitespace()) {
         let at = walk.position() + extra;
@@ -166,16 +166,16 @@ pub fn edits(doc: &[u8], glance: &Glance, want: &Want<'_>) -> Vec<Edit> {
 fn insert_fields(glance: &Glance, fields: &[(&'static str, Value)]) -> Option<Edit> {
     let mut text = String::new();
     for (name, value) in fields {
-        let comma = if glance.spots.empty && text.is_empty() { "" } else { "," };
+        let comma = if glance.offsets.empty && text.is_empty() { "" } else { "," };
         text += &format!("{comma}{}:{value}", Value::from(*name));
     }
-    (!text.is_empty()).then(|| Edit::insert(glance.spots.close, text.into_bytes()))
+    (!text.is_empty()).then(|| Edit::insert(glance.offsets.close, text.into_bytes()))
 }
 
 /// The edit that replaces the model's name; `None` if the document has no `model`.
 fn replace_model(glance: &Glance, name: &str) -> Option<Edit> {
     let with = Cow::Owned(Value::from(name).to_string().into_bytes());
-    Some(Edit { range: glance.spots.model.clone()?, with })
+    Some(Edit { range: glance.offsets.model.clone()?, with })
 }
 
 /// The edits that make a streaming request ask for usage; empty when it asks already, or when its
@@ -185,9 +185,9 @@ fn usage_edits(doc: &[u8], glance: &Glance, usage: UsageRequest) -> Vec<Edit> {
         false => r#""include_usage":true"#,
         true => r#""include_usage":true,"continuous_usage_stats":true"#,
     };
-    let Some(range) = &glance.spots.options else {
+    let Some(range) = &glance.offsets.options else {
         let text = format!(r#","stream_options":{{{wanted}}}"#);
-        return vec![Edit::insert(glance.spots.close, text.into_bytes())];
+        return vec![Edit::insert(glance.offsets.close, text.into_bytes())];
     };
     let asked = glance.usage.unwrap_or_default();
     let value = &doc[range.clone()];

@@ -16,7 +16,7 @@ use http::HeaderMap;
 
 pub use self::{
     cause::Cause,
-    pick::{Next, Picked, has_several},
+    pick::{Next, PickedBackend, has_several},
     verdict::{MOST as LONGEST_INSPECTED, is_redirect, wants_body},
 };
 use self::{excluded::Excluded, verdict::Verdict};
@@ -88,7 +88,7 @@ pub enum Concurrent {
 
 /// What the policy looks at.
 #[derive(Clone, Copy)]
-pub struct Around<'a> {
+pub struct RequestView<'a> {
     /// The configuration and the pools.
     pub snapshot: &'a Snapshot,
     /// For metrics.
@@ -185,8 +185,8 @@ impl RetryPolicy {
     }
 
     /// Whether no other backend could take over this attempt, were it to end now.
-    pub fn is_alone(&self, attempt: &Attempt, around: &Around<'_>) -> bool {
-        !self.may_follow() || !self.has_others(attempt, Cause::Fault(FaultKind::Refusing), around)
+    pub fn is_alone(&self, attempt: &Attempt, view: &RequestView<'_>) -> bool {
+        !self.may_follow() || !self.has_others(attempt, Cause::Fault(FaultKind::Refusing), view)
     }
 
     /// The question: does another attempt follow this outcome? The state of the backend is told
@@ -196,26 +196,26 @@ impl RetryPolicy {
         attempt: &mut Attempt,
         outcome: Outcome<'_>,
         at: Circumstances,
-        around: &Around<'_>,
+        view: &RequestView<'_>,
     ) -> Decision {
-        let (verdict, cause) = judge(attempt, outcome, around);
+        let (verdict, cause) = judge(attempt, outcome, view);
         let known = match outcome {
             Outcome::Fault(_) => false,
             _ => std::mem::replace(&mut attempt.answer.judged, true),
         };
         if !known {
-            self.count(attempt, verdict, around);
+            self.count(attempt, verdict, view);
         }
         let decision = match cause {
             None => Decision::Last(Reason::Final),
-            Some(cause) => match self.objection(attempt, cause, at, around) {
+            Some(cause) => match self.objection(attempt, cause, at, view) {
                 Some(reason) => Decision::Last(reason),
                 None if self.concurrent == Concurrent::UnderWay => Decision::Wait(cause),
                 None => Decision::Again(cause),
             },
         };
         match decision {
-            Decision::Again(cause) => self.follow(attempt, cause, around),
+            Decision::Again(cause) => self.follow(attempt, cause, view),
             Decision::Wait(cause) => self.exclude(attempt, cause.is_unsent()),
             Decision::Last(_) => {}
         }
@@ -227,11 +227,11 @@ impl RetryPolicy {
     }
 
     /// Counts an outcome for or against the backend.
-    fn count(&mut self, attempt: &mut Attempt, verdict: Verdict, around: &Around<'_>) {
+    fn count(&mut self, attempt: &mut Attempt, verdict: Verdict, view: &RequestView<'_>) {
         if verdict == Verdict::Good {
             self.succeeded();
         }
-        let spared = self.is_spared(around);
+        let spared = self.is_spared(view);
         let Some(lease) = &mut attempt.lease else { return };
         match verdict {
             Verdict::Good => lease.good(),
@@ -246,8 +246,8 @@ impl RetryPolicy {
 
     /// Whether the backend cannot be replaced. It is asked all the same: what it says is better
     /// than what the gateway could say.
-    fn is_spared(&self, around: &Around<'_>) -> bool {
-        self.sole && !around.snapshot.plan.routing.circuit.lone
+    fn is_spared(&self, view: &RequestView<'_>) -> bool {
+        self.sole && !view.snapshot.plan.routing.circuit.lone
     }
 
     /// The request has succeeded: backends that have failed it before are at fault.
@@ -275,9 +275,9 @@ impl RetryPolicy {
         attempt: &Attempt,
         cause: Cause,
         at: Circumstances,
-        around: &Around<'_>,
+        view: &RequestView<'_>,
     ) -> Option<Reason> {
-        let retry = &around.snapshot.plan.routing.retry;
+        let retry = &view.snapshot.plan.routing.retry;
         if attempt.answer.begun {
             return Some(Reason::Begun);
         }
@@ -291,7 +291,7 @@ impl RetryPolicy {
         if !cause.is_retried(&retry.on) {
             return Some(Reason::NotConfigured);
         }
-        let others = self.has_others(attempt, cause, around);
+        let others = self.has_others(attempt, cause, view);
         let later = self.left > 0 && is_worth_a_pause(cause, retry.again);
         if !others && !later {
             return Some(Reason::NoBackend);
@@ -304,15 +304,15 @@ impl RetryPolicy {
     }
 
     /// Whether there is a backend that has not been tried yet, after this attempt for this cause.
-    fn has_others(&self, attempt: &Attempt, cause: Cause, around: &Around<'_>) -> bool {
+    fn has_others(&self, attempt: &Attempt, cause: Cause, view: &RequestView<'_>) -> bool {
         let fresh = |id, model: Option<&str>| {
             let same = model == attempt.model.as_deref();
             let present = id == attempt.endpoint.id && (cause.is_unsent() || same);
             !present && !self.excluded.contains(id, model)
         };
-        let mut splits = around.route.iter().flat_map(|r| &r.tiers).flat_map(|t| &t.splits);
+        let mut splits = view.route.iter().flat_map(|r| &r.tiers).flat_map(|t| &t.splits);
         splits.any(|split| {
-            let mut members = around.snapshot.pools[split.pool].members();
+            let mut members = view.snapshot.pools[split.pool].members();
             members.any(|(e, up)| up && fresh(e.id, split.model.as_deref()))
         })
     }
@@ -324,14 +324,14 @@ impl RetryPolicy {
     }
 
     /// Prepares the attempt that follows this one.
-    fn follow(&mut self, attempt: &Attempt, cause: Cause, around: &Around<'_>) {
-        let more = self.has_others(attempt, cause, around);
+    fn follow(&mut self, attempt: &Attempt, cause: Cause, view: &RequestView<'_>) {
+        let more = self.has_others(attempt, cause, view);
         self.exclude(attempt, cause.is_unsent());
         self.reason = Some(cause.word());
         if !cause.is_unsent() || !more {
             self.left = self.left.saturating_sub(1);
         }
-        if !more && let Some(backoff) = around.snapshot.plan.routing.retry.again {
+        if !more && let Some(backoff) = view.snapshot.plan.routing.retry.again {
             // One that asks for more than the longest pause is not retried: `is_worth_a_pause`.
             let asked = match cause {
                 Cause::Busy(pause) => pause.unwrap_or_default(),
@@ -345,7 +345,11 @@ impl RetryPolicy {
 }
 
 /// What an outcome says of the backend, and why another backend might do better, if it might.
-fn judge(attempt: &Attempt, outcome: Outcome<'_>, around: &Around<'_>) -> (Verdict, Option<Cause>) {
+fn judge(
+    attempt: &Attempt,
+    outcome: Outcome<'_>,
+    view: &RequestView<'_>,
+) -> (Verdict, Option<Cause>) {
     let (answer, progress) = (&attempt.answer, attempt.answer.progress());
     match outcome {
         Outcome::Fault(kind) => {
@@ -355,7 +359,7 @@ fn judge(attempt: &Attempt, outcome: Outcome<'_>, around: &Around<'_>) -> (Verdi
         Outcome::Error(body) => {
             let body = &body[..body.len().min(verdict::MOST)];
             let status = answer.status.unwrap_or_default();
-            let plan = &around.snapshot.plan.routing;
+            let plan = &view.snapshot.plan.routing;
             let (verdict, cause) = verdict::judge(status, body, answer.retry_after, plan);
             // An answer that is not all here could not be replaced by another backend's.
             (verdict, cause.filter(|_| answer.whole))

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Around, RetryPolicy, pause};
+use super::{RequestView, RetryPolicy, pause};
 use crate::{
     balance::{Candidate, Choice, Nobody, Wish},
     config::plan::{PrefixPlan, Strategy},
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A backend, and how it was found.
-pub struct Picked {
+pub struct PickedBackend {
     /// The backend.
     pub choice: Choice,
     /// The model's name there; `None`: as the client says.
@@ -34,7 +34,7 @@ pub struct Picked {
 /// What comes next.
 pub enum Next {
     /// An attempt at this backend.
-    Attempt(Box<Picked>),
+    Attempt(Box<PickedBackend>),
     /// A pause.
     Pause(Duration),
     /// No further attempt.
@@ -43,24 +43,24 @@ pub enum Next {
 
 impl RetryPolicy {
     /// What comes next.
-    pub fn next(&mut self, around: &Around<'_>, timeline: &mut Timeline) -> Next {
+    pub fn next(&mut self, view: &RequestView<'_>, timeline: &mut Timeline) -> Next {
         if let Some(pause) = self.pause.take() {
             return Next::Pause(pause);
         }
         let now = Instant::now();
-        let none = match self.pick(around, timeline, now) {
+        let none = match self.pick(view, timeline, now) {
             Ok(picked) => {
                 if self.begun == 0 {
                     self.paying = Some(picked.pool);
-                    around.snapshot.pools[picked.pool].earn();
-                } else if !self.afford(around, picked.pool, now) {
+                    view.snapshot.pools[picked.pool].earn();
+                } else if !self.afford(view, picked.pool, now) {
                     return Next::NoBackend(Nobody::default());
                 }
                 return Next::Attempt(Box::new(picked));
             }
             Err(none) => none,
         };
-        match self.wait_for(around, none) {
+        match self.wait_for(view, none) {
             Some(pause) => Next::Pause(pause),
             None => Next::NoBackend(none),
         }
@@ -76,13 +76,13 @@ impl RetryPolicy {
     pub fn second(
         &mut self,
         present: &Attempt,
-        around: &Around<'_>,
+        view: &RequestView<'_>,
         timeline: &mut Timeline,
-    ) -> Option<Box<Picked>> {
+    ) -> Option<Box<PickedBackend>> {
         self.exclude(present, false);
         let now = Instant::now();
-        let picked = self.pick(around, timeline, now).ok()?;
-        if picked.tier != present.tier || !self.afford(around, picked.pool, now) {
+        let picked = self.pick(view, timeline, now).ok()?;
+        if picked.tier != present.tier || !self.afford(view, picked.pool, now) {
             return None;
         }
         self.left = self.left.saturating_sub(1);
@@ -92,34 +92,34 @@ impl RetryPolicy {
     /// The picked backend gets its attempt.
     pub fn start(
         &mut self,
-        picked: Picked,
-        around: &Around<'_>,
+        picked: PickedBackend,
+        view: &RequestView<'_>,
         timeline: &mut Timeline,
     ) -> Attempt {
-        let Picked { choice, model, tier, pool, candidates } = picked;
-        let explains = around.carry.explains.capacity() > 0;
+        let PickedBackend { choice, model, tier, pool, candidates } = picked;
+        let explains = view.carry.explains.capacity() > 0;
         let span = explains.then(|| {
-            let asked = around.request.model.as_deref();
+            let asked = view.request.model.as_deref();
             let model = model.as_deref().or(asked).unwrap_or_default().to_owned();
             let search = Search { tier, pool, model, candidates };
-            timeline.begin(around.request.arrived, search, &choice.endpoint.name)
+            timeline.begin(view.request.arrived, search, &choice.endpoint.name)
         });
         self.begun += 1;
         self.tier = tier;
         if let Some(reason) = self.reason.take() {
             self.retries += 1;
-            around.carry.metrics.retries.with_label_values(&[reason]).inc();
+            view.carry.metrics.retries.with_label_values(&[reason]).inc();
         }
         Attempt::new(choice, model, tier, span)
     }
 
     /// Takes a retry from the budget of the pool that was asked first; `pool` if none was.
-    fn afford(&mut self, around: &Around<'_>, pool: usize, now: Instant) -> bool {
+    fn afford(&mut self, view: &RequestView<'_>, pool: usize, now: Instant) -> bool {
         let paying = *self.paying.get_or_insert(pool);
-        let can = around.snapshot.pools[paying].afford_retry(now);
+        let can = view.snapshot.pools[paying].afford_retry(now);
         if !can {
-            log::debug!("request {}: the retry budget is used up", around.request.id);
-            around.carry.metrics.retry_budget_exhausted.inc();
+            log::debug!("request {}: the retry budget is used up", view.request.id);
+            view.carry.metrics.retry_budget_exhausted.inc();
         }
         can
     }
@@ -127,8 +127,8 @@ impl RetryPolicy {
     /// How long to wait when no backend is available: until one of those that are cooling down is
     /// tried again, or until those are that have failed this request. The attempt that follows was
     /// paid for.
-    fn wait_for(&mut self, around: &Around<'_>, none: Nobody) -> Option<Duration> {
-        let retry = &around.snapshot.plan.routing.retry;
+    fn wait_for(&mut self, view: &RequestView<'_>, none: Nobody) -> Option<Duration> {
+        let retry = &view.snapshot.plan.routing.retry;
         let backoff = retry.again.filter(|_| self.waits < retry.max_retries)?;
         let round =
             (!self.excluded.is_empty()).then(|| pause(&backoff, self.rounds, rand::random()));
@@ -143,11 +143,11 @@ impl RetryPolicy {
     /// Picks a backend by the route: tier by tier, in each by chance and weight.
     fn pick(
         &mut self,
-        around: &Around<'_>,
+        view: &RequestView<'_>,
         timeline: &mut Timeline,
         now: Instant,
-    ) -> Result<Picked, Nobody> {
-        let Some(Route { tiers, .. }) = around.route else {
+    ) -> Result<PickedBackend, Nobody> {
+        let Some(Route { tiers, .. }) = view.route else {
             return Err(Nobody::default());
         };
         // The last attempt goes to the next tier, if that has not been asked yet.
@@ -156,8 +156,8 @@ impl RetryPolicy {
         let mut soonest: Option<Duration> = None;
         for number in (first..tiers.len()).chain(0..first) {
             let tier = &tiers[number];
-            for split in in_turn(&tier.splits, draw(around, tier)) {
-                match self.pick_of(around, timeline, now, (number, split)) {
+            for split in in_turn(&tier.splits, draw(view, tier)) {
+                match self.pick_of(view, timeline, now, (number, split)) {
                     Ok(picked) => return Ok(picked),
                     Err(none) => soonest = soonest.into_iter().chain(none.retry_after).min(),
                 }
@@ -169,34 +169,34 @@ impl RetryPolicy {
     /// Picks a backend of one split of a tier.
     fn pick_of(
         &mut self,
-        around: &Around<'_>,
+        view: &RequestView<'_>,
         timeline: &mut Timeline,
         now: Instant,
         (tier, split): (usize, &Split),
-    ) -> Result<Picked, Nobody> {
-        let pool = &around.snapshot.pools[split.pool];
+    ) -> Result<PickedBackend, Nobody> {
+        let pool = &view.snapshot.pools[split.pool];
         let balance = pool.balance();
         if balance.strategy == Strategy::PrefixAffinity {
-            self.hash_beginnings(around, split.model.as_ref(), &balance.prefix);
+            self.hash_beginnings(view, split.model.as_ref(), &balance.prefix);
         }
-        let asked = around.request.model.as_deref().unwrap_or_default();
+        let asked = view.request.model.as_deref().unwrap_or_default();
         let model = split.model.as_deref().unwrap_or(asked);
         let caller = match self.caller {
             Some(caller) => caller,
-            None => *self.caller.insert(affinity::caller(around.caller, around.request)),
+            None => *self.caller.insert(affinity::caller(view.caller, view.request)),
         };
         let excluded: Vec<u32> = self.excluded.with(split.model.as_deref()).collect();
         let blocks = self.beginnings.as_ref();
         let wish = Wish {
             model,
             caller,
-            spare: self.is_spared(around),
-            session: affinity::session(around.headers, around.caller, around.request, balance),
+            spare: self.is_spared(view),
+            session: affinity::session(view.headers, view.caller, view.request, balance),
             blocks: blocks.map_or(&[], |(_, _, blocks)| blocks.as_slice()),
             tried: &excluded,
             now,
         };
-        let explains = &around.carry.explains;
+        let explains = &view.carry.explains;
         // As they stand before one is chosen; a sole one is of interest only if it is not.
         let mut candidates = match pool.len() > 1 {
             true => timeline::candidates(explains, pool, &wish),
@@ -205,15 +205,14 @@ impl RetryPolicy {
         match pool.pick(&wish) {
             Ok(choice) => {
                 let (pool, model) = (split.pool, split.model.clone());
-                Ok(Picked { choice, tier, pool, model, candidates })
+                Ok(PickedBackend { choice, tier, pool, model, candidates })
             }
             Err(none) => {
                 if candidates.is_empty() {
                     candidates = timeline::candidates(explains, pool, &wish);
                 }
                 let (pool, model) = (split.pool, model.to_owned());
-                timeline
-                    .no_backend(around.request.arrived, Search { tier, pool, model, candidates });
+                timeline.no_backend(view.request.arrived, Search { tier, pool, model, candidates });
                 Err(none)
             }
         }
@@ -222,24 +221,24 @@ impl RetryPolicy {
     /// Hashes how the conversation begins, unless that was done for this model before.
     fn hash_beginnings(
         &mut self,
-        around: &Around<'_>,
+        view: &RequestView<'_>,
         model: Option<&Arc<str>>,
         plan: &PrefixPlan,
     ) {
         let known = self.beginnings.as_ref();
         if known.is_none_or(|(known, by, _)| known.as_ref() != model || by != plan) {
-            let asked = around.request.model.as_deref().unwrap_or_default();
+            let asked = view.request.model.as_deref().unwrap_or_default();
             let name = model.map_or(asked, |model| model);
-            let blocks = around.body.beginnings(name, plan.block, plan.blocks);
+            let blocks = view.body.beginnings(name, plan.block, plan.blocks);
             self.beginnings = Some((model.cloned(), *plan, blocks));
         }
     }
 }
 
 /// Whether there is a tier with more than one backend that could be chosen.
-pub fn has_several(around: &Around<'_>) -> bool {
-    around.route.iter().flat_map(|route| &route.tiers).any(|tier| {
-        let pools = tier.splits.iter().map(|split| &around.snapshot.pools[split.pool]);
+pub fn has_several(view: &RequestView<'_>) -> bool {
+    view.route.iter().flat_map(|route| &route.tiers).any(|tier| {
+        let pools = tier.splits.iter().map(|split| &view.snapshot.pools[split.pool]);
         let mut up = pools.flat_map(|pool| pool.members()).filter(|(_, up)| *up);
         let first = up.next().map(|(e, _)| e.id);
         up.any(|(e, _)| Some(e.id) != first)
@@ -247,11 +246,11 @@ pub fn has_several(around: &Around<'_>) -> bool {
 }
 
 /// Where the choice among the splits of a tier falls: requests that belong together take the same.
-fn draw(around: &Around<'_>, tier: &Tier) -> u64 {
+fn draw(view: &RequestView<'_>, tier: &Tier) -> u64 {
     let [first, _, ..] = tier.splits.as_slice() else { return 0 };
     let total: u64 = tier.splits.iter().map(|s| u64::from(s.weight)).sum();
-    let balance = around.snapshot.pools[first.pool].balance();
-    let bound = affinity::session(around.headers, around.caller, around.request, balance);
+    let balance = view.snapshot.pools[first.pool].balance();
+    let bound = affinity::session(view.headers, view.caller, view.request, balance);
     bound.unwrap_or_else(rand::random) % total.max(1)
 }
 

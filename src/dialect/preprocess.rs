@@ -12,15 +12,15 @@ use crate::wire::{
 
 /// What is done to a body before it is metered.
 #[derive(Default)]
-pub struct Front {
+pub struct Preprocessor {
     /// Undoes its compression.
     inflater: Option<Inflater>,
     /// Finds out what it is; `None` once that is known, or does not matter.
     sniffer: Option<Sniffer>,
 }
 
-/// A piece of a body after [`Front::take`].
-pub enum Fronted {
+/// A piece of a body after [`Preprocessor::take`].
+pub enum Preprocessed {
     /// To be metered.
     Piece(Option<Bytes>),
     /// To be metered; it is known now what the body is.
@@ -29,7 +29,7 @@ pub enum Fronted {
     Blank(Bytes),
 }
 
-impl Front {
+impl Preprocessor {
     /// For a body in this coding; `sniffs`: its kind is found out.
     pub fn new(coding: Option<Coding>, sniffs: bool) -> Self {
         Self { inflater: coding.map(Inflater::new), sniffer: sniffs.then(Sniffer::default) }
@@ -39,13 +39,17 @@ impl Front {
     ///
     /// # Errors
     /// If it cannot be decoded.
-    pub fn take(&mut self, piece: Option<Bytes>, end_of_stream: bool) -> Result<Fronted, Trouble> {
+    pub fn take(
+        &mut self,
+        piece: Option<Bytes>,
+        end_of_stream: bool,
+    ) -> Result<Preprocessed, Trouble> {
         let piece = match &mut self.inflater {
             Some(inflater) => inflated(inflater, piece, end_of_stream)?,
             None => piece,
         };
         let Some(sniffer) = &mut self.sniffer else {
-            return Ok(Fronted::Piece(piece));
+            return Ok(Preprocessed::Piece(piece));
         };
         let sniffed = match piece {
             Some(bytes) if !bytes.is_empty() => sniffer.push(bytes),
@@ -54,12 +58,12 @@ impl Front {
         Ok(match sniffed {
             Sniffed::Is(kind, bytes) => {
                 self.sniffer = None;
-                Fronted::Known(kind, bytes)
+                Preprocessed::Known(kind, bytes)
             }
-            Sniffed::Blank(bytes) if !end_of_stream => Fronted::Blank(bytes),
-            Sniffed::Blank(bytes) => Fronted::Piece(Some(bytes)),
-            Sniffed::More if end_of_stream => Fronted::Piece(Some(sniffer.finish())),
-            Sniffed::More => Fronted::Piece(Some(Bytes::new())),
+            Sniffed::Blank(bytes) if !end_of_stream => Preprocessed::Blank(bytes),
+            Sniffed::Blank(bytes) => Preprocessed::Piece(Some(bytes)),
+            Sniffed::More if end_of_stream => Preprocessed::Piece(Some(sniffer.finish())),
+            Sniffed::More => Preprocessed::Piece(Some(Bytes::new())),
         })
     }
 

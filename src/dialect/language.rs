@@ -1,0 +1,99 @@
+//! What an API language is.
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+
+use super::{
+    glance::{Glance, Want},
+    limit_headers::LimitHeaders,
+    meter::{Meter, Metering},
+    model_list::Model,
+    operation::Operation,
+};
+use crate::{
+    base::{Rejection, limits::Standings},
+    wire::edit::Edit,
+};
+
+/// One API language.
+pub trait Dialect: Sync {
+    /// Its name, which is also the value of `protocol` of a backend.
+    fn name(&self) -> &'static str;
+
+    /// What clients can ask for in it.
+    fn operations(&self) -> &'static [Operation];
+
+    /// The path of its most common operation that generates text. Decisions about models that no
+    /// request names a path for (model lists) are made as if they were asked for there.
+    fn usual_path(&self) -> &'static str;
+
+    /// Reads what the gateway needs of a request, in one pass over its body. `path` is the path of
+    /// the request, in which a model may be named; `guarded` names fields to look out for.
+    ///
+    /// # Errors
+    /// 400 if the body cannot be read or a field has a value that engines read in different ways.
+    fn glance(
+        &self,
+        operation: &Operation,
+        path: &str,
+        body: &[u8],
+        guarded: &[String],
+    ) -> Result<Glance, Rejection>;
+
+    /// The edits that remove the guarded fields from a body.
+    fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit>;
+
+    /// The edits that make a body fit one backend that speaks this language.
+    fn edits(&self, body: &[u8], glance: &Glance, want: &Want<'_>) -> Vec<Edit>;
+
+    /// Whether the stream of an answer is changed on its way to the client.
+    fn changes_stream(&self, metering: &Metering) -> bool;
+
+    /// Reads the counts from a plain answer, which is not changed.
+    fn document_meter(&self) -> Box<dyn Meter>;
+
+    /// Reads the counts from a stream, and removes what the gateway had asked for. `by_line`: the
+    /// stream is a document on each line (NDJSON), not server-sent events.
+    fn stream_meter(&self, metering: &Metering, by_line: bool) -> Box<dyn Meter>;
+
+    /// A whole document in which the model has the name that the client knows.
+    fn rename_model(&self, document: Bytes, name: &str) -> Bytes;
+
+    /// The body of a rejection.
+    fn rejection(&self, rejection: &Rejection) -> Bytes;
+
+    /// The body of an answer to a failure; `code` is one of the gateway's error codes.
+    fn failure(&self, message: &str, code: &str) -> Bytes;
+
+    /// A document as an event of a stream, for instance one of [`Self::failure`].
+    fn event(&self, document: &[u8]) -> Bytes;
+
+    /// A backend's error body as an event of a stream; `None` if readers of streams would not take
+    /// it for an error.
+    fn error_event(&self, body: &[u8]) -> Option<Bytes>;
+
+    /// What keeps a client's connection alive while its stream has no content. Readers ignore it.
+    fn keep_alive(&self) -> Bytes;
+
+    /// The `Content-Type` of its streams.
+    fn stream_type(&self) -> HeaderValue;
+
+    /// The header fields in which its clients send their keys, the first takes precedence.
+    fn credential_fields(&self) -> &'static [HeaderName];
+
+    /// The header field that carries a key to a backend, and the scheme before the key (`""`: none),
+    /// where the configuration does not say otherwise.
+    fn backend_credential(&self) -> (HeaderName, &'static str);
+
+    /// The states of a request's limits, under its names.
+    fn limit_headers(&self, standings: &Standings, out: &mut LimitHeaders);
+
+    /// The list of models.
+    fn models(&self, models: &[Model]) -> Bytes;
+
+    /// One model of the list.
+    fn model(&self, model: &Model) -> Bytes;
+
+    /// Reads the list of a backend.
+    fn read_models(&self, body: &[u8]) -> Vec<Model>;
+}

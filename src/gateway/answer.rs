@@ -8,7 +8,7 @@ use pingora_proxy::Session;
 use super::{ctx::Ctx, limits};
 use crate::{
     base::Rejection,
-    config::raw::ErrorFormat,
+    config::choices::ErrorFormat,
     dialect::{self, openai, simple},
 };
 

@@ -29,7 +29,7 @@ use pingora_proxy::Session;
 use super::ctx::Ctx;
 use crate::{
     base::Rejection,
-    config::raw::{Engine, StreamUsage},
+    config::choices::{Engine, StreamUsage},
     dialect::Kind,
     runtime::{buffers::Share, connections::ActiveRequest},
     wire::{

@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 use super::{ctx::Ctx, held, limits, response, story, tries};
 use crate::{
     base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret},
-    config::raw::KeyForm,
+    config::choices::KeyForm,
     dialect::{self, Kind},
     telemetry::access,
     usage::Draft,
@@ -201,7 +201,7 @@ fn cost(ctx: &Ctx, summary: &Summary) -> Option<f64> {
 
 fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
     let log = &ctx.snapshot.plan.log;
-    if !log.access.0 || !log::log_enabled!(log::Level::Info) {
+    if !log.access || !log::log_enabled!(log::Level::Info) {
         return;
     }
     let header = session.req_header();

@@ -9,7 +9,7 @@ use pingora::{Error, ErrorType, OrErr, Result, http::RequestHeader};
 use super::{answer::REQUEST_ID, body_in, ctx::Ctx};
 use crate::{
     auth::Auth,
-    config::{plan::BackendPlan, raw::Engine},
+    config::{choices::Engine, plan::BackendPlan},
     wire::{engine, headers as hop},
 };
 

@@ -7,7 +7,7 @@ use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 
 use super::{ctx::Ctx, stream::Reading, verdict};
 use crate::{
-    config::raw::StreamUsage,
+    config::choices::StreamUsage,
     dialect::openai::{JsonTap, StreamMeter, Strip},
     wire::{
         inflate::{Coding, Inflater, Trouble},

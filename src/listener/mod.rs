@@ -39,7 +39,7 @@ pub use self::socket::{Bound, bind, listen};
 use self::stream::{Answers, ClientStream};
 use crate::{
     base::{Rejection, ip},
-    config::raw::ErrorFormat,
+    config::choices::ErrorFormat,
     dialect::{openai, simple},
     runtime::{
         Carry, Live,

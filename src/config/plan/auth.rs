@@ -5,13 +5,16 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use http::{HeaderName, HeaderValue, header};
 use serde_json::{Map, Value};
 
-use super::Maker;
+use super::planner::Planner;
 use crate::{
     base::{
         Secret,
         terms::{self, Terms},
     },
-    config::raw::{self, Mode, OnError, ProviderKind, Raw},
+    config::{
+        choices::Mode,
+        raw::{self, OnError, ProviderKind, Raw},
+    },
     lua::Script,
     store::{redis, sql},
 };
@@ -120,7 +123,6 @@ pub struct CachePlan {
 
 /// Why a caller is not let in, or that it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "as in `raw::StatusCodes`")]
 pub enum Reason {
     Active,
     Disabled,
@@ -234,7 +236,7 @@ struct Place<'a> {
     whole: &'a Raw,
 }
 
-impl Maker<'_> {
+impl Planner<'_> {
     /// Understands `auth`; `None` also if it is switched off.
     pub(super) fn auth(&mut self, whole: &Raw) -> Option<AuthPlan> {
         let Some(raw) = whole.auth.as_ref().filter(|auth| auth.enabled.0) else {

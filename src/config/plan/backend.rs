@@ -5,12 +5,15 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use http::{HeaderName, HeaderValue, Uri, header};
 
 use super::{
-    Maker,
     base_path::{self, BasePath},
+    planner::Planner,
 };
 use crate::{
     base::{ModelPattern, Secret},
-    config::raw::{self, Addresses, Engine, Raw, SecretText, StreamUsage},
+    config::{
+        choices::{Addresses, Engine, StreamUsage},
+        raw::{self, Raw, SecretText},
+    },
     store::proxy::Proxy,
     wire::headers::is_hop_by_hop,
 };
@@ -105,7 +108,7 @@ pub(super) struct KeyForm<'r> {
     pub scheme: Option<&'r str>,
 }
 
-impl Maker<'_> {
+impl Planner<'_> {
     /// The backends that are used, and those that are switched off.
     pub(super) fn backends(&mut self, raw: &Raw) -> (Vec<BackendPlan>, Vec<BackendPlan>) {
         if !raw.backends.iter().any(|b| b.enabled.0) && !self.discovers {

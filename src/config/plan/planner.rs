@@ -83,11 +83,7 @@ impl Planner<'_> {
         self.problems.push(if hint.is_empty() { problem } else { problem.hint(hint) });
     }
 
-    pub(super) fn warn(
-        &mut self,
-        path: impl Into<String>,
-        message: impl Into<String>,
-    ) {
+    pub(super) fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.warnings.push(Problem::new(path, message));
     }
 
@@ -127,12 +123,7 @@ impl Planner<'_> {
     }
 
     /// What is configured, or this in the folder for data.
-    pub(super) fn data(
-        &self,
-        raw: &Raw,
-        given: Option<&str>,
-        name: &str,
-    ) -> PathBuf {
+    pub(super) fn data(&self, raw: &Raw, given: Option<&str>, name: &str) -> PathBuf {
         given.map_or_else(|| self.path(&raw.data_dir).join(name), |given| self.path(given))
     }
 
@@ -159,11 +150,7 @@ impl Planner<'_> {
         }
     }
 
-    pub(super) fn secret_file(
-        &mut self,
-        at: String,
-        file: &str,
-    ) -> Option<Secret> {
+    pub(super) fn secret_file(&mut self, at: String, file: &str) -> Option<Secret> {
         let path = self.path(file);
         match std::fs::read_to_string(&path) {
             Ok(text) => Some(Secret::new(text)),
@@ -176,11 +163,7 @@ impl Planner<'_> {
     }
 
     /// Names of header fields; `at`: where the list stands.
-    pub(super) fn header_names(
-        &mut self,
-        at: &str,
-        texts: &[String],
-    ) -> Vec<HeaderName> {
+    pub(super) fn header_names(&mut self, at: &str, texts: &[String]) -> Vec<HeaderName> {
         let mut names = Vec::with_capacity(texts.len());
         for (i, text) in texts.iter().enumerate() {
             match text.parse() {

@@ -16,7 +16,8 @@ setup:
 
 run:
 	@scripts/setup.sh build
-	$(CARGO) run --quiet --release -- demo
+	@echo "building llmproxy; the first build takes a few minutes"
+	$(CARGO) run --profile demo --locked --bin llmproxy -- demo
 
 # cargo-nextest runs the tests when it is there; it is not needed.
 test: setup

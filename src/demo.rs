@@ -1,6 +1,6 @@
 //! `llmproxy demo`: a gateway, two simulated backends and a receiver of usage records in one
 //! process, to see how it works.
-#![expect(clippy::print_stdout, reason = "the demo talks to people")]
+#![expect(clippy::print_stdout, reason = "the demo prints its introduction")]
 
 use std::{
     io::{self, Write},
@@ -15,12 +15,12 @@ use crate::{
     sim::{Behaviour, Sim},
 };
 
-/// Runs the demo until it is told to stop.
+/// Runs the demo until a signal stops it.
 ///
 /// # Errors
 /// If an address cannot be listened on.
 pub fn run(listen: SocketAddr) -> io::Result<()> {
-    // Told before the introduction is, which would push it out of sight.
+    // An address in use is reported before the introduction is printed.
     drop(listener::listen(listen)?);
     // The backends and the receiver have a runtime of their own; the gateway makes its own.
     let runtime =
@@ -70,33 +70,72 @@ log:
 }
 
 fn introduce(configuration: &str, listen: SocketAddr) {
-    let base = format!("http://{listen}");
     println!("llmproxy {} demo. Its configuration:\n", env!("CARGO_PKG_VERSION"));
     for line in configuration.lines() {
         println!("    {line}");
     }
-    println!(
+    println!("{}", next_steps(&format!("http://{listen}")));
+    io::stdout().flush().ok();
+}
+
+/// What to try from another terminal.
+fn next_steps(base: &str) -> String {
+    format!(
         "
-Try it from another terminal:
+Try it from another terminal.
 
-    curl {base}/v1/models
-
-    curl {base}/v1/chat/completions -H 'Content-Type: application/json' \\
-      -d '{{\"model\":\"sim-model\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'
+A streaming chat:
 
     curl -N {base}/v1/chat/completions -H 'Content-Type: application/json' \\
       -d '{{\"model\":\"sim-model\",\"stream\":true,\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'
 
-    curl {base}/metrics
+The same with OpenAI's Python SDK (pip install openai):
 
-Each request's usage record is printed here. Ctrl-C stops the demo.
+    from openai import OpenAI
+    client = OpenAI(base_url=\"{base}/v1\", api_key=\"any\")
+    print(client.chat.completions.create(model=\"sim-model\", messages=[{{\"role\": \"user\", \"content\": \"Hello\"}}]))
+
+What else there is:
+
+    curl {base}/v1/models     the models of the backends
+    curl {base}/metrics       metrics for Prometheus
+    curl {base}/ready         whether a backend is healthy
+
+The usage record of each request is printed here, as a webhook receives it. To send records elsewhere, see
+`usage.reporters` in docs/usage.md. To use your own backends, run `llmproxy` without arguments.
+
+Ctrl-C stops the demo.
 "
-    );
-    io::stdout().flush().ok();
+    )
 }
 
 async fn print_record(body: Bytes) -> StatusCode {
     println!("usage record: {}", String::from_utf8_lossy(&body));
     io::stdout().flush().ok();
     StatusCode::NO_CONTENT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_is_valid_and_the_next_steps_name_its_address() {
+        let (listen, receiver) =
+            ("127.0.0.1:8000".parse().unwrap(), "127.0.0.1:1".parse().unwrap());
+        let backends = ["http://127.0.0.1:2".to_owned(), "http://127.0.0.1:3".to_owned()];
+        let text = configuration(listen, &backends, receiver);
+        let loaded = config::load_text(&text, Path::new("."), &|_| None);
+        assert!(loaded.plan.is_some(), "{:?}", loaded.problems);
+        let steps = next_steps("http://127.0.0.1:8000");
+        for part in [
+            "curl -N http://127.0.0.1:8000/v1/chat/completions",
+            "\"stream\":true",
+            "OpenAI(base_url=\"http://127.0.0.1:8000/v1\"",
+            "http://127.0.0.1:8000/metrics",
+            "Ctrl-C",
+        ] {
+            assert!(steps.contains(part), "{part} in {steps}");
+        }
+    }
 }

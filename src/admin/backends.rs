@@ -10,8 +10,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Parts,
-    answer::{ErrorBody, Refusal, audit},
+    audit::audit,
+    error::{ApiError, ErrorBody},
+    state::AdminState,
 };
 use crate::balance::Endpoint;
 
@@ -21,14 +22,14 @@ pub struct Backend {
     /// `NAME@ADDRESS` for each of several addresses.
     name: String,
     url: String,
-    /// Where it is; several if they are taken together, none while its name leads nowhere.
+    /// Its addresses; several with `addresses: one`, none while its name does not resolve.
     addresses: Vec<String>,
     weight: u32,
-    /// The probes succeed, or there are none.
+    /// Whether its probes succeed; `true` without probes.
     healthy: bool,
-    /// It gets no new requests.
+    /// Whether it receives no new requests.
     draining: bool,
-    /// Requests that are with it now.
+    /// Requests in flight.
     in_flight: usize,
 }
 
@@ -38,8 +39,8 @@ pub struct Backends {
     backends: Vec<Backend>,
 }
 
-fn all(parts: &Parts) -> Vec<(Arc<Endpoint>, bool)> {
-    parts.live.load().health()
+fn all(state: &AdminState) -> Vec<(Arc<Endpoint>, bool)> {
+    state.live.load().health()
 }
 
 fn shown(endpoint: &Endpoint, healthy: bool) -> Backend {
@@ -54,57 +55,65 @@ fn shown(endpoint: &Endpoint, healthy: bool) -> Backend {
     }
 }
 
-/// The backends with their health and load.
+/// List the backends with their health and load.
 #[utoipa::path(get, path = "/admin/v1/backends", tag = "backends", responses(
     (status = 200, body = Backends),
 ))]
-pub async fn list(State(parts): State<Parts>) -> Json<Backends> {
-    let backends = all(&parts).iter().map(|(e, healthy)| shown(e, *healthy)).collect();
+pub async fn list(State(state): State<AdminState>) -> Json<Backends> {
+    let backends = all(&state).iter().map(|(e, healthy)| shown(e, *healthy)).collect();
     Json(Backends { backends })
 }
 
-/// Gives a backend no new requests; those under way go on. Holds until it is taken back or the
-/// gateway is restarted, for all addresses of the backend, those to come included; or for a single
-/// one, `NAME@ADDRESS`.
+/// Drain a backend: it receives no new requests.
+///
+/// Requests in flight continue. It stays drained until the drain is cancelled or the gateway
+/// restarts. A name drains all addresses of the backend, including later ones; `NAME@ADDRESS`
+/// drains a single one.
 #[utoipa::path(put, path = "/admin/v1/backends/{name}/drain", tag = "backends",
     params(("name" = String, Path, description = "Its name, percent-encoded if it is a URL")),
     responses((status = 200, body = Backend), (status = 404, body = ErrorBody)))]
 pub async fn drain(
-    State(parts): State<Parts>,
+    State(state): State<AdminState>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
-) -> Result<Json<Backend>, Refusal> {
-    switch(&parts, from, &name, true)
+) -> Result<Json<Backend>, ApiError> {
+    switch(&state, from, &name, true)
 }
 
-/// Gives a backend requests again.
+/// Cancel the drain of a backend.
 #[utoipa::path(delete, path = "/admin/v1/backends/{name}/drain", tag = "backends",
     params(("name" = String, Path, description = "Its name, percent-encoded if it is a URL")),
     responses((status = 200, body = Backend), (status = 404, body = ErrorBody)))]
 pub async fn undrain(
-    State(parts): State<Parts>,
+    State(state): State<AdminState>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
     Path(name): Path<String>,
-) -> Result<Json<Backend>, Refusal> {
-    switch(&parts, from, &name, false)
+) -> Result<Json<Backend>, ApiError> {
+    switch(&state, from, &name, false)
 }
 
-fn switch(parts: &Parts, from: SocketAddr, name: &str, on: bool) -> Result<Json<Backend>, Refusal> {
-    let Some(found) = switched(parts, name, on) else {
+fn switch(
+    state: &AdminState,
+    from: SocketAddr,
+    name: &str,
+    on: bool,
+) -> Result<Json<Backend>, ApiError> {
+    let Some(found) = switched(state, name, on) else {
         let path = "/admin/v1/backends/";
-        return Err(Refusal::new(path, 404, "unknown_backend", "there is no such backend"));
+        return Err(ApiError::new(path, 404, "unknown_backend", "there is no such backend"));
     };
-    audit(from, if on { "backend drained" } else { "backend taken back" }, name);
-    parts.carry.probe_now.notify_one();
+    audit(from, if on { "backend drained" } else { "backend undrained" }, name);
+    state.carry.probe_now.notify_one();
     Ok(Json(found))
 }
 
-/// Drains what has this name or takes it back; how it stands then, all addresses together.
-fn switched(parts: &Parts, name: &str, on: bool) -> Option<Backend> {
-    let snapshot = parts.live.load();
+/// Drains a backend or an endpoint, or cancels it. Returns the new state, of all addresses
+/// together.
+fn switched(state: &AdminState, name: &str, on: bool) -> Option<Backend> {
+    let snapshot = state.live.load();
     if let Some(plan) = snapshot.backends.iter().find(|b| b.name == name) {
-        parts.carry.drained.set(name, on, || parts.live.load());
-        let places = all(parts).into_iter().filter(|(e, _)| e.plan.name == name);
+        state.carry.drained.set(name, on, || state.live.load());
+        let places = all(state).into_iter().filter(|(e, _)| e.plan.name == name);
         let shown: Vec<_> = places.map(|(e, healthy)| shown(&e, healthy)).collect();
         return Some(Backend {
             name: name.to_owned(),
@@ -116,9 +125,9 @@ fn switched(parts: &Parts, name: &str, on: bool) -> Option<Backend> {
             addresses: shown.into_iter().flat_map(|b| b.addresses).collect(),
         });
     }
-    // With its address an endpoint can be named even while it is the only one of its backend.
+    // An endpoint can also be named with its address while it is the only one of its backend.
     let full = |e: &Endpoint| format!("{}@{}", e.plan.name, e.address);
-    let (endpoint, healthy) = all(parts).into_iter().find(|(e, _)| full(e) == name)?;
+    let (endpoint, healthy) = all(state).into_iter().find(|(e, _)| full(e) == name)?;
     endpoint.drain(on);
     Some(shown(&endpoint, healthy))
 }

@@ -14,41 +14,42 @@ use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::{
-    Parts,
-    answer::{ErrorBody, Refusal, audit},
+    audit::audit,
+    error::{ApiError, ErrorBody},
+    state::AdminState,
 };
 
-/// The configuration in force.
+/// The active configuration.
 #[derive(Serialize, ToSchema)]
 pub struct Config {
-    /// Counts the loads of this process, from 1.
+    /// The number of loads in this process, from 1.
     generation: u64,
-    /// What is no mistake but may not be meant.
+    /// Settings that are valid but may be unintended.
     warnings: Vec<String>,
-    /// Every key with its value; secrets are not told.
+    /// Every key with its value, without secrets.
     config: Value,
 }
 
-/// What came of a reload.
+/// The result of a reload.
 #[derive(Serialize, ToSchema)]
 pub struct Reloaded {
-    /// The generation in force.
+    /// The active generation.
     generation: u64,
 }
 
-/// Why a configuration was not taken.
+/// Why a configuration was rejected.
 #[derive(Serialize, ToSchema)]
 pub struct Problems {
-    /// Everything that is wrong with it.
+    /// Every problem of the file.
     problems: Vec<String>,
 }
 
-/// The configuration in force, without its secrets.
+/// Show the active configuration without its secrets.
 #[utoipa::path(get, path = "/admin/v1/config", tag = "config", responses(
     (status = 200, body = Config),
 ))]
-pub async fn show(State(parts): State<Parts>) -> Json<Config> {
-    let snapshot = parts.live.load();
+pub async fn show(State(state): State<AdminState>) -> Json<Config> {
+    let snapshot = state.live.load();
     Json(Config {
         generation: snapshot.generation,
         warnings: snapshot.plan.warnings.iter().map(ToString::to_string).collect(),
@@ -56,30 +57,30 @@ pub async fn show(State(parts): State<Parts>) -> Json<Config> {
     })
 }
 
-/// Loads the configuration file anew, whole or not at all.
+/// Reload the configuration file: all of it, or nothing if it has a problem.
 #[utoipa::path(post, path = "/admin/v1/config/reload", tag = "config", responses(
     (status = 200, body = Reloaded), (status = 422, body = Problems),
     (status = 503, body = ErrorBody),
 ))]
 pub async fn reload(
-    State(parts): State<Parts>,
+    State(state): State<AdminState>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
 ) -> Response {
-    audit(from, "reload asked for", "");
-    let (tell, told) = oneshot::channel();
-    if parts.carry.reload.send(tell).is_err() {
-        return nobody();
+    audit(from, "reload requested", "");
+    let (reply, result) = oneshot::channel();
+    if state.carry.reload.send(reply).is_err() {
+        return no_file();
     }
-    match told.await {
+    match result.await {
         Ok(Ok(generation)) => Json(Reloaded { generation }).into_response(),
         Ok(Err(problems)) => {
             (StatusCode::UNPROCESSABLE_ENTITY, Json(Problems { problems })).into_response()
         }
-        Err(_) => nobody(),
+        Err(_) => no_file(),
     }
 }
 
-fn nobody() -> Response {
+fn no_file() -> Response {
     let path = "/admin/v1/config/reload";
-    Refusal::new(path, 503, "no_file", "there is no configuration file to load").into_response()
+    ApiError::new(path, 503, "no_file", "there is no configuration file to load").into_response()
 }

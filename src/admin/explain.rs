@@ -4,46 +4,48 @@ use axum::{Json, extract::State};
 use serde::Deserialize;
 
 use super::{
-    Parts,
-    answer::{ErrorBody, Params, Refusal},
+    error::{ApiError, ErrorBody},
+    extract::Params,
+    state::AdminState,
 };
 use crate::runtime::explain::Trace;
 
 const PATH: &str = "/admin/v1/explain";
 
-/// Which request.
+/// The request.
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct Asked {
-    /// Its id, as in `X-Request-Id` of its answer, in records and in the access log.
+pub struct ExplainQuery {
+    /// Its id: `X-Request-Id` of the response, of usage records and of the access log.
     request_id: String,
 }
 
-/// Why a request went where it went: its tries, the backends among which each chose, and times. The
-/// newest request with this id, if it is among those that are remembered (`routing.explain`).
-#[utoipa::path(get, path = "/admin/v1/explain", tag = "explain", params(Asked), responses(
+/// Explain the routing of a request: its attempts, the candidates of each, and times.
+///
+/// This is the newest request with this id, if it is still remembered (`routing.explain`).
+#[utoipa::path(get, path = "/admin/v1/explain", tag = "explain", params(ExplainQuery), responses(
     (status = 200, body = Trace), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
 ))]
 pub async fn show(
-    State(parts): State<Parts>,
-    Params(asked): Params<Asked>,
-) -> Result<Json<Trace>, Refusal> {
-    let explains = &parts.carry.explains;
-    if let Some(trace) = explains.find(&asked.request_id) {
+    State(state): State<AdminState>,
+    Params(query): Params<ExplainQuery>,
+) -> Result<Json<Trace>, ApiError> {
+    let explains = &state.carry.explains;
+    if let Some(trace) = explains.find(&query.request_id) {
         return Ok(Json(Trace::clone(&trace)));
     }
     Err(match explains.capacity() {
         0 => {
-            let hint = "requests are not remembered: set `routing.explain` to how many are to be";
-            Refusal::new(PATH, 404, "explain_off", hint)
+            let hint = "no requests are remembered: set `routing.explain` to their number";
+            ApiError::new(PATH, 404, "explain_off", hint)
         }
         most => {
             let hint = format!(
-                "there is no such request among the last {most} of this process: `routing.explain` \
-                 says how many are remembered, and other replicas have their own"
+                "this process remembers its last {most} requests (`routing.explain`), and this one is not \
+                 among them; other replicas remember their own"
             );
-            Refusal::new(PATH, 404, "unknown_request", hint)
+            ApiError::new(PATH, 404, "unknown_request", hint)
         }
     })
 }
@@ -61,9 +63,9 @@ mod tests {
         explain::{Candidate, Try},
     };
 
-    async fn told(parts: &Parts, request_id: &str) -> (u16, Value) {
-        let asked = Params(Asked { request_id: request_id.to_owned() });
-        let answer = show(State(parts.clone()), asked).await.into_response();
+    async fn explained(state: &AdminState, request_id: &str) -> (u16, Value) {
+        let query = Params(ExplainQuery { request_id: request_id.to_owned() });
+        let answer = show(State(state.clone()), query).await.into_response();
         let status = answer.status().as_u16();
         let body = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
         (status, serde_json::from_slice(&body).unwrap())
@@ -77,11 +79,11 @@ mod tests {
         let text = "backends: [{url: \"http://x\"}]";
         let plan = crate::config::load_text(text, Path::new("."), &|_| None).plan.unwrap();
         let snapshot = Snapshot::build(plan, None, &carry);
-        let parts = Parts { live: Arc::new(Live::new(snapshot)), carry };
-        parts.carry.explains.resize(0);
-        let (status, off) = told(&parts, "req-1").await;
+        let state = AdminState { live: Arc::new(Live::new(snapshot)), carry };
+        state.carry.explains.resize(0);
+        let (status, off) = explained(&state, "req-1").await;
         assert_eq!((status, &off["error"]["code"]), (404, &json!("explain_off")));
-        parts.carry.explains.resize(2);
+        state.carry.explains.resize(2);
         let candidate = Candidate { backend: "b".to_owned(), score: Some(1.5), barred: None };
         let first = Try {
             at_ms: 1,
@@ -95,7 +97,7 @@ mod tests {
             result: "connect_failure".to_owned(),
             hedge: false,
         };
-        parts.carry.explains.put(Trace {
+        state.carry.explains.put(Trace {
             request_id: "req-1".to_owned(),
             time: jiff::Timestamp::UNIX_EPOCH,
             model: "gpt-4o".to_owned(),
@@ -107,13 +109,13 @@ mod tests {
             duration_ms: 7,
             queued_ms: None,
         });
-        let (status, trace) = told(&parts, "req-1").await;
+        let (status, trace) = explained(&state, "req-1").await;
         assert_eq!((status, &trace["queued_ms"]), (200, &Value::Null));
         assert_eq!(
             trace["tries"][0]["candidates"],
             json!([{"backend": "b", "score": 1.5, "barred": null}])
         );
-        let (status, unknown) = told(&parts, "req-2").await;
+        let (status, unknown) = explained(&state, "req-2").await;
         assert_eq!((status, &unknown["error"]["code"]), (404, &json!("unknown_request")));
         assert!(unknown["error"]["message"].as_str().unwrap().contains("routing.explain"));
     }

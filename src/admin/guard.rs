@@ -1,4 +1,4 @@
-//! The token, asked for before anything else.
+//! The check of the admin token, before anything else.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -10,45 +10,44 @@ use axum::{
 };
 use subtle::ConstantTimeEq;
 
-use super::answer::Refusal;
+use super::error::ApiError;
 use crate::{
     auth::credential::{KeyDigest, digest},
     base::Secret,
 };
 
-/// The token that callers must show.
+/// The digest of the configured token.
 #[derive(Clone)]
-pub struct Lock(Arc<KeyDigest>);
+pub struct AdminToken(Arc<KeyDigest>);
 
-impl Lock {
-    /// For this token.
+impl AdminToken {
     pub fn new(token: &Secret) -> Self {
         Self(Arc::new(digest(token.expose())))
     }
 
-    /// Compares digests: neither content nor length of the token show in the time it takes.
-    fn opens(&self, shown: &[u8]) -> bool {
-        bool::from(self.0.ct_eq(&digest(shown)))
+    /// Compares digests: the time it takes reveals neither content nor length of the token.
+    fn matches(&self, given: &[u8]) -> bool {
+        bool::from(self.0.ct_eq(&digest(given)))
     }
 }
 
-/// Lets a request through that shows the token.
+/// Passes a request on if it has the token.
 ///
 /// # Errors
 /// 401 without a token, 403 with a wrong one.
 pub async fn check(
-    State(lock): State<Lock>,
+    State(expected): State<AdminToken>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
     request: Request,
     next: Next,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ApiError> {
     let path = request.uri().path().to_owned();
-    let Some(shown) = token(request.headers()) else {
-        return Err(Refusal::new(&path, 401, "missing_token", "X-Admin-Token is missing"));
+    let Some(given) = token(request.headers()) else {
+        return Err(ApiError::new(&path, 401, "missing_token", "X-Admin-Token is missing"));
     };
-    if !lock.opens(shown) {
-        log::warn!(target: "audit", "a wrong token from={}", from.ip());
-        return Err(Refusal::new(&path, 403, "wrong_token", "the token is not the right one"));
+    if !expected.matches(given) {
+        log::warn!(target: "audit", "wrong token from={}", from.ip());
+        return Err(ApiError::new(&path, 403, "wrong_token", "the token is wrong"));
     }
     Ok(next.run(request).await)
 }

@@ -103,7 +103,7 @@ pub fn key_id(digest: &KeyDigest) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::plan::KEY_HEADERS;
+    use crate::dialect::credential_fields;
 
     #[test]
     fn keys_are_found_in_the_order_of_the_names() {
@@ -112,7 +112,7 @@ mod tests {
             for (name, value) in fields {
                 headers.append(*name, HeaderValue::from_static(value));
             }
-            Credential::find(&headers, &KEY_HEADERS).map(|c| c.expose().to_owned())
+            Credential::find(&headers, credential_fields()).map(|c| c.expose().to_owned())
         };
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(find(&[("authorization", "Bearer sk-a"), ("x-api-key", "sk-b")]), some("sk-a"));
@@ -150,7 +150,7 @@ mod tests {
             for value in values {
                 headers.append(header::AUTHORIZATION, HeaderValue::from_static(value));
             }
-            let found = Credential::find(&headers, &KEY_HEADERS);
+            let found = Credential::find(&headers, credential_fields());
             assert_eq!(found.as_ref().map(Credential::expose), key, "{values:?}");
         }
         for (values, key) in [
@@ -164,14 +164,14 @@ mod tests {
             for value in values {
                 headers.append("x-api-key", HeaderValue::from_static(value));
             }
-            let found = Credential::find(&headers, &KEY_HEADERS);
+            let found = Credential::find(&headers, credential_fields());
             assert_eq!(found.as_ref().map(Credential::expose), key, "{values:?}");
         }
         // What is not text in one of them costs the others nothing.
         let mut headers = HeaderMap::new();
         headers.append(header::AUTHORIZATION, HeaderValue::from_bytes(b"Bearer \xff").unwrap());
         headers.append(header::AUTHORIZATION, HeaderValue::from_static("Bearer sk-b"));
-        assert_eq!(Credential::find(&headers, &KEY_HEADERS).unwrap().expose(), "sk-b");
+        assert_eq!(Credential::find(&headers, credential_fields()).unwrap().expose(), "sk-b");
     }
 
     #[test]

@@ -24,8 +24,8 @@ use crate::{
         terms::{Terms, Unfit},
     },
     config::{
+        choices::Mode,
         plan::{AuthPlan, ProviderPlan, Reason},
-        raw::Mode,
     },
     lua::{Failure, Script},
     store::{StoreError, Stores, within},

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     base::lock,
     config::{
+        choices,
         plan::{BackendPlan, TimeoutPlan},
-        raw,
     },
     dialect::{self, Match},
     store::{
@@ -266,7 +266,7 @@ impl Endpoint {
 
     /// Whether each address of a backend is an endpoint of its own.
     pub fn each(plan: &BackendPlan) -> bool {
-        plan.addresses == raw::Addresses::Each && plan.literal().is_none()
+        plan.addresses == choices::Addresses::Each && plan.literal().is_none()
     }
 
     /// A name tag, no address, that is the same in every process that knows this backend, made of what its id

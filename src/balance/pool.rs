@@ -22,8 +22,8 @@ use super::{
     trouble::Bar,
 };
 use crate::config::{
+    choices::StreamUsage,
     plan::{BalancePlan, BudgetPlan, CircuitPlan, Strategy},
-    raw::StreamUsage,
 };
 
 /// What a choice goes by.

@@ -1,4 +1,4 @@
-//! `llmproxy health`: asks a running gateway whether it is well.
+//! `llmproxy health`: asks a running gateway for its health.
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -10,19 +10,19 @@ use crate::{
     store::http::{cause, own},
 };
 
-/// Arguments of `health`.
 #[derive(Args)]
 pub struct HealthArgs {
-    /// The configuration file of the gateway, which tells where it listens; without it, port 8000.
+    /// The configuration file of the gateway, which has its address. Without it: port 8000 of this
+    /// machine.
     #[arg(long, value_name = "FILE", conflicts_with = "url")]
     config: Option<PathBuf>,
-    /// What to ask instead, with the path.
+    /// The URL to ask instead, including the path.
     #[arg(long, conflicts_with = "ready")]
     url: Option<String>,
-    /// Ask whether it can serve (`/ready`), and not only whether it lives (`/health`).
+    /// Ask whether it can serve requests (`/ready`), not only whether it runs (`/health`).
     #[arg(long)]
     ready: bool,
-    /// How long the answer may take.
+    /// How long the response may take.
     #[arg(long, default_value = "3s", value_parser = duration::parse)]
     timeout: Duration,
 }
@@ -30,7 +30,7 @@ pub struct HealthArgs {
 /// Asks once.
 ///
 /// # Errors
-/// What is wrong with the gateway.
+/// If the gateway cannot be reached, or does not answer 2xx.
 #[tokio::main(flavor = "current_thread")]
 pub async fn run(args: &HealthArgs) -> io::Result<()> {
     let url = match (&args.url, &args.config) {
@@ -44,12 +44,12 @@ pub async fn run(args: &HealthArgs) -> io::Result<()> {
             format!("{base}/{}", if args.ready { "ready" } else { "health" })
         }
     };
-    let answer = own().get(&url).timeout(args.timeout).send().await;
-    let answer = answer.map_err(|e| io::Error::other(format!("{url}: {}", cause(e))))?;
-    let status = answer.status();
+    let response = own().get(&url).timeout(args.timeout).send().await;
+    let response = response.map_err(|e| io::Error::other(format!("{url}: {}", cause(e))))?;
+    let status = response.status();
     if status.is_success() {
         return Ok(());
     }
-    let why = answer.text().await.unwrap_or_default();
+    let why = response.text().await.unwrap_or_default();
     Err(io::Error::other(format!("{url}: {status}: {}", why.trim_end())))
 }

@@ -14,17 +14,15 @@ use crate::{
     lua::{Limits, Script},
 };
 
-/// Subcommands of `lua`.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Run a script for one request, and print decision, time and memory.
+    /// Run a script for one request, and print its decision, time and memory.
     Test(TestArgs),
 }
 
-/// Arguments of `lua test`.
 #[derive(Args)]
 pub struct TestArgs {
-    /// A file, or the name of a script that comes with the gateway.
+    /// A file, or the name of a built-in script.
     script: PathBuf,
     /// The key: the global `api_key`.
     #[arg(long, default_value = "sk-test")]
@@ -35,13 +33,13 @@ pub struct TestArgs {
     /// The request: `{"method", "path", "ip", "headers", "model", "stream"}`, each optional.
     #[arg(long, value_name = "JSON", default_value = "{}")]
     request: String,
-    /// What earlier scripts have told: the global `metadata`.
+    /// The metadata of earlier scripts: the global `metadata`.
     #[arg(long, value_name = "JSON", default_value = "{}")]
     metadata: String,
     /// How long a call may take.
     #[arg(long, default_value = "100ms", value_parser = duration::parse)]
     timeout: Duration,
-    /// How many bytes its values may take.
+    /// The memory that its values may take, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().memory)]
     max_memory: usize,
 }
@@ -70,7 +68,8 @@ impl Default for Request {
     }
 }
 
-/// Runs a subcommand: success if the script let the request pass.
+/// Runs a subcommand. The exit code is 0 if the script allows the request, 1 if not or if it fails,
+/// and 2 if it could not be run.
 pub fn run(command: Command) -> ExitCode {
     let Command::Test(args) = command;
     match test(&args) {
@@ -92,7 +91,7 @@ fn test(args: &TestArgs) -> Result<bool, String> {
     let request: Request =
         serde_json::from_str(&args.request).map_err(|e| format!("--request: {e}"))?;
     let method = Method::from_bytes(request.method.as_bytes())
-        .map_err(|_| "--request: `method` is none".to_owned())?;
+        .map_err(|_| "--request: `method` is not an HTTP method".to_owned())?;
     let headers = headers(&request.headers)?;
     let call = Call {
         method: &method,
@@ -103,7 +102,7 @@ fn test(args: &TestArgs) -> Result<bool, String> {
         stream: request.stream,
     };
     let question = Question { key: &args.key, data: &data, call, metadata: &metadata };
-    // The first call makes the interpreter: that is not the script's time.
+    // The first call creates the interpreter, which is not part of the script's time.
     script.run_here(&question).0.ok();
     let (result, account) = script.run_here(&question);
     for line in &account.log {
@@ -111,7 +110,7 @@ fn test(args: &TestArgs) -> Result<bool, String> {
     }
     let allow = match &result {
         Ok(verdict) => {
-            println!("{:#}", told(verdict));
+            println!("{:#}", decision(verdict));
             verdict.allow
         }
         Err(why) => {
@@ -150,8 +149,8 @@ fn headers(fields: &Map<String, Value>) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
-fn told(verdict: &Verdict) -> Value {
-    let mut told = json!({"allow": verdict.allow});
+fn decision(verdict: &Verdict) -> Value {
+    let mut decision = json!({"allow": verdict.allow});
     for (name, value) in [
         ("message", json!(verdict.message)),
         ("status", json!(verdict.status)),
@@ -161,8 +160,8 @@ fn told(verdict: &Verdict) -> Value {
         ("tier", json!(verdict.tier)),
     ] {
         if !value.is_null() && value != json!({}) && value != json!([]) {
-            told[name] = value;
+            decision[name] = value;
         }
     }
-    told
+    decision
 }

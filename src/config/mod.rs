@@ -1,14 +1,16 @@
-//! Configuration, in three steps: [`raw`] is what the file says, [`plan`] is what it means, and
-//! the runtime's snapshot is what a request uses. Every problem of a file is found in one run.
+//! Configuration, in three steps: `raw` is what the file says, [`plan`] is what it means, and the
+//! runtime's snapshot is what a request uses. Every problem of a file is reported in one run.
+//! `raw` is private: the rest of the program sees a plan, and the [`choices`] that a plan holds.
 
 pub mod check;
+pub mod choices;
 pub mod convert;
 pub mod expand;
 pub mod legacy;
 pub mod locate;
 pub mod plan;
 pub mod problem;
-pub mod raw;
+mod raw;
 pub mod read;
 mod value;
 

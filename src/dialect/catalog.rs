@@ -1,5 +1,9 @@
 //! The list of languages, and what stands at a path.
 
+use std::{fmt, sync::LazyLock};
+
+use http::HeaderName;
+
 use super::{
     language::Dialect,
     openai::OpenAi,
@@ -82,9 +86,52 @@ pub fn label(path: &str) -> &'static str {
     at(path).map_or("other", |found| found.label())
 }
 
-/// The language with this name.
-pub fn by_name(name: &str) -> Option<&'static dyn Dialect> {
-    DIALECTS.iter().copied().find(|language| language.name() == name)
+/// The language of a backend's API, by its name in [`DIALECTS`].
+#[derive(Clone, Copy)]
+pub struct Protocol(&'static dyn Dialect);
+
+impl Protocol {
+    /// The language with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        DIALECTS.iter().find(|language| language.name() == name).map(|language| Self(*language))
+    }
+
+    /// The language.
+    pub fn language(self) -> &'static dyn Dialect {
+        self.0
+    }
+}
+
+impl Default for Protocol {
+    fn default() -> Self {
+        Self(DIALECTS[0])
+    }
+}
+
+impl PartialEq for Protocol {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name() == other.0.name()
+    }
+}
+
+impl fmt::Debug for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
+
+/// The header fields in which clients of any language send their keys; the first takes precedence.
+pub fn credential_fields() -> &'static [HeaderName] {
+    static FIELDS: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
+        let mut fields = Vec::new();
+        for field in DIALECTS.iter().flat_map(|language| language.credential_fields()) {
+            if !fields.contains(field) {
+                fields.push(field.clone());
+            }
+        }
+        fields
+    });
+    &FIELDS
 }
 
 /// The names of all languages.
@@ -135,9 +182,9 @@ mod tests {
         assert_eq!(mistakes(DIALECTS), [""; 0]);
         assert_eq!(names().count(), DIALECTS.len());
         for name in names() {
-            assert_eq!(by_name(name).map(|language| language.name()), Some(name));
+            assert_eq!(Protocol::named(name).unwrap().language().name(), name);
         }
-        assert!(by_name("klingon").is_none());
+        assert!(Protocol::named("klingon").is_none());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! clients.
 
 mod catalog;
-mod error_format;
+mod error_wording;
 mod glance;
 mod language;
 mod limit_headers;
@@ -22,8 +22,8 @@ mod preprocess;
 pub mod toy;
 
 pub use self::{
-    catalog::{DIALECTS, Match, by_name, find, label, names, operation_count},
-    error_format::ErrorFormat,
+    catalog::{DIALECTS, Match, Protocol, credential_fields, find, label, names, operation_count},
+    error_wording::ErrorWording,
     glance::{Glance, UsageRequest, Want},
     language::Dialect,
     limit_headers::{LimitHeaders, is_limit_header},

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use pingora::{Error, ErrorType, Result};
 
 use crate::{
-    config::raw::Engine,
+    config::choices::Engine,
     dialect::{Dialect, Glance, UsageRequest, Want},
     runtime::buffers::Share,
     wire::{

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     auth::{Auth, Credential},
     base::{Rejection, RequestId},
-    config::plan::KEY_HEADERS,
+    dialect,
     runtime::{
         connections::{ClientConnection, ConnectionLimits},
         watch::Connection,
@@ -57,7 +57,7 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     ctx.request.client = peer.map(|peer| forwarded::client(fields, peer, trusted));
     ctx.caller.shown = match &ctx.snapshot.auth {
         Some(auth) => Auth::credential(auth, fields),
-        None => Credential::find(fields, &KEY_HEADERS),
+        None => Credential::find(fields, dialect::credential_fields()),
     };
 }
 

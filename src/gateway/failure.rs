@@ -181,7 +181,7 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, kept: KeptAnswer) -> u16 
     ctx.attempt = Some(attempt);
     ctx.conclude(End::answered(status));
     if reply::opened(session) {
-        let event = reply::error_format(ctx).error_event(status, &body);
+        let event = reply::error_wording(ctx).error_event(status, &body);
         written(reply::last(session, ctx, event).await);
         return status;
     }
@@ -212,7 +212,7 @@ async fn refuse(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
         ctx.conclude(end);
         return 0;
     }
-    let body = reply::error_format(ctx).failure(status, message, code);
+    let body = reply::error_wording(ctx).failure(status, message, code);
     // What was begun on this connection may be unfinished.
     session.set_keepalive(None);
     written(reply::write(session, ctx, end, reply::JSON, body, &[]).await);
@@ -226,7 +226,7 @@ async fn end_stream(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
     let answered = answer.filter(|answer| answer.begun).and_then(|answer| answer.status);
     let (end, status, error) = match cause {
         Cause::Rejection(rejection) => {
-            let error = reply::error_format(ctx).rejection(&rejection);
+            let error = reply::error_wording(ctx).rejection(&rejection);
             let status = rejection.status;
             (End { status: answered.unwrap_or(status), ..End::refused(rejection) }, status, error)
         }
@@ -236,7 +236,7 @@ async fn end_stream(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
         }
         Cause::Fault(fault) => {
             let (status, code, message) = fault::table(fault.kind);
-            let error = reply::error_format(ctx).failure(status, message, code);
+            let error = reply::error_wording(ctx).failure(status, message, code);
             (End::failed(answered.unwrap_or(status), fault), status, error)
         }
     };

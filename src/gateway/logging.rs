@@ -10,7 +10,7 @@ use super::{attempts, ctx::Ctx, deferred_head, end::End, settlement, timeline::m
 use crate::{
     balance::Endpoint,
     base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret},
-    config::raw::KeyForm,
+    config::choices::KeyForm,
     dialect,
     runtime::explain::Trace,
     telemetry::access,
@@ -203,7 +203,7 @@ fn cost(ctx: &Ctx, summary: &Summary) -> Option<f64> {
 
 fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
     let log = &ctx.snapshot.plan.log;
-    if !log.access.0 || !log::log_enabled!(log::Level::Info) {
+    if !log.access || !log::log_enabled!(log::Level::Info) {
         return;
     }
     let header = session.req_header();

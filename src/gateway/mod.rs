@@ -31,8 +31,6 @@ mod response;
 mod retry;
 mod settlement;
 mod stop;
-#[cfg(test)]
-mod tests;
 mod timeline;
 mod wait;
 

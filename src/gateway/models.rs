@@ -9,11 +9,7 @@ use http::Method;
 use pingora_proxy::Session;
 
 use super::{auth, ctx::Ctx};
-use crate::{
-    balance::Endpoint,
-    dialect::{Dialect, Model},
-    store,
-};
+use crate::{balance::Endpoint, dialect::Model, store};
 
 /// How long one backend may take to list its models.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -38,8 +34,7 @@ async fn all(session: &Session, ctx: &Ctx) -> Vec<Model> {
         .filter(|(e, up)| *up && !e.draining())
         .map(|(e, _)| e)
         .collect();
-    let language = ctx.request.language();
-    let lists = join_all(healthy.iter().map(|e| ask(&ctx.carry.client, e, language))).await;
+    let lists = join_all(healthy.iter().map(|e| ask(&ctx.carry.client, e))).await;
     let mut seen = HashSet::new();
     let mut models = Vec::new();
     for (endpoint, list) in healthy.iter().zip(lists) {
@@ -64,11 +59,7 @@ async fn all(session: &Session, ctx: &Ctx) -> Vec<Model> {
     models
 }
 
-async fn ask(
-    client: &reqwest::Client,
-    endpoint: &Arc<Endpoint>,
-    language: &dyn Dialect,
-) -> Vec<Model> {
+async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Model> {
     if !endpoint.plan.base.lists_models {
         return Vec::new();
     }
@@ -78,7 +69,7 @@ async fn ask(
         answer.bytes().await
     };
     match list.await {
-        Ok(bytes) => language.read_models(&bytes),
+        Ok(bytes) => endpoint.plan.protocol.language().read_models(&bytes),
         Err(e) => {
             let cause = store::http::cause(e);
             log::warn!("backend {} does not list its models: {cause}", endpoint.name);

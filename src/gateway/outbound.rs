@@ -10,10 +10,10 @@ use super::{body::Shape, ctx::Ctx, reply::REQUEST_ID};
 use crate::{
     auth::Auth,
     config::{
+        choices::{Engine, StreamUsage},
         plan::BackendPlan,
-        raw::{Engine, StreamUsage},
     },
-    dialect::UsageRequest,
+    dialect::{self, UsageRequest},
     wire::{engine, headers as hop},
 };
 
@@ -74,6 +74,7 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
         .filter(|name| {
             let same = |own: &HeaderName| hop::same_field(own.as_str(), name.as_str());
             is_removed(&hop::folded(name.as_str()))
+                || dialect::credential_fields().contains(name)
                 || guarded.iter().any(same)
                 || backend.identity().any(|(own, _)| same(own))
                 || auth.is_some_and(|auth| auth.is_key_header(name))

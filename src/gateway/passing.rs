@@ -143,7 +143,7 @@ fn frame(body: &mut Option<Bytes>, first: bool, last: bool, ctx: &mut Ctx) -> Re
             answer.replaced = true;
             let status = answer.status.unwrap_or_default();
             let error = body.take().unwrap_or_default();
-            *body = Some(reply::error_format(ctx).error_event(status, &error));
+            *body = Some(reply::error_wording(ctx).error_event(status, &error));
         }
     } else if answer.passage.is_event() {
         if last && !answer.begun && !first {

@@ -8,8 +8,8 @@ use pingora_proxy::Session;
 use super::{ctx::Ctx, end::End, settlement};
 use crate::{
     base::{Rejection, limits::Standings},
-    config::raw,
-    dialect::{ErrorFormat, LimitHeaders},
+    config::choices::ErrorFormat,
+    dialect::{ErrorWording, LimitHeaders},
 };
 
 /// The name of the header field that carries request ids.
@@ -19,9 +19,9 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// How errors are worded for this request.
-pub fn error_format(ctx: &Ctx) -> ErrorFormat {
-    let flat = ctx.snapshot.plan.error_format == raw::ErrorFormat::Simple;
-    ErrorFormat::new(ctx.request.language(), flat)
+pub fn error_wording(ctx: &Ctx) -> ErrorWording {
+    let flat = ctx.snapshot.plan.error_format == ErrorFormat::Simple;
+    ErrorWording::new(ctx.request.language(), flat)
 }
 
 /// Writes a whole answer, with which the request ends.
@@ -68,7 +68,7 @@ pub async fn last(session: &mut Session, ctx: &mut Ctx, piece: Bytes) -> Result<
 
 /// Writes a rejection, with which the request ends.
 pub async fn refuse(session: &mut Session, ctx: &mut Ctx, rejection: Rejection) -> Result<()> {
-    let body = error_format(ctx).rejection(&rejection);
+    let body = error_wording(ctx).rejection(&rejection);
     let mut more = Vec::new();
     if let Some(seconds) = rejection.retry_after {
         more.push((header::RETRY_AFTER, HeaderValue::from(seconds)));

@@ -25,8 +25,8 @@ use super::{
 use crate::{
     base::{Rejection, TokenCounts, limits::Standings, lock, rejection::OverLimit},
     config::{
+        choices::OnRedisError,
         plan::{LimitPlan, QueuePlan, SharedPlan},
-        raw::OnRedisError,
     },
     store::Stores,
     telemetry::Metrics,

@@ -2,7 +2,7 @@
 
 use crate::{
     base::{ModelPattern, TokenCounts},
-    config::raw::Price,
+    config::plan::Price,
 };
 
 /// Prices are for so many tokens.

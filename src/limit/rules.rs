@@ -414,7 +414,7 @@ mod tests {
             ttl: std::time::Duration::ZERO,
             timeout: std::time::Duration::ZERO,
             lease: None,
-            on_error: crate::config::raw::OnRedisError::Local,
+            on_error: crate::config::choices::OnRedisError::Local,
         });
         let rules = Rules::new(&plan);
         let hash = RandomState::new();

@@ -39,8 +39,8 @@ pub use self::socket::{Bound, bind, listen};
 use self::stream::{Answers, ClientStream};
 use crate::{
     base::{Rejection, ip},
-    config::raw::ErrorFormat,
-    dialect::{DIALECTS, ErrorFormat as Wording},
+    config::choices::ErrorFormat,
+    dialect::{DIALECTS, ErrorWording},
     runtime::{
         Carry, Live,
         connections::{ClientConnection, ConnectionLimits, Full, HeadFailure, Places},
@@ -360,7 +360,7 @@ fn refuse(stream: &TcpStream, answer: &[u8]) {
 /// A whole answer of HTTP/1.1, after which the connection is closed.
 fn answer(format: ErrorFormat, no: &Rejection) -> Vec<u8> {
     let flat = format == ErrorFormat::Simple;
-    let body = Wording::new(DIALECTS[0], flat).rejection(no);
+    let body = ErrorWording::new(DIALECTS[0], flat).rejection(no);
     let reason = http::StatusCode::from_u16(no.status).ok().and_then(|s| s.canonical_reason());
     let mut answer = format!(
         "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n",

@@ -13,8 +13,8 @@ use crate::{
     base::lock,
     config::{
         Plan,
-        plan::{BackendPlan, DiscoveryMode, SourcePlan, TimeoutPlan},
-        raw::Addresses,
+        choices::{Addresses, DiscoveryMode},
+        plan::{BackendPlan, SourcePlan, TimeoutPlan},
     },
     store::dns,
 };

@@ -12,7 +12,7 @@ use crate::{
         Endpoint, Pool, PoolParts,
         heirs::{Heritage, heirs},
     },
-    config::{Plan, plan::BackendPlan, raw::Ready},
+    config::{Plan, choices::Ready, plan::BackendPlan},
     limit::Limiter,
     route::{Place, PoolSpec, Route, Router},
 };

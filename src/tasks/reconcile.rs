@@ -33,7 +33,7 @@ use futures::future::join_all;
 use super::{load, scrape};
 use crate::{
     balance::Endpoint,
-    config::{plan::LoadPlan, raw::Engine},
+    config::{choices::Engine, plan::LoadPlan},
     runtime::{Carry, Live, Snapshot},
     telemetry::DriftMetrics,
     wire::samples,

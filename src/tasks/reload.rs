@@ -14,7 +14,7 @@ use tokio::{
 
 use super::discovery;
 use crate::{
-    config::{self, raw::Level},
+    config::{self, choices::Level},
     runtime::{Carry, Live, ReloadRequest},
     telemetry::logger,
 };

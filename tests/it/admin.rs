@@ -395,6 +395,33 @@ async fn a_request_that_nobody_remembers_cannot_be_explained() {
     }
 }
 
+#[tokio::test]
+async fn the_root_lists_every_endpoint() {
+    let sim = sim().await;
+    let admin = Admin::start(&[sim.url()], "").await;
+    let index = admin.get("/").await;
+    assert_eq!(index, admin.get("/admin/v1/").await);
+    let document = admin.get("/admin/v1/openapi.json").await;
+    let operations = document["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
+        let methods = item.as_object().unwrap().keys();
+        methods.map(move |method| (method.to_uppercase(), path.clone()))
+    });
+    let listed = index["endpoints"].as_array().unwrap().iter().map(|endpoint| {
+        let field = |name: &str| endpoint[name].as_str().unwrap().to_owned();
+        let summary = field("summary");
+        assert!(!summary.is_empty() && summary.len() < 100, "{endpoint}");
+        (field("method"), field("path"))
+    });
+    let (mut operations, mut listed): (Vec<_>, Vec<_>) = (operations.collect(), listed.collect());
+    operations.sort();
+    listed.sort();
+    assert_eq!(listed, operations);
+    for path in ["/", "/admin/v1/"] {
+        let answer = admin.client.get(format!("http://{}{path}", admin.address)).send().await;
+        assert_eq!(answer.unwrap().status(), 401, "{path}");
+    }
+}
+
 /// Schemathesis reads the document, makes requests that it allows and others that it does not, and
 /// looks whether every answer is one that the document tells of.
 #[tokio::test]
@@ -405,7 +432,7 @@ async fn the_openapi_document_tells_the_truth() {
     let served = llmproxy::admin::document().to_json().unwrap();
     assert_eq!(document, serde_json::from_str::<Value>(&served).unwrap());
     let paths: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
-    assert_eq!(paths.len(), 17, "{paths:?}");
+    assert_eq!(paths.len(), 20, "{paths:?}");
     let report = tempfile::tempdir().unwrap();
     let url = format!("http://{}/admin/v1/openapi.json", admin.address);
     let done = tokio::process::Command::new(python::programs("tests/openapi").join("schemathesis"))

@@ -67,7 +67,7 @@ fn the_development_guides_limits_mean_what_they_said() {
 
 #[test]
 fn the_development_guides_authentication_means_what_it_said() {
-    use llmproxy::config::{plan::Source, raw::Mode};
+    use llmproxy::config::{choices::Mode, plan::Source};
     let plan = development_guide();
     let auth = plan.auth.unwrap();
     assert_eq!(auth.mode, Mode::FirstMatch);
@@ -529,7 +529,7 @@ fn limits_that_are_switched_off_keep_where_quotas_are_counted() {
     let shared = limits.shared.unwrap();
     assert_eq!((shared.server.host.as_str(), shared.server.port), ("redis.example", 6380));
     assert_eq!((shared.prefix.as_str(), shared.timeout.as_millis()), ("mine:", 90));
-    assert!(shared.lease.is_some() && shared.on_error == config::raw::OnRedisError::Deny);
+    assert!(shared.lease.is_some() && shared.on_error == config::choices::OnRedisError::Deny);
     assert_eq!((limits.max_buckets, limits.prices.len()), (5000, 1));
     assert!(!limits.enabled && limits.models.is_empty() && limits.queue.size == 0);
     assert!(limits.rules.iter().all(|rule| *rule == Limits::default()));

@@ -4,8 +4,8 @@ use std::{path::Path, time::Duration};
 
 use llmproxy::config::{
     self, Plan,
+    choices::Engine,
     plan::{Affinity, Backoff, CacheSalt, CircuitPlan, RetryPlan, RoutingPlan, RulePlan, Strategy},
-    raw::Engine,
 };
 
 /// Three backends; `off` is switched off.

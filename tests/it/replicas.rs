@@ -164,7 +164,7 @@ async fn a_gateway_that_is_stopped_gives_back_what_it_has() {
     // The requests end while Redis says nothing: it is waited for.
     redis.pause();
     a.signal("TERM");
-    a.logs("the time to drain is over").await;
+    a.logs("the drain timeout is over").await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     redis.resume();
     assert!(a.ended().await.success());

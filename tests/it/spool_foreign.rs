@@ -67,7 +67,7 @@ async fn a_segment_of_another_gateway_is_told_of_and_costs_no_record() {
     assert!(mine.path("data/usage/foreign").join(format!("{:020}.log", 20)).exists());
     assert!(!to.exists());
     let (said, _) = verify(&mine);
-    assert!(!said.contains("missing in the log"), "{said}");
+    assert!(!said.contains("missing in the spool"), "{said}");
 }
 
 #[tokio::test]

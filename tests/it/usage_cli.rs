@@ -145,7 +145,10 @@ async fn status_tells_how_far_each_reporter_has_come() {
     );
     let told = usage(&gateway.file, &["status", "--json"]).await.json();
     let [other, webhook] = &told["reporters"].as_array().unwrap()[1..] else { panic!("{told}") };
-    assert_eq!((&other["name"], &other["problem"]), (&"other".into(), &"it has not begun".into()));
+    assert_eq!(
+        (&other["name"], &other["problem"]),
+        (&"other".into(), &"it has not delivered anything yet".into())
+    );
     assert_eq!((&webhook["name"], &webhook["type"]), (&"webhook".into(), &Value::Null));
     assert_eq!(webhook["waiting"], 3);
 }
@@ -227,7 +230,7 @@ async fn records_are_sent_again() {
         (said.code, said.lines()),
         (0, vec!["5 records accepted by late, 0 refused, 0 not sent"])
     );
-    assert!(said.err.contains("500 Internal Server Error; again in 500ms"), "{said:?}");
+    assert!(said.err.contains("500 Internal Server Error; retrying in 500ms"), "{said:?}");
     assert_eq!(receiver.all(), lines(&gateway.file.with_file_name("ledger.jsonl")));
 
     let said = replay(&["--from", "#1", "--to", "#3"]).await;
@@ -237,7 +240,7 @@ async fn records_are_sent_again() {
     assert_eq!(said.out, "1 record accepted by late, 0 refused, 0 not sent\n", "{said:?}");
     for args in [["--to", "2000-01-01"], ["--from", "2999-01-01T00:00:00Z"], ["--from", "#5"]] {
         let said = replay(&args).await;
-        assert_eq!(said.out, "no record of the spool is in this range: nothing to send\n");
+        assert_eq!(said.out, "the spool has no record in this range: nothing to send\n");
     }
     assert_eq!(receiver.all().len(), 8);
 
@@ -301,7 +304,7 @@ async fn a_replay_into_a_file_that_has_no_room_leaves_no_half_line() {
     let mut told = BufReader::new(limited.stderr.take().unwrap()).lines();
     let mut line = async || timeout(PATIENCE, told.next_line()).await.expect("a line").unwrap();
     let first = line().await.unwrap();
-    assert!(first.ends_with("File too large (os error 27); again in 500ms"), "{first}");
+    assert!(first.ends_with("File too large (os error 27); retrying in 500ms"), "{first}");
     // Whoever sits in front of it has seen enough.
     let pid = limited.id().unwrap().to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().await.unwrap().success());
@@ -311,7 +314,7 @@ async fn a_replay_into_a_file_that_has_no_room_leaves_no_half_line() {
     }
     let [.., stopped, hint] = &last[..] else { panic!("{last:?}") };
     assert_eq!(stopped, "llmproxy: stopped at #0: ledger: interrupted");
-    assert!(hint.starts_with("to go on: llmproxy usage replay --config '"), "{hint}");
+    assert!(hint.starts_with("to continue: llmproxy usage replay --config '"), "{hint}");
     assert!(hint.ends_with(" --sink ledger --from '#0'"), "{hint}");
     let output = timeout(PATIENCE, limited.wait_with_output()).await.expect("it ends").unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -383,7 +386,7 @@ api_keys: [{{key: sk-any, metadata: {{note: {note}}}}}]
     let whole = fs::read(last).unwrap();
     fs::write(last, &whole[..whole.len() - 5]).unwrap();
     let said = usage(&gateway.file, &["verify"]).await;
-    assert!(said.code == 0 && said.out.starts_with("the end is half a record, "), "{said:?}");
+    assert!(said.code == 0 && said.out.starts_with("the last record is incomplete, "), "{said:?}");
     fs::write(last, &whole).unwrap();
 
     // In the midst of the first record.
@@ -396,8 +399,8 @@ api_keys: [{{key: sk-any, metadata: {{note: {note}}}}}]
     let told = said.lines();
     assert!(told[0].starts_with(&files[0].display().to_string()), "{said:?}");
     assert!(told[0].ends_with("bytes at offset 16 cannot be read"), "{said:?}");
-    assert_eq!(told[1], "1 record missing in the log: #0 to #0");
-    assert!(told.last().unwrap().ends_with(": not all is well"), "{said:?}");
+    assert_eq!(told[1], "1 record missing in the spool: #0 to #0");
+    assert!(told.last().unwrap().ends_with(": there are problems"), "{said:?}");
     // The others can be sent again all the same.
     let said = usage(&gateway.file, &["replay", "--sink", "ledger", "--dry-run"]).await;
     assert!(said.out.starts_with("14 records: #1 of "), "{said:?}");
@@ -410,7 +413,7 @@ api_keys: [{{key: sk-any, metadata: {{note: {note}}}}}]
     fs::remove_file(&files[1]).unwrap();
     let said = usage(&gateway.file, &["verify"]).await;
     assert_eq!(said.code, 1, "{said:?}");
-    let missing = format!("{} records missing in the log: #{from} to #{}\n", to - from, to - 1);
+    let missing = format!("{} records missing in the spool: #{from} to #{}\n", to - from, to - 1);
     assert!(said.out.starts_with(&missing), "{said:?}");
     assert!(said.out.contains(&format!("sequence {} to {to}\n", from + 1)), "{said:?}");
     fs::remove_file(&files[0]).unwrap();

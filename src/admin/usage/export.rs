@@ -1,27 +1,41 @@
 //! `/admin/v1/usage/export`.
 
-use axum::body::{Body, Bytes};
+use axum::{
+    body::{Body, Bytes},
+    extract::State,
+    http::header,
+    response::{IntoResponse, Response},
+};
 use futures::stream;
-use http::header;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
-use super::*;
-use crate::usage::store::schema;
+use super::filter::{failed, store, usage_query};
+use crate::{
+    admin::{
+        error::{ApiError, ErrorBody},
+        extract::Params,
+        state::AdminState,
+    },
+    usage::store::schema,
+};
 
-/// Records that are read at a time.
+/// Records of one query.
 const PAGE: usize = 1000;
 
-choice! {
-    /// Which records, and in which form.
-    Wanted {
-        /// `csv` (without this): a header line, and a line for each record; `jsonl`: a JSON object on
-        /// each line.
+usage_query! {
+    /// The records, and their format.
+    ExportQuery {
+        /// `csv` (the default): a header line, and a line for each record; `jsonl`: a JSON object
+        /// on each line.
         #[serde(default)]
         #[param(inline)]
         format: Format,
     }
 }
 
-/// The form of an export.
+/// The format of an export.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum Format {
@@ -30,24 +44,26 @@ enum Format {
     Jsonl,
 }
 
-/// All records that are asked for, from the newest on, as a file. It is written while it is read from
-/// the database; if that fails midway, the connection ends before the answer does.
+/// Download the selected usage records as a file, newest first.
 ///
-/// In CSV a text that begins with `=`, `+`, `-`, `@`, a tab, a line break or `'` has one `'` more in
-/// front of it, because a spreadsheet would take it for a formula and clients choose some of the texts.
-/// Numbers, and all of `jsonl`, are as they are.
-#[utoipa::path(get, path = "/admin/v1/usage/export", tag = "usage", params(Wanted), responses(
+/// The file is sent while it is read from the database; if that fails midway, the connection is
+/// closed before the end of the response.
+///
+/// In CSV a text that begins with `=`, `+`, `-`, `@`, a tab, a line break or `'` has an extra `'`
+/// in front of it: a spreadsheet would read it as a formula, and clients choose some of the texts.
+/// Numbers, and all of `jsonl`, are unchanged.
+#[utoipa::path(get, path = "/admin/v1/usage/export", tag = "usage", params(ExportQuery), responses(
     (status = 200, content((String = "text/csv"), (String = "application/x-ndjson"))),
     (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
     (status = 503, body = ErrorBody),
 ))]
 pub async fn export(
-    State(parts): State<Parts>,
-    Params(wanted): Params<Wanted>,
-) -> Result<Response, Refusal> {
-    let (filter, format) = (wanted.filter()?, wanted.format);
-    let store = store(&parts)?;
-    // Read before the head of the answer is sent, so that it can still be an error.
+    State(state): State<AdminState>,
+    Params(query): Params<ExportQuery>,
+) -> Result<Response, ApiError> {
+    let (filter, format) = (query.filter()?, query.format);
+    let store = store(&state)?;
+    // Read before the head of the response is sent, so that it can still be an error.
     let first = store.records(&filter, None, PAGE).await.map_err(|why| failed(&why))?;
     let head = text(format, true, &first.items);
     let rest = stream::try_unfold(first.next, move |next| {
@@ -57,7 +73,7 @@ pub async fn export(
             match store.records(&filter, Some(&cursor), PAGE).await {
                 Ok(page) => Ok(Some((text(format, false, &page.items), page.next))),
                 Err(why) => {
-                    log::error!("admin: an export of usage records breaks off: {why}");
+                    log::error!("admin: an export of usage records was aborted: {why}");
                     Err(std::io::Error::other("the usage store failed"))
                 }
             }
@@ -83,7 +99,7 @@ fn text(format: Format, first: bool, records: &[Map<String, Value>]) -> Bytes {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let mut write = |fields: Vec<String>| {
         if let Err(e) = writer.write_record(fields) {
-            // Only if memory cannot be written to.
+            // Writing to memory does not fail.
             log::error!("admin: {e}");
         }
     };
@@ -96,8 +112,8 @@ fn text(format: Format, first: bool, records: &[Map<String, Value>]) -> Bytes {
     writer.into_inner().unwrap_or_default().into()
 }
 
-/// What a spreadsheet takes for the beginning of a formula; and the mark that says that it is none, so
-/// that there is only one way to read a text that has it.
+/// The characters that begin a formula in a spreadsheet, and the mark that prevents it, so that a
+/// text with the mark can be read in only one way.
 const MARKED: [char; 8] = ['=', '+', '-', '@', '\t', '\r', '\n', '\''];
 
 /// Objects and lists as JSON, nothing for `null`.

@@ -1,9 +1,15 @@
 //! `/admin/v1/usage/reporters`.
 
-use super::*;
-use crate::usage::{Outbox, Standing, State as Doing};
+use axum::{Json, extract::State};
+use serde::Serialize;
+use utoipa::ToSchema;
 
-/// How the delivery of usage records stands.
+use crate::{
+    admin::state::AdminState,
+    usage::{Outbox, Standing, State as Delivery},
+};
+
+/// The state of the delivery of usage records.
 #[derive(Serialize, ToSchema)]
 pub struct Reporters {
     /// By name.
@@ -11,33 +17,33 @@ pub struct Reporters {
     spool: Spool,
 }
 
-/// A place that records are delivered to.
+/// A destination of records.
 #[derive(Serialize, ToSchema)]
 pub struct Reporter {
     name: String,
     /// As in the configuration: `webhook`, `database`, `builtin`, `file`, `redis`.
     r#type: String,
-    state: Doings,
-    /// Records that it has not delivered.
+    state: ReporterState,
+    /// Records that it has not delivered yet.
     waiting: u64,
-    /// The last attempt that failed; `null` if none has.
+    /// The last failed attempt; `null` if there is none.
     last_failure: Option<LastFailure>,
-    /// When the next attempt is made, RFC 3339; `null` unless it waits.
+    /// The time of the next attempt, RFC 3339; `null` unless the state is `waiting`.
     #[schema(format = DateTime)]
     next_attempt: Option<String>,
 }
 
-/// What a reporter does: `waiting` after an attempt that failed, `disabled` because its receiver
-/// wants no more.
+/// What a reporter does: `waiting` after a failed attempt, `disabled` because its receiver accepts
+/// no more records.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-enum Doings {
+enum ReporterState {
     Delivering,
     Waiting,
     Disabled,
 }
 
-/// An attempt that failed.
+/// A failed attempt.
 #[derive(Serialize, ToSchema)]
 pub struct LastFailure {
     /// RFC 3339.
@@ -46,22 +52,23 @@ pub struct LastFailure {
     error: String,
 }
 
-/// Where records wait.
+/// The spool, in which records wait.
 #[derive(Serialize, ToSchema)]
 pub struct Spool {
-    /// They wait on disk.
+    /// Whether it is on disk.
     durable: bool,
-    /// Records that some reporter has not delivered, those that are not in the spool yet included.
+    /// Records that some reporter has not delivered, including those that are not written to the
+    /// spool yet.
     waiting: u64,
-    /// Records that the spool has been given since it was made.
+    /// Records written to the spool since it was created.
     end: u64,
-    /// Its size on disk, what is kept for a replay included.
+    /// Its size on disk, including what is kept for a replay.
     bytes: i64,
     /// The part of it that some reporter still needs.
     waiting_bytes: i64,
-    /// How much may wait.
+    /// The limit of `waiting_bytes`.
     max_bytes: i64,
-    /// There is no room for new records.
+    /// Whether new records are refused.
     full: bool,
 }
 
@@ -72,9 +79,9 @@ impl Reporter {
             name: standing.name.clone(),
             r#type: standing.kind.to_owned(),
             state: match standing.state() {
-                Doing::Delivering => Doings::Delivering,
-                Doing::Waiting => Doings::Waiting,
-                Doing::Disabled => Doings::Disabled,
+                Delivery::Delivering => ReporterState::Delivering,
+                Delivery::Waiting => ReporterState::Waiting,
+                Delivery::Disabled => ReporterState::Disabled,
             },
             waiting: outbox.spool().map_or(0, |spool| spool.behind(standing.next())),
             last_failure: failure
@@ -99,12 +106,12 @@ impl Spool {
     }
 }
 
-/// How the delivery of usage records stands: each reporter, and the spool in which they wait.
+/// Show the delivery of usage records: each reporter, and the spool.
 #[utoipa::path(get, path = "/admin/v1/usage/reporters", tag = "usage", responses(
     (status = 200, body = Reporters),
 ))]
-pub async fn reporters(State(parts): State<Parts>) -> Json<Reporters> {
-    let outbox = &parts.carry.usage;
+pub async fn reporters(State(state): State<AdminState>) -> Json<Reporters> {
+    let outbox = &state.carry.usage;
     let end = outbox.spool().map_or(0, |spool| spool.end());
     let reporters =
         outbox.standings().iter().map(|standing| Reporter::new(standing, outbox)).collect();

@@ -11,9 +11,12 @@ use self::{
     range::{Bound, Range},
     send::{Sender, Sent, Stopped},
 };
-use super::{archive, bar, count, folder, is_missing, missing, print, time};
+use super::{
+    output::{bar, count, print, time},
+    spool::{archive, folder, is_missing, missing},
+};
 use crate::{
-    cli::ConfigFile,
+    cli::config_file::ConfigFile,
     config::plan::{Plan, ReporterPlan},
     store::{Stores, http},
     usage::{
@@ -23,7 +26,6 @@ use crate::{
     },
 };
 
-/// Arguments of `usage replay`.
 #[derive(Args)]
 pub struct ReplayArgs {
     #[command(flatten)]
@@ -31,27 +33,27 @@ pub struct ReplayArgs {
     /// The reporter to send to, by its name in the configuration.
     #[arg(long, value_name = "NAME")]
     sink: String,
-    /// Send the records from here on; without it, from the oldest on that is still there.
+    /// Send the records from here on. Without it: from the oldest one in the spool.
     ///
-    /// A time (`2026-01-31T12:00:00Z`, in UTC without a zone), a date (its beginning in UTC), or the
-    /// index of a record (`#1234`, in quotes for the shell). Times are those at which records were
-    /// written, when their requests had ended.
+    /// A time (`2026-01-31T12:00:00Z`, in UTC without a zone), a date (its beginning in UTC), or
+    /// the index of a record (`#1234`, in quotes for the shell). The time of a record is when it
+    /// was written, which is when its request ended.
     #[arg(long, value_name = "WHEN", conflicts_with = "dead")]
     from: Option<Bound>,
-    /// Send the records up to here, which itself is not sent; without it, up to the newest. Written
-    /// as `--from` is: `--from 2026-01-01 --to 2026-02-01` is January.
+    /// Send only records before this one. Without it: up to the newest one. Written like `--from`:
+    /// `--from 2026-01-01 --to 2026-02-01` is January.
     #[arg(long, value_name = "WHEN", conflicts_with = "dead")]
     to: Option<Bound>,
-    /// Send the reporter's dead letters in place of records of the spool. What is accepted is taken
-    /// away from them, what is refused again stays.
+    /// Send the reporter's dead letters instead of records of the spool. Accepted ones are removed;
+    /// those that are refused again stay.
     #[arg(long)]
     dead: bool,
-    /// Only tell what would be sent.
+    /// Only print what would be sent.
     #[arg(long)]
     dry_run: bool,
 }
 
-/// Sends records again; whether all were accepted.
+/// Sends records again. Returns whether all were accepted.
 ///
 /// # Errors
 /// If nothing can be sent.
@@ -76,7 +78,7 @@ pub fn run(args: &ReplayArgs, plan: &Plan) -> Result<bool, String> {
         eprintln!("llmproxy: {note}");
     }
     let Some((first, last)) = selection.ends else {
-        print("no record of the spool is in this range: nothing to send\n");
+        print("the spool has no record in this range: nothing to send\n");
         return Ok(true);
     };
     if args.dry_run {
@@ -93,15 +95,15 @@ pub fn run(args: &ReplayArgs, plan: &Plan) -> Result<bool, String> {
         eprintln!("llmproxy: stopped at #{index}: {sink}: {why}");
         let file = args.file.config.display();
         eprintln!(
-            "to go on: llmproxy usage replay --config '{file}' --sink {sink} --from '#{index}'{to}"
+            "to continue: llmproxy usage replay --config '{file}' --sink {sink} --from '#{index}'{to}"
         );
     }
-    Ok(sent.told(reporter, selection.records))
+    Ok(sent.summarize(reporter, selection.records))
 }
 
 impl Sent {
-    /// Prints what has become of records; whether all of `wanted` were accepted.
-    fn told(&self, reporter: &ReporterPlan, wanted: u64) -> bool {
+    /// Prints how many were accepted. Returns whether all of `wanted` were.
+    fn summarize(&self, reporter: &ReporterPlan, wanted: u64) -> bool {
         let refused = self.refused.len() as u64;
         let (accepted, left) = (self.done - refused, wanted.saturating_sub(self.done));
         let (records, name) = (count(accepted, "record"), &reporter.name);
@@ -110,7 +112,7 @@ impl Sent {
     }
 }
 
-/// Sends records, and tells how far it has come.
+/// Sends records, with a progress bar.
 fn send(
     records: impl Iterator<Item = Result<Entry, String>>,
     wanted: u64,
@@ -145,9 +147,11 @@ fn dead(folder: &Path, reporter: &ReporterPlan, dry_run: bool) -> Result<bool, S
     let records = records.map(|letter| letter.map(|l| l.entry()).map_err(|e| e.to_string()));
     let sent = send(records, wanted, reporter)?;
     if let Some(Stopped { why, .. }) = &sent.stopped {
-        eprintln!("llmproxy: stopped: {name}: {why}; what was not accepted stays a dead letter");
+        eprintln!(
+            "llmproxy: stopped: {name}: {why}; records that were not accepted stay dead letters"
+        );
     }
     let mut places = 0..;
-    taken.finish(|_| places.next().is_none_or(|place| sent.keeps(place))).map_err(cannot)?;
-    Ok(sent.told(reporter, wanted))
+    taken.finish(|_| places.next().is_none_or(|place| sent.is_left(place))).map_err(cannot)?;
+    Ok(sent.summarize(reporter, wanted))
 }

@@ -1,4 +1,4 @@
-//! `llmproxy usage status`: how large the spool is, and how far each reporter has come.
+//! `llmproxy usage status`: the size of the spool, and how far each reporter has come.
 
 use std::{collections::BTreeMap, fmt::Write, path::Path, time::Duration};
 
@@ -6,27 +6,28 @@ use clap::Args;
 use indicatif::{BinaryBytes, HumanDuration};
 use serde::Serialize;
 
-use super::{age, archive, count, folder, is_missing, missing, print, time};
+use super::{
+    output::{age, count, print, time},
+    spool::{archive, folder, is_missing, missing},
+};
 use crate::{
-    cli::ConfigFile,
+    cli::config_file::ConfigFile,
     config::plan::Plan,
     usage::{dead::Letters, spool::Archive},
 };
 
-/// Arguments of `usage status`.
 #[derive(Args)]
 pub struct StatusArgs {
     #[command(flatten)]
     pub file: ConfigFile,
-    /// Print JSON, for machines.
+    /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// How all stands.
 #[derive(Serialize)]
 struct Status {
-    /// `null`: records wait in memory, or there is no spool yet.
+    /// `null`: the spool is switched off, or does not exist yet.
     spool: Option<Spool>,
     reporters: Vec<Reporter>,
 }
@@ -36,7 +37,7 @@ struct Spool {
     folder: String,
     segments: usize,
     bytes: u64,
-    /// What may wait.
+    /// The limit of undelivered bytes.
     max_bytes: u64,
     /// The index of the first record.
     first: u64,
@@ -51,7 +52,7 @@ struct Spool {
 #[derive(Serialize)]
 struct Reporter {
     name: String,
-    /// `null`: it is not configured any more.
+    /// `null`: it is no longer configured.
     #[serde(rename = "type")]
     kind: Option<&'static str>,
     /// The index of the first record that it has not delivered; `null`: not known.
@@ -61,18 +62,18 @@ struct Reporter {
     oldest_waiting: Option<String>,
     oldest_waiting_seconds: Option<f64>,
     dead_letters: u64,
-    /// Why part of this is not known.
+    /// Why some fields are `null`.
     problem: Option<String>,
 }
 
-/// Tells how all stands; whether there is a spool where there should be one.
+/// Prints the status. Returns whether the configured spool exists.
 ///
 /// # Errors
 /// If the spool cannot be read.
 pub fn run(args: &StatusArgs, plan: &Plan) -> Result<bool, String> {
     let here = folder(plan).ok().filter(|folder| !is_missing(folder));
     let status = match here {
-        Some(folder) => look(plan, folder)?,
+        Some(folder) => read(plan, folder)?,
         None => Status { spool: None, reporters: configured(plan).collect() },
     };
     if args.json {
@@ -89,7 +90,7 @@ fn configured(plan: &Plan) -> impl Iterator<Item = Reporter> {
     reporters.map(|reporter| Reporter::new(&reporter.name, Some(reporter.to.word())))
 }
 
-fn look(plan: &Plan, folder: &Path) -> Result<Status, String> {
+fn read(plan: &Plan, folder: &Path) -> Result<Status, String> {
     let archive = archive(plan)?;
     let (first, end) = archive.bounds()?;
     let (mut oldest, mut newest) = (None, None);
@@ -105,9 +106,9 @@ fn look(plan: &Plan, folder: &Path) -> Result<Status, String> {
     }
     for reporter in &mut reporters {
         match places.get(&reporter.name) {
-            Some(Some(next)) => reporter.stands(*next, &archive, (first, end))?,
-            Some(None) => reporter.problem = Some("its place is damaged".to_owned()),
-            None => reporter.problem = Some("it has not begun".to_owned()),
+            Some(Some(next)) => reporter.set_position(*next, &archive, (first, end))?,
+            Some(None) => reporter.problem = Some("its position is damaged".to_owned()),
+            None => reporter.problem = Some("it has not delivered anything yet".to_owned()),
         }
         reporter.count_letters(folder)?;
     }
@@ -144,10 +145,10 @@ impl Reporter {
         }
     }
 
-    /// Its place is known.
-    fn stands(&mut self, next: u64, log: &Archive, bounds: (u64, u64)) -> Result<(), String> {
+    /// Sets what follows from the position of the reporter.
+    fn set_position(&mut self, next: u64, log: &Archive, bounds: (u64, u64)) -> Result<(), String> {
         let (first, end) = bounds;
-        // Those before the first one were given up.
+        // Records before the first one were dropped.
         let waiting = end.saturating_sub(next.max(first));
         (self.next, self.waiting) = (Some(next), Some(waiting));
         if waiting > 0
@@ -175,13 +176,13 @@ impl Reporter {
 fn text(status: &Status, plan: &Plan) -> String {
     let mut text = String::new();
     match (&status.spool, folder(plan)) {
-        (Some(spool), _) => spool.tell(&mut text),
+        (Some(spool), _) => spool.write(&mut text),
         (None, Ok(folder)) => writeln!(text, "{}", missing(folder)),
         (None, Err(off)) => writeln!(text, "{off}"),
     }
     .ok();
     if status.reporters.is_empty() {
-        text.push_str("no reporter is configured: usage records are not made\n");
+        text.push_str("no reporter is configured: no usage records are written\n");
         return text;
     }
     let mut rows = vec![
@@ -193,11 +194,11 @@ fn text(status: &Status, plan: &Plan) -> String {
 }
 
 impl Spool {
-    fn tell(&self, text: &mut String) -> std::fmt::Result {
+    fn write(&self, text: &mut String) -> std::fmt::Result {
         let (bytes, most) = (BinaryBytes(self.bytes), BinaryBytes(self.max_bytes));
         let segments = count(self.segments as u64, "segment");
         writeln!(text, "spool    {}", self.folder)?;
-        writeln!(text, "size     {bytes} in {segments}; {most} may wait")?;
+        writeln!(text, "size     {bytes} in {segments}; limit {most}")?;
         match (&self.oldest, &self.newest) {
             (Some(oldest), Some(newest)) => {
                 let (first, last) = (self.first, self.end - 1);
@@ -227,7 +228,7 @@ impl Reporter {
     }
 }
 
-/// Rows, with columns as wide as what stands in them.
+/// Rows in aligned columns.
 fn table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     for row in rows {

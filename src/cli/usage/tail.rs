@@ -4,33 +4,32 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{archive, print};
+use super::{output::print, spool::archive};
 use crate::{
-    cli::ConfigFile,
+    cli::config_file::ConfigFile,
     config::plan::Plan,
     usage::{Entry, Record, spool::Archive},
 };
 
-/// How often it is looked for new records.
+/// The pause between two looks for new records.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Arguments of `usage tail`.
 #[derive(Args)]
 pub struct TailArgs {
     #[command(flatten)]
     pub file: ConfigFile,
-    /// How many records to show.
+    /// The number of records.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
     lines: u64,
-    /// Go on showing records as they are written, until interrupted.
+    /// Keep printing records as they are written, until interrupted.
     #[arg(short, long)]
     follow: bool,
-    /// Show the records as they are, a line of JSON each, in place of a summary.
+    /// Print each record as a line of JSON instead of a summary.
     #[arg(long)]
     raw: bool,
 }
 
-/// Shows records.
+/// Prints records.
 ///
 /// # Errors
 /// If the spool cannot be read.
@@ -54,7 +53,7 @@ pub fn run(args: &TailArgs, plan: &Plan) -> Result<bool, String> {
     }
 }
 
-/// Shows the records from an index on; the index to go on from, or `None` if nobody reads on.
+/// Prints the records from an index on. Returns the next index, or `None` if stdout is closed.
 fn show(log: &Archive, mut next: u64, raw: bool) -> Result<Option<u64>, String> {
     for entry in log.records(next) {
         let entry = entry?;
@@ -68,7 +67,7 @@ fn show(log: &Archive, mut next: u64, raw: bool) -> Result<Option<u64>, String> 
     Ok(Some(next))
 }
 
-/// A record in short. What clients choose is quoted: it may hold anything.
+/// A summary of a record. Values that clients choose are quoted: they may hold any character.
 fn line(entry: &Entry) -> Option<String> {
     let record: Record<'_> = serde_json::from_slice(&entry.json).ok()?;
     let Record { timestamp, status_code, latency_ms, user_id, model, .. } = &record;

@@ -1,25 +1,27 @@
-//! `llmproxy usage verify`: whether the spool is whole.
+//! `llmproxy usage verify`: whether the spool is complete and undamaged.
 
 use std::fmt::Write;
 
 use clap::Args;
 use indicatif::BinaryBytes;
 
-use super::{archive, bar, count, print};
+use super::{
+    output::{bar, count, print},
+    spool::archive,
+};
 use crate::{
-    cli::ConfigFile,
+    cli::config_file::ConfigFile,
     config::plan::Plan,
     usage::spool::{Gap, Verdict},
 };
 
-/// Arguments of `usage verify`.
 #[derive(Args)]
 pub struct VerifyArgs {
     #[command(flatten)]
     pub file: ConfigFile,
 }
 
-/// Checks the spool; whether all is well.
+/// Checks the spool. Returns whether nothing is damaged or missing.
 ///
 /// # Errors
 /// If it cannot be checked.
@@ -31,22 +33,26 @@ pub fn run(plan: &Plan) -> Result<bool, String> {
     bar.finish_and_clear();
     let verdict = verdict?;
     let places = archive.places()?;
-    let lost_places: Vec<_> = places.into_iter().filter(|(_, place)| place.is_none()).collect();
+    let lost_positions: Vec<_> = places.into_iter().filter(|(_, place)| place.is_none()).collect();
     let mut text = problems(&verdict);
-    for (name, _) in &lost_places {
-        writeln!(text, "the place of the reporter {name} is damaged: it begins anew").ok();
+    for (name, _) in &lost_positions {
+        writeln!(
+            text,
+            "the position of the reporter {name} is damaged: it starts again from the oldest record"
+        )
+        .ok();
     }
-    let good = verdict.is_good() && lost_places.is_empty();
+    let good = verdict.is_good() && lost_positions.is_empty();
     let records = count(verdict.records, "record");
     let segments = count(archive.segments().len() as u64, "segment");
     let bytes = BinaryBytes(verdict.bytes);
-    let end = if good { "nothing is damaged, nothing is missing" } else { "not all is well" };
+    let end = if good { "nothing is damaged, nothing is missing" } else { "there are problems" };
     writeln!(text, "{records} in {segments}, {bytes}: {end}").ok();
     print(&text);
     Ok(good)
 }
 
-/// A line for each thing that is not as it should be.
+/// A line for each problem.
 fn problems(verdict: &Verdict) -> String {
     let mut text = String::new();
     for damage in &verdict.damage {
@@ -57,23 +63,24 @@ fn problems(verdict: &Verdict) -> String {
         match gap {
             Gap::Log { from, lost } => {
                 let (to, lost) = (from + lost - 1, count(*lost, "record"));
-                writeln!(text, "{lost} missing in the log: #{from} to #{to}")
+                writeln!(text, "{lost} missing in the spool: #{from} to #{to}")
             }
             Gap::Sequence { process, from, lost } => {
                 let (to, lost) = (from + lost - 1, count(*lost, "record"));
                 let numbers = format!("sequence {from} to {to}");
-                writeln!(text, "{lost} missing of the process {process:?}: {numbers}")
+                writeln!(text, "{lost} missing of process {process:?}: {numbers}")
             }
-            Gap::Order { index } => writeln!(text, "the record #{index} is out of its order"),
+            Gap::Order { index } => writeln!(text, "record #{index} is out of order"),
         }
         .ok();
     }
     for path in &verdict.strangers {
-        writeln!(text, "{}: does not belong to the spool, and is not read", path.display()).ok();
+        writeln!(text, "{}: does not belong to the spool and is ignored", path.display()).ok();
     }
     if verdict.torn > 0 {
         let bytes = count(verdict.torn, "byte");
-        writeln!(text, "the end is half a record, {bytes}: being written, or left by a crash").ok();
+        writeln!(text, "the last record is incomplete, {bytes}: being written, or left by a crash")
+            .ok();
     }
     text
 }
@@ -97,11 +104,11 @@ mod tests {
             ..Verdict::default()
         };
         let told = "a/0.log: 1 byte at offset 16 cannot be read
-1 record missing in the log: #3 to #3
-2 records missing of the process \"gw_1\": sequence 4 to 5
-the record #9 is out of its order
-a/0.log.bak: does not belong to the spool, and is not read
-the end is half a record, 5 bytes: being written, or left by a crash
+1 record missing in the spool: #3 to #3
+2 records missing of process \"gw_1\": sequence 4 to 5
+record #9 is out of order
+a/0.log.bak: does not belong to the spool and is ignored
+the last record is incomplete, 5 bytes: being written, or left by a crash
 ";
         assert_eq!(problems(&verdict), told);
     }

@@ -2,16 +2,20 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
-use super::Maker;
+use super::planner::Planner;
 use crate::{
     base::{
         Secret,
         terms::{self, Terms},
     },
-    config::raw::{self, Mode, OnError, ProviderKind, Raw},
+    config::{
+        choices::Mode,
+        raw::{self, OnError, ProviderKind, Raw},
+    },
+    dialect,
     lua::Script,
     store::{redis, sql},
 };
@@ -120,7 +124,6 @@ pub struct CachePlan {
 
 /// Why a caller is not let in, or that it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "as in `raw::StatusCodes`")]
 pub enum Reason {
     Active,
     Disabled,
@@ -218,13 +221,6 @@ impl Reason {
     }
 }
 
-/// The fields that hold keys, unless others are named.
-pub const KEY_HEADERS: [HeaderName; 3] = [
-    header::AUTHORIZATION,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("api-key"),
-];
-
 const PATTERN: &str = "llmproxy:key:{api_key}";
 
 /// What only the provider's place in the file tells.
@@ -234,7 +230,7 @@ struct Place<'a> {
     whole: &'a Raw,
 }
 
-impl Maker<'_> {
+impl Planner<'_> {
     /// Understands `auth`; `None` also if it is switched off.
     pub(super) fn auth(&mut self, whole: &Raw) -> Option<AuthPlan> {
         let Some(raw) = whole.auth.as_ref().filter(|auth| auth.enabled.0) else {
@@ -308,7 +304,7 @@ impl Maker<'_> {
 
     fn key_headers(&mut self, names: &[String]) -> Vec<HeaderName> {
         if names.is_empty() {
-            return KEY_HEADERS.to_vec();
+            return dialect::credential_fields().to_vec();
         }
         let mut headers = Vec::new();
         for (i, name) in names.iter().enumerate() {

@@ -5,12 +5,16 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 use http::{HeaderName, HeaderValue, Uri, header};
 
 use super::{
-    Maker,
     base_path::{self, BasePath},
+    planner::Planner,
 };
 use crate::{
     base::{ModelPattern, Secret},
-    config::raw::{self, Addresses, Engine, Raw, SecretText, StreamUsage},
+    config::{
+        choices::{Addresses, Engine, StreamUsage},
+        raw::{self, Raw, SecretText},
+    },
+    dialect::{self, Protocol},
     store::proxy::Proxy,
     wire::headers::is_hop_by_hop,
 };
@@ -46,6 +50,8 @@ pub struct BackendPlan {
     pub stream_usage: StreamUsage,
     /// What it is.
     pub engine: Engine,
+    /// The language of its API.
+    pub protocol: Protocol,
     /// What becomes of several addresses.
     pub addresses: Addresses,
     /// It is probed, if probes are configured.
@@ -99,13 +105,15 @@ const URL_HINT: &str = "write `http://host:8000` or `https://host/v1`";
 
 /// How a key is sent.
 pub(super) struct KeyForm<'r> {
+    /// The language of the backend's API, which has a usual form.
+    pub protocol: Protocol,
     /// `auth_header`
     pub name: Option<&'r str>,
     /// `auth_scheme`
     pub scheme: Option<&'r str>,
 }
 
-impl Maker<'_> {
+impl Planner<'_> {
     /// The backends that are used, and those that are switched off.
     pub(super) fn backends(&mut self, raw: &Raw) -> (Vec<BackendPlan>, Vec<BackendPlan>) {
         if !raw.backends.iter().any(|b| b.enabled.0) && !self.discovers {
@@ -146,8 +154,12 @@ impl Maker<'_> {
                 Err(why) => self.problem(format!("{at}.models[{i}]"), why, ""),
             }
         }
-        self.protocol(at, raw.protocol.as_deref());
-        let form = KeyForm { name: raw.auth_header.as_deref(), scheme: raw.auth_scheme.as_deref() };
+        let protocol = self.protocol(at, raw.protocol.as_deref());
+        let form = KeyForm {
+            protocol,
+            name: raw.auth_header.as_deref(),
+            scheme: raw.auth_scheme.as_deref(),
+        };
         let key = self.backend_key(at, raw.api_key.as_ref(), raw.api_key_file.as_deref(), &form);
         let headers = self.backend_headers(at, raw, key.as_ref());
         let uri = self.backend_uri(at, &raw.url)?;
@@ -190,20 +202,22 @@ impl Maker<'_> {
             proxy,
             stream_usage: raw.stream_usage,
             engine: raw.engine,
+            protocol,
             addresses,
             probed: raw.health_check.0,
         })
     }
 
-    /// Only one language is spoken with backends.
-    pub(super) fn protocol(&mut self, at: &str, word: Option<&str>) {
-        if let Some(word) = word
-            && word != "openai"
-        {
-            let message = format!("`{word}` is not available in this version");
-            let hint = "remove it, or write `openai`: nothing is translated";
-            self.problem(format!("{at}.protocol"), message, hint);
-        }
+    /// The language of a backend's API.
+    pub(super) fn protocol(&mut self, at: &str, name: Option<&str>) -> Protocol {
+        let Some(name) = name else { return Protocol::default() };
+        Protocol::named(name).unwrap_or_else(|| {
+            let message = format!("`{name}` is not available in this version");
+            let names: Vec<String> = dialect::names().map(|name| format!("`{name}`")).collect();
+            let hint = format!("remove it, or write {}: nothing is translated", names.join(" or "));
+            self.problem(format!("{at}.protocol"), message, &hint);
+            Protocol::default()
+        })
     }
 
     fn backend_uri(&mut self, at: &str, url: &str) -> Option<Uri> {
@@ -252,7 +266,7 @@ impl Maker<'_> {
         let key = self.secret(at, "api_key", key, file);
         let (path, hint) = (format!("{at}.auth_header"), "write `api-key` or `Authorization`");
         let name = match form.name.map(str::parse::<HeaderName>) {
-            None => header::AUTHORIZATION,
+            None => form.protocol.language().backend_credential().0,
             Some(Ok(name)) if !is_managed(&name) => name,
             Some(_) => {
                 self.problem(path, "is not the name of a header field for a key", hint);
@@ -268,7 +282,11 @@ impl Maker<'_> {
             }
             return None;
         };
-        let usual = if name == header::AUTHORIZATION { "Bearer" } else { "" };
+        let usual = match form.protocol.language().backend_credential() {
+            (field, scheme) if field == name => scheme,
+            _ if name == header::AUTHORIZATION => "Bearer",
+            _ => "",
+        };
         let scheme = form.scheme.unwrap_or(usual).trim();
         if scheme.contains(|c: char| !c.is_ascii_graphic()) {
             let hint = "write `Bearer`, or `\"\"` for the bare key";

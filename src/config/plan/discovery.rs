@@ -6,14 +6,19 @@ use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{BackendPlan, Maker, backend::KeyForm};
-pub use crate::config::raw::DiscoveryMode;
+use super::{
+    backend::{BackendPlan, KeyForm},
+    planner::Planner,
+};
+
 use crate::{
     base::without_mark,
     config::{
+        choices::{Addresses, DiscoveryMode, Engine, StreamUsage},
         problem::Problem,
-        raw::{self, Addresses, DiscoverySource, Raw, SourceType, StreamUsage},
+        raw::{self, DiscoverySource, Raw, SourceType},
     },
+    dialect::Protocol,
     store::proxy::Proxies,
 };
 
@@ -88,7 +93,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The longest name of a backend that a source may tell.
 const LONGEST_NAME: usize = 200;
 
-impl Maker<'_> {
+impl Planner<'_> {
     pub(super) fn discovery(&mut self, raw: Option<&raw::Discovery>) -> DiscoveryPlan {
         let Some(raw) = raw else {
             return DiscoveryPlan::default();
@@ -130,7 +135,11 @@ impl Maker<'_> {
         raw: &DiscoverySource,
         interval: Duration,
     ) -> Option<SourcePlan> {
-        let form = KeyForm { name: raw.auth_header.as_deref(), scheme: raw.auth_scheme.as_deref() };
+        let form = KeyForm {
+            protocol: Protocol::default(),
+            name: raw.auth_header.as_deref(),
+            scheme: raw.auth_scheme.as_deref(),
+        };
         let key = self.backend_key(at, raw.api_key.as_ref(), raw.api_key_file.as_deref(), &form);
         let (word, place, interval) = match raw.kind {
             SourceType::Http => {
@@ -197,7 +206,7 @@ struct Entry {
     addresses: Option<Addresses>,
     append_v1: Option<bool>,
     #[serde(default)]
-    engine: Option<raw::Engine>,
+    engine: Option<Engine>,
 }
 
 /// Understands what a source told. Entries that are no use are skipped; the others stay, those of a
@@ -287,9 +296,9 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
         protocol: None,
     };
     let mut problems = Vec::new();
-    let mut make = Maker::new(std::path::Path::new(""), &source.proxies, &mut problems);
-    let plan = make.backend("", &raw);
-    make.trust();
+    let mut planner = Planner::new(std::path::Path::new(""), &source.proxies, &mut problems);
+    let plan = planner.backend("", &raw);
+    planner.trust();
     match plan.filter(|_| problems.is_empty()) {
         Some(plan) => Ok(Some(BackendPlan { key: source.key.clone(), ..plan })),
         None => Err(problems.iter().map(said).collect::<Vec<_>>().join("; ")),

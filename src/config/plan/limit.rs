@@ -2,13 +2,19 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{AuthPlan, Maker, Source};
+use super::{
+    auth::{AuthPlan, Source},
+    planner::Planner,
+};
 use crate::{
     base::{
         ModelPattern,
         limits::{Limits, OwnLimits, Scope},
     },
-    config::raw::{self, LimitMode, LimitStorage, OnRedisError, Price, Raw},
+    config::{
+        choices::OnRedisError,
+        raw::{self, LimitMode, LimitStorage, Raw},
+    },
     store::redis,
 };
 
@@ -33,6 +39,15 @@ pub struct LimitPlan {
     pub prices: Vec<(ModelPattern, Price)>,
     /// Buckets in memory.
     pub max_buckets: usize,
+}
+
+/// What a million tokens cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Price {
+    pub input: f64,
+    /// Prompt tokens that the engine had in its cache; `None`: the same as `input`.
+    pub cached_input: Option<f64>,
+    pub output: f64,
 }
 
 /// Counting in Redis.
@@ -65,7 +80,7 @@ pub struct QueuePlan {
     pub keep_alive: Option<Duration>,
 }
 
-impl Maker<'_> {
+impl Planner<'_> {
     /// Rules of a section that is switched off are not looked at, nor is its queue. The rest holds:
     /// quotas and balances of keys are counted on where they were.
     pub(super) fn limits(&mut self, whole: &Raw, auth: Option<&AuthPlan>) -> Option<LimitPlan> {
@@ -203,7 +218,7 @@ impl Maker<'_> {
         }
     }
 
-    fn prices(&mut self, raw: &BTreeMap<String, Price>) -> Vec<(ModelPattern, Price)> {
+    fn prices(&mut self, raw: &BTreeMap<String, raw::Price>) -> Vec<(ModelPattern, Price)> {
         let mut prices = Vec::new();
         for (name, price) in raw {
             let all = [Some(price.input), price.cached_input, Some(price.output)];
@@ -213,7 +228,8 @@ impl Maker<'_> {
                 self.problem(at, "holds a price that is not a number from 0 on", hint);
             }
             if let Some(pattern) = self.pattern("rate_limit.prices", name) {
-                prices.push((pattern, *price));
+                let raw::Price { input, cached_input, output } = *price;
+                prices.push((pattern, Price { input, cached_input, output }));
             }
         }
         prices

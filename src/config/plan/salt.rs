@@ -1,8 +1,8 @@
 //! Whose requests share a prefix cache, as a salt.
 
-use super::CacheSalt;
 use crate::{
     base::{Principal, Secret},
+    config::choices::CacheSalt,
     wire::engine,
 };
 

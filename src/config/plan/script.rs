@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::Maker;
+use super::planner::Planner;
 use crate::{
     config::raw,
     lua::{Limits, Script},
@@ -18,7 +18,7 @@ pub const SHIPPED: [(&str, &str); 6] = [
     ("webhook_result", include_str!("../../../lua/webhook_result.lua")),
 ];
 
-impl Maker<'_> {
+impl Planner<'_> {
     pub(super) fn script(&mut self, at: &str, raw: &raw::Provider) -> Option<Arc<Script>> {
         let lua = raw.lua.clone().unwrap_or_default();
         let given = [

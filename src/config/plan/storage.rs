@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::Maker;
+use super::planner::Planner;
 use crate::{
     config::raw::{self, Driver, Raw},
     store::{redis, sql},
 };
 
-impl Maker<'_> {
+impl Planner<'_> {
     /// Looks at every named connection, also at those that nobody uses.
     pub(super) fn storage(&mut self, whole: &Raw) {
         for (i, database) in whole.storage.databases.iter().enumerate() {
@@ -41,7 +41,7 @@ impl Maker<'_> {
         let caches = &whole.storage.caches;
         match caches.iter().find(|c| c.name == name && c.enabled) {
             // Its problems are told where it stands.
-            Some(cache) => self.quietly(|make| make.cache("", cache)),
+            Some(cache) => self.quietly(|planner| planner.cache("", cache)),
             None => {
                 self.unknown(at, "storage.caches", name, caches.iter().map(|c| &c.name));
                 None
@@ -52,7 +52,7 @@ impl Maker<'_> {
     fn named_database(&mut self, at: &str, name: &str, whole: &Raw) -> Option<sql::Settings> {
         let databases = &whole.storage.databases;
         match databases.iter().find(|d| d.name == name && d.enabled) {
-            Some(database) => self.quietly(|make| make.database("", database)),
+            Some(database) => self.quietly(|planner| planner.database("", database)),
             None => {
                 self.unknown(at, "storage.databases", name, databases.iter().map(|d| &d.name));
                 None

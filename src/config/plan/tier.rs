@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Maker;
+use super::planner::Planner;
 use crate::config::{problem::closest, raw::Raw};
 
 /// Priorities of the engines: far inside of what any of them takes.
@@ -17,7 +17,7 @@ pub struct TierPlan {
     pub queue_class: i32,
 }
 
-impl Maker<'_> {
+impl Planner<'_> {
     pub(super) fn tiers(&mut self, raw: &Raw) -> BTreeMap<String, TierPlan> {
         let mut tiers = BTreeMap::new();
         for (name, tier) in &raw.tiers {

@@ -5,10 +5,13 @@ use std::{path::PathBuf, time::Duration};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderName, HeaderValue};
 
-use super::Maker;
+use super::planner::Planner;
 use crate::{
     base::Secret,
-    config::raw::{self, KeyForm, Raw, ReporterKind, WhenFull},
+    config::{
+        choices::{KeyForm, ReporterKind, WhenFull},
+        raw::{self, Raw},
+    },
     store::{redis, sql},
 };
 
@@ -183,7 +186,7 @@ const UNASKED_DAYS: u32 = 90;
 /// The name of the reporter that `usage_hook` is.
 const HOOK: &str = "usage_hook";
 
-impl Maker<'_> {
+impl Planner<'_> {
     pub(super) fn usage(&mut self, whole: &Raw) -> Option<UsagePlan> {
         let raw = &whole.usage;
         let hook = whole.usage_hook.as_ref().filter(|hook| hook.enabled.0);

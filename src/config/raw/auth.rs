@@ -1,13 +1,17 @@
-//! `auth`, `api_keys`, `storage` and `admin`, as the file says them.
+//! `auth` and `api_keys`.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-pub use crate::base::ResetPeriod;
-
-use super::{ByteSize, SecretText, Span, secs, three_seconds, yes};
+use super::{
+    scalar::{
+        ByteSize, SecretText, Span, Switch, five_seconds, secs, ten_seconds, without_query, yes,
+    },
+    storage::Driver,
+};
+use crate::{base::ResetPeriod, config::choices::Mode};
 
 /// Who may call. With this section every request for inference and for models needs a key.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -35,28 +39,6 @@ pub struct Auth {
     pub storage: Option<FileStorage>,
     /// For entries of `api_keys` that do not say so themselves.
     pub defaults: Defaults,
-}
-
-/// On unless it is set to `false`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(transparent)]
-pub struct Switch(pub bool);
-
-impl Default for Switch {
-    fn default() -> Self {
-        Self(true)
-    }
-}
-
-/// How several providers go together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Mode {
-    /// The first provider that knows the key decides.
-    #[default]
-    FirstMatch,
-    /// Every provider must know the key and allow it.
-    All,
 }
 
 /// The provider of a configuration without a pipeline.
@@ -224,7 +206,6 @@ pub struct ApiKey {
 /// A status: a word or a number.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum StatusValue {
     Number(i64),
     Word(String),
@@ -233,7 +214,6 @@ pub enum StatusValue {
 /// A moment: Unix seconds, or a date and time like `2026-12-31T23:59:59Z`; without a zone in UTC.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum Moment {
     Unix(i64),
     Text(String),
@@ -280,25 +260,13 @@ pub struct DatabaseKeys {
     pub fields: Vec<String>,
 }
 
-/// Kinds of databases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum Driver {
-    Sqlite,
-    /// MySQL and MariaDB.
-    Mysql,
-    #[serde(alias = "postgresql")]
-    Postgres,
-}
-
 /// An HTTP service that knows keys.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookKeys {
     /// Asked by POST with `{"api_key", "timestamp"}`. It answers 2xx with a JSON object if it
     /// knows the key, and 401, 403 or 404 if not; anything else is a failure.
-    #[serde(serialize_with = "super::without_query")]
+    #[serde(serialize_with = "without_query")]
     pub url: String,
     /// `POST` is all there is.
     #[serde(default)]
@@ -383,209 +351,16 @@ pub struct StatusCode {
     pub message: Option<String>,
 }
 
-/// Connections that several sections may name.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Storage {
-    /// Databases.
-    pub databases: Vec<Database>,
-    /// Redis servers.
-    pub caches: Vec<Cache>,
-}
-
-/// A database.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Database {
-    /// What other sections call it.
-    pub name: String,
-    /// Whether it may be used.
-    #[serde(default = "yes")]
-    pub enabled: bool,
-    /// The kind of database.
-    pub driver: Driver,
-    /// The connection string, in place of `host` and the rest: a URL, or as Go's drivers write it.
-    #[schemars(with = "Option<String>")]
-    pub dsn: Option<SecretText>,
-    /// Host name or address.
-    pub host: Option<String>,
-    /// Port; 3306 or 5432 without one.
-    pub port: Option<u16>,
-    /// User.
-    pub user: Option<String>,
-    /// Password.
-    #[schemars(with = "Option<String>")]
-    pub password: Option<SecretText>,
-    /// A file that holds the password.
-    pub password_file: Option<String>,
-    /// Name of the database.
-    pub database: Option<String>,
-    /// The file of a SQLite database; it must be there.
-    pub path: Option<String>,
-    /// Most connections at a time.
-    #[serde(default = "ten_connections")]
-    pub max_open_conns: u32,
-    /// A connection is replaced after this; `0`: never.
-    #[serde(default = "half_an_hour")]
-    pub conn_max_lifetime: Span,
-    /// A connection that is not used is closed after this; `0`: never.
-    #[serde(default = "ten_minutes")]
-    pub conn_max_idle_time: Span,
-    /// How long getting a connection may take.
-    #[serde(default = "five_seconds")]
-    pub connect_timeout: Span,
-}
-
-/// A Redis server.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Cache {
-    /// What other sections call it.
-    pub name: String,
-    /// Whether it may be used.
-    #[serde(default = "yes")]
-    pub enabled: bool,
-    /// `redis` is all there is.
-    #[serde(default)]
-    pub driver: CacheDriver,
-    /// `host:port`, or `redis://`, `rediss://` (with TLS).
-    pub addr: String,
-    /// User name, since Redis 6.
-    pub username: Option<String>,
-    /// Password.
-    #[schemars(with = "Option<String>")]
-    pub password: Option<SecretText>,
-    /// A file that holds the password.
-    pub password_file: Option<String>,
-    /// Number of the database.
-    #[serde(default)]
-    pub db: i64,
-    /// Connections; each carries many requests at a time, so that few are enough.
-    #[serde(default = "one_connection")]
-    pub pool_size: usize,
-    /// How long connecting may take.
-    #[serde(default = "five_seconds")]
-    pub dial_timeout: Span,
-    /// How long an answer may take.
-    #[serde(default = "three_seconds")]
-    pub read_timeout: Span,
-}
-
-/// Kinds of caches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum CacheDriver {
-    /// Redis, or a server that speaks as it does.
-    #[default]
-    Redis,
-}
-
-/// The admin API, on an address of its own. A change of any of these needs a restart.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Admin {
-    /// Whether to serve it.
-    pub enabled: bool,
-    /// Its address.
-    pub listen: String,
-    /// What callers send as `X-Admin-Token`.
-    #[schemars(with = "Option<String>")]
-    pub token: Option<SecretText>,
-    /// A file that holds the token.
-    pub token_file: Option<String>,
-    /// The SQLite file with the keys that it manages, for the provider `builtin`; `keys.db` in
-    /// `data_dir` without this. It is made when it is not there.
-    pub db_path: Option<String>,
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self {
-            enabled: false,
-            listen: "127.0.0.1:8001".to_owned(),
-            token: None,
-            token_file: None,
-            db_path: None,
-        }
-    }
-}
-
 /// A script may well hold keys: it is not shown.
 fn length_only<S: Serializer>(script: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
     let shown = script.as_ref().map(|text| format!("[{} bytes]", text.len()));
     shown.serialize(serializer)
 }
 
-impl Database {
-    /// A database that a provider states itself: what it does not say is as under `storage`.
-    pub fn at(driver: Driver, dsn: SecretText) -> Self {
-        Self {
-            name: String::new(),
-            enabled: true,
-            driver,
-            dsn: Some(dsn),
-            host: None,
-            port: None,
-            user: None,
-            password: None,
-            password_file: None,
-            database: None,
-            path: None,
-            max_open_conns: ten_connections(),
-            conn_max_lifetime: half_an_hour(),
-            conn_max_idle_time: ten_minutes(),
-            connect_timeout: five_seconds(),
-        }
-    }
-}
-
-impl Cache {
-    /// A server that a provider states itself: what it does not say is as under `storage`.
-    pub fn at(addr: &str) -> Self {
-        Self {
-            name: String::new(),
-            enabled: true,
-            driver: CacheDriver::Redis,
-            addr: addr.to_owned(),
-            username: None,
-            password: None,
-            password_file: None,
-            db: 0,
-            pool_size: one_connection(),
-            dial_timeout: five_seconds(),
-            read_timeout: three_seconds(),
-        }
-    }
-}
-
-fn ten_seconds() -> Span {
-    secs(10)
-}
-
-fn five_seconds() -> Span {
-    secs(5)
-}
-
 fn one_hour() -> Span {
     secs(3600)
 }
 
-fn half_an_hour() -> Span {
-    secs(1800)
-}
-
-fn ten_minutes() -> Span {
-    secs(600)
-}
-
 fn cache_size() -> usize {
     100_000
-}
-
-fn ten_connections() -> u32 {
-    10
-}
-
-fn one_connection() -> usize {
-    1
 }

@@ -1,4 +1,4 @@
-//! `discovery`, as the file says it.
+//! `discovery`.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
-use super::{SecretText, Span, Switch, secs};
+use super::scalar::{SecretText, Span, Switch, secs, ten_seconds, without_query};
+use crate::config::choices::DiscoveryMode;
 
 /// Backends that other places tell of, beside those of `backends`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -36,20 +37,13 @@ impl Default for Discovery {
     }
 }
 
-/// How several sources go together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DiscoveryMode {
-    /// `backends` and all sources together.
-    #[default]
-    Merge,
-    /// The first source that tells of any; `backends` if there is none.
-    First,
-}
-
 /// A place that tells of backends.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(
+    dead_code,
+    reason = "sections of version 0.3 are accepted, so that only `type` is a problem"
+)]
 pub struct DiscoverySource {
     /// Name in metrics and logs; the type without one.
     pub name: Option<String>,
@@ -78,26 +72,21 @@ pub struct DiscoverySource {
     pub fixed: Option<Value>,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
-    #[expect(missing_docs, reason = "as `fixed`")]
     pub database: Option<Value>,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
-    #[expect(missing_docs, reason = "as `fixed`")]
     pub consul: Option<Value>,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
-    #[expect(missing_docs, reason = "as `fixed`")]
     pub kubernetes: Option<Value>,
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
-    #[expect(missing_docs, reason = "as `fixed`")]
     pub etcd: Option<Value>,
 }
 
 /// Kinds of places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "those that are not built are refused by name")]
 pub enum SourceType {
     /// An HTTP service.
     Http,
@@ -122,7 +111,7 @@ pub struct HttpSource {
     /// Asked by GET. It answers with a JSON list of backends, or an object that has one in
     /// `backends` or `services`; an entry has `url`, and may have `name`, `weight`, `models`,
     /// `stream_usage`, `engine`, `append_v1`, `addresses` and `status`.
-    #[serde(serialize_with = "super::without_query")]
+    #[serde(serialize_with = "without_query")]
     pub url: String,
     /// `GET` is all there is.
     #[serde(default)]
@@ -156,18 +145,4 @@ pub enum SourceMethod {
 pub struct FileSource {
     /// YAML or JSON, of the form that `http` answers in. Looked at every second.
     pub path: String,
-}
-
-/// What becomes of a backend whose name leads to several addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Addresses {
-    /// Each is a server of its own, with its own share, health and connections.
-    Each,
-    /// They are one server: one of them is used for as long as the name leads there.
-    One,
-}
-
-fn ten_seconds() -> Span {
-    secs(10)
 }

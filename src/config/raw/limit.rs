@@ -1,12 +1,12 @@
-//! `rate_limit`, as the file says it.
+//! `rate_limit`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Span, Switch, secs};
-pub use crate::base::limits::Limits;
+use super::scalar::{Span, Switch, secs};
+use crate::{base::limits::Limits, config::choices::OnRedisError};
 
 /// How much one may call. All rules that match a request must agree.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -76,7 +76,7 @@ impl Default for RateLimit {
             lease_share: 0.1,
             lease_lifetime: secs(1),
             on_redis_error: OnRedisError::Local,
-            redis_timeout: Span(std::time::Duration::from_millis(250)),
+            redis_timeout: Span(Duration::from_millis(250)),
             hold_ttl: secs(30),
             key_prefix: "llmproxy:limit:".to_owned(),
             global: Limits::default(),
@@ -116,18 +116,6 @@ pub enum LimitMode {
     Leased,
 }
 
-/// What happens while Redis does not answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnRedisError {
-    /// Requests pass without limits.
-    Allow,
-    /// Requests are answered 503.
-    Deny,
-    /// Each replica counts for itself.
-    Local,
-}
-
 /// What becomes of requests that find no place under `max_concurrent`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -149,7 +137,7 @@ impl Default for Queue {
             max_queue_size: 0,
             queue_timeout: secs(30),
             status: 429,
-            keep_alive: Span(std::time::Duration::ZERO),
+            keep_alive: Span(Duration::ZERO),
         }
     }
 }

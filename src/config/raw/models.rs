@@ -1,11 +1,15 @@
-//! `models`, `fallback` and `detection`, as the file says them.
+//! `models`, `fallback` and `detection`.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Affinity, Millis, Prefix, Seconds, Strategy, Switch, Word};
+use super::{
+    routing::{Affinity, Prefix},
+    scalar::{Millis, Seconds, Switch, Word, one},
+};
+use crate::config::choices::Strategy;
 
 /// A model by a name of its own, or how one is treated that backends serve.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -37,15 +41,17 @@ pub struct Route {
     /// The model's name there. Without it: as the client says.
     pub model: Option<String>,
     /// Those with the lowest number are asked first.
-    #[serde(default = "super::one")]
+    #[serde(default = "one")]
     pub priority: u32,
     /// Share of the requests among those of the same priority, 1 to 1000.
-    #[serde(default = "super::one")]
+    #[serde(default = "one")]
     pub weight: u32,
     /// Whether it is used.
     #[serde(default)]
     pub enabled: Switch,
-    /// Language of the backend's API; `openai` is all there is.
+    /// Language of the backend's API; `openai` without this.
+    #[serde(default)]
+    #[schemars(schema_with = "super::protocol_schema")]
     pub protocol: Option<String>,
 }
 

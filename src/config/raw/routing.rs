@@ -1,9 +1,10 @@
-//! `routing`, as the file says it.
+//! `routing`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, SecretText, Share, Span, Switch, Word, secs};
+use super::scalar::{ByteSize, SecretText, Share, Span, Switch, Word, secs};
+use crate::config::choices::{CacheSalt, Strategy};
 
 /// How a backend is chosen, and what happens when one fails.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -67,31 +68,6 @@ impl Default for Routing {
             fallback: Vec::new(),
         }
     }
-}
-
-/// Balancing strategies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Strategy {
-    /// By turns, in proportion to the weights.
-    #[default]
-    #[serde(alias = "weighted")]
-    RoundRobin,
-    /// The backend with the fewest requests in flight.
-    LeastConnections,
-    /// The backend whose first tokens have come soonest of late; the others are probed now and
-    /// then.
-    LatencyBased,
-    /// By chance, in proportion to the weights.
-    Random,
-    /// The less busy one of two that chance has chosen.
-    P2c,
-    /// Requests of one session, key or address to one backend, as long as it is not overloaded.
-    ConsistentHash,
-    /// Prompts that begin alike to one backend, as long as it is not overloaded.
-    PrefixAffinity,
-    /// The engine that has the least to do, by its own metrics.
-    LeastLoad,
 }
 
 /// What binds requests to one backend.
@@ -184,19 +160,6 @@ impl Default for Hedge {
             max_tokens: 256,
         }
     }
-}
-
-/// Whose requests share the engines' prefix caches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum CacheSalt {
-    /// Everybody's.
-    #[default]
-    Shared,
-    /// Those of one key.
-    PerKey,
-    /// Those of one user.
-    PerUser,
 }
 
 /// When a backend that fails is left alone: for each backend and model. A model that is not found,

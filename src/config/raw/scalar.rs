@@ -1,12 +1,139 @@
-//! Single values that may be written in several ways.
+//! Single values, some of which may be written in several ways, and defaults that several sections share.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_yaml::Value;
 
-use super::{Span, scalar};
-use crate::base::duration;
+use crate::base::{Secret, duration};
+
+/// On unless it is set to `false`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Switch(pub bool);
+
+impl Default for Switch {
+    fn default() -> Self {
+        Self(true)
+    }
+}
+
+/// A duration in the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = scalar(deserializer, "a duration like `10s`")?;
+        duration::parse(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Duration::ZERO => serializer.serialize_str("0"),
+            some => serializer.serialize_str(&format!("{some:?}")),
+        }
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A duration: `500ms`, `10s`, `1m30s`, `0` for none.",
+            "type": ["string", "integer"],
+            "examples": ["500ms", "10s", "5m"],
+        })
+    }
+}
+
+/// A number of bytes in the file: `1048576`, `64KiB`, `32MiB`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+impl fmt::Debug for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = scalar(deserializer, "a size like `32MiB`")?;
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let factor: Option<u64> = match text[digits..].trim().to_ascii_lowercase().as_str() {
+            "" | "b" => Some(1),
+            "k" | "kb" => Some(1000),
+            "m" | "mb" => Some(1000 * 1000),
+            "g" | "gb" => Some(1000 * 1000 * 1000),
+            "kib" => Some(1 << 10),
+            "mib" => Some(1 << 20),
+            "gib" => Some(1 << 30),
+            _ => None,
+        };
+        let number = text[..digits].parse::<u64>().ok();
+        match number.zip(factor).and_then(|(n, f)| n.checked_mul(f)) {
+            Some(bytes) => Ok(Self(bytes)),
+            None => {
+                Err(de::Error::custom(format!("`{text}` is not a size; write `64KiB` or `32MiB`")))
+            }
+        }
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl JsonSchema for ByteSize {
+    fn schema_name() -> Cow<'static, str> {
+        "ByteSize".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A number of bytes: `1048576`, `64KiB`, `32MiB`.",
+            "type": ["string", "integer"],
+        })
+    }
+}
+
+/// What is wrong with a secret that YAML reads as something else.
+pub const UNQUOTED: &str = "is not read as text by YAML, which may change it";
+
+/// A secret in the file. It must be a text: YAML reads `1e5`, `0x1F` and `1.10` as numbers.
+#[derive(Clone, Debug)]
+pub struct SecretText(pub Secret);
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Self(Secret::new(text))),
+            // `0x1F` is 31 by now, and `1.10` is 1.1: what was written is not known any more.
+            _ => Err(de::Error::custom(UNQUOTED)),
+        }
+    }
+}
+
+impl Serialize for SecretText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("[secret]")
+    }
+}
 
 /// A word or a number, as a text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -105,6 +232,46 @@ impl JsonSchema for Seconds {
     }
 }
 
+pub fn one() -> u32 {
+    1
+}
+
+pub fn ten() -> u32 {
+    10
+}
+
+pub fn yes() -> bool {
+    true
+}
+
+pub fn three_seconds() -> Span {
+    secs(3)
+}
+
+pub fn secs(n: u64) -> Span {
+    Span(Duration::from_secs(n))
+}
+
+/// Writes a URL without what may be secret in it.
+pub fn without_query<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = host.rsplit('@').next().unwrap_or_default();
+    serializer.serialize_str(&format!("{scheme}://{host}{path}"))
+}
+
+pub fn scalar<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    expected: &str,
+) -> Result<String, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(text),
+        Value::Number(number) => Ok(number.to_string()),
+        _ => Err(de::Error::custom(format!("expected {expected}"))),
+    }
+}
+
 fn number_or_span<'de, D: Deserializer<'de>>(
     deserializer: D,
     unit: fn(u64) -> Duration,
@@ -114,4 +281,18 @@ fn number_or_span<'de, D: Deserializer<'de>>(
         Ok(number) => Ok(Span(unit(number.into()))),
         Err(_) => duration::parse(&text).map(Span).map_err(de::Error::custom),
     }
+}
+
+pub fn ten_seconds() -> Span {
+    secs(10)
+}
+
+pub fn five_seconds() -> Span {
+    secs(5)
+}
+
+/// The names of all API languages.
+pub fn protocol_schema(_: &mut SchemaGenerator) -> Schema {
+    let names: Vec<_> = crate::dialect::names().collect();
+    json_schema!({ "type": ["string", "null"], "enum": names })
 }

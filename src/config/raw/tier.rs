@@ -1,4 +1,4 @@
-//! `tiers`: ranks of keys.
+//! `tiers`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,11 +1,15 @@
-//! `usage` and `usage_hook`, as the file says them.
+//! `usage` and `usage_hook`.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::{ByteSize, SecretText, Span, Switch, secs, ten, three_seconds};
+use super::{
+    scalar::{ByteSize, SecretText, Span, Switch, secs, ten, three_seconds},
+    storage::Driver,
+};
+use crate::config::choices::{KeyForm, ReporterKind, WhenFull};
 
 /// What becomes of usage records.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -68,18 +72,6 @@ impl Default for Spool {
     }
 }
 
-/// What happens when the spool is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum WhenFull {
-    /// New requests for inference are answered 503 until there is room; those under way go on.
-    /// Nothing is lost.
-    #[default]
-    BlockNewRequests,
-    /// The oldest records are lost, and counted.
-    DropOldest,
-}
-
 /// Where records go.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -128,35 +120,6 @@ impl Reporter {
     pub const MAX_AGE: Span = Span(Duration::from_secs(7 * 24 * 3600));
     /// `max_backoff` where nothing is said: ten minutes.
     pub const MAX_BACKOFF: Span = Span(Duration::from_secs(600));
-}
-
-/// What kind of place records go to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ReporterKind {
-    /// By POST to a URL.
-    Webhook,
-    /// A table of a database.
-    Database,
-    /// A SQLite file of the gateway's own.
-    Builtin,
-    /// A file with a record a line.
-    File,
-    /// A stream of Redis.
-    Redis,
-}
-
-impl ReporterKind {
-    /// The word in the file.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Webhook => "webhook",
-            Self::Database => "database",
-            Self::Builtin => "builtin",
-            Self::File => "file",
-            Self::Redis => "redis",
-        }
-    }
 }
 
 /// Records by POST.
@@ -229,7 +192,7 @@ pub struct DatabaseReporter {
     #[serde(default = "usage_records")]
     pub table: String,
     /// In the words of version 0.3: what kind of database.
-    pub driver: Option<super::Driver>,
+    pub driver: Option<Driver>,
     /// In the words of version 0.3: the connection string.
     #[schemars(with = "Option<String>")]
     pub dsn: Option<SecretText>,
@@ -347,22 +310,9 @@ pub struct UsageHook {
     pub reporters: Vec<Reporter>,
 }
 
-/// How a key is written into a usage record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum KeyForm {
-    /// The first and the last four characters.
-    #[default]
-    Masked,
-    /// As the client sent it.
-    Plain,
-    /// Not at all.
-    None,
-}
-
 /// Writes a URL as far as its host: the receivers of many services are told apart by a secret in
 /// their path.
-fn host_only<S: serde::Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+fn host_only<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     let host = authority.rsplit('@').next().unwrap_or_default();
@@ -370,7 +320,7 @@ fn host_only<S: serde::Serializer>(url: &str, serializer: S) -> Result<S::Ok, S:
     serializer.serialize_str(&format!("{scheme}://{host}{path}"))
 }
 
-fn maybe_url<S: serde::Serializer>(url: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+fn maybe_url<S: Serializer>(url: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
     match url {
         Some(url) => host_only(url, serializer),
         None => serializer.serialize_none(),

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::{
-    config::raw::ReporterKind,
+    config::choices::ReporterKind,
     runtime::Carry,
     usage::{Standing, State, dead::Letters},
 };

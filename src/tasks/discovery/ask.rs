@@ -5,8 +5,8 @@ use std::{path::Path, time::Duration};
 use crate::{
     config::{
         Plan,
+        choices::Addresses,
         plan::{BackendPlan, Place, SourcePlan, listed},
-        raw::Addresses,
     },
     runtime::{Carry, Taken},
     store::{dns, http},

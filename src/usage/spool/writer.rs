@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{Entry, Full, Kind, Spool};
-use crate::{base::lock, config::raw::WhenFull, usage::Draft};
+use crate::{base::lock, config::choices::WhenFull, usage::Draft};
 
 /// How often the thread looks around when there is nothing to do.
 const IDLE: Duration = Duration::from_millis(500);

@@ -1,24 +1,24 @@
-//! Which records are sent again.
+//! The range of records that a replay sends.
 
 use std::{fmt, str::FromStr};
 
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
 use crate::{
-    cli::usage::{count, time},
+    cli::usage::output::{count, time},
     usage::{Entry, spool::Archive},
 };
 
-/// Where a range begins or ends.
+/// A bound of a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bound {
-    /// As it was written.
+    /// As written on the command line.
     text: String,
-    at: At,
+    position: Position,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
+enum Position {
     Index(u64),
     /// In milliseconds since 1970.
     Time(i64),
@@ -28,17 +28,19 @@ impl FromStr for Bound {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let at = if let Some(index) = text.strip_prefix('#') {
-            At::Index(index.parse().map_err(|_| "what follows `#` is not a number".to_owned())?)
+        let position = if let Some(index) = text.strip_prefix('#') {
+            Position::Index(
+                index.parse().map_err(|_| "what follows `#` is not a number".to_owned())?,
+            )
         } else if let Ok(time) = text.parse::<Timestamp>() {
-            At::Time(time.as_millisecond())
+            Position::Time(time.as_millisecond())
         } else {
             let civil = text.parse::<DateTime>().ok();
             let zoned = civil.and_then(|civil| civil.to_zoned(TimeZone::UTC).ok());
             let what = "neither a time (2026-01-31T12:00:00Z), a date, nor an index (#1234)";
-            At::Time(zoned.ok_or(what)?.timestamp().as_millisecond())
+            Position::Time(zoned.ok_or(what)?.timestamp().as_millisecond())
         };
-        Ok(Self { text: text.to_owned(), at })
+        Ok(Self { text: text.to_owned(), position })
     }
 }
 
@@ -50,28 +52,27 @@ impl fmt::Display for Bound {
 
 impl Bound {
     fn is_before(&self, entry: &Entry) -> bool {
-        match self.at {
-            At::Index(index) => index <= entry.index,
-            At::Time(time) => time <= entry.time,
+        match self.position {
+            Position::Index(index) => index <= entry.index,
+            Position::Time(time) => time <= entry.time,
         }
     }
 }
 
-/// From one place to another; without one, from the oldest or to the newest record.
+/// A range. Without `from` it begins with the oldest record, without `to` it ends with the newest.
 pub struct Range {
-    /// The first one that belongs to it.
+    /// The first record of the range.
     pub from: Option<Bound>,
-    /// The first one that does not.
+    /// The first record after the range.
     pub to: Option<Bound>,
 }
 
-/// What there is of a range.
+/// The records of a range that the spool has.
 pub struct Selection {
-    /// How many records.
     pub records: u64,
-    /// Index and time of the first and of the last one; `None`: there are none.
+    /// Index and time of the first and of the last record; `None`: there are none.
     pub ends: Option<((u64, i64), (u64, i64))>,
-    /// What is missing of the range, in words.
+    /// What the spool lacks of the range, as messages.
     pub notes: Vec<String>,
 }
 
@@ -82,16 +83,16 @@ impl Range {
             && self.to.as_ref().is_none_or(|to| !to.is_before(entry))
     }
 
-    /// Where to begin to look.
+    /// The index at which reading starts.
     fn start(&self) -> u64 {
-        match self.from.as_ref().map(|from| from.at) {
-            Some(At::Index(index)) => index,
-            // Clocks may be set back: all are looked at.
+        match self.from.as_ref().map(|from| from.position) {
+            Some(Position::Index(index)) => index,
+            // A clock may have been set back: every record is compared.
             _ => 0,
         }
     }
 
-    /// Counts what there is of it.
+    /// Finds the records of the range.
     ///
     /// # Errors
     /// If the spool cannot be read.
@@ -121,14 +122,14 @@ impl Range {
         Ok(Selection { records, ends, notes })
     }
 
-    /// What is no longer in a spool that begins with this record.
+    /// The part of the range that a spool, which begins with this record, no longer has.
     fn gone(&self, first: u64, oldest: Option<i64>) -> Option<String> {
-        match self.from.as_ref()?.at {
-            At::Index(index) if index < first => {
+        match self.from.as_ref()?.position {
+            Position::Index(index) if index < first => {
                 let last = first - 1;
                 Some(format!("the records #{index} to #{last} are no longer in the spool"))
             }
-            At::Time(from) if first > 0 && oldest.is_none_or(|oldest| from < oldest) => {
+            Position::Time(from) if first > 0 && oldest.is_none_or(|oldest| from < oldest) => {
                 let since = oldest.map(|oldest| format!(" of {}", time(oldest)));
                 let since = since.unwrap_or_default();
                 Some(format!(
@@ -148,7 +149,7 @@ impl Range {
         let (first, last) = selection.ends.map_or((1, 0), |(first, last)| (first.0, last.0));
         archive
             .records(first)
-            // Those that came meanwhile are not part of it.
+            // Records that were written after the selection do not belong to it.
             .take_while(move |entry| entry.as_ref().map_or(true, |entry| entry.index <= last))
             .filter(|entry| entry.as_ref().map_or(true, |entry| self.holds(entry)))
     }
@@ -160,12 +161,12 @@ mod tests {
 
     #[test]
     fn bounds_are_indexes_times_and_dates() {
-        let at = |text: &str| text.parse::<Bound>().map(|bound| bound.at);
-        assert_eq!(at("#12"), Ok(At::Index(12)));
-        assert_eq!(at("1970-01-01T00:00:01Z"), Ok(At::Time(1000)));
-        assert_eq!(at("1970-01-01T02:00:00.005+02:00"), Ok(At::Time(5)));
-        assert_eq!(at("1970-01-02"), Ok(At::Time(86_400_000)));
-        assert_eq!(at("1970-01-01T00:01"), Ok(At::Time(60_000)));
+        let at = |text: &str| text.parse::<Bound>().map(|bound| bound.position);
+        assert_eq!(at("#12"), Ok(Position::Index(12)));
+        assert_eq!(at("1970-01-01T00:00:01Z"), Ok(Position::Time(1000)));
+        assert_eq!(at("1970-01-01T02:00:00.005+02:00"), Ok(Position::Time(5)));
+        assert_eq!(at("1970-01-02"), Ok(Position::Time(86_400_000)));
+        assert_eq!(at("1970-01-01T00:01"), Ok(Position::Time(60_000)));
         for wrong in ["12", "#", "#-1", "#a", "", "yesterday", "1970-13-01"] {
             assert!(at(wrong).is_err(), "{wrong}");
         }

@@ -1,4 +1,4 @@
-//! Sends records with the sink of a reporter, once through.
+//! Sends records with the sink of a reporter, each once.
 
 use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
 
@@ -9,17 +9,17 @@ use crate::usage::{
     sink::{Failure, Sink},
 };
 
-/// Attempts to send the same records, until the receiver counts as away.
+/// Attempts to send the same records before the replay stops.
 const ATTEMPTS: u32 = 5;
 
-/// The pause after the first of them; then it doubles.
+/// The pause after the first attempt; it doubles after each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// A receiver that asks for more is away: somebody sits in front of this.
-const LONGEST_WISH: Duration = Duration::from_secs(60);
+/// A receiver that asks for a longer pause stops the replay: an operator waits for this command.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Records that were refused and are named.
-const NAMED: usize = 10;
+/// Refused records that are printed.
+const PRINTED: usize = 10;
 
 /// Sends records.
 pub struct Sender {
@@ -30,30 +30,29 @@ pub struct Sender {
     interrupt: Pin<Box<dyn Future<Output = ()>>>,
 }
 
-/// What has become of records.
+/// How a replay ended.
 #[derive(Default)]
 pub struct Sent {
-    /// So many were accepted or refused.
+    /// Records that were accepted or refused.
     pub done: u64,
-    /// Those that were refused, counted from 0 on in the order in which they were sent.
+    /// The refused ones, counted from 0 in the order of sending.
     pub refused: HashSet<u64>,
     /// Why the others were not sent; `None`: all were.
     pub stopped: Option<Stopped>,
 }
 
 impl Sent {
-    /// Whether the receiver has not got the `n`th record.
-    pub fn keeps(&self, n: u64) -> bool {
+    /// Whether the `n`th record was not accepted.
+    pub fn is_left(&self, n: u64) -> bool {
         n >= self.done || self.refused.contains(&n)
     }
 }
 
-/// Why not all were sent.
+/// Why the replay stopped early.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// The index of the first record that was not; `None`: not even one could be read.
+    /// The index of the first record that was not sent; `None`: not a single one could be read.
     pub index: Option<u64>,
-    /// Why.
     pub why: String,
 }
 
@@ -68,7 +67,7 @@ impl Sender {
         Self { name: name.to_owned(), sink, bar, sent: Sent::default(), interrupt }
     }
 
-    /// Sends all, `most` at a time. What cannot be read stops it.
+    /// Sends all, `most` at a time. A record that cannot be read stops the replay.
     pub async fn send_all(
         mut self,
         records: impl Iterator<Item = Result<Entry, String>>,
@@ -103,8 +102,8 @@ impl Sender {
         self.sent
     }
 
-    /// Sends a batch. One that is refused is halved until those are found that are at fault; they
-    /// are passed over.
+    /// Sends a batch. A refused batch is halved until the records at fault are found; they are
+    /// skipped.
     async fn send(&mut self, batch: Vec<Entry>) -> Option<Stopped> {
         let mut parts = vec![batch];
         while let Some(mut part) = parts.pop() {
@@ -136,27 +135,29 @@ impl Sender {
     fn refused(&mut self, entry: &Entry, why: &str) {
         self.sent.refused.insert(self.sent.done);
         match self.sent.refused.len() {
-            n if n <= NAMED => {
+            n if n <= PRINTED => {
                 self.bar.suspend(|| eprintln!("llmproxy: #{} was refused: {why}", entry.index));
             }
-            n if n == NAMED + 1 => self.bar.suspend(|| eprintln!("llmproxy: and so on")),
+            n if n == PRINTED + 1 => {
+                self.bar.suspend(|| eprintln!("llmproxy: further refused records are not printed"))
+            }
             _ => {}
         }
     }
 
-    /// Sends records, several times if that may help.
+    /// Sends records, with retries while the receiver is away.
     async fn attempts(&mut self, records: &[Entry]) -> Result<(), Failure> {
         let mut pause = FIRST_PAUSE;
         for _ in 1..ATTEMPTS {
             match self.attempt(records).await {
                 Err(Failure::Away { why, retry_after }) => {
                     let wait = pause.max(retry_after.unwrap_or_default());
-                    if wait > LONGEST_WISH {
+                    if wait > LONGEST_PAUSE {
                         let why = format!("{why}, and asks for a pause of {wait:?}");
                         return Err(Failure::away(why));
                     }
                     let name = &self.name;
-                    self.bar.suspend(|| eprintln!("llmproxy: {name}: {why}; again in {wait:?}"));
+                    self.bar.suspend(|| eprintln!("llmproxy: {name}: {why}; retrying in {wait:?}"));
                     self.or_interrupted(tokio::time::sleep(wait)).await?;
                     pause *= 2;
                 }
@@ -175,7 +176,7 @@ impl Sender {
         tokio::select! {
             done = work => Ok(done),
             () = &mut self.interrupt => {
-                // It has ended, and must not be asked again.
+                // A future that has ended must not be polled again.
                 self.interrupt = Box::pin(std::future::pending());
                 Err(Failure::Gone { why: "interrupted".to_owned() })
             }

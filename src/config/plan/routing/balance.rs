@@ -1,12 +1,13 @@
 //! What `routing` says about balancing, and about requests that go well.
 
-use std::{fmt::Display, ops::RangeInclusive, time::Duration};
+use std::time::Duration;
 
-use super::{Affinity, BalancePlan, CacheSalt, HedgePlan, LoadPlan, PrefixPlan, RoutingPlan};
+use super::types::{Affinity, BalancePlan, HedgePlan, LoadPlan, PrefixPlan, RoutingPlan};
 use crate::{
     base::Secret,
     config::{
-        plan::{BackendPlan, Maker},
+        choices::CacheSalt,
+        plan::{backend::BackendPlan, planner::Planner},
         raw::{self, AffinityBy, Raw},
     },
 };
@@ -14,7 +15,7 @@ use crate::{
 /// A secret that can be guessed makes salts that can be guessed.
 const SHORTEST_SECRET: usize = 16;
 
-impl Maker<'_> {
+impl Planner<'_> {
     pub(in crate::config::plan) fn routing(
         &mut self,
         whole: &Raw,
@@ -164,33 +165,5 @@ impl Maker<'_> {
             );
         }
         secret
-    }
-
-    /// Tells a number that is out of its range.
-    pub(super) fn within<T: PartialOrd + Display>(
-        &mut self,
-        at: impl Into<String>,
-        value: T,
-        range: RangeInclusive<T>,
-        hint: &str,
-    ) {
-        if !range.contains(&value) {
-            let message = format!("is not between {} and {}", range.start(), range.end());
-            self.problem(at, message, hint);
-        }
-    }
-
-    /// Tells a duration that is out of its range.
-    pub(super) fn within_time(
-        &mut self,
-        at: impl Into<String>,
-        value: Duration,
-        range: RangeInclusive<Duration>,
-        hint: &str,
-    ) {
-        if !range.contains(&value) {
-            let message = format!("is not between {:?} and {:?}", range.start(), range.end());
-            self.problem(at, message, hint);
-        }
     }
 }

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::{Backoff, BudgetPlan, CircuitPlan, DetectionPlan, RetryOn, RetryPlan, Statuses};
+use super::types::{Backoff, BudgetPlan, CircuitPlan, DetectionPlan, RetryOn, RetryPlan, Statuses};
 use crate::config::{
-    plan::Maker,
+    plan::planner::Planner,
     problem::closest,
     raw::{self, Fallback, Word},
 };
@@ -16,7 +16,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Words of `retry_on` that are no statuses.
 const WORDS: [&str; 3] = ["connect_failure", "reset", "timeout"];
 
-impl Maker<'_> {
+impl Planner<'_> {
     pub(super) fn retry(&mut self, raw: &raw::Routing, fallback: &Fallback) -> RetryPlan {
         let named = fallback.max_retries;
         if let Some(most) = named {

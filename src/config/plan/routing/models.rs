@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BalancePlan, ModelPlan, RoutePlan, RulePlan};
+use super::types::{BalancePlan, ModelPlan, RoutePlan, RulePlan};
 use crate::{
     base::ModelPattern,
     config::{
-        plan::{BackendPlan, Maker},
+        plan::{backend::BackendPlan, planner::Planner},
         problem::{Problem, closest},
         raw::{self, Raw},
     },
@@ -22,7 +22,7 @@ enum Named {
     Unknown,
 }
 
-impl Maker<'_> {
+impl Planner<'_> {
     pub(super) fn rules(
         &mut self,
         raw: &[raw::Rule],

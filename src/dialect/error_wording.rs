@@ -7,15 +7,15 @@ use serde_json::json;
 use super::language::Dialect;
 use crate::base::Rejection;
 
-/// The form of error bodies.
+/// How error bodies are worded.
 #[derive(Clone, Copy)]
-pub struct ErrorFormat {
+pub struct ErrorWording {
     language: &'static dyn Dialect,
     flat: bool,
 }
 
-impl ErrorFormat {
-    /// The form of this language, or the flat one.
+impl ErrorWording {
+    /// In this language, or in the flat form.
     pub fn new(language: &'static dyn Dialect, flat: bool) -> Self {
         Self { language, flat }
     }

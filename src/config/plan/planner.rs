@@ -1,0 +1,256 @@
+//! What all sections need to make their part of a plan: a place for problems and warnings, and the
+//! checks that several sections share.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http::{HeaderName, HeaderValue, Uri};
+use ipnet::IpNet;
+
+use crate::{
+    base::{Secret, ip},
+    config::{
+        problem::Problem,
+        raw::{Raw, SecretText},
+    },
+    store::{proxy::Proxies, tls},
+};
+
+pub(in crate::config) struct Planner<'a> {
+    pub(super) folder: &'a Path,
+    pub(super) problems: &'a mut Vec<Problem>,
+    pub(super) files: Vec<PathBuf>,
+    pub(super) warnings: Vec<Problem>,
+    /// Other places tell of backends too.
+    pub(super) discovers: bool,
+    /// The proxies that the environment names.
+    pub(super) proxies: &'a Proxies,
+    /// The keys whose values are reached by TLS.
+    pub(super) trusting: Vec<String>,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(
+        folder: &'a Path,
+        proxies: &'a Proxies,
+        problems: &'a mut Vec<Problem>,
+    ) -> Self {
+        Self {
+            folder,
+            problems,
+            files: Vec::new(),
+            warnings: Vec::new(),
+            discovers: false,
+            proxies,
+            trusting: Vec::new(),
+        }
+    }
+
+    /// What this key names is reached by TLS.
+    pub(super) fn needs_trust(&mut self, at: impl Into<String>) {
+        self.trusting.push(at.into());
+    }
+
+    /// Whether there are certificates to check those of others with, where any are needed.
+    pub(super) fn trust(&mut self) {
+        let Err(why) = tls::trusted() else {
+            return;
+        };
+        let hint = "the certificates are read when the process starts";
+        match self.trusting.first().cloned() {
+            Some(at) => {
+                let message = format!("needs the trust store of the machine, and {why}");
+                self.problem(at, message, hint);
+            }
+            None => self.warn("", format!("{why}: nothing can be reached by TLS")),
+        }
+    }
+}
+
+impl Planner<'_> {
+    pub(super) fn problem(
+        &mut self,
+        path: impl Into<String>,
+        message: impl Into<String>,
+        hint: &str,
+    ) {
+        let problem = Problem::new(path, message);
+        self.problems.push(if hint.is_empty() { problem } else { problem.hint(hint) });
+    }
+
+    pub(super) fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.warnings.push(Problem::new(path, message));
+    }
+
+    /// The section with what belongs to one type, which that type has to have. `what` is what has the
+    /// type: a provider, for instance.
+    pub(super) fn section<'r, T>(
+        &mut self,
+        at: &str,
+        what: &str,
+        key: &str,
+        given: Option<&'r T>,
+    ) -> Option<&'r T> {
+        if given.is_none() {
+            let message = format!("a {what} of type `{key}` needs a section `{key}`");
+            self.problem(at, message, "");
+        }
+        given
+    }
+
+    pub(super) fn nets(&mut self, at: &str, texts: &[String]) -> Vec<IpNet> {
+        let mut nets = Vec::new();
+        for (i, text) in texts.iter().enumerate() {
+            match ip::parse(text) {
+                Some(net) => nets.push(net),
+                None => self.problem(
+                    format!("{at}[{i}]"),
+                    format!("`{text}` is not an address or a network"),
+                    "write `10.0.0.0/8` or `192.0.2.7`",
+                ),
+            }
+        }
+        nets
+    }
+
+    pub(super) fn path(&self, text: &str) -> PathBuf {
+        self.folder.join(text)
+    }
+
+    /// What is configured, or this in the folder for data.
+    pub(super) fn data(&self, raw: &Raw, given: Option<&str>, name: &str) -> PathBuf {
+        given.map_or_else(|| self.path(&raw.data_dir).join(name), |given| self.path(given))
+    }
+
+    /// Reads a secret that may stand in the file or in a file of its own.
+    pub(super) fn secret(
+        &mut self,
+        at: &str,
+        key: &str,
+        text: Option<&SecretText>,
+        file: Option<&str>,
+    ) -> Option<Secret> {
+        match (text, file) {
+            (Some(_), Some(_)) => {
+                self.problem(
+                    format!("{at}.{key}"),
+                    format!("both `{key}` and `{key}_file` are given"),
+                    "keep one",
+                );
+                None
+            }
+            (Some(text), None) => Some(text.0.clone()),
+            (None, Some(file)) => self.secret_file(format!("{at}.{key}_file"), file),
+            (None, None) => None,
+        }
+    }
+
+    pub(super) fn secret_file(&mut self, at: String, file: &str) -> Option<Secret> {
+        let path = self.path(file);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Some(Secret::new(text)),
+            Err(e) => {
+                let message = format!("cannot read {}: {e}", path.display());
+                self.problem(at, message, "the path starts at the folder of the configuration");
+                None
+            }
+        }
+    }
+
+    /// Names of header fields; `at`: where the list stands.
+    pub(super) fn header_names(&mut self, at: &str, texts: &[String]) -> Vec<HeaderName> {
+        let mut names = Vec::with_capacity(texts.len());
+        for (i, text) in texts.iter().enumerate() {
+            match text.parse() {
+                Ok(name) => names.push(name),
+                Err(_) => {
+                    self.problem(
+                        format!("{at}[{i}]"),
+                        format!("`{text}` is not a header name"),
+                        "",
+                    );
+                }
+            }
+        }
+        names
+    }
+
+    /// Whether a text is an address of HTTP.
+    pub(super) fn http_url(&mut self, at: &str, text: &str) -> bool {
+        let uri = text.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
+        let scheme = uri.as_ref().and_then(Uri::scheme_str);
+        let fine = matches!(scheme, Some("http" | "https"));
+        if !fine {
+            self.problem(at, "is not an http or https URL", "write `https://host/path`");
+        } else if scheme == Some("https") {
+            self.needs_trust(at);
+        }
+        fine
+    }
+
+    /// Header fields with secret values, which may stand in files of their own.
+    pub(super) fn header_fields(
+        &mut self,
+        at: &str,
+        texts: &BTreeMap<String, SecretText>,
+        files: &BTreeMap<String, String>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let mut values: Vec<(&String, Secret)> =
+            texts.iter().map(|(name, value)| (name, value.0.clone())).collect();
+        for (name, file) in files {
+            let at = format!("{at}.headers_file.{name}");
+            if texts.contains_key(name) {
+                self.problem(at, "stands in `headers` as well", "keep one");
+                continue;
+            }
+            values.extend(self.secret_file(at, file).map(|value| (name, value)));
+        }
+        let mut headers = Vec::new();
+        for (name, value) in values {
+            match (name.parse::<HeaderName>(), HeaderValue::from_str(value.expose())) {
+                (Ok(name), Ok(mut value)) => {
+                    value.set_sensitive(true);
+                    headers.push((name, value));
+                }
+                _ => {
+                    let at = format!("{at}.headers.{name}");
+                    self.problem(at, "is not a header field", "a value is one line of text");
+                }
+            }
+        }
+        headers
+    }
+
+    /// Tells a number that is out of its range.
+    pub(super) fn within<T: PartialOrd + Display>(
+        &mut self,
+        at: impl Into<String>,
+        value: T,
+        range: RangeInclusive<T>,
+        hint: &str,
+    ) {
+        if !range.contains(&value) {
+            let message = format!("is not between {} and {}", range.start(), range.end());
+            self.problem(at, message, hint);
+        }
+    }
+
+    /// Tells a duration that is out of its range.
+    pub(super) fn within_time(
+        &mut self,
+        at: impl Into<String>,
+        value: Duration,
+        range: RangeInclusive<Duration>,
+        hint: &str,
+    ) {
+        if !range.contains(&value) {
+            let message = format!("is not between {:?} and {:?}", range.start(), range.end());
+            self.problem(at, message, hint);
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! `listen`, `server`, `admin` and `log.format`: what belongs to the process.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+};
+
+use super::planner::Planner;
+use crate::{
+    base::Secret,
+    config::raw::{self, Raw},
+    store::tls,
+};
+
+/// Settings that are bound to the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    /// Address of the gateway.
+    pub listen: SocketAddr,
+    /// Address of the operator's endpoints, when they have one of their own.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Worker threads, at least one.
+    pub threads: usize,
+    /// Certificate chain and private key files.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// HTTP/2 without TLS is understood.
+    pub h2c: bool,
+    /// The log is JSON.
+    pub json_log: bool,
+    /// The admin API, if it is served.
+    pub admin: Option<AdminPlan>,
+    /// The file with the keys of the admin API.
+    pub keys_db: PathBuf,
+    /// The file with what was spent.
+    pub limits_db: PathBuf,
+    /// The folder of the spool of usage records; `None`: they wait in memory.
+    pub spool: Option<PathBuf>,
+}
+
+/// The admin API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminPlan {
+    /// Its address.
+    pub listen: SocketAddr,
+    /// What callers must show.
+    pub token: Secret,
+}
+
+impl Fixed {
+    /// The keys in which two plans differ and which only a restart can change.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let mut keys = Vec::new();
+        let mut differs = |key, same: bool| {
+            if !same {
+                keys.push(key);
+            }
+        };
+        differs("listen", self.listen == other.listen);
+        differs("server.metrics_listen", self.metrics_listen == other.metrics_listen);
+        differs("server.threads", self.threads == other.threads);
+        differs("server.tls", self.tls == other.tls);
+        differs("server.h2c", self.h2c == other.h2c);
+        differs("log.format", self.json_log == other.json_log);
+        differs("admin", self.admin == other.admin);
+        differs("admin.db_path", self.keys_db == other.keys_db);
+        differs("rate_limit.db_path", self.limits_db == other.limits_db);
+        differs("usage.spool", self.spool == other.spool);
+        keys
+    }
+}
+
+/// A token that can be guessed is no lock.
+const SHORTEST_TOKEN: usize = 8;
+
+/// The address that is written `host:port` or `:port`. The latter is written `[::]:port` in the plan,
+/// and stands for all addresses of both families.
+fn listening(text: &str) -> Option<SocketAddr> {
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    // `localhost:8000` is a fair thing to write; it needs no name server.
+    let named = || full.starts_with("localhost:").then(|| full.to_socket_addrs().ok()?.next());
+    full.parse().ok().or_else(|| named().flatten())
+}
+
+/// Whether nobody can listen on both addresses.
+fn clash(one: Option<SocketAddr>, other: Option<SocketAddr>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else { return false };
+    let any = one.ip().is_unspecified() && other.ip().is_unspecified();
+    one.port() == other.port() && (any || one.ip() == other.ip())
+}
+
+/// Where a gateway with this configuration can be asked how it is, from the same machine: the URL
+/// without a path, of the operator's address if there is one. `None` if the address is not valid.
+pub(in crate::config) fn own_url(raw: &Raw) -> Option<String> {
+    let operator = raw.server.metrics_listen.as_deref();
+    let mut address = listening(operator.unwrap_or(&raw.listen))?;
+    if address.ip().is_unspecified() {
+        // The one address that such a listener has on every machine.
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let tls = operator.is_none() && raw.server.tls.is_some();
+    Some(format!("{}://{address}", if tls { "https" } else { "http" }))
+}
+
+impl Planner<'_> {
+    /// The admin API's part; `None` also if it is switched off.
+    fn admin(&mut self, raw: &raw::Admin) -> Option<AdminPlan> {
+        if !raw.enabled {
+            return None;
+        }
+        let listen = self.address("admin.listen", &raw.listen);
+        let token = self.secret("admin", "token", raw.token.as_ref(), raw.token_file.as_deref());
+        if token.as_ref().is_none_or(|t| t.expose().len() < SHORTEST_TOKEN) {
+            self.problem(
+                "admin.token",
+                format!("the admin API needs a token of at least {SHORTEST_TOKEN} characters"),
+                "write `token: \"${ADMIN_TOKEN}\"` or `token_file`",
+            );
+        }
+        if let Some(why) =
+            token.as_ref().filter(|t| !t.expose().is_empty()).and_then(Secret::unsendable)
+        {
+            let message = format!("cannot be sent in a header field: {why}");
+            self.problem("admin.token", message, "a token is one word of visible ASCII characters");
+        }
+        Some(AdminPlan { listen: listen?, token: token? })
+    }
+
+    pub(super) fn fixed(&mut self, raw: &Raw) -> Option<Fixed> {
+        let listen = self.address("listen", &raw.listen);
+        let metrics = raw.server.metrics_listen.as_deref();
+        let metrics_listen = metrics.and_then(|m| self.address("server.metrics_listen", m));
+        if clash(metrics_listen, listen) {
+            self.problem(
+                "server.metrics_listen",
+                "is the same address as `listen`",
+                "remove it to serve /metrics on the main listener",
+            );
+        }
+        let tls = raw.server.tls.as_ref().and_then(|tls| self.tls(tls));
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if raw.server.threads == 0 { cores() } else { raw.server.threads };
+        if threads > 1024 {
+            self.problem("server.threads", "is more than 1024", "0 means one for each core");
+        }
+        let json_log = raw.log.format == raw::LogFormat::Json;
+        let admin = self.admin(&raw.admin);
+        for (other, name) in [(listen, "listen"), (metrics_listen, "server.metrics_listen")] {
+            if clash(other, admin.as_ref().map(|a| a.listen)) {
+                let message = format!("is the same address as `{name}`");
+                self.problem("admin.listen", message, "give it a port of its own");
+            }
+        }
+        let limits_db = raw.rate_limit.as_ref().and_then(|limits| limits.db_path.as_deref());
+        let spool = &raw.usage.spool;
+        Some(Fixed {
+            listen: listen?,
+            metrics_listen,
+            threads,
+            tls,
+            h2c: raw.server.h2c,
+            json_log,
+            admin,
+            keys_db: self.keys_db(raw),
+            limits_db: self.data(raw, limits_db, "limits.db"),
+            spool: spool.enabled.0.then(|| self.data(raw, spool.path.as_deref(), "usage")),
+        })
+    }
+
+    /// The file with the keys of the admin API.
+    pub(super) fn keys_db(&self, raw: &Raw) -> PathBuf {
+        self.data(raw, raw.admin.db_path.as_deref(), "keys.db")
+    }
+
+    pub(super) fn sizes(&mut self, raw: &raw::Server) -> (u64, usize) {
+        let body = raw.max_body_size.0;
+        if body == 0 || body > 1 << 32 {
+            self.problem(
+                "server.max_body_size",
+                "is not between 1 byte and 4GiB",
+                "the default is 32MiB",
+            );
+        }
+        let header = raw.max_header_size.0;
+        if !(1 << 10..=1 << 20).contains(&header) {
+            self.problem(
+                "server.max_header_size",
+                "is not between 1KiB and 1MiB",
+                "the default is 64KiB",
+            );
+        }
+        (body, usize::try_from(header).unwrap_or(usize::MAX))
+    }
+
+    fn address(&mut self, path: &str, text: &str) -> Option<SocketAddr> {
+        let address = listening(text);
+        if address.is_none() {
+            let message = format!("`{text}` is not an address to listen on");
+            self.problem(path, message, "write `:8000`, `127.0.0.1:8000` or `[::]:8000`");
+        }
+        address
+    }
+
+    fn tls(&mut self, tls: &raw::Tls) -> Option<(PathBuf, PathBuf)> {
+        let files = (self.path(&tls.cert_file), self.path(&tls.key_file));
+        let mut readable = true;
+        for (key, file) in [("cert_file", &files.0), ("key_file", &files.1)] {
+            if let Err(e) = std::fs::read(file) {
+                let message = format!("cannot read {}: {e}", file.display());
+                self.problem(
+                    format!("server.tls.{key}"),
+                    message,
+                    "the path starts at the folder of the configuration",
+                );
+                readable = false;
+            }
+        }
+        if !readable {
+            return None;
+        }
+        match tls::listener(&files.0, &files.1) {
+            Ok(_) => Some(files),
+            Err(e) => {
+                self.problem(
+                    "server.tls",
+                    e,
+                    "both files are PEM, and the key fits the certificate",
+                );
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `admin`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::scalar::SecretText;
+
+/// The admin API, on an address of its own. A change of any of these needs a restart.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Whether to serve it.
+    pub enabled: bool,
+    /// Its address.
+    pub listen: String,
+    /// What callers send as `X-Admin-Token`.
+    #[schemars(with = "Option<String>")]
+    pub token: Option<SecretText>,
+    /// A file that holds the token.
+    pub token_file: Option<String>,
+    /// The SQLite file with the keys that it manages, for the provider `builtin`; `keys.db` in
+    /// `data_dir` without this. It is made when it is not there.
+    pub db_path: Option<String>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            listen: "127.0.0.1:8001".to_owned(),
+            token: None,
+            token_file: None,
+            db_path: None,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `health_check`: active probes.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::scalar::Span;
+
+/// Active probes.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthCheck {
+    /// Whether to probe at all.
+    pub enabled: bool,
+    /// Time from one round of probes to the next.
+    pub interval: Span,
+    /// How long a probe may take.
+    pub timeout: Span,
+    /// HTTP method.
+    pub method: String,
+    /// Path, below the path prefix of the backend but outside of a `/v1` at its end.
+    pub path: String,
+    /// The status of a healthy backend.
+    pub expected_status: u16,
+    /// Failures in a row until a backend is taken out.
+    pub unhealthy_threshold: usize,
+    /// Successes in a row until it is back.
+    pub healthy_threshold: usize,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            interval: Span(Duration::from_secs(30)),
+            timeout: Span(Duration::from_secs(5)),
+            method: "GET".to_owned(),
+            path: "/health".to_owned(),
+            expected_status: 200,
+            unhealthy_threshold: 3,
+            healthy_threshold: 2,
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! `log`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::scalar::Switch;
+use crate::config::choices::Level;
+
+/// Logging.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// What is written: `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: Level,
+    /// `text` for people, `json` for machines.
+    pub format: LogFormat,
+    /// Whether to write a line for each request.
+    pub access: Switch,
+}
+
+/// Log formats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,86 @@
+//! `server`: the process and its listeners.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::scalar::{ByteSize, Span};
+use crate::config::choices::{ErrorFormat, Ready};
+
+/// Process and listener settings.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Worker threads; 0 means one for each core.
+    pub threads: usize,
+    /// Largest request body; a larger one is answered 413.
+    pub max_body_size: ByteSize,
+    /// Largest sum of all header fields of a request; more is answered 431.
+    pub max_header_size: ByteSize,
+    /// Bytes of request bodies that are held at the same time, of all requests together; a request
+    /// beyond that is answered 503. 0: a quarter of the memory of the machine or the container.
+    pub max_buffered_bytes: ByteSize,
+    /// Bytes a second that a request body must come with on average, after `timeouts.client_read`;
+    /// a slower one is answered 408. 0: as slowly as it likes.
+    pub min_body_rate: ByteSize,
+    /// Connections of clients at the same time; more are refused. 0: as many as half of the limit of
+    /// open files.
+    pub max_connections: usize,
+    /// Connections from one address (of IPv6: from one /64 network); more are refused. Trusted proxies
+    /// have no such limit. 0: any number.
+    pub max_connections_per_ip: u32,
+    /// How long streams may go on after SIGTERM.
+    pub graceful_shutdown_timeout: Span,
+    /// An address of its own for `/metrics`, `/health` and `/ready`. With it, the main listener
+    /// no longer answers `/metrics`.
+    pub metrics_listen: Option<String>,
+    /// Serve HTTPS instead of HTTP.
+    pub tls: Option<Tls>,
+    /// Understand HTTP/2 without TLS. It is told from HTTP/1 by the first bytes of a connection.
+    pub h2c: bool,
+    /// Proxies in front of the gateway, addresses or networks. Only from these is
+    /// `X-Forwarded-For` (or `X-Real-IP`) believed.
+    pub trusted_proxies: Vec<String>,
+    /// Addresses that may call at all; none: every address.
+    pub allowed_ips: Vec<String>,
+    /// Addresses that may not call.
+    pub denied_ips: Vec<String>,
+    /// The form of the gateway's own errors.
+    pub error_format: ErrorFormat,
+    /// Which backends must be healthy for `/ready` to be 200.
+    pub ready: Ready,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            max_body_size: ByteSize(32 << 20),
+            max_header_size: ByteSize(64 << 10),
+            max_buffered_bytes: ByteSize(0),
+            min_body_rate: ByteSize(500),
+            max_connections: 0,
+            max_connections_per_ip: 0,
+            graceful_shutdown_timeout: Span(Duration::from_secs(60)),
+            metrics_listen: None,
+            tls: None,
+            h2c: true,
+            trusted_proxies: Vec::new(),
+            allowed_ips: Vec::new(),
+            denied_ips: Vec::new(),
+            error_format: ErrorFormat::default(),
+            ready: Ready::default(),
+        }
+    }
+}
+
+/// Certificate of the listener.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file with the certificate chain, the server's own first.
+    pub cert_file: String,
+    /// PEM file with the private key.
+    pub key_file: String,
+}

@@ -1,0 +1,90 @@
+//! The listeners: their sockets, and Pingora's settings for the connections of clients.
+
+use std::{io, net::TcpListener, sync::Arc};
+
+use pingora::{
+    apps::HttpServerOptions,
+    protocols::http::v2::server::{H2Options, default_h2_options},
+    server::{Server, configuration::ServerConf},
+};
+use pingora_proxy::HttpProxy;
+
+use crate::{
+    config::plan::Fixed,
+    gateway::Gateway,
+    listener::{self, Listener},
+    runtime::{Carry, Live},
+    store,
+};
+
+/// The sockets, bound before anything else is started.
+pub struct Sockets {
+    pub proxy: listener::Bound,
+    pub operator: Option<TcpListener>,
+    pub admin: Option<TcpListener>,
+}
+
+impl Sockets {
+    /// Binds every address of the configuration. Clients cannot connect to `proxy` before its service starts: before
+    /// the first probes they would only be disconnected again.
+    ///
+    /// # Errors
+    /// If an address cannot be listened on.
+    pub fn bind(fixed: &Fixed) -> io::Result<Self> {
+        Ok(Self {
+            proxy: listener::bind(fixed.listen)?,
+            operator: fixed.metrics_listen.map(listener::listen).transpose()?,
+            admin: fixed.admin.as_ref().map(|admin| listener::listen(admin.listen)).transpose()?,
+        })
+    }
+}
+
+/// Pingora's settings for the whole process.
+pub fn server_conf(threads: usize) -> ServerConf {
+    ServerConf {
+        threads,
+        // A single thread has no other to steal from; Pingora then uses a simpler runtime.
+        work_stealing: threads > 1,
+        // Idle connections that are kept, for each thread.
+        upstream_keepalive_pool_size: 1024,
+        ca_file: store::tls::ca_file(),
+        // `gateway::failure` decides about attempts; this only stops a defect.
+        max_retries: 1000,
+        // `signals` ends the process; Pingora's own grace periods are fixed at the start.
+        grace_period_seconds: Some(7 * 24 * 3600),
+        ..ServerConf::default()
+    }
+}
+
+/// The service that accepts the connections of clients.
+///
+/// # Errors
+/// If the certificate cannot be used.
+pub fn proxy(
+    server: &Server,
+    fixed: &Fixed,
+    socket: listener::Bound,
+    live: &Arc<Live>,
+    carry: &Arc<Carry>,
+) -> io::Result<Listener<HttpProxy<Gateway>>> {
+    let gateway = Gateway::new(Arc::clone(live), Arc::clone(carry));
+    let mut proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
+    let mut options = HttpServerOptions::default();
+    options.h2c = fixed.h2c;
+    proxy.server_options = Some(options);
+    proxy.h2_options = Some(h2_options(live.load().plan.max_header_size));
+    let tls = match &fixed.tls {
+        None => None,
+        Some((cert, key)) => Some(store::tls::listener(cert, key).map_err(io::Error::other)?),
+    };
+    Ok(Listener::new(proxy, socket, tls, Arc::clone(live), Arc::clone(carry)))
+}
+
+/// Pingora's defaults, with the limit of header sizes that is configured at the start. HTTP/2 counts 32 bytes more
+/// for each field than `server.max_header_size` does.
+fn h2_options(max_header_size: usize) -> H2Options {
+    const ROOM: usize = 16 << 10;
+    let mut options = default_h2_options();
+    options.max_header_list_size(u32::try_from(max_header_size + ROOM).unwrap_or(u32::MAX));
+    options
+}

@@ -130,7 +130,7 @@ async fn finish(State(limit): State<Duration>, request: Request, next: Next) -> 
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use axum::{body::Body, routing::get};
     use futures::{StreamExt, stream};
     use http_body_util::BodyExt;
     use hyper::service::Service;

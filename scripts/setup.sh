@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs what building and testing need and this machine lacks. For Debian and Ubuntu; elsewhere
-# it only says what is missing. Does nothing, and asks for nothing, when everything is there.
-# `setup.sh build` leaves out what only the tests need.
+# Installs the missing dependencies of the build and the tests, on Debian and Ubuntu; elsewhere it
+# only lists them. Does nothing, and needs no privileges, if nothing is missing.
+# `setup.sh build` skips what only the tests need.
 set -euo pipefail
 
-PATH=$PATH:/usr/sbin # Debian keeps it from ordinary users, and mariadbd is there.
+PATH=$PATH:/usr/sbin # Where Debian has mariadbd; it is not in the path of ordinary users.
 
 missing=()
 need() { # command, package
@@ -16,12 +16,12 @@ need c++ g++
 need curl curl
 if [ "${1-}" != build ]; then # What only the tests need.
     need python3 python3
-    # The tests make a virtual environment; Debian ships the module for that apart.
+    # The tests create a virtual environment; Debian has a separate package for that module.
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     need pkill procps
-    need systemd-analyze systemd # the checker of units; nothing of it is started
-    # Databases, by packages that have the programs without a service. redis-tools has the server
-    # by the name of redis-check-rdb.
+    need systemd-analyze systemd # only its checker of units is used
+    # Databases, from packages without a service. In redis-tools the server is called
+    # redis-check-rdb.
     command -v redis-server >/dev/null || need redis-check-rdb redis-tools
     need mariadbd mariadb-server-core
     need mariadb mariadb-client-core
@@ -35,15 +35,15 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
     as_root=(env DEBIAN_FRONTEND=noninteractive)
     [ "$(id -u)" = 0 ] || as_root=(sudo "${as_root[@]}")
-    # Removing nothing: MariaDB would displace a MySQL.
+    # --no-remove: MariaDB would replace an installed MySQL.
     install=("${as_root[@]}" apt-get install -y -qq --no-install-recommends --no-remove)
     "${as_root[@]}" apt-get update -qq
-    # Ubuntu 22.04 has a version in MariaDB's names.
+    # In Ubuntu 22.04 the names of MariaDB's packages have a version.
     apt-cache show mariadb-server-core &>/dev/null || missing=("${missing[@]/%-core/-core-10.6}")
     echo "setup: installing ${missing[*]}"
     if [[ " ${missing[*]} " = *" postgresql "* ]]; then
-        # There is no such package of PostgreSQL, but it can be kept from making a database and
-        # starting it.
+        # PostgreSQL has no package without a service, but it can be configured not to create and
+        # start a database.
         "${install[@]}" postgresql-common
         conf=/etc/postgresql-common/createcluster.conf
         "${as_root[@]}" sed -i.before 's/^#*create_main_cluster.*/create_main_cluster = false/' $conf

@@ -1,4 +1,4 @@
-//! Loading a configuration: read, expand, understand, and tell everything that is wrong with it.
+//! Loading a configuration: read, expand, plan, and report every problem.
 
 use std::path::Path;
 
@@ -15,18 +15,18 @@ use super::{
 };
 use crate::{base::without_mark, store::proxy::Proxies};
 
-/// What came of a file.
+/// The result of loading a file.
 pub struct Loaded {
     /// The plan, if there was no problem.
     pub plan: Option<Plan>,
-    /// Everything that is wrong, in the order of the lines.
+    /// Every problem, ordered by line.
     pub problems: Vec<Problem>,
 }
 
-/// How the names of top-level keys begin that are nothing but holders of YAML anchors.
+/// The prefix of top-level keys that only hold YAML anchors.
 const EXTENSION: &str = "x-";
 
-/// The folder for data of configurations that name none.
+/// The variable that sets the default of `data_dir`.
 const DATA_DIR: &str = "LLMPROXY_DATA_DIR";
 
 /// Loads a file, with the variables of the process's environment.
@@ -51,16 +51,16 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
         {
             keys.entry("data_dir".into()).or_insert(folder.into());
         }
-        // What is left of a section whose lines were commented out is not "nobody is asked".
+        // A section whose lines are all commented out must not switch authentication off.
         for (section, hint) in [
-            ("auth", "write `auth: {}` to ask for keys, or remove it"),
+            ("auth", "write `auth: {}` to require keys, or remove it"),
             ("rate_limit", "remove it, or write `rate_limit: {enabled: false}`"),
         ] {
             if document.get(section).is_some_and(Value::is_null) {
-                problems.push(Problem::new(section, "holds nothing").hint(hint));
+                problems.push(Problem::new(section, "is empty").hint(hint));
             }
         }
-        // Later problems may only be the echo of a variable that is missing, but mostly are not.
+        // Some later problems may only follow from a missing variable, but most do not.
         let (raw, removed) = read::<Raw>(document, &expanded, &mut problems);
         let mut further = Vec::new();
         let plan = plan::plan(&raw?, folder, &Proxies::of(env), &mut further);
@@ -79,12 +79,12 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
     Loaded { plan: plan.filter(|_| problems.is_empty()), problems }
 }
 
-/// Where the gateway that runs with a file can be asked how it is, from the same machine: a URL
-/// without a path. Keys that have nothing to do with it may be wrong: a gateway that refused a
-/// change of its file goes on as before.
+/// The URL, without a path, at which the gateway that runs with a file answers health checks from
+/// the same machine. Problems of other keys are ignored: a gateway that rejected a change of its
+/// file continues with the previous one.
 ///
 /// # Errors
-/// If the file does not tell.
+/// If the file has no valid address.
 pub fn own_url(path: &Path) -> Result<String, Problem> {
     let text = text(path)?;
     let mut problems = Vec::new();
@@ -93,7 +93,7 @@ pub fn own_url(path: &Path) -> Result<String, Problem> {
         read::<Raw>(document, &expanded, &mut problems).0
     });
     let url = raw.as_ref().and_then(plan::own_url);
-    url.ok_or_else(|| Problem::new("listen", "the file does not tell where the gateway listens"))
+    url.ok_or_else(|| Problem::new("listen", "the file has no valid address of the gateway"))
 }
 
 fn text(path: &Path) -> Result<String, Problem> {
@@ -124,7 +124,7 @@ pub(super) fn document(text: &str, problems: &mut Vec<Problem>) -> Option<Value>
         }
         Err(e) => {
             let text = e.to_string();
-            // A number that is too large is told in full, and may be a secret.
+            // The error of a number that is too large contains the number, which may be a secret.
             let mut problem = match text.split_once(": invalid type: ") {
                 Some((path, _)) if !path.contains(' ') => {
                     Problem::new(path, UNQUOTED).hint("put it in quotes")

@@ -8,18 +8,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Ready {
-    /// One for every model.
+    /// At least one for every model.
     #[default]
     EveryModel,
-    /// One at all, so that a model without any does not take the others out of service.
+    /// At least one backend, so that a model without a healthy backend does not take the others out
+    /// of service.
     AnyBackend,
 }
 
-/// The form of the gateway's own errors.
+/// The format of the gateway's own errors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorFormat {
-    /// As the API of the path has them, so that its SDKs raise their own errors.
+    /// The format of the API that the path belongs to, so that its SDKs raise their own errors.
     #[default]
     Openai,
     /// `{"error": "...", "code": 403}`, as version 0.3 had it; `code` is the HTTP status.
@@ -40,21 +41,21 @@ pub enum Engine {
     /// llama.cpp.
     #[serde(alias = "llama.cpp")]
     Llamacpp,
-    /// Any other: nothing is added to its requests.
+    /// Any other server: nothing is added to its requests.
     Other,
 }
 
-/// How to ask an engine for the token counts of a stream.
+/// How the gateway asks an engine for the token counts of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StreamUsage {
-    /// In every chunk (`include_usage` and vLLM's `continuous_usage_stats`), so that a stream
-    /// that is broken off is counted to the token.
+    /// In every chunk (`include_usage` and vLLM's `continuous_usage_stats`), so that an
+    /// aborted stream is counted to the token.
     #[default]
     Continuous,
-    /// At the end (`include_usage` only): for servers that refuse unknown options, like OpenAI's.
+    /// At the end (`include_usage` only): for servers that reject unknown options, like OpenAI's.
     Final,
-    /// Never: requests pass unchanged, and a stream is counted only if its client asked.
+    /// Never: requests pass unchanged, and a stream is counted only if its client asks for usage.
     Off,
 }
 
@@ -70,7 +71,7 @@ pub enum Level {
     Trace,
 }
 
-/// How several providers go together.
+/// How several providers are combined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -81,36 +82,36 @@ pub enum Mode {
     All,
 }
 
-/// How several sources go together.
+/// How several sources are combined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DiscoveryMode {
-    /// `backends` and all sources together.
+    /// `backends` and the backends of all sources.
     #[default]
     Merge,
-    /// The first source that tells of any; `backends` if there is none.
+    /// The backends of the first source that has any; `backends` if none has.
     First,
 }
 
-/// What becomes of a backend whose name leads to several addresses.
+/// How a backend is treated whose name resolves to several addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Addresses {
-    /// Each is a server of its own, with its own share, health and connections.
+    /// Each address is a separate server, with its own share, health and connections.
     Each,
-    /// They are one server: one of them is used for as long as the name leads there.
+    /// All addresses are one server: one of them is used for as long as the name resolves to it.
     One,
 }
 
-/// What happens while Redis does not answer.
+/// What happens while Redis does not respond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnRedisError {
     /// Requests pass without limits.
     Allow,
-    /// Requests are answered 503.
+    /// Requests are rejected with 503.
     Deny,
-    /// Each replica counts for itself.
+    /// Each replica counts separately.
     Local,
 }
 
@@ -118,37 +119,36 @@ pub enum OnRedisError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
-    /// By turns, in proportion to the weights.
+    /// In turn, in proportion to the weights.
     #[default]
     #[serde(alias = "weighted")]
     RoundRobin,
     /// The backend with the fewest requests in flight.
     LeastConnections,
-    /// The backend whose first tokens have come soonest of late; the others are probed now and
-    /// then.
+    /// The backend whose recent first tokens were the fastest; the others are tried now and then.
     LatencyBased,
-    /// By chance, in proportion to the weights.
+    /// At random, in proportion to the weights.
     Random,
-    /// The less busy one of two that chance has chosen.
+    /// The less loaded of two random backends.
     P2c,
-    /// Requests of one session, key or address to one backend, as long as it is not overloaded.
+    /// The requests of one session, key or address to one backend, unless it is overloaded.
     ConsistentHash,
-    /// Prompts that begin alike to one backend, as long as it is not overloaded.
+    /// Prompts with a common beginning to one backend, unless it is overloaded.
     PrefixAffinity,
-    /// The engine that has the least to do, by its own metrics.
+    /// The engine with the least load, according to its own metrics.
     LeastLoad,
 }
 
-/// Whose requests share the engines' prefix caches.
+/// Which requests share the prefix caches of the engines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CacheSalt {
-    /// Everybody's.
+    /// All requests.
     #[default]
     Shared,
-    /// Those of one key.
+    /// The requests of one key.
     PerKey,
-    /// Those of one user.
+    /// The requests of one user.
     PerUser,
 }
 
@@ -156,32 +156,32 @@ pub enum CacheSalt {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenFull {
-    /// New requests for inference are answered 503 until there is room; those under way go on.
-    /// Nothing is lost.
+    /// New inference requests are rejected with 503 until there is room; requests in flight
+    /// continue. No record is lost.
     #[default]
     BlockNewRequests,
-    /// The oldest records are lost, and counted.
+    /// The oldest records are dropped, and counted.
     DropOldest,
 }
 
-/// What kind of place records go to.
+/// The kinds of destinations of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ReporterKind {
-    /// By POST to a URL.
+    /// POST to a URL.
     Webhook,
-    /// A table of a database.
+    /// A table in a database.
     Database,
-    /// A SQLite file of the gateway's own.
+    /// The gateway's own SQLite file.
     Builtin,
-    /// A file with a record a line.
+    /// A file with one record per line.
     File,
-    /// A stream of Redis.
+    /// A Redis stream.
     Redis,
 }
 
 impl ReporterKind {
-    /// The word in the file.
+    /// The value of the key.
     pub fn word(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
@@ -193,7 +193,7 @@ impl ReporterKind {
     }
 }
 
-/// How a key is written into a usage record.
+/// How an API key is written into a usage record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyForm {
@@ -202,6 +202,6 @@ pub enum KeyForm {
     Masked,
     /// As the client sent it.
     Plain,
-    /// Not at all.
+    /// The key is left out.
     None,
 }

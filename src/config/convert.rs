@@ -1,8 +1,8 @@
-//! Turns a configuration of the original project (up to version 0.5) into one of today.
+//! Rewrites a configuration of the original project (up to version 0.5).
 //!
-//! What has moved is moved, and what has no counterpart is taken out and stands in comments, with
-//! what to do instead. Whatever else cannot be read is taken out in the same way, so that the rest
-//! can be used at once. Variables stay as they are.
+//! Renamed keys are moved. A key without a counterpart, or one that cannot be read, becomes a
+//! comment that says what to do instead, so that the rest can be used at once. Variables stay
+//! unchanged.
 
 use serde_yaml::{Mapping, Value};
 
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::base::without_mark;
 
-/// Something of the old file that is not in the new one.
-struct Left {
+/// A key of the old file that is not in the new one.
+struct Dropped {
     path: String,
     why: String,
     old: Value,
@@ -25,20 +25,20 @@ struct Left {
 
 struct Converter {
     document: Value,
-    left: Vec<Left>,
+    dropped: Vec<Dropped>,
 }
 
-/// The new text.
+/// Rewrites a configuration. Returns the new text.
 ///
 /// # Errors
-/// If the old one is not YAML, or no mapping.
+/// If the old one is not YAML, or not a mapping.
 pub fn convert(old: &str) -> Result<String, Vec<Problem>> {
     let mut problems = Vec::new();
     let Some(document) = document(without_mark(old), &mut problems).filter(|_| problems.is_empty())
     else {
         return Err(problems);
     };
-    let mut converter = Converter { document, left: Vec::new() };
+    let mut converter = Converter { document, dropped: Vec::new() };
     converter.sections();
     for (key, now) in legacy::KEYS {
         converter.apply(&value::parse(&key.replace("[]", "[0]")), now);
@@ -49,18 +49,18 @@ pub fn convert(old: &str) -> Result<String, Vec<Problem>> {
 }
 
 impl Converter {
-    /// What depends on more than one key.
+    /// Changes that depend on more than one key.
     fn sections(&mut self) {
         let at = |path: &str| value::parse(path);
         let tls = value::get_mut(&mut self.document, &at("server.tls"));
         if tls.is_some_and(|tls| tls.get("enabled").and_then(Value::as_bool) != Some(true)) {
-            self.leave(&at("server.tls"), "it was not enabled");
+            self.drop_key(&at("server.tls"), "it was not enabled");
         } else {
             value::remove(&mut self.document, &at("server.tls.enabled"));
         }
         if self.is(&at("admin.listen"), "") {
-            let why = "the admin API has an address of its own: 127.0.0.1:8001 without this key";
-            self.leave(&at("admin.listen"), why);
+            let why = "the admin API has a separate address; the default is 127.0.0.1:8001";
+            self.drop_key(&at("admin.listen"), why);
         }
         for list in ["storage.caches", "discovery.sources"] {
             self.elements(list);
@@ -82,42 +82,42 @@ impl Converter {
         self.fallbacks();
     }
 
-    /// Changes a key at each place where it stands.
+    /// Changes a key at each path where it is.
     fn each(&mut self, key: &str, mut change: impl FnMut(&mut Value)) {
-        for place in self.places(&value::parse(&key.replace("[]", "[0]"))) {
-            if let Some(slot) = self.get(&place) {
+        for path in self.paths(&value::parse(&key.replace("[]", "[0]"))) {
+            if let Some(slot) = self.get(&path) {
                 change(slot);
             }
         }
     }
 
-    /// Rules named servers by their URLs, whether they were backends or not.
+    /// Drops the servers of fallback rules that are not backends: old rules could name any URL.
     fn fallbacks(&mut self) {
         let mut known = Vec::new();
         for key in ["backends[].url", "backends[].name"] {
             self.each(key, |text| known.extend(text.as_str().map(str::to_owned)));
         }
-        let why = "it is no backend: add it to `backends`";
+        let why = "it is not a backend: add it to `backends`";
         for key in ["routing.fallback[].fallback[]", "routing.fallback[].primary"] {
-            for place in self.places(&value::parse(&key.replace("[]", "[0]"))).into_iter().rev() {
-                let named = self.get(&place).and_then(|v| v.as_str()).unwrap_or_default();
+            for path in self.paths(&value::parse(&key.replace("[]", "[0]"))).into_iter().rev() {
+                let named = self.get(&path).and_then(|v| v.as_str()).unwrap_or_default();
                 let named = named.trim_end_matches('/').to_owned();
                 if !known.iter().any(|known| known.trim_end_matches('/') == named) {
-                    self.leave(&place, why);
+                    self.drop_key(&path, why);
                 }
             }
         }
-        // A rule that leads nowhere.
-        for place in self.places(&value::parse("routing.fallback[0]")).into_iter().rev() {
-            let rule = self.get(&place).cloned().unwrap_or_default();
+        // A rule without a backend.
+        for path in self.paths(&value::parse("routing.fallback[0]")).into_iter().rev() {
+            let rule = self.get(&path).cloned().unwrap_or_default();
             let list = rule.get("fallback").and_then(Value::as_sequence);
             if rule.get("primary").is_none() && list.is_none_or(Vec::is_empty) {
-                self.leave(&place, "none of the servers that it names is a backend");
+                self.drop_key(&path, "none of the servers that it names is a backend");
             }
         }
     }
 
-    /// Elements of lists whose kind is of no use any more.
+    /// Drops list elements of types that are no longer supported.
     fn elements(&mut self, list: &str) {
         let mut path = value::parse(list);
         let length = self.get(&path).and_then(|v| v.as_sequence_mut()).map_or(0, |s| s.len());
@@ -126,9 +126,9 @@ impl Converter {
             let element = self.get(&path).cloned().unwrap_or_default();
             let word = |key: &str| element.get(key).and_then(Value::as_str).unwrap_or_default();
             let why = match (list, word("driver"), word("type")) {
-                ("storage.caches", "memory", _) => "the driver `memory` was of no use",
+                ("storage.caches", "memory", _) => "the driver `memory` had no effect",
                 ("discovery.sources", _, "database" | "etcd") => {
-                    "use type http, or write a file and use type file"
+                    "use `type: http`, or write a file and use `type: file`"
                 }
                 ("discovery.sources", _, "kubernetes") => {
                     "name a headless service in `backends`: each of its addresses becomes a backend"
@@ -139,12 +139,12 @@ impl Converter {
                 _ => "",
             };
             if !why.is_empty() {
-                self.leave(&path, why);
+                self.drop_key(&path, why);
             } else if list == "storage.caches" {
                 path.push(Step::Key("pool_size".to_owned()));
                 if self.get(&path).and_then(|v| v.as_u64()).is_some_and(|size| size > 64) {
                     let why = "each connection carries many requests at a time: one is enough";
-                    self.leave(&path, why);
+                    self.drop_key(&path, why);
                 }
                 path.pop();
             }
@@ -152,7 +152,7 @@ impl Converter {
         }
     }
 
-    /// The backends of sources of type `static` are backends.
+    /// Moves the backends of sources of type `static` to `backends`.
     fn static_sources(&mut self) {
         let path = value::parse("discovery.sources");
         let Some(sources) = self.get(&path).and_then(Value::as_sequence_mut) else {
@@ -181,11 +181,11 @@ impl Converter {
         }
     }
 
-    /// Applies what is known of a key, at each place where it stands.
+    /// Moves or drops a key, at each path where it is.
     fn apply(&mut self, key: &[Step], now: Now) {
-        for path in self.places(key).into_iter().rev() {
+        for path in self.paths(key).into_iter().rev() {
             match now {
-                Now::Gone(why) => self.leave(&path, why),
+                Now::Gone(why) => self.drop_key(&path, why),
                 Now::Moved(to) => {
                     let indices = path.iter().filter(|step| matches!(step, Step::Index(_)));
                     let mut indices = indices.cloned();
@@ -201,23 +201,23 @@ impl Converter {
 
     fn rename(&mut self, from: &[Step], to: &[Step]) {
         if self.get(to).is_some() {
-            let why = format!("`{}` says it already", value::show(to));
-            return self.leave(from, &why);
+            let why = format!("`{}` is set already", value::show(to));
+            return self.drop_key(from, &why);
         }
         if let Some(moved) = self.take(from) {
             put(&mut self.document, to, moved);
         }
     }
 
-    /// The places of a key in the document; `key` has some index for any.
-    fn places(&mut self, key: &[Step]) -> Vec<Vec<Step>> {
-        let mut places = vec![Vec::new()];
+    /// The paths of a key in the document; an index in `key` stands for any index.
+    fn paths(&mut self, key: &[Step]) -> Vec<Vec<Step>> {
+        let mut paths = vec![Vec::new()];
         for step in key {
             let mut further = Vec::new();
-            for place in places {
+            for path in paths {
                 let length = match step {
                     Step::Index(_) => {
-                        self.get(&place).and_then(|v| v.as_sequence_mut()).map_or(0, |s| s.len())
+                        self.get(&path).and_then(|v| v.as_sequence_mut()).map_or(0, |s| s.len())
                     }
                     Step::Key(_) => 0,
                 };
@@ -226,19 +226,19 @@ impl Converter {
                     Step::Index(_) => (0..length).map(Step::Index).collect(),
                 };
                 for step in steps {
-                    let mut place: Vec<Step> = place.clone();
-                    place.push(step);
-                    if self.get(&place).is_some() {
-                        further.push(place);
+                    let mut path: Vec<Step> = path.clone();
+                    path.push(step);
+                    if self.get(&path).is_some() {
+                        further.push(path);
                     }
                 }
             }
-            places = further;
+            paths = further;
         }
-        places
+        paths
     }
 
-    /// Words that mean a switch for the old reader of YAML, and a text for ours.
+    /// Replaces words like `yes` by `true`: the old YAML reader took them for booleans.
     fn words(&mut self) {
         let mut problems = Vec::new();
         read::<Raw>(self.document.clone(), &[], &mut problems);
@@ -254,11 +254,11 @@ impl Converter {
         }
     }
 
-    /// Takes out what cannot be read, but for what a variable may still make right.
+    /// Drops values that cannot be read, except those that a variable may still replace.
     fn unreadable(&mut self) {
         let mut problems = Vec::new();
         read::<Raw>(self.document.clone(), &[], &mut problems);
-        // From the end: elements of lists before it keep their places.
+        // From the end, so that earlier list elements keep their indices.
         for problem in problems.into_iter().rev() {
             let path = value::parse(&problem.path);
             let given = self.get(&path).cloned();
@@ -267,7 +267,7 @@ impl Converter {
                 continue;
             }
             let hint = problem.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
-            self.leave(&path, &format!("{}{hint}", problem.message));
+            self.drop_key(&path, &format!("{}{hint}", problem.message));
         }
     }
 
@@ -282,7 +282,7 @@ impl Converter {
     fn take(&mut self, path: &[Step]) -> Option<Value> {
         let taken = self.get(path).map(std::mem::take)?;
         value::remove(&mut self.document, path);
-        // A section that held nothing else says nothing.
+        // A section that is empty now is removed as well.
         if let Some((Step::Key(_), parent)) = path.split_last()
             && !parent.is_empty()
             && self.get(parent).and_then(|v| v.as_mapping_mut()).is_some_and(|m| m.is_empty())
@@ -293,47 +293,48 @@ impl Converter {
         Some(taken)
     }
 
-    /// Takes a value out, and keeps it for a comment; what was switched off needs none.
-    fn leave(&mut self, path: &[Step], why: &str) {
+    /// Removes a value, and keeps it for a comment unless it was switched off.
+    fn drop_key(&mut self, path: &[Step], why: &str) {
         if let Some(old) = self.take(path) {
             if old.get("enabled").and_then(Value::as_bool) == Some(false) {
                 return;
             }
-            self.left.push(Left { path: value::show(path), why: why.to_owned(), old });
+            self.dropped.push(Dropped { path: value::show(path), why: why.to_owned(), old });
         }
     }
 
-    /// The new file: each section with what was left out of it.
+    /// The new file: each section after the comments about it.
     fn text(self) -> String {
         let mut text =
-            "# Made by `llmproxy convert` from a configuration of version 0.5 or older.\n"
+            "# Written by `llmproxy convert` from a configuration of version 0.5 or older.\n"
                 .to_owned();
-        let mut left = self.left;
-        left.sort_by(|a, b| a.path.cmp(&b.path));
+        let mut dropped = self.dropped;
+        dropped.sort_by(|a, b| a.path.cmp(&b.path));
         let Value::Mapping(keys) = self.document else {
             return text;
         };
         for (key, section) in keys {
             text.push('\n');
             let name = key.as_str().unwrap_or_default().to_owned();
-            let own =
-                |left: &Left| value::parse(&left.path).first() == Some(&Step::Key(name.clone()));
-            for left in left.extract_if(.., |left| own(left)) {
-                text.push_str(&left.comment());
+            let own = |dropped: &Dropped| {
+                value::parse(&dropped.path).first() == Some(&Step::Key(name.clone()))
+            };
+            for dropped in dropped.extract_if(.., |dropped| own(dropped)) {
+                text.push_str(&dropped.comment());
             }
             let section = Value::Mapping(Mapping::from_iter([(key, section)]));
             text.push_str(&serde_yaml::to_string(&section).unwrap_or_default());
         }
-        for left in left {
+        for dropped in dropped {
             text.push('\n');
-            text.push_str(&left.comment());
+            text.push_str(&dropped.comment());
         }
         text
     }
 }
 
-impl Left {
-    /// What it was, and why it is not there any more.
+impl Dropped {
+    /// The reason, and the old value.
     fn comment(&self) -> String {
         let mut comment = format!("# {}: {}. It was:\n", self.path, self.why);
         for line in serde_yaml::to_string(&self.old).unwrap_or_default().lines() {
@@ -343,7 +344,7 @@ impl Left {
     }
 }
 
-/// Puts a value at a path, and makes the mappings on the way.
+/// Sets a value at a path, and creates the mappings above it.
 fn put(document: &mut Value, path: &[Step], new: Value) {
     let Some((step, rest)) = path.split_first() else {
         *document = new;

@@ -57,7 +57,7 @@ fn walk(node: &mut Value, path: &mut Vec<Step>, visit: &mut impl FnMut(&mut Stri
 enum Bad {
     /// The variable of this name.
     Missing(String),
-    /// What is there is not told: it may be part of a password that has a `${` in it.
+    /// The text is not reported: it may be part of a password that contains `${`.
     Malformed,
     Unclosed,
 }
@@ -72,9 +72,9 @@ impl Bad {
                     .hint(format!("set it, or give a default: ${{{name}:-value}}"))
             }
             Self::Malformed => {
-                Problem::new(path, "holds a `${...}` that is not a variable").hint(FORMS)
+                Problem::new(path, "has a `${...}` that is not a variable").hint(FORMS)
             }
-            Self::Unclosed => Problem::new(path, "holds a `${` without a `}`").hint(FORMS),
+            Self::Unclosed => Problem::new(path, "has a `${` without a `}`").hint(FORMS),
         }
     }
 }
@@ -93,7 +93,7 @@ fn expand_text(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Strin
             out.push_str(&variable(&inner[..end], env)?);
             rest = &inner[end + 1..];
         } else {
-            // A dollar that starts nothing stays: passwords and regular expressions have them.
+            // Any other dollar stays: passwords and regular expressions contain them.
             out.push('$');
         }
     }

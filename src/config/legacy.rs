@@ -1,12 +1,12 @@
-//! Keys of the original project's configuration (up to version 0.5) that are called otherwise now, or
-//! have no counterpart.
+//! Keys of the original project's configuration (up to version 0.5) that are renamed, or have no
+//! counterpart.
 
 use super::value::{self, Step};
 
-/// What became of a key.
+/// The replacement of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Now {
-    /// It is called so.
+    /// Its new path.
     Moved(&'static str),
     /// It has no counterpart; what to do instead.
     Gone(&'static str),
@@ -14,11 +14,11 @@ pub enum Now {
 
 use Now::{Gone, Moved};
 
-const CONNECTIONS: &str = "connections to databases are opened and closed as they are needed";
+const CONNECTIONS: &str = "connections to databases are opened and closed on demand";
 const SCRIPTS: &str =
-    "scripts decide about keys only: `lua_script` of a provider in `auth.pipeline`";
+    "scripts only decide about keys: write `lua_script` in a provider of `auth.pipeline`";
 
-/// The keys, with `[]` for any element of a list. What stands below a key is meant as well.
+/// The keys, with `[]` for any element of a list. An entry also covers the keys below it.
 pub const KEYS: [(&str, Now); 43] = [
     ("server.listen", Moved("listen")),
     ("server.read_timeout", Moved("timeouts.client_read")),
@@ -27,37 +27,30 @@ pub const KEYS: [(&str, Now); 43] = [
     (
         "server.write_timeout",
         Gone(
-            "it had no effect; `timeouts.client_write` is how long a client may take for what is sent to it",
+            "it had no effect; `timeouts.client_write` is how long a client may take to accept the next bytes of a response",
         ),
     ),
-    ("server.cors", Gone("let the proxy in front of the gateway set header fields for browsers")),
+    ("server.cors", Gone("let the proxy in front of the gateway set the CORS header fields")),
     ("server.tls.enabled", Gone("without the section `server.tls` there is no TLS")),
-    ("server.tls.client_ca_file", Gone("it had no effect: clients show keys, not certificates")),
-    ("server.tls.client_auth", Gone("it had no effect: clients show keys, not certificates")),
+    ("server.tls.client_ca_file", Gone("it had no effect: clients use keys, not certificates")),
+    ("server.tls.client_auth", Gone("it had no effect: clients use keys, not certificates")),
     (
         "log.output",
-        Gone(
-            "the log goes to the standard error output; let the service manager write it to a file",
-        ),
+        Gone("the log is written to stderr; let the service manager write it to a file"),
     ),
-    (
-        "log.file",
-        Gone(
-            "the log goes to the standard error output; let the service manager write it to a file",
-        ),
-    ),
+    ("log.file", Gone("the log is written to stderr; let the service manager write it to a file")),
     ("logging.access.enabled", Moved("log.access")),
     (
         "logging",
         Gone(
-            "`log.access` writes a line for each request; for more send usage records to a file or a database: `usage.reporters`",
+            "`log.access` writes a line for each request; for more details send usage records to a file or a database with `usage.reporters`",
         ),
     ),
-    ("metrics.enabled", Gone("metrics are always there, at `/metrics`")),
+    ("metrics.enabled", Gone("metrics are always served, at `/metrics`")),
     (
         "metrics",
         Gone(
-            "metrics are always there, at `/metrics`; `server.metrics_listen` gives them an address of their own",
+            "metrics are always served, at `/metrics`; `server.metrics_listen` gives them a separate address",
         ),
     ),
     ("hooks", Gone(SCRIPTS)),
@@ -69,27 +62,30 @@ pub const KEYS: [(&str, Now); 43] = [
     ("routing.connect_timeout", Moved("timeouts.connect")),
     (
         "routing.script",
-        Gone("it had no effect; `models` and `routing.fallback` say which backend gets a request"),
+        Gone("it had no effect; `models` and `routing.fallback` select the backend of a request"),
     ),
     (
         "rate_limit.script",
-        Gone("it had no effect; a script in `auth.pipeline` may give a key `limits`"),
+        Gone("it had no effect; a script in `auth.pipeline` may return `limits` for a key"),
     ),
-    ("health_check.script", Gone("it had no effect; a probe is told by its `expected_status`")),
-    ("backends[].timeout", Gone("it had no effect; `timeouts` hold for all backends")),
+    ("health_check.script", Gone("it had no effect; a probe succeeds with the `expected_status`")),
+    ("backends[].timeout", Gone("it had no effect; `timeouts` apply to all backends")),
     (
         "backends[].connect_timeout",
-        Gone("it had no effect; `timeouts.connect` holds for all backends"),
+        Gone("it had no effect; `timeouts.connect` applies to all backends"),
     ),
     (
         "backends[].max_idle_conns",
-        Gone("it had no effect; `timeouts.upstream_idle` says how long idle connections are kept"),
+        Gone("it had no effect; `timeouts.upstream_idle` is how long idle connections are kept"),
     ),
     ("backends[].type", Moved("backends[].engine")),
-    ("backends[].priority", Gone("write a rule in `routing.fallback`: `primary` goes first")),
+    (
+        "backends[].priority",
+        Gone("write a rule in `routing.fallback`: its `primary` is tried first"),
+    ),
     (
         "discovery.sources[].script",
-        Gone("it had no effect; the service that is asked says which backends there are"),
+        Gone("it had no effect; the source itself returns the list of backends"),
     ),
     ("auth.pipeline[].script", Gone("it had no effect; write `lua_script`")),
     ("auth.defaults.status", Gone("a key without a status is active")),
@@ -97,11 +93,11 @@ pub const KEYS: [(&str, Now); 43] = [
     ("storage.caches[].min_idle_conns", Gone(CONNECTIONS)),
     (
         "storage.caches[].write_timeout",
-        Gone("`read_timeout` is how long an answer may take, sending included"),
+        Gone("`read_timeout` is how long a response may take, including sending the request"),
     ),
-    ("storage.caches[].max_size", Gone("it belonged to the driver `memory`, which was of no use")),
-    ("storage.caches[].ttl", Gone("it belonged to the driver `memory`, which was of no use")),
-    ("usage.reporters[].webhook.method", Gone("records are sent by POST, as they always were")),
+    ("storage.caches[].max_size", Gone("it belonged to the driver `memory`, which had no effect")),
+    ("storage.caches[].ttl", Gone("it belonged to the driver `memory`, which had no effect")),
+    ("usage.reporters[].webhook.method", Gone("records are always sent with POST")),
     ("usage.reporters[].script", Gone("it had no effect")),
     ("usage_hook.reporters[].script", Gone("it had no effect")),
     ("usage.storage", Gone("name the storage in a reporter: `usage.reporters[].database.storage`")),
@@ -115,11 +111,14 @@ pub const KEYS: [(&str, Now); 43] = [
             "write `http://SERVICE.service.consul:PORT` in `backends` and Consul's address in `discovery.dns_servers`",
         ),
     ),
-    ("discovery.sources[].etcd", Gone("use type http, or write a file and use type file")),
-    ("discovery.sources[].database", Gone("use type http, or write a file and use type file")),
+    ("discovery.sources[].etcd", Gone("use `type: http`, or write a file and use `type: file`")),
+    (
+        "discovery.sources[].database",
+        Gone("use `type: http`, or write a file and use `type: file`"),
+    ),
 ];
 
-/// What became of the key at a path, or of one that it stands below.
+/// The replacement of the key at a path, or of one above it.
 pub fn now(path: &[Step]) -> Option<Now> {
     let found =
         KEYS.iter().find(|(key, _)| is_below(path, &value::parse(&key.replace("[]", "[0]"))));
@@ -130,13 +129,16 @@ pub fn now(path: &[Step]) -> Option<Now> {
 pub fn hint(path: &[Step]) -> Option<String> {
     Some(match now(path)? {
         Moved(to) => {
-            format!("of version 0.5: write `{}`, or run `llmproxy convert`", to.replace("[]", ""))
+            format!(
+                "a key of version 0.5: write `{}`, or run `llmproxy convert`",
+                to.replace("[]", "")
+            )
         }
-        Gone(instead) => format!("of version 0.5, without a counterpart: {instead}"),
+        Gone(instead) => format!("a key of version 0.5 without a counterpart: {instead}"),
     })
 }
 
-/// Whether a path is `key`, or below it; elements of lists are all alike.
+/// Whether a path is `key`, or below it; any index of a list matches.
 fn is_below(path: &[Step], key: &[Step]) -> bool {
     path.len() >= key.len()
         && path.iter().zip(key).all(|pair| match pair {

@@ -1,7 +1,7 @@
 //! Finding the line of a path in a YAML text.
 //!
-//! `serde_yaml` tells a position only with an error. So the document is walked down to the path
-//! with a visitor that fails on purpose when it has arrived: the error carries the position.
+//! `serde_yaml` reports a position only with an error. So a visitor walks down to the path and
+//! fails there on purpose: the error carries the position.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ fn find(text: &str, steps: &[Step]) -> Option<usize> {
         return None;
     }
     let error = Walk(steps).deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
-    // Any other error has nothing to do with the path that is looked for.
+    // Any other error is unrelated to the path.
     if !error.to_string().contains(ARRIVED) {
         return None;
     }
@@ -149,7 +149,7 @@ impl<'de> Visitor<'de> for KeyIs<'_> {
     }
 }
 
-/// Fails at whatever comes.
+/// Fails at any value.
 struct Fail;
 
 impl<'de> DeserializeSeed<'de> for Fail {

@@ -1,5 +1,5 @@
-//! What the file means: addresses read, files opened, names checked. A plan is valid; a request
-//! never meets a configuration error.
+//! What the file means: addresses are parsed, files are read, names are resolved. A plan is always
+//! valid, so that a request never meets a configuration error.
 
 mod auth;
 mod backend;
@@ -30,10 +30,13 @@ use ipnet::IpNet;
 use self::planner::Planner;
 pub(super) use self::server::own_url;
 pub use self::{
-    auth::{Answer, Answers, AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, Source},
+    auth::{
+        AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, RejectionResponse,
+        RejectionResponses, Source,
+    },
     backend::BackendPlan,
     base_path::BasePath,
-    discovery::{DiscoveryPlan, Listed, Place, SourcePlan, listed},
+    discovery::{DiscoveryPlan, SourceList, SourceLocation, SourcePlan, read_list},
     health_check::HealthPlan,
     limit::{LimitPlan, Price, QueuePlan, SharedPlan},
     log::LogPlan,
@@ -50,75 +53,66 @@ use super::{
     raw::Raw,
 };
 pub use crate::base::ModelPattern;
-use crate::{
-    base::{ip::IpRules, machine},
-    store::proxy::Proxies,
-};
+use crate::{base::ip::IpRules, store::proxy::Proxies};
 
-/// A configuration that has been understood.
+/// A valid configuration.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What only a restart can change.
+    /// Settings that only a restart can change.
     pub fixed: Fixed,
     /// Largest request body, in bytes.
     pub max_body_size: u64,
     /// Largest sum of header names and values, in bytes.
     pub max_header_size: usize,
-    /// Bytes of request bodies that are held at the same time.
+    /// Memory for the request bodies of all requests, in bytes.
     pub max_buffered_bytes: u64,
-    /// Bytes a second that a request body must come with; 0 for any.
+    /// The lowest rate of a request body, in bytes per second; 0 for none.
     pub min_body_rate: u64,
-    /// Connections of clients at the same time.
+    /// Client connections at the same time.
     pub max_connections: usize,
-    /// Of those, from one address; 0 for any number.
+    /// Client connections from one address; 0 for no limit.
     pub max_connections_per_ip: u32,
-    /// How long streams may go on after SIGTERM.
+    /// How long requests may continue after SIGTERM.
     pub graceful_shutdown_timeout: Duration,
     /// Which backends must be healthy for `/ready` to be 200.
     pub ready: Ready,
-    /// The backends of the file, in its order; at least one, or a source in `discovery`.
+    /// The backends of the file, in its order; at least one, unless `discovery` has a source.
     pub backends: Vec<BackendPlan>,
-    /// Where more backends come from.
+    /// Sources of further backends.
     pub discovery: DiscoveryPlan,
-    /// How requests find a backend.
     pub routing: RoutingPlan,
-    /// Active probes; `None` if there are none.
+    /// `None`: no probes.
     pub health_check: Option<HealthPlan>,
-    /// How long to wait for what.
     pub timeouts: TimeoutPlan,
-    /// Names of request headers that never reach a backend, in lower case.
+    /// Request headers that never reach a backend.
     pub guard_headers: Vec<HeaderName>,
-    /// Names of response headers that never reach a client.
+    /// Response headers that never reach a client.
     pub guard_response_headers: Vec<HeaderName>,
-    /// Names of body fields that never reach a backend.
+    /// Body fields that never reach a backend.
     pub guard_fields: Vec<String>,
-    /// What becomes of usage records.
     pub usage: UsagePlan,
-    /// Logging.
     pub log: LogPlan,
-    /// Who may call; `None`: everybody.
+    /// `None`: requests need no key.
     pub auth: Option<AuthPlan>,
-    /// How much one may call.
     pub limits: LimitPlan,
-    /// Ranks of keys, by their names.
+    /// Tiers of keys, by name.
     pub tiers: BTreeMap<String, TierPlan>,
-    /// Addresses that may call at all.
+    /// Addresses that may send requests.
     pub ip_rules: IpRules,
-    /// Proxies that are believed about their clients' addresses.
+    /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// The form of the gateway's own errors.
+    /// The format of the gateway's own errors.
     pub error_format: ErrorFormat,
-    /// Files that were read beside the configuration, to be watched like it.
+    /// Further files that were read; they are watched like the configuration file.
     pub files: Vec<PathBuf>,
-    /// What is no mistake but may not be meant.
+    /// Settings that are valid but may be unintended.
     pub warnings: Vec<Problem>,
-    /// The whole configuration with its defaults and without its secrets.
+    /// The configuration with defaults and without secrets.
     pub shown: serde_json::Value,
 }
 
-/// Understands a raw configuration. Relative paths start at `folder`.
-///
-/// Returns a plan only if it added no problem.
+/// Makes the plan of a configuration. Relative paths start at `folder`. `None` if there is a
+/// problem.
 pub(super) fn plan(
     raw: &Raw,
     folder: &Path,
@@ -143,10 +137,7 @@ pub(super) fn plan(
     let auth = planner.auth(raw);
     let limits = planner.limits(raw, auth.as_ref());
     let tiers = planner.tiers(raw);
-    let ip_rules = IpRules {
-        allowed: planner.nets("server.allowed_ips", &raw.server.allowed_ips),
-        denied: planner.nets("server.denied_ips", &raw.server.denied_ips),
-    };
+    let ip_rules = planner.ip_rules(&raw.server);
     let trusted_proxies = planner.nets("server.trusted_proxies", &raw.server.trusted_proxies);
     planner.trust();
     let Planner { files, warnings, .. } = planner;
@@ -157,15 +148,9 @@ pub(super) fn plan(
         fixed: fixed?,
         max_body_size: sizes.0,
         max_header_size: sizes.1,
-        max_buffered_bytes: match raw.server.max_buffered_bytes.0 {
-            0 => machine::memory().map_or(1 << 30, |bytes| bytes / 4),
-            bytes => bytes,
-        },
+        max_buffered_bytes: server::max_buffered_bytes(&raw.server),
         min_body_rate: raw.server.min_body_rate.0,
-        max_connections: match raw.server.max_connections {
-            0 => machine::open_files().div_ceil(2),
-            count => count,
-        },
+        max_connections: server::max_connections(&raw.server),
         max_connections_per_ip: raw.server.max_connections_per_ip,
         graceful_shutdown_timeout: raw.server.graceful_shutdown_timeout.0,
         ready: raw.server.ready,

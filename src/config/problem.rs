@@ -1,34 +1,32 @@
-//! One thing that is wrong with a configuration file.
+//! A problem of a configuration file.
 
 use std::fmt;
 
-/// A problem: where, what, and what to do about it.
+/// A problem: where it is, what is wrong, and how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The path in the file, `backends[1].url`; empty for the file itself.
     pub path: String,
     /// What is wrong.
     pub message: String,
-    /// What would be right.
+    /// How to fix it.
     pub hint: Option<String>,
     /// The line in the file, from 1, when it is known.
     pub line: Option<usize>,
 }
 
 impl Problem {
-    /// A problem at a path.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into(), hint: None, line: None }
     }
 
-    /// Adds a hint.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 }
 
-/// Of the words that are known, the one that is meant, if one is like it.
+/// The known word that is most similar to a misspelled one, if any is similar enough.
 pub fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()

@@ -34,8 +34,8 @@ pub use self::{
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Raw {
-    /// Address of the gateway, `host:port`, or `:port` for all addresses, of IPv6 as well as of IPv4
-    /// where the machine has both.
+    /// Address of the gateway, `host:port`, or `:port` for all addresses, of IPv6 as well as of
+    /// IPv4 where the machine has both.
     #[serde(default = "default_listen")]
     pub listen: String,
     /// Process and listener settings.
@@ -44,55 +44,55 @@ pub struct Raw {
     /// The LLM servers behind the gateway.
     #[serde(default)]
     pub backends: Vec<Backend>,
-    /// Backends that other places tell of, and name servers.
+    /// Sources of further backends, and name servers.
     pub discovery: Option<Discovery>,
     /// How a backend is chosen, and what happens when one fails.
     #[serde(default)]
     pub routing: Routing,
-    /// Models by other names than the backends' own, exact or a prefix with `*` at the end; the
-    /// closest one counts.
+    /// Models under names of your own: an exact name, or a prefix with `*` at the end. The most
+    /// specific entry applies.
     #[serde(default)]
     pub models: BTreeMap<String, Model>,
-    /// What becomes of requests whose backends fail, in the words of other gateways.
+    /// What happens to requests whose backends fail, with the keys of other gateways.
     #[serde(default)]
     pub fallback: Fallback,
-    /// Which answers are failures of the backend.
+    /// Which responses are failures of the backend.
     #[serde(default)]
     pub detection: Detection,
-    /// Active probes of the backends. Without this section every backend counts as healthy.
+    /// Active probes of the backends. Without this section every backend is considered healthy.
     pub health_check: Option<HealthCheck>,
-    /// How long to wait for what.
+    /// Timeouts.
     #[serde(default)]
     pub timeouts: Timeouts,
-    /// Which privileged inputs of the engines are taken out of client requests.
+    /// Privileged inputs of the engines that are removed from client requests.
     #[serde(default)]
     pub edge_guard: EdgeGuard,
-    /// The folder for what the gateway itself keeps: usage records on their way, its databases.
-    /// Without this key, the variable `LLMPROXY_DATA_DIR`, if it is set.
+    /// The folder for the gateway's own data: usage records that wait for delivery, and databases.
+    /// The environment variable `LLMPROXY_DATA_DIR` sets the default.
     #[serde(default = "data_dir")]
     pub data_dir: String,
-    /// Usage records: what becomes of them.
+    /// Usage records.
     #[serde(default)]
     pub usage: Usage,
-    /// Where usage records are sent, in the words of the first version.
+    /// Where usage records are sent, with the keys of version 0.3.
     pub usage_hook: Option<UsageHook>,
-    /// What is logged, and how.
+    /// The log.
     #[serde(default)]
     pub log: Log,
-    /// Who may call. Without this section everybody may.
+    /// Authentication. Without this section requests need no key.
     pub auth: Option<Auth>,
-    /// Keys for the provider `file` of `auth`.
+    /// Keys of the provider `file` of `auth`.
     #[serde(default)]
     pub api_keys: Vec<ApiKey>,
-    /// Connections that several sections may name.
+    /// Connections that other sections refer to by name.
     #[serde(default)]
     pub storage: Storage,
     /// The admin API.
     #[serde(default)]
     pub admin: Admin,
-    /// How much one may call. Without this section only limits of a key's own hold.
+    /// Limits. Without this section only the per-key limits of `api_keys` and providers apply.
     pub rate_limit: Option<RateLimit>,
-    /// Ranks of keys, by their names. A key says in `tier` to which it belongs.
+    /// Tiers of keys, by name. The `tier` of a key refers to one.
     #[serde(default)]
     pub tiers: BTreeMap<String, Tier>,
 }

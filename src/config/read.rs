@@ -1,7 +1,7 @@
-//! From a YAML document to a typed value, with every problem and not only the first.
+//! From a YAML document to a typed value, with every problem instead of only the first.
 //!
-//! `serde` stops at the first error. So the part of the document that it complained of is taken
-//! out, and it is asked again, until it is content.
+//! `serde` stops at the first error. So the part of the document with the error is removed, and the
+//! rest is deserialized again, until there is no error.
 
 use serde::de::DeserializeOwned;
 use serde_yaml::Value;
@@ -14,8 +14,7 @@ use super::{
 };
 
 /// Reads `document`; `expanded` are the paths of strings that came from the environment, where a
-/// text like `8000` may stand for a number. The value is `None` only if nothing could be read at
-/// all.
+/// text like `8000` may stand for a number. The value is `None` only if nothing could be read.
 pub fn read<T: DeserializeOwned>(
     mut document: Value,
     expanded: &[String],
@@ -54,13 +53,13 @@ pub fn read<T: DeserializeOwned>(
     }
 }
 
-/// The elements of lists that were taken out: the elements behind them have moved up, and what is
-/// found out about those must be told of their place in the file.
+/// The list elements that were removed. Later elements have moved up, so that their paths must be
+/// mapped back to the file.
 #[derive(Default)]
 pub struct Removed(Vec<(Vec<Step>, usize)>);
 
 impl Removed {
-    /// The path in the file of what now stands at `path`.
+    /// The path in the file of the value that is now at `path`.
     pub fn original(&self, path: &[Step]) -> Vec<Step> {
         let mut path = path.to_vec();
         for (list, index) in self.0.iter().rev() {
@@ -104,7 +103,7 @@ fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
         .collect()
 }
 
-/// Reads the text at the path as a YAML scalar. `false` if it is a plain string anyway.
+/// Reads the text at the path as a YAML scalar. `false` if that is a string as well.
 fn reinterpret(document: &mut Value, path: &[Step]) -> bool {
     let Some(slot) = value::get_mut(document, path) else {
         return false;
@@ -134,11 +133,11 @@ fn unknown_key(path: &[Step], unknown: &str, message: &str) -> Problem {
     }
     match closest(unknown, known.iter().copied()) {
         Some(name) => problem.hint(format!("did you mean `{name}`?")),
-        None => problem.hint(format!("known here: {}", known.join(", "))),
+        None => problem.hint(format!("known keys: {}", known.join(", "))),
     }
 }
 
-/// What to write instead of what YAML reads in another way than it is meant.
+/// The correction of a value that YAML reads differently from its intention.
 fn hint(message: &str, given: Option<&str>) -> Option<&'static str> {
     if message.contains(UNQUOTED) {
         return Some("put it in quotes");
@@ -151,8 +150,8 @@ fn hint(message: &str, given: Option<&str>) -> Option<&'static str> {
     }
 }
 
-/// The message without serde's own account of the position, which the path tells better, and
-/// without the value that is wrong: it may be a secret in a wrong place.
+/// The message without serde's description of the position, which the path replaces, and without
+/// the wrong value, which may be a misplaced secret.
 fn plain(message: &str) -> String {
     let cut = message.find(" at line ").unwrap_or(message.len());
     let text = match message[..cut].split_once(": ") {

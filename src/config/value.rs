@@ -27,8 +27,8 @@ pub fn show(path: &[Step]) -> String {
     out
 }
 
-/// Reads a path back from its text; keys that hold dots or brackets do not survive, which costs
-/// a problem its line number and nothing else.
+/// Reads a path back from its text. Keys with dots or brackets are read wrongly, which only costs a
+/// problem its line number.
 pub fn parse(text: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     for part in text.split('.').filter(|p| !p.is_empty()) {
@@ -53,7 +53,7 @@ pub fn get_mut<'v>(value: &'v mut Value, path: &[Step]) -> Option<&'v mut Value>
     })
 }
 
-/// Takes the value at a path out of the document. `false` if there is none.
+/// Removes the value at a path. `false` if there is none.
 pub fn remove(value: &mut Value, path: &[Step]) -> bool {
     let Some((last, parents)) = path.split_last() else {
         return false;
@@ -71,8 +71,8 @@ pub fn remove(value: &mut Value, path: &[Step]) -> bool {
     }
 }
 
-/// Makes every key a string: no key of ours is anything else, and as a string a wrong one can be
-/// told with its path.
+/// Makes every key a string: all known keys are strings, and an unknown one can then be reported
+/// with its path.
 pub fn name_keys(node: &mut Value) {
     match node {
         Value::Sequence(items) => items.iter_mut().for_each(name_keys),

@@ -355,7 +355,7 @@ mod tests {
     use std::{path::Path, time::Duration};
 
     use super::*;
-    use crate::config::{load_text, plan::listed};
+    use crate::config::{load_text, plan::read_list};
 
     fn plan(text: &str) -> Plan {
         let loaded = load_text(text, Path::new("."), &|_| None);
@@ -386,7 +386,7 @@ mod tests {
         let source = &plan.discovery.sources[0];
         let found = Found::default();
         let tell = |text: &str| {
-            let taken = found.list(source, text, listed(text, source).unwrap().backends);
+            let taken = found.list(source, text, read_list(text, source).unwrap().backends);
             (taken, found.told(source))
         };
         let one = "[{name: a, url: \"http://x\"}]";
@@ -442,7 +442,7 @@ mod tests {
             let plan = plan(&text.replace("MODE", mode));
             let found = Found::default();
             for (source, text) in plan.discovery.sources.iter().zip([x, y]) {
-                found.list(source, text, listed(text, source).unwrap().backends);
+                found.list(source, text, read_list(text, source).unwrap().backends);
             }
             let backends = found.backends(&plan);
             backends.iter().map(|b| format!("{} {}", b.name, b.host)).collect::<Vec<_>>()

@@ -5,8 +5,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// Refuses a clock that is before 1970. With one, Pingora panics when it writes the date of a response, and TLS
-/// when it checks a certificate; keys that have expired would be accepted.
+/// Refuses a clock that is before 1970. With one, Pingora panics when it writes the date of a
+/// response, and TLS when it checks a certificate; keys that have expired would be accepted.
 ///
 /// # Errors
 /// If the clock is before 1970.

@@ -19,8 +19,8 @@ const LAST_DELIVERIES: Duration = Duration::from_secs(5);
 /// How long the last records may take to be written, also after a second signal.
 const LAST_WRITES: Duration = Duration::from_secs(1);
 
-/// Waits for the requests in flight, then for their records and counts, and ends the process. `at_once` ends every
-/// wait except the one for the last writes.
+/// Waits for the requests in flight, then for their records and counts, and ends the process.
+/// `at_once` ends every wait except the one for the last writes.
 pub fn drain(live: &Live, carry: &Carry, timeout: Duration, at_once: &AtomicBool) {
     let wait = |longest: Duration, over: &dyn Fn() -> bool| {
         let end = Instant::now() + longest;

@@ -25,8 +25,8 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Binds every address of the configuration. Clients cannot connect to `proxy` before its service starts: before
-    /// the first probes they would only be disconnected again.
+    /// Binds every address of the configuration. Clients cannot connect to `proxy` before its
+    /// service starts: before the first probes they would only be disconnected again.
     ///
     /// # Errors
     /// If an address cannot be listened on.
@@ -80,8 +80,8 @@ pub fn proxy(
     Ok(Listener::new(proxy, socket, tls, Arc::clone(live), Arc::clone(carry)))
 }
 
-/// Pingora's defaults, with the limit of header sizes that is configured at the start. HTTP/2 counts 32 bytes more
-/// for each field than `server.max_header_size` does.
+/// Pingora's defaults, with the limit of header sizes that is configured at the start. HTTP/2
+/// counts 32 bytes more for each field than `server.max_header_size` does.
 fn h2_options(max_header_size: usize) -> H2Options {
     const ROOM: usize = 16 << 10;
     let mut options = default_h2_options();

@@ -1,4 +1,5 @@
-//! The composition root: starts the listeners, the background tasks and the gateway, and ends them at a signal.
+//! The composition root: starts the listeners, the background tasks and the gateway, and ends them
+//! at a signal.
 
 mod background;
 mod clock;
@@ -72,8 +73,8 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens the file with the keys of the admin API, if it is used: a problem with it is reported before the first
-/// request.
+/// Opens the file with the keys of the admin API, if it is used: a problem with it is reported
+/// before the first request.
 fn open_keys(plan: &Plan, carry: &Carry) -> io::Result<()> {
     let builtin = |p: &ProviderPlan| matches!(p.source, Source::Builtin(_));
     let used = plan.auth.as_ref().is_some_and(|auth| auth.pipeline.iter().any(builtin));

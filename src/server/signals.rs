@@ -21,8 +21,8 @@ use crate::runtime::{Carry, Live};
 /// The signal of a process that writes a larger file than it may.
 const SIGXFSZ: i32 = 25;
 
-/// The streams of both signals. They collect signals from now on, until Pingora waits for them: the first requests
-/// may come earlier than that.
+/// The streams of both signals. They collect signals from now on, until Pingora waits for them: the
+/// first requests may come earlier than that.
 pub struct Pending {
     terminate: Signal,
     interrupt: Signal,
@@ -34,7 +34,8 @@ impl Pending {
     pub fn collect(carry: &Carry) -> io::Result<Self> {
         let handle = carry.stores.handle();
         let _entered = handle.enter();
-        // A file that reaches its size limit (`ulimit -f`) is an error of that file; it must not end the process.
+        // A file that reaches its size limit (`ulimit -f`) is an error of that file; it must not
+        // end the process.
         drop(signal(SignalKind::from_raw(SIGXFSZ))?);
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

@@ -93,13 +93,13 @@ fn mistakes_in_the_new_sections_are_told() {
         ("{type: redis}", "a provider of type `redis` needs a section `redis`"),
         ("{type: redis, redis: {}}", "needs either `addr` or `storage`"),
         ("{type: redis, redis: {addr: \"h:1\", key_pattern: x}}", "does not contain `{api_key}`"),
-        ("{type: redis, redis: {addr: \"user:secret@h:1\"}}", "holds more than host and port"),
-        ("{type: redis, redis: {storage: main}}", "nothing in `storage.caches`"),
+        ("{type: redis, redis: {addr: \"user:secret@h:1\"}}", "has more than host and port"),
+        ("{type: redis, redis: {storage: main}}", "`storage.caches` has no enabled entry"),
         (
             "{type: static, redis: {addr: \"h:1\"}}",
             "does not belong to a provider of type `static`",
         ),
-        ("{type: static, static: {keys: [{key: a, status: paused}]}}", "is no status"),
+        ("{type: static, static: {keys: [{key: a, status: paused}]}}", "is not a status"),
         ("{type: static, static: {keys: [{key: a, expires_at: soon}]}}", "is not a time"),
         (
             "{type: static, static: {keys: [{key: a, allowed_ips: [x]}]}}",
@@ -129,10 +129,10 @@ fn mistakes_in_the_new_sections_are_told() {
         assert!(!told.iter().any(|line| line.contains("secret")), "{provider}: {told:?}");
     }
     for (text, expected) in [
-        ("auth: {}", "there is no key: every request would be refused"),
-        ("auth:\n# enabled: true", "holds nothing"),
-        ("auth: {skip_paths: [\"\"]}\napi_keys: [{key: a}]", "is not the beginning of some paths"),
-        ("auth: {skip_paths: [\"/\"]}\napi_keys: [{key: a}]", "is not the beginning of some paths"),
+        ("auth: {}", "there is no key: every request would be rejected"),
+        ("auth:\n# enabled: true", "is empty"),
+        ("auth: {skip_paths: [\"\"]}\napi_keys: [{key: a}]", "is not a path prefix"),
+        ("auth: {skip_paths: [\"/\"]}\napi_keys: [{key: a}]", "is not a path prefix"),
         (
             "auth: {status_codes: {expired: {http_code: 200}}}\napi_keys: [{key: a}]",
             "between 400 and 599",
@@ -193,12 +193,12 @@ fn is_wrong(section: &str, at: &str, expected: &str) {
 #[test]
 fn mistakes_in_rules_are_told() {
     for (rule, field, expected) in [
-        ("{burst_size: 5}", ".burst_size", "has no `requests_per_second`"),
-        ("{budget: 5}", ".budget", "nothing has a price"),
-        ("{budget_period: daily}", ".budget_period", "has no `budget` to belong to"),
-        ("{requests_per_minute: -1}", ".requests_per_minute", "is not a number from 0 on"),
-        ("{max_concurrent: -5}", ".max_concurrent", "is not a number from 0 on"),
-        ("{tokens_per_minute: .nan}", ".tokens_per_minute", "is not a number from 0 on"),
+        ("{burst_size: 5}", ".burst_size", "needs `requests_per_second`"),
+        ("{budget: 5}", ".budget", "no model has a price"),
+        ("{budget_period: daily}", ".budget_period", "needs `budget`"),
+        ("{requests_per_minute: -1}", ".requests_per_minute", "is not a number of 0 or more"),
+        ("{max_concurrent: -5}", ".max_concurrent", "is not a number of 0 or more"),
+        ("{tokens_per_minute: .nan}", ".tokens_per_minute", "is not a number of 0 or more"),
         ("{max_concurrent: 1.5}", ".max_concurrent", "is not a whole number"),
         ("{requests_per_second: 0.00001}", ".requests_per_second", "is not between 0.0001 and"),
         ("{requests_per_hour: 5}", ".requests_per_hour", "unknown key `requests_per_hour`"),
@@ -222,11 +222,7 @@ fn mistakes_in_rules_are_told() {
 #[test]
 fn mistakes_in_limits_are_told() {
     for (section, at, expected) in [
-        (
-            "{prices: {m: {input: -1, output: 1}}}",
-            ".prices.m",
-            "holds a price that is not a number",
-        ),
+        ("{prices: {m: {input: -1, output: 1}}}", ".prices.m", "has a price that is not a number"),
         ("{prices: {m: {input: 1}}}", ".prices.m", "missing field `output`"),
         ("{prices: {\"\": {input: 1, output: 1}}}", ".prices", "a model name is empty"),
         ("{models: {\"a*b\": {}}}", ".models.a*b", "`*` may stand only at the end"),
@@ -235,8 +231,8 @@ fn mistakes_in_limits_are_told() {
         ("{queue: {max_queue_size: 5, queue_timeout: 0}}", ".queue.queue_timeout", "is zero"),
         ("{queue: {keep_alive: 5ms}}", ".queue.keep_alive", "is shorter than 100ms"),
         ("{storage: paper}", ".storage", "must be `memory` or `redis`"),
-        ("{storage: redis}", ".redis", "is called `default`"),
-        ("{storage: redis, redis: other}", ".redis", "that is enabled is called `other`"),
+        ("{storage: redis}", ".redis", "has no enabled entry `default`"),
+        ("{storage: redis, redis: other}", ".redis", "has no enabled entry `other`"),
         (
             "{storage: redis, redis: main, mode: leased, lease_share: 0.9}",
             ".lease_share",
@@ -244,7 +240,7 @@ fn mistakes_in_limits_are_told() {
         ),
         ("{storage: redis, redis: main, hold_ttl: 5ms}", ".hold_ttl", "is not between 1s and"),
         ("{max_buckets: 5}", ".max_buckets", "is not between 1000 and 100000000"),
-        ("", "", "holds nothing"),
+        ("", "", "is empty"),
     ] {
         is_wrong(section, &format!("rate_limit{at}"), expected);
     }
@@ -401,13 +397,13 @@ fn other_mistakes() {
         ("", "there is no backend"),
         ("- a\n- b\n", "not a mapping"),
         ("a: [\n", "not YAML"),
-        ("backends:\n  - url: \"http://user:pw@x\"\n", "holds a user name"),
+        ("backends:\n  - url: \"http://user:pw@x\"\n", "contains a user name"),
         ("backends:\n  - url: \"http://x\"\n  - url: \"http://x/\"\n", "same name as backends[0]"),
         (
             "backends:\n  - {url: \"http://x\", models: [\"a*b\"]}\n",
             "`*` may stand only at the end",
         ),
-        ("backends: [{url: \"http://x\", enabled: false}]\n", "every backend is switched off"),
+        ("backends: [{url: \"http://x\", enabled: false}]\n", "every backend is disabled"),
         (
             "backends: [{url: \"http://x\", protocol: anthropic}]\n",
             "backends[0].protocol: `anthropic` is not available in this version",
@@ -433,7 +429,7 @@ fn other_mistakes() {
         ("backends: [{url: \"http://h:99999\"}]\n", "the port is not between"),
         ("backends: [{url: \"http://h:0\"}]\n", "the port is not between"),
         ("backends: [{url: \"http://[::1]:0\"}]\n", "the port is not between"),
-        ("backends: [{url: \"http://h#x\"}]\n", "holds a fragment"),
+        ("backends: [{url: \"http://h#x\"}]\n", "contains a fragment"),
         ("log: 7\n", "log: is an integer, not a mapping of keys"),
         ("backends: [{url: \"http://x\"}]\nhealth_check: {path: \"/a b\"}\n", "is not a path"),
     ] {

@@ -276,13 +276,17 @@ fn mistakes_in_routing_are_told() {
         ("routing: {load: {path: metrics}}", "routing.load.path", "is not a path"),
         ("routing: {hedge: {delay: 0}}", "routing.hedge.delay", "between 1ms and"),
         ("routing: {affinity: {header: \"a b\"}}", "routing.affinity.header", "not a header name"),
-        ("routing: {affinity: {by: key, header: X}}", "routing.affinity.header", "means nothing"),
+        ("routing: {affinity: {by: key, header: X}}", "routing.affinity.header", "has no effect"),
         (
             "routing: {circuit: {consecutive_failures: 0}}",
             "routing.circuit.consecutive_failures",
             "between 1",
         ),
-        ("routing: {circuit: {max_ejected: 150%}}", "routing.circuit.max_ejected", "is no part"),
+        (
+            "routing: {circuit: {max_ejected: 150%}}",
+            "routing.circuit.max_ejected",
+            "is not a fraction",
+        ),
         ("routing: {circuit: {cooldown: 0}}", "routing.circuit.cooldown", "between 10ms and"),
         ("routing: {retry: {multiplier: 0.5}}", "routing.retry.multiplier", "between 1 and 100"),
         ("routing: {retry: {jitter: 2}}", "routing.retry.jitter", "between 0 and 1"),
@@ -293,7 +297,11 @@ fn mistakes_in_routing_are_told() {
         ),
         ("routing: {retry: {max_retries: 101}}", "routing.retry.max_retries", "between 0 and 100"),
         ("routing: {retry: {budget: {ratio: -1}}}", "routing.retry.budget.ratio", "between 0 and"),
-        ("routing: {retry: {retry_on: [6xx]}}", "routing.retry.retry_on[0]", "`6xx` is no failure"),
+        (
+            "routing: {retry: {retry_on: [6xx]}}",
+            "routing.retry.retry_on[0]",
+            "`6xx` is not a kind of failure",
+        ),
         (
             "routing: {retry: {retry_on: [5xx, timeouts]}}",
             "routing.retry.retry_on[1]",
@@ -316,7 +324,7 @@ fn mistakes_in_rules_and_models_are_told() {
         (
             "routing: {fallback: [{fallback: [b, nowhere]}]}",
             "routing.fallback[0].fallback[1]",
-            "there are a, b",
+            "known are a, b",
         ),
         (
             "routing: {fallback: [{primary: a, models: [\"x*y\"]}]}",
@@ -349,10 +357,10 @@ fn mistakes_in_rules_and_models_are_told() {
         (
             "fallback: {alias_fallback: {qwen: [gone]}}",
             "fallback.alias_fallback.qwen[0]",
-            "is called `gone`",
+            "there is no model `gone`",
         ),
         ("fallback: {max_retries: 101}", "fallback.max_retries", "between 0 and 100"),
-        ("detection: {error_codes: [200]}", "detection.error_codes[0]", "is no status"),
+        ("detection: {error_codes: [200]}", "detection.error_codes[0]", "is not a status code"),
         ("detection: {error_patterns: [\"\"]}", "detection.error_patterns[0]", "is empty"),
     ] {
         is_wrong(text, at, expected);
@@ -380,7 +388,7 @@ fn circles_are_spelled_out() {
         ),
     ] {
         let found = load(text).problems;
-        let circles: Vec<_> = found.iter().filter(|p| p.message.contains("circle")).collect();
+        let circles: Vec<_> = found.iter().filter(|p| p.message.contains("is a cycle")).collect();
         let [problem] = &circles[..] else { panic!("{text}: {found:?}") };
         assert_eq!(problem.path, at, "{text}");
         assert!(problem.message.ends_with(expected), "{text}: {problem}");

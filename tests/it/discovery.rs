@@ -231,7 +231,7 @@ async fn a_service_tells_of_backends() {
         eventually("it counts as up", async || gateway.metric(up).await == 1.0).await;
     }
     assert_eq!(gateway.log().matches("answered 500").count(), 1, "told once");
-    gateway.logs("no entry is of use: entry 0 (\"a\")").await;
+    gateway.logs("no entry is valid: entry 0 (\"a\")").await;
 
     registry.tell(200, "[]");
     // Told twice.

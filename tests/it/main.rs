@@ -34,6 +34,7 @@ mod error_responses;
 mod examples;
 mod failures;
 mod faults;
+mod first_steps;
 mod floors;
 mod framing;
 mod guard;

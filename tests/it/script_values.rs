@@ -27,7 +27,7 @@ if api_key == 'sk-table' then return os.time({year = 2030, month = 1, day = 1}) 
         }
         if !known {
             gateway.logs("the time zone 'No/Such_Zone' (TZ) is not known here").await;
-            gateway.logs("asks for dates, and the time zone `No/Such_Zone`").await;
+            gateway.logs("uses dates, but the time zone `No/Such_Zone`").await;
         }
     }
 }

@@ -101,7 +101,7 @@ fn what_yaml_reads_as_a_number_has_to_be_in_quotes() {
         ] {
             let loaded = load(place, secret, None);
             let found = told(&loaded);
-            let wanted = format!("{path}: is not read as text by YAML");
+            let wanted = format!("{path}: is read by YAML as something other than text");
             assert!(
                 found.iter().any(|f| f.contains(&wanted) && f.contains("(hint: put it in quotes)")),
                 "{path} {secret}: {found:?}"
@@ -211,7 +211,7 @@ fn secrets(loaded: &Loaded) -> Vec<String> {
     }
     for source in &plan.discovery.sources {
         source.key.iter().for_each(|(_, value)| field(value));
-        if let config::plan::Place::Http { headers, .. } = &source.place {
+        if let config::plan::SourceLocation::Http { headers, .. } = &source.location {
             headers.iter().for_each(|(_, value)| field(value));
         }
     }

@@ -382,11 +382,15 @@ fn mistakes_are_told_without_secrets() {
         (
             "api_key: sk-SECRET, headers: {Authorization: sk-SECRET}",
             "headers.authorization",
-            "holds the key as well",
+            "is also the `auth_header` of the key",
         ),
         ("proxy: \"socks5://me:sk-SECRET@p:1\"", "proxy", "only `http` is possible"),
         ("proxy: \"https://me:sk-SECRET@p:1\"", "proxy", "only `http` is possible"),
-        ("proxy: \"http://p:1\", addresses: each", "addresses", "no addresses can be told apart"),
+        (
+            "proxy: \"http://p:1\", addresses: each",
+            "addresses",
+            "addresses cannot be distinguished",
+        ),
         ("proxy: \"http://\"", "proxy", "is not the URL of a proxy"),
         ("proxy: \"http://me:sk-SECRET@p:99999\"", "proxy", "is not the URL of a proxy"),
     ] {

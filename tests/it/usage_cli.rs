@@ -173,10 +173,10 @@ async fn without_a_spool_the_commands_say_so() {
     fs::write(&config, format!("{backend}usage: {{spool: {{enabled: false}}}}\n")).unwrap();
     let said = usage(&config, &["status"]).await;
     assert_eq!(said.code, 0);
-    assert!(said.out.contains("records wait in memory only"), "{said:?}");
+    assert!(said.out.contains("records wait only in memory"), "{said:?}");
     assert!(said.out.contains("no reporter is configured"), "{said:?}");
     let said = usage(&config, &["verify"]).await;
-    assert!(said.code == 2 && said.err.contains("records wait in memory only"), "{said:?}");
+    assert!(said.code == 2 && said.err.contains("records wait only in memory"), "{said:?}");
 
     fs::write(&config, "nonsense: 1\n").unwrap();
     let said = usage(&config, &["verify"]).await;

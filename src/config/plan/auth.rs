@@ -1,4 +1,5 @@
-//! Who may call: providers with their connections and scripts, and how refusals are answered.
+//! `auth` and `api_keys`: providers with their connections and scripts, and the responses to
+//! rejections.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,44 +21,40 @@ use crate::{
     store::{redis, sql},
 };
 
-/// Who may call.
+/// Authentication.
 #[derive(Clone, Debug)]
 pub struct AuthPlan {
-    /// How the providers go together.
+    /// How the providers are combined.
     pub mode: Mode,
-    /// Beginnings of paths that need no key.
+    /// Prefixes of paths that need no key.
     pub skip_paths: Vec<String>,
-    /// Where keys are looked for.
+    /// Header fields that may hold the key, in order.
     pub header_names: Vec<HeaderName>,
-    /// The providers that are asked; at least one.
+    /// The providers, at least one.
     pub pipeline: Vec<ProviderPlan>,
-    /// How refusals are answered.
-    pub answers: Answers,
-    /// Tell the backends who is calling.
+    /// The responses to rejections.
+    pub answers: RejectionResponses,
+    /// Whether backends receive the user and the name of the key.
     pub forward_identity: bool,
 }
 
-/// One provider.
 #[derive(Clone, Debug)]
 pub struct ProviderPlan {
-    /// Its name.
     pub name: String,
-    /// Where its keys are.
     pub source: Source,
-    /// What decides about them; the default rules without it.
+    /// The script that decides about its keys; `None`: the default rules.
     pub script: Option<Arc<Script>>,
-    /// How long its answers hold.
     pub cache: CachePlan,
-    /// How long it may take for an answer.
+    /// How long its response may take.
     pub timeout: Duration,
-    /// Whether quotas and balances of its keys are counted.
+    /// Whether the gateway counts quotas and balances of its keys.
     pub count_usage: bool,
 }
 
-/// Where keys are.
+/// Where the keys of a provider are.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    /// In the configuration itself.
+    /// In the configuration.
     Keys(Vec<KeyPlan>),
     /// In the admin API's file.
     Builtin(PathBuf),
@@ -65,30 +62,30 @@ pub enum Source {
     Redis {
         /// The server.
         settings: redis::Settings,
-        /// The name under which a key stands, with `{api_key}` in it.
+        /// The name of a key's entry, with `{api_key}` in it.
         pattern: String,
     },
     /// In a table.
     Database {
         /// The database.
         settings: sql::Settings,
-        /// How it is asked.
+        /// The query.
         lookup: sql::Lookup,
     },
     /// At an HTTP service.
     Webhook {
         /// Its address.
         url: String,
-        /// Header fields to send along.
+        /// Further header fields.
         headers: Vec<(HeaderName, HeaderValue)>,
     },
-    /// Nowhere: the script decides about every key.
+    /// No source: the script decides about every key.
     Lua,
 }
 
 impl Source {
-    /// Whether both are the same keys at the same place, perhaps with other things told of them:
-    /// whoever changes one changes the other.
+    /// Whether both read the same keys, perhaps with other columns: a change of the one is a change
+    /// of the other.
     pub fn same_place(&self, other: &Self) -> bool {
         match (self, other) {
             (
@@ -103,26 +100,26 @@ impl Source {
 /// A key of the configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyPlan {
-    /// The key.
     pub key: Secret,
-    /// What is known of it.
+    /// Its properties.
     pub data: Map<String, Value>,
 }
 
-/// How long answers of a provider hold.
+/// How long responses of a provider are cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachePlan {
-    /// What it knows of a key.
+    /// For a known key.
     pub ttl: Duration,
-    /// That it does not know a key.
+    /// For an unknown key.
     pub negative_ttl: Duration,
-    /// Keys that are remembered.
+    /// The number of cached keys.
     pub size: usize,
-    /// How old an answer may be while the provider cannot be asked; `None`: none is used then.
+    /// The maximum age of a response that is used while the provider is unavailable; `None`: none
+    /// is used.
     pub stale: Option<Duration>,
 }
 
-/// Why a caller is not let in, or that it is.
+/// The decision about a key, with the reason of a rejection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     Active,
@@ -138,34 +135,31 @@ pub enum Reason {
     Unavailable,
 }
 
-/// How each reason is answered.
+/// The response for each reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answers(Vec<(Reason, Answer)>);
+pub struct RejectionResponses(Vec<(Reason, RejectionResponse)>);
 
-/// How one reason is answered.
+/// The response for one reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The caller is let in.
+pub struct RejectionResponse {
+    /// Whether the request is allowed.
     pub allow: bool,
-    /// HTTP status.
     pub status: u16,
     /// `code` in the body.
     pub code: String,
-    /// The sentence in the body.
+    /// `message` in the body.
     pub message: String,
 }
 
-impl Answers {
-    /// The answer for a reason.
-    pub fn of(&self, reason: Reason) -> &Answer {
+impl RejectionResponses {
+    pub fn of(&self, reason: Reason) -> &RejectionResponse {
         let found = self.0.iter().find(|(known, _)| *known == reason);
-        &found.expect("`ANSWERS` names every reason").1
+        &found.expect("`DEFAULT_RESPONSES` has every reason").1
     }
 }
 
-/// What is said of a reason where the configuration says nothing: its key there, status, code and
-/// sentence.
-const ANSWERS: [(Reason, &str, u16, &str, &str); 11] = [
+/// The defaults: reason, key in the configuration, status, code and message.
+const DEFAULT_RESPONSES: [(Reason, &str, u16, &str, &str); 11] = [
     (Reason::Active, "active", 403, "CLOSED", "The gateway is closed"),
     (Reason::Disabled, "disabled", 403, "DISABLED", "The API key is disabled"),
     (Reason::Expired, "expired", 403, "EXPIRED", "The API key has expired"),
@@ -198,7 +192,7 @@ const ANSWERS: [(Reason, &str, u16, &str, &str); 11] = [
 ];
 
 impl Reason {
-    /// What the configuration says of it.
+    /// What the configuration has for it.
     fn given(self, raw: &raw::StatusCodes) -> &raw::StatusCode {
         match self {
             Self::Active => &raw.active,
@@ -215,23 +209,23 @@ impl Reason {
         }
     }
 
-    /// Whether nobody has looked at the caller, or somebody has decided: no `allow` undoes that.
-    fn is_final(self) -> bool {
+    /// Whether `allow` cannot override it: the key was not checked, or a script has rejected it.
+    fn cannot_be_allowed(self) -> bool {
         matches!(self, Self::Denied | Self::ScriptError | Self::Unavailable)
     }
 }
 
 const PATTERN: &str = "llmproxy:key:{api_key}";
 
-/// What only the provider's place in the file tells.
-struct Place<'a> {
+/// A provider of the file.
+struct ProviderEntry<'a> {
     at: String,
     raw: &'a raw::Provider,
     whole: &'a Raw,
 }
 
 impl Planner<'_> {
-    /// Understands `auth`; `None` also if it is switched off.
+    /// The section `auth`; `None` also if it is switched off.
     pub(super) fn auth(&mut self, whole: &Raw) -> Option<AuthPlan> {
         let Some(raw) = whole.auth.as_ref().filter(|auth| auth.enabled.0) else {
             self.unused_keys(whole, "auth is not enabled");
@@ -241,18 +235,18 @@ impl Planner<'_> {
             if !path.starts_with('/') || path == "/" {
                 self.problem(
                     format!("auth.skip_paths[{i}]"),
-                    format!("`{path}` is not the beginning of some paths"),
-                    "write `/v1/models`; to ask nobody for a key set `enabled: false`",
+                    format!("`{path}` is not a path prefix"),
+                    "write `/v1/models`; to require no keys at all set `enabled: false`",
                 );
             }
         }
         let mut pipeline: Vec<ProviderPlan> = Vec::new();
         for (i, provider) in raw.pipeline.iter().enumerate().filter(|(_, p)| p.enabled) {
-            let place = Place { at: format!("auth.pipeline[{i}]"), raw: provider, whole };
-            let Some(plan) = self.provider(&place) else { continue };
+            let entry = ProviderEntry { at: format!("auth.pipeline[{i}]"), raw: provider, whole };
+            let Some(plan) = self.provider(&entry) else { continue };
             if pipeline.iter().any(|p| p.name == plan.name) {
-                let message = format!("has the same name as an earlier one: `{}`", plan.name);
-                self.problem(&place.at, message, "give each provider a `name` of its own");
+                let message = format!("has the same name as an earlier provider: `{}`", plan.name);
+                self.problem(&entry.at, message, "give each provider its own `name`");
             }
             pipeline.push(plan);
         }
@@ -261,11 +255,12 @@ impl Planner<'_> {
         } else if !raw.pipeline.iter().any(|p| p.kind == ProviderKind::File && p.enabled) {
             self.unused_keys(whole, "no provider of `auth.pipeline` has the type `file`");
         }
-        let nobody = |p: &ProviderPlan| matches!(&p.source, Source::Keys(keys) if keys.is_empty());
-        if pipeline.iter().all(nobody) && self.problems.is_empty() {
+        let is_empty =
+            |p: &ProviderPlan| matches!(&p.source, Source::Keys(keys) if keys.is_empty());
+        if pipeline.iter().all(is_empty) && self.problems.is_empty() {
             self.problem(
                 "auth",
-                "there is no key: every request would be refused",
+                "there is no key: every request would be rejected",
                 "add `api_keys`, or a provider to `auth.pipeline`",
             );
         }
@@ -285,7 +280,7 @@ impl Planner<'_> {
         }
     }
 
-    /// The provider of a configuration that names none.
+    /// The provider of a configuration without a pipeline.
     fn file_provider(&mut self, whole: &Raw, raw: &raw::Auth) -> ProviderPlan {
         ProviderPlan {
             name: "file".to_owned(),
@@ -320,15 +315,15 @@ impl Planner<'_> {
         headers
     }
 
-    fn provider(&mut self, place: &Place<'_>) -> Option<ProviderPlan> {
-        let Place { at, raw, .. } = place;
+    fn provider(&mut self, entry: &ProviderEntry<'_>) -> Option<ProviderPlan> {
+        let ProviderEntry { at, raw, .. } = entry;
         let before = self.problems.len();
-        self.other_sections(place);
+        self.other_sections(entry);
         let script = self.script(at, raw);
         if raw.kind == ProviderKind::Lua && script.is_none() && self.problems.len() == before {
             self.problem(at, "a provider of type `lua` needs a script", "add `lua_script`");
         }
-        let source = self.source(place);
+        let source = self.source(entry);
         if !(1..=10_000_000).contains(&raw.cache_size) {
             self.problem(format!("{at}.cache_size"), "is not between 1 and 10000000", "");
         }
@@ -352,9 +347,9 @@ impl Planner<'_> {
         })
     }
 
-    /// A section that belongs to another type is a mistake that must not be passed over.
-    fn other_sections(&mut self, place: &Place<'_>) {
-        let Place { at, raw, .. } = place;
+    /// Reports a section that belongs to another type.
+    fn other_sections(&mut self, entry: &ProviderEntry<'_>) {
+        let ProviderEntry { at, raw, .. } = entry;
         for (kind, given, key) in [
             (ProviderKind::Static, raw.fixed.is_some(), "static"),
             (ProviderKind::Redis, raw.redis.is_some(), "redis"),
@@ -368,8 +363,8 @@ impl Planner<'_> {
         }
     }
 
-    fn source(&mut self, place: &Place<'_>) -> Option<Source> {
-        let Place { at, raw, whole } = place;
+    fn source(&mut self, entry: &ProviderEntry<'_>) -> Option<Source> {
+        let ProviderEntry { at, raw, whole } = entry;
         match raw.kind {
             ProviderKind::Static => {
                 let empty = raw::StaticKeys::default();
@@ -439,7 +434,7 @@ impl Planner<'_> {
         match sql::Lookup::new(settings.driver, table, column, &raw.fields) {
             Ok(lookup) => Some(Source::Database { settings, lookup }),
             Err(why) => {
-                self.problem(at, why, "names consist of letters, digits and `_`");
+                self.problem(at, why, "a name consists of letters, digits and `_`");
                 None
             }
         }
@@ -457,7 +452,7 @@ impl Planner<'_> {
     fn keys(&mut self, at: &str, raw: &[raw::ApiKey], defaults: &raw::Defaults) -> Vec<KeyPlan> {
         if defaults.total_quota.is_some_and(|n| !n.is_finite() || n < 0.0) {
             let at = "auth.defaults.total_quota";
-            self.problem(at, "is not a number from 0 on", "0, or nothing, is no limit");
+            self.problem(at, "is not a number of 0 or more", "0, or no value, means no limit");
         }
         let mut keys: Vec<KeyPlan> = Vec::new();
         for (i, entry) in raw.iter().enumerate() {
@@ -481,43 +476,43 @@ impl Planner<'_> {
             if data.get("status").is_some_and(|s| terms::status_number(s).is_none()) {
                 self.problem(
                     format!("{at}.status"),
-                    "is no status",
+                    "is not a status",
                     "write `active`, `disabled`, `quota_exceeded` or `expired`",
                 );
             } else if let Err(why) = Terms::read(&data) {
                 self.problem(&at, why, "");
             }
-            // As JSON they would be nothing, and no limit.
+            // In JSON they would become `null`, which means no limit.
             let amounts = [
                 ("total_quota", entry.total_quota),
                 ("used_quota", entry.used_quota),
                 ("balance", entry.balance),
             ];
             for (name, _) in amounts.iter().filter(|(_, n)| n.is_some_and(|n| !n.is_finite())) {
-                self.problem(format!("{at}.{name}"), "is not a finite number", "0 is no limit");
+                self.problem(format!("{at}.{name}"), "is not a finite number", "0 means no limit");
             }
             keys.push(KeyPlan { key, data });
         }
         keys
     }
 
-    fn answers(&mut self, raw: &raw::StatusCodes) -> Answers {
+    fn answers(&mut self, raw: &raw::StatusCodes) -> RejectionResponses {
         let mut answers = Vec::new();
-        for (reason, key, status, code, message) in ANSWERS {
+        for (reason, key, status, code, message) in DEFAULT_RESPONSES {
             let given = reason.given(raw);
             let at = format!("auth.status_codes.{key}");
             let status = given.http_code.unwrap_or(status);
             if !(400..600).contains(&status) {
                 self.problem(format!("{at}.http_code"), "is not between 400 and 599", "");
             }
-            if reason.is_final() && given.allow == Some(true) {
+            if reason.cannot_be_allowed() && given.allow == Some(true) {
                 self.problem(
                     format!("{at}.allow"),
-                    "cannot be `true`: it would let in whom nobody has looked at",
-                    "let the script say `allow = true`, or use `on_error: allow_cached`",
+                    "cannot be `true`: it would allow requests whose key was not checked",
+                    "let the script set `allow = true`, or use `on_error: allow_cached`",
                 );
             }
-            let answer = Answer {
+            let answer = RejectionResponse {
                 allow: given.allow.unwrap_or(reason == Reason::Active),
                 status,
                 code: given.code.clone().unwrap_or_else(|| code.to_owned()),
@@ -525,11 +520,11 @@ impl Planner<'_> {
             };
             answers.push((reason, answer));
         }
-        Answers(answers)
+        RejectionResponses(answers)
     }
 }
 
-/// What is known of a key, as other sources tell it.
+/// The properties of a key, in the form that other providers return.
 fn data(entry: &raw::ApiKey, defaults: &raw::Defaults) -> Map<String, Value> {
     let mut entry = entry.clone();
     entry.total_quota = entry.total_quota.or(defaults.total_quota);
@@ -542,7 +537,7 @@ fn data(entry: &raw::ApiKey, defaults: &raw::Defaults) -> Map<String, Value> {
     data
 }
 
-/// The word for a type in the file.
+/// The name of a type in the file.
 fn word(kind: ProviderKind) -> String {
     let value = serde_json::to_value(kind).ok();
     value.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! The backends of the file: where each is, what it is sent, and by which way.
+//! `backends`: the URL of each, its credentials and its proxy.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -30,36 +30,33 @@ pub struct BackendPlan {
     pub tls: bool,
     /// Host name or address.
     pub host: String,
-    /// Port.
     pub port: u16,
     /// Value for `Host`.
     pub authority: HeaderValue,
-    /// What its URL says of paths.
+    /// The paths that follow from its URL.
     pub base: BasePath,
     /// Share of the requests.
     pub weight: u32,
-    /// Models it serves; empty for every model.
+    /// Models that it serves; empty: every model.
     pub models: Vec<ModelPattern>,
-    /// The field that holds its key.
+    /// The header field with its key.
     pub key: Option<(HeaderName, HeaderValue)>,
-    /// Further fields that it is sent.
+    /// Further header fields that it receives.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// The proxy that leads to it.
+    /// The HTTP proxy in front of it.
     pub proxy: Option<Proxy>,
-    /// How to ask for usage in streams.
     pub stream_usage: StreamUsage,
-    /// What it is.
     pub engine: Engine,
     /// The language of its API.
     pub protocol: Protocol,
-    /// What becomes of several addresses.
+    /// How several addresses are treated.
     pub addresses: Addresses,
-    /// It is probed, if probes are configured.
+    /// Whether `health_check` applies to it.
     pub probed: bool,
 }
 
 impl BackendPlan {
-    /// Host and port that a connection is made to: those of the proxy, if there is one.
+    /// Host and port of connections: those of the proxy, if there is one.
     pub fn dialled(&self) -> (&str, u16) {
         match &self.proxy {
             Some(proxy) => (&proxy.host, proxy.port),
@@ -67,13 +64,13 @@ impl BackendPlan {
         }
     }
 
-    /// The address that a connection is made to, if it is not given as a name.
+    /// The address of connections, unless it is a name.
     pub fn literal(&self) -> Option<SocketAddr> {
         let (host, port) = self.dialled();
         host.parse().ok().map(|ip| SocketAddr::new(ip, port))
     }
 
-    /// The fields that it is sent with every request.
+    /// The header fields that every request to it has.
     pub fn identity(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
         self.headers.iter().chain(&self.key)
     }
@@ -84,7 +81,7 @@ impl BackendPlan {
         format!("{scheme}://{}", self.authority.to_str().unwrap_or_default())
     }
 
-    /// What is called for a chat request, and how, without secrets.
+    /// The URL of a chat request and how the key is sent, without secrets.
     pub fn called(&self) -> String {
         let mut line = format!("POST {}{}/chat/completions", self.origin(), self.base.api);
         if let Some(query) = &self.base.query {
@@ -103,8 +100,8 @@ impl BackendPlan {
 
 const URL_HINT: &str = "write `http://host:8000` or `https://host/v1`";
 
-/// How a key is sent.
-pub(super) struct KeyForm<'r> {
+/// The header field of a key.
+pub(super) struct KeyHeader<'r> {
     /// The language of the backend's API, which has a usual form.
     pub protocol: Protocol,
     /// `auth_header`
@@ -114,12 +111,12 @@ pub(super) struct KeyForm<'r> {
 }
 
 impl Planner<'_> {
-    /// The backends that are used, and those that are switched off.
+    /// The enabled backends, and the disabled ones.
     pub(super) fn backends(&mut self, raw: &Raw) -> (Vec<BackendPlan>, Vec<BackendPlan>) {
         if !raw.backends.iter().any(|b| b.enabled.0) && !self.discovers {
             let message = match raw.backends[..] {
                 [] => "there is no backend",
-                [..] => "every backend is switched off",
+                [..] => "every backend is disabled",
             };
             self.problem("backends", message, "add one: `- url: \"http://vllm:8000\"`");
         }
@@ -132,7 +129,7 @@ impl Planner<'_> {
             };
             if let Some(first) = names.insert(plan.name.clone(), i) {
                 let message = format!("has the same name as backends[{first}]: `{}`", plan.name);
-                self.problem(&at, message, "give each backend a `name` of its own");
+                self.problem(&at, message, "give each backend its own `name`");
             }
             if backend.enabled.0 { &mut used } else { &mut unused }.push(plan);
         }
@@ -141,11 +138,7 @@ impl Planner<'_> {
 
     pub(super) fn backend(&mut self, at: &str, raw: &raw::Backend) -> Option<BackendPlan> {
         if !(1..=1000).contains(&raw.weight) {
-            self.problem(
-                format!("{at}.weight"),
-                "is not between 1 and 1000",
-                "without it the weight is 1",
-            );
+            self.problem(format!("{at}.weight"), "is not between 1 and 1000", "the default is 1");
         }
         let mut models = Vec::new();
         for (i, text) in raw.models.iter().enumerate() {
@@ -155,7 +148,7 @@ impl Planner<'_> {
             }
         }
         let protocol = self.protocol(at, raw.protocol.as_deref());
-        let form = KeyForm {
+        let form = KeyHeader {
             protocol,
             name: raw.auth_header.as_deref(),
             scheme: raw.auth_scheme.as_deref(),
@@ -166,7 +159,7 @@ impl Planner<'_> {
         let base = match BasePath::read(uri.path(), uri.query(), raw.append_v1) {
             Ok(base) => base,
             Err(why) => {
-                let hint = "write the base that endpoints follow: `https://host/v1`";
+                let hint = "write the base of the endpoints: `https://host/v1`";
                 self.problem(format!("{at}.url"), why, hint);
                 return None;
             }
@@ -184,7 +177,7 @@ impl Planner<'_> {
         let addresses = raw.addresses.unwrap_or(usual);
         if proxy.is_some() && addresses == Addresses::Each {
             let hint = "write `one`, or `proxy: none` for direct connections";
-            let message = "behind a proxy no addresses can be told apart";
+            let message = "addresses cannot be distinguished behind a proxy";
             self.problem(format!("{at}.addresses"), message, hint);
         }
         Some(BackendPlan {
@@ -225,7 +218,7 @@ impl Planner<'_> {
         let uri = match url.parse::<Uri>() {
             Ok(uri) if url.contains("://") && uri.host().is_some_and(|h| !h.is_empty()) => uri,
             _ => {
-                // Whatever stands before an `@`, or in a query, may be a secret.
+                // The text before an `@`, and the query, may be secret.
                 let shown = url.rsplit('@').next().unwrap_or_default();
                 let shown = shown.split('?').next().unwrap_or_default();
                 self.problem(path, format!("`{shown}` is not a URL"), URL_HINT);
@@ -238,7 +231,7 @@ impl Planner<'_> {
                 false
             }
             () if uri.authority().is_some_and(|a| a.as_str().contains('@')) => {
-                self.problem(path, "holds a user name", "give the key in `api_key`");
+                self.problem(path, "contains a user name", "write the key in `api_key`");
                 false
             }
             () if names_port(&uri) && uri.port_u16().is_none_or(|p| p == 0) => {
@@ -246,7 +239,7 @@ impl Planner<'_> {
                 false
             }
             () if url.contains('#') => {
-                self.problem(path, "holds a fragment", "only a path and a query are possible");
+                self.problem(path, "contains a fragment", "only a path and a query are allowed");
                 false
             }
             () => true,
@@ -260,7 +253,7 @@ impl Planner<'_> {
         at: &str,
         key: Option<&SecretText>,
         file: Option<&str>,
-        form: &KeyForm<'_>,
+        form: &KeyHeader<'_>,
     ) -> Option<(HeaderName, HeaderValue)> {
         let before = self.problems.len();
         let key = self.secret(at, "api_key", key, file);
@@ -307,7 +300,7 @@ impl Planner<'_> {
             None => HeaderValue::from_str(secret.expose()).ok().map(sensitive),
             Some(why) => {
                 let message = format!("cannot be sent in a header field: {why}");
-                self.problem(at, message, "a key is one word of visible ASCII characters");
+                self.problem(at, message, "a key is a single word of visible ASCII characters");
                 None
             }
         }
@@ -325,15 +318,15 @@ impl Planner<'_> {
             if is_managed(name) {
                 self.problem(path, "is set by the gateway itself", "remove it");
             } else if key.is_some_and(|(own, _)| own == name) {
-                let hint = "give the key in one place";
-                self.problem(path, "holds the key as well, by `auth_header`", hint);
+                let hint = "remove one of them";
+                self.problem(path, "is also the `auth_header` of the key", hint);
             }
         }
         headers
     }
 
-    /// The proxy that a backend names, or the environment for https.
-    /// One that is switched off is not asked of the environment: it is checked when it is used.
+    /// The proxy of a backend, or of the environment for https. The environment is ignored for a
+    /// disabled backend, so that it cannot cause a problem.
     fn backend_proxy(&mut self, at: &str, raw: &raw::Backend, uri: &Uri) -> Option<Proxy> {
         let found = match raw.proxy.as_ref().map(|text| text.0.expose()) {
             Some("none") => return None,
@@ -354,7 +347,7 @@ impl Planner<'_> {
     }
 }
 
-/// Fields that the gateway, or the connection, sets.
+/// Fields that the gateway or the connection sets.
 fn is_managed(name: &HeaderName) -> bool {
     is_hop_by_hop(name.as_str())
         || matches!(
@@ -368,7 +361,7 @@ fn sensitive(mut value: HeaderValue) -> HeaderValue {
     value
 }
 
-/// Whether something stands where a port stands, even if it is none.
+/// Whether there is a port, valid or not.
 fn names_port(uri: &Uri) -> bool {
     let authority = uri.authority().map_or("", |a| a.as_str());
     authority.rsplit(']').next().is_some_and(|tail| tail.contains(':'))

@@ -1,14 +1,14 @@
-//! The path of a backend's URL: what the gateway's own paths are appended to.
+//! The path of a backend's URL, to which endpoint paths are appended.
 
 use percent_encoding::percent_decode_str;
 
-/// Where the requests of a backend go, below its host.
+/// The paths of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BasePath {
-    /// What takes the place of `/v1` in a request's path: `/v1`, `/prefix/v1`, `/api/paas/v4`,
+    /// Replaces `/v1` in the path of a request: `/v1`, `/prefix/v1`, `/api/paas/v4`,
     /// `/openai/deployments/x`, or nothing.
     pub api: String,
-    /// What stands before the engine's own paths, `/health` and `/metrics`.
+    /// The prefix of the engine's own paths, `/health` and `/metrics`.
     pub root: String,
     /// The query of the URL, without its question mark: it is sent with every request.
     pub query: Option<String>,
@@ -16,13 +16,13 @@ pub struct BasePath {
     pub lists_models: bool,
 }
 
-/// Endpoints that the gateway calls: a URL that ends in one of them is read as its base.
+/// Endpoints that the gateway calls: they are removed from the end of a URL.
 const ENDPOINTS: [&str; 4] = ["/chat/completions", "/completions", "/embeddings", "/models"];
 
-/// Endpoints that are complete without a version in front of them: a prefix has no such name.
+/// Endpoints that are recognised without a version in front of them: no prefix has such a name.
 const UNMISTAKABLE: [&str; 2] = ["/chat/completions", "/completions"];
 
-/// Endpoints behind a version that the gateway does not call.
+/// Endpoints that the gateway does not call.
 const FOREIGN: [&str; 7] = [
     "/responses",
     "/messages",
@@ -38,8 +38,8 @@ const CREDENTIALS: [&str; 7] =
     ["key", "api_key", "api-key", "apikey", "access_token", "token", "subscription-key"];
 
 impl BasePath {
-    /// Reads path and query of a URL. `append_v1`: whether `/v1` follows the path; `None`: unless
-    /// the path has a version of its own, or names a deployment.
+    /// Reads path and query of a URL. `append_v1`: whether `/v1` is appended to the path; `None`:
+    /// unless the path has a version, or names a deployment.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -75,9 +75,9 @@ impl BasePath {
         })
     }
 
-    /// What is asked of the backend for a client's path and query, which begins with `/v1/`.
-    /// `None`: the same. Parameters that hold a client's key, and those that the URL of the backend
-    /// sets, are left out.
+    /// Path and query for the backend, from a client's path and query that begins with `/v1/`.
+    /// `None`: they are unchanged. Parameters that hold a client's key, and those that the
+    /// backend's URL sets, are removed.
     pub fn target(&self, client: &str) -> Option<String> {
         let (path, query) = match client.split_once('?') {
             Some((path, query)) => (path, Some(query)),
@@ -118,7 +118,7 @@ impl BasePath {
         target
     }
 
-    /// A client's query without what must not be sent.
+    /// A client's query without the parameters that must not be sent.
     fn kept(&self, query: &str) -> String {
         let set = |name: &str| {
             let own = self.query.as_deref().unwrap_or_default();
@@ -133,7 +133,7 @@ impl BasePath {
     }
 }
 
-/// The query as it may be shown: values are secrets as often as not, only a version never is.
+/// The query for messages: values may be secret, except for a version.
 pub fn shown_query(query: &str) -> String {
     let show = |parameter: &str| {
         let name = parameter.split('=').next().unwrap_or_default();
@@ -163,12 +163,13 @@ fn without_endpoint(path: &str) -> (&str, Option<&'static str>) {
     (path, None)
 }
 
-/// Where the first segment that is a version begins, at its slash: `/v1`, `/v4`, `/v1beta`, `/v1.0`.
+/// The offset of the first segment that is a version, including its slash: `/v1`, `/v4`, `/v1beta`,
+/// `/v1.0`.
 fn version(path: &str) -> Option<usize> {
     segments(path).find(|(_, segment)| is_version(segment)).map(|(at, _)| at)
 }
 
-/// Where `/openai/deployments/NAME` begins.
+/// The offset of `/openai/deployments/NAME`.
 fn deployment(path: &str) -> Option<usize> {
     let at = path.find("/openai/deployments/")?;
     let name = &path[at + "/openai/deployments/".len()..];

@@ -1,4 +1,4 @@
-//! Where backends come from: sources, and what they tell.
+//! `discovery`: sources of backends, and the lists that they return.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    backend::{BackendPlan, KeyForm},
+    backend::{BackendPlan, KeyHeader},
     planner::Planner,
 };
 
@@ -22,75 +22,69 @@ use crate::{
     store::proxy::Proxies,
 };
 
-/// Where backends come from.
+/// Sources of backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiscoveryPlan {
-    /// How the sources go together.
+    /// How the sources are combined.
     pub mode: DiscoveryMode,
     /// The sources; none if discovery is off.
     pub sources: Vec<SourcePlan>,
-    /// Name servers in place of the system's.
+    /// Name servers instead of the system's.
     pub dns_servers: Vec<SocketAddr>,
 }
 
-/// A place that tells of backends.
+/// A source of backends.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SourcePlan {
-    /// Its name, which no other source has.
+    /// Unique among the sources.
     pub name: String,
-    /// How it is asked.
-    pub place: Place,
-    /// How often.
+    pub location: SourceLocation,
+    /// Time between two queries.
     pub interval: Duration,
-    /// The field with the key for its backends.
+    /// The header field with the key of its backends.
     pub key: Option<(HeaderName, HeaderValue)>,
-    /// The proxies that the environment names, for its backends.
+    /// The proxies of the environment, for its backends.
     pub proxies: Arc<Proxies>,
 }
 
-/// How a source is asked.
+/// Where a source is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// By GET.
+pub enum SourceLocation {
     Http {
-        /// Where.
         url: String,
-        /// How long an answer may take.
+        /// How long a response may take.
         timeout: Duration,
-        /// Header fields to send along.
         headers: Vec<(HeaderName, HeaderValue)>,
     },
-    /// By reading it.
     File(PathBuf),
 }
 
-/// What a source told.
+/// The list of a source.
 #[derive(Debug, Default, PartialEq)]
-pub struct Listed {
-    /// Its backends.
+pub struct SourceList {
     pub backends: Vec<BackendPlan>,
-    /// The entries that are no use, and why.
+    /// The invalid entries, and why.
     pub skipped: Vec<String>,
 }
 
-impl Listed {
-    /// The entries that are no use, for one line of the log; empty if there are none.
-    pub fn complaint(&self) -> String {
-        let told = self.skipped.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
-        match self.skipped.len().checked_sub(TOLD) {
-            None | Some(0) => told,
-            Some(more) => format!("{told}; and {more} more"),
+impl SourceList {
+    /// The invalid entries, for one line of the log; empty if there are none.
+    pub fn invalid_entries(&self) -> String {
+        let shown = self.skipped.iter().take(SHOWN_ENTRIES).cloned().collect::<Vec<_>>().join("; ");
+        match self.skipped.len().checked_sub(SHOWN_ENTRIES) {
+            None | Some(0) => shown,
+            Some(more) => format!("{shown}; and {more} more"),
         }
     }
 }
 
-/// Entries that are no use and that one line of the log tells at most.
-const TOLD: usize = 10;
+/// The most invalid entries in one line of the log.
+const SHOWN_ENTRIES: usize = 10;
 
-/// How often a file is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two checks of a file.
+const FILE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The longest name of a backend that a source may tell.
+/// The longest name of a backend in a list.
 const LONGEST_NAME: usize = 200;
 
 impl Planner<'_> {
@@ -120,8 +114,9 @@ impl Planner<'_> {
                     continue;
                 };
                 if sources.iter().any(|s| s.name == plan.name) {
-                    let message = format!("has the same name as an earlier one: `{}`", plan.name);
-                    self.problem(at, message, "give each source a `name` of its own");
+                    let message =
+                        format!("has the same name as an earlier source: `{}`", plan.name);
+                    self.problem(at, message, "give each source its own `name`");
                 }
                 sources.push(plan);
             }
@@ -135,13 +130,13 @@ impl Planner<'_> {
         raw: &DiscoverySource,
         interval: Duration,
     ) -> Option<SourcePlan> {
-        let form = KeyForm {
+        let form = KeyHeader {
             protocol: Protocol::default(),
             name: raw.auth_header.as_deref(),
             scheme: raw.auth_scheme.as_deref(),
         };
         let key = self.backend_key(at, raw.api_key.as_ref(), raw.api_key_file.as_deref(), &form);
-        let (word, place, interval) = match raw.kind {
+        let (word, location, interval) = match raw.kind {
             SourceType::Http => {
                 let http = self.section(at, "source", "http", raw.http.as_ref())?;
                 let interval = http.interval.map_or(interval, |i| i.0);
@@ -153,7 +148,7 @@ impl Planner<'_> {
             }
             SourceType::File => {
                 let file = self.section(at, "source", "file", raw.file.as_ref())?;
-                ("file", Place::File(self.path(&file.path)), LOOK)
+                ("file", SourceLocation::File(self.path(&file.path)), FILE_INTERVAL)
             }
             unbuilt => {
                 self.unbuilt_source(at, unbuilt);
@@ -161,16 +156,16 @@ impl Planner<'_> {
             }
         };
         let name = raw.name.clone().unwrap_or_else(|| word.to_owned());
-        Some(SourcePlan { name, place, interval, key, proxies: Arc::new(self.proxies.clone()) })
+        Some(SourcePlan { name, location, interval, key, proxies: Arc::new(self.proxies.clone()) })
     }
 
-    fn http_source(&mut self, at: &str, raw: &raw::HttpSource) -> Place {
+    fn http_source(&mut self, at: &str, raw: &raw::HttpSource) -> SourceLocation {
         self.http_url(&format!("{at}.url"), &raw.url);
         if raw.timeout.0.is_zero() {
             self.problem(format!("{at}.timeout"), "is zero", "the default is 10s");
         }
         let headers = self.header_fields(at, &raw.headers, &raw.headers_file);
-        Place::Http { url: raw.url.clone(), timeout: raw.timeout.0, headers }
+        SourceLocation::Http { url: raw.url.clone(), timeout: raw.timeout.0, headers }
     }
 
     fn unbuilt_source(&mut self, at: &str, kind: SourceType) {
@@ -185,16 +180,16 @@ impl Planner<'_> {
             ),
             SourceType::Static => ("static", "write its entries in `backends`"),
             SourceType::Database => {
-                ("database", "use type http, or write a file and use type file")
+                ("database", "use `type: http`, or write a file and use `type: file`")
             }
-            _ => ("etcd", "use type http, or write a file and use type file"),
+            _ => ("etcd", "use `type: http`, or write a file and use `type: file`"),
         };
-        let message = format!("there are no sources of type `{word}`");
+        let message = format!("sources of type `{word}` are not supported");
         self.problem(format!("{at}.type"), message, hint);
     }
 }
 
-/// One entry of a list, as sources write it. What else stands there is for others.
+/// An entry of a list. Unknown fields are ignored: other programs may use them.
 #[derive(Deserialize)]
 struct Entry {
     name: Option<String>,
@@ -209,19 +204,19 @@ struct Entry {
     engine: Option<Engine>,
 }
 
-/// Understands what a source told. Entries that are no use are skipped; the others stay, those of a
-/// name that came before excepted.
+/// Reads the list of a source. Invalid entries, and entries with the name of an earlier one, are
+/// skipped.
 ///
 /// # Errors
-/// If it is no list at all, or one of which nothing is of use: whoever wrote it did not mean that
-/// there are no backends.
-pub fn listed(text: &str, source: &SourcePlan) -> Result<Listed, String> {
-    let mut listed = Listed::default();
+/// If it is not a list, or if all entries are invalid: that does not mean that there are no
+/// backends.
+pub fn read_list(text: &str, source: &SourcePlan) -> Result<SourceList, String> {
+    let mut listed = SourceList::default();
     let mut names = BTreeMap::new();
     for (i, value) in list(text, source)?.into_iter().enumerate() {
         let shown = value.get("name").or_else(|| value.get("url")).and_then(Value::as_str);
         let shown = match shown {
-            // Whatever stands before an `@` may be a password.
+            // The text before an `@` may be a password.
             Some(text) => format!("entry {i} ({:?})", text.rsplit('@').next().unwrap_or_default()),
             None => format!("entry {i}"),
         };
@@ -238,19 +233,19 @@ pub fn listed(text: &str, source: &SourcePlan) -> Result<Listed, String> {
         }
     }
     if listed.backends.is_empty() && !listed.skipped.is_empty() {
-        return Err(format!("no entry is of use: {}", listed.complaint()));
+        return Err(format!("no entry is valid: {}", listed.invalid_entries()));
     }
     Ok(listed)
 }
 
 fn list(text: &str, source: &SourcePlan) -> Result<Vec<Value>, String> {
     let text = without_mark(text);
-    let read = match (serde_json::from_str(text), &source.place) {
+    let read = match (serde_json::from_str(text), &source.location) {
         (Ok(value), _) => value,
-        (Err(_), Place::File(_)) => {
+        (Err(_), SourceLocation::File(_)) => {
             serde_yaml::from_str(text).map_err(|e| format!("neither JSON nor YAML: {e}"))?
         }
-        (Err(e), Place::Http { .. }) => return Err(format!("no JSON: {e}")),
+        (Err(e), SourceLocation::Http { .. }) => return Err(format!("not JSON: {e}")),
     };
     let inner = match read {
         Value::Object(mut map) => map.remove("backends").or_else(|| map.remove("services")),
@@ -262,10 +257,10 @@ fn list(text: &str, source: &SourcePlan) -> Result<Vec<Value>, String> {
     }
 }
 
-/// The backend of an entry; `None` if its status says that it is not in use.
+/// The backend of an entry; `None` if its status disables it.
 fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, String> {
     if !value.is_object() {
-        return Err("is no object".to_owned());
+        return Err("is not an object".to_owned());
     }
     let entry: Entry = serde_json::from_value(value).map_err(|e| e.to_string())?;
     if !matches!(entry.status.as_deref(), None | Some("" | "enabled" | "active")) {
@@ -301,15 +296,15 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
     planner.trust();
     match plan.filter(|_| problems.is_empty()) {
         Some(plan) => Ok(Some(BackendPlan { key: source.key.clone(), ..plan })),
-        None => Err(problems.iter().map(said).collect::<Vec<_>>().join("; ")),
+        None => Err(problems.iter().map(in_one_line).collect::<Vec<_>>().join("; ")),
     }
 }
 
-fn said(problem: &Problem) -> String {
+fn in_one_line(problem: &Problem) -> String {
     problem.to_string().trim_start_matches('.').to_owned()
 }
 
-/// Whether a source tells of backends, beside those of the file.
+/// Whether there is an enabled source.
 pub(super) fn are_on(raw: &Raw) -> bool {
     let on = |d: &raw::Discovery| d.enabled.0 && d.sources.iter().any(|s| s.enabled.0);
     raw.discovery.as_ref().is_some_and(on)
@@ -322,17 +317,21 @@ mod tests {
 
     use super::*;
 
-    fn source(place: Place) -> SourcePlan {
+    fn source(location: SourceLocation) -> SourcePlan {
         let key = (header::AUTHORIZATION, HeaderValue::from_static("Bearer sk-1"));
         let (name, proxies) = ("s".to_owned(), Arc::default());
-        SourcePlan { name, place, interval: LOOK, key: Some(key), proxies }
+        SourcePlan { name, location, interval: FILE_INTERVAL, key: Some(key), proxies }
     }
 
     fn http() -> SourcePlan {
-        source(Place::Http { url: String::new(), timeout: LOOK, headers: Vec::new() })
+        source(SourceLocation::Http {
+            url: String::new(),
+            timeout: FILE_INTERVAL,
+            headers: Vec::new(),
+        })
     }
 
-    fn names(listed: &Listed) -> Vec<&str> {
+    fn names(listed: &SourceList) -> Vec<&str> {
         listed.backends.iter().map(|b| b.name.as_str()).collect()
     }
 
@@ -347,7 +346,7 @@ mod tests {
             format!(r#"{{"backends": {list}}}"#),
             format!(r#"{{"services": {list}, "total": 4}}"#),
         ] {
-            let listed = listed(&text, &http()).unwrap();
+            let listed = read_list(&text, &http()).unwrap();
             assert_eq!(names(&listed), ["a", "https://b/v1", "c"]);
             assert_eq!(listed.skipped, Vec::<String>::new());
             let a = &listed.backends[0];
@@ -363,9 +362,9 @@ mod tests {
     #[test]
     fn files_may_be_yaml_and_answers_may_not() {
         let text = "backends:\n  - {name: a, url: \"http://a:1\"}\n";
-        let file = source(Place::File("list.yaml".into()));
-        assert_eq!(names(&listed(text, &file).unwrap()), ["a"]);
-        assert!(listed(text, &http()).is_err());
+        let file = source(SourceLocation::File("list.yaml".into()));
+        assert_eq!(names(&read_list(text, &file).unwrap()), ["a"]);
+        assert!(read_list(text, &http()).is_err());
     }
 
     #[test]
@@ -375,14 +374,14 @@ mod tests {
                        {"name": "u", "url": "ftp://u"}, {"url": "http://me:secret@h"},
                        {"name": "a", "url": "http://again"}, {"name": "x\ny", "url": "http://x"},
                        {"name": "a", "url": "http://third"}, {"name": "z", "url": "http://z"}]"#;
-        let listed = listed(text, &http()).unwrap();
+        let listed = read_list(text, &http()).unwrap();
         assert_eq!(names(&listed), ["a", "z"]);
         assert_eq!(*listed.backends[0].url, *"http://a");
         let told = listed.skipped.join("\n");
         assert_eq!(listed.skipped.len(), 8, "{told}");
         for part in [
             "entry 1 (\"no-url\"): missing field `url`",
-            "entry 2: is no object",
+            "entry 2: is not an object",
             "entry 3 (\"w\"): weight: is not between 1 and 1000",
             "entry 4 (\"u\"): url: the scheme must be http or https",
             "entry 6 (\"a\") has the name of entry 0",
@@ -396,10 +395,10 @@ mod tests {
     #[test]
     fn what_is_no_list_is_refused_whole() {
         for text in ["", "null", "{}", "<html>", "\"x\"", r#"{"backends": {}}"#, "[1", "7"] {
-            assert!(listed(text, &http()).is_err(), "{text}");
-            assert!(listed(text, &source(Place::File("f".into()))).is_err(), "{text}");
+            assert!(read_list(text, &http()).is_err(), "{text}");
+            assert!(read_list(text, &source(SourceLocation::File("f".into()))).is_err(), "{text}");
         }
-        assert_eq!(listed("[]", &http()).unwrap(), Listed::default());
+        assert_eq!(read_list("[]", &http()).unwrap(), SourceList::default());
     }
 
     #[test]
@@ -407,22 +406,22 @@ mod tests {
         let bad = r#"{"name": "b", "url": "ftp://b"}"#;
         let off = r#"{"name": "c", "url": "http://c", "status": "disabled"}"#;
         for text in [format!("[{bad}]"), format!("[{off}, {bad}]")] {
-            let why = listed(&text, &http()).unwrap_err();
-            assert!(why.starts_with("no entry is of use: entry "), "{why}");
+            let why = read_list(&text, &http()).unwrap_err();
+            assert!(why.starts_with("no entry is valid: entry "), "{why}");
             assert!(why.contains("(\"b\"): url: the scheme must be"), "{why}");
         }
         let many = vec![bad; 30].join(",");
-        let why = listed(&format!("[{many}]"), &http()).unwrap_err();
+        let why = read_list(&format!("[{many}]"), &http()).unwrap_err();
         assert!(why.ends_with("; and 20 more"), "{why}");
         // Backends that are switched off are meant to be none.
-        assert_eq!(listed(&format!("[{off}]"), &http()).unwrap(), Listed::default());
+        assert_eq!(read_list(&format!("[{off}]"), &http()).unwrap(), SourceList::default());
     }
 
     proptest! {
         #[test]
         fn whatever_a_source_tells_the_gateway_goes_on(text in ".{0,200}") {
-            let _ = listed(&text, &http());
-            let _ = listed(&format!("[{{\"url\": {text:?}, \"name\": {text:?}}}]"), &http());
+            let _ = read_list(&text, &http());
+            let _ = read_list(&format!("[{{\"url\": {text:?}, \"name\": {text:?}}}]"), &http());
         }
     }
 }

@@ -10,19 +10,18 @@ use crate::config::raw::HealthCheck;
 /// Active probes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthPlan {
-    /// Time from one round to the next.
+    /// Time between two rounds.
     pub interval: Duration,
     /// How long a probe may take.
     pub timeout: Duration,
-    /// HTTP method.
     pub method: Method,
-    /// Path below the prefix of the backend.
+    /// Path, relative to the root of the backend's URL.
     pub path: String,
     /// The status of a healthy backend.
     pub expected_status: u16,
-    /// Failures in a row until a backend is taken out.
+    /// Consecutive failures after which a backend is unhealthy.
     pub unhealthy_threshold: usize,
-    /// Successes in a row until it is back.
+    /// Consecutive successes after which it is healthy again.
     pub healthy_threshold: usize,
 }
 
@@ -41,7 +40,7 @@ impl Planner<'_> {
             ("healthy_threshold", raw.healthy_threshold),
         ] {
             if n == 0 {
-                self.problem(at(key), "is zero", "1 means at the first probe");
+                self.problem(at(key), "is zero", "1 means after the first probe");
             }
         }
         if !(100..=599).contains(&raw.expected_status) {

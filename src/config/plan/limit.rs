@@ -1,4 +1,4 @@
-//! Limits: rules, their store, the queue, prices.
+//! `rate_limit`: rules, where they are counted, the queue, prices.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,26 +18,25 @@ use crate::{
     store::redis,
 };
 
-/// How much one may call.
+/// Limits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LimitPlan {
-    /// Whether rules hold, and limits of a key's own. Quotas and balances hold in any case.
+    /// Whether rules and per-key limits apply. Quotas and balances apply in any case.
     pub enabled: bool,
-    /// Answers tell in header fields how the limits stand.
+    /// Whether responses have the rate limit header fields.
     pub headers: bool,
     /// The rules, by [`Scope::index`].
     pub rules: [Limits; 7],
-    /// Rules for single models, whole: what they do not say themselves is in them too.
+    /// Rules of single models, completed with the fields of `per_model`.
     pub models: Vec<(ModelPattern, Limits)>,
-    /// The same for a key with single models.
+    /// Rules of each key with single models, completed with the fields of `per_key_model`.
     pub key_models: Vec<(ModelPattern, Limits)>,
-    /// Where it is counted; `None`: in this process.
+    /// Counting in Redis; `None`: in this process.
     pub shared: Option<SharedPlan>,
-    /// Where requests wait.
     pub queue: QueuePlan,
     /// What a million tokens cost.
     pub prices: Vec<(ModelPattern, Price)>,
-    /// Buckets in memory.
+    /// The number of counters in memory.
     pub max_buckets: usize,
 }
 
@@ -53,36 +52,36 @@ pub struct Price {
 /// Counting in Redis.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SharedPlan {
-    /// The server.
     pub server: redis::Settings,
-    /// How names begin.
+    /// The prefix of names.
     pub prefix: String,
-    /// How long a hold lasts that is not renewed.
+    /// How long a hold lasts without renewal.
     pub ttl: Duration,
     /// How long a decision may take.
     pub timeout: Duration,
-    /// In the leased mode: the share of a limit that is taken ahead, and how long it is kept.
+    /// In the leased mode: the share of a limit that is leased at a time, and how long an unused
+    /// lease is kept.
     pub lease: Option<(f64, Duration)>,
-    /// What happens while Redis does not answer.
+    /// What happens while Redis does not respond.
     pub on_error: OnRedisError,
 }
 
-/// Where requests wait.
+/// The queue of requests above `max_concurrent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuePlan {
-    /// How many.
+    /// The number of requests that may wait.
     pub size: usize,
-    /// How long.
+    /// How long a request waits before it is rejected.
     pub timeout: Duration,
-    /// The status of a refusal.
+    /// The status of a rejection.
     pub status: u16,
-    /// How often streams are sent a comment; `None`: never.
+    /// How often a comment is sent to waiting streams; `None`: never.
     pub keep_alive: Option<Duration>,
 }
 
 impl Planner<'_> {
-    /// Rules of a section that is switched off are not looked at, nor is its queue. The rest holds:
-    /// quotas and balances of keys are counted on where they were.
+    /// The rules and the queue of a disabled section are ignored. The rest applies: quotas and
+    /// balances of keys are counted in the same place as before.
     pub(super) fn limits(&mut self, whole: &Raw, auth: Option<&AuthPlan>) -> Option<LimitPlan> {
         let given = whole.rate_limit.clone().unwrap_or_default();
         let enabled = given.enabled.0;
@@ -131,18 +130,18 @@ impl Planner<'_> {
         })
     }
 
-    /// Budgets of keys that nothing is ever taken from.
+    /// Warns about budgets of keys that are never charged.
     fn budgets_of_keys(&mut self, whole: &Raw) {
         for (i, key) in whole.api_keys.iter().enumerate() {
             let own = key.limits.as_ref().and_then(|limits| OwnLimits::read(limits).ok());
             if own.is_some_and(|own| own.has_budget()) {
-                let message = "names a budget, and nothing has a price: add `rate_limit.prices`";
+                let message = "has a budget, but no model has a price: add `rate_limit.prices`";
                 self.warn(format!("api_keys[{i}].limits"), message);
             }
         }
     }
 
-    /// Looks at a rule and what it is in place of.
+    /// Checks a rule together with the rule that it overrides.
     fn rule(&mut self, at: &str, rule: &Limits, base: &Limits, raw: &raw::RateLimit) {
         if let Some((name, why)) = rule.problem() {
             self.problem(format!("{at}.{name}"), why, "remove it, or write 0 for no limit");
@@ -154,19 +153,19 @@ impl Planner<'_> {
         if own.burst_size.is_some() && rule.requests_per_second.is_none() {
             self.problem(
                 format!("{at}.burst_size"),
-                "has no `requests_per_second` to belong to",
-                "a minute's requests may all come at once",
+                "needs `requests_per_second`",
+                "a burst of `requests_per_minute` is not limited",
             );
         }
         if own.budget.is_some_and(|b| b > 0.0) && raw.prices.is_empty() {
             self.problem(
                 format!("{at}.budget"),
-                "nothing has a price",
+                "no model has a price",
                 "add `rate_limit.prices`: {\"*\": {input: 0.5, output: 1.5}}, for a million tokens",
             );
         }
         if own.budget_period.is_some() && rule.budget.is_none() {
-            self.problem(format!("{at}.budget_period"), "has no `budget` to belong to", "");
+            self.problem(format!("{at}.budget_period"), "needs `budget`", "");
         }
     }
 
@@ -224,8 +223,8 @@ impl Planner<'_> {
             let all = [Some(price.input), price.cached_input, Some(price.output)];
             if all.into_iter().flatten().any(|p| !p.is_finite() || p < 0.0) {
                 let at = format!("rate_limit.prices.{name}");
-                let hint = "a million tokens cost nothing, or something: write 0, or 1.5";
-                self.problem(at, "holds a price that is not a number from 0 on", hint);
+                let hint = "write the price of a million tokens: 0, or 1.5";
+                self.problem(at, "has a price that is not a number of 0 or more", hint);
             }
             if let Some(pattern) = self.pattern("rate_limit.prices", name) {
                 let raw::Price { input, cached_input, output } = *price;
@@ -235,8 +234,8 @@ impl Planner<'_> {
         prices
     }
 
-    /// What is counted must not stand where API keys are looked up: whoever shows the name of a
-    /// count as a key would be let in.
+    /// Counters must not be in the namespace of API keys: a request with the name of a counter as
+    /// its key would be accepted.
     fn apart_from_keys(&mut self, shared: &SharedPlan, auth: Option<&AuthPlan>) {
         let place = |s: &redis::Settings| (s.host.clone(), s.port, s.db);
         for provider in auth.iter().flat_map(|auth| &auth.pipeline) {
@@ -247,8 +246,8 @@ impl Planner<'_> {
                 continue;
             }
             let message = format!(
-                "is `{}`, where provider `{}` has its API keys, `{pattern}`: whoever showed the \
-                 rest of a name would have a key",
+                "is `{}`, where provider `{}` reads its API keys, `{pattern}`: the rest of a \
+                 counter's name would be a valid key",
                 shared.prefix, provider.name,
             );
             let hint = "the default is `llmproxy:limit:`, beside keys at `llmproxy:key:{api_key}`";
@@ -286,7 +285,7 @@ impl Planner<'_> {
     }
 }
 
-/// A section of which only holds where and how is counted, and the prices.
+/// The section without its rules: only prices, and where and how limits are counted.
 fn without_rules(given: raw::RateLimit) -> raw::RateLimit {
     let none = raw::RateLimit::default();
     raw::RateLimit {

@@ -1,4 +1,4 @@
-//! What all sections need to make their part of a plan: a place for problems and warnings, and the
+//! What all sections need to make their part of a plan: the lists of problems and warnings, and the
 //! checks that several sections share.
 
 use std::{
@@ -26,11 +26,11 @@ pub(in crate::config) struct Planner<'a> {
     pub(super) problems: &'a mut Vec<Problem>,
     pub(super) files: Vec<PathBuf>,
     pub(super) warnings: Vec<Problem>,
-    /// Other places tell of backends too.
+    /// Whether there are discovery sources.
     pub(super) discovers: bool,
-    /// The proxies that the environment names.
+    /// The proxies of the environment.
     pub(super) proxies: &'a Proxies,
-    /// The keys whose values are reached by TLS.
+    /// The paths of keys that need the trust store, because they lead to a TLS connection.
     pub(super) trusting: Vec<String>,
 }
 
@@ -51,23 +51,23 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// What this key names is reached by TLS.
+    /// Notes that a key leads to a TLS connection.
     pub(super) fn needs_trust(&mut self, at: impl Into<String>) {
         self.trusting.push(at.into());
     }
 
-    /// Whether there are certificates to check those of others with, where any are needed.
+    /// Reports a missing trust store: a problem if a key needs it, otherwise a warning.
     pub(super) fn trust(&mut self) {
         let Err(why) = tls::trusted() else {
             return;
         };
-        let hint = "the certificates are read when the process starts";
+        let hint = "the trust store is read when the process starts";
         match self.trusting.first().cloned() {
             Some(at) => {
-                let message = format!("needs the trust store of the machine, and {why}");
+                let message = format!("needs the trust store of the machine, but {why}");
                 self.problem(at, message, hint);
             }
-            None => self.warn("", format!("{why}: nothing can be reached by TLS")),
+            None => self.warn("", format!("{why}: TLS connections are not possible")),
         }
     }
 }
@@ -87,8 +87,7 @@ impl Planner<'_> {
         self.warnings.push(Problem::new(path, message));
     }
 
-    /// The section with what belongs to one type, which that type has to have. `what` is what has the
-    /// type: a provider, for instance.
+    /// The section that a type requires. `what` is what has the type, for instance a provider.
     pub(super) fn section<'r, T>(
         &mut self,
         at: &str,
@@ -122,12 +121,12 @@ impl Planner<'_> {
         self.folder.join(text)
     }
 
-    /// What is configured, or this in the folder for data.
+    /// The configured path, or `name` in `data_dir`.
     pub(super) fn data(&self, raw: &Raw, given: Option<&str>, name: &str) -> PathBuf {
         given.map_or_else(|| self.path(&raw.data_dir).join(name), |given| self.path(given))
     }
 
-    /// Reads a secret that may stand in the file or in a file of its own.
+    /// A secret from the configuration or from a file.
     pub(super) fn secret(
         &mut self,
         at: &str,
@@ -156,13 +155,17 @@ impl Planner<'_> {
             Ok(text) => Some(Secret::new(text)),
             Err(e) => {
                 let message = format!("cannot read {}: {e}", path.display());
-                self.problem(at, message, "the path starts at the folder of the configuration");
+                self.problem(
+                    at,
+                    message,
+                    "a relative path starts at the folder of the configuration file",
+                );
                 None
             }
         }
     }
 
-    /// Names of header fields; `at`: where the list stands.
+    /// Names of header fields; `at` is the path of the list.
     pub(super) fn header_names(&mut self, at: &str, texts: &[String]) -> Vec<HeaderName> {
         let mut names = Vec::with_capacity(texts.len());
         for (i, text) in texts.iter().enumerate() {
@@ -180,7 +183,7 @@ impl Planner<'_> {
         names
     }
 
-    /// Whether a text is an address of HTTP.
+    /// Whether a text is an http or https URL.
     pub(super) fn http_url(&mut self, at: &str, text: &str) -> bool {
         let uri = text.parse::<Uri>().ok().filter(|uri| uri.host().is_some());
         let scheme = uri.as_ref().and_then(Uri::scheme_str);
@@ -193,7 +196,7 @@ impl Planner<'_> {
         fine
     }
 
-    /// Header fields with secret values, which may stand in files of their own.
+    /// Header fields with secret values, from the configuration or from files.
     pub(super) fn header_fields(
         &mut self,
         at: &str,
@@ -205,7 +208,7 @@ impl Planner<'_> {
         for (name, file) in files {
             let at = format!("{at}.headers_file.{name}");
             if texts.contains_key(name) {
-                self.problem(at, "stands in `headers` as well", "keep one");
+                self.problem(at, "is also set in `headers`", "keep one");
                 continue;
             }
             values.extend(self.secret_file(at, file).map(|value| (name, value)));
@@ -226,7 +229,7 @@ impl Planner<'_> {
         headers
     }
 
-    /// Tells a number that is out of its range.
+    /// Reports a number that is out of range.
     pub(super) fn within<T: PartialOrd + Display>(
         &mut self,
         at: impl Into<String>,
@@ -240,7 +243,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Tells a duration that is out of its range.
+    /// Reports a duration that is out of range.
     pub(super) fn within_time(
         &mut self,
         at: impl Into<String>,

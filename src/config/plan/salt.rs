@@ -1,4 +1,4 @@
-//! Whose requests share a prefix cache, as a salt.
+//! The salt that decides which requests share a prefix cache.
 
 use crate::{
     base::{Principal, Secret},
@@ -7,14 +7,14 @@ use crate::{
 };
 
 impl CacheSalt {
-    /// The salt of a caller's requests; `None` where everybody shares.
+    /// The salt of a caller's requests; `None` if all requests share.
     pub fn of(self, secret: &Secret, who: Option<&Principal>) -> Option<String> {
         let scope = self.scope(who)?;
         Some(engine::salt(secret.expose().as_bytes(), &scope))
     }
 
-    /// Whom the caller shares with. A key without a user is a user of its own; callers of whom
-    /// nothing is known share among themselves, and with nobody else.
+    /// The group that the caller shares with. A key without a user is a user of its own; unknown
+    /// callers share only among themselves.
     fn scope(self, who: Option<&Principal>) -> Option<String> {
         match (self, who) {
             (Self::Shared, _) => None,

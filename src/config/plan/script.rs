@@ -1,4 +1,4 @@
-//! Scripts of the configuration: in it, in files, or by name.
+//! Scripts: in the configuration, in files, or by name.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use crate::{
     lua::{Limits, Script},
 };
 
-/// The scripts that come with the gateway.
+/// The built-in scripts: name and text.
 pub const SHIPPED: [(&str, &str); 6] = [
     ("balance", include_str!("../../../lua/balance.lua")),
     ("business_hours", include_str!("../../../lua/business_hours.lua")),
@@ -34,7 +34,7 @@ impl Planner<'_> {
             [] if raw.lua.is_some() => {
                 self.problem(
                     format!("{at}.lua"),
-                    "holds no script",
+                    "has no script",
                     "add `script`, `path` or `name`",
                 );
                 return None;
@@ -43,7 +43,7 @@ impl Planner<'_> {
             [one] => one,
             [..] => {
                 let keys: Vec<_> = given.iter().map(|(key, _)| *key).collect();
-                self.problem(at, format!("several scripts: {}", keys.join(", ")), "keep one");
+                self.problem(at, format!("has several scripts: {}", keys.join(", ")), "keep one");
                 return None;
             }
         };
@@ -53,6 +53,24 @@ impl Planner<'_> {
             "lua.name" => self.script_by_name(&at, text)?,
             _ => (text.to_owned(), self.script_file(&at, text)?),
         };
+        let limits = self.script_limits(&at, &lua);
+        if let Some(zone) = Script::unknown_zone(&text) {
+            let message = format!(
+                "uses dates, but the time zone `{zone}` (TZ) is unknown here: `os.date` without `!`, and \
+                 `os.time` with a table, will fail"
+            );
+            self.warn(&at, message);
+        }
+        match Script::compile(&name, &text, limits) {
+            Ok(script) => Some(Arc::new(script)),
+            Err(why) => {
+                self.problem(at, format!("is not a Lua script: {why}"), "");
+                None
+            }
+        }
+    }
+
+    fn script_limits(&mut self, at: &str, lua: &raw::Lua) -> Limits {
         let standard = Limits::default();
         let limits = Limits::new(
             lua.timeout.map_or(standard.time, |t| t.0),
@@ -72,20 +90,7 @@ impl Planner<'_> {
                 "the default is 10MiB",
             );
         }
-        if let Some(zone) = Script::unknown_zone(&text) {
-            let message = format!(
-                "asks for dates, and the time zone `{zone}` (TZ) is not known here: `os.date` without `!`, and \
-                 `os.time` of a table, will fail"
-            );
-            self.warn(&at, message);
-        }
-        match Script::compile(&name, &text, limits) {
-            Ok(script) => Some(Arc::new(script)),
-            Err(why) => {
-                self.problem(at, format!("is not a Lua script: {why}"), "");
-                None
-            }
-        }
+        limits
     }
 
     fn script_file(&mut self, at: &str, file: &str) -> Option<String> {
@@ -95,13 +100,17 @@ impl Planner<'_> {
             Ok(text) => Some(text),
             Err(e) => {
                 let message = format!("cannot read {}: {e}", path.display());
-                self.problem(at, message, "the path starts at the folder of the configuration");
+                self.problem(
+                    at,
+                    message,
+                    "a relative path starts at the folder of the configuration file",
+                );
                 None
             }
         }
     }
 
-    /// A script of the operator goes before one of ours with the same name.
+    /// The operator's script takes precedence over a built-in one of the same name.
     fn script_by_name(&mut self, at: &str, name: &str) -> Option<(String, String)> {
         let legal = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
         let file = format!("lua/{name}.lua");
@@ -113,7 +122,7 @@ impl Planner<'_> {
             Some((_, text)) => Some((file, (*text).to_owned())),
             None => {
                 let known: Vec<_> = SHIPPED.iter().map(|(name, _)| *name).collect();
-                let hint = format!("there are {}", known.join(", "));
+                let hint = format!("known are {}", known.join(", "));
                 self.problem(at, format!("there is no script `{name}`"), &hint);
                 None
             }

@@ -7,47 +7,45 @@ use std::{
 
 use super::planner::Planner;
 use crate::{
-    base::Secret,
+    base::{Secret, ip::IpRules, machine},
     config::raw::{self, Raw},
     store::tls,
 };
 
-/// Settings that are bound to the process.
+/// Settings that only a restart can change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fixed {
     /// Address of the gateway.
     pub listen: SocketAddr,
-    /// Address of the operator's endpoints, when they have one of their own.
+    /// The separate address of the operator's endpoints.
     pub metrics_listen: Option<SocketAddr>,
     /// Worker threads, at least one.
     pub threads: usize,
     /// Certificate chain and private key files.
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// HTTP/2 without TLS is understood.
+    /// HTTP/2 without TLS is accepted.
     pub h2c: bool,
     /// The log is JSON.
     pub json_log: bool,
-    /// The admin API, if it is served.
+    /// `None`: the admin API is off.
     pub admin: Option<AdminPlan>,
     /// The file with the keys of the admin API.
     pub keys_db: PathBuf,
-    /// The file with what was spent.
+    /// The file with spent budgets and used quotas.
     pub limits_db: PathBuf,
-    /// The folder of the spool of usage records; `None`: they wait in memory.
+    /// The folder of the spool; `None`: usage records wait in memory.
     pub spool: Option<PathBuf>,
 }
 
 /// The admin API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminPlan {
-    /// Its address.
     pub listen: SocketAddr,
-    /// What callers must show.
     pub token: Secret,
 }
 
 impl Fixed {
-    /// The keys in which two plans differ and which only a restart can change.
+    /// The keys that differ from another plan.
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
         let mut keys = Vec::new();
         let mut differs = |key, same: bool| {
@@ -69,40 +67,61 @@ impl Fixed {
     }
 }
 
-/// A token that can be guessed is no lock.
+/// A shorter token can be guessed.
 const SHORTEST_TOKEN: usize = 8;
 
-/// The address that is written `host:port` or `:port`. The latter is written `[::]:port` in the plan,
-/// and stands for all addresses of both families.
+/// Parses `host:port` or `:port`. The latter becomes `[::]:port`, which means all addresses of both
+/// families.
 fn listening(text: &str) -> Option<SocketAddr> {
     let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
-    // `localhost:8000` is a fair thing to write; it needs no name server.
+    // `localhost` is resolved without a name server.
     let named = || full.starts_with("localhost:").then(|| full.to_socket_addrs().ok()?.next());
     full.parse().ok().or_else(|| named().flatten())
 }
 
-/// Whether nobody can listen on both addresses.
+/// Whether one process cannot listen on both addresses.
 fn clash(one: Option<SocketAddr>, other: Option<SocketAddr>) -> bool {
     let (Some(one), Some(other)) = (one, other) else { return false };
     let any = one.ip().is_unspecified() && other.ip().is_unspecified();
     one.port() == other.port() && (any || one.ip() == other.ip())
 }
 
-/// Where a gateway with this configuration can be asked how it is, from the same machine: the URL
-/// without a path, of the operator's address if there is one. `None` if the address is not valid.
+/// The URL, without a path, at which a gateway with this configuration answers health checks from
+/// the same machine: the operator's address if there is one. `None` if the address is not valid.
 pub(in crate::config) fn own_url(raw: &Raw) -> Option<String> {
     let operator = raw.server.metrics_listen.as_deref();
     let mut address = listening(operator.unwrap_or(&raw.listen))?;
     if address.ip().is_unspecified() {
-        // The one address that such a listener has on every machine.
+        // A listener on all addresses has this one on every machine.
         address.set_ip(Ipv4Addr::LOCALHOST.into());
     }
     let tls = operator.is_none() && raw.server.tls.is_some();
     Some(format!("{}://{address}", if tls { "https" } else { "http" }))
 }
 
+pub(super) fn max_buffered_bytes(raw: &raw::Server) -> u64 {
+    match raw.max_buffered_bytes.0 {
+        0 => machine::memory().map_or(1 << 30, |bytes| bytes / 4),
+        bytes => bytes,
+    }
+}
+
+pub(super) fn max_connections(raw: &raw::Server) -> usize {
+    match raw.max_connections {
+        0 => machine::open_files().div_ceil(2),
+        count => count,
+    }
+}
+
 impl Planner<'_> {
-    /// The admin API's part; `None` also if it is switched off.
+    pub(super) fn ip_rules(&mut self, raw: &raw::Server) -> IpRules {
+        IpRules {
+            allowed: self.nets("server.allowed_ips", &raw.allowed_ips),
+            denied: self.nets("server.denied_ips", &raw.denied_ips),
+        }
+    }
+
+    /// The section `admin`; `None` also if it is switched off.
     fn admin(&mut self, raw: &raw::Admin) -> Option<AdminPlan> {
         if !raw.enabled {
             return None;
@@ -147,7 +166,7 @@ impl Planner<'_> {
         for (other, name) in [(listen, "listen"), (metrics_listen, "server.metrics_listen")] {
             if clash(other, admin.as_ref().map(|a| a.listen)) {
                 let message = format!("is the same address as `{name}`");
-                self.problem("admin.listen", message, "give it a port of its own");
+                self.problem("admin.listen", message, "give it another port");
             }
         }
         let limits_db = raw.rate_limit.as_ref().and_then(|limits| limits.db_path.as_deref());
@@ -209,7 +228,7 @@ impl Planner<'_> {
                 self.problem(
                     format!("server.tls.{key}"),
                     message,
-                    "the path starts at the folder of the configuration",
+                    "a relative path starts at the folder of the configuration file",
                 );
                 readable = false;
             }
@@ -223,7 +242,7 @@ impl Planner<'_> {
                 self.problem(
                     "server.tls",
                     e,
-                    "both files are PEM, and the key fits the certificate",
+                    "both files must be PEM, and the key must belong to the certificate",
                 );
                 None
             }

@@ -1,4 +1,4 @@
-//! Connections: named ones under `storage`, and those that a section states itself.
+//! `storage`, and connections that a section states itself.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Planner<'_> {
-    /// Looks at every named connection, also at those that nobody uses.
+    /// Checks every named connection, including unused ones.
     pub(super) fn storage(&mut self, whole: &Raw) {
         for (i, database) in whole.storage.databases.iter().enumerate() {
             self.database(&format!("storage.databases[{i}]"), database);
@@ -40,8 +40,8 @@ impl Planner<'_> {
     ) -> Option<redis::Settings> {
         let caches = &whole.storage.caches;
         match caches.iter().find(|c| c.name == name && c.enabled) {
-            // Its problems are told where it stands.
-            Some(cache) => self.quietly(|planner| planner.cache("", cache)),
+            // Its problems are reported at its own path.
+            Some(cache) => self.without_problems(|planner| planner.cache("", cache)),
             None => {
                 self.unknown(at, "storage.caches", name, caches.iter().map(|c| &c.name));
                 None
@@ -52,7 +52,7 @@ impl Planner<'_> {
     fn named_database(&mut self, at: &str, name: &str, whole: &Raw) -> Option<sql::Settings> {
         let databases = &whole.storage.databases;
         match databases.iter().find(|d| d.name == name && d.enabled) {
-            Some(database) => self.quietly(|planner| planner.database("", database)),
+            Some(database) => self.without_problems(|planner| planner.database("", database)),
             None => {
                 self.unknown(at, "storage.databases", name, databases.iter().map(|d| &d.name));
                 None
@@ -60,7 +60,7 @@ impl Planner<'_> {
         }
     }
 
-    /// The database that a section names, or states itself.
+    /// The database that a section refers to by name, or states itself.
     pub(super) fn named_or_own(
         &mut self,
         at: &str,
@@ -86,7 +86,7 @@ impl Planner<'_> {
         }
     }
 
-    fn quietly<T>(&mut self, make: impl FnOnce(&mut Self) -> T) -> T {
+    fn without_problems<T>(&mut self, make: impl FnOnce(&mut Self) -> T) -> T {
         let before = (self.problems.len(), self.trusting.len());
         let made = make(self);
         self.problems.truncate(before.0);
@@ -106,7 +106,7 @@ impl Planner<'_> {
             [] => format!("`{list}` is empty"),
             _ => format!("there are: {}", known.join(", ")),
         };
-        self.problem(at, format!("nothing in `{list}` that is enabled is called `{name}`"), &hint);
+        self.problem(at, format!("`{list}` has no enabled entry `{name}`"), &hint);
     }
 
     pub(super) fn cache(&mut self, at: &str, raw: &raw::Cache) -> Option<redis::Settings> {
@@ -124,8 +124,8 @@ impl Planner<'_> {
         if rest.contains(['@', '/', '?']) {
             self.problem(
                 key("addr"),
-                "holds more than host and port",
-                "give `username`, `password` and `db` as keys of their own",
+                "has more than host and port",
+                "write `username`, `password` and `db` as separate keys",
             );
             return None;
         }

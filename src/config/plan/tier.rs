@@ -1,19 +1,19 @@
-//! Tiers, and the keys of the file that belong to them.
+//! `tiers`, and the keys of the file that refer to them.
 
 use std::collections::BTreeMap;
 
 use super::planner::Planner;
 use crate::config::{problem::closest, raw::Raw};
 
-/// Priorities of the engines: far inside of what any of them takes.
+/// The range of priorities, which every engine supports.
 const PRIORITIES: std::ops::RangeInclusive<i32> = -1000..=1000;
 
-/// What a key of one tier is given before others; the default is that of a key without a tier.
+/// The priorities of a tier; the default is for a key without a tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TierPlan {
-    /// How important its requests are to the engines, larger is more; `None`: nothing is sent.
+    /// The priority in the engines, larger is more important; `None`: none is sent.
     pub engine_priority: Option<i32>,
-    /// Its place in the gateway's queue, larger goes first.
+    /// The class in the gateway's queue, larger is first.
     pub queue_class: i32,
 }
 
@@ -22,13 +22,17 @@ impl Planner<'_> {
         let mut tiers = BTreeMap::new();
         for (name, tier) in &raw.tiers {
             if name.is_empty() {
-                self.problem("tiers", "holds a tier without a name", "a key names it in `tier`");
+                self.problem(
+                    "tiers",
+                    "has a tier without a name",
+                    "the `tier` of a key refers to it by name",
+                );
             }
             if tier.engine_priority.is_some_and(|n| !PRIORITIES.contains(&n)) {
                 self.problem(
                     format!("tiers.{name}.engine_priority"),
                     "is not between -1000 and 1000",
-                    "larger is more important; remove it to send nothing",
+                    "larger is more important; without this key no priority is sent",
                 );
             }
             let (engine_priority, queue_class) = (tier.engine_priority, tier.queue_class);
@@ -38,7 +42,7 @@ impl Planner<'_> {
         tiers
     }
 
-    /// Keys of the file name tiers of the file.
+    /// Reports keys of the file with an unknown tier.
     fn tiers_of_keys(&mut self, raw: &Raw) {
         let listed = raw.api_keys.iter().enumerate();
         let mut named: Vec<(String, &str)> = listed

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::config::raw;
 
-/// How long to wait; `None` means for ever.
+/// `None` means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeoutPlan {
     pub connect: Option<Duration>,

@@ -1,4 +1,4 @@
-//! `usage` and `usage_hook`: where records go, and how they wait until they are there.
+//! `usage` and `usage_hook`: the destinations of records, and the spool.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,81 +15,77 @@ use crate::{
     store::{redis, sql},
 };
 
-/// What becomes of usage records.
+/// Usage records.
 #[derive(Clone, Debug)]
 pub struct UsagePlan {
-    /// How the caller's key is written.
+    /// How the API key is written.
     pub caller_key: KeyForm,
     /// Records that may wait in memory.
     pub queue_size: usize,
-    /// How they wait on disk.
     pub spool: SpoolPlan,
-    /// Where they go; nowhere if there are none.
+    /// Empty: no records are written.
     pub reporters: Vec<ReporterPlan>,
-    /// The place of the reporter that the admin API asks.
+    /// The index of the reporter whose table the admin API reads.
     pub store: Option<usize>,
-    /// Comparing them with what the engines have counted; `None`: not done.
+    /// Comparing them with the counters of the engines; `None`: off.
     pub reconciliation: Option<ReconciliationPlan>,
 }
 
 impl UsagePlan {
-    /// Whether records are made.
+    /// Whether records are written.
     pub fn is_on(&self) -> bool {
         !self.reporters.is_empty()
     }
 }
 
-/// How records wait on disk; what a reload can change of it.
+/// The settings of the spool that a reload can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpoolPlan {
-    /// A segment is ended at this size, in bytes.
+    /// The size at which a segment is closed, in bytes.
     pub segment_size: u64,
-    /// Bytes that may wait.
+    /// The limit of undelivered bytes.
     pub max_size: u64,
-    /// What happens when they do.
+    /// What happens at the limit.
     pub when_full: WhenFull,
     /// The longest time until a record is forced to the disk.
     pub fsync_interval: Duration,
-    /// How long records are kept after they have been delivered.
+    /// How long delivered records are kept.
     pub keep: Duration,
 }
 
-/// Where records go.
+/// A destination of records.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReporterPlan {
     /// Its name: letters, digits, `-` and `_`.
     pub name: String,
-    /// What kind of place.
     pub to: Destination,
-    /// Older records are put aside.
+    /// Older records become dead letters.
     pub max_age: Duration,
-    /// The longest pause after attempts that failed.
+    /// The longest pause after failed attempts.
     pub max_backoff: Duration,
 }
 
 impl ReporterPlan {
-    /// One of which nothing is said but where it delivers to.
-    fn usual(name: String, to: Destination) -> Self {
+    /// A reporter with the defaults.
+    fn with_defaults(name: String, to: Destination) -> Self {
         let (max_age, max_backoff) = (raw::Reporter::MAX_AGE.0, raw::Reporter::MAX_BACKOFF.0);
         Self { name, to, max_age, max_backoff }
     }
 }
 
-/// A place where records go.
+/// Where and how records are delivered.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Destination {
-    /// By POST.
     Webhook(WebhookPlan),
-    /// A table.
     Database(TablePlan),
-    /// A file with a record a line.
+    /// A file with one record per line.
     File(FilePlan),
     /// A stream of Redis.
     Redis(StreamPlan),
 }
 
 impl Destination {
-    /// The word for it in the configuration.
+    /// Its `type` in the configuration.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Webhook(_) => ReporterKind::Webhook.word(),
@@ -104,25 +100,25 @@ impl Destination {
 /// The usage webhook.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WebhookPlan {
-    /// Where. There may be a token in its path or query.
+    /// Its path or query may have a token.
     pub url: Secret,
     /// How long one attempt may take.
     pub timeout: Duration,
-    /// Further attempts for a record that is refused as such.
+    /// Retries of a record that the receiver rejects.
     pub retry: u32,
-    /// Header fields to send along.
+    /// Further header fields.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// What requests are signed with.
+    /// The keys that sign requests.
     pub keys: Vec<SigningKey>,
-    /// Most records in one request.
+    /// The most records of one request.
     pub batch_size: usize,
-    /// How long a batch waits for more.
+    /// How long an incomplete batch waits.
     pub flush_interval: Duration,
-    /// Requests under way at a time.
+    /// Concurrent requests.
     pub concurrency: usize,
 }
 
-/// Bytes that sign. Never shown.
+/// A secret that signs requests.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SigningKey(pub Vec<u8>);
 
@@ -137,24 +133,23 @@ impl std::fmt::Debug for SigningKey {
 pub struct TablePlan {
     /// The database.
     pub settings: sql::Settings,
-    /// The table, perhaps with its schema: `billing.usage_records`.
+    /// Possibly with its schema: `billing.usage_records`.
     pub table: String,
-    /// Most records in one statement.
+    /// The most records of one statement.
     pub batch_size: usize,
-    /// Older records are removed; `None`: never.
+    /// The age at which records are deleted; `None`: never.
     pub retention: Option<Duration>,
-    /// It is a SQLite file of the gateway's own.
+    /// Whether it is the gateway's own SQLite file.
     pub own: bool,
 }
 
 /// A file for records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilePlan {
-    /// Its path.
     pub path: PathBuf,
-    /// It is begun anew at this size, in bytes.
+    /// The size at which it is rotated, in bytes.
     pub max_size: u64,
-    /// How many earlier files are kept.
+    /// The number of earlier files that are kept.
     pub max_files: usize,
 }
 
@@ -165,25 +160,25 @@ pub struct StreamPlan {
     pub settings: redis::Settings,
     /// The key.
     pub stream: String,
-    /// About how many entries are kept; `None`: all.
+    /// The approximate number of entries that are kept; `None`: all.
     pub max_len: Option<u64>,
-    /// Most records in one go.
+    /// The most records of one command.
     pub batch_size: usize,
 }
 
-/// Comparing what was metered with the engines' own counters.
+/// Comparing the metered tokens with the counters of the engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReconciliationPlan {
-    /// How often engines are asked.
+    /// Time between two readings of the engines' metrics.
     pub interval: Duration,
-    /// The time that is looked back on.
+    /// The period that is compared.
     pub window: Duration,
 }
 
-/// How long the reporter that nobody has asked for keeps records.
-const UNASKED_DAYS: u32 = 90;
+/// How long the reporter that is added for the admin API keeps records, in days.
+const ADDED_REPORTER_DAYS: u32 = 90;
 
-/// The name of the reporter that `usage_hook` is.
+/// The name of the reporter of `usage_hook`.
 const HOOK: &str = "usage_hook";
 
 impl Planner<'_> {
@@ -208,11 +203,11 @@ impl Planner<'_> {
         let mut store = self.store(raw, &reporters);
         if raw.store.is_none() && store.is_none() && whole.admin.enabled {
             store = Some(reporters.len());
-            // Nobody asked for it, so nobody may look after it.
-            let bounded = raw::BuiltinReporter { path: None, retention_days: UNASKED_DAYS };
+            // The operator has not configured it, and may not watch its size.
+            let bounded = raw::BuiltinReporter { path: None, retention_days: ADDED_REPORTER_DAYS };
             let built_in = self.builtin(&bounded, whole);
             let name = free_name(&reporters);
-            reporters.push(ReporterPlan::usual(name, Destination::Database(built_in)));
+            reporters.push(ReporterPlan::with_defaults(name, Destination::Database(built_in)));
         }
         if !raw.enabled.0 {
             (reporters, store) = (Vec::new(), None);
@@ -248,7 +243,7 @@ impl Planner<'_> {
             ..raw::WebhookReporter::at(url)
         };
         let to = Destination::Webhook(self.webhook(HOOK, &webhook)?);
-        Some(ReporterPlan::usual(HOOK.to_owned(), to))
+        Some(ReporterPlan::with_defaults(HOOK.to_owned(), to))
     }
 
     fn reporters(
@@ -263,12 +258,12 @@ impl Planner<'_> {
             let name = raw.name.as_deref().unwrap_or(raw.kind.word());
             let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
             if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
-                let hint = "names consist of letters, digits, `-` and `_`, 64 at most";
+                let hint = "a name has letters, digits, `-` and `_`, at most 64";
                 self.problem(format!("{at}.name"), format!("`{name}` is not a name"), hint);
             }
             if plans.iter().any(|plan| plan.name == name) {
-                let message = format!("another reporter is called `{name}` as well");
-                self.problem(&at, message, "give each a `name` of its own");
+                let message = format!("another reporter has the same name: `{name}`");
+                self.problem(&at, message, "give each reporter its own `name`");
             }
             if raw.script.is_some() {
                 self.warn(format!("{at}.script"), "has no effect, as in version 0.5: remove it");
@@ -276,7 +271,7 @@ impl Planner<'_> {
             let trusting = self.trusting.len();
             let to = self.destination(&at, raw, whole);
             if !raw.enabled.0 {
-                // What is not used needs no trust.
+                // A disabled reporter needs no trust store.
                 self.trusting.truncate(trusting);
             } else if let Some(to) = to {
                 plans.push(ReporterPlan {
@@ -310,7 +305,7 @@ impl Planner<'_> {
         ];
         for (of, given, key) in own {
             if given && of != kind {
-                let message = format!("does not belong to a reporter of type {}", kind.word());
+                let message = format!("does not belong to a reporter of type `{}`", kind.word());
                 self.problem(format!("{at}.{key}"), message, "");
             }
         }
@@ -319,7 +314,7 @@ impl Planner<'_> {
         Some(match kind {
             ReporterKind::Webhook => Destination::Webhook(match (&raw.webhook, &raw.url) {
                 (Some(_), Some(_)) => {
-                    self.problem(format!("{at}.url"), "stands in `webhook` as well", "keep one");
+                    self.problem(format!("{at}.url"), "is also set in `webhook`", "keep one");
                     return None;
                 }
                 (None, Some(url)) => {
@@ -356,7 +351,7 @@ impl Planner<'_> {
         let key = |name: &str| format!("{at}.{name}");
         let fine = self.http_url(&key("url"), &raw.url);
         if raw.method.as_deref().is_some_and(|m| !m.eq_ignore_ascii_case("POST")) {
-            self.problem(key("method"), "only POST is possible", "remove it");
+            self.problem(key("method"), "only POST is supported", "remove it");
         }
         if raw.timeout.0.is_zero() {
             self.problem(key("timeout"), "is zero", "the default is 3s");
@@ -397,7 +392,7 @@ impl Planner<'_> {
         let own = (raw.driver, raw.dsn.as_ref());
         let settings = self.named_or_own(at, raw.storage.as_deref(), own, whole)?;
         if let Err(why) = sql::table_name(settings.driver, &raw.table) {
-            self.problem(format!("{at}.table"), why, "names consist of letters, digits and `_`");
+            self.problem(format!("{at}.table"), why, "a name consists of letters, digits and `_`");
         }
         self.batch_size(at, raw.batch_size);
         Some(TablePlan {
@@ -447,7 +442,7 @@ impl Planner<'_> {
             self.problem(at("segment_size"), "is not between 64KiB and 1GiB", hint);
         }
         if raw.max_size.0 < raw.segment_size.0.saturating_mul(4) {
-            let hint = "room is given back by whole segments";
+            let hint = "space is freed in whole segments";
             self.problem(at("max_size"), "is less than four times `segment_size`", hint);
         }
         if raw.fsync_interval.0 > Duration::from_secs(60) {
@@ -476,7 +471,7 @@ impl Planner<'_> {
         Some(ReconciliationPlan { interval: raw.interval.0, window: raw.window.0 })
     }
 
-    /// The reporter that the admin API asks.
+    /// The reporter whose table the admin API reads.
     fn store(&mut self, raw: &raw::Usage, reporters: &[ReporterPlan]) -> Option<usize> {
         let table = |plan: &ReporterPlan| matches!(plan.to, Destination::Database(_));
         match raw.store.as_deref() {
@@ -488,10 +483,11 @@ impl Planner<'_> {
                     let known = reporters.iter().filter(|plan| table(plan));
                     let known: Vec<_> = known.map(|plan| plan.name.as_str()).collect();
                     let hint = match known[..] {
-                        [] => "there is none of type `builtin` or `database`".to_owned(),
+                        [] => "there is no reporter of type `builtin` or `database`".to_owned(),
                         _ => format!("there are: {}", known.join(", ")),
                     };
-                    let message = format!("no reporter that can be asked is called `{name}`");
+                    let message =
+                        format!("there is no reporter `{name}` of type `builtin` or `database`");
                     self.problem("usage.store", message, &hint);
                 }
                 found
@@ -504,7 +500,7 @@ fn days(n: u32) -> Option<Duration> {
     (n > 0).then(|| Duration::from_secs(u64::from(n) * 24 * 3600))
 }
 
-/// A name for the reporter that nobody has asked for.
+/// A name for the reporter that is added for the admin API.
 fn free_name(reporters: &[ReporterPlan]) -> String {
     let taken = |name: &str| reporters.iter().any(|plan| plan.name == name);
     let mut name = ReporterKind::Builtin.word().to_owned();
@@ -514,7 +510,7 @@ fn free_name(reporters: &[ReporterPlan]) -> String {
     name
 }
 
-/// The keys in a text: several with spaces between them.
+/// The keys of a secret, which are separated by spaces.
 fn signing_keys(secret: &Secret) -> Result<Vec<SigningKey>, &'static str> {
     let keys = secret.expose().split_whitespace().map(|word| match word.strip_prefix("whsec_") {
         None => Ok(SigningKey(word.as_bytes().to_vec())),

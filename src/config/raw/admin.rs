@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::scalar::SecretText;
 
-/// The admin API, on an address of its own. A change of any of these needs a restart.
+/// The admin API, on a separate address. A change of these keys needs a restart.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
@@ -13,13 +13,13 @@ pub struct Admin {
     pub enabled: bool,
     /// Its address.
     pub listen: String,
-    /// What callers send as `X-Admin-Token`.
+    /// The token that requests must have in `X-Admin-Token`, or as a bearer token.
     #[schemars(with = "Option<String>")]
     pub token: Option<SecretText>,
     /// A file that holds the token.
     pub token_file: Option<String>,
     /// The SQLite file with the keys that it manages, for the provider `builtin`; `keys.db` in
-    /// `data_dir` without this. It is made when it is not there.
+    /// `data_dir` by default. It is created if it does not exist.
     pub db_path: Option<String>,
 }
 

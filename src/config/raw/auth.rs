@@ -13,35 +13,35 @@ use super::{
 };
 use crate::{base::ResetPeriod, config::choices::Mode};
 
-/// Who may call. With this section every request for inference and for models needs a key.
+/// Authentication. With this section every request for inference and for models needs a key.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
-    /// Whether keys are asked for. On unless it is set to `false`.
+    /// Whether keys are required.
     pub enabled: Switch,
-    /// How several providers go together.
+    /// How several providers are combined.
     pub mode: Mode,
-    /// Paths that need no key, by how they begin.
+    /// Prefixes of paths that need no key.
     pub skip_paths: Vec<String>,
-    /// Where keys are looked for, in this order. `Authorization` holds `Bearer KEY`, any other
-    /// field the key itself. `Authorization`, `X-API-Key` and `api-key` without this.
+    /// Header fields that may hold the key, in order: `Authorization` as `Bearer KEY`, any other as
+    /// the bare key. By default `Authorization`, `X-API-Key` and `api-key`.
     pub header_names: Vec<String>,
-    /// Where keys come from, in the order in which they are asked. Without any: the top-level
+    /// The providers of keys, in the order in which they are asked. By default: the top-level
     /// `api_keys`.
     pub pipeline: Vec<Provider>,
-    /// How each refusal is answered.
+    /// The response to each rejection.
     pub status_codes: StatusCodes,
-    /// Send `X-API-Key-UserID` and `X-API-Key-Name` to the backends. What a client sends under
-    /// these names never reaches them.
+    /// Whether to send `X-API-Key-UserID` and `X-API-Key-Name` to the backends. A client's own
+    /// fields of these names never reach a backend.
     pub forward_identity: bool,
-    /// Where keys come from without a `pipeline`; `file` (the top-level `api_keys`) is all there
-    /// is.
+    /// The source of keys without a `pipeline`; only `file` (the top-level `api_keys`) is
+    /// supported.
     pub storage: Option<FileStorage>,
-    /// For entries of `api_keys` that do not say so themselves.
+    /// Defaults of the entries of `api_keys`.
     pub defaults: Defaults,
 }
 
-/// The provider of a configuration without a pipeline.
+/// The source of keys without a pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FileStorage {
@@ -49,7 +49,7 @@ pub enum FileStorage {
     File,
 }
 
-/// For entries of `api_keys` that do not say so themselves.
+/// Defaults of the entries of `api_keys`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Defaults {
@@ -59,59 +59,60 @@ pub struct Defaults {
     pub total_quota: Option<f64>,
 }
 
-/// One place where keys come from.
+/// A provider of keys.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Provider {
-    /// Name in logs and metrics; the type without one.
+    /// Name in logs and metrics; the type by default.
     pub name: Option<String>,
-    /// What kind of place it is. The section of the same name says where.
+    /// The type of the provider. The section of the same name holds its settings.
     #[serde(rename = "type")]
     pub kind: ProviderKind,
-    /// Whether it is asked at all.
+    /// Whether it is used.
     #[serde(default = "yes")]
     pub enabled: bool,
-    /// For `type: static`.
+    /// With `type: static`.
     #[serde(rename = "static")]
     pub fixed: Option<StaticKeys>,
-    /// For `type: redis`.
+    /// With `type: redis`.
     pub redis: Option<RedisKeys>,
-    /// For `type: database`.
+    /// With `type: database`.
     pub database: Option<DatabaseKeys>,
-    /// For `type: webhook`.
+    /// With `type: webhook`.
     pub webhook: Option<WebhookKeys>,
-    /// A script that decides about the keys of this provider, in place of the default rules.
+    /// A script that decides about the keys of this provider, instead of the default rules.
     pub lua: Option<Lua>,
     /// The script itself; the same as `lua: {script}`.
     #[serde(serialize_with = "length_only")]
     pub lua_script: Option<String>,
     /// A file with the script; the same as `lua: {path}`.
     pub lua_script_file: Option<String>,
-    /// How long an answer of the provider holds. `0`: it is asked for every request.
+    /// How long a response of the provider is cached. `0`: it is asked for every request.
     #[serde(default = "ten_seconds")]
     pub cache_ttl: Span,
-    /// How long it holds that the provider does not know a key. Not longer than `cache_ttl`.
+    /// How long an unknown key is cached, at most `cache_ttl`.
     #[serde(default = "five_seconds")]
     pub negative_cache_ttl: Span,
-    /// Keys that are remembered, known and unknown ones.
+    /// The number of cached keys, known and unknown.
     #[serde(default = "cache_size")]
     pub cache_size: usize,
-    /// What happens while the provider cannot be asked.
+    /// What happens while the provider is unavailable.
     #[serde(default)]
     pub on_error: OnError,
-    /// With `allow_cached`: how old an answer may be that is used in place of one that cannot be had.
+    /// With `on_error: allow_cached`: the maximum age of a cached response that is used while the
+    /// provider is unavailable.
     #[serde(default = "one_hour")]
     pub max_stale: Span,
-    /// How long the provider may take for an answer.
+    /// How long a response of the provider may take.
     #[serde(default = "five_seconds")]
     pub timeout: Span,
-    /// Whether the gateway counts quotas and balances of these keys. `false`: it only compares,
-    /// and somebody else counts. Without effect for `webhook` and `lua`, where it never does.
+    /// Whether the gateway counts the quotas and balances of these keys. `false`: it only checks
+    /// them, and another system counts. No effect for `webhook` and `lua`, which are never counted.
     #[serde(default = "yes")]
     pub count_usage: bool,
 }
 
-/// Kinds of providers.
+/// Types of providers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProviderKind {
@@ -127,22 +128,22 @@ pub enum ProviderKind {
     Database,
     /// An HTTP service.
     Webhook,
-    /// No place: every key is known, and a script decides.
+    /// No source: every key is known, and a script decides.
     Lua,
 }
 
-/// What happens while a provider cannot be asked.
+/// What happens while a provider is unavailable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnError {
-    /// The key counts as not known by this provider; if no other knows it, the answer is 503.
+    /// The key is unknown to this provider; if no other knows it, the request is rejected with 503.
     #[default]
     Deny,
-    /// What the provider said last still holds, for `max_stale`.
+    /// The last response of the provider is used, for up to `max_stale`.
     AllowCached,
 }
 
-/// Keys in the file.
+/// Keys in the configuration file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StaticKeys {
@@ -150,7 +151,7 @@ pub struct StaticKeys {
     pub keys: Vec<ApiKey>,
 }
 
-/// A key and what is known of it.
+/// A key and its properties.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApiKey {
@@ -160,11 +161,11 @@ pub struct ApiKey {
     pub key: Option<SecretText>,
     /// A file that holds the key.
     pub key_file: Option<String>,
-    /// Its identity in records and logs; made from a hash of the key without one.
+    /// Its id in records and logs; derived from a hash of the key by default.
     pub id: Option<String>,
     /// Its name.
     pub name: Option<String>,
-    /// Whose it is.
+    /// The user that it belongs to.
     pub user_id: Option<String>,
     /// The team that it belongs to.
     pub team: Option<String>,
@@ -176,34 +177,34 @@ pub struct ApiKey {
     pub total_quota: Option<f64>,
     /// Tokens that it has used.
     pub used_quota: Option<f64>,
-    /// When the quota begins anew.
+    /// When the quota is reset.
     pub quota_reset_period: Option<ResetPeriod>,
-    /// When it last began anew.
+    /// When the quota was last reset.
     pub last_reset_at: Option<Moment>,
-    /// Money or credits; the key is refused at 0 and below.
+    /// Money or credits; the key is rejected at 0 and below.
     pub balance: Option<f64>,
-    /// Addresses from which it may be used: `10.0.0.0/8`, `192.0.2.7`. None: from everywhere.
+    /// Addresses from which it may be used: `10.0.0.0/8`, `192.0.2.7`. Empty: from everywhere.
     #[serde(default)]
     pub allowed_ips: Vec<String>,
     /// Addresses from which it may not be used.
     #[serde(default)]
     pub denied_ips: Vec<String>,
-    /// From when it is good.
+    /// When it becomes valid.
     pub starts_at: Option<Moment>,
-    /// Until when it is good.
+    /// When it expires.
     pub expires_at: Option<Moment>,
     /// For the operator's own use.
     pub created_at: Option<Moment>,
     /// For the operator's own use.
     pub updated_at: Option<Moment>,
-    /// Anything else that scripts, records or hooks should know of it.
+    /// Further properties for scripts and records.
     #[serde(default)]
     pub metadata: BTreeMap<String, serde_json::Value>,
-    /// Limits of its own, in place of those of `rate_limit`.
+    /// Per-key limits, which override those of `rate_limit`.
     pub limits: Option<serde_json::Value>,
 }
 
-/// A status: a word or a number.
+/// A status: a name or a number.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum StatusValue {
@@ -211,7 +212,7 @@ pub enum StatusValue {
     Word(String),
 }
 
-/// A moment: Unix seconds, or a date and time like `2026-12-31T23:59:59Z`; without a zone in UTC.
+/// A time: Unix seconds, or a date and time like `2026-12-31T23:59:59Z`; UTC without a zone.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Moment {
@@ -223,7 +224,7 @@ pub enum Moment {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedisKeys {
-    /// Name of one of `storage.caches`, in place of the address.
+    /// Name of one of `storage.caches`, instead of an address.
     pub storage: Option<String>,
     /// `host:port`, or `redis://`, `rediss://` (with TLS).
     pub addr: Option<String>,
@@ -236,8 +237,8 @@ pub struct RedisKeys {
     pub password_file: Option<String>,
     /// Number of the database.
     pub db: i64,
-    /// What stands in Redis for a key: a hash, or a string with a JSON object.
-    /// `llmproxy:key:{api_key}` without one.
+    /// The name in Redis of a key's entry, which is a hash, or a string with a JSON object.
+    /// `llmproxy:key:{api_key}` by default.
     pub key_pattern: Option<String>,
 }
 
@@ -245,18 +246,18 @@ pub struct RedisKeys {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DatabaseKeys {
-    /// Name of one of `storage.databases`, in place of `driver` and `dsn`.
+    /// Name of one of `storage.databases`, instead of `driver` and `dsn`.
     pub storage: Option<String>,
     /// The kind of database, with `dsn`.
     pub driver: Option<Driver>,
     /// The connection string; for SQLite the path of the file.
     #[schemars(with = "Option<String>")]
     pub dsn: Option<SecretText>,
-    /// The table; `api_keys` without one.
+    /// The table; `api_keys` by default.
     pub table: Option<String>,
-    /// The column with the key; `api_key` without one.
+    /// The column with the key; `api_key` by default.
     pub key_column: Option<String>,
-    /// The columns wanted; all without any.
+    /// The columns to read; all by default.
     pub fields: Vec<String>,
 }
 
@@ -264,62 +265,62 @@ pub struct DatabaseKeys {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookKeys {
-    /// Asked by POST with `{"api_key", "timestamp"}`. It answers 2xx with a JSON object if it
+    /// It receives a POST with `{"api_key", "timestamp"}`. It answers 2xx with a JSON object if it
     /// knows the key, and 401, 403 or 404 if not; anything else is a failure.
     #[serde(serialize_with = "without_query")]
     pub url: String,
-    /// `POST` is all there is.
+    /// Only `POST` is supported.
     #[serde(default)]
     pub method: WebhookMethod,
-    /// How long an answer may take; the `timeout` of the provider without this.
+    /// How long a response may take; the provider's `timeout` by default.
     pub timeout: Option<Span>,
-    /// Header fields to send along.
+    /// Further header fields to send.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub headers: BTreeMap<String, SecretText>,
-    /// Header fields whose values stand in files of their own.
+    /// Header fields whose values are read from files.
     #[serde(default)]
     pub headers_file: BTreeMap<String, String>,
 }
 
-/// How a webhook is asked.
+/// The HTTP method of a webhook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum WebhookMethod {
-    /// The only way.
+    /// The only supported one.
     #[default]
     Post,
 }
 
-/// A script. One of `script`, `path`, `name`.
+/// A script, by one of `script`, `path`, `name`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lua {
     /// The script itself.
     #[serde(serialize_with = "length_only")]
     pub script: Option<String>,
-    /// A file with the script; read at each load of the configuration.
+    /// A file with the script; it is read at each load of the configuration.
     pub path: Option<String>,
-    /// One of the scripts that come with the gateway, like `balance`; or `NAME.lua` in a folder
-    /// `lua` beside this file.
+    /// The name of a built-in script, like `balance`, or of `NAME.lua` in a folder `lua` beside
+    /// this file.
     pub name: Option<String>,
-    /// How long a call may take; 100ms without this.
+    /// How long a call may take; 100ms by default.
     pub timeout: Option<Span>,
-    /// How much memory a call may take; 10MiB without this.
+    /// How much memory a call may use; 10MiB by default.
     pub max_memory: Option<ByteSize>,
 }
 
-/// How refusals are answered.
+/// The responses to rejections.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StatusCodes {
-    /// The key is good. `allow: false` closes the gateway for everyone.
+    /// The key is valid. `allow: false` rejects every request.
     pub active: StatusCode,
-    /// The key is disabled, or has a status that nobody knows. 403.
+    /// The key is disabled, or has an unknown status. 403.
     pub disabled: StatusCode,
-    /// It is too late for the key. 403.
+    /// The key has expired. 403.
     pub expired: StatusCode,
-    /// It is too early for the key. 403.
+    /// The key is not valid yet. 403.
     pub not_yet_valid: StatusCode,
     /// The key may not be used from this address. 403.
     pub ip_denied: StatusCode,
@@ -327,31 +328,31 @@ pub struct StatusCodes {
     pub quota_exceeded: StatusCode,
     /// No provider knows the key. 401.
     pub not_found: StatusCode,
-    /// There is no key in the request. 401.
+    /// The request has no key. 401.
     pub missing_key: StatusCode,
-    /// A script said no and nothing else. 403.
+    /// A script rejected the request without a status. 403.
     pub denied: StatusCode,
     /// A script failed. 403.
     pub script_error: StatusCode,
-    /// No provider knows the key, and one could not be asked. 503.
+    /// No provider knows the key, and at least one is unavailable. 503.
     pub unavailable: StatusCode,
 }
 
-/// How one refusal is answered.
+/// The response to one rejection.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StatusCode {
-    /// `true` makes it no refusal.
+    /// `true` allows the request instead.
     pub allow: Option<bool>,
     /// HTTP status.
     pub http_code: Option<u16>,
     /// The `code` in the body.
     pub code: Option<String>,
-    /// The sentence in the body.
+    /// The `message` in the body.
     pub message: Option<String>,
 }
 
-/// A script may well hold keys: it is not shown.
+/// A script may hold secrets: only its length is shown.
 fn length_only<S: Serializer>(script: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
     let shown = script.as_ref().map(|text| format!("[{} bytes]", text.len()));
     shown.serialize(serializer)

@@ -12,60 +12,61 @@ use crate::config::choices::{Addresses, Engine, StreamUsage};
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
-    /// `http://host:port` or `https://host`, with the path and query that the server wants. A path
-    /// with a version in it (`/v1`, `/api/paas/v4`), or `/openai/deployments/NAME`, is the base that
-    /// endpoints follow; any other is a prefix before `/v1`. A query is sent with every request.
+    /// `http://host:port` or `https://host`, with the path and query that the server needs. A path
+    /// with a version (`/v1`, `/api/paas/v4`), or `/openai/deployments/NAME`, is the base that
+    /// endpoint paths are appended to; to any other path `/v1` is appended first. A query is sent
+    /// with every request.
     #[serde(serialize_with = "without_query")]
     pub url: String,
-    /// Whether `/v1` follows the path of the URL, in place of the rule for paths.
+    /// Whether `/v1` is appended to the path of the URL; overrides the rule above.
     pub append_v1: Option<bool>,
-    /// Name in metrics and logs; the URL without one.
+    /// Name in metrics and logs; the URL by default.
     pub name: Option<String>,
-    /// Share of the requests in relation to the others, 1 to 1000.
+    /// Share of the requests relative to the other backends, 1 to 1000.
     #[serde(default = "one")]
     pub weight: u32,
-    /// Models it serves, exact names or a prefix with `*` at the end. Empty: every model.
+    /// Models that it serves: exact names, or a prefix with `*` at the end. Empty: every model.
     #[serde(default)]
     pub models: Vec<String>,
-    /// Sent to the backend as `Authorization: Bearer`. The client's own key never is.
+    /// Sent to the backend as `Authorization: Bearer`. The client's own key is never sent.
     #[schemars(with = "Option<String>")]
     pub api_key: Option<SecretText>,
     /// A file that holds the key.
     pub api_key_file: Option<String>,
-    /// The header field for the key, `api-key` for instance; `Authorization` without it.
+    /// The header field for the key, for instance `api-key`; `Authorization` by default.
     pub auth_header: Option<String>,
-    /// The word before the key; without this key `Bearer` in `Authorization`, and none in any other
+    /// The word before the key. The default is `Bearer` in `Authorization`, and none in any other
     /// field.
     pub auth_scheme: Option<String>,
-    /// Further header fields to send with every request, in place of the client's.
+    /// Header fields that are sent with every request and replace the client's.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub headers: BTreeMap<String, SecretText>,
-    /// Header fields whose values stand in files of their own.
+    /// Header fields whose values are read from files.
     #[serde(default)]
     pub headers_file: BTreeMap<String, String>,
-    /// The proxy that leads to it, `http://user:password@host:port`; `none`: a direct connection,
-    /// whatever the environment says. Without this key `HTTPS_PROXY` and `NO_PROXY` hold, for https.
+    /// The HTTP proxy to use, `http://user:password@host:port`; `none` for a direct connection. By
+    /// default the environment variables `HTTPS_PROXY` and `NO_PROXY` apply to https.
     #[schemars(with = "Option<String>")]
     pub proxy: Option<SecretText>,
-    /// How to ask for token counts in streams where the client did not.
+    /// How the gateway asks for token counts in streams if the client does not.
     #[serde(default)]
     pub stream_usage: StreamUsage,
-    /// What it is: engines have words of their own for the priority of a request and for the salt
-    /// of their caches.
+    /// The kind of server. Engines differ in the fields for the priority of a request and for the
+    /// salt of their caches.
     #[serde(default)]
     pub engine: Engine,
-    /// Whether it is used. `false` leaves it out, with every route to it.
+    /// Whether it is used. `false` disables it and every route to it.
     #[serde(default)]
     pub enabled: Switch,
-    /// Whether it is probed as the section `health_check` says. `false`: it counts as healthy.
+    /// Whether the probes of `health_check` apply to it. `false`: it is considered healthy.
     #[serde(default)]
     pub health_check: Switch,
-    /// Language of its API; `openai` without this.
+    /// The language of its API. The default is `openai`.
     #[serde(default)]
     #[schemars(schema_with = "super::protocol_schema")]
     pub protocol: Option<String>,
-    /// What becomes of a name that leads to several addresses. `each` without this for http, and
-    /// `one` for https: hosted services stand behind addresses that change.
+    /// How a name with several addresses is treated. The default is `each` for http and `one` for
+    /// https, because the addresses of hosted services change.
     pub addresses: Option<Addresses>,
 }

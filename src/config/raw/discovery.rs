@@ -9,17 +9,17 @@ use serde_yaml::Value;
 use super::scalar::{SecretText, Span, Switch, secs, ten_seconds, without_query};
 use crate::config::choices::DiscoveryMode;
 
-/// Backends that other places tell of, beside those of `backends`.
+/// Sources of backends, in addition to `backends`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Discovery {
-    /// Whether the sources are asked. On unless it is set to `false`.
+    /// Whether the sources are used.
     pub enabled: Switch,
-    /// How several sources go together.
+    /// How several sources are combined.
     pub mode: DiscoveryMode,
-    /// How often a source is asked that does not say so itself.
+    /// How often a source is queried; a source may have its own `interval`.
     pub interval: Span,
-    /// Name servers, `address:port`, for the names of backends. None: those of the system.
+    /// Name servers, `address:port`, for the names of backends. Empty: those of the system.
     pub dns_servers: Vec<String>,
     /// The sources.
     pub sources: Vec<DiscoverySource>,
@@ -37,7 +37,7 @@ impl Default for Discovery {
     }
 }
 
-/// A place that tells of backends.
+/// A source of backends.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(
@@ -45,12 +45,12 @@ impl Default for Discovery {
     reason = "sections of version 0.3 are accepted, so that only `type` is a problem"
 )]
 pub struct DiscoverySource {
-    /// Name in metrics and logs; the type without one.
+    /// Name in metrics and logs; the type by default.
     pub name: Option<String>,
-    /// What kind of place.
+    /// The type of the source.
     #[serde(rename = "type")]
     pub kind: SourceType,
-    /// Whether it is asked. On unless it is set to `false`.
+    /// Whether it is used.
     #[serde(default)]
     pub enabled: Switch,
     /// An HTTP service.
@@ -66,7 +66,7 @@ pub struct DiscoverySource {
     pub auth_header: Option<String>,
     /// As for a backend: the word before the key.
     pub auth_scheme: Option<String>,
-    /// Of version 0.3: the sections of types that are not built.
+    /// The sections of source types of version 0.3 that are not supported.
     #[serde(default, rename = "static", skip_serializing)]
     #[schemars(skip)]
     pub fixed: Option<Value>,
@@ -84,7 +84,7 @@ pub struct DiscoverySource {
     pub etcd: Option<Value>,
 }
 
-/// Kinds of places.
+/// Types of sources. Unsupported ones of version 0.3 are read, so that the problem names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceType {
@@ -104,28 +104,28 @@ pub enum SourceType {
     Etcd,
 }
 
-/// An HTTP service that tells of backends.
+/// An HTTP service that lists backends.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HttpSource {
-    /// Asked by GET. It answers with a JSON list of backends, or an object that has one in
+    /// It is queried with GET and returns a JSON list of backends, or an object with the list in
     /// `backends` or `services`; an entry has `url`, and may have `name`, `weight`, `models`,
     /// `stream_usage`, `engine`, `append_v1`, `addresses` and `status`.
     #[serde(serialize_with = "without_query")]
     pub url: String,
-    /// `GET` is all there is.
+    /// Only `GET` is supported.
     #[serde(default)]
     pub method: SourceMethod,
-    /// How long an answer may take.
+    /// How long a response may take.
     #[serde(default = "ten_seconds")]
     pub timeout: Span,
-    /// How often it is asked; the `interval` of `discovery` without this.
+    /// How often it is queried; the `interval` of `discovery` by default.
     pub interval: Option<Span>,
-    /// Header fields to send along.
+    /// Further header fields to send.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub headers: BTreeMap<String, SecretText>,
-    /// Header fields whose values stand in files of their own.
+    /// Header fields whose values are read from files.
     #[serde(default)]
     pub headers_file: BTreeMap<String, String>,
 }
@@ -139,10 +139,10 @@ pub enum SourceMethod {
     Get,
 }
 
-/// A file that tells of backends.
+/// A file that lists backends.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileSource {
-    /// YAML or JSON, of the form that `http` answers in. Looked at every second.
+    /// YAML or JSON, in the format of an `http` response. It is checked for changes every second.
     pub path: String,
 }

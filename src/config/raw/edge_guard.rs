@@ -3,9 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Privileged inputs of the engines. vLLM acts on these whoever sends them; its own security
-/// guide says to remove them at a reverse proxy. A list given here replaces the default list; an
-/// empty one lets everything pass.
+/// Privileged inputs of the engines. vLLM accepts these from every client; its security guide says
+/// to remove them at a reverse proxy. A list given here replaces the default list; an empty one
+/// removes nothing.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EdgeGuard {

@@ -13,19 +13,19 @@ use super::scalar::Span;
 pub struct HealthCheck {
     /// Whether to probe at all.
     pub enabled: bool,
-    /// Time from one round of probes to the next.
+    /// Time between two rounds of probes.
     pub interval: Span,
     /// How long a probe may take.
     pub timeout: Span,
     /// HTTP method.
     pub method: String,
-    /// Path, below the path prefix of the backend but outside of a `/v1` at its end.
+    /// Path, relative to the path of the backend's URL without a `/v1` at its end.
     pub path: String,
     /// The status of a healthy backend.
     pub expected_status: u16,
-    /// Failures in a row until a backend is taken out.
+    /// Consecutive failures after which a backend is unhealthy.
     pub unhealthy_threshold: usize,
-    /// Successes in a row until it is back.
+    /// Consecutive successes after which it is healthy again.
     pub healthy_threshold: usize,
 }
 

@@ -8,60 +8,60 @@ use serde::{Deserialize, Serialize};
 use super::scalar::{Span, Switch, secs};
 use crate::{base::limits::Limits, config::choices::OnRedisError};
 
-/// How much one may call. All rules that match a request must agree.
+/// Limits. A request must satisfy all rules that match it.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RateLimit {
-    /// Whether anything is limited, by these rules or by limits of a key's own. On unless it is
-    /// set to `false`. Quotas and balances of keys hold in any case.
+    /// Whether limits apply, those of these rules and per-key limits. Quotas and balances of keys
+    /// apply in any case.
     pub enabled: Switch,
-    /// Whether answers tell in header fields how the limits stand.
+    /// Whether responses have the rate limit header fields.
     pub headers: Switch,
-    /// Where it is counted.
+    /// Where limits are counted.
     pub storage: LimitStorage,
     /// With `storage: redis`: the name of one of `storage.caches`.
     pub redis: String,
-    /// With `storage: redis`: how often Redis is asked.
+    /// With `storage: redis`: how often Redis is queried.
     pub mode: LimitMode,
-    /// With `mode: leased`: the part of a limit that a replica takes ahead.
+    /// With `mode: leased`: the share of a limit that a replica leases at a time.
     pub lease_share: f64,
-    /// With `mode: leased`: how long a replica keeps what it took and does not use.
+    /// With `mode: leased`: how long a replica keeps an unused lease.
     pub lease_lifetime: Span,
-    /// With `storage: redis`: what happens while Redis does not answer.
+    /// With `storage: redis`: what happens while Redis does not respond.
     pub on_redis_error: OnRedisError,
     /// With `storage: redis`: how long a decision may take.
     pub redis_timeout: Span,
-    /// With `storage: redis`: after this the slots of a replica that was killed are free again.
+    /// With `storage: redis`: the time after which the slots of a killed replica are released.
     pub hold_ttl: Span,
-    /// With `storage: redis`: how all names in Redis begin.
+    /// With `storage: redis`: the prefix of all names in Redis.
     pub key_prefix: String,
     /// All requests together.
     pub global: Limits,
-    /// Each key. Callers that show none are told apart by their addresses.
+    /// Each key. Requests without a key are distinguished by their address.
     pub per_key: Limits,
-    /// Each address; of IPv6 each /64 network.
+    /// Each address; for IPv6 each /64 network.
     pub per_ip: Limits,
-    /// Each user; a key that has none is one of its own.
+    /// Each user; a key without a user is a user of its own.
     pub per_user: Limits,
     /// Each team.
     pub per_team: Limits,
     /// Each model.
     pub per_model: Limits,
-    /// Each key with each model.
+    /// Each combination of key and model.
     pub per_key_model: Limits,
-    /// Single models, exact names or a prefix with `*` at the end: in place of `per_model`, field
-    /// by field.
+    /// Limits of single models (an exact name, or a prefix with `*` at the end), which override
+    /// `per_model` field by field.
     pub models: BTreeMap<String, Limits>,
-    /// Each key with single models: in place of `per_key_model`, field by field.
+    /// Limits of each key with single models, which override `per_key_model` field by field.
     pub key_models: BTreeMap<String, Limits>,
-    /// What becomes of requests that find no place under `max_concurrent`.
+    /// What happens to requests above `max_concurrent`.
     pub queue: Queue,
-    /// What a million tokens cost, by model: exact names or a prefix with `*` at the end.
+    /// The price of a million tokens, by model: an exact name, or a prefix with `*` at the end.
     pub prices: BTreeMap<String, Price>,
-    /// Limits that are counted in memory at a time. Each takes up to 64 bytes.
+    /// The number of counters in memory. Each takes up to 64 bytes.
     pub max_buckets: usize,
-    /// The SQLite file of what was spent of budgets and of the quotas of static keys, if that is
-    /// not counted in Redis; `limits.db` in `data_dir` without this. Made when it is needed.
+    /// The SQLite file for spent budgets and used quotas of static keys, if they are not counted in
+    /// Redis; `limits.db` in `data_dir` by default. It is created when it is needed.
     pub db_path: Option<String>,
 }
 
@@ -100,34 +100,34 @@ impl Default for RateLimit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitStorage {
-    /// In each replica for itself.
+    /// In each replica separately.
     Memory,
     /// In Redis, for all replicas together.
     Redis,
 }
 
-/// How often Redis is asked.
+/// How often Redis is queried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitMode {
-    /// Once for each request: the limit holds for all replicas together.
+    /// For each request: the limit is exact over all replicas together.
     Exact,
-    /// When a replica has used up the share that it took ahead.
+    /// When a replica has used up its lease.
     Leased,
 }
 
-/// What becomes of requests that find no place under `max_concurrent`.
+/// What happens to requests above `max_concurrent`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Queue {
-    /// Requests that may wait in this process; `0`: they are refused at once.
+    /// The number of requests that may wait in this process; `0`: they are rejected at once.
     pub max_queue_size: usize,
-    /// How long one waits before it is refused.
+    /// How long a request waits before it is rejected.
     pub queue_timeout: Span,
-    /// The status of a refusal: 429 or 503.
+    /// The status of the rejection: 429 or 503.
     pub status: u16,
-    /// While a request for a stream waits, it is sent a comment this often, so that nothing on the
-    /// way takes the connection for dead; its status is then always 200. `0`: never.
+    /// How often a comment is sent to a waiting streaming request, so that proxies on the way do
+    /// not close the connection; the status of such a response is always 200. `0`: never.
     pub keep_alive: Span,
 }
 
@@ -142,14 +142,14 @@ impl Default for Queue {
     }
 }
 
-/// What a million tokens cost.
+/// The price of a million tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
-    /// Of prompts.
+    /// Prompt tokens.
     pub input: f64,
-    /// Of prompts, those that the engine had in its cache; the same as `input` without it.
+    /// Prompt tokens from the engine's cache; the price of `input` by default.
     pub cached_input: Option<f64>,
-    /// Of answers.
+    /// Completion tokens.
     pub output: f64,
 }

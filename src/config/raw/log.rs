@@ -10,11 +10,11 @@ use crate::config::choices::Level;
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// What is written: `error`, `warn`, `info`, `debug` or `trace`.
+    /// The lowest level that is written: `error`, `warn`, `info`, `debug` or `trace`.
     pub level: Level,
-    /// `text` for people, `json` for machines.
+    /// `text`, or `json` with one object per line.
     pub format: LogFormat,
-    /// Whether to write a line for each request.
+    /// Whether to write an access line for each request.
     pub access: Switch,
 }
 
@@ -25,6 +25,6 @@ pub enum LogFormat {
     /// For people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }

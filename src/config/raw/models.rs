@@ -11,87 +11,87 @@ use super::{
 };
 use crate::config::choices::Strategy;
 
-/// A model by a name of its own, or how one is treated that backends serve.
+/// A model under a name of your own, or settings for one that backends serve.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// `false`: it has no routes of its own and is not listed; its fallbacks still serve it.
+    /// `false`: it has no routes and is not listed; its fallbacks still serve it.
     pub enabled: Switch,
-    /// Where it leads. Without any: to the backends that serve a model of this name.
+    /// Its routes. Empty: the backends that serve a model of this name.
     pub routes: Vec<Route>,
-    /// Models to go on with when no route has a backend that answers, in this order.
+    /// Models to use instead, in this order, when no backend of its routes can serve a request.
     pub fallback: Vec<String>,
-    /// As in `routing`, whose value holds without it.
+    /// As in `routing`, whose value is the default.
     #[serde(alias = "load_balance")]
     pub load_balance_strategy: Option<Strategy>,
-    /// As in `routing`, whose value holds without it.
+    /// As in `routing`, whose value is the default.
     pub affinity: Option<Affinity>,
-    /// As in `routing`, whose value holds without it.
+    /// As in `routing`, whose value is the default.
     pub load_bound: Option<f64>,
-    /// As in `routing`, whose value holds without it.
+    /// As in `routing`, whose value is the default.
     pub prefix: Option<Prefix>,
 }
 
-/// One way to a model.
+/// A route to a model.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// Name or URL of a backend.
     pub backend: String,
-    /// The model's name there. Without it: as the client says.
+    /// The name of the model on the backend; the client's name by default.
     pub model: Option<String>,
-    /// Those with the lowest number are asked first.
+    /// Routes with a lower number are used first.
     #[serde(default = "one")]
     pub priority: u32,
-    /// Share of the requests among those of the same priority, 1 to 1000.
+    /// Share of the requests among the routes of the same priority, 1 to 1000.
     #[serde(default = "one")]
     pub weight: u32,
     /// Whether it is used.
     #[serde(default)]
     pub enabled: Switch,
-    /// Language of the backend's API; `openai` without this.
+    /// The language of the backend's API. The default is `openai`.
     #[serde(default)]
     #[schemars(schema_with = "super::protocol_schema")]
     pub protocol: Option<String>,
 }
 
-/// What becomes of requests whose backends fail, in the words of other gateways. `routing.retry`
-/// and `routing.circuit` say more, and go before it.
+/// What happens to requests whose backends fail, with the keys of other gateways. `routing.retry`
+/// and `routing.circuit` offer more and take precedence.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fallback {
-    /// How long a backend is left alone after a single failure; `0`: not at all.
+    /// How long a backend is ejected after a single failure; `0`: not at all.
     pub cooldown_seconds: Option<Seconds>,
-    /// Tries after the first. `0`: a backend that fails is not tried again, others are.
+    /// Retries. `0`: a backend that fails is not tried again, but other backends are.
     pub max_retries: Option<u32>,
-    /// Models to go on with, by model; after those of `models`.
+    /// Fallback models, by model; they follow those of `models`.
     pub alias_fallback: BTreeMap<String, Vec<String>>,
-    /// Whether a backend that has failed a request is tried again with it, after a pause.
+    /// Whether a request is retried, after a pause, on a backend that has failed it.
     pub enable_backoff: bool,
-    /// The first pause, in milliseconds or as a duration: 100ms.
+    /// The first pause, in milliseconds or as a duration. Default: 100ms.
     pub backoff_initial_delay: Option<Millis>,
-    /// The longest pause, in milliseconds or as a duration: 5s.
+    /// The longest pause, in milliseconds or as a duration. Default: 5s.
     pub backoff_max_delay: Option<Millis>,
-    /// Each pause in relation to the one before it: 2.
+    /// The factor from one pause to the next. Default: 2.
     pub backoff_multiplier: Option<f64>,
-    /// How much of a pause is left to chance: 0.1.
+    /// The random part of a pause. Default: 0.1.
     pub backoff_jitter: Option<f64>,
-    /// Several failures in a row instead of one, until a backend is left alone.
+    /// Whether a backend is ejected only after several consecutive failures.
     pub enable_circuit_breaker: bool,
-    /// How many: 5.
+    /// The number of consecutive failures. Default: 5.
     pub circuit_failure_threshold: Option<u32>,
-    /// Means nothing: the first request that succeeds closes the circuit.
+    /// No effect: the first successful request closes the circuit.
     pub circuit_success_threshold: Option<u32>,
-    /// How long it is left alone then, in seconds or as a duration: 60s.
+    /// How long the backend is ejected then, in seconds or as a duration. Default: 60s.
     pub circuit_open_timeout: Option<Seconds>,
 }
 
-/// Which answers are failures of the backend, beyond those of `routing.retry.retry_on`.
+/// Which responses are failures of the backend, in addition to `routing.retry.retry_on`.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Detection {
-    /// Statuses: classes like `5xx`, and single ones.
+    /// Status codes: classes like `5xx`, and single ones.
     pub error_codes: Vec<Word>,
-    /// Texts in the body of an answer that is no success; capital letters count.
+    /// Texts in the body of a response that is not 2xx; case-sensitive.
     pub error_patterns: Vec<String>,
 }

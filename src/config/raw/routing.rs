@@ -10,41 +10,41 @@ use crate::config::choices::{CacheSalt, Strategy};
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Routing {
-    /// `false` switches all further tries and the rules of `fallback` off; the strategy stays.
+    /// `false` disables retries and the rules of `fallback`; the strategy still applies.
     pub enabled: Switch,
     /// The balancing strategy.
     #[serde(alias = "load_balance")]
     pub load_balance_strategy: Strategy,
-    /// What binds requests to one backend.
+    /// Session affinity: what binds requests to one backend.
     pub affinity: Option<Affinity>,
-    /// How far above the average of its pool a backend may be loaded before affinity, of sessions
-    /// or prefixes, yields.
+    /// The load of a backend, relative to the average of its pool, above which session and prefix
+    /// affinity are ignored.
     pub load_bound: f64,
-    /// The memory of `prefix_affinity`.
+    /// Settings of `prefix_affinity`.
     pub prefix: Prefix,
-    /// How often a client that waits for the first token of a stream is sent a comment, so that
-    /// nothing on the way takes the connection for dead. `0`: never.
+    /// How often a comment is sent to a client that waits for the first token of a stream, so that
+    /// proxies on the way do not close the connection. `0`: never.
     pub keep_alive: Span,
-    /// With `least_load`: how the engines' load is read.
+    /// With `least_load`: how the load of the engines is read.
     pub load: Load,
-    /// A second try at the same time, for short requests that are not streamed. Without this
-    /// section: never.
+    /// Hedging: a second, concurrent attempt for short requests that are not streamed. Without this
+    /// section it is off.
     pub hedge: Option<Hedge>,
-    /// Whose requests share the engines' prefix caches.
+    /// Which requests share the prefix caches of the engines.
     pub cache_salt: CacheSalt,
-    /// What salts are made with; the same in all replicas.
+    /// The secret that salts are derived from; it must be the same in all replicas.
     #[schemars(with = "Option<String>")]
     pub cache_salt_secret: Option<SecretText>,
     /// A file that holds the secret.
     pub cache_salt_secret_file: Option<String>,
-    /// Requests whose way is remembered for `/admin/v1/explain`; `0`: none.
+    /// The number of recent requests whose routing `/admin/v1/explain` can show; `0`: none.
     pub explain: usize,
-    /// When a backend that fails is left alone.
+    /// When a failing backend is ejected.
     pub circuit: Circuit,
-    /// Trying again. Without this section a request goes on to other backends, to each once and
-    /// without a pause.
+    /// Retries. Without this section a failed request is tried once on each other backend, without
+    /// a pause.
     pub retry: Option<Retry>,
-    /// Rules by backend. The first whose models match holds.
+    /// Fallback rules by backend. The first rule whose models match applies.
     pub fallback: Vec<Rule>,
 }
 
@@ -70,17 +70,17 @@ impl Default for Routing {
     }
 }
 
-/// What binds requests to one backend.
+/// Session affinity: what binds requests to one backend.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Affinity {
-    /// What is compared.
+    /// The property of a request that is compared.
     pub by: AffinityBy,
-    /// With `by: header`: the name of the field, `X-Session-ID` without it.
+    /// With `by: header`: the name of the field; `X-Session-ID` by default.
     pub header: Option<String>,
 }
 
-/// What is compared to bind requests to one backend.
+/// The property of a request that binds it to a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AffinityBy {
@@ -93,15 +93,15 @@ pub enum AffinityBy {
     User,
 }
 
-/// The memory of `prefix_affinity`.
+/// Settings of `prefix_affinity`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prefix {
-    /// Conversations are compared in blocks of this size.
+    /// The size of the blocks in which conversations are compared.
     pub block: ByteSize,
-    /// Blocks of a conversation that are looked at, from its beginning.
+    /// The number of blocks of a conversation that are compared, from its beginning.
     pub blocks: usize,
-    /// Blocks that each pool remembers.
+    /// The number of blocks that each pool remembers.
     pub remembered: usize,
 }
 
@@ -111,18 +111,18 @@ impl Default for Prefix {
     }
 }
 
-/// How the engines' load is read.
+/// How the load of the engines is read.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Load {
-    /// Time from one reading to the next.
+    /// Time between two readings.
     pub interval: Span,
     /// How long a reading may take.
     pub timeout: Span,
-    /// Path of the metrics, below the path prefix of the backend but outside of a `/v1` at its
-    /// end.
+    /// Path of the metrics, relative to the path of the backend's URL without a `/v1` at its end.
     pub path: String,
-    /// Also from the answers of vLLM (`endpoint-load-metrics`), which are asked for it.
+    /// Whether to read the load from vLLM's responses as well, by requesting
+    /// `endpoint-load-metrics`.
     pub from_answers: bool,
 }
 
@@ -137,17 +137,17 @@ impl Default for Load {
     }
 }
 
-/// A second try at the same time; the one that answers later is broken off.
+/// Hedging: a second, concurrent attempt; the attempt that answers later is cancelled.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hedge {
-    /// Whether there is a second try at all.
+    /// Whether hedging is on.
     pub enabled: Switch,
-    /// How long the first is waited for.
+    /// How long the first attempt may take before the second one starts.
     pub delay: Span,
     /// The largest body of a short request.
     pub max_body: ByteSize,
-    /// The most tokens that a short request asks for; one that does not say is not short.
+    /// The largest token limit of a short request; a request without a token limit is not short.
     pub max_tokens: u64,
 }
 
@@ -162,51 +162,51 @@ impl Default for Hedge {
     }
 }
 
-/// When a backend that fails is left alone: for each backend and model. A model that is not found,
-/// a request that is refused and an engine that is full are no failures.
+/// When a failing backend is ejected, for each backend and model separately. An unknown model, a
+/// rejected request and a full engine are not failures.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Circuit {
-    /// Whether one is left alone at all; it is by default.
+    /// Whether failing backends are ejected. Default: true.
     pub enabled: Option<bool>,
-    /// Failures in a row that suffice: 5.
+    /// Consecutive failures that eject a backend. Default: 5.
     pub consecutive_failures: Option<u32>,
-    /// Failures in relation to requests that suffice: `50%` or `0.5`.
+    /// The share of failed requests that ejects a backend, like `50%` or `0.5`. Default: `50%`.
     pub failure_rate: Option<Share>,
-    /// Requests within the window below which the rate says nothing: 20.
+    /// The number of requests in the window below which the rate is ignored. Default: 20.
     pub min_requests: Option<u32>,
-    /// The window of the rate: 30s.
+    /// The window of the rate. Default: 30s.
     pub window: Option<Span>,
-    /// How long a backend is left alone; then one request tries it: 30s.
+    /// How long a backend is ejected; after that a single request probes it. Default: 30s.
     pub cooldown: Option<Span>,
-    /// The part of a pool that is left alone at the same time at most: `100%`.
+    /// The largest share of a pool that may be ejected at the same time. Default: `50%`.
     pub max_ejected: Option<Share>,
-    /// Whether a backend that nobody can stand in for is used all the same: true, but with
-    /// `fallback.cooldown_seconds` or `enable_circuit_breaker`.
+    /// Whether a backend without an alternative is used despite its failures. Default: true, except
+    /// with `fallback.cooldown_seconds` or `fallback.enable_circuit_breaker`.
     pub spare_last: Option<Switch>,
 }
 
-/// Trying again, until content has gone to the client.
+/// Retries, which are possible until content has been sent to the client.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
-    /// `false`: each request is tried once, also if no connection could be made.
+    /// `false`: each request is tried once, even if the connection fails.
     pub enabled: Switch,
-    /// Tries after the first. 3, or what `fallback.max_retries` says.
+    /// The number of retries. Default: `fallback.max_retries`, or 3.
     pub max_retries: Option<u32>,
-    /// The pause before a backend is tried again that has failed the request. Other backends are
-    /// tried first, without a pause.
+    /// The first pause before a request is retried on a backend that has failed it. Other backends
+    /// are tried first, without a pause.
     pub initial_wait: Span,
     /// The longest pause.
     pub max_wait: Span,
-    /// Each pause in relation to the one before it.
+    /// The factor from one pause to the next.
     pub multiplier: f64,
-    /// How much of a pause is left to chance: 0.2 is a fifth more or less.
+    /// The random part of a pause: 0.2 is up to a fifth more or less.
     pub jitter: f64,
-    /// Which failures are tried again: `connect_failure`, `reset`, `timeout`, classes of statuses
-    /// like `5xx`, and single ones.
+    /// The failures that are retried: `connect_failure`, `reset`, `timeout`, classes of status
+    /// codes like `5xx`, and single status codes.
     pub retry_on: Option<Vec<Word>>,
-    /// What retries may add to the requests of a pool.
+    /// The retry budget of a pool.
     pub budget: Budget,
 }
 
@@ -225,13 +225,13 @@ impl Default for Retry {
     }
 }
 
-/// What retries may add to the requests of a pool, so that backends that fail are not flooded.
+/// The retry budget of a pool: it protects failing backends from a flood of retries.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Budget {
-    /// Retries in relation to requests: 0.2 is one for five.
+    /// Retries relative to requests: 0.2 is one retry for five requests.
     pub ratio: f64,
-    /// Retries a second that are free in any case.
+    /// Retries per second that are allowed in any case.
     pub min_per_second: f64,
 }
 
@@ -241,15 +241,15 @@ impl Default for Budget {
     }
 }
 
-/// Which backends one model after the other is sent to.
+/// A fallback rule: the order of backends for models.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rule {
-    /// Models it holds for, exact names or a prefix with `*` at the end; none: every model, each
-    /// with those of the backends that serve it.
+    /// The models that it applies to: exact names, or a prefix with `*` at the end. Empty: every
+    /// model, with those of the backends that serve it.
     pub models: Vec<String>,
-    /// The backend that is asked first, by name or URL. Without it: those that serve the model.
+    /// The first backend, by name or URL. By default: the backends that serve the model.
     pub primary: Option<String>,
-    /// The backends that are asked then, in this order.
+    /// The next backends, in this order.
     pub fallback: Vec<String>,
 }

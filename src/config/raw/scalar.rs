@@ -1,4 +1,5 @@
-//! Single values, some of which may be written in several ways, and defaults that several sections share.
+//! Single values, some of which may be written in several ways, and defaults that several sections
+//! share.
 
 use std::{borrow::Cow, fmt, time::Duration};
 
@@ -8,7 +9,7 @@ use serde_yaml::Value;
 
 use crate::base::{Secret, duration};
 
-/// On unless it is set to `false`.
+/// A switch that is on by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Switch(pub bool);
@@ -52,7 +53,7 @@ impl JsonSchema for Span {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A duration: `500ms`, `10s`, `1m30s`, `0` for none.",
+            "description": "A duration: `500ms`, `10s`, `1m30s`, or `0`.",
             "type": ["string", "integer"],
             "examples": ["500ms", "10s", "5m"],
         })
@@ -112,10 +113,10 @@ impl JsonSchema for ByteSize {
     }
 }
 
-/// What is wrong with a secret that YAML reads as something else.
-pub const UNQUOTED: &str = "is not read as text by YAML, which may change it";
+/// The problem of a secret that YAML does not read as text.
+pub const UNQUOTED: &str = "is read by YAML as something other than text, which may change it";
 
-/// A secret in the file. It must be a text: YAML reads `1e5`, `0x1F` and `1.10` as numbers.
+/// A secret in the file. It must be a string: YAML reads `1e5`, `0x1F` and `1.10` as numbers.
 #[derive(Clone, Debug)]
 pub struct SecretText(pub Secret);
 
@@ -123,7 +124,7 @@ impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::String(text) => Ok(Self(Secret::new(text))),
-            // `0x1F` is 31 by now, and `1.10` is 1.1: what was written is not known any more.
+            // `0x1F` was read as 31, and `1.10` as 1.1: the original text is lost.
             _ => Err(de::Error::custom(UNQUOTED)),
         }
     }
@@ -155,20 +156,22 @@ impl JsonSchema for Word {
     }
 }
 
-/// A part of a whole: `50%` or `0.5`.
+/// A fraction: `50%` or `0.5`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Share(pub f64);
 
 impl<'de> Deserialize<'de> for Share {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = scalar(deserializer, "a part like `50%` or `0.5`")?;
+        let text = scalar(deserializer, "a fraction like `50%` or `0.5`")?;
         let share = match text.strip_suffix('%') {
             Some(percent) => percent.trim().parse::<f64>().map(|p| p / 100.0),
             None => text.trim().parse(),
         };
         match share {
             Ok(share) if (0.0..=1.0).contains(&share) => Ok(Self(share)),
-            _ => Err(de::Error::custom(format!("`{text}` is no part; write `50%` or `0.5`"))),
+            _ => {
+                Err(de::Error::custom(format!("`{text}` is not a fraction; write `50%` or `0.5`")))
+            }
         }
     }
 }
@@ -180,7 +183,7 @@ impl JsonSchema for Share {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A part of a whole: `50%` or `0.5`.",
+            "description": "A fraction: `50%` or `0.5`.",
             "type": ["string", "number"],
         })
     }
@@ -252,7 +255,7 @@ pub fn secs(n: u64) -> Span {
     Span(Duration::from_secs(n))
 }
 
-/// Writes a URL without what may be secret in it.
+/// Writes a URL without its query and user information, which may be secret.
 pub fn without_query<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let rest = rest.split(['?', '#']).next().unwrap_or_default();

@@ -14,39 +14,38 @@ use crate::config::choices::{ErrorFormat, Ready};
 pub struct Server {
     /// Worker threads; 0 means one for each core.
     pub threads: usize,
-    /// Largest request body; a larger one is answered 413.
+    /// Largest request body; a larger one is rejected with 413.
     pub max_body_size: ByteSize,
-    /// Largest sum of all header fields of a request; more is answered 431.
+    /// Largest sum of all header fields of a request; a larger one is rejected with 431.
     pub max_header_size: ByteSize,
-    /// Bytes of request bodies that are held at the same time, of all requests together; a request
-    /// beyond that is answered 503. 0: a quarter of the memory of the machine or the container.
+    /// Memory for the request bodies of all requests together; a request beyond it is rejected with
+    /// 503. 0: a quarter of the memory of the machine or the container.
     pub max_buffered_bytes: ByteSize,
-    /// Bytes a second that a request body must come with on average, after `timeouts.client_read`;
-    /// a slower one is answered 408. 0: as slowly as it likes.
+    /// The lowest average rate of a request body, in bytes per second, after
+    /// `timeouts.client_read`; a slower one is rejected with 408. 0: no limit.
     pub min_body_rate: ByteSize,
-    /// Connections of clients at the same time; more are refused. 0: as many as half of the limit of
-    /// open files.
+    /// Client connections at the same time; more are refused. 0: half of the limit of open files.
     pub max_connections: usize,
-    /// Connections from one address (of IPv6: from one /64 network); more are refused. Trusted proxies
-    /// have no such limit. 0: any number.
+    /// Connections from one address (IPv6: from one /64 network); more are refused. Trusted proxies
+    /// are exempt. 0: no limit.
     pub max_connections_per_ip: u32,
-    /// How long streams may go on after SIGTERM.
+    /// How long requests may continue after SIGTERM.
     pub graceful_shutdown_timeout: Span,
-    /// An address of its own for `/metrics`, `/health` and `/ready`. With it, the main listener
-    /// no longer answers `/metrics`.
+    /// A separate address for `/metrics`, `/health` and `/ready`. With it, the main listener no
+    /// longer serves `/metrics`.
     pub metrics_listen: Option<String>,
     /// Serve HTTPS instead of HTTP.
     pub tls: Option<Tls>,
-    /// Understand HTTP/2 without TLS. It is told from HTTP/1 by the first bytes of a connection.
+    /// Accept HTTP/2 without TLS. The first bytes of a connection distinguish it from HTTP/1.
     pub h2c: bool,
-    /// Proxies in front of the gateway, addresses or networks. Only from these is
-    /// `X-Forwarded-For` (or `X-Real-IP`) believed.
+    /// Addresses or networks of proxies in front of the gateway. `X-Forwarded-For` and `X-Real-IP`
+    /// are used only if they come from one of these.
     pub trusted_proxies: Vec<String>,
-    /// Addresses that may call at all; none: every address.
+    /// Addresses that may send requests; empty: all.
     pub allowed_ips: Vec<String>,
-    /// Addresses that may not call.
+    /// Addresses that may not send requests.
     pub denied_ips: Vec<String>,
-    /// The form of the gateway's own errors.
+    /// The format of the gateway's own errors.
     pub error_format: ErrorFormat,
     /// Which backends must be healthy for `/ready` to be 200.
     pub ready: Ready,

@@ -16,7 +16,7 @@ pub enum Driver {
     Postgres,
 }
 
-/// Connections that several sections may name.
+/// Connections that other sections refer to by name.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Storage {
@@ -30,19 +30,20 @@ pub struct Storage {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Database {
-    /// What other sections call it.
+    /// The name that other sections refer to.
     pub name: String,
     /// Whether it may be used.
     #[serde(default = "yes")]
     pub enabled: bool,
     /// The kind of database.
     pub driver: Driver,
-    /// The connection string, in place of `host` and the rest: a URL, or as Go's drivers write it.
+    /// The connection string, instead of `host` and the other keys: a URL, or the format of Go's
+    /// drivers.
     #[schemars(with = "Option<String>")]
     pub dsn: Option<SecretText>,
     /// Host name or address.
     pub host: Option<String>,
-    /// Port; 3306 or 5432 without one.
+    /// Port; 3306 or 5432 by default.
     pub port: Option<u16>,
     /// User.
     pub user: Option<String>,
@@ -53,18 +54,18 @@ pub struct Database {
     pub password_file: Option<String>,
     /// Name of the database.
     pub database: Option<String>,
-    /// The file of a SQLite database; it must be there.
+    /// The file of a SQLite database; it must exist.
     pub path: Option<String>,
-    /// Most connections at a time.
+    /// The maximum number of connections.
     #[serde(default = "ten_connections")]
     pub max_open_conns: u32,
-    /// A connection is replaced after this; `0`: never.
+    /// The age at which a connection is replaced; `0`: never.
     #[serde(default = "half_an_hour")]
     pub conn_max_lifetime: Span,
-    /// A connection that is not used is closed after this; `0`: never.
+    /// The idle time after which a connection is closed; `0`: never.
     #[serde(default = "ten_minutes")]
     pub conn_max_idle_time: Span,
-    /// How long getting a connection may take.
+    /// How long it may take to get a connection.
     #[serde(default = "five_seconds")]
     pub connect_timeout: Span,
 }
@@ -73,12 +74,12 @@ pub struct Database {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {
-    /// What other sections call it.
+    /// The name that other sections refer to.
     pub name: String,
     /// Whether it may be used.
     #[serde(default = "yes")]
     pub enabled: bool,
-    /// `redis` is all there is.
+    /// Only `redis` is supported.
     #[serde(default)]
     pub driver: CacheDriver,
     /// `host:port`, or `redis://`, `rediss://` (with TLS).
@@ -93,13 +94,13 @@ pub struct Cache {
     /// Number of the database.
     #[serde(default)]
     pub db: i64,
-    /// Connections; each carries many requests at a time, so that few are enough.
+    /// The number of connections. Each carries many requests at a time, so that few are enough.
     #[serde(default = "one_connection")]
     pub pool_size: usize,
     /// How long connecting may take.
     #[serde(default = "five_seconds")]
     pub dial_timeout: Span,
-    /// How long an answer may take.
+    /// How long a response may take.
     #[serde(default = "three_seconds")]
     pub read_timeout: Span,
 }
@@ -108,13 +109,13 @@ pub struct Cache {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CacheDriver {
-    /// Redis, or a server that speaks as it does.
+    /// Redis, or a server with its protocol.
     #[default]
     Redis,
 }
 
 impl Database {
-    /// A database that a provider states itself: what it does not say is as under `storage`.
+    /// A database that a section states itself, with the defaults of `storage`.
     pub fn at(driver: Driver, dsn: SecretText) -> Self {
         Self {
             name: String::new(),
@@ -137,7 +138,7 @@ impl Database {
 }
 
 impl Cache {
-    /// A server that a provider states itself: what it does not say is as under `storage`.
+    /// A server that a section states itself, with the defaults of `storage`.
     pub fn at(addr: &str) -> Self {
         Self {
             name: String::new(),

@@ -3,14 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What a key of this rank is given before others.
+/// The priorities of the keys of a tier.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tier {
-    /// How important its requests are to the engines, -1000 to 1000; larger is more important.
-    /// Nothing is sent without it.
+    /// The priority of its requests in the engines, -1000 to 1000; larger is more important. By
+    /// default none is sent.
     pub engine_priority: Option<i32>,
-    /// Its place in the gateway's queue: larger goes first, and smaller waits as long as there is
-    /// any larger.
+    /// The class of its requests in the gateway's queue: a larger class is always served first.
     pub queue_class: i32,
 }

@@ -11,50 +11,51 @@ use super::{
 };
 use crate::config::choices::{KeyForm, ReporterKind, WhenFull};
 
-/// What becomes of usage records.
+/// Usage records.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Usage {
-    /// Whether records are made at all. On unless it is set to `false`.
+    /// Whether records are written.
     pub enabled: Switch,
-    /// How the caller's key is written into records; `masked` without this.
+    /// How the API key is written into records; `masked` by default.
     pub caller_key: Option<KeyForm>,
-    /// Records that may wait in memory, until they are in the spool; 10000 without this. Without
-    /// a spool on disk: until they are delivered.
+    /// The number of records that may wait in memory until they are written to the spool or,
+    /// without a spool, until they are delivered; 10000 by default.
     pub queue_size: Option<usize>,
-    /// The log on disk in which records wait until all reporters have delivered them.
+    /// The spool on disk, in which records wait until all reporters have delivered them.
     pub spool: Spool,
-    /// Where records go; each reporter has its own place in the spool and waits for no other.
+    /// The destinations of records. Each reporter has its own position in the spool and waits for
+    /// no other.
     pub reporters: Vec<Reporter>,
-    /// Which reporter `/admin/v1/usage` asks: the name of one of type `builtin` or `database`, or
-    /// `none`. Without this: the first one there is. If there is none and the admin API is served, a
-    /// `builtin` one is added.
+    /// The reporter whose table `/admin/v1/usage` reads: the name of one of type `builtin` or
+    /// `database`, or `none`. By default the first of these types; if there is none and the admin
+    /// API is on, a `builtin` reporter is added.
     pub store: Option<String>,
-    /// Comparing what was metered with what vLLM itself has counted.
+    /// Comparing the metered tokens with vLLM's own counters.
     pub reconciliation: Reconciliation,
 }
 
-/// The log on disk.
+/// The spool on disk.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Spool {
-    /// Whether records are kept on disk until they are delivered. On unless it is set to `false`:
-    /// then they wait in memory, and a crash loses them. A change needs a restart.
+    /// Whether records are kept on disk until they are delivered. `false`: they wait in memory, and
+    /// a crash loses them. A change needs a restart.
     pub enabled: Switch,
-    /// Its folder; `usage` in `data_dir` without this. One gateway at a time. A change needs a
-    /// restart.
+    /// Its folder; `usage` in `data_dir` by default. Only one gateway may use it at a time. A
+    /// change needs a restart.
     pub path: Option<String>,
-    /// A file of the log is ended at this size.
+    /// The size at which a file of the spool is closed.
     pub segment_size: ByteSize,
-    /// How much may wait. Room that holds only what has been delivered is taken when needed.
+    /// The largest size of undelivered records. Space of delivered records is reused when it is
+    /// needed.
     pub max_size: ByteSize,
-    /// What happens when more than `max_size` would wait, or the disk is full.
+    /// What happens when `max_size` is reached, or the disk is full.
     pub when_full: WhenFull,
-    /// How long a record may be in the hands of the operating system before it is forced to the
-    /// disk: what a power failure can cost. A crash of the gateway alone costs less.
+    /// The longest time between writing a record and fsync: what a power failure can lose. A crash
+    /// of the gateway alone loses less.
     pub fsync_interval: Span,
-    /// How long records are kept after they have been delivered, to be replayed; at most as long as
-    /// there is room.
+    /// How long delivered records are kept for a replay, as long as there is space.
     pub keep: Span,
 }
 
@@ -72,14 +73,14 @@ impl Default for Spool {
     }
 }
 
-/// Where records go.
+/// A destination of records.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Reporter {
     /// Its name in metrics, in the log and for `llmproxy usage`: letters, digits, `-` and `_`. The
-    /// `type` without this. Under its name the gateway knows what it has delivered.
+    /// `type` by default. The position in the spool is stored under this name.
     pub name: Option<String>,
-    /// What kind of place.
+    /// The type of the destination.
     #[serde(rename = "type")]
     pub kind: ReporterKind,
     /// Whether it is used.
@@ -95,76 +96,77 @@ pub struct Reporter {
     pub file: Option<FileReporter>,
     /// With `type: redis`.
     pub redis: Option<RedisReporter>,
-    /// With `type: webhook`, in the words of version 0.3: `webhook.url`.
+    /// With `type: webhook`: the key of version 0.3 for `webhook.url`.
     #[serde(default, serialize_with = "maybe_url")]
     pub url: Option<String>,
-    /// In the words of version 0.3: `webhook.timeout`.
+    /// The key of version 0.3 for `webhook.timeout`.
     pub timeout: Option<Span>,
-    /// In the words of version 0.3: `webhook.retry`.
+    /// The key of version 0.3 for `webhook.retry`.
     pub retry: Option<u32>,
-    /// Of version 0.5: it has no effect, and never had one.
+    /// A key of version 0.5 that has never had an effect.
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     pub script: Option<serde_yaml::Value>,
-    /// Records that could not be delivered for so long are put into a file, `dead/NAME.jsonl` in
-    /// the folder of the spool, from which `llmproxy usage replay --dead` delivers them.
+    /// The age at which an undelivered record becomes a dead letter: it is moved to
+    /// `dead/NAME.jsonl` in the folder of the spool, from which `llmproxy usage replay --dead`
+    /// delivers it.
     #[serde(default = "max_age")]
     pub max_age: Span,
-    /// The longest pause after attempts that failed. Pauses grow from half a second to this.
+    /// The longest pause after failed attempts. Pauses grow from half a second to this.
     #[serde(default = "max_backoff")]
     pub max_backoff: Span,
 }
 
 impl Reporter {
-    /// `max_age` where nothing is said: a week.
+    /// The default of `max_age`: a week.
     pub const MAX_AGE: Span = Span(Duration::from_secs(7 * 24 * 3600));
-    /// `max_backoff` where nothing is said: ten minutes.
+    /// The default of `max_backoff`: ten minutes.
     pub const MAX_BACKOFF: Span = Span(Duration::from_secs(600));
 }
 
-/// Records by POST.
+/// A webhook: records are sent with POST.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookReporter {
-    /// Records are sent here, as JSON by POST; any 2xx answer accepts them.
+    /// Records are sent to this URL as JSON, with POST; any 2xx response accepts them.
     #[serde(serialize_with = "host_only")]
     pub url: String,
-    /// `POST` is all there is.
+    /// Only `POST` is supported.
     pub method: Option<String>,
     /// How long one attempt may take.
     #[serde(default = "three_seconds")]
     pub timeout: Span,
-    /// Further attempts for a record that the receiver refuses as such (400, 413, 415, 422); then it
-    /// is put aside with the dead letters, so that it does not hold the others up. Without a spool on
-    /// disk: further attempts for whatever reason, before a record is given up.
+    /// Retries of a record that the receiver rejects (400, 413, 415, 422), before it becomes a dead
+    /// letter and no longer delays the others. Without a spool: retries after any failure, before
+    /// the record is dropped.
     #[serde(default = "ten")]
     pub retry: u32,
-    /// Header fields to send along, for instance `Authorization`.
+    /// Further header fields to send, for instance `Authorization`.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub headers: BTreeMap<String, SecretText>,
-    /// Header fields whose values stand in files of their own.
+    /// Header fields whose values are read from files.
     #[serde(default)]
     pub headers_file: BTreeMap<String, String>,
-    /// Signs each request as Standard Webhooks says: `whsec_` and base64, or any text. Several with
-    /// spaces between them sign each, so that one can be replaced.
+    /// Signs each request as Standard Webhooks specifies: `whsec_` and base64, or any text. Several
+    /// secrets, separated by spaces, produce one signature each, so that one can be replaced.
     #[schemars(with = "Option<String>")]
     pub secret: Option<SecretText>,
     /// A file that holds the secret.
     pub secret_file: Option<String>,
-    /// Most records in one request. With 1 the body is the record itself, else an array of them.
+    /// The most records of one request. With 1 the body is the record itself, otherwise an array.
     #[serde(default = "one_record")]
     pub batch_size: usize,
-    /// How long a batch that is not full waits for more records.
+    /// How long an incomplete batch waits for more records.
     #[serde(default = "one_second")]
     pub flush_interval: Span,
-    /// Requests under way at a time. With more than 1 records may arrive out of their order.
+    /// Concurrent requests. With more than 1, records may arrive out of order.
     #[serde(default = "one_record")]
     pub concurrency: usize,
 }
 
 impl WebhookReporter {
-    /// A webhook that is only known by its URL.
+    /// A webhook with the defaults for everything except its URL.
     pub fn at(url: &str) -> Self {
         Self {
             url: url.to_owned(),
@@ -182,54 +184,54 @@ impl WebhookReporter {
     }
 }
 
-/// Records in a table, which is made if it is not there.
+/// A table, which is created if it does not exist.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DatabaseReporter {
     /// The name of one of `storage.databases`.
     pub storage: Option<String>,
-    /// The table. What it lacks is added to it.
+    /// The table. Missing columns are added to it.
     #[serde(default = "usage_records")]
     pub table: String,
-    /// In the words of version 0.3: what kind of database.
+    /// The key of version 0.3 for the kind of database.
     pub driver: Option<Driver>,
-    /// In the words of version 0.3: the connection string.
+    /// The key of version 0.3 for the connection string.
     #[schemars(with = "Option<String>")]
     pub dsn: Option<SecretText>,
-    /// Most records in one statement.
+    /// The most records of one statement.
     #[serde(default = "hundred")]
     pub batch_size: usize,
-    /// Records older than so many days are removed; 0 means never.
+    /// The age in days after which records are deleted; 0: never.
     #[serde(default)]
     pub retention_days: u32,
 }
 
-/// Records in a SQLite file of the gateway's own.
+/// The gateway's own SQLite file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BuiltinReporter {
-    /// The file; `usage.db` in `data_dir` without this.
+    /// The file; `usage.db` in `data_dir` by default.
     pub path: Option<String>,
-    /// Records older than so many days are removed; 0, and nothing here, means never. The reporter
-    /// that is added because the admin API is served keeps them for 90 days.
+    /// The age in days after which records are deleted; 0, the default: never. The reporter that is
+    /// added for the admin API keeps records for 90 days.
     pub retention_days: u32,
 }
 
-/// Records in a file, one a line.
+/// A file with one record per line.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileReporter {
     /// The file.
     pub path: String,
-    /// It is begun anew at this size; the earlier ones are called `PATH.1`, `PATH.2` and so on.
+    /// The size at which it is rotated; earlier files are called `PATH.1`, `PATH.2` and so on.
     #[serde(default = "hundred_mebibytes")]
     pub max_size: ByteSize,
-    /// How many earlier files are kept.
+    /// The number of earlier files that are kept.
     #[serde(default = "ten_files")]
     pub max_files: usize,
 }
 
-/// Records in a stream of Redis, each with its JSON in the field `record`.
+/// A Redis stream; each entry has the record as JSON in the field `record`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RedisReporter {
@@ -238,23 +240,23 @@ pub struct RedisReporter {
     /// The key of the stream.
     #[serde(default = "usage_stream")]
     pub stream: String,
-    /// About how many entries Redis keeps; 0 means all.
+    /// The approximate number of entries that Redis keeps; 0: all.
     #[serde(default)]
     pub max_len: u64,
-    /// Most records in one go.
+    /// The most records of one command.
     #[serde(default = "hundred")]
     pub batch_size: usize,
 }
 
-/// Comparing what was metered with the engines' own counters.
+/// Comparing the metered tokens with the counters of the engines.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reconciliation {
-    /// Whether the metrics of backends with `engine: vllm` are read for this.
+    /// Whether to read the metrics of backends with `engine: vllm` for this.
     pub enabled: bool,
     /// How often they are read.
     pub interval: Span,
-    /// The time that is looked back on.
+    /// The period that is compared.
     pub window: Span,
 }
 
@@ -264,54 +266,53 @@ impl Default for Reconciliation {
     }
 }
 
-/// Where usage records are sent, in the words of the first version; `usage.reporters` can do more.
+/// Where usage records are sent, with the keys of version 0.3; `usage.reporters` offers more.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UsageHook {
-    /// Whether to send records at all.
+    /// Whether to send records.
     #[serde(default)]
     pub enabled: Switch,
-    /// Records are sent here, as JSON by POST; any 2xx answer accepts them.
+    /// Records are sent to this URL as JSON, with POST; any 2xx response accepts them.
     #[serde(default, serialize_with = "maybe_url")]
     pub url: Option<String>,
-    /// As `webhook.timeout` of a reporter.
+    /// Like `webhook.timeout` of a reporter.
     #[serde(default = "three_seconds")]
     pub timeout: Span,
-    /// As `webhook.retry` of a reporter.
+    /// Like `webhook.retry` of a reporter.
     #[serde(default = "ten")]
     pub retry: u32,
-    /// As `webhook.headers` of a reporter.
+    /// Like `webhook.headers` of a reporter.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     pub headers: BTreeMap<String, SecretText>,
-    /// As `webhook.headers_file` of a reporter.
+    /// Like `webhook.headers_file` of a reporter.
     #[serde(default)]
     pub headers_file: BTreeMap<String, String>,
-    /// As `webhook.secret` of a reporter.
+    /// Like `webhook.secret` of a reporter.
     #[schemars(with = "Option<String>")]
     pub secret: Option<SecretText>,
-    /// As `webhook.secret_file` of a reporter.
+    /// Like `webhook.secret_file` of a reporter.
     pub secret_file: Option<String>,
-    /// As `webhook.batch_size` of a reporter.
+    /// Like `webhook.batch_size` of a reporter.
     #[serde(default = "one_record")]
     pub batch_size: usize,
-    /// As `webhook.flush_interval` of a reporter.
+    /// Like `webhook.flush_interval` of a reporter.
     #[serde(default = "one_second")]
     pub flush_interval: Span,
-    /// As `webhook.concurrency` of a reporter.
+    /// Like `webhook.concurrency` of a reporter.
     #[serde(default = "one_record")]
     pub concurrency: usize,
-    /// As `usage.queue_size`.
+    /// Like `usage.queue_size`.
     pub queue_size: Option<usize>,
-    /// As `usage.caller_key`.
+    /// Like `usage.caller_key`.
     pub caller_key: Option<KeyForm>,
-    /// In the words of version 0.3: as `usage.reporters`.
+    /// The key of version 0.3 for `usage.reporters`.
     #[serde(default)]
     pub reporters: Vec<Reporter>,
 }
 
-/// Writes a URL as far as its host: the receivers of many services are told apart by a secret in
-/// their path.
+/// Writes a URL up to its host: the path is the secret of many services.
 fn host_only<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));

@@ -6,7 +6,7 @@ use crate::{
     config::{
         Plan,
         choices::Addresses,
-        plan::{BackendPlan, Place, SourcePlan, listed},
+        plan::{BackendPlan, SourceLocation, SourcePlan, read_list},
     },
     runtime::{Carry, Taken},
     store::{dns, http},
@@ -110,21 +110,21 @@ fn complain(carry: &Carry, about: &str, why: Option<&String>, again: &str) {
 /// Asks a source, and takes in what it tells.
 async fn source(source: &SourcePlan, carry: &Carry) -> Result<Taken, String> {
     let before = carry.found.text(source);
-    let text = match &source.place {
-        Place::File(path) => match read(path, before.as_deref()).await? {
+    let text = match &source.location {
+        SourceLocation::File(path) => match read(path, before.as_deref()).await? {
             Some(text) => text,
             None => return Ok(Taken::Same),
         },
-        Place::Http { .. } => fetch(source, carry).await?,
+        SourceLocation::Http { .. } => fetch(source, carry).await?,
     };
     if before.as_deref() == Some(&*text) {
         carry.found.same(source);
         return Ok(Taken::Same);
     }
     let listed =
-        listed(&text, source).map_err(|why| format!("told what cannot be taken: {why}"))?;
+        read_list(&text, source).map_err(|why| format!("told what cannot be taken: {why}"))?;
     let about = format!("discovery source {}: entries", source.name);
-    let skipped = listed.complaint();
+    let skipped = listed.invalid_entries();
     let bad = (!skipped.is_empty()).then(|| format!("that are no use are skipped: {skipped}"));
     complain(carry, &about, bad.as_ref(), "are all of use again");
     let none = listed.backends.is_empty() && carry.found.told(source) > 0;
@@ -140,7 +140,7 @@ async fn source(source: &SourcePlan, carry: &Carry) -> Result<Taken, String> {
 }
 
 async fn fetch(source: &SourcePlan, carry: &Carry) -> Result<String, String> {
-    let Place::Http { url, timeout, headers } = &source.place else {
+    let SourceLocation::Http { url, timeout, headers } = &source.location else {
         return Err("cannot be asked".to_owned());
     };
     let mut request = carry.outside.get(url).timeout(*timeout);

@@ -1,4 +1,4 @@
-//! What `routing` says about balancing, and about requests that go well.
+//! The parts of `routing` about balancing, hedging, load and cache salts.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ impl Planner<'_> {
         }
     }
 
-    /// A plan in which some things are said anew.
+    /// A plan with some settings overridden.
     pub(super) fn balance(
         &mut self,
         at: &str,
@@ -99,7 +99,7 @@ impl Planner<'_> {
         if raw.by != AffinityBy::Header && raw.header.is_some() {
             self.problem(
                 format!("{at}.header"),
-                "means nothing without `by: header`",
+                "has no effect without `by: header`",
                 "keep one of the two",
             );
         }
@@ -161,7 +161,7 @@ impl Planner<'_> {
                     "salts of keys and users need a secret of at least {SHORTEST_SECRET} characters"
                 ),
                 "write `cache_salt_secret: \"${CACHE_SALT_SECRET}\"`, the same in all replicas: \
-                 they must make the same salts, or the engines' caches are of no use",
+                 otherwise they make different salts, and the engines' caches cannot be shared",
             );
         }
         secret

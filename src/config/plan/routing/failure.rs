@@ -1,5 +1,5 @@
-//! What is a failure, what becomes of its request, and what of its backend. `fallback` says some of
-//! it in the words of other gateways; `routing` goes before it.
+//! What is a failure, and what follows for the request and for the backend. `fallback` has some of
+//! it with the keys of other gateways; `routing` takes precedence.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::config::{
     raw::{self, Fallback, Word},
 };
 
-/// The longest pause, and the longest time that a backend is left alone.
+/// The longest pause and the longest cooldown.
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Words of `retry_on` that are no statuses.
+/// Words of `retry_on` that are not status codes.
 const WORDS: [&str; 3] = ["connect_failure", "reset", "timeout"];
 
 impl Planner<'_> {
@@ -26,7 +26,7 @@ impl Planner<'_> {
             let standard = RetryPlan::default();
             return RetryPlan {
                 max_retries: named.filter(|n| *n > 0).unwrap_or(standard.max_retries),
-                // 0 is said to mean: no second try of the same backend.
+                // In other gateways 0 means: no retry on the same backend.
                 again: self.backoff_of_fallback(fallback).filter(|_| named != Some(0)),
                 ..standard
             };
@@ -79,7 +79,7 @@ impl Planner<'_> {
         raw.enable_backoff.then(|| self.backoff(keys, plan))
     }
 
-    /// `fallback` speaks of pauses where `routing.retry` does.
+    /// Warns about pauses of `fallback` that `routing.retry` overrides.
     fn second_backoff(&mut self, raw: &Fallback) {
         for (key, given) in [
             ("enable_backoff", raw.enable_backoff),
@@ -89,13 +89,13 @@ impl Planner<'_> {
             ("backoff_jitter", raw.backoff_jitter.is_some()),
         ] {
             if given {
-                let message = "means nothing beside `routing.retry`, which says the pauses";
+                let message = "has no effect, because `routing.retry` sets the pauses";
                 self.warn(format!("fallback.{key}"), message);
             }
         }
     }
 
-    /// `keys`: where it stands, and the names of its four parts.
+    /// `keys`: the path of the section, and the names of its four keys.
     fn backoff(&mut self, keys: [&str; 5], plan: Backoff) -> Backoff {
         let [at, initial, max, multiplier, jitter] = keys;
         let path = |key: &str| format!("{at}.{key}");
@@ -117,9 +117,11 @@ impl Planner<'_> {
             if !add_status(&mut statuses, &word.0) {
                 let hint = match closest(&word.0, WORDS) {
                     Some(known) => format!("did you mean `{known}`?"),
-                    None => format!("there are {}, `5xx`, `4xx` and statuses", WORDS.join(", ")),
+                    None => {
+                        format!("known are {}, `5xx`, `4xx` and status codes", WORDS.join(", "))
+                    }
                 };
-                let message = format!("`{}` is no failure", word.0);
+                let message = format!("`{}` is not a kind of failure", word.0);
                 self.problem(format!("routing.retry.retry_on[{i}]"), message, &hint);
             }
         }
@@ -131,18 +133,18 @@ impl Planner<'_> {
         for (i, word) in raw.error_codes.iter().enumerate() {
             let at = format!("detection.error_codes[{i}]");
             if !add_status(&mut statuses, &word.0) {
-                let message = format!("`{}` is no status", word.0);
-                self.problem(at, message, "write `5xx`, or a status from 400 to 599");
+                let message = format!("`{}` is not a status code", word.0);
+                self.problem(at, message, "write `5xx`, or a status code from 400 to 599");
             } else if matches!(word.0.to_ascii_lowercase().as_str(), "4xx" | "400" | "404") {
-                let message = "a client's own mistake is now tried on every backend; it does not \
-                               count against one";
+                let message = "a request with a client's error is now tried on every backend; it does \
+                               not count against a backend";
                 self.warn(at, message);
             }
         }
         for (i, pattern) in raw.error_patterns.iter().enumerate() {
             if pattern.is_empty() {
                 let at = format!("detection.error_patterns[{i}]");
-                self.problem(at, "is empty", "it would be found in every answer");
+                self.problem(at, "is empty", "it would match every response");
             }
         }
         DetectionPlan { statuses, patterns: raw.error_patterns.clone() }
@@ -166,7 +168,7 @@ impl Planner<'_> {
             self.problem(
                 at("failure_rate"),
                 "is zero",
-                "`100%`: only `consecutive_failures` counts",
+                "write `100%` to use only `consecutive_failures`",
             );
         }
         let standard = CircuitPlan::default();
@@ -187,7 +189,7 @@ impl Planner<'_> {
         }
     }
 
-    /// What `fallback` says: one failure suffices, unless it asks for a circuit breaker.
+    /// The part of `fallback`: a single failure ejects a backend, unless the circuit breaker is on.
     fn circuit_of_fallback(&mut self, raw: &Fallback) -> CircuitPlan {
         let mut plan = CircuitPlan::default();
         let range = Duration::ZERO..=DAY;
@@ -204,12 +206,12 @@ impl Planner<'_> {
             ("circuit_open_timeout", raw.circuit_open_timeout.is_some()),
         ] {
             if given && !raw.enable_circuit_breaker {
-                let message = "means nothing without `enable_circuit_breaker`";
+                let message = "has no effect without `enable_circuit_breaker`";
                 self.warn(format!("fallback.{key}"), message);
             }
         }
         if raw.circuit_success_threshold.is_some() {
-            let message = "means nothing: the first request that succeeds closes the circuit";
+            let message = "has no effect: the first successful request closes the circuit";
             self.warn("fallback.circuit_success_threshold", message);
         }
         if raw.enable_circuit_breaker {
@@ -218,8 +220,8 @@ impl Planner<'_> {
             plan.consecutive = Some(threshold);
             plan.lone = true;
             let minute = Duration::from_secs(60);
-            let said = raw.circuit_open_timeout.map(|open| open.0.0);
-            plan.cooldown = said.or(raw.cooldown_seconds.map(|c| c.0.0)).unwrap_or(minute);
+            let given = raw.circuit_open_timeout.map(|open| open.0.0);
+            plan.cooldown = given.or(raw.cooldown_seconds.map(|c| c.0.0)).unwrap_or(minute);
             let at = "fallback.circuit_open_timeout";
             self.within_time(at, plan.cooldown, Duration::from_millis(10)..=DAY, "write 60");
         }
@@ -227,7 +229,7 @@ impl Planner<'_> {
     }
 }
 
-/// Adds `5xx` or `503` to a set. `false`: it is neither.
+/// Adds `5xx` or `503` to a set. `false` if the word is neither.
 fn add_status(statuses: &mut Statuses, word: &str) -> bool {
     match word.to_ascii_lowercase().as_str() {
         "4xx" => statuses.classes.push(4),

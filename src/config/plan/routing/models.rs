@@ -1,4 +1,4 @@
-//! Models by names of their own, rules by backend, and what each of them goes on with.
+//! `models`, the rules of `routing.fallback`, and fallback models.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,13 +12,12 @@ use crate::{
     },
 };
 
-/// The backend that a text names.
-enum Named {
-    /// It is used; its name.
-    Used(String),
-    /// It is switched off.
-    Unused,
-    /// There is none, which was told.
+/// The backend that a text refers to.
+enum BackendRef {
+    /// The name of an enabled backend.
+    Enabled(String),
+    Disabled,
+    /// There is none; the problem is reported.
     Unknown,
 }
 
@@ -38,8 +37,8 @@ impl Planner<'_> {
             }
             let mut name =
                 |at: String, text: &String| match self.named_backend(at, text, backends, unused) {
-                    Named::Used(name) => Some(name),
-                    Named::Unused | Named::Unknown => None,
+                    BackendRef::Enabled(name) => Some(name),
+                    BackendRef::Disabled | BackendRef::Unknown => None,
                 };
             let primary = rule.primary.as_ref().and_then(|p| name(format!("{at}.primary"), p));
             let entries = rule.fallback.iter().enumerate();
@@ -47,7 +46,7 @@ impl Planner<'_> {
                 entries.filter_map(|(k, text)| name(format!("{at}.fallback[{k}]"), text)).collect();
             let models = self.patterns(&format!("{at}.models"), &rule.models);
             if primary.is_none() && fallback.is_empty() {
-                self.warn(&at, "none of its backends is used: it does not hold");
+                self.warn(&at, "all of its backends are disabled: the rule has no effect");
                 continue;
             }
             rules.push(RulePlan { models, primary, fallback });
@@ -66,19 +65,19 @@ impl Planner<'_> {
         patterns
     }
 
-    /// A backend by its name, or by its URL if no other has the same.
+    /// A backend by its name, or by its URL if that is unique.
     fn named_backend(
         &mut self,
         at: String,
         text: &str,
         backends: &[BackendPlan],
         unused: &[BackendPlan],
-    ) -> Named {
+    ) -> BackendRef {
         if let Some(named) = backends.iter().find(|b| b.name == text) {
-            return Named::Used(named.name.clone());
+            return BackendRef::Enabled(named.name.clone());
         }
         if unused.iter().any(|b| b.name == text) {
-            return Named::Unused;
+            return BackendRef::Disabled;
         }
         let url = text.trim_end_matches('/');
         let mut found = backends.iter().filter(|b| *b.url == *url);
@@ -86,31 +85,32 @@ impl Planner<'_> {
             if let Some(second) = found.next() {
                 let message = format!("is the URL of `{}` and of `{}`", first.name, second.name);
                 self.problem(at, message, "write the name of one");
-                return Named::Unknown;
+                return BackendRef::Unknown;
             }
-            return Named::Used(first.name.clone());
+            return BackendRef::Enabled(first.name.clone());
         }
         if unused.iter().any(|b| *b.url == *url) {
-            return Named::Unused;
+            return BackendRef::Disabled;
         }
         let known = backends.iter().chain(unused).flat_map(|b| [b.name.as_str(), &*b.url]);
         let hint = match closest(text, known) {
             Some(name) => format!("did you mean `{name}`?"),
             None => {
                 let names: Vec<_> = backends.iter().map(|b| b.name.as_str()).collect();
-                format!("there are {}", names.join(", "))
+                format!("known are {}", names.join(", "))
             }
         };
-        // Whatever stands before an `@` may be a password.
+        // The text before an `@` may be a password.
         let shown = text.rsplit('@').next().unwrap_or_default();
         if self.discovers && !text.contains("://") {
-            let message =
-                format!("`{shown}` is not in the file: it waits for a source to tell of it");
+            let message = format!(
+                "`{shown}` is not in the file: it is used when a discovery source lists it"
+            );
             self.warn(at, message);
-            return Named::Used(text.to_owned());
+            return BackendRef::Enabled(text.to_owned());
         }
         self.problem(at, format!("there is no backend `{shown}`"), &hint);
-        Named::Unknown
+        BackendRef::Unknown
     }
 
     pub(super) fn models(
@@ -155,7 +155,7 @@ impl Planner<'_> {
         models
     }
 
-    /// `None`: it has none of its own.
+    /// `None`: the model has no routes of its own.
     fn routes(
         &mut self,
         at: &str,
@@ -167,15 +167,19 @@ impl Planner<'_> {
         for (i, route) in raw.routes.iter().enumerate() {
             let at = format!("{at}.routes[{i}]");
             self.protocol(&at, route.protocol.as_deref());
-            let hint = "`enabled: false` switches a route off";
+            let hint = "`enabled: false` disables a route";
             self.within(format!("{at}.weight"), route.weight, 1..=1000, hint);
             if route.model.as_ref().is_some_and(|m| m.is_empty() || m.contains('*')) {
-                let message = "is not the name of a model";
-                self.problem(format!("{at}.model"), message, "without it: as the client says");
+                let message = "is not a model name";
+                self.problem(
+                    format!("{at}.model"),
+                    message,
+                    "without this key the client's name is used",
+                );
             }
             let backend =
                 self.named_backend(format!("{at}.backend"), &route.backend, backends, unused);
-            if let (Named::Used(backend), true) = (backend, route.enabled.0) {
+            if let (BackendRef::Enabled(backend), true) = (backend, route.enabled.0) {
                 routes.push(RoutePlan {
                     backend,
                     model: route.model.as_deref().map(Into::into),
@@ -191,12 +195,12 @@ impl Planner<'_> {
             return None;
         }
         if routes.is_empty() {
-            self.warn(at, "none of its routes is used: only its fallbacks serve it");
+            self.warn(at, "all of its routes are disabled: only its fallbacks serve it");
         }
         Some(routes)
     }
 
-    /// Adds what `fallback.alias_fallback` says; a model that has no entry gets one.
+    /// Adds `fallback.alias_fallback`; a model without an entry gets one.
     fn alias_fallback(
         &mut self,
         given: &BTreeMap<String, Vec<String>>,
@@ -229,7 +233,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Every model that is gone on with must be one.
+    /// Reports fallback models that do not exist.
     fn fallbacks_are_known(
         &mut self,
         whole: &Raw,
@@ -253,21 +257,21 @@ impl Planner<'_> {
             if !name.is_empty() && (any || patterns.iter().any(|p| p.matches(name))) {
                 continue;
             }
-            let problem = Problem::new(at, format!("no backend and no entry is called `{name}`"));
+            let problem = Problem::new(at, format!("there is no model `{name}`"));
             self.problems.push(match closest(name, names.iter().copied()) {
                 Some(close) => problem.hint(format!("did you mean `{close}`?")),
-                None => problem.hint("name a model of `models` or of a backend"),
+                None => problem.hint("write a model of `models` or of a backend"),
             });
         }
     }
 
-    /// A model that goes on with itself, perhaps by way of others, would never end.
+    /// Reports fallbacks that lead back to their own model.
     fn no_cycles(&mut self, whole: &Raw, models: &[ModelPlan]) {
         let names: Vec<_> = models.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
         let mut done = BTreeSet::new();
         for start in 0..models.len() {
-            let mut way = vec![start];
-            let Some(cycle) = cycle(models, &names, &mut way, &mut done) else {
+            let mut chain = vec![start];
+            let Some(cycle) = cycle(models, &names, &mut chain, &mut done) else {
                 continue;
             };
             let first = show(&models[cycle.0].name);
@@ -275,12 +279,11 @@ impl Planner<'_> {
                 Some(model) if !model.fallback.is_empty() => format!("models.{first}.fallback"),
                 _ => format!("fallback.alias_fallback.{first}"),
             };
-            let mut message =
-                format!("goes round in a circle: {first} -> {}", cycle.1.join(" -> "));
+            let mut message = format!("is a cycle: {first} -> {}", cycle.1.join(" -> "));
             if cycle.1.last() != Some(&first) {
                 message.push_str(&format!(", which is `{first}` again"));
             }
-            self.problem(at, message, "take one of them out");
+            self.problem(at, message, "remove one of them");
         }
     }
 }
@@ -307,7 +310,7 @@ fn show(pattern: &ModelPattern) -> String {
     }
 }
 
-/// The models that are gone on with, each with its place in the file.
+/// The fallback models, each with its path in the file.
 fn fallbacks(whole: &Raw) -> Vec<(String, &str)> {
     let mut found = Vec::new();
     let own = whole.models.iter().map(|(name, m)| (format!("models.{name}.fallback"), &m.fallback));
@@ -320,29 +323,29 @@ fn fallbacks(whole: &Raw) -> Vec<(String, &str)> {
     found
 }
 
-/// Follows fallbacks from the end of `way`. Returns where a circle begins, and the names in it.
-/// Entries from which none was found are put into `done`, and those that led to one.
+/// Follows fallbacks from the end of `chain`. Returns where a cycle begins, and the names in it.
+/// Visited entries are put into `done`.
 fn cycle(
     models: &[ModelPlan],
     names: &[(ModelPattern, usize)],
-    way: &mut Vec<usize>,
+    chain: &mut Vec<usize>,
     done: &mut BTreeSet<usize>,
 ) -> Option<(usize, Vec<String>)> {
-    let here = *way.last()?;
+    let here = *chain.last()?;
     if done.contains(&here) {
         return None;
     }
     for name in &models[here].fallback {
         let Some(&next) = ModelPattern::closest(names, name) else { continue };
-        if let Some(begin) = way.iter().position(|i| *i == next) {
-            let within = way[begin + 1..].iter().map(|i| show(&models[*i].name));
+        if let Some(begin) = chain.iter().position(|i| *i == next) {
+            let within = chain[begin + 1..].iter().map(|i| show(&models[*i].name));
             let circle = within.chain([name.clone()]).collect();
-            done.extend(&way[begin..]);
+            done.extend(&chain[begin..]);
             return Some((next, circle));
         }
-        way.push(next);
-        let found = cycle(models, names, way, done);
-        way.pop();
+        chain.push(next);
+        let found = cycle(models, names, chain, done);
+        chain.pop();
         if found.is_some() {
             done.insert(here);
             return found;

@@ -9,32 +9,31 @@ use crate::{
     config::choices::{CacheSalt, Strategy},
 };
 
-/// Routing as a whole.
+/// Routing, retries and ejection.
 #[derive(Clone, Debug, Default)]
 pub struct RoutingPlan {
-    /// Models by other names than the backends' own, in the order of the file.
+    /// Models under names of the operator, in the order of the file.
     pub models: Vec<ModelPlan>,
-    /// `routing.fallback`: rules by backend. The first whose patterns match a model holds.
+    /// `routing.fallback`: rules by backend. The first rule whose patterns match a model applies.
     pub rules: Vec<RulePlan>,
-    /// How pools balance that no model says otherwise for.
+    /// The default of models.
     pub balance: BalancePlan,
-    /// Trying again.
     pub retry: RetryPlan,
-    /// Which answers are failures of the backend.
+    /// Which responses are failures of the backend.
     pub detection: DetectionPlan,
-    /// When a backend that fails is left alone.
+    /// When a failing backend is ejected.
     pub circuit: CircuitPlan,
-    /// How often a client that waits for its first token is sent a comment; `None`: never.
+    /// How often a comment is sent to a client that waits for its first token; `None`: never.
     pub keep_alive: Option<Duration>,
-    /// Reading the engines' load.
+    /// Reading the load of the engines.
     pub load: LoadPlan,
-    /// A second try at the same time; `None`: never.
+    /// `None`: no hedging.
     pub hedge: Option<HedgePlan>,
-    /// Whose requests share the engines' prefix caches.
+    /// Which requests share the prefix caches of the engines.
     pub cache_salt: CacheSalt,
-    /// What salts are made with.
+    /// The secret that salts are derived from.
     pub cache_salt_secret: Option<Secret>,
-    /// Requests whose way is remembered for `/admin/v1/explain`.
+    /// The number of requests that `/admin/v1/explain` remembers.
     pub explain: usize,
 }
 
@@ -43,25 +42,24 @@ pub struct RoutingPlan {
 pub struct ModelPlan {
     /// The name or prefix by which clients ask for it.
     pub name: ModelPattern,
-    /// Whether it is on. One that is not still has its fallbacks.
+    /// A disabled model still has its fallbacks.
     pub enabled: bool,
-    /// Where it leads; `None`: to the backends that serve a model of this name. Empty if it is off
-    /// or if none of its backends is used.
+    /// `None`: the backends that serve a model of this name. Empty if it is disabled, or if all of
+    /// its backends are.
     pub routes: Option<Vec<RoutePlan>>,
-    /// Models to go on with, in order. Free of cycles.
+    /// Fallback models, in order. Free of cycles.
     pub fallback: Vec<String>,
-    /// How its pools balance.
     pub balance: BalancePlan,
 }
 
-/// One way to a model.
+/// A route to a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoutePlan {
     /// Name of a backend of the file.
     pub backend: String,
-    /// The model's name there; `None`: as the client says.
+    /// The name of the model on the backend; `None`: the client's name.
     pub model: Option<Arc<str>>,
-    /// Lower goes first.
+    /// Lower is first.
     pub priority: u32,
     /// Share among those of the same priority.
     pub weight: u32,
@@ -70,22 +68,21 @@ pub struct RoutePlan {
 /// One rule of `routing.fallback`; backends by name. It names at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RulePlan {
-    /// Models it holds for; empty: all.
+    /// Models that it applies to; empty: all.
     pub models: Vec<ModelPattern>,
-    /// First choice; `None`: whatever serves the model.
+    /// The first backend; `None`: those that serve the model.
     pub primary: Option<String>,
-    /// Then these, in order.
+    /// The next backends, in order.
     pub fallback: Vec<String>,
 }
 
 /// How one pool balances.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BalancePlan {
-    /// The strategy.
     pub strategy: Strategy,
-    /// What binds requests to one backend; `None`: nothing.
+    /// `None`: no session affinity.
     pub affinity: Option<Affinity>,
-    /// How far above the average of its pool a backend may be loaded before affinity yields.
+    /// The load of a backend, relative to the average of its pool, above which affinity is ignored.
     /// At least 1.
     pub bound: f64,
     /// Blocks of `prefix_affinity`.
@@ -119,7 +116,7 @@ pub enum Affinity {
 pub struct PrefixPlan {
     /// Bytes of a block.
     pub block: usize,
-    /// Blocks of a conversation that are looked at.
+    /// Blocks of a conversation that are compared.
     pub blocks: usize,
     /// Blocks that a pool remembers.
     pub remembered: usize,
@@ -131,22 +128,22 @@ impl Default for PrefixPlan {
     }
 }
 
-/// Trying again.
+/// Retries.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPlan {
-    /// Tries after the first; 0 for none.
+    /// 0: no retries.
     pub max_retries: u32,
-    /// Pauses before a backend is tried again that has failed this request; `None`: it is not.
+    /// Pauses before a retry on a backend that has failed the request; `None`: no such retry.
     pub again: Option<Backoff>,
-    /// Which failures are tried again.
+    /// Which failures are retried.
     pub on: RetryOn,
-    /// Retries that a pool may add to its requests.
+    /// The retry budget of a pool.
     pub budget: BudgetPlan,
 }
 
 impl RetryPlan {
-    /// One try for each request, whatever becomes of it. The statuses stay: they also say which
-    /// answers are looked at, and so count against a backend.
+    /// A plan without retries. The status codes stay: they also select the responses that count
+    /// against a backend.
     pub(super) fn off(self) -> Self {
         let on = RetryOn { connect_failure: false, reset: false, timeout: false, ..self.on };
         Self { max_retries: 0, again: None, on, ..self }
@@ -166,22 +163,21 @@ pub struct Backoff {
     pub initial: Duration,
     /// The longest.
     pub max: Duration,
-    /// Each in relation to the one before it. At least 1.
+    /// The factor from one pause to the next. At least 1.
     pub multiplier: f64,
-    /// How much of a pause is left to chance, 0 to 1: 0.2 is a fifth more or less.
+    /// The random part of a pause, 0 to 1: 0.2 is up to a fifth more or less.
     pub jitter: f64,
 }
 
-/// Which failures are tried again.
+/// Which failures are retried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryOn {
     /// A connection that cannot be made.
     pub connect_failure: bool,
-    /// A connection that breaks before any content has gone to the client.
+    /// A connection that breaks before content was sent to the client.
     pub reset: bool,
     /// No first token in time.
     pub timeout: bool,
-    /// Statuses.
     pub statuses: Statuses,
 }
 
@@ -192,7 +188,7 @@ impl Default for RetryOn {
     }
 }
 
-/// A set of statuses.
+/// A set of status codes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statuses {
     /// Single ones.
@@ -202,18 +198,18 @@ pub struct Statuses {
 }
 
 impl Statuses {
-    /// Whether a status is among them.
+    /// Whether the set has a status code.
     pub fn contains(&self, status: u16) -> bool {
         self.codes.contains(&status) || self.classes.contains(&(status / 100))
     }
 }
 
-/// What retries may add to the requests of a pool.
+/// The retry budget of a pool.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BudgetPlan {
-    /// Retries in relation to requests: 0.2 is one for five.
+    /// Retries relative to requests: 0.2 is one retry for five requests.
     pub ratio: f64,
-    /// Retries a second that are free in any case.
+    /// Retries per second that are allowed in any case.
     pub min_per_second: f64,
 }
 
@@ -223,32 +219,30 @@ impl Default for BudgetPlan {
     }
 }
 
-/// Which answers are failures of the backend, beyond what [`RetryOn`] says.
+/// Which responses are failures of the backend, in addition to [`RetryOn`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DetectionPlan {
-    /// Statuses.
     pub statuses: Statuses,
-    /// Texts in the body of an answer that is no success.
+    /// Texts in the body of a response that is not 2xx.
     pub patterns: Vec<String>,
 }
 
-/// When a backend that fails is left alone: for each backend and model.
+/// When a failing backend is ejected, for each backend and model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CircuitPlan {
-    /// Failures in a row; `None`: breaking is off.
+    /// Consecutive failures; `None`: no ejection.
     pub consecutive: Option<u32>,
-    /// Failures in relation to requests within the window, 0 to 1.
+    /// The share of failed requests in the window, 0 to 1.
     pub rate: f64,
-    /// Requests below which the rate says nothing.
+    /// The number of requests below which the rate is ignored.
     pub min_requests: u32,
-    /// The window.
     pub window: Duration,
-    /// How long it is left alone.
+    /// How long a backend is ejected.
     pub cooldown: Duration,
-    /// Share of a pool that may be left alone at once, 0 to 1.
+    /// The largest share of a pool that may be ejected at once, 0 to 1.
     pub max_ejected: f64,
-    /// Also a backend that nobody can stand in for: then its clients are told to come back, instead
-    /// of what it would say.
+    /// Whether to eject also a backend without an alternative: its clients then receive 503 with
+    /// `Retry-After` instead of its own response.
     pub lone: bool,
 }
 
@@ -266,16 +260,16 @@ impl Default for CircuitPlan {
     }
 }
 
-/// Reading the engines' load for `least_load`.
+/// Reading the load of the engines for `least_load`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadPlan {
-    /// Time from one reading to the next.
+    /// Time between two readings.
     pub interval: Duration,
     /// How long one may take.
     pub timeout: Duration,
-    /// Path of the metrics, below the backend's prefix.
+    /// Path of the metrics, relative to the root of the backend's URL.
     pub path: String,
-    /// Also from vLLM's answers (`endpoint-load-metrics`).
+    /// Whether to read it also from vLLM's responses (`endpoint-load-metrics`).
     pub from_answers: bool,
 }
 
@@ -290,13 +284,13 @@ impl Default for LoadPlan {
     }
 }
 
-/// A second try at the same time, for short requests that are not streamed.
+/// Hedging: a second, concurrent attempt for short requests that are not streamed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HedgePlan {
-    /// How long the first is waited for.
+    /// How long the first attempt may take before the second one starts.
     pub delay: Duration,
-    /// Bytes of a short request.
+    /// The largest body of a short request, in bytes.
     pub max_body: usize,
-    /// Most tokens that a short request may ask for; one that says nothing is not short.
+    /// The largest token limit of a short request; a request without a token limit is not short.
     pub max_tokens: u64,
 }

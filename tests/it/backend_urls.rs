@@ -208,5 +208,5 @@ async fn a_source_may_say_how_its_entries_are_called() {
     }
     let lines = recorder.lines();
     assert_eq!(lines, ["POST /api/v3/chat/completions", "POST /x/chat/completions"]);
-    assert!(recorder.asked().iter().all(|asked| asked.values("api-key") == ["sk-1"]));
+    assert!(recorder.requests().iter().all(|request| request.values("api-key") == ["sk-1"]));
 }

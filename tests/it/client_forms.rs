@@ -30,8 +30,8 @@ async fn of_several_keys_the_first_counts_and_none_is_sent_on() {
         let answer = gateway.ask_with(fields).await;
         assert_eq!(answer.status, status, "{fields:?}: {}", answer.text());
     }
-    for asked in backend.asked() {
-        assert!(!format!("{asked:?}").contains("sk-"), "{asked:?}");
+    for request in backend.requests() {
+        assert!(!format!("{request:?}").contains("sk-"), "{request:?}");
     }
 }
 

@@ -132,8 +132,8 @@ async fn without_an_answer_addresses_stay_and_without_addresses_there_is_no_back
     names.set("engines.test", &["127.0.0.1"]);
     eventually("it is there", async || ask(&gateway).await == 200).await;
     names.fail("engines.test");
-    let asked = names.asked();
-    eventually("the name server is asked in vain", async || names.asked() > asked).await;
+    let questions = names.questions();
+    eventually("the name server is asked in vain", async || names.questions() > questions).await;
     gateway.logs("name engines.test cannot be resolved").await;
     assert!(only(&gateway, [&a, &b], [true, false]).await);
     names.set("engines.test", &[]);
@@ -154,8 +154,8 @@ async fn addresses_that_are_taken_together_are_one_backend() {
     let gateway = Gateway::start(&backends).await;
     assert!(only(&gateway, [&a, &b], [true, false]).await);
     names.set("engine_pool.test", &["127.0.0.2", "127.0.0.1"]);
-    let asked = names.asked();
-    eventually("it is looked up again", async || names.asked() > asked + 1).await;
+    let questions = names.questions();
+    eventually("it is looked up again", async || names.questions() > questions + 1).await;
     assert!(only(&gateway, [&a, &b], [true, false]).await, "it stays while the name leads there");
     names.set("engine_pool.test", &["127.0.0.2"]);
     eventually("it moves", async || only(&gateway, [&a, &b], [false, true]).await).await;

@@ -2,10 +2,7 @@
 //! that no backend learns who the client is.
 
 use crate::{
-    support::{
-        Gateway, NameServer, Receiver, chat, eventually, http,
-        recorder::{Proxy, Recorder},
-    },
+    support::{Gateway, NameServer, Receiver, chat, eventually, http, recorder::Recorder},
     tls::certificate,
 };
 
@@ -72,9 +69,9 @@ async fn a_key_stands_in_the_field_and_form_that_the_backend_wants() {
         assert_eq!(answer.status, 200, "{keys}");
         assert_eq!(gateway.client().await.get("/v1/models").await.status, 200);
         eventually("a probe", async || recorder.lines().contains(&"GET /health".to_owned())).await;
-        for asked in recorder.asked() {
-            assert_eq!(asked.values(field), [value], "{keys}: {}", asked.line);
-            assert!(!format!("{asked:?}").contains("sk-client"), "{keys}: {asked:?}");
+        for request in recorder.requests() {
+            assert_eq!(request.values(field), [value], "{keys}: {}", request.line);
+            assert!(!format!("{request:?}").contains("sk-client"), "{keys}: {request:?}");
         }
         if keys.contains("X-Org") {
             assert_eq!(recorder.only().values("x-org"), ["o-7"]);
@@ -134,15 +131,15 @@ async fn credentials_of_clients_never_reach_a_backend() {
     for body in
         [chat(true), chat(false), r#"{"model":"m","messages":[],"max_tokens":5}"#.to_owned()]
     {
-        let before = recorder.asked().len();
+        let before = recorder.requests().len();
         let mut client = gateway.client().await;
         client.post_with("/v1/chat/completions?key=sk-SECRET", &fields, body.as_bytes()).await;
         let answer = client.answer().await;
         assert_eq!(answer.status, 200, "{}", answer.text());
-        let asked = recorder.asked().remove(before);
-        let text = format!("{asked:?}");
+        let request = recorder.requests().remove(before);
+        let text = format!("{request:?}");
         assert!(!text.contains("sk-SECRET"), "{text}");
-        assert_eq!(asked.values("x-harmless_field"), ["yes"]);
+        assert_eq!(request.values("x-harmless_field"), ["yes"]);
     }
     gateway.logs("stream=false").await;
     assert!(!gateway.log().contains("sk-SECRET"), "{}", gateway.log());
@@ -202,7 +199,7 @@ async fn https_goes_through_the_proxy_that_applies() {
         (None, "127.0.0.1", ", proxy: \"PROXY\"", true),
     ] {
         let backend = Recorder::tls(folder.path()).await;
-        let proxy = Proxy::start("200 Connection established").await;
+        let proxy = Recorder::proxy("200 Connection established").await;
         let url = format!("http://me:pa%3Ass@{}", proxy.address);
         let keys = keys.replace("PROXY", &url);
         let port = backend.address.port();
@@ -224,11 +221,11 @@ async fn https_goes_through_the_proxy_that_applies() {
         let lines = backend.lines();
         assert!(lines.contains(&"GET /v1/models".to_owned()), "{case}: {lines:?}");
         assert!(lines.contains(&"GET /health".to_owned()), "{case}: {lines:?}");
-        let asked = proxy.asked();
-        assert_eq!(!asked.is_empty(), through, "{case}: {asked:?}");
-        for asked in asked {
-            assert_eq!(asked.line, format!("CONNECT {host}:{port}"), "{case}");
-            assert_eq!(asked.values("proxy-authorization"), ["Basic bWU6cGE6c3M="], "{case}");
+        let requests = proxy.requests();
+        assert_eq!(!requests.is_empty(), through, "{case}: {requests:?}");
+        for request in requests {
+            assert_eq!(request.line, format!("CONNECT {host}:{port}"), "{case}");
+            assert_eq!(request.values("proxy-authorization"), ["Basic bWU6cGE6c3M="], "{case}");
         }
         gateway.logs("stream=true").await;
         assert!(!gateway.log().contains("pa%3Ass"), "{}", gateway.log());
@@ -251,7 +248,7 @@ async fn exceptions_are_those_of_no_proxy() {
         ("10.0.0.0/8", true),
     ] {
         let backend = Recorder::tls(folder.path()).await;
-        let proxy = Proxy::start("200 OK").await;
+        let proxy = Recorder::proxy("200 OK").await;
         let configuration = format!(
             "{}backends: [{{url: \"https://backend.test:{}\"}}]\n",
             names.section(),
@@ -274,7 +271,7 @@ async fn names_that_only_the_proxy_knows_are_reached() {
     certified(folder.path(), &["outside.test"]);
     let trust = folder.path().join("cert.pem").display().to_string();
     let backend = Recorder::tls(folder.path()).await;
-    let proxy = Proxy::start("200 OK").await;
+    let proxy = Recorder::proxy("200 OK").await;
     // It knows nothing of the backend, only of the proxy.
     let names = NameServer::start().await;
     // The first of its addresses cannot be reached.
@@ -300,7 +297,7 @@ async fn names_that_only_the_proxy_knows_are_reached() {
 async fn a_proxy_that_refuses_is_a_backend_that_cannot_be_reached() {
     for status in ["407 Proxy Authentication Required", "502 Bad Gateway", "nonsense"] {
         let secure = Secure::start().await;
-        let proxy = Proxy::start(status).await;
+        let proxy = Recorder::proxy(status).await;
         let configuration = format!(
             "{}backends: [{{url: \"https://localhost:{}\", proxy: \"{}\"}}]\n",
             secure.names.section(),
@@ -320,7 +317,7 @@ async fn a_plain_request_names_its_whole_target_to_the_proxy() {
     let proxy = Recorder::start().await;
     let backend = "http://engine.test:8000/team-a?tenant=7";
     for stream in [false, true] {
-        let before = proxy.asked().len();
+        let before = proxy.requests().len();
         let configuration = format!(
             "backends: [{{url: \"{backend}\", api_key: sk-1, proxy: \"http://me:secret@{}\"}}]\n",
             proxy.address
@@ -330,8 +327,8 @@ async fn a_plain_request_names_its_whole_target_to_the_proxy() {
         let answer = client.ask("/v1/chat/completions?beta=1", chat(stream)).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(client.get("/v1/models").await.status, 200);
-        let asked = proxy.asked().split_off(before);
-        let lines: Vec<_> = asked.iter().map(|asked| asked.line.as_str()).collect();
+        let requests = proxy.requests().split_off(before);
+        let lines: Vec<_> = requests.iter().map(|request| request.line.as_str()).collect();
         assert_eq!(
             lines,
             [
@@ -339,17 +336,17 @@ async fn a_plain_request_names_its_whole_target_to_the_proxy() {
                 "GET http://engine.test:8000/team-a/v1/models?tenant=7"
             ]
         );
-        for asked in asked {
-            assert_eq!(asked.values("host"), ["engine.test:8000"]);
-            assert_eq!(asked.values("authorization"), ["Bearer sk-1"]);
-            assert_eq!(asked.values("proxy-authorization"), ["Basic bWU6c2VjcmV0"]);
+        for request in requests {
+            assert_eq!(request.values("host"), ["engine.test:8000"]);
+            assert_eq!(request.values("authorization"), ["Bearer sk-1"]);
+            assert_eq!(request.values("proxy-authorization"), ["Basic bWU6c2VjcmV0"]);
         }
     }
 }
 
 #[tokio::test]
 async fn webhooks_on_this_machine_do_not_go_through_a_proxy() {
-    let (proxy, backend) = (Proxy::start("200 OK").await, Recorder::start().await);
+    let (proxy, backend) = (Recorder::proxy("200 OK").await, Recorder::start().await);
     for host in ["127.0.0.1", "localhost"] {
         let receiver = Receiver::start().await;
         let url = receiver.url().replace("127.0.0.1", host);

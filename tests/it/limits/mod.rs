@@ -27,8 +27,8 @@ use super::{
     scripts::with_script,
     streaming::without_time,
     support::{
-        Client, Gateway, Receiver, chat, chat_of, client::Answer, eventually, http, saying, sim,
-        sim_with,
+        Client, Gateway, Receiver, chat, chat_of, client::Answer, eventually, http, saying, serve,
+        sim, sim_with,
     },
 };
 

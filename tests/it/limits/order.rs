@@ -12,11 +12,10 @@ struct Gate {
 
 impl Gate {
     async fn new() -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let gate = Self { url, order: Arc::default(), answers: Arc::new(Semaphore::new(0)) };
+        let (order, answers) = (Arc::default(), Arc::new(Semaphore::new(0)));
+        let mut gate = Self { url: String::new(), order, answers };
         let app = Router::new().route(PATH, post(Self::answer)).with_state(gate.clone());
-        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        gate.url = serve(app).await;
         gate
     }
 

@@ -180,10 +180,7 @@ async fn limit_headers_of_a_backend_pass_unless_the_gateway_has_limits() {
         ("anthropic-ratelimit-requests-remaining", "7777"),
     ];
     let answer = move |_: Bytes| async move { (axum::response::AppendHeaders(said), "{}") };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let app = Router::new().route(PATH, post(answer));
-    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    let url = serve(Router::new().route(PATH, post(answer))).await;
     let more = format!("{KEYS}rate_limit: {{per_user: {{requests_per_minute: 5}}}}\n");
     for (more, key) in [("", A), (KEYS, A), (&more.replace("per_user", "per_team"), A)] {
         let gateway = Gateway::before(std::slice::from_ref(&url), more).await;

@@ -53,7 +53,7 @@ def rows(node, path, told, covered):
 def made() -> str:
     text = (CHART / "values.yaml").read_text()
     told, values = described(text), yaml.safe_load(text)
-    table = ["| value | default | |", "|---|---|---|", *rows(values, (), told, False)]
+    table = ["| value | default | description |", "|---|---|---|", *rows(values, (), told, False)]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     page = (CHART / "README.md.gotmpl").read_text()
     fill = {

@@ -46,10 +46,10 @@ fn mistakes_in_values_are_refused() {
 /// Values that contradict themselves, and what is said about them.
 const CONTRADICTIONS: &[(&str, &str)] = &[
     ("{kind: Deployment, persistence: {enabled: true}}", "a spool belongs to one gateway"),
-    ("{emptyDirSize: 1Gi}", "emptyDirSize: 1Gi has no room for a full spool"),
+    ("{emptyDirSize: 1Gi}", "emptyDirSize: 1Gi is too small for a full spool"),
     (
         "{persistence: {enabled: true, size: 10Gi}, config: {usage: {spool: {max_size: 10GiB}}}}",
-        "persistence.size: 10Gi has no room",
+        "persistence.size: 10Gi is too small",
     ),
     ("{emptyDirSize: much}", "emptyDirSize: \"much\" is not a size"),
     ("{config: {data_dir: data}}", "config.data_dir: must be an absolute path"),
@@ -62,26 +62,26 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
         "backends: two of them have the name a",
     ),
     ("{vllm: {fleets: [{name: a}]}}", "vllm.fleets: a has neither a selector nor a host"),
-    ("{vllm: {fleets: [{name: admin, host: h}]}}", "vllm.fleets: admin is a name"),
-    ("{existingConfigMap: a, reload: rollout}", "reload: the chart does not see changes"),
+    ("{vllm: {fleets: [{name: admin, host: h}]}}", "vllm.fleets: the name admin is reserved"),
+    ("{existingConfigMap: a, reload: rollout}", "reload: `rollout` does not work with `existingConfigMap`"),
     ("{admin: {enabled: true}}", "admin.existingSecret: the admin API needs a token"),
     ("{config: {admin: {enabled: true}}}", "config.admin.enabled: set admin.enabled"),
-    ("{tls: {enabled: true}}", "tls.secretName: names no Secret"),
+    ("{tls: {enabled: true}}", "tls.secretName: is missing"),
     (
         "{config: {server: {tls: {cert_file: a, key_file: b}}}}",
         "config.server.tls: set tls.enabled",
     ),
     ("{redis: {enabled: true}}", "redis.addr: is missing"),
     ("{database: {enabled: true}}", "database.host: is missing"),
-    ("{ingress: {enabled: true}}", "ingress.hosts: an Ingress without a host"),
-    ("{httpRoute: {enabled: true}}", "httpRoute.parentRefs: name the gateway"),
+    ("{ingress: {enabled: true}}", "ingress.hosts: is missing"),
+    ("{httpRoute: {enabled: true}}", "httpRoute.parentRefs: is missing"),
     (
         "{autoscaling: {enabled: true, minReplicas: 5, maxReplicas: 3}}",
         "minReplicas (5) is more than",
     ),
     (
         "{autoscaling: {enabled: true, targetCPUUtilizationPercentage: null}}",
-        "no metric to scale by",
+        "set at least one metric",
     ),
     (
         "{autoscaling: {enabled: true}, resources: {requests: {cpu: null}}}",
@@ -99,30 +99,30 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
     (
         "{networkPolicy: {enabled: true, egress: {enabled: true}}, redis: {enabled: true, addr: \"a:1\"},
           vllm: {fleets: [{name: x, host: h}]}}",
-        "networkPolicy.egress.rules: nothing leads to redis, the host of the fleet x",
+        "networkPolicy.egress.rules: no rule allows redis, the host of the fleet x",
     ),
     // A ConfigMap is no place for secrets.
     (
         "{config: {usage_hook: {url: \"https://a:b@c/d\"}}}",
-        "config.usage_hook.url: a secret in a ConfigMap",
+        "config.usage_hook.url: a ConfigMap must not contain a secret",
     ),
     (
         "{config: {usage: {reporters: [{webhook: {headers: {api-key: x}}}]}}}",
-        "config.usage.reporters[0].webhook.headers.api-key: a secret",
+        "config.usage.reporters[0].webhook.headers.api-key: a ConfigMap must not contain a secret",
     ),
-    ("{config: {api_keys: [{key: sk-text}]}}", "config.api_keys[0].key: a secret in a ConfigMap"),
+    ("{config: {api_keys: [{key: sk-text}]}}", "config.api_keys[0].key: a ConfigMap must not contain a secret"),
     (
         "{config: {usage: {reporters: [{webhook: {headers: {Authorization: Bearer x}}}]}}}",
-        "config.usage.reporters[0].webhook.headers.Authorization: a secret",
+        "config.usage.reporters[0].webhook.headers.Authorization: a ConfigMap must not contain a secret",
     ),
     (
         "{config: {storage: {databases: [{dsn: \"mysql://a:b@c/d\"}]}}}",
-        "config.storage.databases[0].dsn: a secret",
+        "config.storage.databases[0].dsn: a ConfigMap must not contain a secret",
     ),
-    ("{redis: {options: {password: text}}}", "redis.options.password: a secret"),
+    ("{redis: {options: {password: text}}}", "redis.options.password: a ConfigMap must not contain a secret"),
     (
         "{vllm: {fleets: [{name: a, host: b, backend: {api_key: text}}]}}",
-        "vllm.fleets[0].backend.api_key: a secret",
+        "vllm.fleets[0].backend.api_key: a ConfigMap must not contain a secret",
     ),
 ];
 
@@ -273,15 +273,15 @@ fn the_notes_say_what_is_missing() {
     for line in [
         "config.auth is not set",
         "app.kubernetes.io/name=vllm",
-        "Nobody scrapes",
+        "The metrics are not scraped",
         "helm -n llm test edge",
     ] {
         assert!(text.contains(line), "{line}: {text}");
     }
     let file = fs::read_to_string(Path::new(CHART).join("ci/redis-database-values.yaml"));
     let text = notes(&file.unwrap());
-    assert!(!text.contains("config.auth") && !text.contains("counts its limits"), "{text}");
+    assert!(!text.contains("config.auth") && !text.contains("Limits apply"), "{text}");
     assert!(text.contains("lost with their pod") && text.contains("the admin API"), "{text}");
     let text = notes("{config: {rate_limit: {per_key: {requests_per_minute: 1}}}}");
-    assert!(text.contains("counts its limits for itself"), "{text}");
+    assert!(text.contains("Limits apply to each gateway separately"), "{text}");
 }

@@ -1,12 +1,12 @@
-//! Who the gateway is for a backend, and by which way it comes: keys, header fields, proxies. And
-//! that no backend learns who the client is.
+//! What backends see of the gateway: keys, header fields, proxies. Backends never see the client's
+//! credentials.
 
 use crate::{
     support::{Gateway, NameServer, Receiver, chat, eventually, http, recorder::Recorder},
     tls::certificate,
 };
 
-/// Variables that would lead the gateway to the proxy of whoever runs the tests.
+/// Variables that would make the gateway use a proxy of the test machine.
 const NO_PROXIES: [(&str, &str); 8] = [
     ("HTTPS_PROXY", ""),
     ("https_proxy", ""),
@@ -29,7 +29,7 @@ async fn start(configuration: &str, env: &[(&str, &str)]) -> Gateway {
 }
 
 #[tokio::test]
-async fn a_key_stands_in_the_field_and_form_that_the_backend_wants() {
+async fn the_key_is_sent_in_the_header_and_format_of_the_backend() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("key");
     std::fs::write(&file, "\u{feff}sk-file\r\n").unwrap();
@@ -62,7 +62,7 @@ async fn a_key_stands_in_the_field_and_form_that_the_backend_wants() {
             &[],
         )
         .await;
-        // What the client says of itself in the same field does not get through.
+        // The client's value of the same field is removed.
         let other = field.replace('-', "_");
         let fields = format!("{field}: Bearer sk-client\r\n{other}: sk-client\r\nX_Org: o-8\r\n");
         let answer = gateway.ask_with(&fields).await;
@@ -121,13 +121,13 @@ async fn credentials_of_clients_never_reach_a_backend() {
         for spelling in [name.to_owned(), name.replace('-', "_"), name.to_uppercase()] {
             fields.push_str(&format!("{spelling}: sk-SECRET\r\n"));
         }
-        // Mixed: only the last of several.
+        // Mixed: an underscore only in place of the last hyphen.
         if let Some((head, tail)) = name.rsplit_once('-') {
             fields.push_str(&format!("{head}_{tail}: sk-SECRET\r\n"));
         }
     }
     fields.push_str("X_Own-Key: sk-SECRET\r\nX-Harmless_Field: yes\r\n");
-    // Streamed; and plain with few tokens, which is hedged.
+    // A stream, and a short plain request, which is hedged.
     for body in
         [chat(true), chat(false), r#"{"model":"m","messages":[],"max_tokens":5}"#.to_owned()]
     {
@@ -145,7 +145,7 @@ async fn credentials_of_clients_never_reach_a_backend() {
     assert!(!gateway.log().contains("sk-SECRET"), "{}", gateway.log());
 }
 
-/// A backend with TLS that is called `backend.test`, and how a gateway finds and trusts it.
+/// A TLS backend named `backend.test`, with the DNS and trust settings for it.
 struct Secure {
     backend: Recorder,
     names: NameServer,
@@ -185,7 +185,7 @@ async fn https_goes_through_the_proxy_that_applies() {
     let trust = folder.path().join("cert.pem").display().to_string();
     let names = NameServer::start().await;
     names.set("backend.test", &["127.0.0.1"]);
-    // (variable, further keys of the backend, through the proxy)
+    // (variable, further keys of the backend, whether the proxy is used)
     for (variable, host, keys, through) in [
         (Some("HTTPS_PROXY"), "backend.test", "", true),
         (Some("https_proxy"), "backend.test", "", true),
@@ -194,7 +194,7 @@ async fn https_goes_through_the_proxy_that_applies() {
         (None, "backend.test", ", proxy: \"PROXY\"", true),
         (Some("HTTPS_PROXY"), "backend.test", ", proxy: none", false),
         (None, "backend.test", "", false),
-        // What is on this machine needs none.
+        // Backends on this machine do not use a proxy.
         (Some("HTTPS_PROXY"), "127.0.0.1", "", false),
         (None, "127.0.0.1", ", proxy: \"PROXY\"", true),
     ] {
@@ -233,7 +233,7 @@ async fn https_goes_through_the_proxy_that_applies() {
 }
 
 #[tokio::test]
-async fn exceptions_are_those_of_no_proxy() {
+async fn no_proxy_lists_the_exceptions() {
     let folder = tempfile::tempdir().unwrap();
     certified(folder.path(), &["backend.test"]);
     let trust = folder.path().join("cert.pem").display().to_string();
@@ -266,15 +266,15 @@ async fn exceptions_are_those_of_no_proxy() {
 }
 
 #[tokio::test]
-async fn names_that_only_the_proxy_knows_are_reached() {
+async fn backends_known_only_to_the_proxy_are_reached() {
     let folder = tempfile::tempdir().unwrap();
     certified(folder.path(), &["outside.test"]);
     let trust = folder.path().join("cert.pem").display().to_string();
     let backend = Recorder::tls(folder.path()).await;
     let proxy = Recorder::proxy("200 OK").await;
-    // It knows nothing of the backend, only of the proxy.
+    // The DNS server knows only the proxy.
     let names = NameServer::start().await;
-    // The first of its addresses cannot be reached.
+    // The first address of the proxy is unreachable.
     names.set("proxy.test", &["127.0.0.3", "127.0.0.1"]);
     let configuration = format!(
         "{}backends: [{{url: \"https://outside.test:{}\", proxy: \"http://proxy.test:{}\"}}]\n",
@@ -287,14 +287,14 @@ async fn names_that_only_the_proxy_knows_are_reached() {
     for _ in 0..3 {
         assert_eq!(client.ask("/v1/chat/completions", chat(false)).await.status, 200);
     }
-    // That of the first request was to another address than was thought.
+    // The tunnel of the first request used the other address.
     assert!(proxy.lines().len() <= 2, "the tunnel is kept and used again: {:?}", proxy.lines());
     assert_eq!(client.get("/v1/models").await.status, 200);
     assert!(backend.lines().contains(&"GET /v1/models".to_owned()));
 }
 
 #[tokio::test]
-async fn a_proxy_that_refuses_is_a_backend_that_cannot_be_reached() {
+async fn a_refusing_proxy_makes_the_backend_unreachable() {
     for status in ["407 Proxy Authentication Required", "502 Bad Gateway", "nonsense"] {
         let secure = Secure::start().await;
         let proxy = Recorder::proxy(status).await;
@@ -313,7 +313,7 @@ async fn a_proxy_that_refuses_is_a_backend_that_cannot_be_reached() {
 }
 
 #[tokio::test]
-async fn a_plain_request_names_its_whole_target_to_the_proxy() {
+async fn a_plain_http_request_has_an_absolute_uri_for_the_proxy() {
     let proxy = Recorder::start().await;
     let backend = "http://engine.test:8000/team-a?tenant=7";
     for stream in [false, true] {
@@ -364,7 +364,7 @@ async fn webhooks_on_this_machine_do_not_go_through_a_proxy() {
 }
 
 #[test]
-fn mistakes_are_told_without_secrets() {
+fn problems_are_reported_without_secrets() {
     for (keys, path, part) in [
         ("auth_header: api-key", "auth_header", "there is no key to send"),
         ("auth_scheme: Bearer", "auth_scheme", "there is no key to send"),
@@ -407,14 +407,14 @@ fn mistakes_are_told_without_secrets() {
         "{told:?}"
     );
     assert!(!told[0].contains("SECRET"), "{told:?}");
-    // A backend that is switched off needs no way to it.
+    // A disabled backend needs no proxy.
     let text = "backends: [{url: \"https://h\", enabled: false}, {url: \"http://h\"}]\n";
     let loaded = llmproxy::config::load_text(text, std::path::Path::new("."), &env);
     assert!(loaded.plan.is_some() && loaded.problems.is_empty(), "{:?}", loaded.problems);
 }
 
 #[tokio::test]
-async fn what_is_shown_of_a_configuration_holds_none_of_it() {
+async fn the_shown_configuration_contains_no_secrets() {
     let backend = Recorder::start().await;
     let configuration = format!(
         "log: {{level: trace}}\nadmin: {{enabled: true, listen: \"ADMIN\", token: admin-token}}\nbackends: [{{url: \"{}/v1?sig=sk-SECRET1\", api_key: sk-SECRET2, headers: {{X-A: sk-SECRET3}}, proxy: \"http://a:sk-SECRET4@127.0.0.1:1\"}}]\n",

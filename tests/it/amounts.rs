@@ -1,5 +1,5 @@
-//! Times and amounts that cannot be meant: milliseconds for seconds, quotas below 0. Wherever they
-//! come from, they are told of, and are never a key without an end.
+//! Implausible times and amounts, such as milliseconds for seconds or negative quotas: they are reported
+//! wherever they come from, and never mean an unlimited key.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use super::{
     support::{Gateway, servers::Redis, sim},
 };
 
-/// A date in the year 2033, in units that are no seconds.
+/// A date in the year 2033 in units other than seconds.
 const NO_SECONDS: [&str; 5] =
     ["2000000000000", "2000000000000000", "2000000000000000000", "253402300800", "-1"];
 
@@ -27,7 +27,7 @@ fn with_key(fields: &str) -> String {
 }
 
 #[test]
-fn a_configuration_with_them_is_refused_with_a_hint() {
+fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
     for field in ["starts_at", "expires_at", "last_reset_at"] {
         for number in NO_SECONDS {
             for form in [number.to_owned(), format!("\"{number}\"")] {
@@ -86,7 +86,7 @@ fn a_configuration_with_them_is_refused_with_a_hint() {
 }
 
 #[test]
-fn check_tells_of_them() {
+fn check_reports_implausible_values() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.yaml");
     std::fs::write(&file, with_key("expires_at: 1800000000000")).unwrap();
@@ -98,7 +98,7 @@ fn check_tells_of_them() {
 }
 
 #[tokio::test]
-async fn the_admin_api_refuses_them_with_a_hint() {
+async fn the_admin_api_refuses_implausible_values_with_a_hint() {
     let sim = sim().await;
     let admin = Admin::start(&[sim.url()], "").await;
     let fine = json!({"key": "sk-fine-1234", "expires_at": 2_000_000_000, "total_quota": 5});
@@ -134,7 +134,7 @@ async fn the_admin_api_refuses_them_with_a_hint() {
 }
 
 #[tokio::test]
-async fn keys_in_stores_that_hold_them_are_refused_and_told_of() {
+async fn stored_keys_with_implausible_values_are_refused_and_logged() {
     let (sim, redis) = (sim().await, Redis::start().await);
     let fields = [
         ("ms", "expires_at", "2000000000000", 403),

@@ -1,9 +1,9 @@
-//! What is called for each form that the URL of a backend may have.
+//! The endpoints that are called for each form of a backend URL.
 
 use crate::support::{Gateway, check, eventually, recorder::Recorder};
 
-/// Path and query of a backend's URL, further keys, and what is called for a chat request, for its
-/// models (if it is asked for them) and for its health.
+/// Path and query of a backend URL, further keys, and the URLs called for a chat request, for the list
+/// of models (if it is requested) and for health.
 const FORMS: [(&str, &str, &str, &str, &str); 16] = [
     ("", "", "/v1/chat/completions", "/v1/models", "/health"),
     ("/", "", "/v1/chat/completions", "/v1/models", "/health"),
@@ -54,7 +54,7 @@ const FORMS: [(&str, &str, &str, &str, &str); 16] = [
 ];
 
 #[tokio::test]
-async fn each_form_of_a_base_is_called_at_its_own_endpoints() {
+async fn each_form_of_a_base_url_has_its_endpoints() {
     let mut recorders = Vec::new();
     let mut text = "health_check: {interval: 1h}\nrouting: {load_balance_strategy: least_load, load: {interval: 1h}}\nbackends:\n".to_owned();
     for (i, (path, more, ..)) in FORMS.iter().enumerate() {
@@ -97,7 +97,7 @@ async fn each_form_of_a_base_is_called_at_its_own_endpoints() {
 }
 
 #[tokio::test]
-async fn a_clients_query_follows_the_backends_without_keys() {
+async fn the_clients_query_is_appended_without_keys() {
     let [plain, azure] = [Recorder::start().await, Recorder::start().await];
     let gateway = Gateway::start(&format!(
         "log: {{level: trace}}\nbackends:\n  - {{url: \"{}\", models: [plain]}}\n  - {{url: \"{}/openai/deployments/x?api-version=7\", models: [azure]}}\n",
@@ -128,7 +128,7 @@ async fn a_clients_query_follows_the_backends_without_keys() {
             assert_eq!(recorder.lines()[before..], [format!("POST {called}")], "{query}");
         }
     }
-    // Nor does it get into the log when something goes wrong.
+    // Nor is it logged after an error.
     drop((plain, azure));
     for path in
         ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/none", "/v1/models/x"]
@@ -147,7 +147,7 @@ async fn a_clients_query_follows_the_backends_without_keys() {
 }
 
 #[test]
-fn check_shows_what_will_be_called() {
+fn check_shows_the_endpoints() {
     let mut text = "backends:\n".to_owned();
     for (i, (path, more, ..)) in FORMS.iter().enumerate() {
         let more = if more.is_empty() { String::new() } else { format!(", {more}") };
@@ -169,7 +169,7 @@ fn check_shows_what_will_be_called() {
 }
 
 #[test]
-fn urls_of_other_apis_are_refused_with_the_right_form() {
+fn urls_of_other_apis_are_refused_with_a_hint() {
     for (url, part) in [
         ("https://h/v1/messages", "`/messages` is an endpoint"),
         ("https://h/v1/responses", "`/responses` is an endpoint"),
@@ -186,11 +186,11 @@ fn urls_of_other_apis_are_refused_with_the_right_form() {
 }
 
 #[tokio::test]
-async fn a_source_may_say_how_its_entries_are_called() {
+async fn a_source_can_set_endpoints_of_its_entries() {
     let recorder = Recorder::start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("engines.yaml");
-    // With a byte order mark, as some editors write it.
+    // With a byte order mark, which some editors write.
     let list = format!(
         "\u{feff}backends:\n  - {{url: \"{0}/api/v3\", name: a, models: [a]}}\n  - {{url: \"{0}/x\", append_v1: false, name: b, models: [b]}}\n",
         recorder.url()

@@ -1,4 +1,4 @@
-//! The values of the Helm chart: what is refused and why, and what rolls the pods.
+//! The values of the Helm chart: which are refused and why, and which roll the pods.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use serde_yaml::Value;
 use super::support::helm::{CHART, Rendering, Tools};
 
 #[test]
-fn mistakes_in_values_are_refused() {
+fn invalid_values_are_refused() {
     let tools = Tools::get();
     let cases = [
         ("replicaCont: 2", "replicaCont"),
@@ -43,7 +43,7 @@ fn mistakes_in_values_are_refused() {
     }
 }
 
-/// Values that contradict themselves, and what is said about them.
+/// Contradictory values and their messages.
 const CONTRADICTIONS: &[(&str, &str)] = &[
     ("{kind: Deployment, persistence: {enabled: true}}", "a spool belongs to one gateway"),
     ("{emptyDirSize: 1Gi}", "emptyDirSize: 1Gi is too small for a full spool"),
@@ -101,7 +101,7 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
           vllm: {fleets: [{name: x, host: h}]}}",
         "networkPolicy.egress.rules: no rule allows redis, the host of the fleet x",
     ),
-    // A ConfigMap is no place for secrets.
+    // Secrets in a ConfigMap.
     (
         "{config: {usage_hook: {url: \"https://a:b@c/d\"}}}",
         "config.usage_hook.url: a ConfigMap must not contain a secret",
@@ -136,7 +136,7 @@ fn contradictions_are_refused_with_a_reason() {
 }
 
 #[test]
-fn what_contradicts_nothing_is_taken() {
+fn consistent_values_are_accepted() {
     let tools = Tools::get();
     for values in [
         "{terminationGracePeriodSeconds: 85}",
@@ -156,9 +156,9 @@ fn what_contradicts_nothing_is_taken() {
     }
 }
 
-/// Backends are those that are named; pods with vLLM's own label if nobody is.
+/// The default backends are the pods with vLLM's own label.
 #[test]
-fn backends_come_from_where_they_are_said() {
+fn backends_come_from_all_values() {
     let tools = Tools::get();
     let cases: &[(&str, &[&str], usize)] = &[
         ("{}", &["vllm"], 1),
@@ -190,22 +190,22 @@ fn backends(rendering: &Rendering) -> Vec<String> {
     all.map(|backend| backend["name"].as_str().unwrap().to_owned()).collect()
 }
 
-/// The values that the README shows are taken.
+/// The values in the README are valid.
 #[test]
-fn the_values_of_the_readme_are_taken() {
+fn the_values_of_the_readme_are_valid() {
     let tools = Tools::get();
     let readme = fs::read_to_string(Path::new(CHART).join("README.md")).unwrap();
     let blocks = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    // One is for prometheus-adapter.
+    // One block is for prometheus-adapter.
     let ours: Vec<_> = blocks.filter(|block| !block.starts_with("rules:")).collect();
     let renderings: Vec<_> = ours.iter().map(|values| tools.helm().render(values)).collect();
     assert!(renderings.len() >= 3, "{}", renderings.len());
     assert_eq!(backends(&renderings[0]), ["hosted", "qwen-72b", "qwen-7b"]);
 }
 
-/// Pods are rolled by what a reload cannot change, and by everything if that is wanted.
+/// Changes that need a restart roll the pods; with `rollout` all changes of the configuration do.
 #[test]
-fn pods_are_rolled_when_they_must_be() {
+fn pods_are_rolled_only_if_necessary() {
     let tools = Tools::get();
     let checksum = |reload: &str, change: &str| {
         let values = format!("{{reload: {reload}, {change}}}");
@@ -250,7 +250,7 @@ fn pods_are_rolled_when_they_must_be() {
         assert_eq!(checksum(live, change), before, "{change}");
         assert_eq!(checksum(whole, change), before_whole, "{change}");
     }
-    // A pod that is not to change before it goes has its files by their paths.
+    // With `rollout` the files are mounted by `subPath`.
     for (reload, paths) in [(live, 0), (whole, 2)] {
         let rendering =
             tools.helm().render(&format!("{{reload: {reload}, scripts: {{a.lua: x}}}}"));
@@ -260,7 +260,7 @@ fn pods_are_rolled_when_they_must_be() {
 }
 
 #[test]
-fn the_notes_say_what_is_missing() {
+fn the_notes_contain_recommendations() {
     let tools = Tools::get();
     let notes = |values: &str| {
         let words = ["install", "edge", CHART, "--dry-run=client", "--namespace", "llm", "-f", "-"];

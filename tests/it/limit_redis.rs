@@ -392,7 +392,7 @@ async fn a_silent_redis_delays_no_request() {
     // One claim per half second. The end of each abandoned claim is sent once or several times.
     let seconds = start.elapsed().as_secs_f64();
     let asked = counter.round_trips() - asked;
-    assert!((asked as f64) < 4.0 + 20.0 * seconds, "{asked} questions in {seconds} s");
+    assert!((asked as f64) < 4.0 + 20.0 * seconds, "{asked} round trips in {seconds} s");
     assert!(metrics.limits.store_errors.with_label_values(&["take"]).get() >= 1);
     redis.resume();
     eventually("it answers again", async || error(&counter, slot(1)).await.is_none()).await;

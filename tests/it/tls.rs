@@ -10,7 +10,7 @@ pub fn certificate(folder: &std::path::Path) -> reqwest::Certificate {
 }
 
 #[tokio::test]
-async fn https_with_http2_and_http1() {
+async fn https_serves_http2_and_http1() {
     let sim = sim().await;
     let folder = tempfile::tempdir().unwrap();
     let root = certificate(folder.path());
@@ -30,7 +30,7 @@ async fn https_with_http2_and_http1() {
 }
 
 #[tokio::test]
-async fn certificates_that_cannot_be_used_are_told_by_check() {
+async fn check_reports_unusable_certificates() {
     let folder = tempfile::tempdir().unwrap();
     certificate(folder.path());
     let other = rcgen::KeyPair::generate().unwrap();

@@ -1,11 +1,10 @@
-//! A trust store that cannot be used: a mistake of the configuration where anything needs it, and a
-//! warning where nothing does.
+//! An unusable trust store: an error if anything needs it, otherwise a warning.
 
 use std::path::Path;
 
 use crate::support::{Gateway, check, eventually, sim};
 
-/// Values of `SSL_CERT_FILE` and `SSL_CERT_DIR` that make no trust store, and what is told of them.
+/// Unusable values of `SSL_CERT_FILE` and `SSL_CERT_DIR`, and their messages.
 fn broken(folder: &Path) -> Vec<(Vec<(&'static str, String)>, &'static str)> {
     let file = |name: &str, text: &[u8]| {
         std::fs::write(folder.join(name), text).unwrap();
@@ -47,7 +46,7 @@ fn broken(folder: &Path) -> Vec<(Vec<(&'static str, String)>, &'static str)> {
 }
 
 #[test]
-fn check_tells_it_where_something_needs_it_and_warns_where_nothing_does() {
+fn check_fails_if_the_trust_store_is_needed_and_warns_otherwise() {
     let folder = tempfile::tempdir().unwrap();
     for (env, part) in broken(folder.path()) {
         let output = check("backends: [{url: \"https://h\", proxy: none}]\n", &env);
@@ -64,7 +63,7 @@ fn check_tells_it_where_something_needs_it_and_warns_where_nothing_does() {
 }
 
 #[test]
-fn whatever_is_reached_by_tls_needs_it() {
+fn all_tls_targets_need_the_trust_store() {
     let empty = [("SSL_CERT_FILE", String::new())];
     for (configuration, path) in [
         ("backends: [{url: \"http://a\"}, {url: \"https://b\", proxy: none}]\n", "backends[1].url"),
@@ -95,7 +94,7 @@ fn whatever_is_reached_by_tls_needs_it() {
         assert_eq!(output.status.code(), Some(1), "{configuration}: {told}");
         assert!(told.contains(&format!("{path}: needs the trust store")), "{path}: {told}");
     }
-    // What is switched off needs nothing.
+    // Disabled features need no trust store.
     for configuration in [
         "backends: [{url: \"http://a\"}, {url: \"https://b\", enabled: false}]\n",
         "backends: [{url: \"http://a\"}]\nusage: {reporters: [{type: webhook, enabled: false, webhook: {url: \"https://h\"}}]}\n",
@@ -114,7 +113,7 @@ async fn a_gateway_without_tls_serves_without_a_trust_store() {
     let sim = sim().await;
     for (env, part) in broken(folder.path()) {
         let env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        // With a hedge, which has a connector of its own.
+        // With hedging, which has its own connector.
         let gateway = Gateway::spawn(
             &format!(
                 "backends: [{{url: \"{0}\", name: a}}, {{url: \"{0}\", name: b}}]\nhealth_check: {{interval: 1h}}\nrouting: {{hedge: {{delay: 10m}}}}\n",

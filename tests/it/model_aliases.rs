@@ -1,4 +1,4 @@
-//! Models by other names, the ways that requests take to them, and what engines are told.
+//! Model aliases, their routes and fallbacks, and the requests that engines receive.
 
 use llmproxy::sim::{Fail, Seen, Sim};
 use serde_json::Value;
@@ -24,7 +24,7 @@ async fn ask(gateway: &Gateway, model: &str, stream: bool) -> Answer {
     client.answer().await
 }
 
-/// Without the time, which differs.
+/// Removes the time, which differs.
 fn timeless(text: &str) -> String {
     let mut parts = text.split("\"created\":");
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -32,7 +32,7 @@ fn timeless(text: &str) -> String {
     out
 }
 
-/// What a backend itself answers, by the name that the client knows.
+/// The response of the backend itself, with the client's name of the model.
 async fn expected(sim: &Sim, model: &str, name: &str, stream: bool) -> String {
     let mut client = Client::connect(sim.address).await;
     client.post_with(PATH, ID, chat(stream).replace("sim-model", model).as_bytes()).await;
@@ -46,7 +46,7 @@ fn model_of(seen: &Seen) -> String {
 }
 
 #[tokio::test]
-async fn answers_have_the_clients_name_and_are_otherwise_the_same() {
+async fn responses_differ_only_in_the_clients_model_name() {
     let sims = fleet(2, |b| b.models = serves(&["qwen-72b", "q"])).await;
     let gateway = Gateway::start(&format!(
         "backends:
@@ -76,7 +76,7 @@ models:
             assert_eq!(timeless(answer.text()), right, "{name} {stream}");
         }
     }
-    // After a second try as well.
+    // Also after a retry.
     for fault in [Fault::Dead, Fault::DieBeforeContent, Fault::Refuse] {
         fault.befall(&sims[0]).await;
         for stream in [true, false] {
@@ -89,8 +89,8 @@ models:
 }
 
 #[tokio::test]
-async fn a_long_answer_has_the_clients_name_too() {
-    // Longer than what is held back of a document, whose model stands at its beginning.
+async fn a_long_response_has_the_clients_model_name() {
+    // Longer than the part of a document that is held back to replace the model.
     let sim = sim_with(|b| (b.models, b.tokens) = (serves(&["qwen"]), 100_000)).await;
     let gateway = Gateway::start(&format!(
         "backends: [{{name: a, url: \"{}\"}}]\nmodels: {{gpt: {{routes: [{{backend: a, model: qwen}}]}}}}\n",
@@ -103,7 +103,7 @@ async fn a_long_answer_has_the_clients_name_too() {
 }
 
 #[tokio::test]
-async fn another_model_takes_over() {
+async fn a_fallback_model_takes_over() {
     let big = sim_with(|b| b.models = serves(&["big"])).await;
     let small = sim_with(|b| b.models = serves(&["small"])).await;
     let gateway = Gateway::start(&format!(
@@ -155,11 +155,11 @@ models:
     for _ in 0..400 {
         assert_eq!(client.ask(PATH, &body).await.status, 200);
     }
-    // 20 are expected. Six standard deviations of chance are 26.
+    // 20 are expected. Six standard deviations are 26.
     let share = canary.stats().requests();
     assert!((1..=46).contains(&share), "{share} of 400");
     assert_eq!(stable.stats().requests() + share, 400);
-    // When it fails, the others are there, and the other way round.
+    // If one route fails, the other one is used, in both directions.
     stable.refuse().await.unwrap();
     for _ in 0..5 {
         assert_eq!(client.ask(PATH, &body).await.status, 200);
@@ -168,7 +168,7 @@ models:
 }
 
 #[tokio::test]
-async fn a_request_tells_what_way_it_took() {
+async fn a_request_shows_its_route() {
     let sims = fleet(2, |b| b.models = serves(&["big", "small"])).await;
     let (admin, folder) = (free_address(), tempfile::tempdir().unwrap());
     let gateway = Gateway::start(&format!(
@@ -210,7 +210,7 @@ admin: {{enabled: true, listen: \"{admin}\", token: a-token-for-tests, db_path: 
 }
 
 #[tokio::test]
-async fn engines_are_told_what_requests_are_worth_in_their_own_words() {
+async fn priorities_are_sent_in_the_format_of_each_engine() {
     let sims = fleet(3, |_| {}).await;
     let gateway = Gateway::start(&format!(
         "backends:

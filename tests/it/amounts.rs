@@ -31,8 +31,8 @@ fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
     for field in ["starts_at", "expires_at", "last_reset_at"] {
         for number in NO_SECONDS {
             for form in [number.to_owned(), format!("\"{number}\"")] {
-                let told = problems(&with_key(&format!("{field}: {form}")));
-                let [one] = &told[..] else { panic!("{field}: {form}: {told:?}") };
+                let found = problems(&with_key(&format!("{field}: {form}")));
+                let [one] = &found[..] else { panic!("{field}: {form}: {found:?}") };
                 assert!(one.contains("api_keys[0]") && one.contains(field), "{one}");
                 assert!(one.contains("write Unix seconds"), "{one}");
             }
@@ -46,7 +46,7 @@ fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
             );
         }
     }
-    for (fields, told) in [
+    for (fields, expected) in [
         ("total_quota: -1", "`total_quota` is negative: 0, or nothing, is no limit"),
         ("total_quota: -0.001", "`total_quota` is negative"),
         ("total_quota: .inf", "is not a finite number"),
@@ -58,12 +58,12 @@ fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
         ("limits: {budget: -0.5}", "is not a number from 0 on"),
     ] {
         let all = problems(&with_key(fields));
-        assert!(all.iter().any(|one| one.contains(told)), "{fields}: {all:?}");
+        assert!(all.iter().any(|one| one.contains(expected)), "{fields}: {all:?}");
     }
     for fine in ["balance: -5", "total_quota: 0", "total_quota: 5, used_quota: 7"] {
         assert_eq!(problems(&with_key(fine)), [""; 0], "{fine}");
     }
-    for (section, told) in [
+    for (section, expected) in [
         ("auth: {enabled: true, defaults: {total_quota: -1}}", "auth.defaults.total_quota"),
         ("rate_limit: {global: {tokens_per_minute: -1}}", "global.tokens_per_minute"),
         (
@@ -79,7 +79,7 @@ fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
         let text = format!("backends: [{{url: \"http://x\"}}]\n{section}\n");
         let all = problems(&text);
         assert!(
-            all.iter().any(|one| one.contains(told) && one.contains("from 0 on")),
+            all.iter().any(|one| one.contains(expected) && one.contains("from 0 on")),
             "{section}: {all:?}"
         );
     }
@@ -92,9 +92,9 @@ fn check_reports_implausible_values() {
     std::fs::write(&file, with_key("expires_at: 1800000000000")).unwrap();
     let mut check = Command::new(env!("CARGO_BIN_EXE_llmproxy"));
     let done = check.args(["check", "--config"]).arg(&file).output().unwrap();
-    let told = String::from_utf8_lossy(&done.stderr);
+    let printed = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(1));
-    assert!(told.contains("looks like milliseconds: write Unix seconds"), "{told}");
+    assert!(printed.contains("looks like milliseconds: write Unix seconds"), "{printed}");
 }
 
 #[tokio::test]
@@ -115,18 +115,18 @@ async fn the_admin_api_refuses_implausible_values_with_a_hint() {
             wrong.push((json!({field: number.to_string()}), "write Unix seconds"));
         }
     }
-    for (fields, told) in wrong {
+    for (fields, expected) in wrong {
         let mut fields = fields.as_object().unwrap().clone();
         let id = made["id"].as_str().unwrap();
         let path = format!("/admin/v1/keys/{id}");
         let (status, answer) = admin.patch(&path, fields.clone().into()).await;
         assert_eq!(status, 400, "{fields:?}: {answer}");
-        assert!(answer.to_string().contains(told), "{fields:?}: {answer}");
+        assert!(answer.to_string().contains(expected), "{fields:?}: {answer}");
         fields.insert("key".to_owned(), "sk-wrong-123456".into());
         for path in ["/admin/v1/keys", "/admin/keys/create"] {
             let (status, answer) = admin.post(path, fields.clone().into()).await;
             assert_eq!(status, 400, "{path}: {fields:?}: {answer}");
-            assert!(answer.to_string().contains(told), "{path}: {fields:?}: {answer}");
+            assert!(answer.to_string().contains(expected), "{path}: {fields:?}: {answer}");
         }
     }
     assert_eq!(admin.gateway.ask_as("sk-fine-1234").await.status, 200);

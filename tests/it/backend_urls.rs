@@ -61,7 +61,7 @@ async fn each_form_of_a_base_url_has_its_endpoints() {
         let recorder = Recorder::start().await;
         let more = if more.is_empty() { String::new() } else { format!(", {more}") };
         text.push_str(&format!(
-            "  - {{url: \"{}{path}\", name: b{i}, models: [m{i}, told-model]{more}}}\n",
+            "  - {{url: \"{}{path}\", name: b{i}, models: [m{i}, listed-model]{more}}}\n",
             recorder.url()
         ));
         recorders.push(recorder);
@@ -157,15 +157,15 @@ fn check_shows_the_endpoints() {
         "  - {url: \"https://h/v1?key=sk-VERYSECRET&api-version=3\", name: last, api_key: sk-VERYSECRET, auth_header: api-key, proxy: \"http://me:sk-VERYSECRET@proxy:3128\"}\n",
     );
     let output = check(&text, &[]);
-    let told = String::from_utf8(output.stdout).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
     for (i, (_, _, chat, ..)) in FORMS.iter().enumerate() {
         let shown = chat.replace("tenant=7", "tenant=...");
         let line = format!("  b{i}: POST http://engine{shown}\n");
-        assert!(told.contains(&line), "{line} in\n{told}");
+        assert!(printed.contains(&line), "{line} in\n{printed}");
     }
     let last = "  last: POST https://h/v1/chat/completions?key=...&api-version=3, key in `api-key`, proxy proxy:3128\n";
-    assert!(told.ends_with(last), "{told}");
-    assert!(!told.contains("VERYSECRET"), "{told}");
+    assert!(printed.ends_with(last), "{printed}");
+    assert!(!printed.contains("VERYSECRET"), "{printed}");
 }
 
 #[test]
@@ -178,10 +178,10 @@ fn urls_of_other_apis_are_refused_with_a_hint() {
         ("ftp://h/v1", "http or https"),
     ] {
         let output = check(&format!("backends: [{{url: \"{url}\"}}]\n"), &[]);
-        let told = String::from_utf8(output.stderr).unwrap();
+        let printed = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success(), "{url}");
-        assert!(told.contains("backends[0].url") && told.contains(part), "{told}");
-        assert!(told.contains("hint: "), "{told}");
+        assert!(printed.contains("backends[0].url") && printed.contains(part), "{printed}");
+        assert!(printed.contains("hint: "), "{printed}");
     }
 }
 

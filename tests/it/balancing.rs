@@ -166,8 +166,8 @@ async fn unburdened(engine: Engine) {
     sims[0].change(|b| b.reports = waiting(50));
     let load = "routing: {load_balance_strategy: least_load, load: {interval: 1s, timeout: 5s}}\n";
     let gateway = before(&sims, load).await;
-    let told = format!("llmproxy_backend_load{{backend=\"{}\",kind=\"waiting\"}}", sims[0].url());
-    eventually("its queue is known", async || gateway.metric(&told).await == 50.0).await;
+    let series = format!("llmproxy_backend_load{{backend=\"{}\",kind=\"waiting\"}}", sims[0].url());
+    eventually("its queue is known", async || gateway.metric(&series).await == 50.0).await;
     let before = counts(&sims);
     ask_well(&gateway, 40).await;
     let got = since(&sims, &before);
@@ -201,7 +201,7 @@ async fn engines_report_their_load_in_responses() {
     while sims[0].stats().requests() == 0 {
         assert_eq!(ask(&gateway).await.status, 200);
         asked += 1;
-        assert!(asked < 30, "who has told nothing is to be asked");
+        assert!(asked < 30, "a backend without a known load must be used");
     }
     for n in 0..30 {
         let mut client = gateway.client().await;
@@ -242,7 +242,7 @@ async fn latency_based_prefers_the_fastest_and_probes_the_others() {
     let first = counts(&sims);
     assert!(first[0] >= 20 && first[1] > 0 && first[2] > 0, "{first:?}");
     sims[1..].iter().for_each(|sim| sim.change(|b| b.first_token_ms = 0));
-    eventually("the others are tried", async || {
+    eventually("the other backends are probed", async || {
         client.ask(PATH, chat(true)).await;
         let got = since(&sims, &first);
         got[1] > 0 && got[2] > 0
@@ -446,7 +446,7 @@ async fn one_request_probes_an_ejected_backend() {
     sims[0].change(|b| b.fail = Fail::Error);
     let more = "routing: {circuit: {consecutive_failures: 2, cooldown: 200ms}}\n";
     let gateway = before(&sims, more).await;
-    eventually("it is left alone", async || {
+    eventually("the backend is ejected", async || {
         ask_well(&gateway, 1).await;
         gauge(&gateway, OPEN, &sims[0]).await == 1.0
     })

@@ -87,11 +87,11 @@ async fn a_single_model_is_returned_by_name() {
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         let listed = list["data"].as_array().unwrap().iter().find(|model| model["id"] == id);
         // The gateway sets `created` to the current time.
-        let (mut told, mut listed) = (answer.json(), listed.unwrap().clone());
-        for model in [&mut told, &mut listed] {
+        let (mut single, mut listed) = (answer.json(), listed.unwrap().clone());
+        for model in [&mut single, &mut listed] {
             model["created"] = 0.into();
         }
-        assert_eq!(told, listed, "{path}");
+        assert_eq!(single, listed, "{path}");
     }
     for path in ["other", "sim-model/", "sim-model/x", "Org", "..%2F..%2Fpause", "%FF"] {
         let answer = client.get(&format!("/v1/models/{path}")).await;

@@ -28,10 +28,10 @@ fn read(name: &str) -> String {
 
 fn run(command: &mut Command) -> String {
     let out = command.stdin(Stdio::null()).output().unwrap();
-    let told = [out.stdout, out.stderr].concat();
-    let told = String::from_utf8(told).unwrap();
-    assert!(out.status.success(), "{command:?}\n{told}");
-    told
+    let printed = [out.stdout, out.stderr].concat();
+    let printed = String::from_utf8(printed).unwrap();
+    assert!(out.status.success(), "{command:?}\n{printed}");
+    printed
 }
 
 /// The variables of `.env.example`.
@@ -148,7 +148,7 @@ fn names_used_in_one_file_exist_in_the_others() {
     for (name, _) in named(&read("gateway/llmproxy.yaml")).iter().filter(|(_, must)| !must) {
         assert!(
             readme.contains(name.as_str()) || name.ends_with("LISTEN"),
-            "README.md does not tell of {name}"
+            "README.md does not describe {name}"
         );
     }
 }
@@ -210,16 +210,16 @@ fn the_prometheus_configuration_is_valid() {
     let text = container(&compose["services"]["prometheus"], folder.path());
     let path = folder.path().join("prometheus.yml");
     fs::write(&path, text).unwrap();
-    let told = run(Command::new(promtool()).args(["check", "config"]).arg(&path));
-    assert!(told.contains("1 rule files found"), "{told}");
+    let printed = run(Command::new(promtool()).args(["check", "config"]).arg(&path));
+    assert!(printed.contains("1 rule files found"), "{printed}");
 }
 
 /// The result of a query with one value; 0 if there is none yet, or Prometheus is still starting.
 async fn value(api: &str, query: &str) -> f64 {
     let url = reqwest::Url::parse_with_params(&format!("{api}/query"), [("query", query)]).unwrap();
-    let told = http::get(url).await.unwrap().text().await.unwrap();
-    let told: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
-    told["data"]["result"][0]["value"][1].as_str().map_or(0.0, |value| value.parse().unwrap())
+    let response = http::get(url).await.unwrap().text().await.unwrap();
+    let response: serde_json::Value = serde_json::from_str(&response).unwrap_or_default();
+    response["data"]["result"][0]["value"][1].as_str().map_or(0.0, |value| value.parse().unwrap())
 }
 
 #[tokio::test]
@@ -244,10 +244,10 @@ async fn traffic_is_metered_and_shown() {
         row.split('\t').nth(4) == Some("10")
     })
     .await;
-    let told: Vec<_> = row.trim().split('\t').collect();
-    assert_eq!(told[1..4], ["research", "user_001", stack.env["MODEL"].as_str()], "{row}");
-    assert_eq!(told[6], "640", "ten times --tokens: {row}");
-    assert!(told[7].parse::<f64>().unwrap() > 0.0, "a cost: {row}");
+    let columns: Vec<_> = row.trim().split('\t').collect();
+    assert_eq!(columns[1..4], ["research", "user_001", stack.env["MODEL"].as_str()], "{row}");
+    assert_eq!(columns[6], "640", "ten times --tokens: {row}");
+    assert!(columns[7].parse::<f64>().unwrap() > 0.0, "a cost: {row}");
 
     let api = stack.observed().await;
     eventually("all is scraped", async || value(&api, "sum(up)").await == 3.0).await;

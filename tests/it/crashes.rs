@@ -170,13 +170,13 @@ async fn every_completed_response_is_billed_once_despite_crashes() {
     }
 
     let ledger = receiver.ledger.all();
-    let told = told(&ledger);
+    let records = records_by_request(&ledger);
     let seen = seen.lock().unwrap().clone();
     assert!(seen.len() > 500, "there was load: {}", seen.len());
     let mut lost: BTreeMap<usize, u32> = BTreeMap::new();
     let mut oldest = Duration::ZERO;
     for (id, at) in &seen {
-        match told.get(id.as_str()).copied() {
+        match records.get(id.as_str()).copied() {
             Some(1) => {}
             Some(n) => panic!("{id} would be billed {n} times"),
             None => {
@@ -202,7 +202,7 @@ async fn every_completed_response_is_billed_once_despite_crashes() {
 }
 
 /// The number of distinct records for each request.
-fn told(ledger: &[Value]) -> HashMap<&str, usize> {
+fn records_by_request(ledger: &[Value]) -> HashMap<&str, usize> {
     let mut records: HashMap<&str, Vec<&str>> = HashMap::new();
     for record in ledger {
         let ids = records.entry(record["request_id"].as_str().unwrap()).or_default();

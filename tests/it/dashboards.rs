@@ -232,13 +232,13 @@ fn check_alert(name: &str, rule: &Value, labels: &Labels) {
         assert!(labels.contains(label), "{name} has no label {label}");
     }
     // The value is formatted in the unit of the query.
-    let told = |how: &str| text.contains(&format!("$value | {how} "));
+    let formats = |how: &str| text.contains(&format!("$value | {how} "));
     let share = query.contains(" / ") && !query.contains("_ratio_sum") || query.contains("_ratio{");
-    assert_eq!(told("humanizePercentage"), share && text.contains("$value"), "{name}");
+    assert_eq!(formats("humanizePercentage"), share && text.contains("$value"), "{name}");
     let times = query.contains("_seconds") && query.contains(" > ") && !query.contains("changes(");
-    assert_eq!(told("humanizeDuration"), times, "{name}");
+    assert_eq!(formats("humanizeDuration"), times, "{name}");
     let bytes = query.contains("_bytes") && !query.contains(" / ");
-    assert_eq!(told("humanize1024"), bytes, "{name}");
+    assert_eq!(formats("humanize1024"), bytes, "{name}");
     let anchor = format!("/docs/runbook.md#{}", name.to_lowercase());
     assert!(note["runbook_url"].as_str().unwrap().ends_with(&anchor), "{name}");
 }
@@ -309,17 +309,17 @@ fn each_alert_fires_at_the_right_time() {
     promtool::check(&["check", "rules", ALERTS]);
     promtool::check(&["test", "rules", ALERTS_TEST]);
     let tests: Value = serde_yaml::from_str(&file(ALERTS_TEST)).unwrap();
-    let mut tried: BTreeMap<String, [bool; 2]> = BTreeMap::new();
+    let mut tested: BTreeMap<String, [bool; 2]> = BTreeMap::new();
     for test in tests["tests"].as_array().unwrap() {
         let name = test["name"].as_str().unwrap().split(' ').next().unwrap();
         let label = format!("alertname=\"{name}\"");
         for asked in test["promql_expr_test"].as_array().unwrap() {
             let fires = asked["exp_samples"].to_string().replace('\\', "").contains(&label);
-            tried.entry(name.to_owned()).or_default()[usize::from(fires)] = true;
+            tested.entry(name.to_owned()).or_default()[usize::from(fires)] = true;
         }
     }
     for name in alerts().keys() {
-        assert_eq!(tried.get(name), Some(&[true, true]), "{name} is not tried both ways");
+        assert_eq!(tested.get(name), Some(&[true, true]), "{name} is not tested both ways");
     }
 }
 

@@ -164,7 +164,7 @@ async fn addresses_can_be_combined_into_one_backend() {
 /// A service that lists backends.
 struct Registry {
     address: SocketAddr,
-    told: Arc<Mutex<(u16, String)>>,
+    response: Arc<Mutex<(u16, String)>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -172,18 +172,18 @@ impl Registry {
     async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let told = Arc::new(Mutex::new((200, "[]".to_owned())));
-        let tell = async |State(told): State<Arc<Mutex<(u16, String)>>>| {
-            let (status, text) = told.lock().unwrap().clone();
+        let response = Arc::new(Mutex::new((200, "[]".to_owned())));
+        let respond = async |State(response): State<Arc<Mutex<(u16, String)>>>| {
+            let (status, text) = response.lock().unwrap().clone();
             (StatusCode::from_u16(status).unwrap(), text)
         };
-        let app = Router::new().route("/list", get(tell)).with_state(Arc::clone(&told));
+        let app = Router::new().route("/list", get(respond)).with_state(Arc::clone(&response));
         let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { address, told, task }
+        Self { address, response, task }
     }
 
-    fn tell(&self, status: u16, text: impl ToString) {
-        *self.told.lock().unwrap() = (status, text.to_string());
+    fn respond(&self, status: u16, text: impl ToString) {
+        *self.response.lock().unwrap() = (status, text.to_string());
     }
 
     fn section(&self, more: &str) -> String {
@@ -209,37 +209,37 @@ async fn backends_come_from_a_service() {
     let registry = Registry::start().await;
     let keyed = |b: &mut Behaviour| b.api_key = "sk-engines".to_owned();
     let (a, b) = (sim_with(keyed).await, sim_with(keyed).await);
-    registry.tell(200, json!({"backends": [entry("a", &a)]}));
+    registry.respond(200, json!({"backends": [entry("a", &a)]}));
     let gateway = Gateway::start(&registry.section(", api_key: sk-engines")).await;
     assert_eq!(ask(&gateway).await, 200, "known before the first request");
     let (up, count) =
         ("llmproxy_discovery_up{source=\"r\"}", "llmproxy_discovery_backends{source=\"r\"}");
     assert_eq!((gateway.metric(up).await, gateway.metric(count).await), (1.0, 1.0));
 
-    registry.tell(200, json!([entry("a", &a), entry("b", &b), {"name": "bad", "url": "x"}]));
+    registry.respond(200, json!([entry("a", &a), entry("b", &b), {"name": "bad", "url": "x"}]));
     eventually("both are used", async || only(&gateway, [&a, &b], [true, true]).await).await;
     gateway.logs("entry 2 (\"bad\")").await;
 
     // An invalid list or a failure changes nothing.
     let bad = "[{\"name\": \"a\", \"address\": \"of another version\"}]";
     for (status, text) in [(500, "[]"), (200, "<html>"), (200, "{}"), (200, bad)] {
-        registry.tell(status, text);
+        registry.respond(status, text);
         eventually("it counts as down", async || gateway.metric(up).await == 0.0).await;
         assert_eq!(gateway.metric(count).await, 2.0);
         assert!(only(&gateway, [&a, &b], [true, true]).await);
-        registry.tell(200, json!([entry("a", &a), entry("b", &b)]));
+        registry.respond(200, json!([entry("a", &a), entry("b", &b)]));
         eventually("it counts as up", async || gateway.metric(up).await == 1.0).await;
     }
-    assert_eq!(gateway.log().matches("answered 500").count(), 1, "told once");
+    assert_eq!(gateway.log().matches("answered 500").count(), 1, "logged once");
     gateway.logs("no entry is of use: entry 0 (\"a\")").await;
 
-    registry.tell(200, "[]");
+    registry.respond(200, "[]");
     // Logged twice.
     eventually("none is left", async || ask(&gateway).await == 503).await;
     gateway.logs("tells an empty list once").await;
     gateway.logs("tells of no backend any more").await;
     assert_eq!(gateway.client().await.get("/ready").await.status, 503);
-    registry.tell(200, json!({"services": [entry("b", &b)]}));
+    registry.respond(200, json!({"services": [entry("b", &b)]}));
     eventually("one is back", async || only(&gateway, [&a, &b], [false, true]).await).await;
 }
 
@@ -247,14 +247,14 @@ async fn backends_come_from_a_service() {
 async fn a_route_can_name_a_discovered_backend() {
     let registry = Registry::start().await;
     let sim = sim().await;
-    let models = "models: {gpt: {routes: [{backend: told, model: sim-model}]}}\n";
+    let models = "models: {gpt: {routes: [{backend: discovered, model: sim-model}]}}\n";
     let gateway = Gateway::start(&format!("{}{models}", registry.section(""))).await;
     let ask = async || {
         let body = chat(false).replace("sim-model", "gpt");
         gateway.client().await.ask(PATH, body).await.status
     };
     assert_eq!(ask().await, 503);
-    registry.tell(200, json!([entry("told", &sim)]));
+    registry.respond(200, json!([entry("discovered", &sim)]));
     eventually("it leads there", async || ask().await == 200).await;
 }
 
@@ -376,7 +376,7 @@ fn problems_in_the_section_are_reported() {
   - {type: etcd, enabled: false, etcd: {prefix: x}}
 ";
     let loaded = llmproxy::config::load_text(text, std::path::Path::new("."), &|_| None);
-    let told: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
+    let problems: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
     let expected = [
         "line 2: discovery.interval: is shorter than 100ms",
         "line 3: discovery.dns_servers[1]: `ns.example.com` is not an address",
@@ -388,7 +388,7 @@ fn problems_in_the_section_are_reported() {
         "line 10: discovery.sources[5].http.interval: is shorter than 100ms",
     ];
     for part in expected {
-        assert!(told.iter().any(|t| t.starts_with(part)), "{part} in {told:#?}");
+        assert!(problems.iter().any(|t| t.starts_with(part)), "{part} in {problems:#?}");
     }
-    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    assert_eq!(problems.len(), expected.len(), "{problems:#?}");
 }

@@ -73,7 +73,7 @@ async fn a_recovered_backend_is_used_again() {
     let sims = fleet(2, |_| {}).await;
     let gateway = gateway(&sims, "{consecutive_failures: 2, cooldown: 300ms}", "").await;
     Fault::Dead.befall(&sims[0]).await;
-    eventually("it was tried out in vain", async || {
+    eventually("a probe request has failed", async || {
         assert_eq!(ask(&gateway, false).await.status, 200);
         sims[0].stats().requests() >= 5
     })
@@ -106,7 +106,7 @@ async fn if_all_backends_are_ejected_the_client_gets_retry_after() {
             let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
             assert!((60..=100).contains(&seconds), "{seconds}");
         }
-        assert_eq!(requests(&sims), before, "nobody was asked");
+        assert_eq!(requests(&sims), before, "no backend was tried");
     }
 }
 
@@ -197,7 +197,7 @@ async fn a_request_waits_if_all_backends_are_full() {
     let answer = ask(&gateway, true).await;
     assert_eq!((answer.status, answer.header("retry-after")), (429, Some("3600")));
     let answer = ask(&gateway, true).await;
-    assert_eq!(answer.status, 503, "nobody is left to ask");
+    assert_eq!(answer.status, 503, "no backend is available");
     assert!(answer.header("retry-after").is_some());
 }
 

@@ -127,8 +127,8 @@ async fn keys_from_the_admin_api_work() {
             .output();
         String::from_utf8(made.unwrap().stdout).unwrap()
     };
-    let told = create(&env);
-    assert!(told.contains("\"user_id\":\"user_001\""), "{told}");
+    let printed = create(&env);
+    assert!(printed.contains("\"user_id\":\"user_001\""), "{printed}");
     for (key, status) in
         [("sk-example-good-0001", 200), ("sk-example-disabled-1", 403), ("sk-any-other", 401)]
     {
@@ -178,13 +178,14 @@ async fn limits_and_the_queue_work() {
 
 /// Status and model of the responses to requests for these models.
 async fn answered(gateway: &Gateway, models: &[&str]) -> Vec<(u16, String)> {
-    let mut told = Vec::new();
+    let mut answers = Vec::new();
     for model in models {
         let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
         let answer = gateway.client().await.ask("/v1/chat/completions", body).await;
-        told.push((answer.status, answer.json()["model"].as_str().unwrap_or_default().to_owned()));
+        answers
+            .push((answer.status, answer.json()["model"].as_str().unwrap_or_default().to_owned()));
     }
-    told
+    answers
 }
 
 #[tokio::test]
@@ -220,26 +221,26 @@ async fn aliases() -> (Gateway, Sim, Sim) {
 }
 
 /// The backends of all attempts of a request, from the admin API.
-async fn tried(admin: &str, request_id: &str) -> Vec<String> {
+async fn backends_tried(admin: &str, request_id: &str) -> Vec<String> {
     let ask = format!(
         "GET /admin/v1/explain?request_id={request_id} HTTP/1.1\r\nHost: {admin}\r\n\
          X-Admin-Token: change-me-please\r\n\r\n"
     );
-    let mut told = Vec::new();
+    let mut backends = Vec::new();
     // A request is listed after its end, which may be slightly later than its response.
-    eventually("the request is told of", async || {
+    eventually("the request is listed", async || {
         let mut client = Client::connect(admin.parse().unwrap()).await;
         client.send(ask.as_bytes()).await;
         let answer = client.answer().await;
         if answer.status == 200 {
             let trace = answer.json();
-            let tries = trace["tries"].as_array().unwrap().iter();
-            told = tries.map(|t| t["backend"].as_str().unwrap().to_owned()).collect();
+            let attempts = trace["tries"].as_array().unwrap().iter();
+            backends = attempts.map(|t| t["backend"].as_str().unwrap().to_owned()).collect();
         }
         answer.status == 200
     })
     .await;
-    told
+    backends
 }
 
 #[tokio::test]
@@ -263,7 +264,7 @@ async fn conversations_stay_with_an_engine_and_survive_its_failure() {
     for _ in 0..4 {
         ask("whole").await;
     }
-    let home = tried(&admin, "whole").await.pop().unwrap();
+    let home = backends_tried(&admin, "whole").await.pop().unwrap();
     let (at_home, other, engines) = match home.as_str() {
         "engine-1" => (&one, &two, ["engine-1", "engine-2"]),
         _ => (&two, &one, ["engine-2", "engine-1"]),
@@ -273,7 +274,7 @@ async fn conversations_stay_with_an_engine_and_survive_its_failure() {
     // It fails after its headers: the clients do not notice.
     at_home.change(|b| b.fail = Fail::AfterHeaders);
     ask("broken").await;
-    assert_eq!(tried(&admin, "broken").await, engines);
+    assert_eq!(backends_tried(&admin, "broken").await, engines);
     for _ in 0..5 {
         ask("later").await;
     }
@@ -322,14 +323,14 @@ async fn usage_is_stored_in_a_table() {
             "GET /admin/v1/usage?group_by=team,user,day HTTP/1.1\r\nHost: {admin}\r\n\
              X-Admin-Token: change-me-please\r\n\r\n"
         );
-        eventually(&format!("{driver}: all requests are told of"), async || {
+        eventually(&format!("{driver}: all requests are counted"), async || {
             let mut client = Client::connect(admin.parse().unwrap()).await;
             client.send(ask.as_bytes()).await;
             let answer = client.answer().await;
             assert_eq!(answer.status, 200, "{driver}: {}", answer.text());
-            let told = answer.json();
+            let sums = answer.json();
             let requests = |user: &str| -> u64 {
-                let groups = told["groups"].as_array().unwrap().iter();
+                let groups = sums["groups"].as_array().unwrap().iter();
                 let of = groups.filter(|group| group["user_id"] == user && group["team"] == "blue");
                 of.map(|group| group["requests"].as_u64().unwrap()).sum()
             };

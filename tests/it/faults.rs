@@ -98,7 +98,7 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
             let model = model(Fault::Slow, stream);
             let body = body(&model, 0, stream);
             direct.post_with(PATH, "X-Request-Id: r\r\n", body.as_bytes()).await;
-            right[usize::from(stream)] = told(&direct.answer().await, "r", &model);
+            right[usize::from(stream)] = comparable(&direct.answer().await, "r", &model);
         }
         let name = format!("{strategy}, {faulty} of {n}");
         let (asked, records) = (Cell::new(0), HashMap::new().into());
@@ -144,16 +144,16 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
         let mut client = self.gateway.client().await;
         client.post_with(PATH, &headers, body(&model, number, stream).as_bytes()).await;
         let answer = client.answer().await;
-        let tries = tries_of(&self.sims, &id);
-        let hit = tries[..self.faulty].iter().any(|n| *n > 0);
-        let moved = tries.iter().filter(|n| **n > 0).count() > 1;
+        let attempts = tries_of(&self.sims, &id);
+        let hit = attempts[..self.faulty].iter().any(|n| *n > 0);
+        let moved = attempts.iter().filter(|n| **n > 0).count() > 1;
         let case = format!(
-            "{}: {fault:?}, stream {stream}, tries {tries:?}:\n{}",
+            "{}: {fault:?}, stream {stream}, attempts {attempts:?}:\n{}",
             self.name,
             String::from_utf8_lossy(&answer.body)
         );
         assert!(answer.whole, "{case}");
-        let got = told(&answer, &id, &model);
+        let got = comparable(&answer, &id, &model);
         let right = &self.right[usize::from(stream)];
         let record = if answer.status == 404 {
             assert!(fault == Fault::NoModel && hit, "{case}");
@@ -184,8 +184,8 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
         let client = http::client();
         eventually(&format!("{}: nothing is in flight", self.name), async || {
             let asked = client.get(&url).header("X-Admin-Token", TOKEN).send().await.unwrap();
-            let told: Value = serde_json::from_str(&asked.text().await.unwrap()).unwrap();
-            let all = told["backends"].as_array().unwrap();
+            let listed: Value = serde_json::from_str(&asked.text().await.unwrap()).unwrap();
+            let all = listed["backends"].as_array().unwrap();
             all.len() == self.sims.len() && all.iter().all(|b| b["in_flight"] == 0)
         })
         .await;
@@ -227,16 +227,16 @@ fn body(model: &str, number: u64, stream: bool) -> String {
 }
 
 /// A response without the parts that differ between requests.
-fn told(answer: &Answer, id: &str, model: &str) -> String {
+fn comparable(answer: &Answer, id: &str, model: &str) -> String {
     let text = answer.text().replace(&format!("\"chatcmpl-{id}\""), "\"ID\"");
     let text = text.replace(&format!("\"{model}\""), "\"MODEL\"");
     let mut parts = text.split("\"created\":");
-    let mut told = parts.next().unwrap_or_default().to_owned();
+    let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        told.push_str("\"created\":0");
-        told.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
+        text.push_str("\"created\":0");
+        text.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
     }
-    told
+    text
 }
 
 /// Checks a stream that failed after some content: the content is right, and an error ends it. Returns

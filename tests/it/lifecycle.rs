@@ -209,8 +209,8 @@ fn an_address_in_use_is_reported() {
     std::fs::write(&file, text).unwrap();
     let out = run(&["--config", file.to_str().unwrap()]);
     assert_eq!(out.status.code(), Some(1));
-    let told = String::from_utf8(out.stderr).unwrap();
-    assert!(told.contains("cannot listen on 127.0.0.1"), "{told}");
+    let printed = String::from_utf8(out.stderr).unwrap();
+    assert!(printed.contains("cannot listen on 127.0.0.1"), "{printed}");
 }
 
 fn run(arguments: &[&str]) -> std::process::Output {

@@ -436,7 +436,7 @@ async fn settlements_are_sent_when_redis_is_back() {
     held.settle(&Used { output: 200, cost: 3.0, ..Used::default() });
     tokio::time::sleep(Duration::from_millis(100)).await;
     redis.resume();
-    eventually("it is told", async || is_level(&redis, "tokens", 800.0)).await;
+    eventually("the settlement is applied", async || is_level(&redis, "tokens", 800.0)).await;
     assert_eq!(redis.command(&["HGET", "l:spent/budget", "a"]), "3");
 }
 
@@ -508,7 +508,7 @@ async fn a_leased_replica_knows_the_spending() {
     assert_eq!(own, 5);
     assert_eq!(take(&counter, one()).await.err(), Some(Failed::Spent(0)));
     // One report for each spend, and one query.
-    eventually("all is told", async || counter.round_trips() == 6).await;
+    eventually("all spends are reported", async || counter.round_trips() == 6).await;
     eventually("it is spent", async || redis.command(&["HGET", "l:spent/budget", "a"]) == "2")
         .await;
     // A refused claim consumed nothing.
@@ -524,7 +524,7 @@ async fn far_away(redis: &Redis) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((here, _)) = listener.accept().await {
-            let (mut asks, mut told) = here.into_split();
+            let (mut asks, mut replies) = here.into_split();
             let there = TcpStream::connect(there).await.unwrap();
             let (mut answers, mut asked) = there.into_split();
             tokio::spawn(async move { copy(&mut asks, &mut asked).await });
@@ -532,7 +532,7 @@ async fn far_away(redis: &Redis) -> SocketAddr {
                 let mut bytes = vec![0; 1 << 16];
                 while let Ok(n @ 1..) = answers.read(&mut bytes).await {
                     tokio::time::sleep(Duration::from_millis(10)).await;
-                    told.write_all(&bytes[..n]).await.unwrap();
+                    replies.write_all(&bytes[..n]).await.unwrap();
                 }
             });
         }

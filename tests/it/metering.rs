@@ -85,17 +85,17 @@ async fn a_missing_or_wrong_content_type_does_not_prevent_metering() {
         for n in 0..8 {
             let answer = gateway.client().await.ask(PATH, chat(n % 2 == 0)).await;
             let record = receiver.wait_for(n + 1).await.pop().unwrap();
-            let told = format!("{kind:?} {several} {n}: {}\n{record}", answer.text());
-            assert!(answer.whole && answer.status == 200, "{told}");
+            let context = format!("{kind:?} {several} {n}: {}\n{record}", answer.text());
+            assert!(answer.whole && answer.status == 200, "{context}");
             let expected =
                 if n % 2 == 0 { stripped() } else { DOCUMENT.replace("real", "sim-model") };
-            assert_eq!(answer.text(), expected, "{told}");
+            assert_eq!(answer.text(), expected, "{context}");
             assert_eq!(
                 (&record["total_tokens"], &record["usage_source"]),
                 (&7.into(), &"final".into()),
-                "{told}"
+                "{context}"
             );
-            assert_eq!(record["response_model"], "real", "{told}");
+            assert_eq!(record["response_model"], "real", "{context}");
         }
     }
 }

@@ -188,25 +188,37 @@ admin: {{enabled: true, listen: \"{admin}\", token: a-token-for-tests, db_path: 
     assert_eq!(ask(&gateway, "big", false).await.status, 200);
     let url = format!("http://{admin}/admin/v1/explain?request_id=fixed");
     let client = http::client();
-    let mut told = Value::Null;
+    let mut explained = Value::Null;
     eventually("the request is explained", async || {
         let asked = client.get(&url).header("X-Admin-Token", "a-token-for-tests").send();
         let answer = asked.await.unwrap();
         let found = answer.status() == 200;
-        told = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        explained = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
         found
     })
     .await;
-    let tries = told["tries"].as_array().unwrap();
-    assert_eq!(tries.len(), 2, "{told}");
+    let attempts = explained["tries"].as_array().unwrap();
+    assert_eq!(attempts.len(), 2, "{explained}");
     for (at, backend, model, result) in [(0, "a", "big", "busy"), (1, "b", "small", "ok")] {
-        let told = &tries[at];
-        assert_eq!((&told["backend"], &told["model"]), (&backend.into(), &model.into()), "{told}");
-        assert_eq!((&told["result"], &told["tier"]), (&result.into(), &at.into()), "{told}");
-        assert!(told["first_byte_ms"].is_u64() && told["took_ms"].is_u64(), "{told}");
+        let attempt = &attempts[at];
+        assert_eq!(
+            (&attempt["backend"], &attempt["model"]),
+            (&backend.into(), &model.into()),
+            "{attempt}"
+        );
+        assert_eq!(
+            (&attempt["result"], &attempt["tier"]),
+            (&result.into(), &at.into()),
+            "{attempt}"
+        );
+        assert!(attempt["first_byte_ms"].is_u64() && attempt["took_ms"].is_u64(), "{attempt}");
     }
-    assert_eq!((&told["model"], &told["outcome"]), (&"big".into(), &"complete".into()), "{told}");
-    assert_eq!(told["status"], 200, "{told}");
+    assert_eq!(
+        (&explained["model"], &explained["outcome"]),
+        (&"big".into(), &"complete".into()),
+        "{explained}"
+    );
+    assert_eq!(explained["status"], 200, "{explained}");
 }
 
 #[tokio::test]
@@ -256,10 +268,10 @@ api_keys:
         let (priority, field, other) = seen("sk-plain-000001", "vllm", stream).await;
         assert_eq!((priority, field), (None, Value::Null));
         assert!(other.is_some_and(|other| other != salt), "another user");
-        let told = seen("sk-vip-00000001", "sglang", stream).await;
-        assert_eq!(told, (None, 10.into(), None));
-        let told = seen("sk-plain-000001", "sglang", stream).await;
-        assert_eq!(told, (None, Value::Null, None));
+        let fields = seen("sk-vip-00000001", "sglang", stream).await;
+        assert_eq!(fields, (None, 10.into(), None));
+        let fields = seen("sk-plain-000001", "sglang", stream).await;
+        assert_eq!(fields, (None, Value::Null, None));
         assert_eq!(seen("sk-vip-00000001", "other", stream).await, (None, Value::Null, None));
     }
 }

@@ -143,7 +143,7 @@ async fn tried_again(fault: Fault) {
 #[tokio::test]
 async fn attempts_of_a_request_are_limited() {
     let sims = fleet(1, |b| b.fail = Fail::Error).await;
-    for (retry, tries) in [
+    for (retry, attempts) in [
         ("{initial_wait: 1ms, max_wait: 5ms, max_retries: 4}", 5),
         ("{initial_wait: 1ms, max_wait: 5ms, max_retries: 0}", 1),
         ("{initial_wait: 1ms, max_wait: 5ms}", 4),
@@ -152,7 +152,7 @@ async fn attempts_of_a_request_are_limited() {
         let gateway = in_order(&urls(&sims), &format!("  retry: {retry}\n"), "").await;
         let before = sims[0].stats().requests();
         assert_eq!(ask(&gateway, true).await.status, 500, "{retry}");
-        assert_eq!(sims[0].stats().requests() - before, tries, "{retry}");
+        assert_eq!(sims[0].stats().requests() - before, attempts, "{retry}");
     }
     // Nor are all of six backends tried.
     let sims = fleet(6, |b| b.fail = Fail::Error).await;
@@ -521,8 +521,8 @@ async fn the_retry_budget_limits_retries_in_an_outage() {
         let most = 10.0 + 0.1 * 100.0 + earned + 1.0;
         assert!(retries > 0.0 && retries <= most, "{fault:?}: {retries} of {most}");
         if fault == Fault::Dead {
-            let tries: u64 = requests(&sims).iter().sum();
-            assert!(tries as f64 <= REQUESTS as f64 + most, "{tries}");
+            let attempts: u64 = requests(&sims).iter().sum();
+            assert!(attempts as f64 <= REQUESTS as f64 + most, "{attempts}");
         }
         assert!(gateway.metric("llmproxy_retry_budget_exhausted_total").await > 0.0);
     }
@@ -541,9 +541,9 @@ async fn a_response_without_a_body_can_be_retried() {
         assert!(is_good(&ask(&gateway, true).await, true), "{answer}");
         // Without another backend the client gets the response.
         let gateway = in_order(&backends[..1], "", "").await;
-        let told = ask(&gateway, true).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {}", told.status)), "{answer}");
-        assert!(told.body.is_empty(), "{answer}");
+        let to_client = ask(&gateway, true).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {}", to_client.status)), "{answer}");
+        assert!(to_client.body.is_empty(), "{answer}");
     }
 }
 

@@ -88,7 +88,7 @@ async fn the_list_of_models_is_merged() {
     let ids: Vec<_> =
         list["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["one", "two", "three", "configured"]);
-    assert_eq!(list["data"][0]["owned_by"], "vllm", "as the backend told it");
+    assert_eq!(list["data"][0]["owned_by"], "vllm", "as reported by the backend");
 }
 
 #[tokio::test]

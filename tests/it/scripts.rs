@@ -40,10 +40,10 @@ return {metadata = {user_id = 'u-' .. data.api_key, name = 'n', method = r.metho
     let record = receiver.wait_for(6).await[5].clone();
     assert_eq!((&record["user_id"], &record["key_name"]), (&"u-sk-tell".into(), &"n".into()));
     assert_eq!(record["tags"], json!(["a", "b"]));
-    let mut told = record["metadata"].clone();
-    told.as_object_mut().unwrap().retain(|name, _| name != "user_id" && name != "name");
+    let mut metadata = record["metadata"].clone();
+    metadata.as_object_mut().unwrap().retain(|name, _| name != "user_id" && name != "name");
     assert_eq!(
-        told,
+        metadata,
         json!({"method": "POST", "path": "/v1/chat/completions", "ip": "127.0.0.1", "model": "sim-model",
             "stream": false, "ua": "test/1", "ua2": "test/1", "same": true, "none": true})
     );
@@ -61,7 +61,7 @@ if api_key == 'sk-grow' then local s = 'x' while true do s = s .. s end end
 if api_key == 'sk-regex' then return ('a'):rep(30000):find('a*a*a*a*a*b') end
 return true";
     let gateway = Gateway::start(&with_script(&sim.url(), script)).await;
-    for (key, told) in [
+    for (key, message) in [
         ("sk-index", "script:2: attempt to index a nil value (field 'nothing')"),
         ("sk-answer", "a string is no decision"),
         ("sk-loop", "ran for longer than 100ms"),
@@ -70,7 +70,7 @@ return true";
     ] {
         let answer = gateway.ask_as(key).await;
         assert_eq!((answer.status, &answer.json()["error"]["code"]), (403, &"SCRIPT_ERROR".into()));
-        gateway.logs(told).await;
+        gateway.logs(message).await;
         assert_eq!(gateway.ask_as("sk-good").await.status, 200, "after {key}");
     }
 }
@@ -315,6 +315,6 @@ async fn the_list_of_models_contains_what_the_caller_may_use() {
     let closed = gateway("    lua_script: \"return request.method == 'GET'\"\n").await;
     assert_eq!(listed(&closed, "sk-all-0000001").await, "gpt llama qwen-7b");
     let slow = "    lua_script: \"if request.model then while true do end end return true\"\n";
-    let told = listed(&gateway(slow).await, "sk-all-0000001").await;
-    assert_ne!(told, "gpt llama qwen-7b", "a script that fails refuses");
+    let models = listed(&gateway(slow).await, "sk-all-0000001").await;
+    assert_ne!(models, "gpt llama qwen-7b", "a script that fails refuses");
 }

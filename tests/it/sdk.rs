@@ -60,9 +60,9 @@ server: {{max_body_size: 1MiB}}
         .output()
         .await
         .unwrap();
-    let told = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{told}");
-    assert!(told.contains("Ran 20 tests"), "{told}");
+    let printed = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{printed}");
+    assert!(printed.contains("Ran 20 tests"), "{printed}");
 }
 
 /// A backend that responds with 403.

@@ -77,7 +77,7 @@ fn load(place: &str, secret: &str, env: Option<&str>) -> Loaded {
     })
 }
 
-fn told(loaded: &Loaded) -> Vec<String> {
+fn problems(loaded: &Loaded) -> Vec<String> {
     loaded.problems.iter().map(ToString::to_string).collect()
 }
 
@@ -100,7 +100,7 @@ fn secrets_that_yaml_reads_as_numbers_need_quotes() {
             "{a: b}",
         ] {
             let loaded = load(place, secret, None);
-            let found = told(&loaded);
+            let found = problems(&loaded);
             let wanted = format!("{path}: is not read as text by YAML");
             assert!(
                 found.iter().any(|f| f.contains(&wanted) && f.contains("(hint: put it in quotes)")),
@@ -111,7 +111,7 @@ fn secrets_that_yaml_reads_as_numbers_need_quotes() {
         // In quotes they are taken as written.
         if !path.contains("proxy") && !path.contains("token") && !path.contains("salt") {
             let loaded = load(place, "\"0x1F\"", None);
-            assert_eq!(told(&loaded), [""; 0], "{path}");
+            assert_eq!(problems(&loaded), [""; 0], "{path}");
         }
     }
 }
@@ -129,7 +129,7 @@ fn an_unclosed_variable_is_not_printed() {
             "\"${1VERYSECRET}\"",
         ] {
             let loaded = load(place, secret, Some("VERYSECRET"));
-            let found = told(&loaded);
+            let found = problems(&loaded);
             assert!(
                 found.iter().any(|f| f.contains(&format!("{path}: holds a `${{"))),
                 "{found:?}"
@@ -166,7 +166,7 @@ fn white_space_around_a_secret_is_removed_everywhere() {
         for ((place, path), clean) in PLACES.iter().zip(&clean) {
             // In a variable.
             let loaded = load(place, "\"${SECRET}\"", Some(&dirty));
-            assert_eq!(told(&loaded), [""; 0], "{path} {dirty:?}");
+            assert_eq!(problems(&loaded), [""; 0], "{path} {dirty:?}");
             assert_eq!(secrets(&loaded), *clean, "{path} {dirty:?}");
             // In the configuration itself.
             let quoted = serde_json::to_string(&dirty).unwrap();
@@ -193,7 +193,7 @@ fn white_space_around_a_secret_is_removed_everywhere() {
                 }
             };
             let loaded = load(&in_file, "", None);
-            assert_eq!(told(&loaded), [""; 0], "{in_file}");
+            assert_eq!(problems(&loaded), [""; 0], "{in_file}");
             assert_eq!(secrets(&loaded), *clean, "{path} {dirty:?}");
         }
     }
@@ -262,7 +262,7 @@ fn a_key_that_is_invalid_in_a_header_is_refused() {
             ("sk-VERY SECRET", "a space"),
             ("Bearer sk-VERYSECRET", "a space"),
         ] {
-            let found = told(&load(place, &format!("\"{secret}\""), None));
+            let found = problems(&load(place, &format!("\"{secret}\""), None));
             let wanted = format!("{path}: cannot be sent in a header field: it has ");
             assert!(
                 found.len() == 1 && found[0].contains(&wanted) && found[0].contains(why),
@@ -273,7 +273,7 @@ fn a_key_that_is_invalid_in_a_header_is_refused() {
     }
     // The key is not printed.
     for secret in ["\" \"", "\"\\n\"", "\"\\ufeff\""] {
-        let found = told(&load("backends: [{url: \"http://x\", api_key: @}]\n", secret, None));
+        let found = problems(&load("backends: [{url: \"http://x\", api_key: @}]\n", secret, None));
         assert!(found[0].contains("it is empty"), "{found:?}");
     }
 }

@@ -19,7 +19,7 @@ fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/systemd").join(name)
 }
 
-fn told(out: &Output) -> String {
+fn printed(out: &Output) -> String {
     String::from_utf8([&*out.stdout, &*out.stderr].concat()).unwrap()
 }
 
@@ -62,7 +62,7 @@ impl Machine {
         let mut install = Command::new("sh");
         install.arg(file("install.sh")).arg(binary).env("DESTDIR", self.root.path());
         let out = install.output().unwrap();
-        assert!(out.status.success(), "{}", told(&out));
+        assert!(out.status.success(), "{}", printed(&out));
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -112,7 +112,7 @@ impl Machine {
         }
         for mut before in self.commands("ExecStartPre") {
             let out = before.output().unwrap();
-            assert!(out.status.success(), "{}", told(&out));
+            assert!(out.status.success(), "{}", printed(&out));
         }
         let log = File::create(self.path("log")).unwrap();
         let [mut start] = <[_; 1]>::try_from(self.commands("ExecStart")).unwrap();
@@ -129,7 +129,7 @@ impl Machine {
         for mut command in self.commands("ExecReload") {
             let out = command.output().unwrap();
             if !out.status.success() {
-                return Err(told(&out));
+                return Err(printed(&out));
             }
         }
         Ok(())
@@ -197,8 +197,8 @@ fn the_unit_is_valid_and_hardened() {
     fs::write(&path, text).unwrap();
     let analyze = |words: &[&str]| {
         let out = Command::new("systemd-analyze").args(words).arg(&path).output().unwrap();
-        assert!(out.status.success(), "{}", told(&out));
-        told(&out)
+        assert!(out.status.success(), "{}", printed(&out));
+        printed(&out)
     };
     // An unknown key is only a warning.
     let verified = analyze(&["verify", "--man=no"]);
@@ -239,9 +239,9 @@ async fn an_update_keeps_configuration_and_secrets() {
     // Nor does it start with that file.
     let out = machine.commands("ExecStartPre")[0].output().unwrap();
     assert!(
-        !out.status.success() && told(&out).contains("unknown key `changed`"),
+        !out.status.success() && printed(&out).contains("unknown key `changed`"),
         "{}",
-        told(&out)
+        printed(&out)
     );
 }
 

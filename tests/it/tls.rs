@@ -36,7 +36,7 @@ async fn check_reports_unusable_certificates() {
     let other = rcgen::KeyPair::generate().unwrap();
     std::fs::write(folder.path().join("other.pem"), other.serialize_pem()).unwrap();
     std::fs::write(folder.path().join("empty.pem"), "").unwrap();
-    for (key, told) in [
+    for (key, message) in [
         ("other.pem", "cannot be used"),
         ("empty.pem", "no key in the files"),
         ("none.pem", "cannot read"),
@@ -47,6 +47,6 @@ async fn check_reports_unusable_certificates() {
         let loaded = llmproxy::config::load_text(&text, folder.path(), &|_| None);
         assert!(loaded.plan.is_none());
         let all: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
-        assert!(all.len() == 1 && all[0].contains(told), "{key}: {all:?}");
+        assert!(all.len() == 1 && all[0].contains(message), "{key}: {all:?}");
     }
 }

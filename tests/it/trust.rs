@@ -50,15 +50,15 @@ fn check_fails_if_the_trust_store_is_needed_and_warns_otherwise() {
     let folder = tempfile::tempdir().unwrap();
     for (env, part) in broken(folder.path()) {
         let output = check("backends: [{url: \"https://h\", proxy: none}]\n", &env);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{env:?}: {told}");
-        assert!(told.contains("backends[0].url: needs the trust store"), "{env:?}: {told}");
-        assert!(told.contains(part) && !told.contains("panicked"), "{part}: {told}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{env:?}: {printed}");
+        assert!(printed.contains("backends[0].url: needs the trust store"), "{env:?}: {printed}");
+        assert!(printed.contains(part) && !printed.contains("panicked"), "{part}: {printed}");
 
         let output = check("backends: [{url: \"http://h\"}]\n", &env);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{env:?}: {told}");
-        assert!(told.contains("warning: ") && told.contains(part), "{env:?}: {told}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{env:?}: {printed}");
+        assert!(printed.contains("warning: ") && printed.contains(part), "{env:?}: {printed}");
     }
 }
 
@@ -90,9 +90,9 @@ fn all_tls_targets_need_the_trust_store() {
         ),
     ] {
         let output = check(configuration, &empty);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{configuration}: {told}");
-        assert!(told.contains(&format!("{path}: needs the trust store")), "{path}: {told}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{configuration}: {printed}");
+        assert!(printed.contains(&format!("{path}: needs the trust store")), "{path}: {printed}");
     }
     // Disabled features need no trust store.
     for configuration in [
@@ -102,8 +102,11 @@ fn all_tls_targets_need_the_trust_store() {
         "backends: [{url: \"http://a\"}]\nstorage: {caches: [{name: x, enabled: false, addr: \"rediss://h:1\"}]}\n",
     ] {
         let output = check(configuration, &empty);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success() && told.contains("warning"), "{configuration}: {told}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.success() && printed.contains("warning"),
+            "{configuration}: {printed}"
+        );
     }
 }
 

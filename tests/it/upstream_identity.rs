@@ -390,23 +390,23 @@ fn problems_are_reported_without_secrets() {
         let text = format!("backends: [{{url: \"https://h\", {keys}}}]\n");
         let env = |_: &str| None;
         let loaded = llmproxy::config::load_text(&text, std::path::Path::new("."), &env);
-        let told: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
+        let problems: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
         let path = format!("backends[0].{path}: ");
         assert!(
-            told.len() == 1 && told[0].contains(&path) && told[0].contains(part),
-            "{keys}: {told:?}"
+            problems.len() == 1 && problems[0].contains(&path) && problems[0].contains(part),
+            "{keys}: {problems:?}"
         );
-        assert!(!told[0].contains("SECRET"), "{told:?}");
+        assert!(!problems[0].contains("SECRET"), "{problems:?}");
     }
     let env = |name: &str| (name == "HTTPS_PROXY").then(|| "socks5://me:sk-SECRET@p:1".to_owned());
     let text = "backends: [{url: \"https://h\"}, {url: \"http://h\"}]\n";
     let loaded = llmproxy::config::load_text(text, std::path::Path::new("."), &env);
-    let told: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
+    let problems: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
     assert!(
-        told.len() == 1 && told[0].contains("`HTTPS_PROXY` names a proxy of `socks5`"),
-        "{told:?}"
+        problems.len() == 1 && problems[0].contains("`HTTPS_PROXY` names a proxy of `socks5`"),
+        "{problems:?}"
     );
-    assert!(!told[0].contains("SECRET"), "{told:?}");
+    assert!(!problems[0].contains("SECRET"), "{problems:?}");
     // A disabled backend needs no proxy.
     let text = "backends: [{url: \"https://h\", enabled: false}, {url: \"http://h\"}]\n";
     let loaded = llmproxy::config::load_text(text, std::path::Path::new("."), &env);

@@ -82,10 +82,10 @@ async fn records_are_verified_and_stored_once() {
         assert_eq!(answer.status, 200);
     }
     eventually("three records", async || totals(&root).await["totals"][0]["requests"] == 3).await;
-    let told = totals(&root).await;
-    assert_eq!(told["totals"][0]["total_tokens"], 75);
-    assert_eq!(told["totals"][0]["model"], "sim-model");
-    assert_eq!(told["missing"], serde_json::json!([]));
+    let sums = totals(&root).await;
+    assert_eq!(sums["totals"][0]["total_tokens"], 75);
+    assert_eq!(sums["totals"][0]["model"], "sim-model");
+    assert_eq!(sums["missing"], serde_json::json!([]));
 
     // One record, sent twice by the test.
     let record = |sequence: u64| {
@@ -100,9 +100,9 @@ async fn records_are_verified_and_stored_once() {
     // Then in an array, with a missing sequence number.
     let several = format!("[{},{}]", record(5), record(8));
     assert_eq!(send(&url, signed("rec_5-2", &several, KEY, 0), &several).await, 204);
-    let told = totals(&root).await;
-    assert_eq!(told["totals"][1]["requests"], 2, "{told}");
-    assert_eq!(told["missing"], serde_json::json!([{"process": "gw_hand", "first": 6, "last": 7}]));
+    let sums = totals(&root).await;
+    assert_eq!(sums["totals"][1]["requests"], 2, "{sums}");
+    assert_eq!(sums["missing"], serde_json::json!([{"process": "gw_hand", "first": 6, "last": 7}]));
 
     // Modified, signed with another key, too old, not a record.
     assert_eq!(send(&url, headers, &record(6)).await, 401);
@@ -112,5 +112,5 @@ async fn records_are_verified_and_stored_once() {
     for bad in ["{}", "7", "[{}]", "not json", "[null]"] {
         assert_eq!(send(&url, signed("rec_6", bad, KEY, 0), bad).await, 422, "{bad}");
     }
-    assert_eq!(totals(&root).await, told);
+    assert_eq!(totals(&root).await, sums);
 }

@@ -162,8 +162,8 @@ async fn a_script_sets_the_tier_and_an_unknown_tier_is_ignored() {
         assert_eq!(client.answer().await.status, 200);
     }
     assert_eq!(gate.order(), ["none", "vip", "unknown", "none", "unknown"]);
-    let told = receiver.wait_for(5).await;
-    assert_eq!(told.iter().filter(|record| record["tier"] == "vip").count(), 1);
+    let records = receiver.wait_for(5).await;
+    assert_eq!(records.iter().filter(|record| record["tier"] == "vip").count(), 1);
     let log = gateway.log();
     assert_eq!(log.matches("there is no tier \"tin\"").count(), 1, "{log}");
 }

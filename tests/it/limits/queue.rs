@@ -1,4 +1,4 @@
-//! The queue for slots: who is admitted next, and who is refused.
+//! The queue for slots: which requests wait, and which are refused.
 
 use super::*;
 

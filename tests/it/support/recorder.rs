@@ -153,7 +153,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, seen: &Request
         let path = request.line.split(['?', ' ']).nth(1).unwrap_or_default().to_owned();
         seen.lock().unwrap().push(request);
         let body = if path.ends_with("/models") {
-            r#"{"object":"list","data":[{"id":"told-model","object":"model"}]}"#
+            r#"{"object":"list","data":[{"id":"listed-model","object":"model"}]}"#
         } else if path.ends_with("/metrics") {
             "vllm:num_requests_running{} 0.0\nvllm:num_requests_waiting{} 0.0\n"
         } else {

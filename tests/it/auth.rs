@@ -3,7 +3,7 @@
 use super::support::{Gateway, Receiver, chat, sim, sim_with};
 
 /// Status and error code of a response.
-fn code(answer: &super::support::client::Answer) -> (u16, String) {
+fn code(answer: &super::support::client::Response) -> (u16, String) {
     let code = answer.json()["error"]["code"].as_str().unwrap_or_default().to_owned();
     (answer.status, code)
 }

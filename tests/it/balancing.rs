@@ -10,7 +10,7 @@ use llmproxy::sim::{Behaviour, Engine, Fail, Load, Sim};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
 
-use crate::support::{Client, Gateway, chat, client::Answer, eventually, http, sim_with};
+use crate::support::{Client, Gateway, chat, client::Response, eventually, http, sim_with};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -43,7 +43,7 @@ fn since(sims: &[Sim], before: &[u64]) -> Vec<u64> {
     counts(sims).iter().zip(before).map(|(now, before)| now - before).collect()
 }
 
-async fn ask(gateway: &Gateway) -> Answer {
+async fn ask(gateway: &Gateway) -> Response {
     gateway.ask_with("").await
 }
 
@@ -181,13 +181,13 @@ async fn unburdened(engine: Engine) {
     sims[0].change(|b| b.metrics = 500);
     gateway.logs("cannot be read: /metrics answered 500").await;
     let before = counts(&sims);
-    eventually("it is used again", async || {
+    eventually("the backend is used again", async || {
         ask_well(&gateway, 3).await;
         since(&sims, &before)[0] >= 10
     })
     .await;
     let age = async || gauge(&gateway, "llmproxy_backend_load_age_seconds", &sims[0]).await;
-    eventually("its age shows", async || age().await >= 3.0).await;
+    eventually("the age of the load is exposed", async || age().await >= 3.0).await;
 }
 
 #[tokio::test]
@@ -452,7 +452,7 @@ async fn one_request_probes_an_ejected_backend() {
     })
     .await;
     sims[0].change(|b| b.fail = Fail::None);
-    eventually("it is used again", async || {
+    eventually("the backend is used again", async || {
         ask_well(&gateway, 1).await;
         gauge(&gateway, OPEN, &sims[0]).await == 0.0
     })
@@ -537,7 +537,7 @@ async fn only_failures_of_a_backend_eject_it() {
         assert!(since(&sims, &before)[0] >= 1, "{fail:?}");
         sims[0].change(|b| b.fail = Fail::None);
         let before = counts(&sims);
-        eventually("it is used again", async || {
+        eventually("the backend is used again", async || {
             ask_well(&gateway, 1).await;
             since(&sims, &before)[0] >= 1
         })

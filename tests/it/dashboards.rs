@@ -124,7 +124,7 @@ async fn scrape() -> Scrape {
 }
 
 impl Client {
-    async fn ask_with_key(&mut self, body: &str) -> crate::support::client::Answer {
+    async fn ask_with_key(&mut self, body: &str) -> crate::support::client::Response {
         self.post_with(PATH, KEY, body.as_bytes()).await;
         self.answer().await
     }

@@ -155,7 +155,7 @@ async fn addresses_can_be_combined_into_one_backend() {
     assert!(only(&gateway, [&a, &b], [true, false]).await);
     names.set("engine_pool.test", &["127.0.0.2", "127.0.0.1"]);
     let questions = names.questions();
-    eventually("it is looked up again", async || names.questions() > questions + 1).await;
+    eventually("the name is looked up again", async || names.questions() > questions + 1).await;
     assert!(only(&gateway, [&a, &b], [true, false]).await, "it stays while the name leads there");
     names.set("engine_pool.test", &["127.0.0.2"]);
     eventually("it moves", async || only(&gateway, [&a, &b], [false, true]).await).await;
@@ -224,11 +224,11 @@ async fn backends_come_from_a_service() {
     let bad = "[{\"name\": \"a\", \"address\": \"of another version\"}]";
     for (status, text) in [(500, "[]"), (200, "<html>"), (200, "{}"), (200, bad)] {
         registry.respond(status, text);
-        eventually("it counts as down", async || gateway.metric(up).await == 0.0).await;
+        eventually("the address is down", async || gateway.metric(up).await == 0.0).await;
         assert_eq!(gateway.metric(count).await, 2.0);
         assert!(only(&gateway, [&a, &b], [true, true]).await);
         registry.respond(200, json!([entry("a", &a), entry("b", &b)]));
-        eventually("it counts as up", async || gateway.metric(up).await == 1.0).await;
+        eventually("the address is up", async || gateway.metric(up).await == 1.0).await;
     }
     assert_eq!(gateway.log().matches("answered 500").count(), 1, "logged once");
     gateway.logs("no entry is of use: entry 0 (\"a\")").await;
@@ -255,7 +255,7 @@ async fn a_route_can_name_a_discovered_backend() {
     };
     assert_eq!(ask().await, 503);
     registry.respond(200, json!([entry("discovered", &sim)]));
-    eventually("it leads there", async || ask().await == 200).await;
+    eventually("the route leads to the backend", async || ask().await == 200).await;
 }
 
 #[tokio::test]
@@ -281,7 +281,7 @@ async fn backends_come_from_a_file() {
     eventually("both are used", async || only(&gateway, [&a, &b], [true, true]).await).await;
     fs::remove_file(&file).unwrap();
     let up = "llmproxy_discovery_up{source=\"file\"}";
-    eventually("it counts as down", async || gateway.metric(up).await == 0.0).await;
+    eventually("the address is down", async || gateway.metric(up).await == 0.0).await;
     assert!(only(&gateway, [&a, &b], [true, true]).await);
     // A backend of the configuration takes precedence over one of the same name.
     list(&[("b", &a)]);

@@ -6,7 +6,7 @@ use llmproxy::sim::{Fail, Sim};
 
 use crate::support::{
     Gateway, chat,
-    client::Answer,
+    client::Response,
     eventually,
     faults::{Fault, fleet, heal, urls},
 };
@@ -17,14 +17,14 @@ async fn gateway(sims: &[Sim], circuit: &str, more: &str) -> Gateway {
     Gateway::before(&urls(sims), &format!("routing: {{circuit: {circuit}}}\n{more}")).await
 }
 
-async fn ask(gateway: &Gateway, stream: bool) -> Answer {
+async fn ask(gateway: &Gateway, stream: bool) -> Response {
     gateway.client().await.ask(PATH, chat(stream)).await
 }
 
 /// A trusted proxy header identifies the callers.
 const PROXY: &str = "server: {trusted_proxies: [127.0.0.1/32]}\n";
 
-async fn ask_as(gateway: &Gateway, caller: u32) -> Answer {
+async fn ask_as(gateway: &Gateway, caller: u32) -> Response {
     let mut client = gateway.client().await;
     let header = format!("X-Forwarded-For: 198.51.100.{caller}\r\n");
     client.post_with(PATH, &header, chat(true).as_bytes()).await;

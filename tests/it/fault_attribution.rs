@@ -4,7 +4,7 @@ use llmproxy::sim::{Fail, Sim};
 
 use crate::support::{
     Gateway, chat,
-    client::Answer,
+    client::Response,
     faults::{Fault, fleet, heal, urls},
 };
 
@@ -18,7 +18,7 @@ async fn gateway(sims: &[Sim], circuit: &str) -> Gateway {
     Gateway::before(&urls(sims), &format!("{PROXY}{routing}")).await
 }
 
-async fn ask_as(gateway: &Gateway, caller: u32, body: &str) -> Answer {
+async fn ask_as(gateway: &Gateway, caller: u32, body: &str) -> Response {
     let mut client = gateway.client().await;
     let header = format!("X-Forwarded-For: 198.51.100.{caller}\r\n");
     client.post_with(PATH, &header, body.as_bytes()).await;

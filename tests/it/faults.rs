@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Client, Gateway, Receiver,
-    client::Answer,
+    client::Response,
     eventually,
     faults::{Fault, at_rest, fleet, heal, tries_of, urls},
     free_address, http,
@@ -227,7 +227,7 @@ fn body(model: &str, number: u64, stream: bool) -> String {
 }
 
 /// A response without the parts that differ between requests.
-fn comparable(answer: &Answer, id: &str, model: &str) -> String {
+fn comparable(answer: &Response, id: &str, model: &str) -> String {
     let text = answer.text().replace(&format!("\"chatcmpl-{id}\""), "\"ID\"");
     let text = text.replace(&format!("\"{model}\""), "\"MODEL\"");
     let mut parts = text.split("\"created\":");

@@ -223,7 +223,7 @@ async fn a_long_body_with_an_invalid_end_is_refused() {
     assert!(records.iter().all(|r| r["outcome"] == "rejected" && r["status_code"] == 400));
     let refused = "llmproxy_errors_total{reason=\"refused\",side=\"client\"}";
     assert_eq!(gateway.metric(refused).await, ends.len() as f64);
-    eventually("the backend is let go", async || sim.stats().running() == 0).await;
+    eventually("the backend is released", async || sim.stats().running() == 0).await;
 }
 
 #[tokio::test]
@@ -293,7 +293,7 @@ async fn a_half_closed_client_counts_as_disconnected() {
         // The head of a stream arrives before the engine starts.
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.contains("data:") && !answer.ends_with("0\r\n\r\n"), "{answer}");
-        eventually("the backend is let go", async || sim.stats().running() == 0).await;
+        eventually("the backend is released", async || sim.stats().running() == 0).await;
     }
     let records = receiver.wait_for(2).await;
     assert!(records.iter().all(|r| r["outcome"] == "client_aborted"));
@@ -369,9 +369,9 @@ async fn a_body_longer_than_its_document_is_ended() {
         body.len()
     );
     client.send(format!("{head}1\r\n \r\n").as_bytes()).await;
-    eventually("it is with the backend", async || sim.stats().open() == 1).await;
+    eventually("the backend has the request", async || sim.stats().open() == 1).await;
     let space = format!("1000\r\n{}\r\n", " ".repeat(0x1000));
-    eventually("it is given up", async || {
+    eventually("the request is aborted", async || {
         client.try_send(space.as_bytes()).await;
         sim.stats().open() == 0
     })

@@ -230,7 +230,7 @@ async fn stalled_clients_do_not_delay_shutdown_and_are_recorded() {
     let mut slow = gateway.client().await;
     slow.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Length: 1000\r\n\r\n{")
         .await;
-    eventually("both are under way", async || {
+    eventually("both are running", async || {
         gateway.metric("llmproxy_requests_in_flight").await == 3.0
     })
     .await;

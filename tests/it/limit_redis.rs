@@ -277,7 +277,7 @@ async fn slots_of_a_killed_replica_are_released() {
     std::mem::forget(held);
     runtime.shutdown_background();
     drop(killed);
-    eventually("it comes back", async || take(&other, both()).await.is_ok()).await;
+    eventually("the slot is released", async || take(&other, both()).await.is_ok()).await;
 }
 
 fn held_and_holds(redis: &Redis) -> (String, String) {
@@ -487,7 +487,7 @@ async fn an_idle_share_is_returned() {
     assert!(take(&counter, reserve(1)).await.is_err());
     // Together with the local share, a claim above the capacity may pass.
     drop(take(&counter, claims([of("more", Dim::Tokens, 1000, 5000)])).await.unwrap());
-    eventually("all of it goes back", async || is_level(&redis, "more", 1000.0)).await;
+    eventually("all of it is returned", async || is_level(&redis, "more", 1000.0)).await;
 }
 
 #[tokio::test]
@@ -582,7 +582,7 @@ async fn settled_reservations_are_remembered_long_enough() {
     let long = Settings { ttl: Duration::from_secs(3600), ..settings() };
     let counter = replica(&redis, long);
     drop(take(&counter, slot(1)).await.unwrap());
-    eventually("it has ended", async || holds(&redis, "slots") == "0").await;
+    eventually("the request has ended", async || holds(&redis, "slots") == "0").await;
     let mark = redis.command(&["KEYS", "l:ended/*"]);
     let left: i64 = redis.command(&["PTTL", mark.trim()]).parse().unwrap();
     let most = PATIENCE + Duration::from_secs(11);

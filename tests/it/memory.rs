@@ -92,10 +92,10 @@ async fn the_total_size_of_bodies_is_limited() {
     .await;
     let mut small = gateway.client().await;
     small.post(PATH, chat(false)).await;
-    eventually("it has found room", async || sim.stats().running() == 3).await;
+    eventually("the body was accepted", async || sim.stats().running() == 3).await;
     // A finished request releases its memory.
     drop((holders, said, small));
-    eventually("the room is given back", async || held().await == 0.0).await;
+    eventually("the memory is released", async || held().await == 0.0).await;
     sim.change(|b| b.first_token_ms = 0);
     assert_eq!(gateway.client().await.ask(PATH, chat_of(900_000, false)).await.status, 200);
     eventually("nothing is left", async || held().await == 0.0).await;
@@ -114,7 +114,7 @@ async fn bodies_over_http2_are_counted() {
     assert!(answer.headers().contains_key("retry-after"));
     first.abort();
     let held = async || gateway.metric("llmproxy_buffered_bytes").await;
-    eventually("the room is given back", async || held().await == 0.0).await;
+    eventually("the memory is released", async || held().await == 0.0).await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::support::{
     Client, Gateway, chat,
-    client::Answer,
+    client::Response,
     eventually,
     faults::{Fault, fleet},
     free_address, http, sim_with,
@@ -18,7 +18,7 @@ fn serves(models: &[&str]) -> Vec<String> {
     models.iter().map(|m| (*m).to_owned()).collect()
 }
 
-async fn ask(gateway: &Gateway, model: &str, stream: bool) -> Answer {
+async fn ask(gateway: &Gateway, model: &str, stream: bool) -> Response {
     let mut client = gateway.client().await;
     client.post_with(PATH, ID, chat(stream).replace("sim-model", model).as_bytes()).await;
     client.answer().await

@@ -390,7 +390,7 @@ async fn a_count_waits_for_a_store_that_is_down() {
     let gateway = with_provider(&sim.url(), &provider).await;
     let select = "SELECT used_quota FROM api_keys";
     assert_eq!(gateway.ask_as("sk-away-00001").await.status, 200);
-    eventually("it is counted", async || postgres.run(select) == "25").await;
+    eventually("the use is counted", async || postgres.run(select) == "25").await;
     postgres.stop();
     for _ in 0..2 {
         assert_eq!(gateway.ask_as("sk-away-00001").await.status, 200);
@@ -402,7 +402,7 @@ async fn a_count_waits_for_a_store_that_is_down() {
     assert_eq!(gateway.ask_as("sk-away-00001").await.status, 429);
     assert_eq!(gateway.metric("llmproxy_quota_counting").await, 1.0);
     postgres.restart().await;
-    eventually("all is counted", async || postgres.run(select) == "75").await;
+    eventually("all use is counted", async || postgres.run(select) == "75").await;
     let lost = "llmproxy_quota_count_errors_total{provider=\"database\"}";
     assert_eq!(gateway.metric(lost).await, 0.0);
     assert!(!gateway.log().contains("sk-away"));
@@ -417,11 +417,11 @@ async fn pending_counts_are_written_before_shutdown() {
     let mut gateway = with_provider(&sim.url(), &provider).await;
     let balance = || redis.command(&["HGET", "llmproxy:key:sk-end-000001", "balance"]);
     assert_eq!(gateway.ask_as("sk-end-000001").await.status, 200);
-    eventually("it is counted", async || balance() == "75").await;
+    eventually("the use is counted", async || balance() == "75").await;
     redis.pause();
     assert_eq!(gateway.ask_as("sk-end-000001").await.status, 200);
     let counting = async || gateway.metric("llmproxy_quota_counting").await == 1.0;
-    eventually("it is to be counted", counting).await;
+    eventually("a count is pending", counting).await;
     gateway.signal("TERM");
     gateway.logs("no new connections").await;
     redis.resume();
@@ -441,7 +441,7 @@ async fn a_count_in_progress_is_not_counted_twice() {
         assert_eq!(gateway.ask_as("sk-once-00001").await.status, 200, "request {n}");
     }
     let used = || redis.command(&["HGET", "llmproxy:key:sk-once-00001", "used_quota"]);
-    eventually("all is counted", async || used() == "1000").await;
+    eventually("all use is counted", async || used() == "1000").await;
     assert_eq!(gateway.ask_as("sk-once-00001").await.status, 429);
 }
 
@@ -473,12 +473,12 @@ async fn a_store_listed_twice_in_the_pipeline_is_counted_once() {
     let gateway = Gateway::before(&[sim.url()], &text).await;
     let used = || redis.command(&["HGET", "llmproxy:key:sk-twice-0001", "used_quota"]);
     assert_eq!(gateway.ask_as("sk-twice-0001").await.status, 200);
-    eventually("it is counted", async || used() == "25").await;
+    eventually("the use is counted", async || used() == "25").await;
     // Also after a reload, which keeps the cache.
     gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n{text}", sim.url()));
     gateway.logs("configuration 2 is in force").await;
     assert_eq!(gateway.ask_as("sk-twice-0001").await.status, 200);
-    eventually("it is counted", async || used() == "50").await;
+    eventually("the use is counted", async || used() == "50").await;
     assert_eq!(gateway.ask_as("sk-twice-0001").await.status, 429);
     assert_eq!(used(), "50");
 }
@@ -500,7 +500,7 @@ async fn an_aborted_stream_counts_the_metered_tokens() {
     }
     drop(client);
     let used = || redis.command(&["HGET", "llmproxy:key:sk-left-00001", "used_quota"]);
-    eventually("it is counted", async || used() != "0").await;
+    eventually("the use is counted", async || used() != "0").await;
     let used = number(&used());
     assert!((10.0..5000.0).contains(&used), "{used}");
 }
@@ -570,7 +570,8 @@ async fn quotas_of_configured_keys_can_be_left_unenforced() {
     }
     // Their use was still counted.
     gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n{}", sim.url(), in_the_file(&more)));
-    eventually("it is enforced", async || gateway.ask_as("sk-quota").await.status == 429).await;
+    eventually("the quota is enforced", async || gateway.ask_as("sk-quota").await.status == 429)
+        .await;
 }
 
 #[tokio::test]
@@ -589,7 +590,10 @@ async fn use_of_configured_keys_can_be_shared_in_redis() {
     for key in ["sk-quota", "sk-balance"] {
         assert!(!used_up(&a, key).await, "{key}");
         assert!(!used_up(&b, key).await, "{key}");
-        eventually("both know", async || used_up(&a, key).await && used_up(&b, key).await).await;
+        eventually("both gateways know the use", async || {
+            used_up(&a, key).await && used_up(&b, key).await
+        })
+        .await;
     }
 }
 

@@ -137,7 +137,7 @@ async fn gauges_exist_only_for_current_vllm_backends() {
     assert!(has_gauges(&gateway, "b0").await);
     let n = 16.0 * sims[0].stats().completed() as f64;
     assert!(n > 0.0);
-    eventually("nothing is forgotten", async || {
+    eventually("the counters are kept", async || {
         gauges(&gateway, "b0").await[1] == [n, n, 0.0, 0.0]
     })
     .await;

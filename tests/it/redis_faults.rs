@@ -5,7 +5,7 @@ use futures::future::join_all;
 use llmproxy::sim::Sim;
 
 use super::support::{
-    Client, Gateway, chat, client::Answer, eventually, servers::Redis, sim, sim_with,
+    Client, Gateway, chat, client::Response, eventually, servers::Redis, sim, sim_with,
 };
 
 /// The commands that make a server refuse, and those that end it.
@@ -47,7 +47,7 @@ async fn limited(sim: &Sim, redis: &Redis, rules: &str) -> Gateway {
     Gateway::before(&[sim.url()], &configuration).await
 }
 
-async fn ask(gateway: &Gateway) -> Answer {
+async fn ask(gateway: &Gateway) -> Response {
     gateway.ask_with("").await
 }
 
@@ -167,7 +167,7 @@ async fn reservations_are_renewed_although_redis_has_no_memory() {
     assert_eq!(held(&redis), 2);
     assert_eq!(gateway.metric("llmproxy_limit_store_errors_total{action=\"renew\"}").await, 0.0);
     drop(streams);
-    eventually("slots are given back", async || held(&redis) == 0).await;
+    eventually("slots are released", async || held(&redis) == 0).await;
 }
 
 #[tokio::test]
@@ -229,7 +229,7 @@ async fn a_busy_redis_is_an_outage_for_keys_and_limits() {
         let _ = stream.read(&mut end);
     });
     // The key is neither unknown nor accepted.
-    eventually("it is busy", async || gateway.ask_as("sk-none").await.status == 503).await;
+    eventually("Redis is busy", async || gateway.ask_as("sk-none").await.status == 503).await;
     for key in ["sk-a", "sk-b", "sk-c"] {
         assert_eq!(gateway.ask_as(key).await.status, 503, "{key}");
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use llmproxy::sim::Sim;
 
 use super::support::{
-    Client, Gateway, Receiver, chat, client::Answer, eventually, servers::Redis, sim, sim_with,
+    Client, Gateway, Receiver, chat, client::Response, eventually, servers::Redis, sim, sim_with,
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -22,7 +22,7 @@ async fn gateway(sim: &Sim, redis: &Redis, rules: &str) -> Gateway {
     Gateway::before(&[sim.url()], &shared(redis, rules)).await
 }
 
-async fn ask(gateway: &Gateway) -> Answer {
+async fn ask(gateway: &Gateway) -> Response {
     gateway.ask_with("").await
 }
 

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
     Client, Gateway, Receiver, chat, chat_of,
-    client::Answer,
+    client::Response,
     eventually,
     faults::{Fault, at_rest, fleet, urls},
     http, saying, sim_with,
@@ -36,11 +36,11 @@ async fn in_order(backends: &[String], routing: &str, more: &str) -> Gateway {
     .await
 }
 
-async fn ask(gateway: &Gateway, stream: bool) -> Answer {
+async fn ask(gateway: &Gateway, stream: bool) -> Response {
     gateway.client().await.ask(PATH, chat(stream)).await
 }
 
-async fn direct(sim: &Sim, stream: bool) -> Answer {
+async fn direct(sim: &Sim, stream: bool) -> Response {
     Client::connect(sim.address).await.ask(PATH, chat(stream)).await
 }
 
@@ -49,7 +49,7 @@ fn requests(sims: &[Sim]) -> Vec<u64> {
 }
 
 /// Whether the response is complete and successful.
-fn is_good(answer: &Answer, stream: bool) -> bool {
+fn is_good(answer: &Response, stream: bool) -> bool {
     let text = answer.text();
     let whole = match stream {
         true => text.matches("\"role\"").count() == 1 && text.ends_with("data: [DONE]\n\n"),
@@ -422,7 +422,7 @@ async fn a_disconnect_during_a_wait_is_noticed() {
     let gateway = in_order(&[sim.url()], routing, &receiver.hook()).await;
     let mut client = gateway.client().await;
     client.post(PATH, chat(true)).await;
-    eventually("it was tried", async || sim.stats().requests() == 3).await;
+    eventually("an attempt was made", async || sim.stats().requests() == 3).await;
     drop(client);
     assert_eq!(receiver.wait_for(3).await[2]["outcome"], "client_aborted");
 }
@@ -437,13 +437,15 @@ async fn a_disconnect_is_noticed_while_a_retry_is_possible() {
         let seen = 2 * n as u64;
         let mut client = gateway.client().await;
         client.post(PATH, chat(stream)).await;
-        eventually("it is asked", async || sims[0].stats().requests() == seen + 1).await;
+        eventually("the backend has the request", async || sims[0].stats().requests() == seen + 1)
+            .await;
         drop(client);
-        eventually("it stops", async || sims[0].stats().aborted() == seen + 1).await;
+        eventually("the backend stops", async || sims[0].stats().aborted() == seen + 1).await;
         let request = tokio::spawn(h2.post(gateway.url(PATH)).body(chat(stream)).send());
-        eventually("it is asked", async || sims[0].stats().requests() == seen + 2).await;
+        eventually("the backend has the request", async || sims[0].stats().requests() == seen + 2)
+            .await;
         request.abort();
-        eventually("it stops", async || sims[0].stats().aborted() == seen + 2).await;
+        eventually("the backend stops", async || sims[0].stats().aborted() == seen + 2).await;
     }
     let records = receiver.wait_for(4).await;
     assert!(records.iter().all(|r| r["outcome"] == "client_aborted"), "{records:?}");

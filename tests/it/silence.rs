@@ -85,7 +85,7 @@ async fn a_stream_with_content_is_left_to_its_backend() {
     }
     // The engine drains: it closes its listener and continues its requests.
     sims[0].drain().await.unwrap();
-    eventually("the probes know", async || {
+    eventually("the probes have noticed", async || {
         let health = gateway.client().await.get("/metrics").await;
         health.text().lines().any(|l| l.starts_with("llmproxy_backend_up{") && l.ends_with(" 0"))
     })

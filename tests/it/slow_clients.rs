@@ -106,8 +106,10 @@ async fn silent_connections_are_closed_in_every_state() {
         assert!(gateway.metric(&closed(reason)).await >= EACH as f64, "{reason}");
     }
     // The connection of this query itself.
-    eventually("places are free", async || gateway.metric("llmproxy_connections").await == 1.0)
-        .await;
+    eventually("the connections are released", async || {
+        gateway.metric("llmproxy_connections").await == 1.0
+    })
+    .await;
 }
 
 /// A gateway with TLS, and a function to connect to it with given protocols.
@@ -211,7 +213,7 @@ async fn clients_that_do_not_read_are_disconnected() {
     deaf.write_all(&ask.concat()).await.unwrap();
     let records = receiver.wait_for(2).await;
     assert_eq!(records[1]["outcome"], "client_aborted");
-    eventually("the backend is let go", async || sim.stats().running() == 0).await;
+    eventually("the backend is released", async || sim.stats().running() == 0).await;
 }
 
 #[tokio::test]
@@ -342,9 +344,10 @@ async fn connections_are_limited_in_total() {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap().parse::<u64>().unwrap()
     };
-    eventually("it is empty", async || count("llmproxy_connections").await == 0).await;
+    eventually("no connection is open", async || count("llmproxy_connections").await == 0).await;
     let mut held = open(&gateway, 5).await;
-    eventually("it is full", async || count("llmproxy_connections").await == 5).await;
+    eventually("all connections are in use", async || count("llmproxy_connections").await == 5)
+        .await;
     assert_eq!(health(&gateway).await, (503, true));
     assert_eq!(count("llmproxy_connections_refused_total{reason=\"total\"}").await, 1);
     gateway.logs("server.max_connections").await;
@@ -354,7 +357,7 @@ async fn connections_are_limited_in_total() {
     held[0].read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
     held.pop();
-    eventually("there is room", async || count("llmproxy_connections").await == 4).await;
+    eventually("a connection is released", async || count("llmproxy_connections").await == 4).await;
     assert_eq!(health(&gateway).await, (200, false));
 }
 
@@ -383,7 +386,7 @@ async fn connections_are_limited_by_address() {
     // Another address is not affected. The first one is admitted again after it closes a connection.
     assert_eq!(from("127.0.0.4").await.0, "200");
     held.remove(0);
-    eventually("there is room", async || from("127.0.0.2").await.0 == "200").await;
+    eventually("a connection is released", async || from("127.0.0.2").await.0 == "200").await;
 }
 
 #[tokio::test]
@@ -397,7 +400,7 @@ async fn the_limit_of_open_files_is_never_reached() {
     eventually("some are refused", async || gateway.log().contains("server.max_connections")).await;
     assert!(open_files(&gateway) < 120);
     drop(held);
-    eventually("it serves", async || {
+    eventually("the gateway serves", async || {
         let mut client = Client::connect(gateway.address).await;
         client.try_send(b"GET /health HTTP/1.1\r\nHost: g\r\n\r\n").await;
         client.answer().await.status == 200

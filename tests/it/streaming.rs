@@ -62,7 +62,7 @@ async fn a_stream_is_the_same_as_without_the_gateway() {
                 let mut client = gateway.client().await;
                 client.post_with(path, id, body.as_bytes()).await;
                 let (expected, found) = (direct.answer().await, client.answer().await);
-                let plain = |a: &crate::support::client::Answer| without_time(a.text());
+                let plain = |a: &crate::support::client::Response| without_time(a.text());
                 assert_eq!(plain(&found), plain(&expected), "{path} {option} {tool}");
                 assert!(found.whole);
             }

@@ -27,8 +27,8 @@ use super::{
     scripts::with_script,
     streaming::without_time,
     support::{
-        Client, Gateway, Receiver, chat, chat_of, client::Answer, eventually, http, saying, serve,
-        sim, sim_with,
+        Client, Gateway, Receiver, chat, chat_of, client::Response, eventually, http, saying,
+        serve, sim, sim_with,
     },
 };
 
@@ -59,7 +59,7 @@ fn bearer(key: &str) -> String {
 }
 
 /// Asks on this connection. The gateway has settled the request before it reads the next one.
-async fn ask(client: &mut Client, key: &str, body: &str) -> Answer {
+async fn ask(client: &mut Client, key: &str, body: &str) -> Response {
     client.post_with(PATH, &bearer(key), body.as_bytes()).await;
     client.answer().await
 }
@@ -95,21 +95,21 @@ async fn wait_for_queue(gateway: &Gateway, n: usize) {
     .await;
 }
 
-fn header_number(answer: &Answer, name: &str) -> u64 {
+fn header_number(answer: &Response, name: &str) -> u64 {
     let value = answer.header(name).unwrap_or_else(|| panic!("no {name}: {answer:?}"));
     value.parse().unwrap()
 }
 
-fn requests_left(answer: &Answer) -> u64 {
+fn requests_left(answer: &Response) -> u64 {
     header_number(answer, "x-ratelimit-remaining-requests")
 }
 
-fn tokens_left(answer: &Answer) -> u64 {
+fn tokens_left(answer: &Response) -> u64 {
     header_number(answer, "x-ratelimit-remaining-tokens")
 }
 
 /// Status, type and code of a refusal, which must have `Retry-After`.
-fn refusal(answer: &Answer) -> (u16, String, String) {
+fn refusal(answer: &Response) -> (u16, String, String) {
     assert!(header_number(answer, "retry-after") > 0);
     let error = &answer.json()["error"];
     let word = |name: &str| error[name].as_str().unwrap_or_default().to_owned();

@@ -17,7 +17,7 @@ pub struct Client {
 }
 
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -25,7 +25,7 @@ pub struct Answer {
     pub whole: bool,
 }
 
-impl Answer {
+impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
@@ -69,12 +69,12 @@ impl Client {
     }
 
     /// Sends a POST and reads the answer.
-    pub async fn ask(&mut self, path: &str, body: impl AsRef<[u8]>) -> Answer {
+    pub async fn ask(&mut self, path: &str, body: impl AsRef<[u8]>) -> Response {
         self.post(path, body).await;
         self.answer().await
     }
 
-    pub async fn get(&mut self, path: &str) -> Answer {
+    pub async fn get(&mut self, path: &str) -> Response {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n").as_bytes()).await;
         self.answer().await
     }
@@ -87,7 +87,7 @@ impl Client {
     }
 
     /// Reads the head of a response, also an interim one (1xx).
-    pub async fn head(&mut self) -> Answer {
+    pub async fn head(&mut self) -> Response {
         loop {
             if let Some(end) = memchr::memmem::find(&self.buffer, b"\r\n\r\n") {
                 let head: Vec<u8> = self.buffer.drain(..end + 4).collect();
@@ -98,7 +98,7 @@ impl Client {
     }
 
     /// Reads a whole response, after any interim ones.
-    pub async fn answer(&mut self) -> Answer {
+    pub async fn answer(&mut self) -> Response {
         let mut answer = self.head().await;
         while (100..200).contains(&answer.status) {
             answer = self.head().await;
@@ -107,7 +107,7 @@ impl Client {
     }
 
     /// Reads the body of a response whose head was read.
-    pub async fn rest(&mut self, mut answer: Answer) -> Answer {
+    pub async fn rest(&mut self, mut answer: Response) -> Response {
         if answer.header("transfer-encoding") == Some("chunked") {
             loop {
                 match self.chunk().await {
@@ -156,12 +156,12 @@ impl Client {
     }
 }
 
-fn parse_head(head: &str) -> Answer {
+fn parse_head(head: &str) -> Response {
     let mut lines = head.trim_end().split("\r\n");
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     let headers = lines
         .map(|line| line.split_once(':').unwrap())
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    Answer { status, headers, body: Vec::new(), whole: true }
+    Response { status, headers, body: Vec::new(), whole: true }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Client, PATIENCE, chat, client::Answer, eventually, free_address, http};
+use super::{Client, PATIENCE, chat, client::Response, eventually, free_address, http};
 
 /// A running gateway. It is killed when dropped.
 pub struct Gateway {
@@ -130,12 +130,12 @@ impl Gateway {
     }
 
     /// Sends a chat request with this key on a new connection.
-    pub async fn ask_as(&self, key: &str) -> Answer {
+    pub async fn ask_as(&self, key: &str) -> Response {
         self.ask_with(&format!("Authorization: Bearer {key}\r\n")).await
     }
 
     /// Sends a chat request with these header lines on a new connection.
-    pub async fn ask_with(&self, headers: &str) -> Answer {
+    pub async fn ask_with(&self, headers: &str) -> Response {
         let mut client = self.client().await;
         client.post_with("/v1/chat/completions", headers, chat(false).as_bytes()).await;
         client.answer().await

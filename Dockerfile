@@ -2,13 +2,13 @@
 #
 #     docker build -t llmproxy .
 #
-# builds for the architecture of the machine (amd64 or arm64); with `docker buildx build --platform`
-# for others, then under emulation. Nothing is compiled across architectures.
+# builds for the architecture of the machine (amd64 or arm64). `docker buildx build --platform` builds
+# for another one under emulation. There is no cross-compilation.
 
-# Debian 12 for its glibc: 2.36 is the first whose static programs understand packed relocations.
+# Debian 12 for glibc 2.36, the first version whose static programs support packed relocations.
 FROM rust:1.95.0-bookworm AS build
 
-# cmake is for zlib-ng, which Pingora builds, the others for our own scripts.
+# cmake is for zlib-ng, which Pingora builds; the other packages are for our own scripts.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends binutils ca-certificates cmake python3 \
@@ -22,8 +22,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,id=llmproxy-registry,sha
     scripts/image-root.sh /image
 
 
-# The binary needs no file but its configuration, so there is no distribution below it: no shell, no
-# packages, nothing to patch but the binary itself.
+# The binary needs no file except its configuration, so the image has no distribution: no shell, no
+# packages, nothing to patch except the binary.
 FROM scratch
 
 ARG VERSION=0.1.0
@@ -37,13 +37,13 @@ LABEL org.opencontainers.image.title="LLMProxy" \
 
 COPY --from=build /image /
 
-# There is no /tmp; what SQLite cannot sort in memory goes beside its files.
+# There is no /tmp: SQLite puts its temporary files beside its databases.
 ENV LLMPROXY_DATA_DIR=/var/lib/llmproxy \
     SQLITE_TMPDIR=/var/lib/llmproxy
 USER 65532:65532
 VOLUME /var/lib/llmproxy
 
-# 8000: the API. 8001: the admin API. 9100: server.metrics_listen. Each where the configuration says so.
+# 8000: the API. 8001: the admin API. 9100: server.metrics_listen. The configuration decides.
 EXPOSE 8000 8001 9100
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \

@@ -1,9 +1,9 @@
-"""What .ci/image does in mounts and a network of its own: runs the binary in a root that holds only
-what the image holds, read-only, as the image's user; measures it; and checks what an operator
-relies on.
+"""The part of .ci/image that runs in its own mount and network namespaces. It runs the binary in a
+read-only root with only the content of the image, as the image's user, measures it, and checks what
+operators rely on.
 
-Around it stand simulated backends (of the same binary), a name server, and a receiver of usage
-records that speaks HTTPS with a certificate of an authority made here.
+It also runs simulated backends (from the same binary), a DNS server, and a receiver of usage records
+over HTTPS with a certificate of a CA created here.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ log: {access: false}
 
 
 def main():
-    """Everything, one after the other; what fails ends it."""
+    """Runs all checks and measurements in order. The first failure ends it."""
     settings = Settings(DOCKERFILE.read_text())
     sizes = measure_size()
     holds_only_the_binary()
@@ -66,11 +66,11 @@ def main():
     with Process(settings, sim) as streams, Process(settings, fast) as short:
         wait_for(9000)
         wait_for(9001)
-        missing_configuration_is_told(settings)
+        missing_configuration_is_reported(settings)
         configure(CONFIGURATION)
-        assert settings.health().returncode == 1, "`health` is content although nothing runs"
+        assert settings.health().returncode == 1, "`health` succeeds although nothing runs"
         starts = sorted(start_once(settings) for _ in range(STARTS))
-        believes_only_the_image(settings, receiver)
+        trusts_only_the_image(settings, receiver)
         idle, peak = memory(settings, receiver)
         streams.stop()
         short.stop()
@@ -78,7 +78,7 @@ def main():
 
 
 class Settings:
-    """What the last stage of the Dockerfile says."""
+    """The settings of the last stage of the Dockerfile."""
 
     def __init__(self, text):
         final = text[text.rindex("\nFROM ") :].replace("\\\n", " ")
@@ -90,7 +90,7 @@ class Settings:
         self.signal = getattr(signal, re.search(r"^STOPSIGNAL (\w+)$", final, re.MULTILINE)[1])
 
     def enter(self):
-        """Makes the calling process, which is about to become the program, one of the container."""
+        """Moves the calling process into the container before it executes the program."""
         os.chroot(RUN)
         os.chdir("/")
         os.setgroups([])
@@ -103,7 +103,7 @@ class Settings:
         return self.run([*self.check, *more])
 
     def run(self, command):
-        """Runs a program of the image to its end."""
+        """Runs a program of the image and waits for its end."""
         return subprocess.run(command, preexec_fn=self.enter, env=self.env, capture_output=True, text=True)
 
 
@@ -111,7 +111,7 @@ LIBC = ctypes.CDLL(None)
 
 
 class Process:
-    """The image's program, ended when the block is."""
+    """The program of the image. It is killed at the end of the block."""
 
     def __init__(self, settings, command=None, env=None):
         self.log = open(WORK / "log", "ab")
@@ -137,14 +137,14 @@ class Process:
         return int(re.search(rf"^{key}:\s+(\d+) kB", text, re.MULTILINE)[1]) * 1024
 
     def stop(self):
-        """Stops it as a container engine does; it has to end by itself, with 0."""
+        """Stops it as a container engine does. It must exit with 0."""
         self.child.send_signal(self.signal)
         code = self.child.wait(timeout=20)
         assert code == 0, f"{self.signal.name} ended it with {code}"
 
 
 def measure_size():
-    """Bytes: of all files, of the binary, and of all as a compressed layer."""
+    """Returns the bytes of all files, of the binary, and of the compressed layer."""
     files = [f for f in ROOT.rglob("*") if f.is_file() and not f.is_symlink()]
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
@@ -156,9 +156,9 @@ def measure_size():
 
 
 def holds_only_the_binary():
-    """There is one program, which is static, and nobody's password."""
+    """Checks that the only program is the static binary, and that there are CA certificates."""
     programs = [f for f in ROOT.rglob("*") if f.is_file() and os.access(f, os.X_OK) and f.stat().st_mode & 0o111]
-    # What `docker export` adds for the engine's own mounts is empty.
+    # `docker export` adds empty files for the mounts of the engine.
     programs = [f for f in programs if f.stat().st_size]
     assert programs == [ROOT / "llmproxy"], programs
     told = subprocess.run(["readelf", "-lWd", ROOT / "llmproxy"], check=True, capture_output=True, text=True).stdout
@@ -168,7 +168,7 @@ def holds_only_the_binary():
 
 
 def prepare():
-    """The root as a container engine mounts it, and a network that has nothing but itself."""
+    """Mounts the root as a container engine does, and sets up a network with only loopback."""
     shutil.copytree(ROOT, RUN, symlinks=True)
     for folder in (CONF, DATA):
         folder.mkdir()
@@ -176,13 +176,13 @@ def prepare():
     authority(CONF)
     (RUN / "etc/resolv.conf").write_text("nameserver 127.0.0.1\n")
     (RUN / "etc/hosts").write_text("127.0.0.1 localhost\n")
-    # As on a host with modules of its own, which a static program must not look for.
+    # As on a host with NSS modules, which a static program must not load.
     (RUN / "etc/nsswitch.conf").write_text("hosts: resolve [!UNAVAIL=return] mdns4_minimal\n")
     for work, to in ((RUN, RUN), (CONF, RUN / "etc/llmproxy"), (DATA, RUN / "var/lib/llmproxy")):
         subprocess.run(["mount", "--bind", work, to], check=True)
         if work != DATA:
             subprocess.run(["mount", "-o", "remount,bind,ro,nosuid,nodev", to], check=True)
-    # The program's user has to come through the folders above; nothing else is in them.
+    # The program's user must be able to traverse the folder.
     WORK.chmod(0o711)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         up = struct.pack("16sh", b"lo", 0x1 | 0x40)  # IFF_UP, IFF_RUNNING
@@ -190,7 +190,7 @@ def prepare():
 
 
 def authority(folder):
-    """An authority, and a certificate of it for billing.test."""
+    """Creates a CA and a certificate for billing.test."""
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     own = WORK / "tls"
     own.mkdir()
@@ -207,13 +207,13 @@ def authority(folder):
 
 
 def configure(text):
-    """Writes the configuration, which the container sees read-only."""
+    """Writes the configuration, which is read-only in the container."""
     (CONF / "llmproxy.yaml").write_text(text)
     (CONF / "llmproxy.yaml").chmod(0o644)
 
 
 def names_of(address):
-    """A name server that gives every name this address, and no other kind of record."""
+    """Runs a DNS server that returns this A record for every name, and no other records."""
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
     def answer():
@@ -230,7 +230,7 @@ def names_of(address):
 
 
 class Receiver:
-    """Counts the usage records that come by HTTPS."""
+    """Counts the usage records received over HTTPS."""
 
     def __init__(self):
         receiver, self.records = self, 0
@@ -247,10 +247,10 @@ class Receiver:
                 self.end_headers()
 
             def log_message(self, *_):
-                """Nobody reads it."""
+                """No log."""
 
         class Server(http.server.ThreadingHTTPServer):
-            """A server to which a client that does not believe it is nothing to talk of."""
+            """A server that does not report clients that reject its certificate."""
 
             def handle_error(self, *_):
                 pass
@@ -263,22 +263,22 @@ class Receiver:
 
 
 def wait_for(port):
-    """Until something listens."""
+    """Waits until a process listens on the port."""
     until(f"something listens on {port}", lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
 
 
 def until(what, so, seconds=20.0):
-    """Waits for it, and fails when it does not come."""
+    """Waits until a condition holds, and fails after a timeout."""
     end = time.monotonic() + seconds
     while not so():
         if time.monotonic() > end:
             sys.stderr.write((WORK / "log").read_text()[-4000:])
-            sys.exit(f"image: in vain waited until {what}")
+            sys.exit(f"image: timed out waiting until {what}")
         time.sleep(0.02)
 
 
-def missing_configuration_is_told(settings):
-    """Without a file mounted the container ends, and says which one it wants."""
+def missing_configuration_is_reported(settings):
+    """Without a configuration file the container exits and names the missing file."""
     told = settings.run(settings.entrypoint + settings.command)
     assert told.returncode == 1 and "/etc/llmproxy/llmproxy.yaml" in told.stderr, told
 
@@ -293,7 +293,7 @@ def post(model, stream=False):
 
 
 def start_once(settings):
-    """Seconds from exec to the end of the first answer. Ends it again."""
+    """Returns the seconds from exec to the first response, and stops the gateway."""
     begin = time.perf_counter()
     with Process(settings) as gateway:
         while not answers():
@@ -305,7 +305,7 @@ def start_once(settings):
 
 
 def answers():
-    """Whether a request is answered as it should be."""
+    """Whether a request gets 200."""
     with socket.socket() as s:
         if s.connect_ex(("127.0.0.1", 8000)) != 0:
             return False
@@ -313,27 +313,27 @@ def answers():
         return s.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def believes_only_the_image(settings, receiver):
-    """An authority that the image does not know is not believed; the gateway serves all the same."""
+def trusts_only_the_image(settings, receiver):
+    """Checks that an unknown CA is not trusted, and that the gateway still serves."""
     with Process(settings) as gateway:
         until("it is ready", lambda: settings.health("--ready").returncode == 0)
         assert settings.health().returncode == 0, "`health` fails although it runs"
         assert answers()
-        # The receiver was asked for by name, reached, and refused for its certificate alone.
+        # The receiver was resolved and reached; only its certificate was refused.
         until("the certificate is refused", lambda: "UnknownIssuer" in (WORK / "log").read_text())
         assert receiver.records == 0
         gateway.stop()
 
 
 def memory(settings, receiver):
-    """Resident bytes before and at the most under load; and whether every request left its record."""
+    """Returns the resident bytes when idle and at the peak under load. Checks that every request has a record."""
     with Process(settings, env={"SSL_CERT_FILE": "/etc/llmproxy/ca.pem"}) as gateway:
         until("it is ready", lambda: settings.health("--ready").returncode == 0)
         time.sleep(2)
         idle = gateway.status("VmRSS")
         asyncio.run(load())
         peak = gateway.status("VmHWM")
-        # With those of the starts and of the one that was not delivered until now.
+        # Including the records of the starts and the record that was not delivered before.
         wanted = STARTS + 1 + STREAMS * ROUNDS + SHORT
         until(f"{wanted} records are delivered", lambda: receiver.records >= wanted, 60)
         assert receiver.records == wanted, f"{receiver.records} records of {wanted} requests"
@@ -344,7 +344,7 @@ def memory(settings, receiver):
 
 
 async def load():
-    """Streams at the same time, then short requests over a few connections."""
+    """Runs concurrent streams, then short requests over a few connections."""
     for _ in range(ROUNDS):
         await asyncio.gather(*(client("slow", True, 1) for _ in range(STREAMS)))
     shares = [SHORT // CONNECTIONS + (i < SHORT % CONNECTIONS) for i in range(CONNECTIONS)]
@@ -352,7 +352,7 @@ async def load():
 
 
 async def client(model, stream, requests):
-    """Requests of one connection, one after the other."""
+    """Sends requests over one connection, one after the other."""
     reader, writer = await asyncio.open_connection("127.0.0.1", 8000)
     for _ in range(requests):
         writer.write(post(model, stream))
@@ -365,7 +365,7 @@ async def client(model, stream, requests):
 
 
 def report(sizes, start, idle, peak):
-    """Prints the README's table, and fails if an aim is missed."""
+    """Prints the README's table, and fails if a target is missed."""
     total, binary, layer = sizes
     mb = lambda bytes_: f"{bytes_ / MB:.1f} MB"
     arch = os.uname().machine

@@ -1,11 +1,10 @@
-//! Measures the gateway in one run on loopback against what stands beside it: the backend alone,
-//! bare Pingora, and nginx where it is installed. Prints ratios; the numbers themselves are this
-//! machine's.
+//! Measures the gateway on loopback, in one run with the backend alone, bare Pingora, and nginx if it
+//! is installed. Prints ratios, as absolute numbers depend on the machine.
 //!
 //! `make bench`, or with a longer measurement `BENCH_SECONDS=10 make bench`; `BENCH_ONLY=limits`
-//! leaves out those gateways beside the plain one whose names do not have that in them, and
-//! `BENCH_ONLY=selection` measures nothing but the choice of a backend. Each proxy has one
-//! thread on one core; the load and the backend have the others.
+//! measures only the plain gateway and the gateways whose names contain `limits`, and
+//! `BENCH_ONLY=selection` only the selection of a backend. Each proxy has one thread on one core; the
+//! load and the backend use the others.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -31,7 +30,7 @@ const STREAMS: usize = 200;
 const STREAM_TOKENS: u64 = 50;
 const STREAM_PAUSE_MS: u64 = 20;
 
-/// A process that is measured or helps to measure; killed when dropped.
+/// A process of the measurement; killed when dropped.
 struct Process(Child);
 
 impl Drop for Process {
@@ -56,7 +55,7 @@ impl Process {
         Self(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display())))
     }
 
-    /// Processor time of the process and its children so far (`nginx` works in a child).
+    /// CPU time of the process and its children so far (`nginx` works in a child).
     fn cpu(&self) -> Duration {
         let own = self.0.id();
         let children =
@@ -65,7 +64,7 @@ impl Process {
             .chain(children.split_whitespace().map(str::to_owned))
             .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok())
             .map(|stat| {
-                // Behind the name in brackets: user and system time are fields 14 and 15.
+                // After the name in parentheses: user and system time are fields 14 and 15.
                 let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
                 fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
             })
@@ -81,7 +80,7 @@ impl Process {
     }
 }
 
-/// Something that answers, and how it did.
+/// A measured server and its results.
 struct Target {
     name: &'static str,
     address: SocketAddr,
@@ -157,7 +156,7 @@ async fn measure(folder: &Path, core: Option<usize>, seconds: f64) {
     for round in 0..=ROUNDS {
         for target in &mut targets {
             let measured = load(target, &body, Duration::from_secs_f64(seconds)).await;
-            // The first round only warms up.
+            // The first round is a warm-up.
             if round > 0 {
                 target.rounds.push(measured);
             }
@@ -225,7 +224,7 @@ fn targets(
     add("LLMProxy", &|listen| {
         gateway(folder, llmproxy, listen, backend, core, "log: {access: false}\n")
     });
-    // The same one twice: another could take over, so that answers are held until they begin.
+    // The same backend twice, so that a retry is possible and the head of a response is deferred.
     let two = format!(
         "log: {{access: false}}\nbackends: [{{name: a, url: \"http://{backend}\"}}, {{name: b, url: \"http://{backend}\"}}]\n"
     );
@@ -251,7 +250,7 @@ const SPOOLED: &str = "LLMProxy, usage spool";
 const SPOOLED_FILE: &str = "LLMProxy, usage spool and file";
 const MEMORY_FILE: &str = "LLMProxy, usage to a file from memory";
 
-/// Gateways that make usage records, and how.
+/// Gateways with usage records, by configuration.
 fn recorders(folder: &Path) -> Vec<(&'static str, String)> {
     let nobody = "reporters: [{type: webhook, webhook: {url: \"http://127.0.0.1:9/\"}}]";
     let batches = format!(
@@ -272,8 +271,7 @@ fn recorders(folder: &Path) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// What it costs that records outlive a crash, against the same ones from memory; and what making
-/// them costs at all.
+/// Prints the cost of usage records, and of persistent ones compared to those in memory.
 fn print_spool(targets: &[Target]) {
     let ratio = |name| ratio_to_plain(targets, name);
     if let (Some(spooled), Some(memory), Some(alone)) =
@@ -286,16 +284,16 @@ fn print_spool(targets: &[Target]) {
     }
 }
 
-/// The key with which the load comes.
+/// The key of the load.
 const KEY: &str = "sk-bench-0123456789";
 
-/// A script as operators write them.
+/// A typical script of an operator.
 const SCRIPT: &str = "if tonumber(data.balance) <= 0 then
           return {allow = false, message = \"used up\"}
         end
         return {allow = true, metadata = {user_id = data.user_id}}";
 
-/// Gateways that ask who is calling, and the Redis server of one of them.
+/// Gateways with authentication, and the Redis server of one of them.
 async fn callers(
     targets: &mut Vec<Target>,
     folder: &Path,
@@ -319,7 +317,7 @@ async fn callers(
     let redis = Process::start(&server, &arguments, None);
     reachable(listen).await;
     let name = format!("llmproxy:key:{KEY}");
-    // Enough for all that will be counted.
+    // More than the load uses.
     let balance = ["balance", "1000000000000"];
     let command =
         ["HSET", &name, "status", "active", balance[0], balance[1], "user_id", "user_001"];
@@ -332,7 +330,7 @@ async fn callers(
     Some((redis, listen))
 }
 
-/// The program of Redis. Debian's redis-tools has it under the name of one of its tools.
+/// The Redis server. Debian's redis-tools contains it under the name of a tool.
 fn redis_server(folder: &Path) -> Option<PathBuf> {
     let runs = |program: &Path| Command::new(program).arg("--version").output().is_ok();
     let plain = PathBuf::from("redis-server");
@@ -349,7 +347,7 @@ const STATIC: &str = "LLMProxy, static key";
 const SCRIPTED: &str = "LLMProxy, static key with Lua";
 const REDIS: &str = "LLMProxy, Redis with a warm cache";
 
-/// What asking who calls costs, against the gateway that lets everybody in.
+/// Prints the cost of authentication, compared to the gateway without it.
 fn print_callers(targets: &[Target]) {
     for (name, aim) in [(STATIC, 0.95), (SCRIPTED, 0.9), (REDIS, 0.9)] {
         if let Some(ratio) = ratio_to_plain(targets, name) {
@@ -359,8 +357,7 @@ fn print_callers(targets: &[Target]) {
     }
 }
 
-/// What deciding about one request with eight limits takes, and settling it; and telling a client
-/// how they stand.
+/// Prints the time to admit and settle one request with eight limits, and to write the limit headers.
 fn print_decision() {
     use llmproxy::{
         base::{TokenCounts, limits::Standings},
@@ -408,7 +405,7 @@ fn print_decision() {
     println!("telling how they stand: {:.2} µs", micros(CALLS, &mut tell));
 }
 
-/// What choosing a backend takes with each strategy, and giving its place back.
+/// Prints the time to select and release a backend with each strategy.
 fn print_selection() {
     println!();
     for (count, aim) in [(10, 1.0), (1000, 5.0)] {
@@ -436,8 +433,7 @@ fn print_selection() {
     }
 }
 
-/// Microseconds that a choice takes among backends of which each has a request; with or without
-/// sessions that are bound to them.
+/// Microseconds per selection among backends with one request each, with or without session affinity.
 fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
     use llmproxy::{
         balance::{Endpoint, Pool, PoolParts, Wish, endpoint::Ids, heirs::Heritage},
@@ -478,7 +474,7 @@ fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
     let now = Instant::now();
     let mut n = 0u64;
     let mut choose = || {
-        // Conversations of 8 KiB in blocks of 512 bytes, whose first half others have as well.
+        // Conversations of 8 KiB in blocks of 512 bytes; others share the first half.
         n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let blocks: [u64; 16] =
             std::array::from_fn(|i| if i < 8 { n % 100 + i as u64 } else { n + i as u64 });
@@ -500,7 +496,7 @@ fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
     micros(CALLS, &mut || drop(choose()))
 }
 
-/// Microseconds that a call takes, the median of five turns.
+/// Microseconds per call, the median of five rounds.
 fn micros(calls: u32, call: &mut dyn FnMut()) -> f64 {
     let mut times: Vec<f64> = (0..5)
         .map(|_| {
@@ -513,7 +509,7 @@ fn micros(calls: u32, call: &mut dyn FnMut()) -> f64 {
     times[2]
 }
 
-/// Gateways with limits that no load reaches: in memory, and in a Redis server if there is one.
+/// Gateways with limits above the load: in memory, and in Redis if it is installed.
 fn limited(
     targets: &mut Vec<Target>,
     redis: Option<SocketAddr>,
@@ -544,7 +540,7 @@ const QUIET: &str = "LLMProxy, limits in memory, no header fields";
 const EXACT: &str = "LLMProxy, limits in Redis, exact";
 const LEASED: &str = "LLMProxy, limits in Redis, leased";
 
-/// What limits cost, against the gateway that has none.
+/// Prints the cost of limits, compared to the gateway without limits.
 fn print_limited(targets: &[Target]) {
     for (name, aim) in [(MEMORY, Some(0.95)), (QUIET, Some(0.95)), (EXACT, None), (LEASED, None)] {
         let Some(ratio) = ratio_to_plain(targets, name) else { continue };
@@ -558,7 +554,7 @@ fn print_limited(targets: &[Target]) {
     }
 }
 
-/// The speed of a gateway in parts of that which does nothing beside.
+/// The throughput of a gateway as a share of the plain one.
 fn ratio_to_plain(targets: &[Target], name: &str) -> Option<f64> {
     let speed = |name: &str| {
         let target = targets.iter().find(|t| t.name == name)?;
@@ -567,7 +563,7 @@ fn ratio_to_plain(targets: &[Target], name: &str) -> Option<f64> {
     Some(speed(name)? / speed("LLMProxy")?)
 }
 
-/// What one call of a small script takes: building the tables, running it, reading its answer.
+/// Prints the time of one call of a small script: build the tables, run it, read the result.
 fn print_script() {
     use llmproxy::{
         auth::decision::{Call, Question},
@@ -628,7 +624,7 @@ fn nginx(folder: &Path, listen: SocketAddr, backend: SocketAddr, core: Option<us
     Process::start(Path::new("nginx"), &["-c", file.to_str().unwrap()], core)
 }
 
-/// Takes usage records and throws them away.
+/// Accepts usage records and discards them.
 fn receiver() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -661,7 +657,7 @@ fn request_body(size: usize, stream: bool) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Asks as fast as answers come, on all connections.
+/// Sends requests on all connections as fast as responses arrive.
 async fn load(target: &Target, request: &[u8], time: Duration) -> Round {
     let cpu = target.process.as_ref().map(Process::cpu);
     let start = Instant::now();
@@ -733,7 +729,7 @@ fn print_requests(targets: &[Target]) {
     );
 }
 
-/// Times of one stream, in milliseconds: to the first event, and between events.
+/// Times of one stream in milliseconds: to the first event, and between events.
 struct Pace {
     first: f64,
     gaps: Vec<f64>,
@@ -752,7 +748,7 @@ async fn print_streams(targets: &mut [Target]) {
             .map(|n| {
                 let (address, request) = (target.address, request.clone());
                 tokio::spawn(async move {
-                    // Not all at the same moment: that would measure the queue.
+                    // Not all at the same moment, which would measure the queue.
                     tokio::time::sleep(Duration::from_millis(n as u64 * 5)).await;
                     stream(address, &request).await
                 })
@@ -807,7 +803,7 @@ async fn stream(address: SocketAddr, request: &[u8]) -> Pace {
     }
 }
 
-/// One connection that is used again and again.
+/// A connection that is reused.
 struct Client {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -820,7 +816,7 @@ impl Client {
         Self { stream, buffer: Vec::with_capacity(16 * 1024) }
     }
 
-    /// Sends a request and reads the answer, whose length must be said.
+    /// Sends a request and reads the response, which must have `Content-Length`.
     async fn ask(&mut self, request: &[u8]) {
         self.stream.write_all(request).await.unwrap();
         self.buffer.clear();

@@ -1,8 +1,8 @@
-//! The least that a proxy on Pingora can be: every request goes to one backend, nothing is looked
-//! at. What the benchmark measures LLMProxy against.
+//! A minimal Pingora proxy that sends every request to one backend without inspecting it. The
+//! benchmark compares LLMProxy with it.
 //!
-//! `bare_pingora LISTEN BACKEND [THREADS [simple]]`; `simple` takes the runtime without work stealing,
-//! which LLMProxy takes when it has one thread.
+//! `bare_pingora LISTEN BACKEND [THREADS [simple]]`; `simple` selects the runtime without work stealing,
+//! which LLMProxy uses with one thread.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Makes the chart's README.md from README.md.gotmpl and the comments of values.yaml.
+"""Generates the chart's README.md from README.md.gotmpl and the comments of values.yaml.
 
-A comment that begins with `# --` belongs to the key below it, and the lines of comment that follow belong to it as well,
-as with helm-docs. Every value has such a comment, or a map that it is in has one. With `--check`: tells whether README.md
-is as it would be made. Needs PyYAML.
+As in helm-docs, a comment that begins with `# --` describes the key below it, including its continuation lines. Every
+value needs such a comment, or one on a map that contains it. With `--check`: fails if README.md is out of date. Needs
+PyYAML.
 """
 
 import json
@@ -17,7 +17,7 @@ CHART = Path(__file__).resolve().parents[1] / "helm/llmproxy"
 
 
 def described(text: str) -> dict[tuple[str, ...], str]:
-    """What is said about each key, by its path."""
+    """The description of each key, by its path."""
     found, path, comment = {}, [], None
     for line in text.splitlines():
         if told := re.fullmatch(r"\s*# -- (.*)", line):
@@ -36,7 +36,7 @@ def described(text: str) -> dict[tuple[str, ...], str]:
 
 
 def rows(node, path, told, covered):
-    """A row for each value that has a comment; values without one must be below one that has."""
+    """A row for each value with a comment. A value without one must be below one with a comment."""
     for key, value in node.items():
         here = (*path, key)
         below = covered or here in told
@@ -53,7 +53,7 @@ def rows(node, path, told, covered):
 def made() -> str:
     text = (CHART / "values.yaml").read_text()
     told, values = described(text), yaml.safe_load(text)
-    table = ["| value | default | |", "|---|---|---|", *rows(values, (), told, False)]
+    table = ["| value | default | description |", "|---|---|---|", *rows(values, (), told, False)]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     page = (CHART / "README.md.gotmpl").read_text()
     fill = {
@@ -71,4 +71,4 @@ readme = CHART / "README.md"
 if "--check" not in sys.argv:
     readme.write_text(made())
 elif not readme.exists() or readme.read_text() != made():
-    sys.exit(f"{readme} is not what its template and values.yaml make of it; run {sys.argv[0]}")
+    sys.exit(f"{readme} is out of date; run {sys.argv[0]}")

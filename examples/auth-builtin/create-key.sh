@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the two keys of this example by the admin API. Run again it says that they are there (409).
+# Creates the two keys of this example through the admin API. If they exist, it prints the error (409).
 set -eu
 
 ADMIN=http://${ADMIN_LISTEN:-127.0.0.1:8002}
@@ -11,6 +11,6 @@ create() {
     echo
 }
 
-# Without "key" the gateway makes one. Either way it is told in this answer and never again.
+# Without "key" the gateway generates one. The key is shown only in this response.
 create '{"key": "sk-example-good-0001", "name": "first", "user_id": "user_001"}'
 create '{"key": "sk-example-disabled-1", "user_id": "user_002", "status": "disabled"}'

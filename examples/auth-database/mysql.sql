@@ -1,4 +1,4 @@
--- MySQL and MariaDB. The collation of `api_key` tells upper from lower case.
+-- MySQL and MariaDB. The collation of `api_key` is case-sensitive.
 CREATE TABLE api_keys (
     api_key     VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY,
     name        VARCHAR(100),

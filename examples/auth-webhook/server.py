@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A service that knows API keys: python3 server.py [PORT]
+"""A service that looks up API keys: python3 server.py [PORT]
 
-Asked    POST /check with {"api_key": "sk-...", "timestamp": 1790000000}
-Answers  200 with what is known of the key, 404 if the key is not known
+Request   POST /check with {"api_key": "sk-...", "timestamp": 1790000000}
+Response  200 with the fields of the key, 404 if the key is not known
 """
 
 import json
@@ -19,12 +19,12 @@ KEYS = {
 
 class Check(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16  # an answer leaves as one piece
+    wbufsize = 1 << 16  # sends a response in one piece
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path != "/check" or self.headers.get("Authorization") != TOKEN:
-            # Not 401, 403 or 404: the gateway would take that for "the key is not known".
+            # Not 401, 403 or 404, which mean to the gateway that the key is not known.
             return self.answer(400, {"message": "not for you"})
         known = KEYS.get(json.loads(body).get("api_key"))
         if known is None:

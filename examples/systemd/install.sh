@@ -1,7 +1,6 @@
 #!/bin/sh
-# Installs a binary as a service, or a newer one in its place: `sudo ./install.sh path/to/llmproxy`.
-# What is in /etc/llmproxy stays as it is. With DESTDIR it puts the files there, for a package, and
-# leaves the system alone.
+# Installs or updates the service: `sudo ./install.sh path/to/llmproxy`. Existing files in /etc/llmproxy
+# are kept. With DESTDIR it writes the files there, for a package, and does not change the system.
 set -eu
 
 binary=${1:?"usage: install.sh path/to/llmproxy"}
@@ -13,12 +12,12 @@ if [ -z "$root" ]; then
     getent passwd llmproxy >/dev/null || useradd --system --user-group --no-create-home \
         --home-dir /var/lib/llmproxy --shell /usr/sbin/nologin llmproxy
 fi
-own() { # What the service may read and only root may change.
+own() { # The service may read it; only root may change it.
     [ -n "$root" ] || chown root:llmproxy "$1"
 }
 
 mkdir -p "$root/usr/local/bin" "$root/etc/systemd/system" "$conf/secrets"
-# `install` makes a new file: the binary that runs stays as it is until the restart.
+# `install` writes a new file: the running binary is unchanged until the restart.
 install -m 0755 "$binary" "$root/usr/local/bin/llmproxy"
 install -m 0644 "$here/llmproxy.service" "$root/etc/systemd/system/llmproxy.service"
 chmod 0755 "$conf"
@@ -36,4 +35,4 @@ fi
 
 [ -z "$root" ] || exit 0
 systemctl daemon-reload
-echo "Look at $conf/llmproxy.yaml, then: systemctl enable --now llmproxy"
+echo "Edit $conf/llmproxy.yaml, then run: systemctl enable --now llmproxy"

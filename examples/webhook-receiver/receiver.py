@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A receiver of LLMProxy's usage records: python3 receiver.py
+"""A webhook receiver for LLMProxy's usage records: python3 receiver.py
 
-POST /llm-usage   takes a record or an array of them, signed as Standard Webhooks says
-GET  /totals      what was used, by user and model, and the records that are missing
+POST /llm-usage   accepts a record or an array of records, signed as in Standard Webhooks
+GET  /totals      usage by user and model, and the missing records
 
 Environment
-  WEBHOOK_SECRET  what the gateway signs with; several with spaces between them, to replace one
-  DATABASE        a SQLite file; usage.db without this
-  HOST, PORT      where to listen; 127.0.0.1 and 3001 without these
+  WEBHOOK_SECRET  the secret of the signatures; several, separated by spaces, to replace one
+  DATABASE        a SQLite file; default usage.db
+  HOST, PORT      the address to listen on; default 127.0.0.1 and 3001
 """
 
 import base64
@@ -22,7 +22,7 @@ from contextlib import closing
 
 from flask import Flask, jsonify, request
 
-TOLERANCE = 300  # seconds by which a request may be older, or its clock ahead
+TOLERANCE = 300  # seconds by which the time of a request may differ
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS usage_records (
@@ -49,10 +49,9 @@ SELECT user_id, model, count(*) AS requests, sum(prompt_tokens) AS prompt_tokens
 FROM usage_records GROUP BY user_id, model ORDER BY user_id, model
 """
 
-# The records of a run of a gateway are numbered from 1 on. A receiver that joins later does not see
-# the first ones; from then on a number that never comes is a record that was lost. While several
-# requests are under way (`concurrency`), or letters that were put aside wait to be replayed, a gap
-# may be closed later.
+# The records of each run of a gateway are numbered from 1. A receiver that is added later does not get
+# the first ones; after that, a number that never arrives is a lost record. While several requests are in
+# flight (`concurrency`), or dead letters wait for a replay, a gap may still be closed.
 GAPS = """
 SELECT process, sequence + 1 AS first, next - 1 AS last FROM (
     SELECT process, sequence, lead(sequence) OVER (PARTITION BY process ORDER BY sequence) AS next
@@ -80,7 +79,7 @@ def connect():
 
 
 def signed(headers, body):
-    """Whether the gateway has sent this, and not long ago."""
+    """Whether the signature is valid and recent."""
     identity, stamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
     if len(stamp) > 20 or not (stamp.isascii() and stamp.isdigit()):
         return False
@@ -97,7 +96,7 @@ def signed(headers, body):
 
 
 def store(records):
-    """Stores the records that are new, all or none; returns them."""
+    """Stores the new records, all or none, and returns them."""
     places = ", ".join("?" * (len(COLUMNS) + 1))
     insert = f"INSERT OR IGNORE INTO usage_records ({', '.join(COLUMNS)}, record) VALUES ({places})"
     new = []
@@ -113,16 +112,16 @@ def store(records):
 def receive():
     body = request.get_data()
     if not signed(request.headers, body):
-        # The gateway tries again later: perhaps somebody mends the secret.
-        return jsonify(error="the signature is wrong, or too old"), 401
+        # The gateway retries: the secret may be fixed meanwhile.
+        return jsonify(error="the signature is wrong or too old"), 401
     try:
         told = json.loads(body)
         records = told if isinstance(told, list) else [told]
         new = store(records)
     except (ValueError, KeyError, TypeError, AttributeError, sqlite3.IntegrityError) as e:
-        # The gateway puts a record aside that is answered so.
+        # The gateway moves such a record to the dead letters.
         return jsonify(error=f"not a usage record: {e!r}"), 422
-    # What the database says otherwise is answered 500, and tried again.
+    # Other database errors become 500, and the gateway retries.
     tokens = sum(record["total_tokens"] for record in new)
     print(f"{len(records)} records, {len(new)} of them new, {tokens} tokens", flush=True)
     return "", 204

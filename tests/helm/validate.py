@@ -1,7 +1,7 @@
-"""Validates objects from the standard input by the strict schemas of a version of Kubernetes.
+"""Validates objects from standard input by the strict schemas of a version of Kubernetes.
 
-Unknown fields are refused. The schemas of Kubernetes itself come with `kubernetes-validate`; those of custom
-resources are in the folder `schemas`.
+Unknown fields are refused. The schemas of Kubernetes come from `kubernetes-validate`, those of custom resources
+from the folder `schemas`.
 """
 
 import json
@@ -19,13 +19,13 @@ CUSTOM = Path(__file__).with_name("schemas")
 
 
 class Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a map, of which YAML would take one in silence."""
+    """Refuses a duplicate key of a map, which YAML would silently accept."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} stands there twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -35,13 +35,13 @@ def newest() -> str:
 
 
 class Schemas:
-    """The schemas of one version, by the kind of an object."""
+    """The schemas of one version of Kubernetes, by kind."""
 
     def __init__(self, version: str):
         self.folder = SHIPPED / f"v{version}.0-local-strict"
         definitions = json.loads((self.folder / "_definitions.json").read_text())
         resource = Resource.from_contents(definitions)
-        # The schemas have this name for it, with and without the host that is theirs.
+        # The schemas refer to it by these names, with and without the host.
         names = ["https://kubernetes.io/api/_definitions.json", "/api/_definitions.json"]
         self.registry = Registry().with_resources((name, resource) for name in names)
         self.known = {}

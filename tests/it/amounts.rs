@@ -1,5 +1,5 @@
-//! Times and amounts that cannot be meant: milliseconds for seconds, quotas below 0. Wherever they
-//! come from, they are told of, and are never a key without an end.
+//! Implausible times and amounts, such as milliseconds for seconds or negative quotas: they are reported
+//! wherever they come from, and never mean an unlimited key.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use super::{
     support::{Gateway, servers::Redis, sim},
 };
 
-/// A date in the year 2033, in units that are no seconds.
+/// A date in the year 2033 in units other than seconds.
 const NO_SECONDS: [&str; 5] =
     ["2000000000000", "2000000000000000", "2000000000000000000", "253402300800", "-1"];
 
@@ -27,12 +27,12 @@ fn with_key(fields: &str) -> String {
 }
 
 #[test]
-fn a_configuration_with_them_is_refused_with_a_hint() {
+fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
     for field in ["starts_at", "expires_at", "last_reset_at"] {
         for number in NO_SECONDS {
             for form in [number.to_owned(), format!("\"{number}\"")] {
-                let told = problems(&with_key(&format!("{field}: {form}")));
-                let [one] = &told[..] else { panic!("{field}: {form}: {told:?}") };
+                let found = problems(&with_key(&format!("{field}: {form}")));
+                let [one] = &found[..] else { panic!("{field}: {form}: {found:?}") };
                 assert!(one.contains("api_keys[0]") && one.contains(field), "{one}");
                 assert!(one.contains("write Unix seconds"), "{one}");
             }
@@ -46,7 +46,7 @@ fn a_configuration_with_them_is_refused_with_a_hint() {
             );
         }
     }
-    for (fields, told) in [
+    for (fields, expected) in [
         ("total_quota: -1", "`total_quota` is negative: 0, or no value, means no limit"),
         ("total_quota: -0.001", "`total_quota` is negative"),
         ("total_quota: .inf", "is not a finite number"),
@@ -58,12 +58,12 @@ fn a_configuration_with_them_is_refused_with_a_hint() {
         ("limits: {budget: -0.5}", "is not a number of 0 or more"),
     ] {
         let all = problems(&with_key(fields));
-        assert!(all.iter().any(|one| one.contains(told)), "{fields}: {all:?}");
+        assert!(all.iter().any(|one| one.contains(expected)), "{fields}: {all:?}");
     }
     for fine in ["balance: -5", "total_quota: 0", "total_quota: 5, used_quota: 7"] {
         assert_eq!(problems(&with_key(fine)), [""; 0], "{fine}");
     }
-    for (section, told) in [
+    for (section, expected) in [
         ("auth: {enabled: true, defaults: {total_quota: -1}}", "auth.defaults.total_quota"),
         ("rate_limit: {global: {tokens_per_minute: -1}}", "global.tokens_per_minute"),
         (
@@ -79,26 +79,26 @@ fn a_configuration_with_them_is_refused_with_a_hint() {
         let text = format!("backends: [{{url: \"http://x\"}}]\n{section}\n");
         let all = problems(&text);
         assert!(
-            all.iter().any(|one| one.contains(told) && one.contains("from 0 on")),
+            all.iter().any(|one| one.contains(expected) && one.contains("from 0 on")),
             "{section}: {all:?}"
         );
     }
 }
 
 #[test]
-fn check_tells_of_them() {
+fn check_reports_implausible_values() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.yaml");
     std::fs::write(&file, with_key("expires_at: 1800000000000")).unwrap();
     let mut check = Command::new(env!("CARGO_BIN_EXE_llmproxy"));
     let done = check.args(["check", "--config"]).arg(&file).output().unwrap();
-    let told = String::from_utf8_lossy(&done.stderr);
+    let printed = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(1));
-    assert!(told.contains("looks like milliseconds: write Unix seconds"), "{told}");
+    assert!(printed.contains("looks like milliseconds: write Unix seconds"), "{printed}");
 }
 
 #[tokio::test]
-async fn the_admin_api_refuses_them_with_a_hint() {
+async fn the_admin_api_refuses_implausible_values_with_a_hint() {
     let sim = sim().await;
     let admin = Admin::start(&[sim.url()], "").await;
     let fine = json!({"key": "sk-fine-1234", "expires_at": 2_000_000_000, "total_quota": 5});
@@ -115,18 +115,18 @@ async fn the_admin_api_refuses_them_with_a_hint() {
             wrong.push((json!({field: number.to_string()}), "write Unix seconds"));
         }
     }
-    for (fields, told) in wrong {
+    for (fields, expected) in wrong {
         let mut fields = fields.as_object().unwrap().clone();
         let id = made["id"].as_str().unwrap();
         let path = format!("/admin/v1/keys/{id}");
         let (status, answer) = admin.patch(&path, fields.clone().into()).await;
         assert_eq!(status, 400, "{fields:?}: {answer}");
-        assert!(answer.to_string().contains(told), "{fields:?}: {answer}");
+        assert!(answer.to_string().contains(expected), "{fields:?}: {answer}");
         fields.insert("key".to_owned(), "sk-wrong-123456".into());
         for path in ["/admin/v1/keys", "/admin/keys/create"] {
             let (status, answer) = admin.post(path, fields.clone().into()).await;
             assert_eq!(status, 400, "{path}: {fields:?}: {answer}");
-            assert!(answer.to_string().contains(told), "{path}: {fields:?}: {answer}");
+            assert!(answer.to_string().contains(expected), "{path}: {fields:?}: {answer}");
         }
     }
     assert_eq!(admin.gateway.ask_as("sk-fine-1234").await.status, 200);
@@ -134,7 +134,7 @@ async fn the_admin_api_refuses_them_with_a_hint() {
 }
 
 #[tokio::test]
-async fn keys_in_stores_that_hold_them_are_refused_and_told_of() {
+async fn stored_keys_with_implausible_values_are_refused_and_logged() {
     let (sim, redis) = (sim().await, Redis::start().await);
     let fields = [
         ("ms", "expires_at", "2000000000000", 403),

@@ -1,9 +1,9 @@
-//! Who may call: where keys are looked for, what is decided about them, what becomes of a caller.
+//! Authentication: where keys are read from, how they are decided about, and what is known of a caller.
 
 use super::support::{Gateway, Receiver, chat, sim, sim_with};
 
-/// Status and code of an answer.
-fn code(answer: &super::support::client::Answer) -> (u16, String) {
+/// Status and error code of a response.
+fn code(answer: &super::support::client::Response) -> (u16, String) {
     let code = answer.json()["error"]["code"].as_str().unwrap_or_default().to_owned();
     (answer.status, code)
 }
@@ -30,7 +30,7 @@ api_keys:
 ";
 
 #[tokio::test]
-async fn the_default_rules_decide() {
+async fn the_default_rules_decide_without_a_script() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], KEYS).await;
     for (key, expected) in [
@@ -57,12 +57,12 @@ async fn the_default_rules_decide() {
     assert_eq!(sim.stats().requests(), 2, "refused requests reach no backend");
     let count = gateway.metric("llmproxy_auth_total{decision=\"allow\",provider=\"file\"}").await;
     assert_eq!(count, 2.0);
-    // Nothing that belongs to a key is in the log.
+    // The log contains no keys.
     assert!(!gateway.log().contains("sk-good-000001"));
 }
 
 #[tokio::test]
-async fn keys_are_looked_for_where_they_may_be() {
+async fn keys_are_read_from_the_configured_headers() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], KEYS).await;
     for (headers, status) in [
@@ -86,7 +86,7 @@ async fn keys_are_looked_for_where_they_may_be() {
 }
 
 #[tokio::test]
-async fn only_what_needs_a_key_asks_for_one() {
+async fn only_api_endpoints_require_a_key() {
     let sim = sim().await;
     let more = KEYS.replace("auth: {}", "auth: {skip_paths: [/v1/embed]}");
     let gateway = Gateway::before(&[sim.url()], &more).await;
@@ -109,11 +109,11 @@ async fn only_what_needs_a_key_asks_for_one() {
 }
 
 #[tokio::test]
-async fn a_body_is_not_taken_in_without_a_key() {
+async fn a_body_is_not_read_without_a_key() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], KEYS).await;
     let mut client = gateway.client().await;
-    // The body is announced and never sent: whoever waits for it would wait for ever.
+    // The body is announced but never sent: waiting for it would never end.
     client
         .send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Length: 1000000\r\n\r\n")
         .await;
@@ -121,7 +121,7 @@ async fn a_body_is_not_taken_in_without_a_key() {
 }
 
 #[tokio::test]
-async fn status_codes_can_be_set() {
+async fn status_codes_can_be_configured() {
     let sim = sim().await;
     let more = KEYS.replace(
         "auth: {}",
@@ -136,7 +136,7 @@ async fn status_codes_can_be_set() {
     assert_eq!(code(&spent), no(402, "insufficient_quota"));
     assert_eq!(spent.json()["error"]["message"], "额度已用尽，请充值");
     assert_eq!(gateway.ask_as("sk-late-000001").await.status, 200);
-    // What is tolerated is passed over alone.
+    // Only the tolerated failure is ignored.
     assert_eq!(gateway.ask_as("sk-late-spent").await.status, 402);
     assert_eq!(gateway.ask_as("sk-x").await.json()["error"]["message"], "无效的 API Key");
 
@@ -147,7 +147,7 @@ async fn status_codes_can_be_set() {
 }
 
 #[tokio::test]
-async fn a_caller_is_known_in_records_and_logs_and_to_backends_only_if_they_may() {
+async fn a_caller_is_named_in_records_and_logs_and_to_backends_only_if_configured() {
     let sim = sim().await;
     let receiver = Receiver::start().await;
     let hook = receiver.hook();
@@ -165,7 +165,7 @@ async fn a_caller_is_known_in_records_and_logs_and_to_backends_only_if_they_may(
     gateway.logs("user=\"user_001\"").await;
     let seen = format!("{:?}", sim.stats().last().unwrap().headers);
     assert!(!seen.contains("x-api-key"), "{seen}");
-    // A refused request has a record as well.
+    // A refused request has a record too.
     gateway.ask_as("sk-off-0000001").await;
     let refused = receiver.wait_for(2).await[1].clone();
     assert!(refused["key_id"].as_str().unwrap().starts_with("key_"));
@@ -180,7 +180,7 @@ async fn a_caller_is_known_in_records_and_logs_and_to_backends_only_if_they_may(
 }
 
 #[tokio::test]
-async fn addresses_are_ruled_on_first_and_only_trusted_proxies_are_believed() {
+async fn address_rules_apply_first_and_trust_only_configured_proxies() {
     let sim = sim().await;
     let rules = "server: {denied_ips: [\"198.51.100.0/24\"], trusted_proxies: [\"127.0.0.1\"]}\n";
     let keys = KEYS.replace("192.0.2.0/24", "192.0.2.7");
@@ -195,7 +195,7 @@ async fn addresses_are_ruled_on_first_and_only_trusted_proxies_are_believed() {
     ] {
         assert_eq!(gateway.ask_with(&from(ip, key)).await.status, expected, "{ip} {key}");
     }
-    // The operator's endpoints stay open: probes come from anywhere.
+    // Health endpoints stay open, as probes come from anywhere.
     let mut client = gateway.client().await;
     client.send(b"GET /health HTTP/1.1\r\nHost: g\r\nX-Forwarded-For: 198.51.100.9\r\n\r\n").await;
     assert_eq!(client.answer().await.status, 200);
@@ -204,7 +204,7 @@ async fn addresses_are_ruled_on_first_and_only_trusted_proxies_are_believed() {
 }
 
 #[tokio::test]
-async fn both_modes_keep_their_word() {
+async fn the_modes_first_match_and_all_work() {
     let sim = sim().await;
     let pipeline = "
   pipeline:
@@ -226,7 +226,7 @@ async fn both_modes_keep_their_word() {
     {
         assert_eq!(all.ask_as(key).await.status, status, "all {key}");
     }
-    // Records come in any order.
+    // Records arrive in any order.
     let records = receiver.wait_for(4).await;
     let record = records.iter().find(|r| r["status_code"] == 200).unwrap();
     assert_eq!((&record["user_id"], &record["key_name"]), (&"u".into(), &"n".into()));
@@ -234,7 +234,7 @@ async fn both_modes_keep_their_word() {
 }
 
 #[tokio::test]
-async fn in_mode_all_a_provider_that_is_away_lets_nobody_in() {
+async fn mode_all_refuses_requests_while_a_provider_is_down() {
     let sim = sim().await;
     let away = "{type: redis, redis: {addr: \"127.0.0.1:1\"}}";
     let here = "{type: static, static: {keys: [{key: sk-good-000001}]}}";
@@ -252,7 +252,7 @@ async fn in_mode_all_a_provider_that_is_away_lets_nobody_in() {
 }
 
 #[tokio::test]
-async fn every_refusal_can_be_set() {
+async fn every_refusal_can_be_configured() {
     let sim = sim().await;
     let script = "if api_key == 'sk-no' then return false end error('x')";
     let away = "{type: redis, name: away, redis: {addr: \"127.0.0.1:1\"}}";
@@ -282,7 +282,7 @@ async fn every_refusal_can_be_set() {
 }
 
 #[tokio::test]
-async fn streams_need_a_key_too_and_a_reload_changes_who_has_one() {
+async fn streams_need_a_key_and_a_reload_changes_the_keys() {
     let sim = sim_with(|b| b.tokens = 3).await;
     let gateway = Gateway::before(&[sim.url()], KEYS).await;
     let mut client = gateway.client().await;

@@ -1,9 +1,9 @@
-//! What is called for each form that the URL of a backend may have.
+//! The endpoints that are called for each form of a backend URL.
 
 use crate::support::{Gateway, check, eventually, recorder::Recorder};
 
-/// Path and query of a backend's URL, further keys, and what is called for a chat request, for its
-/// models (if it is asked for them) and for its health.
+/// Path and query of a backend URL, further keys, and the URLs called for a chat request, for the list
+/// of models (if it is requested) and for health.
 const FORMS: [(&str, &str, &str, &str, &str); 16] = [
     ("", "", "/v1/chat/completions", "/v1/models", "/health"),
     ("/", "", "/v1/chat/completions", "/v1/models", "/health"),
@@ -54,14 +54,14 @@ const FORMS: [(&str, &str, &str, &str, &str); 16] = [
 ];
 
 #[tokio::test]
-async fn each_form_of_a_base_is_called_at_its_own_endpoints() {
+async fn each_form_of_a_base_url_has_its_endpoints() {
     let mut recorders = Vec::new();
     let mut text = "health_check: {interval: 1h}\nrouting: {load_balance_strategy: least_load, load: {interval: 1h}}\nbackends:\n".to_owned();
     for (i, (path, more, ..)) in FORMS.iter().enumerate() {
         let recorder = Recorder::start().await;
         let more = if more.is_empty() { String::new() } else { format!(", {more}") };
         text.push_str(&format!(
-            "  - {{url: \"{}{path}\", name: b{i}, models: [m{i}, told-model]{more}}}\n",
+            "  - {{url: \"{}{path}\", name: b{i}, models: [m{i}, listed-model]{more}}}\n",
             recorder.url()
         ));
         recorders.push(recorder);
@@ -97,7 +97,7 @@ async fn each_form_of_a_base_is_called_at_its_own_endpoints() {
 }
 
 #[tokio::test]
-async fn a_clients_query_follows_the_backends_without_keys() {
+async fn the_clients_query_is_appended_without_keys() {
     let [plain, azure] = [Recorder::start().await, Recorder::start().await];
     let gateway = Gateway::start(&format!(
         "log: {{level: trace}}\nbackends:\n  - {{url: \"{}\", models: [plain]}}\n  - {{url: \"{}/openai/deployments/x?api-version=7\", models: [azure]}}\n",
@@ -128,7 +128,7 @@ async fn a_clients_query_follows_the_backends_without_keys() {
             assert_eq!(recorder.lines()[before..], [format!("POST {called}")], "{query}");
         }
     }
-    // Nor does it get into the log when something goes wrong.
+    // Nor is it logged after an error.
     drop((plain, azure));
     for path in
         ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/none", "/v1/models/x"]
@@ -147,7 +147,7 @@ async fn a_clients_query_follows_the_backends_without_keys() {
 }
 
 #[test]
-fn check_shows_what_will_be_called() {
+fn check_shows_the_endpoints() {
     let mut text = "backends:\n".to_owned();
     for (i, (path, more, ..)) in FORMS.iter().enumerate() {
         let more = if more.is_empty() { String::new() } else { format!(", {more}") };
@@ -157,19 +157,19 @@ fn check_shows_what_will_be_called() {
         "  - {url: \"https://h/v1?key=sk-VERYSECRET&api-version=3\", name: last, api_key: sk-VERYSECRET, auth_header: api-key, proxy: \"http://me:sk-VERYSECRET@proxy:3128\"}\n",
     );
     let output = check(&text, &[]);
-    let told = String::from_utf8(output.stdout).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
     for (i, (_, _, chat, ..)) in FORMS.iter().enumerate() {
         let shown = chat.replace("tenant=7", "tenant=...");
         let line = format!("  b{i}: POST http://engine{shown}\n");
-        assert!(told.contains(&line), "{line} in\n{told}");
+        assert!(printed.contains(&line), "{line} in\n{printed}");
     }
     let last = "  last: POST https://h/v1/chat/completions?key=...&api-version=3, key in `api-key`, proxy proxy:3128\n";
-    assert!(told.ends_with(last), "{told}");
-    assert!(!told.contains("VERYSECRET"), "{told}");
+    assert!(printed.ends_with(last), "{printed}");
+    assert!(!printed.contains("VERYSECRET"), "{printed}");
 }
 
 #[test]
-fn urls_of_other_apis_are_refused_with_the_right_form() {
+fn urls_of_other_apis_are_refused_with_a_hint() {
     for (url, part) in [
         ("https://h/v1/messages", "`/messages` is an endpoint"),
         ("https://h/v1/responses", "`/responses` is an endpoint"),
@@ -178,19 +178,19 @@ fn urls_of_other_apis_are_refused_with_the_right_form() {
         ("ftp://h/v1", "http or https"),
     ] {
         let output = check(&format!("backends: [{{url: \"{url}\"}}]\n"), &[]);
-        let told = String::from_utf8(output.stderr).unwrap();
+        let printed = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success(), "{url}");
-        assert!(told.contains("backends[0].url") && told.contains(part), "{told}");
-        assert!(told.contains("hint: "), "{told}");
+        assert!(printed.contains("backends[0].url") && printed.contains(part), "{printed}");
+        assert!(printed.contains("hint: "), "{printed}");
     }
 }
 
 #[tokio::test]
-async fn a_source_may_say_how_its_entries_are_called() {
+async fn a_source_can_set_endpoints_of_its_entries() {
     let recorder = Recorder::start().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("engines.yaml");
-    // With a byte order mark, as some editors write it.
+    // With a byte order mark, which some editors write.
     let list = format!(
         "\u{feff}backends:\n  - {{url: \"{0}/api/v3\", name: a, models: [a]}}\n  - {{url: \"{0}/x\", append_v1: false, name: b, models: [b]}}\n",
         recorder.url()
@@ -208,5 +208,5 @@ async fn a_source_may_say_how_its_entries_are_called() {
     }
     let lines = recorder.lines();
     assert_eq!(lines, ["POST /api/v3/chat/completions", "POST /x/chat/completions"]);
-    assert!(recorder.asked().iter().all(|asked| asked.values("api-key") == ["sk-1"]));
+    assert!(recorder.requests().iter().all(|request| request.values("api-key") == ["sk-1"]));
 }

@@ -1,4 +1,4 @@
-//! How one of several backends is chosen, and when a backend is left alone.
+//! Selection of a backend, and ejection of failing ones.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -10,7 +10,7 @@ use llmproxy::sim::{Behaviour, Engine, Fail, Load, Sim};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::task::JoinSet;
 
-use crate::support::{Client, Gateway, chat, client::Answer, eventually, http, sim_with};
+use crate::support::{Client, Gateway, chat, client::Response, eventually, http, sim_with};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -38,16 +38,16 @@ fn open(sims: &[Sim]) -> u64 {
     sims.iter().map(|s| s.stats().open()).sum()
 }
 
-/// What each has got since it had got these.
+/// Requests of each backend since `before`.
 fn since(sims: &[Sim], before: &[u64]) -> Vec<u64> {
     counts(sims).iter().zip(before).map(|(now, before)| now - before).collect()
 }
 
-async fn ask(gateway: &Gateway) -> Answer {
+async fn ask(gateway: &Gateway) -> Response {
     gateway.ask_with("").await
 }
 
-/// Asks so often, one after the other; each must be answered.
+/// Sends this many requests in sequence; each must succeed.
 async fn ask_well(gateway: &Gateway, times: usize) {
     let mut client = gateway.client().await;
     for _ in 0..times {
@@ -66,8 +66,8 @@ async fn metrics(gateway: &Gateway) -> String {
 /// Header lines and the body.
 type Request = (String, String);
 
-/// Has conversations with several clients at a time: each answer is waited for before the next
-/// request of the conversation. All must be answered.
+/// Runs conversations with several clients at a time. Within a conversation each response is awaited
+/// before the next request. All must succeed.
 async fn converse(gateway: &Gateway, clients: usize, conversations: Vec<Vec<Request>>) {
     let queue = Arc::new(Mutex::new(VecDeque::from(conversations)));
     let mut tasks = JoinSet::new();
@@ -90,7 +90,7 @@ async fn converse(gateway: &Gateway, clients: usize, conversations: Vec<Vec<Requ
     }
 }
 
-/// Requests that stay with their backends until they are dropped.
+/// Requests that stay in flight until they are dropped.
 async fn hold(gateway: &Gateway, sims: &[Sim], count: usize, headers: &str) -> Vec<Client> {
     sims.iter().for_each(|sim| sim.change(|b| b.fail = Fail::Wedge));
     let mut held = Vec::new();
@@ -117,7 +117,7 @@ const STRATEGIES: [&str; 8] = [
 ];
 
 #[tokio::test]
-async fn every_strategy_uses_all_and_gives_all_places_back() {
+async fn every_strategy_uses_all_backends_and_releases_all_slots() {
     join_all(STRATEGIES.map(serves)).await;
 }
 
@@ -146,7 +146,7 @@ async fn serves(strategy: &str) {
     };
     let held = hold(&gateway, &sims, 6, "").await;
     eventually("six are in flight", async || in_flight().await == 6.0).await;
-    // Clients that go away give their places back as well.
+    // Disconnected clients release their slots too.
     drop(held);
     eventually("none is in flight", async || in_flight().await == 0.0).await;
     eventually("none is open", async || open(&sims) == 0).await;
@@ -157,7 +157,7 @@ fn waiting(waiting: u64) -> Option<Load> {
 }
 
 #[tokio::test]
-async fn an_engine_with_a_long_queue_gets_nothing_whatever_it_is() {
+async fn an_engine_with_a_long_queue_gets_no_requests() {
     join_all([Engine::Vllm, Engine::Sglang, Engine::Tgi, Engine::Llamacpp].map(unburdened)).await;
 }
 
@@ -166,8 +166,8 @@ async fn unburdened(engine: Engine) {
     sims[0].change(|b| b.reports = waiting(50));
     let load = "routing: {load_balance_strategy: least_load, load: {interval: 1s, timeout: 5s}}\n";
     let gateway = before(&sims, load).await;
-    let told = format!("llmproxy_backend_load{{backend=\"{}\",kind=\"waiting\"}}", sims[0].url());
-    eventually("its queue is known", async || gateway.metric(&told).await == 50.0).await;
+    let series = format!("llmproxy_backend_load{{backend=\"{}\",kind=\"waiting\"}}", sims[0].url());
+    eventually("its queue is known", async || gateway.metric(&series).await == 50.0).await;
     let before = counts(&sims);
     ask_well(&gateway, 40).await;
     let got = since(&sims, &before);
@@ -177,21 +177,21 @@ async fn unburdened(engine: Engine) {
         let age = format!("llmproxy_backend_load_age_seconds{{backend=\"{}\"}}", sim.url());
         assert!(text.contains(&age), "{text}");
     }
-    // What it said three readings ago does not count.
+    // Only the last reading counts.
     sims[0].change(|b| b.metrics = 500);
     gateway.logs("cannot be read: /metrics answered 500").await;
     let before = counts(&sims);
-    eventually("it is used again", async || {
+    eventually("the backend is used again", async || {
         ask_well(&gateway, 3).await;
         since(&sims, &before)[0] >= 10
     })
     .await;
     let age = async || gauge(&gateway, "llmproxy_backend_load_age_seconds", &sims[0]).await;
-    eventually("its age shows", async || age().await >= 3.0).await;
+    eventually("the age of the load is exposed", async || age().await >= 3.0).await;
 }
 
 #[tokio::test]
-async fn engines_tell_their_load_in_answers() {
+async fn engines_report_their_load_in_responses() {
     let sims = fleet(3, |b| b.metrics = 500).await;
     sims[0].change(|b| b.reports = waiting(50));
     let load =
@@ -201,7 +201,7 @@ async fn engines_tell_their_load_in_answers() {
     while sims[0].stats().requests() == 0 {
         assert_eq!(ask(&gateway).await.status, 200);
         asked += 1;
-        assert!(asked < 30, "who has told nothing is to be asked");
+        assert!(asked < 30, "a backend without a known load must be used");
     }
     for n in 0..30 {
         let mut client = gateway.client().await;
@@ -214,13 +214,13 @@ async fn engines_tell_their_load_in_answers() {
 }
 
 #[tokio::test]
-async fn least_connections_prefers_the_idle() {
+async fn least_connections_prefers_an_idle_backend() {
     let sims = fleet(3, |_| {}).await;
     let gateway = before(&sims, "routing: {load_balance_strategy: least_connections}\n").await;
     let held = hold(&gateway, &sims, 1, "").await;
     let busy = sims.iter().position(|s| s.stats().open() == 1).unwrap();
     let before = counts(&sims);
-    // Every client ends before the next comes, but its place may be given back a little later.
+    // Each request ends before the next one, but its slot may be released slightly later.
     for _ in 0..20 {
         ask_well(&gateway, 1).await;
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -231,7 +231,7 @@ async fn least_connections_prefers_the_idle() {
 }
 
 #[tokio::test]
-async fn latency_based_prefers_the_faster_and_tries_the_others() {
+async fn latency_based_prefers_the_fastest_and_probes_the_others() {
     let sims = fleet(3, |_| {}).await;
     sims[1..].iter().for_each(|sim| sim.change(|b| b.first_token_ms = 300));
     let gateway = before(&sims, "routing: {load_balance_strategy: latency_based}\n").await;
@@ -242,7 +242,7 @@ async fn latency_based_prefers_the_faster_and_tries_the_others() {
     let first = counts(&sims);
     assert!(first[0] >= 20 && first[1] > 0 && first[2] > 0, "{first:?}");
     sims[1..].iter().for_each(|sim| sim.change(|b| b.first_token_ms = 0));
-    eventually("the others are tried", async || {
+    eventually("the other backends are probed", async || {
         client.ask(PATH, chat(true)).await;
         let got = since(&sims, &first);
         got[1] > 0 && got[2] > 0
@@ -250,7 +250,7 @@ async fn latency_based_prefers_the_faster_and_tries_the_others() {
     .await;
 }
 
-/// Which backends each session has been at; the session is the content of the request.
+/// The backends used by each session. The content of the request is the session.
 fn places(sims: &[Sim]) -> BTreeMap<String, BTreeSet<usize>> {
     let mut places: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
     for (n, sim) in sims.iter().enumerate() {
@@ -300,7 +300,7 @@ async fn a_session_stays_at_one_backend() {
 }
 
 #[tokio::test]
-async fn a_session_yields_when_its_backend_is_overloaded() {
+async fn a_session_moves_when_its_backend_is_overloaded() {
     let sims = fleet(4, |_| {}).await;
     let gateway = before(
         &sims,
@@ -310,18 +310,18 @@ async fn a_session_yields_when_its_backend_is_overloaded() {
     let held = hold(&gateway, &sims, 16, "X-Session-ID: a\r\n").await;
     let mut open: Vec<_> = sims.iter().map(|s| s.stats().open()).collect();
     open.sort_unstable();
-    // A quarter above the average at most.
+    // At most a quarter above the average.
     assert!(open[3] <= 5 && open[0] >= 1, "{open:?}");
     drop(held);
 }
 
-/// Words that no two conversations share, from a seed.
+/// Random words, so that no two conversations share them.
 fn words(chance: &mut StdRng, bytes: usize) -> String {
     (0..bytes).map(|_| char::from(chance.random_range(b'a'..=b'z'))).collect()
 }
 
-/// Conversations of several turns. Their system prompts are those of a few applications, of which
-/// some are used much more than others.
+/// Conversations of several turns. Their system prompts are those of a few applications, some of which
+/// are used much more often.
 fn conversations(count: usize, turns: usize) -> Vec<Vec<Request>> {
     const PROMPTS: usize = 24;
     let mut chance = StdRng::seed_from_u64(5);
@@ -350,13 +350,13 @@ fn conversations(count: usize, turns: usize) -> Vec<Vec<Request>> {
     (0..count).map(|_| conversation()).collect()
 }
 
-/// The share of prompt tokens that were in the engines' caches, and the requests of each.
+/// The share of cached prompt tokens, and the requests of each backend.
 async fn hit_rate(strategy: &str) -> (f64, Vec<u64>) {
-    // The applications' prompts do not fit into one engine's cache.
+    // The prompts of all applications do not fit into the cache of one engine.
     let sims = fleet(4, |b| (b.prefix_cache, b.first_token_ms) = (300, 20)).await;
     let more = format!("routing: {{load_balance_strategy: {strategy}, prefix: {{block: 256}}}}\n");
     let gateway = before(&sims, &more).await;
-    // A number of clients that no number of backends divides: turns do not bind them by accident.
+    // The number of clients is not a multiple of the backends, so that turns do not bind them by accident.
     converse(&gateway, 13, conversations(160, 5)).await;
     let (cached, queried) = sims
         .iter()
@@ -366,7 +366,7 @@ async fn hit_rate(strategy: &str) -> (f64, Vec<u64>) {
 }
 
 #[tokio::test]
-async fn prefix_affinity_finds_what_engines_have_cached() {
+async fn prefix_affinity_raises_the_cache_hit_rate() {
     let (by_turns, _) = hit_rate("round_robin").await;
     let (by_prefix, counts) = hit_rate("prefix_affinity").await;
     assert!(by_prefix > 1.5 * by_turns, "{by_prefix:.2} against {by_turns:.2}");
@@ -375,7 +375,7 @@ async fn prefix_affinity_finds_what_engines_have_cached() {
 }
 
 #[tokio::test]
-async fn keys_with_salts_share_no_cache() {
+async fn keys_with_cache_salts_share_no_cache() {
     let sims = fleet(2, |b| b.prefix_cache = 1000).await;
     let gateway = before(
         &sims,
@@ -398,7 +398,7 @@ async fn keys_with_salts_share_no_cache() {
 }
 
 #[tokio::test]
-async fn a_reload_changes_the_strategy_under_way() {
+async fn a_reload_changes_the_strategy_under_load() {
     let sims = fleet(3, |b| b.first_token_ms = 5).await;
     let list: String = urls(&sims).iter().map(|url| format!("  - url: \"{url}\"\n")).collect();
     let text = |strategy| {
@@ -428,7 +428,7 @@ const OPEN: &str = "llmproxy_circuit_open";
 const OPENED: &str = "llmproxy_circuit_opened_total";
 
 #[tokio::test]
-async fn a_backend_that_fails_is_left_alone() {
+async fn a_failing_backend_is_ejected() {
     let sims = fleet(2, |_| {}).await;
     sims[0].change(|b| b.fail = Fail::Error);
     let more = "routing: {circuit: {consecutive_failures: 3, cooldown: 1h}}\n";
@@ -441,18 +441,18 @@ async fn a_backend_that_fails_is_left_alone() {
 }
 
 #[tokio::test]
-async fn one_request_finds_out_that_a_backend_works_again() {
+async fn one_request_probes_an_ejected_backend() {
     let sims = fleet(2, |_| {}).await;
     sims[0].change(|b| b.fail = Fail::Error);
     let more = "routing: {circuit: {consecutive_failures: 2, cooldown: 200ms}}\n";
     let gateway = before(&sims, more).await;
-    eventually("it is left alone", async || {
+    eventually("the backend is ejected", async || {
         ask_well(&gateway, 1).await;
         gauge(&gateway, OPEN, &sims[0]).await == 1.0
     })
     .await;
     sims[0].change(|b| b.fail = Fail::None);
-    eventually("it is used again", async || {
+    eventually("the backend is used again", async || {
         ask_well(&gateway, 1).await;
         gauge(&gateway, OPEN, &sims[0]).await == 0.0
     })
@@ -464,7 +464,7 @@ async fn one_request_finds_out_that_a_backend_works_again() {
 }
 
 #[tokio::test]
-async fn when_all_are_left_alone_clients_are_told_when_to_come_back() {
+async fn if_all_backends_are_ejected_clients_get_retry_after() {
     let sims = fleet(2, |b| b.fail = Fail::Error).await;
     let circuit = |more: &str| {
         format!(
@@ -472,7 +472,7 @@ async fn when_all_are_left_alone_clients_are_told_when_to_come_back() {
              routing: {{circuit: {{consecutive_failures: 2, cooldown: 1h{more}}}}}\n"
         )
     };
-    // Each time another caller.
+    // A new caller each time.
     let ask = async |gateway: &Gateway, n: u32| {
         gateway.ask_with(&format!("X-Forwarded-For: 198.51.100.{n}\r\n")).await
     };
@@ -485,7 +485,7 @@ async fn when_all_are_left_alone_clients_are_told_when_to_come_back() {
     let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=3600).contains(&wait), "{wait}");
     assert_eq!(counts(&sims), [2, 2]);
-    // Unless only some of them may be.
+    // Unless the maximum of ejected backends is reached.
     let sims = fleet(2, |b| b.fail = Fail::Error).await;
     let gateway = before(&sims, &circuit("")).await;
     for n in 0..10 {
@@ -514,7 +514,7 @@ async fn one_failure_cools_one_model_of_a_backend() {
 }
 
 #[tokio::test]
-async fn what_is_no_failure_of_the_backend_bars_nobody() {
+async fn only_failures_of_a_backend_eject_it() {
     let strict = "routing: {circuit: {consecutive_failures: 1, cooldown: 1h}}\n";
     let sims = fleet(2, |_| {}).await;
     let gateway = before(&sims, strict).await;
@@ -529,7 +529,7 @@ async fn what_is_no_failure_of_the_backend_bars_nobody() {
         }
         assert_eq!(since(&sims, &before), [5, 5], "{status}");
     }
-    // Full queues: others are asked, and it is asked again a little later.
+    // Full queues: requests go elsewhere, and the backend is tried again soon.
     for fail in [Fail::Busy, Fail::Backlog, Fail::Paused, Fail::Scaling] {
         sims[0].change(|b| b.fail = fail);
         let before = counts(&sims);
@@ -537,7 +537,7 @@ async fn what_is_no_failure_of_the_backend_bars_nobody() {
         assert!(since(&sims, &before)[0] >= 1, "{fail:?}");
         sims[0].change(|b| b.fail = Fail::None);
         let before = counts(&sims);
-        eventually("it is used again", async || {
+        eventually("the backend is used again", async || {
             ask_well(&gateway, 1).await;
             since(&sims, &before)[0] >= 1
         })
@@ -548,7 +548,7 @@ async fn what_is_no_failure_of_the_backend_bars_nobody() {
 }
 
 #[tokio::test]
-async fn a_busy_backend_is_left_alone_for_as_long_as_it_says() {
+async fn a_busy_backend_cools_down_for_its_retry_after() {
     let sims = fleet(2, |b| b.retry_after = 3600).await;
     sims[0].change(|b| b.fail = Fail::TooMany);
     let gateway = before(&sims, "").await;

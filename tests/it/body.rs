@@ -1,5 +1,5 @@
-//! Request bodies: every size at which something changes, in every framing, with and without a
-//! backend that fails first.
+//! Request bodies: all sizes at which the handling changes, in every framing, with and without a failing
+//! backend.
 
 use std::fmt::Write;
 
@@ -41,7 +41,7 @@ async fn post(gateway: &Gateway, framing: Framing, body: Vec<u8>) -> u16 {
             let head =
                 format!("POST {path} HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n");
             client.send(head.as_bytes()).await;
-            // Refused bodies may not be taken in whole.
+            // A refused body may not be read to its end.
             client.try_send(&chunked(&body, 10_000)).await;
             client.answer().await.status
         }
@@ -50,7 +50,7 @@ async fn post(gateway: &Gateway, framing: Framing, body: Vec<u8>) -> u16 {
             let body = if framing == Framing::Http2 {
                 reqwest::Body::from(body)
             } else {
-                // A body of unknown length: no content-length is sent.
+                // A body of unknown length, sent without content-length.
                 unsized_body(body)
             };
             let request = client.post(gateway.url(path)).timeout(PATIENCE).body(body);
@@ -86,7 +86,7 @@ async fn every_size_arrives_unchanged_in_every_framing() {
 }
 
 #[tokio::test]
-async fn every_size_survives_a_backend_that_cannot_be_reached() {
+async fn every_size_survives_an_unreachable_backend() {
     let sim = sim().await;
     let dead = format!("http://{}", free_address());
     let more =
@@ -95,7 +95,7 @@ async fn every_size_survives_a_backend_that_cannot_be_reached() {
     for framing in FRAMINGS {
         for size in SIZES {
             let body = chat_of(size, false);
-            // Two in a row: one of them is the dead backend's turn.
+            // Two in a row, so that one of them tries the dead backend.
             for _ in 0..2 {
                 assert_eq!(post(&gateway, framing, body.clone()).await, 200, "{framing:?} {size}");
                 assert!(received(&sim) == body, "{framing:?} {size}: the body was changed");
@@ -107,7 +107,7 @@ async fn every_size_survives_a_backend_that_cannot_be_reached() {
 }
 
 #[tokio::test]
-async fn usage_is_spliced_into_every_size() {
+async fn usage_is_requested_in_bodies_of_every_size() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let splice = br#","stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#;
@@ -122,7 +122,7 @@ async fn usage_is_spliced_into_every_size() {
 }
 
 #[tokio::test]
-async fn one_byte_more_than_the_cap_is_refused() {
+async fn one_byte_above_the_limit_is_refused() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], &format!("server: {{max_body_size: {CAP}}}")).await;
     for framing in FRAMINGS {
@@ -134,7 +134,7 @@ async fn one_byte_more_than_the_cap_is_refused() {
 }
 
 #[tokio::test]
-async fn the_default_cap_is_32_mib() {
+async fn the_default_limit_is_32_mib() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     assert_eq!(post(&gateway, Framing::Length, chat_of(32 << 20, false)).await, 200);
@@ -142,7 +142,7 @@ async fn the_default_cap_is_32_mib() {
 }
 
 #[tokio::test]
-async fn a_client_that_asks_before_it_sends_is_answered() {
+async fn expect_100_continue_is_answered() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "server: {max_body_size: 1MiB}").await;
     let body = chat_of(300_000, false);
@@ -165,10 +165,10 @@ async fn a_client_that_asks_before_it_sends_is_answered() {
 }
 
 #[tokio::test]
-async fn a_large_chunked_body_that_cannot_be_sent_again_is_an_error_and_no_hang() {
+async fn a_large_chunked_body_that_cannot_be_resent_is_an_error() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
-    // A connection that is kept alive, and then breaks under the next request.
+    // A kept-alive connection that breaks with the next request.
     let mut client = gateway.client().await;
     assert_eq!(client.ask("/v1/chat/completions", chat_of(100, false)).await.status, 200);
     sim.change(|b| b.fail = Fail::BeforeHeaders);
@@ -201,7 +201,7 @@ async fn a_body_is_read_in_any_pieces() {
 }
 
 #[tokio::test]
-async fn what_is_not_json_is_told_so() {
+async fn invalid_json_is_reported() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     for bad in ["", "hello", "[1]", r#"{"model":"sim-model""#, "{\"a\":\"\u{1}\"}", "{} {}"] {
@@ -217,7 +217,7 @@ async fn what_is_not_json_is_told_so() {
 }
 
 #[tokio::test]
-async fn the_name_of_a_model_has_an_end() {
+async fn the_length_of_a_model_name_is_limited() {
     let sim = sim_with(|b| b.models.push("m".repeat(1024))).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     for (bytes, status) in [(1024, 200), (1025, 400), (100_000, 400)] {
@@ -251,10 +251,10 @@ async fn requests_may_be_pipelined() {
 }
 
 #[tokio::test]
-async fn a_length_may_be_repeated_but_not_contradicted() {
+async fn a_repeated_length_must_be_equal() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
-    // Large enough that Pingora's buffer alone could not resend it.
+    // Too large to be resent from Pingora's buffer.
     let body = chat_of(300_000, false);
     let head = |length: &str| {
         format!("POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Length: {length}\r\n\r\n")
@@ -274,7 +274,7 @@ async fn a_length_may_be_repeated_but_not_contradicted() {
 }
 
 #[tokio::test]
-async fn switches_that_engines_read_differently_are_refused() {
+async fn ambiguous_values_of_stream_are_refused() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     for bad in [
@@ -296,13 +296,13 @@ async fn switches_that_engines_read_differently_are_refused() {
 #[tokio::test]
 async fn every_framing_survives_a_dead_connection() {
     for framing in FRAMINGS {
-        // A chunked body can be sent again while it fits into Pingora's buffer.
+        // A chunked body can be resent while it fits into Pingora's buffer.
         for size in [200, 60_000, 300_000] {
             if framing == Framing::Chunked && size > 64_000 {
                 continue;
             }
             let sim = sim().await;
-            // One thread: the kept connection is the one that is used again.
+            // One thread, so that the kept connection is reused.
             let gateway = Gateway::before(&[sim.url()], "server: {threads: 1}\n").await;
             assert_eq!(
                 gateway

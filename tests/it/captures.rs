@@ -1,5 +1,5 @@
-//! Raw captures of a real vLLM and a real llama.cpp server, cut at every position: the client's
-//! bytes and the counts never depend on the cuts.
+//! Captures of a real vLLM and a real llama.cpp server, split at every position: neither the client's
+//! bytes nor the counts depend on the split.
 
 use std::{fs, path::PathBuf};
 
@@ -42,7 +42,7 @@ fn captures() -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// What the client gets and what is counted, when the stream comes in these pieces.
+/// The client's bytes and the counts for a stream that arrives in these pieces.
 fn run(strip: Strip, stream: &[u8], cuts: &[usize]) -> (Vec<u8>, String) {
     let stream = Bytes::copy_from_slice(stream);
     let (mut meter, mut seen) = (StreamMeter::new(strip), Progress::default());
@@ -65,7 +65,7 @@ fn run(strip: Strip, stream: &[u8], cuts: &[usize]) -> (Vec<u8>, String) {
 }
 
 #[test]
-fn cut_at_every_position() {
+fn streams_can_be_split_at_every_position() {
     let mut random = StdRng::seed_from_u64(7);
     for (name, stream) in captures() {
         for strip in STRIPS {
@@ -73,7 +73,7 @@ fn cut_at_every_position() {
             if strip == Strip::Nothing {
                 assert!(whole.0 == stream, "{name}: changed without a reason");
             }
-            // Long ones at random positions: every position would take minutes.
+            // Long streams at random positions, as all positions would take minutes.
             let single: Vec<usize> = match stream.len() {
                 len @ ..4000 => (0..=len).collect(),
                 len => (0..300).map(|_| random.random_range(0..=len)).collect(),
@@ -93,7 +93,7 @@ fn cut_at_every_position() {
 }
 
 #[test]
-fn every_byte_alone() {
+fn streams_can_arrive_byte_by_byte() {
     for (name, stream) in captures().into_iter().filter(|(_, s)| s.len() < 10_000) {
         let cuts: Vec<usize> = (1..stream.len()).collect();
         for strip in STRIPS {
@@ -119,7 +119,7 @@ fn line_ends_may_be_crlf() {
     }
 }
 
-/// The members of the chunk that ends the answer, in order.
+/// The members of the last chunk of a choice, in order.
 fn last_chunk(stream: &str) -> Vec<String> {
     let event = stream.split("\n\n").filter(|e| e.contains("finish_reason\":\"")).last().unwrap();
     let value: serde_json::Value =
@@ -128,7 +128,7 @@ fn last_chunk(stream: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_stripped_stream_has_the_form_of_one_that_was_never_asked_for_usage() {
+fn a_stripped_stream_looks_like_one_without_usage() {
     let all = captures();
     let find = |name: &str| {
         let (_, stream) = all.iter().find(|(n, _)| n == name).unwrap();
@@ -152,7 +152,7 @@ fn a_stripped_stream_has_the_form_of_one_that_was_never_asked_for_usage() {
 }
 
 #[test]
-fn captures_are_counted_right() {
+fn captures_have_the_right_counts() {
     let counted = |name: &str| {
         let (_, stream) = captures().into_iter().find(|(n, _)| n == name).unwrap();
         run(Strip::Nothing, &stream, &[]).1
@@ -166,7 +166,7 @@ fn captures_are_counted_right() {
     assert!(
         counted("vllm/chat_long_stream.txt").contains("prompt: 16, completion: 485, total: 501")
     );
-    // llama.cpp says it of each choice, vLLM of both.
+    // llama.cpp reports usage per choice, vLLM for both.
     for name in ["vllm", "llamacpp"] {
         let both = counted(&format!("{name}/chat_stream_n2.txt"));
         assert!(both.contains("prompt: 21, completion: 8, total: 29"), "{name}: {both}");
@@ -176,7 +176,7 @@ fn captures_are_counted_right() {
     assert!(counted("vllm-death/stream_when_engine_killed.txt").contains("failed true"));
 }
 
-/// A server that answers one request on each connection with a captured stream, in pieces.
+/// A server that responds to one request per connection with a captured stream, in pieces.
 async fn replay(stream: Vec<u8>, cuts: Vec<usize>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -184,7 +184,7 @@ async fn replay(stream: Vec<u8>, cuts: Vec<usize>) -> String {
         while let Ok((mut socket, _)) = listener.accept().await {
             let (stream, cuts) = (stream.clone(), cuts.clone());
             tokio::spawn(async move {
-                // Head and body come apart: what is left unread would reset the connection.
+                // Head and body arrive separately; unread data would reset the connection.
                 let mut request = Vec::new();
                 while !request.ends_with(b"}") {
                     socket.read_buf(&mut request).await.unwrap();
@@ -211,7 +211,7 @@ async fn replay(stream: Vec<u8>, cuts: Vec<usize>) -> String {
 }
 
 #[tokio::test]
-async fn replayed_through_the_gateway() {
+async fn captures_pass_through_the_gateway() {
     let mut random = StdRng::seed_from_u64(11);
     let streams: Vec<_> = captures()
         .into_iter()

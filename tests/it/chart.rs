@@ -1,5 +1,4 @@
-//! The Helm chart: each rendering is valid for Kubernetes and for the gateway, hangs together, and
-//! what contradicts itself is refused.
+//! The Helm chart: each rendering is valid for Kubernetes and for the gateway, and consistent.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
@@ -7,7 +6,7 @@ use serde_yaml::Value;
 
 use super::support::helm::{CHART, Rendering, Tools, examples};
 
-/// Each example with each Helm that is there, by its name.
+/// Renders each example with each Helm.
 fn each_rendering(tools: &Tools, mut look: impl FnMut(&str, &Rendering)) {
     for file in examples() {
         let name = file.as_deref().map_or("defaults".into(), |f| f.display().to_string());
@@ -22,7 +21,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_sequence().into_iter().flatten()
 }
 
-/// The oldest version of Kubernetes that the chart says it is for.
+/// The oldest version of Kubernetes that the chart supports.
 fn oldest() -> String {
     let chart: Value = yaml(&Path::new(CHART).join("Chart.yaml"));
     let wanted = chart["kubeVersion"].as_str().unwrap();
@@ -34,7 +33,7 @@ fn yaml(path: &Path) -> Value {
 }
 
 #[test]
-fn kubernetes_takes_each_rendering() {
+fn each_rendering_is_valid_for_kubernetes() {
     let tools = Tools::get();
     let mut texts = Vec::new();
     each_rendering(&tools, |name, rendering| texts.push((name.to_owned(), rendering.text.clone())));
@@ -46,7 +45,7 @@ fn kubernetes_takes_each_rendering() {
             eprintln!("{name}: {}", said.trim());
         }
     }
-    // The schemas do refuse: a field that there is not, and one that is newer than the version.
+    // The schemas refuse an unknown field, and one that is newer than the version.
     let (_, text) = texts.pop().unwrap();
     for (wrong, right) in [("serviceAccountNam:", "serviceAccountName:"), ("sleeep:", "sleep:")] {
         assert!(
@@ -60,7 +59,7 @@ fn kubernetes_takes_each_rendering() {
 }
 
 #[test]
-fn helm_finds_nothing_to_say() {
+fn helm_lint_reports_nothing() {
     let tools = Tools::get();
     for helm in &tools.helms {
         for file in examples() {
@@ -85,7 +84,7 @@ fn helm_finds_nothing_to_say() {
 const MONITORING: &str = "prometheusRule: {enabled: true}\ndashboard: {enabled: true}\n";
 
 #[test]
-fn the_readme_is_what_the_values_say() {
+fn the_readme_is_up_to_date() {
     let tools = Tools::get();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/chart-readme.py");
     let out = Command::new(&tools.python).arg(script).arg("--check").output().unwrap();
@@ -99,10 +98,9 @@ fn the_chart_installs_this_version() {
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
 }
 
-/// The gateway finds nothing wrong with the configuration, given the environment and the files that
-/// the pod would have.
+/// The gateway accepts the configuration, with the environment and the files of the pod.
 #[test]
-fn the_gateway_takes_each_configuration() {
+fn each_configuration_is_valid_for_the_gateway() {
     let tools = Tools::get();
     let mut checked = 0;
     each_rendering(&tools, |name, rendering| {
@@ -130,7 +128,7 @@ fn the_gateway_takes_each_configuration() {
     assert!(checked > 8, "{checked}");
 }
 
-/// Makes the files of secrets that the pod would have; returns their names.
+/// Creates the secret files of the pod. Returns their names.
 fn secret_files(rendering: &Rendering, root: &Path) -> Vec<String> {
     let mut made = Vec::new();
     for volume in list(&rendering.pod()["spec"]["volumes"]) {
@@ -157,14 +155,14 @@ fn secret_files(rendering: &Rendering, root: &Path) -> Vec<String> {
     made
 }
 
-/// `true` if a selector, or a map of labels, finds labels.
+/// Whether a selector, or a map of labels, matches labels.
 fn selects(selector: &Value, labels: &Value) -> bool {
     let wanted = selector.get("matchLabels").unwrap_or(selector).as_mapping().unwrap();
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 #[test]
-fn the_objects_of_a_rendering_find_each_other() {
+fn the_objects_of_a_rendering_are_consistent() {
     let tools = Tools::get();
     each_rendering(&tools, |name, rendering| {
         ports_lead_somewhere(name, rendering);
@@ -238,7 +236,7 @@ fn ports_lead_somewhere(name: &str, rendering: &Rendering) {
     assert_eq!(served.len(), ports.len(), "{name}: a port without a Service");
 }
 
-/// What comes from outside reaches the API, and nothing else.
+/// Checks that external traffic reaches only the API.
 fn routes_lead_to_the_api(name: &str, rendering: &Rendering) {
     let api = rendering.workload()["metadata"]["name"].as_str().unwrap();
     let service = rendering.find("Service", api).unwrap();
@@ -263,13 +261,13 @@ fn routes_lead_to_the_api(name: &str, rendering: &Rendering) {
         for rule in list(&policy["spec"]["ingress"]) {
             let open = rule["from"].as_sequence().is_none_or(Vec::is_empty);
             let port = &rule["ports"][0]["port"];
-            assert!(!open || port == "http", "{name}: {port:?} is open for everybody");
+            assert!(!open || port == "http", "{name}: {port:?} is open for all peers");
         }
     }
 }
 
 #[test]
-fn pods_are_restricted_and_no_secret_is_made() {
+fn pods_are_restricted_and_no_secret_is_created() {
     let tools = Tools::get();
     each_rendering(&tools, |name, rendering| {
         assert!(rendering.all("Secret").is_empty(), "{name}");
@@ -284,7 +282,7 @@ fn pods_are_restricted_and_no_secret_is_made() {
             assert_eq!(whole["runAsNonRoot"], true, "{name}");
             assert_eq!(whole["runAsUser"], 65532, "{name}");
             assert_eq!(whole["seccompProfile"]["type"], "RuntimeDefault", "{name}");
-            // Those of the user are his own.
+            // The user decides about additional containers.
             let ours = list(&pod["containers"]).filter(|c| c["name"] != "sidecar");
             for container in ours.map(|container| &container["securityContext"]) {
                 assert_eq!(container["allowPrivilegeEscalation"], false, "{name}");
@@ -296,7 +294,7 @@ fn pods_are_restricted_and_no_secret_is_made() {
 }
 
 #[test]
-fn pods_have_time_to_end() {
+fn pods_have_time_to_drain() {
     let tools = Tools::get();
     let mut seen = Vec::new();
     let mut look = |rendering: &Rendering| {
@@ -324,9 +322,9 @@ fn pods_have_time_to_end() {
     );
 }
 
-/// What is for Prometheus and Grafana arrives there as it is in the files.
+/// The rules and the dashboard are rendered as they are in the files.
 #[test]
-fn alerts_and_dashboard_are_those_of_the_files() {
+fn alerts_and_dashboard_are_rendered_unchanged() {
     let tools = Tools::get();
     let rendering = tools.helm().render(MONITORING);
     let file = |name: &str| fs::read_to_string(Path::new(CHART).join("files").join(name)).unwrap();

@@ -1,5 +1,4 @@
-//! The chart in processes that run: its configuration mounted as Kubernetes mounts it, and renewed as
-//! Kubernetes renews it; its other commands.
+//! The chart with running processes: its configuration is mounted and updated as Kubernetes does it.
 
 use std::{fs, net::SocketAddr, os::unix::fs::symlink, path::PathBuf};
 
@@ -12,8 +11,8 @@ use super::support::{
     sim,
 };
 
-/// A ConfigMap in a folder. Each file is a link to what is in `..data`, which is a link to a folder
-/// of its own for each state: so all files change at once.
+/// A ConfigMap mounted as a folder. Each file is a link into `..data`, which is a link to one folder per
+/// state, so that all files change at once.
 struct Mounted {
     folder: TempDir,
     states: usize,
@@ -59,7 +58,7 @@ struct Here {
 }
 
 impl Here {
-    /// With a name for the model, an answer of the script, and more of the section `server`.
+    /// Values with a model, a decision of the script, and additions to the section `server`.
     fn values(&self, model: &str, allow: bool, server: &str) -> String {
         let Self { backend, api, metrics, data } = self;
         let data = data.path().display();
@@ -97,7 +96,7 @@ async fn reloaded(metrics: SocketAddr) -> String {
     lines.find_map(|l| l.strip_prefix("llmproxy_config_reload_success ")).unwrap().to_owned()
 }
 
-/// Whether the probes of the pod find what they ask for at the ports that they name.
+/// Checks that the probes of the pod succeed.
 async fn probed(rendering: &Rendering, here: &Here) {
     let container = rendering.container();
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
@@ -130,9 +129,9 @@ async fn a_changed_configmap_is_loaded_in_place() {
     probed(&first, &here).await;
     assert_eq!(asked(&gateway, "first").await, 200);
     assert_eq!(asked(&gateway, "second").await, 404);
-    // What is for operators is not at the port that the Service of the API leads to.
+    // Operator endpoints are not on the port of the API.
     assert_eq!(gateway.client().await.get("/metrics").await.status, 404);
-    // The data are where the pod has its volume.
+    // The data are in the volume of the pod.
     assert!(here.data.path().join("usage").is_dir());
 
     let second = tools.helm().render(&here.values("second", true, ""));
@@ -141,22 +140,22 @@ async fn a_changed_configmap_is_loaded_in_place() {
     eventually("the new model", async || asked(&gateway, "second").await == 200).await;
     assert_eq!(asked(&gateway, "first").await, 404);
 
-    // A script alone.
+    // A change of a script only.
     let third = tools.helm().render(&here.values("second", false, ""));
     mounted.put(third.files().unwrap());
     eventually("the new script", async || asked(&gateway, "second").await == 403).await;
     assert_eq!(reloaded(here.metrics).await, "1");
 
-    // What needs a restart is refused where it runs, and rolls the pods.
+    // A change that needs a restart is refused by the running gateway, and rolls the pods.
     let fourth = tools.helm().render(&here.values("fourth", true, "threads: 3"));
-    assert_ne!(fourth.checksum(), first.checksum(), "nobody would ever see it");
+    assert_ne!(fourth.checksum(), first.checksum(), "the change would never be applied");
     mounted.put(fourth.files().unwrap());
     eventually("the refusal", async || reloaded(here.metrics).await == "0").await;
     gateway.logs("a change of server.threads needs a restart").await;
     assert_eq!(asked(&gateway, "second").await, 403);
 }
 
-/// The command line of the first container of a pod, with another address in place of its own.
+/// The command line of the first container of a pod, with a replaced address.
 fn command(pod: &Value, theirs: &str, ours: SocketAddr) -> tokio::process::Command {
     let words = pod["spec"]["containers"][0]["args"].as_sequence().unwrap().iter();
     let words: Vec<_> = words.map(|word| word.as_str().unwrap()).collect();
@@ -167,9 +166,9 @@ fn command(pod: &Value, theirs: &str, ours: SocketAddr) -> tokio::process::Comma
     command
 }
 
-/// What `helm test` runs finds a gateway that is ready, and not one that is not.
+/// The command of `helm test` succeeds with a ready gateway, and fails without one.
 #[tokio::test]
-async fn the_test_of_the_release_asks_the_gateway() {
+async fn helm_test_checks_the_gateway() {
     let tools = tokio::task::spawn_blocking(Tools::get).await.unwrap();
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;

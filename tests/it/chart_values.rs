@@ -1,4 +1,4 @@
-//! The values of the Helm chart: what is refused and why, and what rolls the pods.
+//! The values of the Helm chart: which are refused and why, and which roll the pods.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use serde_yaml::Value;
 use super::support::helm::{CHART, Rendering, Tools};
 
 #[test]
-fn mistakes_in_values_are_refused() {
+fn invalid_values_are_refused() {
     let tools = Tools::get();
     let cases = [
         ("replicaCont: 2", "replicaCont"),
@@ -43,13 +43,13 @@ fn mistakes_in_values_are_refused() {
     }
 }
 
-/// Values that contradict themselves, and what is said about them.
+/// Contradictory values and their messages.
 const CONTRADICTIONS: &[(&str, &str)] = &[
     ("{kind: Deployment, persistence: {enabled: true}}", "a spool belongs to one gateway"),
-    ("{emptyDirSize: 1Gi}", "emptyDirSize: 1Gi has no room for a full spool"),
+    ("{emptyDirSize: 1Gi}", "emptyDirSize: 1Gi is too small for a full spool"),
     (
         "{persistence: {enabled: true, size: 10Gi}, config: {usage: {spool: {max_size: 10GiB}}}}",
-        "persistence.size: 10Gi has no room",
+        "persistence.size: 10Gi is too small",
     ),
     ("{emptyDirSize: much}", "emptyDirSize: \"much\" is not a size"),
     ("{config: {data_dir: data}}", "config.data_dir: must be an absolute path"),
@@ -62,26 +62,26 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
         "backends: two of them have the name a",
     ),
     ("{vllm: {fleets: [{name: a}]}}", "vllm.fleets: a has neither a selector nor a host"),
-    ("{vllm: {fleets: [{name: admin, host: h}]}}", "vllm.fleets: admin is a name"),
-    ("{existingConfigMap: a, reload: rollout}", "reload: the chart does not see changes"),
+    ("{vllm: {fleets: [{name: admin, host: h}]}}", "vllm.fleets: the name admin is reserved"),
+    ("{existingConfigMap: a, reload: rollout}", "reload: `rollout` does not work with `existingConfigMap`"),
     ("{admin: {enabled: true}}", "admin.existingSecret: the admin API needs a token"),
     ("{config: {admin: {enabled: true}}}", "config.admin.enabled: set admin.enabled"),
-    ("{tls: {enabled: true}}", "tls.secretName: names no Secret"),
+    ("{tls: {enabled: true}}", "tls.secretName: is missing"),
     (
         "{config: {server: {tls: {cert_file: a, key_file: b}}}}",
         "config.server.tls: set tls.enabled",
     ),
     ("{redis: {enabled: true}}", "redis.addr: is missing"),
     ("{database: {enabled: true}}", "database.host: is missing"),
-    ("{ingress: {enabled: true}}", "ingress.hosts: an Ingress without a host"),
-    ("{httpRoute: {enabled: true}}", "httpRoute.parentRefs: name the gateway"),
+    ("{ingress: {enabled: true}}", "ingress.hosts: is missing"),
+    ("{httpRoute: {enabled: true}}", "httpRoute.parentRefs: is missing"),
     (
         "{autoscaling: {enabled: true, minReplicas: 5, maxReplicas: 3}}",
         "minReplicas (5) is more than",
     ),
     (
         "{autoscaling: {enabled: true, targetCPUUtilizationPercentage: null}}",
-        "no metric to scale by",
+        "set at least one metric",
     ),
     (
         "{autoscaling: {enabled: true}, resources: {requests: {cpu: null}}}",
@@ -99,30 +99,30 @@ const CONTRADICTIONS: &[(&str, &str)] = &[
     (
         "{networkPolicy: {enabled: true, egress: {enabled: true}}, redis: {enabled: true, addr: \"a:1\"},
           vllm: {fleets: [{name: x, host: h}]}}",
-        "networkPolicy.egress.rules: nothing leads to redis, the host of the fleet x",
+        "networkPolicy.egress.rules: no rule allows redis, the host of the fleet x",
     ),
-    // A ConfigMap is no place for secrets.
+    // Secrets in a ConfigMap.
     (
         "{config: {usage_hook: {url: \"https://a:b@c/d\"}}}",
-        "config.usage_hook.url: a secret in a ConfigMap",
+        "config.usage_hook.url: a ConfigMap must not contain a secret",
     ),
     (
         "{config: {usage: {reporters: [{webhook: {headers: {api-key: x}}}]}}}",
-        "config.usage.reporters[0].webhook.headers.api-key: a secret",
+        "config.usage.reporters[0].webhook.headers.api-key: a ConfigMap must not contain a secret",
     ),
-    ("{config: {api_keys: [{key: sk-text}]}}", "config.api_keys[0].key: a secret in a ConfigMap"),
+    ("{config: {api_keys: [{key: sk-text}]}}", "config.api_keys[0].key: a ConfigMap must not contain a secret"),
     (
         "{config: {usage: {reporters: [{webhook: {headers: {Authorization: Bearer x}}}]}}}",
-        "config.usage.reporters[0].webhook.headers.Authorization: a secret",
+        "config.usage.reporters[0].webhook.headers.Authorization: a ConfigMap must not contain a secret",
     ),
     (
         "{config: {storage: {databases: [{dsn: \"mysql://a:b@c/d\"}]}}}",
-        "config.storage.databases[0].dsn: a secret",
+        "config.storage.databases[0].dsn: a ConfigMap must not contain a secret",
     ),
-    ("{redis: {options: {password: text}}}", "redis.options.password: a secret"),
+    ("{redis: {options: {password: text}}}", "redis.options.password: a ConfigMap must not contain a secret"),
     (
         "{vllm: {fleets: [{name: a, host: b, backend: {api_key: text}}]}}",
-        "vllm.fleets[0].backend.api_key: a secret",
+        "vllm.fleets[0].backend.api_key: a ConfigMap must not contain a secret",
     ),
 ];
 
@@ -136,7 +136,7 @@ fn contradictions_are_refused_with_a_reason() {
 }
 
 #[test]
-fn what_contradicts_nothing_is_taken() {
+fn consistent_values_are_accepted() {
     let tools = Tools::get();
     for values in [
         "{terminationGracePeriodSeconds: 85}",
@@ -156,9 +156,9 @@ fn what_contradicts_nothing_is_taken() {
     }
 }
 
-/// Backends are those that are named; pods with vLLM's own label if nobody is.
+/// The default backends are the pods with vLLM's own label.
 #[test]
-fn backends_come_from_where_they_are_said() {
+fn backends_come_from_all_values() {
     let tools = Tools::get();
     let cases: &[(&str, &[&str], usize)] = &[
         ("{}", &["vllm"], 1),
@@ -190,22 +190,22 @@ fn backends(rendering: &Rendering) -> Vec<String> {
     all.map(|backend| backend["name"].as_str().unwrap().to_owned()).collect()
 }
 
-/// The values that the README shows are taken.
+/// The values in the README are valid.
 #[test]
-fn the_values_of_the_readme_are_taken() {
+fn the_values_of_the_readme_are_valid() {
     let tools = Tools::get();
     let readme = fs::read_to_string(Path::new(CHART).join("README.md")).unwrap();
     let blocks = readme.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    // One is for prometheus-adapter.
+    // One block is for prometheus-adapter.
     let ours: Vec<_> = blocks.filter(|block| !block.starts_with("rules:")).collect();
     let renderings: Vec<_> = ours.iter().map(|values| tools.helm().render(values)).collect();
     assert!(renderings.len() >= 3, "{}", renderings.len());
     assert_eq!(backends(&renderings[0]), ["hosted", "qwen-72b", "qwen-7b"]);
 }
 
-/// Pods are rolled by what a reload cannot change, and by everything if that is wanted.
+/// Changes that need a restart roll the pods; with `rollout` all changes of the configuration do.
 #[test]
-fn pods_are_rolled_when_they_must_be() {
+fn pods_are_rolled_only_if_necessary() {
     let tools = Tools::get();
     let checksum = |reload: &str, change: &str| {
         let values = format!("{{reload: {reload}, {change}}}");
@@ -250,7 +250,7 @@ fn pods_are_rolled_when_they_must_be() {
         assert_eq!(checksum(live, change), before, "{change}");
         assert_eq!(checksum(whole, change), before_whole, "{change}");
     }
-    // A pod that is not to change before it goes has its files by their paths.
+    // With `rollout` the files are mounted by `subPath`.
     for (reload, paths) in [(live, 0), (whole, 2)] {
         let rendering =
             tools.helm().render(&format!("{{reload: {reload}, scripts: {{a.lua: x}}}}"));
@@ -260,7 +260,7 @@ fn pods_are_rolled_when_they_must_be() {
 }
 
 #[test]
-fn the_notes_say_what_is_missing() {
+fn the_notes_contain_recommendations() {
     let tools = Tools::get();
     let notes = |values: &str| {
         let words = ["install", "edge", CHART, "--dry-run=client", "--namespace", "llm", "-f", "-"];
@@ -273,15 +273,15 @@ fn the_notes_say_what_is_missing() {
     for line in [
         "config.auth is not set",
         "app.kubernetes.io/name=vllm",
-        "Nobody scrapes",
+        "The metrics are not scraped",
         "helm -n llm test edge",
     ] {
         assert!(text.contains(line), "{line}: {text}");
     }
     let file = fs::read_to_string(Path::new(CHART).join("ci/redis-database-values.yaml"));
     let text = notes(&file.unwrap());
-    assert!(!text.contains("config.auth") && !text.contains("counts its limits"), "{text}");
+    assert!(!text.contains("config.auth") && !text.contains("Limits apply"), "{text}");
     assert!(text.contains("lost with their pod") && text.contains("the admin API"), "{text}");
     let text = notes("{config: {rate_limit: {per_key: {requests_per_minute: 1}}}}");
-    assert!(text.contains("counts its limits for itself"), "{text}");
+    assert!(text.contains("Limits apply to each gateway separately"), "{text}");
 }

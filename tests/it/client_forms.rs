@@ -1,10 +1,9 @@
-//! Forms in which clients ask that are not the usual one: keys in several fields, compressed bodies,
-//! one model by its name.
+//! Less common client requests: keys in several header fields, compressed bodies, a single model by name.
 
 use crate::support::{Gateway, chat, recorder::Recorder, sim, sim_with};
 
 #[tokio::test]
-async fn of_several_keys_the_first_counts_and_none_is_sent_on() {
+async fn the_first_of_several_keys_is_used_and_none_is_forwarded() {
     let backend = Recorder::start().await;
     let gateway = Gateway::start(&format!(
         "backends: [{{url: \"{}\"}}]\nauth: {{}}\napi_keys: [{{key: sk-good}}, {{key: \"sk-a,b\"}}]\n",
@@ -30,13 +29,13 @@ async fn of_several_keys_the_first_counts_and_none_is_sent_on() {
         let answer = gateway.ask_with(fields).await;
         assert_eq!(answer.status, status, "{fields:?}: {}", answer.text());
     }
-    for asked in backend.asked() {
-        assert!(!format!("{asked:?}").contains("sk-"), "{asked:?}");
+    for request in backend.requests() {
+        assert!(!format!("{request:?}").contains("sk-"), "{request:?}");
     }
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_refused_with_what_would_be_taken() {
+async fn a_compressed_body_is_refused_with_accept_encoding() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     for (coding, status) in [
@@ -68,7 +67,7 @@ async fn a_compressed_body_is_refused_with_what_would_be_taken() {
 }
 
 #[tokio::test]
-async fn a_model_is_told_by_its_name() {
+async fn a_single_model_is_returned_by_name() {
     let sim =
         sim_with(|b| b.models = vec!["sim-model".to_owned(), "Org/Model-7B".to_owned()]).await;
     let gateway = Gateway::start(&format!(
@@ -87,12 +86,12 @@ async fn a_model_is_told_by_its_name() {
         let answer = client.get(&format!("/v1/models/{path}")).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         let listed = list["data"].as_array().unwrap().iter().find(|model| model["id"] == id);
-        // When it was made, the gateway says at each time anew.
-        let (mut told, mut listed) = (answer.json(), listed.unwrap().clone());
-        for model in [&mut told, &mut listed] {
+        // The gateway sets `created` to the current time.
+        let (mut single, mut listed) = (answer.json(), listed.unwrap().clone());
+        for model in [&mut single, &mut listed] {
             model["created"] = 0.into();
         }
-        assert_eq!(told, listed, "{path}");
+        assert_eq!(single, listed, "{path}");
     }
     for path in ["other", "sim-model/", "sim-model/x", "Org", "..%2F..%2Fpause", "%FF"] {
         let answer = client.get(&format!("/v1/models/{path}")).await;
@@ -108,7 +107,7 @@ async fn a_model_is_told_by_its_name() {
 }
 
 #[tokio::test]
-async fn a_model_that_the_caller_may_not_use_is_not_told() {
+async fn a_model_that_the_caller_may_not_use_is_not_shown() {
     let sim = sim_with(|b| b.models = vec!["open".to_owned(), "closed".to_owned()]).await;
     let gateway = Gateway::start(&format!(
         "backends: [{{url: \"{}\"}}]\nauth: {{pipeline: [{{type: file, lua_script: \"return request.model ~= 'closed'\"}}]}}\napi_keys: [{{key: sk-1}}]\n",

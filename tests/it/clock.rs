@@ -1,5 +1,4 @@
-//! A clock that is not set: machines without a battery begin in 1970, and one that was set wrong may
-//! be before it.
+//! A clock that is not set: machines without a battery start in 1970, and a wrong clock may be earlier.
 
 use std::{
     fs,
@@ -10,7 +9,7 @@ use std::{
 
 use super::support::{Gateway, sim};
 
-/// Moves the time of day, and no other clock.
+/// Changes the wall clock, but not the monotonic clock.
 const SHIM: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -41,7 +40,7 @@ int gettimeofday(struct timeval *restrict tv, void *restrict zone) {
 }
 "#;
 
-/// The environment in which the clock says this many seconds since 1970.
+/// The environment in which the wall clock shows this many seconds since 1970.
 struct Clock {
     folder: tempfile::TempDir,
     shift: String,
@@ -76,7 +75,7 @@ fn text(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn before_1970_the_gateway_says_so_and_does_not_start() {
+async fn before_1970_the_gateway_refuses_to_start() {
     let sim = sim().await;
     for seconds in [-1_000_000_000, -100_000, -100] {
         let clock = Clock::at(seconds);
@@ -116,7 +115,7 @@ async fn before_1970_no_command_panics() {
     lua.args(["lua", "test"]).arg(&script).args(["--key", "sk-a"]);
     lua.env("LD_PRELOAD", clock.library()).env("CLOCK_SHIFT", &clock.shift);
     let said = text(&lua.output().unwrap());
-    // The shim is at work: C says the year in which the clock is.
+    // Checks that the shim works: C sees the changed year.
     assert!(said.contains("\"1938\"") && !said.contains("panicked"), "{said}");
 }
 

@@ -1,4 +1,4 @@
-//! The example of Docker Compose: its files, and what they run, without containers.
+//! The Docker Compose example: its files and the processes that they run, without containers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,10 +28,10 @@ fn read(name: &str) -> String {
 
 fn run(command: &mut Command) -> String {
     let out = command.stdin(Stdio::null()).output().unwrap();
-    let told = [out.stdout, out.stderr].concat();
-    let told = String::from_utf8(told).unwrap();
-    assert!(out.status.success(), "{command:?}\n{told}");
-    told
+    let printed = [out.stdout, out.stderr].concat();
+    let printed = String::from_utf8(printed).unwrap();
+    assert!(out.status.success(), "{command:?}\n{printed}");
+    printed
 }
 
 /// The variables of `.env.example`.
@@ -42,14 +42,14 @@ fn variables() -> BTreeMap<String, String> {
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// The names in the `${NAME}`, `${NAME:-default}` and `${NAME:?message}` of a text. Those that must be
-/// set come with `true`.
+/// The names in `${NAME}`, `${NAME:-default}` and `${NAME:?message}` of a text, with `true` if they must
+/// be set.
 fn named(text: &str) -> BTreeSet<(String, bool)> {
     let inner = text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap());
     inner.map(|i| (i.split(':').next().unwrap().to_owned(), !i.contains(":-"))).collect()
 }
 
-/// A value in which the variables are replaced, as Compose does it.
+/// Replaces the variables in a value as Compose does.
 fn filled(value: Value, env: &BTreeMap<String, String>) -> Value {
     match value {
         Value::String(text) => {
@@ -87,7 +87,7 @@ fn services(compose: &Value) -> impl Iterator<Item = (&str, &Value)> {
     compose["services"].as_mapping().unwrap().iter().map(|(name, s)| (name.as_str().unwrap(), s))
 }
 
-/// The mounts of a service from the repository: from where, and where to.
+/// The mounts of a service from the repository: source and target.
 fn mounts(service: &Value) -> Vec<(String, String)> {
     let Some(list) = service.get("volumes") else { return Vec::new() };
     let files = words(list).into_iter().filter(|mount| mount.starts_with('.'));
@@ -102,11 +102,11 @@ fn mounts(service: &Value) -> Vec<(String, String)> {
 }
 
 #[test]
-fn the_file_is_what_compose_understands() {
+fn the_compose_file_is_valid() {
     let python = python::programs("tests/compose");
     let mut check = Command::new(python.join("check-jsonschema"));
     run(check.args(["--builtin-schema", "vendor.compose-spec"]).arg(file("compose.yaml")));
-    // Where Compose is, it has the last word.
+    // If Compose is installed, it decides.
     let has = Command::new("docker").args(["compose", "version"]).output();
     if has.is_ok_and(|out| out.status.success()) {
         let mut docker = Command::new("docker");
@@ -117,7 +117,7 @@ fn the_file_is_what_compose_understands() {
 }
 
 #[test]
-fn whatever_a_file_names_another_one_has() {
+fn names_used_in_one_file_exist_in_the_others() {
     let (text, env) = (read("compose.yaml"), variables());
     let wanted: BTreeSet<_> = named(&text).into_iter().map(|(name, _)| name).collect();
     assert!(wanted.iter().eq(env.keys()), "{wanted:?} {env:?}");
@@ -128,7 +128,7 @@ fn whatever_a_file_names_another_one_has() {
             assert!(file(&from).exists(), "{name}: {from}");
             mounted += 1;
         }
-        // Each service that has data has a volume for them, which is declared.
+        // Each service with data has a declared volume.
         for mount in service.get("volumes").map(words).unwrap_or_default() {
             let source = mount.split(':').next().unwrap();
             let declared = compose["volumes"].get(source).is_some();
@@ -148,13 +148,13 @@ fn whatever_a_file_names_another_one_has() {
     for (name, _) in named(&read("gateway/llmproxy.yaml")).iter().filter(|(_, must)| !must) {
         assert!(
             readme.contains(name.as_str()) || name.ends_with("LISTEN"),
-            "README.md does not tell of {name}"
+            "README.md does not describe {name}"
         );
     }
 }
 
 #[test]
-fn only_the_api_is_open_to_others() {
+fn only_the_api_is_reachable_from_other_machines() {
     let compose = compose(&variables());
     let published: Vec<_> = services(&compose)
         .flat_map(|(_, s)| s.get("ports").map(words).unwrap_or_default())
@@ -179,7 +179,7 @@ fn only_the_api_is_open_to_others() {
 }
 
 #[test]
-fn streams_and_records_have_the_time_that_the_gateway_gives_them() {
+fn the_stop_grace_period_is_long_enough() {
     let of = |text: &Value| duration::parse(text.as_str().unwrap()).unwrap();
     let compose = compose(&variables());
     let grace = of(&compose["services"]["gateway"]["stop_grace_period"]);
@@ -188,8 +188,8 @@ fn streams_and_records_have_the_time_that_the_gateway_gives_them() {
     assert!(grace > drain + Duration::from_secs(5), "{grace:?} {drain:?}");
 }
 
-/// Makes the folders of Prometheus' container in another one, and returns its configuration, in which
-/// their paths are replaced.
+/// Creates the folders of the Prometheus container below `root`. Returns the configuration with replaced
+/// paths.
 fn container(service: &Value, root: &Path) -> String {
     let text = read("prometheus/prometheus.yml");
     for (from, to) in mounts(service) {
@@ -204,26 +204,26 @@ fn container(service: &Value, root: &Path) -> String {
 }
 
 #[test]
-fn prometheus_understands_its_configuration() {
+fn the_prometheus_configuration_is_valid() {
     let folder = tempfile::tempdir().unwrap();
     let compose = compose(&variables());
     let text = container(&compose["services"]["prometheus"], folder.path());
     let path = folder.path().join("prometheus.yml");
     fs::write(&path, text).unwrap();
-    let told = run(Command::new(promtool()).args(["check", "config"]).arg(&path));
-    assert!(told.contains("1 rule files found"), "{told}");
+    let printed = run(Command::new(promtool()).args(["check", "config"]).arg(&path));
+    assert!(printed.contains("1 rule files found"), "{printed}");
 }
 
-/// What Prometheus says to a query that has one value; 0 if it has none yet, or is still starting.
+/// The result of a query with one value; 0 if there is none yet, or Prometheus is still starting.
 async fn value(api: &str, query: &str) -> f64 {
     let url = reqwest::Url::parse_with_params(&format!("{api}/query"), [("query", query)]).unwrap();
-    let told = http::get(url).await.unwrap().text().await.unwrap();
-    let told: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
-    told["data"]["result"][0]["value"][1].as_str().map_or(0.0, |value| value.parse().unwrap())
+    let response = http::get(url).await.unwrap().text().await.unwrap();
+    let response: serde_json::Value = serde_json::from_str(&response).unwrap_or_default();
+    response["data"]["result"][0]["value"][1].as_str().map_or(0.0, |value| value.parse().unwrap())
 }
 
 #[tokio::test]
-async fn traffic_is_metered_and_seen() {
+async fn traffic_is_metered_and_shown() {
     let mut stack = Stack::start().await;
     let (key, readme) = ("sk-0123456789abcdef", read("README.md"));
     assert_eq!(stack.ask("sk-any-other").await, 401);
@@ -236,7 +236,7 @@ async fn traffic_is_metered_and_seen() {
     let sql = readme.split("psql -U llmproxy -c \"").nth(1).unwrap().split('"').next().unwrap();
     let mut row = String::new();
     eventually("ten rows", async || {
-        // Until the first record there is no table.
+        // The table does not exist before the first record.
         let there = stack.postgres.run("SELECT to_regclass('usage_records')");
         if !there.trim().is_empty() {
             row = stack.postgres.run(sql);
@@ -244,16 +244,16 @@ async fn traffic_is_metered_and_seen() {
         row.split('\t').nth(4) == Some("10")
     })
     .await;
-    let told: Vec<_> = row.trim().split('\t').collect();
-    assert_eq!(told[1..4], ["research", "user_001", stack.env["MODEL"].as_str()], "{row}");
-    assert_eq!(told[6], "640", "ten times --tokens: {row}");
-    assert!(told[7].parse::<f64>().unwrap() > 0.0, "a cost: {row}");
+    let columns: Vec<_> = row.trim().split('\t').collect();
+    assert_eq!(columns[1..4], ["research", "user_001", stack.env["MODEL"].as_str()], "{row}");
+    assert_eq!(columns[6], "640", "ten times --tokens: {row}");
+    assert!(columns[7].parse::<f64>().unwrap() > 0.0, "a cost: {row}");
 
     let api = stack.observed().await;
     eventually("all is scraped", async || value(&api, "sum(up)").await == 3.0).await;
     let served = r#"sum(llmproxy_requests_total{status="200",job="llmproxy"})"#;
     eventually("requests are seen", async || value(&api, served).await == 10.0).await;
-    // Two addresses of one name are two backends, and the engines' load is read of both.
+    // Two addresses of one name are two backends, and the load of both is read.
     let up = r#"count(llmproxy_backend_up{backend=~"vllm@127.*"} == 1)"#;
     eventually("both backends are up", async || value(&api, up).await == 2.0).await;
     assert_eq!(value(&api, "sum(vllm:generation_tokens_total)").await, 640.0);

@@ -1,5 +1,5 @@
-//! The gateway is killed under load, many times, and so is the receiver of its records: what was
-//! answered is billed, once.
+//! The gateway and the receiver of its records are killed many times under load: every completed response
+//! is billed exactly once.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,18 +17,18 @@ use serde_json::{Value, json};
 
 use crate::support::{Gateway, eventually, http, sim_with};
 
-/// How often the gateway is killed.
+/// The number of kills.
 const KILLS: u32 = 100;
 
-/// Clients that ask all the time.
+/// Clients that send requests continuously.
 const CLIENTS: usize = 6;
 
-/// `usage.spool.fsync_interval` of this test. What is older must not be lost. A killed process loses
-/// only what is not written yet, which is a matter of milliseconds; so much time makes the test
-/// independent of how busy the machine is.
+/// `usage.spool.fsync_interval` of this test. Older records must not be lost. A killed process loses only
+/// what it has not written yet, which takes milliseconds; the longer interval makes the test independent
+/// of the load of the machine.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// What came, in its order: records, each as often as it came.
+/// The received records in order, with repetitions.
 #[derive(Clone, Default)]
 struct Ledger(Arc<Mutex<Vec<Value>>>);
 
@@ -44,7 +44,7 @@ impl Ledger {
 
 async fn receive(State(ledger): State<Ledger>, body: Bytes) -> StatusCode {
     ledger.0.lock().unwrap().push(serde_json::from_slice(&body).unwrap());
-    // One that has kept a record may still die before it says so.
+    // A receiver may store a record and die before the response.
     match rand::rng().random_ratio(1, 20) {
         true => StatusCode::INTERNAL_SERVER_ERROR,
         false => StatusCode::NO_CONTENT,
@@ -87,7 +87,7 @@ impl Receiver {
     }
 }
 
-/// Requests whose answers were seen in full, by their ids, and when.
+/// The ids of requests with complete responses, and their times.
 type Seen = Arc<Mutex<HashMap<String, Instant>>>;
 
 async fn client(url: String, n: usize, numbers: Arc<AtomicU64>, seen: Seen, stop: Arc<AtomicBool>) {
@@ -108,7 +108,7 @@ async fn client(url: String, n: usize, numbers: Arc<AtomicU64>, seen: Seen, stop
                 continue;
             }
         };
-        // A body that was cut off is an error, or a stream without its end.
+        // A truncated body is an error, or a stream without its end.
         if answer.is_ok_and(|text| !stream || text.contains("data: [DONE]")) {
             seen.lock().unwrap().insert(id, Instant::now());
         }
@@ -116,7 +116,7 @@ async fn client(url: String, n: usize, numbers: Arc<AtomicU64>, seen: Seen, stop
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_is_billed_once_however_often_the_gateway_is_killed() {
+async fn every_completed_response_is_billed_once_despite_crashes() {
     let sim = sim_with(|b| (b.first_token_ms, b.inter_token_ms) = (1, 1)).await;
     let mut receiver = Receiver::start().await;
     let mut gateway = Gateway::before(
@@ -140,11 +140,11 @@ async fn what_was_answered_is_billed_once_however_often_the_gateway_is_killed() 
         .collect();
     let mut kills = Vec::new();
     for kill in 0..KILLS {
-        // Mostly short lives, and some that are longer than the interval.
+        // Mostly short runs, and some longer than the interval.
         let most = if kill % 20 == 19 { 3000 } else { 250 };
         let life = rand::rng().random_range(0..most);
         tokio::time::sleep(Duration::from_millis(life)).await;
-        // When it was killed, and when it was surely dead.
+        // The times before the kill and after the end of the process.
         let killed = Instant::now();
         gateway.crash();
         kills.push((killed, Instant::now()));
@@ -160,23 +160,23 @@ async fn what_was_answered_is_billed_once_however_often_the_gateway_is_killed() 
         client.await.unwrap();
     }
     receiver.up().await;
-    // What comes last comes after all others.
+    // The last record arrives after all others.
     assert_eq!(gateway.ask_with("X-Request-Id: the-last\r\n").await.status, 200);
     let mut came = 0;
     while receiver.ledger.all().last().is_none_or(|record| record["request_id"] != "the-last") {
-        // However many there are: one more comes.
+        // Whatever their number, one more arrives.
         eventually("the next record", async || receiver.ledger.len() > came).await;
         came = receiver.ledger.len();
     }
 
     let ledger = receiver.ledger.all();
-    let told = told(&ledger);
+    let records = records_by_request(&ledger);
     let seen = seen.lock().unwrap().clone();
     assert!(seen.len() > 500, "there was load: {}", seen.len());
     let mut lost: BTreeMap<usize, u32> = BTreeMap::new();
     let mut oldest = Duration::ZERO;
     for (id, at) in &seen {
-        match told.get(id.as_str()).copied() {
+        match records.get(id.as_str()).copied() {
             Some(1) => {}
             Some(n) => panic!("{id} would be billed {n} times"),
             None => {
@@ -195,14 +195,14 @@ async fn what_was_answered_is_billed_once_however_often_the_gateway_is_killed() 
         ledger.len(),
         f64::from(sum) / f64::from(KILLS),
     );
-    // Nearly all records outlive a crash also when they are younger than that.
+    // Nearly all younger records survive too.
     assert!(sum as usize * 10 < seen.len(), "{sum} of {} records are lost", seen.len());
     assert!(oldest < INTERVAL, "a record that was {oldest:?} old is lost");
     in_order(&ledger);
 }
 
-/// How many different records there are for each request.
-fn told(ledger: &[Value]) -> HashMap<&str, usize> {
+/// The number of distinct records for each request.
+fn records_by_request(ledger: &[Value]) -> HashMap<&str, usize> {
     let mut records: HashMap<&str, Vec<&str>> = HashMap::new();
     for record in ledger {
         let ids = records.entry(record["request_id"].as_str().unwrap()).or_default();
@@ -214,8 +214,8 @@ fn told(ledger: &[Value]) -> HashMap<&str, usize> {
     records.into_iter().map(|(request, ids)| (request, ids.len())).collect()
 }
 
-/// The records of a process come in their order and without a gap, but for repeats; and those of
-/// one process after those of another.
+/// Checks that the records of a process arrive in order and without a gap, apart from repetitions, and
+/// that the processes follow each other.
 fn in_order(ledger: &[Value]) {
     let mut processes: Vec<(&str, u64)> = Vec::new();
     let mut present = "";

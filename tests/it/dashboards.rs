@@ -1,4 +1,4 @@
-//! The dashboard, the alerts and the runbook: they speak of what gateways show.
+//! The dashboard, the alerts and the runbook refer to metrics that gateways expose.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ const DASHBOARD: &str = "helm/llmproxy/files/dashboard.json";
 const ALERTS: &str = "helm/llmproxy/files/alerts.yaml";
 const ALERTS_TEST: &str = "tests/dashboards/alerts_test.yaml";
 
-/// Families that are neither on the dashboard nor in an alert, and why.
+/// Families that are neither on the dashboard nor in an alert, with the reason.
 const LEFT_OUT: [(&str, &str); 1] =
     [("process_virtual_memory_bytes", "what is reserved and not used costs nothing")];
 
@@ -28,7 +28,7 @@ fn file(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// A gateway with everything that has metrics.
+/// A configuration that exposes all metrics.
 fn configuration(sims: &[Sim; 2], receiver: &Receiver, redis: std::net::SocketAddr) -> String {
     let [good, bad] = [sims[0].url(), sims[1].url()];
     let hook = receiver.url();
@@ -69,7 +69,7 @@ usage:
 
 const KEY: &str = "Authorization: Bearer sk-good-000001\r\n";
 
-/// Makes a gateway show everything that it can.
+/// Makes a gateway expose all metrics, and reads them.
 async fn scrape() -> Scrape {
     let sims = [
         sim_with(|b| (b.inter_token_ms, b.tokens) = (5, 100)).await,
@@ -86,7 +86,7 @@ async fn scrape() -> Scrape {
     let text = format!("- {{url: \"{}\", name: found, models: [found-model]}}\n", sims[0].url());
     fs::write(gateway.path("engines.yaml"), text).unwrap();
 
-    // One streams, one waits until it has ended, and there is no room for a third.
+    // One request streams, one waits for its end, and a third is refused.
     let mut first = gateway.client().await;
     first.post_with(PATH, KEY, chat(true).as_bytes()).await;
     first.head().await;
@@ -97,7 +97,7 @@ async fn scrape() -> Scrape {
     first.answer_rest().await;
     assert_eq!(second.answer().await.status, 200);
 
-    // A backend fails for good, keys cannot be looked up, a script fails, a record is refused.
+    // A backend keeps failing, key lookups fail, a script fails, a record is refused.
     let bad = chat(false).replace("sim-model", "bad-model");
     gateway.client().await.ask_with_key(&bad).await;
     assert_eq!(gateway.ask_as("sk-unknown-001").await.status, 503);
@@ -124,13 +124,13 @@ async fn scrape() -> Scrape {
 }
 
 impl Client {
-    async fn ask_with_key(&mut self, body: &str) -> crate::support::client::Answer {
+    async fn ask_with_key(&mut self, body: &str) -> crate::support::client::Response {
         self.post_with(PATH, KEY, body.as_bytes()).await;
         self.answer().await
     }
 }
 
-/// Waits for a line of `/metrics` that begins so.
+/// Waits for a line of `/metrics` with this start.
 async fn shows(gateway: &Gateway, start: &str) {
     eventually(start, async || {
         let answer = gateway.client().await.get("/metrics").await;
@@ -139,7 +139,7 @@ async fn shows(gateway: &Gateway, start: &str) {
     .await;
 }
 
-/// A query with something in place of Grafana's variables.
+/// A query with values for Grafana's variables.
 fn filled_in(query: &str) -> String {
     let mut query = query.replace("$__rate_interval", "5m").replace("$__range", "1h");
     for name in ["job", "namespace", "instance", "backend", "model"] {
@@ -149,12 +149,12 @@ fn filled_in(query: &str) -> String {
     query
 }
 
-/// What stands between two texts, each time.
+/// All texts between `start` and `end`.
 fn between<'a>(text: &'a str, start: &'a str, end: char) -> impl Iterator<Item = &'a str> {
     text.split(start).skip(1).map(move |rest| rest.split(end).next().unwrap().trim())
 }
 
-/// What a unit asks of a query.
+/// Whether a unit fits to a query.
 fn suits(unit: &str, query: &str) -> bool {
     let millis = query.contains("_ms_bucket");
     millis == (unit == "ms")
@@ -194,7 +194,7 @@ fn check_dashboard(reader: &mut Reader<'_>) {
             for label in between(target["legendFormat"].as_str().unwrap(), "{{", '}') {
                 assert!(labels.contains(label), "{title}: {query} has no {label} for its legend");
             }
-            // The spread counts events, and has its unit at the axis.
+            // A heatmap counts events and has its unit on the axis.
             assert!(panel["type"] == "heatmap" || suits(unit, &query), "{title}: {unit}: {query}");
         }
     }
@@ -231,20 +231,20 @@ fn check_alert(name: &str, rule: &Value, labels: &Labels) {
         let label = label.trim_end_matches(|c: char| !c.is_alphanumeric());
         assert!(labels.contains(label), "{name} has no label {label}");
     }
-    // The number is told in the unit that the query has.
-    let told = |how: &str| text.contains(&format!("$value | {how} "));
+    // The value is formatted in the unit of the query.
+    let formats = |how: &str| text.contains(&format!("$value | {how} "));
     let share = query.contains(" / ") && !query.contains("_ratio_sum") || query.contains("_ratio{");
-    assert_eq!(told("humanizePercentage"), share && text.contains("$value"), "{name}");
+    assert_eq!(formats("humanizePercentage"), share && text.contains("$value"), "{name}");
     let times = query.contains("_seconds") && query.contains(" > ") && !query.contains("changes(");
-    assert_eq!(told("humanizeDuration"), times, "{name}");
+    assert_eq!(formats("humanizeDuration"), times, "{name}");
     let bytes = query.contains("_bytes") && !query.contains(" / ");
-    assert_eq!(told("humanize1024"), bytes, "{name}");
+    assert_eq!(formats("humanize1024"), bytes, "{name}");
     let anchor = format!("/docs/runbook.md#{}", name.to_lowercase());
     assert!(note["runbook_url"].as_str().unwrap().ends_with(&anchor), "{name}");
 }
 
 #[tokio::test]
-async fn every_query_asks_for_what_gateways_show() {
+async fn every_query_reads_existing_metrics() {
     let scrape = scrape().await;
     let mut reader = Reader::new(&scrape);
     check_dashboard(&mut reader);
@@ -261,7 +261,7 @@ async fn every_query_asks_for_what_gateways_show() {
 }
 
 #[test]
-fn mistakes_in_queries_are_found() {
+fn errors_in_queries_are_found() {
     let mut scrape = Scrape::default();
     scrape.add(
         "# TYPE a counter\na{b=\"x\",c=\"y\"} 1\n# TYPE h histogram\nh_bucket{le=\"1\"} 2\nh_sum 1\n",
@@ -289,12 +289,12 @@ fn mistakes_in_queries_are_found() {
 }
 
 #[test]
-fn each_alert_has_its_place_in_the_runbook() {
+fn each_alert_has_a_section_in_the_runbook() {
     let runbook = file("docs/runbook.md");
     let headings = runbook.lines().filter_map(|line| line.strip_prefix("### "));
     let headings: BTreeSet<_> = headings.map(str::to_owned).collect();
     assert_eq!(headings, alerts().into_keys().collect());
-    // And each place says more than its heading.
+    // Each section has text.
     for part in runbook.split("\n### ").skip(1) {
         let (name, text) = part.split_once('\n').unwrap();
         let text = text.split("\n## ").next().unwrap();
@@ -305,21 +305,21 @@ fn each_alert_has_its_place_in_the_runbook() {
 }
 
 #[test]
-fn each_alert_fires_when_it_should_and_not_before() {
+fn each_alert_fires_at_the_right_time() {
     promtool::check(&["check", "rules", ALERTS]);
     promtool::check(&["test", "rules", ALERTS_TEST]);
     let tests: Value = serde_yaml::from_str(&file(ALERTS_TEST)).unwrap();
-    let mut tried: BTreeMap<String, [bool; 2]> = BTreeMap::new();
+    let mut tested: BTreeMap<String, [bool; 2]> = BTreeMap::new();
     for test in tests["tests"].as_array().unwrap() {
         let name = test["name"].as_str().unwrap().split(' ').next().unwrap();
         let label = format!("alertname=\"{name}\"");
         for asked in test["promql_expr_test"].as_array().unwrap() {
             let fires = asked["exp_samples"].to_string().replace('\\', "").contains(&label);
-            tried.entry(name.to_owned()).or_default()[usize::from(fires)] = true;
+            tested.entry(name.to_owned()).or_default()[usize::from(fires)] = true;
         }
     }
     for name in alerts().keys() {
-        assert_eq!(tried.get(name), Some(&[true, true]), "{name} is not tried both ways");
+        assert_eq!(tested.get(name), Some(&[true, true]), "{name} is not tested both ways");
     }
 }
 
@@ -330,7 +330,7 @@ async fn blamed(gateway: &Gateway, reason: &str, side: &str, n: u32) {
 }
 
 #[tokio::test]
-async fn errors_are_counted_by_whose_fault_they_are() {
+async fn errors_are_counted_by_side() {
     let sim = sim_with(|b| b.inter_token_ms = 20).await;
     let gateway = Gateway::before(&[sim.url()], "routing: {circuit: {enabled: false}}\n").await;
     assert_eq!(gateway.ask_with("").await.status, 200);
@@ -364,7 +364,7 @@ async fn errors_are_counted_by_whose_fault_they_are() {
 }
 
 #[tokio::test]
-async fn what_every_backend_has_refused_is_the_backends_fault() {
+async fn a_refusal_by_every_backend_is_a_backend_error() {
     let sims = [sim_with(|b| b.fail = Fail::Error).await, sim_with(|b| b.fail = Fail::Error).await];
     let urls = sims.each_ref().map(Sim::url);
     let gateway = Gateway::before(&urls, "routing: {circuit: {enabled: false}}\n").await;

@@ -1,4 +1,4 @@
-//! Where backends come from while the gateway runs: names, sources, and backends that go.
+//! Discovery of backends at run time: DNS names, sources, and removed backends.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::{
 
 const PATH: &str = "/v1/chat/completions";
 
-/// Two simulated servers on one port of two addresses.
+/// Two simulated servers on the same port of two addresses.
 async fn twins() -> (Sim, Sim) {
     let first = Ipv4Addr::new(127, 0, 0, 1);
     let second = Ipv4Addr::new(127, 0, 0, 2);
@@ -43,7 +43,7 @@ fn requests(sims: [&Sim; 2]) -> [u64; 2] {
     sims.map(|s| s.stats().requests())
 }
 
-/// Whether requests go to these servers and no others.
+/// Whether requests go to exactly the expected servers.
 async fn only(gateway: &Gateway, sims: [&Sim; 2], expected: [bool; 2]) -> bool {
     let before = requests(sims);
     for _ in 0..4 {
@@ -56,7 +56,7 @@ async fn only(gateway: &Gateway, sims: [&Sim; 2], expected: [bool; 2]) -> bool {
 }
 
 #[tokio::test]
-async fn requests_follow_a_name() {
+async fn requests_follow_the_addresses_of_a_name() {
     let names = NameServer::start().await;
     let (a, b) = twins().await;
     let port = a.address.port();
@@ -64,7 +64,7 @@ async fn requests_follow_a_name() {
     let url = format!("http://engines.test:{port}");
     let more = format!("{}health_check: {{interval: 1h}}\n", names.section());
     let gateway = Gateway::before(std::slice::from_ref(&url), &more).await;
-    // Known before the first request.
+    // The addresses are known before the first request.
     assert_eq!(ask(&gateway).await, 200);
     assert!(only(&gateway, [&a, &b], [true, false]).await);
     let host = a.stats().last().unwrap().header("host").unwrap().to_owned();
@@ -90,7 +90,7 @@ async fn requests_follow_a_name() {
     })
     .await;
 
-    // A stream at an address that goes comes to its end.
+    // A stream at a removed address continues to its end.
     a.change(|s| s.inter_token_ms = 1500);
     let streams = async || {
         let mut client = gateway.client().await;
@@ -118,11 +118,11 @@ async fn requests_follow_a_name() {
 }
 
 #[tokio::test]
-async fn without_an_answer_addresses_stay_and_without_addresses_there_is_no_backend() {
+async fn a_dns_failure_keeps_the_addresses_and_an_empty_answer_removes_them() {
     let names = NameServer::start().await;
     let (a, b) = twins().await;
     let url = format!("http://engines.test:{}", a.address.port());
-    // The name does not exist yet: no reason not to start.
+    // The gateway starts although the name does not exist yet.
     let gateway = Gateway::before(&[url], &names.section()).await;
     let answer = gateway.client().await.ask(PATH, chat(false)).await;
     assert_eq!(answer.status, 503);
@@ -132,17 +132,17 @@ async fn without_an_answer_addresses_stay_and_without_addresses_there_is_no_back
     names.set("engines.test", &["127.0.0.1"]);
     eventually("it is there", async || ask(&gateway).await == 200).await;
     names.fail("engines.test");
-    let asked = names.asked();
-    eventually("the name server is asked in vain", async || names.asked() > asked).await;
+    let questions = names.questions();
+    eventually("the DNS server fails to answer", async || names.questions() > questions).await;
     gateway.logs("name engines.test cannot be resolved").await;
     assert!(only(&gateway, [&a, &b], [true, false]).await);
     names.set("engines.test", &[]);
-    // Said twice.
+    // Logged twice.
     eventually("it has gone", async || ask(&gateway).await == 503).await;
 }
 
 #[tokio::test]
-async fn addresses_that_are_taken_together_are_one_backend() {
+async fn addresses_can_be_combined_into_one_backend() {
     let names = NameServer::start().await;
     let (a, b) = twins().await;
     let port = a.address.port();
@@ -154,17 +154,17 @@ async fn addresses_that_are_taken_together_are_one_backend() {
     let gateway = Gateway::start(&backends).await;
     assert!(only(&gateway, [&a, &b], [true, false]).await);
     names.set("engine_pool.test", &["127.0.0.2", "127.0.0.1"]);
-    let asked = names.asked();
-    eventually("it is looked up again", async || names.asked() > asked + 1).await;
+    let questions = names.questions();
+    eventually("the name is looked up again", async || names.questions() > questions + 1).await;
     assert!(only(&gateway, [&a, &b], [true, false]).await, "it stays while the name leads there");
     names.set("engine_pool.test", &["127.0.0.2"]);
     eventually("it moves", async || only(&gateway, [&a, &b], [false, true]).await).await;
 }
 
-/// A service that tells of backends.
+/// A service that lists backends.
 struct Registry {
     address: SocketAddr,
-    told: Arc<Mutex<(u16, String)>>,
+    response: Arc<Mutex<(u16, String)>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -172,18 +172,18 @@ impl Registry {
     async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let told = Arc::new(Mutex::new((200, "[]".to_owned())));
-        let tell = async |State(told): State<Arc<Mutex<(u16, String)>>>| {
-            let (status, text) = told.lock().unwrap().clone();
+        let response = Arc::new(Mutex::new((200, "[]".to_owned())));
+        let respond = async |State(response): State<Arc<Mutex<(u16, String)>>>| {
+            let (status, text) = response.lock().unwrap().clone();
             (StatusCode::from_u16(status).unwrap(), text)
         };
-        let app = Router::new().route("/list", get(tell)).with_state(Arc::clone(&told));
+        let app = Router::new().route("/list", get(respond)).with_state(Arc::clone(&response));
         let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { address, told, task }
+        Self { address, response, task }
     }
 
-    fn tell(&self, status: u16, text: impl ToString) {
-        *self.told.lock().unwrap() = (status, text.to_string());
+    fn respond(&self, status: u16, text: impl ToString) {
+        *self.response.lock().unwrap() = (status, text.to_string());
     }
 
     fn section(&self, more: &str) -> String {
@@ -205,61 +205,61 @@ fn entry(name: &str, sim: &Sim) -> Value {
 }
 
 #[tokio::test]
-async fn a_service_tells_of_backends() {
+async fn backends_come_from_a_service() {
     let registry = Registry::start().await;
     let keyed = |b: &mut Behaviour| b.api_key = "sk-engines".to_owned();
     let (a, b) = (sim_with(keyed).await, sim_with(keyed).await);
-    registry.tell(200, json!({"backends": [entry("a", &a)]}));
+    registry.respond(200, json!({"backends": [entry("a", &a)]}));
     let gateway = Gateway::start(&registry.section(", api_key: sk-engines")).await;
     assert_eq!(ask(&gateway).await, 200, "known before the first request");
     let (up, count) =
         ("llmproxy_discovery_up{source=\"r\"}", "llmproxy_discovery_backends{source=\"r\"}");
     assert_eq!((gateway.metric(up).await, gateway.metric(count).await), (1.0, 1.0));
 
-    registry.tell(200, json!([entry("a", &a), entry("b", &b), {"name": "bad", "url": "x"}]));
+    registry.respond(200, json!([entry("a", &a), entry("b", &b), {"name": "bad", "url": "x"}]));
     eventually("both are used", async || only(&gateway, [&a, &b], [true, true]).await).await;
     gateway.logs("entry 2 (\"bad\")").await;
 
-    // What is no list changes nothing, and neither does a failure.
+    // An invalid list or a failure changes nothing.
     let bad = "[{\"name\": \"a\", \"address\": \"of another version\"}]";
     for (status, text) in [(500, "[]"), (200, "<html>"), (200, "{}"), (200, bad)] {
-        registry.tell(status, text);
-        eventually("it counts as down", async || gateway.metric(up).await == 0.0).await;
+        registry.respond(status, text);
+        eventually("the address is down", async || gateway.metric(up).await == 0.0).await;
         assert_eq!(gateway.metric(count).await, 2.0);
         assert!(only(&gateway, [&a, &b], [true, true]).await);
-        registry.tell(200, json!([entry("a", &a), entry("b", &b)]));
-        eventually("it counts as up", async || gateway.metric(up).await == 1.0).await;
+        registry.respond(200, json!([entry("a", &a), entry("b", &b)]));
+        eventually("the address is up", async || gateway.metric(up).await == 1.0).await;
     }
-    assert_eq!(gateway.log().matches("answered 500").count(), 1, "told once");
+    assert_eq!(gateway.log().matches("answered 500").count(), 1, "logged once");
     gateway.logs("no entry is valid: entry 0 (\"a\")").await;
 
-    registry.tell(200, "[]");
-    // Told twice.
+    registry.respond(200, "[]");
+    // Logged twice.
     eventually("none is left", async || ask(&gateway).await == 503).await;
     gateway.logs("tells an empty list once").await;
     gateway.logs("tells of no backend any more").await;
     assert_eq!(gateway.client().await.get("/ready").await.status, 503);
-    registry.tell(200, json!({"services": [entry("b", &b)]}));
+    registry.respond(200, json!({"services": [entry("b", &b)]}));
     eventually("one is back", async || only(&gateway, [&a, &b], [false, true]).await).await;
 }
 
 #[tokio::test]
-async fn a_route_may_lead_to_a_backend_that_a_service_tells_of() {
+async fn a_route_can_name_a_discovered_backend() {
     let registry = Registry::start().await;
     let sim = sim().await;
-    let models = "models: {gpt: {routes: [{backend: told, model: sim-model}]}}\n";
+    let models = "models: {gpt: {routes: [{backend: discovered, model: sim-model}]}}\n";
     let gateway = Gateway::start(&format!("{}{models}", registry.section(""))).await;
     let ask = async || {
         let body = chat(false).replace("sim-model", "gpt");
         gateway.client().await.ask(PATH, body).await.status
     };
     assert_eq!(ask().await, 503);
-    registry.tell(200, json!([entry("told", &sim)]));
-    eventually("it leads there", async || ask().await == 200).await;
+    registry.respond(200, json!([entry("discovered", &sim)]));
+    eventually("the route leads to the backend", async || ask().await == 200).await;
 }
 
 #[tokio::test]
-async fn a_file_tells_of_backends() {
+async fn backends_come_from_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("engines.yaml");
     let (a, b) = (sim().await, sim().await);
@@ -281,9 +281,9 @@ async fn a_file_tells_of_backends() {
     eventually("both are used", async || only(&gateway, [&a, &b], [true, true]).await).await;
     fs::remove_file(&file).unwrap();
     let up = "llmproxy_discovery_up{source=\"file\"}";
-    eventually("it counts as down", async || gateway.metric(up).await == 0.0).await;
+    eventually("the address is down", async || gateway.metric(up).await == 0.0).await;
     assert!(only(&gateway, [&a, &b], [true, true]).await);
-    // The name of a backend in the file goes first.
+    // A backend of the configuration takes precedence over one of the same name.
     list(&[("b", &a)]);
     eventually("it has gone", async || only(&gateway, [&a, &b], [false, true]).await).await;
     gateway.rewrite(&static_b);
@@ -295,13 +295,13 @@ async fn a_file_tells_of_backends() {
 }
 
 #[tokio::test]
-async fn a_backend_that_is_taken_out_of_the_file_finishes_its_streams() {
+async fn a_removed_backend_finishes_its_streams() {
     let (a, b) = (sim_with(|s| s.inter_token_ms = 300).await, sim().await);
     let gateway = Gateway::before(&[a.url()], "").await;
     let mut client = gateway.client().await;
     client.post(PATH, chat(true)).await;
     assert_eq!(client.head().await.status, 200);
-    // What comes now is quick; the stream is not.
+    // New requests are fast; the stream is not.
     a.change(|s| s.inter_token_ms = 0);
     gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n", b.url()));
     eventually("the other is used", async || only(&gateway, [&a, &b], [false, true]).await).await;
@@ -352,7 +352,7 @@ async fn a_drained_backend_is_drained_at_every_address() {
     let drained = switch(Method::PUT, &escaped).await;
     assert_eq!(drained["addresses"], json!([format!("127.0.0.1:{port}")]));
     assert_eq!(ask().await, 503);
-    // An address that comes later is drained as well.
+    // An address added later is drained too.
     names.set("engines.test", &["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
     eventually("three are there", async || list().await.as_array().unwrap().len() == 3).await;
     assert!(list().await.as_array().unwrap().iter().all(|b| b["draining"] == true));
@@ -362,7 +362,7 @@ async fn a_drained_backend_is_drained_at_every_address() {
 }
 
 #[test]
-fn mistakes_in_the_section_are_told() {
+fn problems_in_the_section_are_reported() {
     let text = "discovery:
   interval: 1ms
   dns_servers: [\"10.0.0.1\", \"ns.example.com\"]
@@ -376,7 +376,7 @@ fn mistakes_in_the_section_are_told() {
   - {type: etcd, enabled: false, etcd: {prefix: x}}
 ";
     let loaded = llmproxy::config::load_text(text, std::path::Path::new("."), &|_| None);
-    let told: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
+    let problems: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
     let expected = [
         "line 2: discovery.interval: is shorter than 100ms",
         "line 3: discovery.dns_servers[1]: `ns.example.com` is not an address",
@@ -388,7 +388,7 @@ fn mistakes_in_the_section_are_told() {
         "line 10: discovery.sources[5].http.interval: is shorter than 100ms",
     ];
     for part in expected {
-        assert!(told.iter().any(|t| t.starts_with(part)), "{part} in {told:#?}");
+        assert!(problems.iter().any(|t| t.starts_with(part)), "{part} in {problems:#?}");
     }
-    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    assert_eq!(problems.len(), expected.len(), "{problems:#?}");
 }

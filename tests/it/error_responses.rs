@@ -1,5 +1,5 @@
-//! Error responses of backends, interim responses, redirects: what of them reaches the client, in
-//! whatever pieces they come.
+//! Error responses, interim responses and redirects of backends, however they are split: what the client
+//! receives.
 
 use llmproxy::sim::{Behaviour, Fail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,8 +12,7 @@ use crate::support::{
 
 const PATH: &str = "/v1/chat/completions";
 
-/// Configurations, and the backends that each has: with and without the possibility of a further
-/// attempt.
+/// Configurations and their numbers of backends: with and without a possible retry.
 const WAYS: [(&str, usize); 6] = [
     ("", 1),
     ("", 2),
@@ -23,8 +22,8 @@ const WAYS: [(&str, usize); 6] = [
     ("routing: {keep_alive: 10s}\n", 1),
 ];
 
-/// Checks what reaches clients of errors, by both versions of HTTP. Each request is for a model of its
-/// own: a backend that is busy with one is not asked for it again at once.
+/// Checks what clients receive of errors over both versions of HTTP. Each request uses a new model, as a
+/// busy backend cools down for a model.
 async fn check_errors(change: impl Fn(&mut Behaviour) + Copy, what: &str) {
     for (more, backends) in WAYS {
         let sims = fleet(backends, |b| {
@@ -56,7 +55,7 @@ async fn check_errors(change: impl Fn(&mut Behaviour) + Copy, what: &str) {
 }
 
 #[tokio::test]
-async fn errors_pass_byte_for_byte_whatever_their_status_and_timing() {
+async fn errors_pass_unchanged_for_any_status_and_timing() {
     for status in [408, 429, 500, 501, 502, 503, 504, 505, 529] {
         check_errors(|b| (b.error_status, b.error_pause_ms) = (status, 3), &format!("{status}"))
             .await;
@@ -64,8 +63,8 @@ async fn errors_pass_byte_for_byte_whatever_their_status_and_timing() {
 }
 
 #[tokio::test]
-async fn errors_pass_byte_for_byte_whatever_their_size() {
-    // Around what is judged (64 KiB) and what is held back (1 MiB), in one piece and in several.
+async fn errors_pass_unchanged_for_any_size() {
+    // Around the limits of what is examined (64 KiB) and held back (1 MiB), in one and several pieces.
     for (size, pause) in [
         (0, 0),
         (64 * 1024 - 1, 2),
@@ -80,7 +79,7 @@ async fn errors_pass_byte_for_byte_whatever_their_size() {
     }
 }
 
-/// A backend that answers each request with these pieces, a moment apart, and closes.
+/// A backend that responds with these pieces, with a pause between them, and closes.
 async fn in_pieces(pieces: Vec<Vec<u8>>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -106,7 +105,7 @@ async fn in_pieces(pieces: Vec<Vec<u8>>) -> String {
 }
 
 #[tokio::test]
-async fn errors_without_a_length_pass_too() {
+async fn errors_without_a_length_pass() {
     let body = r#"{"error": {"message": "out of memory", "code": 500}}"#;
     let chunked = "HTTP/1.1 500 Internal Server Error\r\nTransfer-Encoding: chunked\r\n\r\n";
     let until_close = "HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\n\r\n";
@@ -128,8 +127,8 @@ async fn errors_without_a_length_pass_too() {
 }
 
 #[tokio::test]
-async fn an_answer_that_ends_after_its_head_is_cut_off_and_not_filled_up() {
-    // Its head has promised a document of so many bytes: an event in its place would be a lie.
+async fn a_response_that_ends_after_its_head_is_cut_off() {
+    // The head announced a document with a length, so an event in its place would be wrong.
     for (status, kind) in
         [("200 OK", "application/json"), ("500 Oops", "application/json"), ("404 No", "text/plain")]
     {
@@ -146,7 +145,7 @@ async fn an_answer_that_ends_after_its_head_is_cut_off_and_not_filled_up() {
 }
 
 #[tokio::test]
-async fn interim_responses_come_and_go_in_any_number_and_packing() {
+async fn interim_responses_pass_in_any_number_and_split() {
     for interim in [1, 2, 7] {
         for (more, backends) in WAYS {
             let sims = fleet(backends, |b| b.interim = interim).await;
@@ -167,7 +166,7 @@ async fn interim_responses_come_and_go_in_any_number_and_packing() {
                 let expected: Vec<u16> = [102, 103].into_iter().cycle().take(interim).collect();
                 assert_eq!(seen, expected, "{what}: they pass");
                 assert!(client.rest(head).await.whole, "{what}");
-                // The connection is in step: the next answer is that to the next request.
+                // The connection is in sync: the next response belongs to the next request.
                 assert_eq!(client.get("/health").await.text(), "OK", "{what}");
                 let h2 = http::builder().http2_prior_knowledge().build().unwrap();
                 let answer = h2.post(gateway.url(PATH)).body(chat(stream)).send().await.unwrap();
@@ -179,11 +178,11 @@ async fn interim_responses_come_and_go_in_any_number_and_packing() {
 }
 
 #[tokio::test]
-async fn interim_responses_come_apart_between_attempts_and_before_errors() {
+async fn interim_responses_pass_between_attempts_and_before_errors() {
     const INTERIM: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
     let body = r#"{"error":{"message":"no","code":500}}"#;
     let last = format!("HTTP/1.1 500 No\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    // Cut anywhere.
+    // Split at any position.
     let whole = [INTERIM, INTERIM, &last].concat();
     for cut in (1..whole.len()).step_by(9) {
         let pieces = vec![whole.as_bytes()[..cut].to_vec(), whole.as_bytes()[cut..].to_vec()];
@@ -211,7 +210,7 @@ async fn http_1_0_clients_get_no_interim_responses() {
 }
 
 #[tokio::test]
-async fn redirects_are_tried_elsewhere_and_never_reach_a_client() {
+async fn redirects_are_retried_and_never_reach_a_client() {
     for status in [
         "301 Moved",
         "302 Found",
@@ -254,7 +253,7 @@ async fn redirects_are_tried_elsewhere_and_never_reach_a_client() {
 }
 
 #[tokio::test]
-async fn fields_about_the_inside_of_a_fleet_stay_there() {
+async fn internal_header_fields_do_not_reach_a_client() {
     let body = r#"{"object":"chat.completion","choices":[]}"#;
     let wire = |status: &str| {
         format!(
@@ -285,7 +284,7 @@ async fn fields_about_the_inside_of_a_fleet_stay_there() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_has_its_own_head_after_a_failed_attempt() {
+async fn a_response_without_a_body_after_a_failed_attempt_has_its_own_head() {
     let failed = [
         "HTTP/1.1 503 No\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",

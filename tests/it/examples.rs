@@ -1,4 +1,4 @@
-//! The examples, each as its README says.
+//! The examples, run as in their READMEs.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(path)
 }
 
-/// Runs an example and looks at what all of them have in common.
+/// Runs an example and checks what all of them have in common.
 async fn example(name: &str, env: &[(&str, String)]) -> Gateway {
     let sim = sim().await;
     let backend = [("BACKEND_URL", sim.url())];
@@ -35,13 +35,13 @@ async fn example(name: &str, env: &[(&str, String)]) -> Gateway {
 }
 
 #[tokio::test]
-async fn keys_in_the_configuration() {
+async fn keys_from_the_configuration_work() {
     example("auth-static", &[]).await;
     example("auth-file", &[]).await;
 }
 
 #[tokio::test]
-async fn keys_in_redis() {
+async fn keys_from_redis_work() {
     let redis = Redis::start().await;
     for line in fs::read_to_string(file("auth-redis/keys.redis")).unwrap().lines() {
         let words = words(line);
@@ -53,7 +53,7 @@ async fn keys_in_redis() {
     assert_eq!(gateway.ask_as("sk-example-empty-0001").await.status, 429);
 }
 
-/// The words of a line for redis-cli: what stands in single quotes is one.
+/// The words of a redis-cli line. Text in single quotes is one word.
 fn words(line: &str) -> Vec<String> {
     if line.starts_with('#') {
         return Vec::new();
@@ -66,7 +66,7 @@ fn words(line: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn keys_in_a_table() {
+async fn keys_from_a_table_work() {
     let sql = |name: &str| fs::read_to_string(file("auth-database").join(name)).unwrap();
     let env =
         |driver: &str, dsn: String| [("DATABASE_DRIVER", driver.to_owned()), ("DATABASE_DSN", dsn)];
@@ -87,7 +87,7 @@ async fn keys_in_a_table() {
     example("auth-database", &env("mysql", mariadb.url())).await;
 }
 
-/// A process that ends with its test.
+/// A process that is killed at the end of its test.
 struct Running(Child);
 
 impl Drop for Running {
@@ -98,7 +98,7 @@ impl Drop for Running {
 }
 
 #[tokio::test]
-async fn keys_of_a_webhook() {
+async fn keys_from_a_webhook_work() {
     let address = free_address();
     let server = Command::new("python3")
         .arg(file("auth-webhook/server.py"))
@@ -113,7 +113,7 @@ async fn keys_of_a_webhook() {
 }
 
 #[tokio::test]
-async fn keys_of_the_admin_api() {
+async fn keys_from_the_admin_api_work() {
     let sim = sim().await;
     let admin = free_address().to_string();
     let env = [("ADMIN_LISTEN", admin), ("ADMIN_TOKEN", "a-token-for-tests".to_owned())];
@@ -127,8 +127,8 @@ async fn keys_of_the_admin_api() {
             .output();
         String::from_utf8(made.unwrap().stdout).unwrap()
     };
-    let told = create(&env);
-    assert!(told.contains("\"user_id\":\"user_001\""), "{told}");
+    let printed = create(&env);
+    assert!(printed.contains("\"user_id\":\"user_001\""), "{printed}");
     for (key, status) in
         [("sk-example-good-0001", 200), ("sk-example-disabled-1", 403), ("sk-any-other", 401)]
     {
@@ -138,7 +138,7 @@ async fn keys_of_the_admin_api() {
 }
 
 #[tokio::test]
-async fn limits_of_keys_and_a_queue() {
+async fn limits_and_the_queue_work() {
     let sim = sim_with(|b| b.first_token_ms = 300).await;
     let gateway = Gateway::example("rate-limits", &[("BACKEND_URL", sim.url())]).await;
     let (plain, vip) = ("sk-example-plain-0001", "sk-example-vip-00001");
@@ -159,7 +159,7 @@ async fn limits_of_keys_and_a_queue() {
     let said = "Rate limit reached: per_key.requests_per_minute allows 3. Try again in ";
     assert!(error["message"].as_str().unwrap().starts_with(said), "{error}");
 
-    // Four of the other key at the same time: two are served, and two wait until they have ended.
+    // Four concurrent requests of the other key: two are served, and two wait for their end.
     let start = Instant::now();
     let mut clients = Vec::new();
     for _ in 0..4 {
@@ -176,19 +176,20 @@ async fn limits_of_keys_and_a_queue() {
     assert!(start.elapsed() >= Duration::from_millis(600), "{:?}", start.elapsed());
 }
 
-/// The models of answers to requests for some.
+/// Status and model of the responses to requests for these models.
 async fn answered(gateway: &Gateway, models: &[&str]) -> Vec<(u16, String)> {
-    let mut told = Vec::new();
+    let mut answers = Vec::new();
     for model in models {
         let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
         let answer = gateway.client().await.ask("/v1/chat/completions", body).await;
-        told.push((answer.status, answer.json()["model"].as_str().unwrap_or_default().to_owned()));
+        answers
+            .push((answer.status, answer.json()["model"].as_str().unwrap_or_default().to_owned()));
     }
-    told
+    answers
 }
 
 #[tokio::test]
-async fn models_by_other_names_are_listed() {
+async fn model_aliases_are_listed() {
     let (gateway, _stable, _canary) = aliases().await;
     let list = gateway.client().await.get("/v1/models").await.json();
     let ids: Vec<_> =
@@ -197,7 +198,7 @@ async fn models_by_other_names_are_listed() {
 }
 
 #[tokio::test]
-async fn models_by_other_names_are_served() {
+async fn model_aliases_are_served() {
     let (gateway, stable, canary) = aliases().await;
     for _ in 0..20 {
         assert_eq!(answered(&gateway, &["gpt-4o"]).await, [(200, "gpt-4o".to_owned())]);
@@ -219,31 +220,31 @@ async fn aliases() -> (Gateway, Sim, Sim) {
     (Gateway::example("aliases", &env).await, stable, canary)
 }
 
-/// The backends of the tries of a request, as the admin API tells them.
-async fn tried(admin: &str, request_id: &str) -> Vec<String> {
+/// The backends of all attempts of a request, from the admin API.
+async fn backends_tried(admin: &str, request_id: &str) -> Vec<String> {
     let ask = format!(
         "GET /admin/v1/explain?request_id={request_id} HTTP/1.1\r\nHost: {admin}\r\n\
          X-Admin-Token: change-me-please\r\n\r\n"
     );
-    let mut told = Vec::new();
-    // A request is told of when it has ended, which may be a moment after its answer.
-    eventually("the request is told of", async || {
+    let mut backends = Vec::new();
+    // A request is listed after its end, which may be slightly later than its response.
+    eventually("the request is listed", async || {
         let mut client = Client::connect(admin.parse().unwrap()).await;
         client.send(ask.as_bytes()).await;
         let answer = client.answer().await;
         if answer.status == 200 {
             let trace = answer.json();
-            let tries = trace["tries"].as_array().unwrap().iter();
-            told = tries.map(|t| t["backend"].as_str().unwrap().to_owned()).collect();
+            let attempts = trace["tries"].as_array().unwrap().iter();
+            backends = attempts.map(|t| t["backend"].as_str().unwrap().to_owned()).collect();
         }
         answer.status == 200
     })
     .await;
-    told
+    backends
 }
 
 #[tokio::test]
-async fn conversations_stay_with_an_engine_and_outlive_it() {
+async fn conversations_stay_with_an_engine_and_survive_its_failure() {
     let (one, two) = (sim().await, sim().await);
     let admin = free_address().to_string();
     let env = [("ENGINE_1", one.url()), ("ENGINE_2", two.url()), ("ADMIN_LISTEN", admin.clone())];
@@ -263,17 +264,17 @@ async fn conversations_stay_with_an_engine_and_outlive_it() {
     for _ in 0..4 {
         ask("whole").await;
     }
-    let home = tried(&admin, "whole").await.pop().unwrap();
+    let home = backends_tried(&admin, "whole").await.pop().unwrap();
     let (at_home, other, engines) = match home.as_str() {
         "engine-1" => (&one, &two, ["engine-1", "engine-2"]),
         _ => (&two, &one, ["engine-2", "engine-1"]),
     };
     assert_eq!((at_home.stats().requests(), other.stats().requests()), (4, 0));
 
-    // It dies after its headers: the clients do not notice.
+    // It fails after its headers: the clients do not notice.
     at_home.change(|b| b.fail = Fail::AfterHeaders);
     ask("broken").await;
-    assert_eq!(tried(&admin, "broken").await, engines);
+    assert_eq!(backends_tried(&admin, "broken").await, engines);
     for _ in 0..5 {
         ask("later").await;
     }
@@ -281,7 +282,7 @@ async fn conversations_stay_with_an_engine_and_outlive_it() {
 }
 
 #[tokio::test]
-async fn rules_by_backend_are_served() {
+async fn a_fallback_backend_takes_over() {
     let models = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
     let primary = sim_with(|b| b.models = models(&["qwen-72b"])).await;
     let fallback = sim_with(|b| b.models = models(&["qwen-72b", "other"])).await;
@@ -291,7 +292,7 @@ async fn rules_by_backend_are_served() {
     let served = [(200, "qwen-72b".to_owned()), (200, "qwen-72b".to_owned())];
     assert_eq!(answered(&gateway, &["qwen-72b", "qwen-72b"]).await, served);
     assert_eq!(counts(), (2, 0));
-    // The primary does not have this one, and is not asked.
+    // The primary does not have this model and is not tried.
     assert_eq!(answered(&gateway, &["other"]).await[0].0, 200);
     assert_eq!(counts(), (2, 1));
     primary.change(|b| b.fail = Fail::Error);
@@ -300,7 +301,7 @@ async fn rules_by_backend_are_served() {
 }
 
 #[tokio::test]
-async fn usage_in_a_table() {
+async fn usage_is_stored_in_a_table() {
     let sim = sim().await;
     let (postgres, mariadb) = (Postgres::start().await, MariaDb::start().await);
     for (driver, dsn) in
@@ -322,14 +323,14 @@ async fn usage_in_a_table() {
             "GET /admin/v1/usage?group_by=team,user,day HTTP/1.1\r\nHost: {admin}\r\n\
              X-Admin-Token: change-me-please\r\n\r\n"
         );
-        eventually(&format!("{driver}: all requests are told of"), async || {
+        eventually(&format!("{driver}: all requests are counted"), async || {
             let mut client = Client::connect(admin.parse().unwrap()).await;
             client.send(ask.as_bytes()).await;
             let answer = client.answer().await;
             assert_eq!(answer.status, 200, "{driver}: {}", answer.text());
-            let told = answer.json();
+            let sums = answer.json();
             let requests = |user: &str| -> u64 {
-                let groups = told["groups"].as_array().unwrap().iter();
+                let groups = sums["groups"].as_array().unwrap().iter();
                 let of = groups.filter(|group| group["user_id"] == user && group["team"] == "blue");
                 of.map(|group| group["requests"].as_u64().unwrap()).sum()
             };
@@ -340,7 +341,7 @@ async fn usage_in_a_table() {
 }
 
 #[tokio::test]
-async fn usage_in_a_file() {
+async fn usage_is_written_to_a_file() {
     let sim = sim().await;
     let gateway = Gateway::example("usage-file", &[("BACKEND_URL", sim.url())]).await;
     for _ in 0..3 {
@@ -357,7 +358,7 @@ async fn usage_in_a_file() {
 }
 
 #[tokio::test]
-async fn usage_in_redis() {
+async fn usage_is_sent_to_redis() {
     let (sim, redis) = (sim().await, Redis::start().await);
     let env = [("BACKEND_URL", sim.url()), ("REDIS_ADDR", redis.address.to_string())];
     let gateway = Gateway::example("usage-redis", &env).await;

@@ -1,4 +1,4 @@
-//! Backends that break while they answer.
+//! Backends that fail during a response.
 
 use llmproxy::sim::Fail;
 
@@ -25,7 +25,7 @@ async fn a_stream_that_breaks_ends_with_an_error_event() {
         let (tokens, source) =
             (record["completion_tokens"].as_u64(), record["usage_source"].as_str());
         match fail {
-            // Eight of sixteen tokens had come, and were counted as they passed.
+            // Eight of sixteen tokens had arrived and were counted.
             Fail::MidStream => assert_eq!((tokens, source), (Some(8), Some("partial"))),
             _ => assert_eq!((tokens, source), (Some(0), Some("none"))),
         }
@@ -33,7 +33,7 @@ async fn a_stream_that_breaks_ends_with_an_error_event() {
 }
 
 #[tokio::test]
-async fn a_plain_answer_that_breaks_is_cut_off() {
+async fn a_plain_response_that_breaks_is_cut_off() {
     let sim = sim_with(|b| b.fail = Fail::MidStream).await;
     let receiver = Receiver::start().await;
     let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
@@ -44,7 +44,7 @@ async fn a_plain_answer_that_breaks_is_cut_off() {
 }
 
 #[tokio::test]
-async fn what_an_engine_aborts_is_recorded_as_that() {
+async fn an_abort_by_the_engine_is_recorded() {
     for (fail, stream) in [
         (Fail::Abort, true),
         (Fail::Abort, false),
@@ -66,7 +66,7 @@ async fn what_an_engine_aborts_is_recorded_as_that() {
 }
 
 #[tokio::test]
-async fn errors_of_a_backend_pass_as_they_are() {
+async fn errors_of_a_backend_pass_unchanged() {
     for (fail, status) in [(Fail::Error, 500), (Fail::Busy, 503)] {
         let sim = sim_with(|b| b.fail = fail).await;
         let receiver = Receiver::start().await;
@@ -84,7 +84,7 @@ async fn errors_of_a_backend_pass_as_they_are() {
 }
 
 #[tokio::test]
-async fn something_that_is_not_http_is_an_error() {
+async fn a_response_that_is_not_http_is_an_error() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {

@@ -1,5 +1,5 @@
-//! Whatever befalls a backend, with every strategy: the client gets a whole answer as long as there
-//! is a healthy backend and nothing of the content has gone out. Nothing comes twice, nothing leaks.
+//! Every fault of a backend with every strategy: the client gets a complete response if there is a healthy
+//! backend and no content was sent before the fault. Nothing is sent twice, nothing leaks.
 
 use std::{cell::Cell, collections::HashMap};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Client, Gateway, Receiver,
-    client::Answer,
+    client::Response,
     eventually,
     faults::{Fault, at_rest, fleet, heal, tries_of, urls},
     free_address, http,
@@ -17,11 +17,11 @@ use crate::support::{
 
 const PATH: &str = "/v1/chat/completions";
 const TOKEN: &str = "a-token-for-tests";
-/// Tokens of an answer.
+/// Tokens per response.
 const TOKENS: u64 = 8;
-/// Requests at the same time.
+/// Concurrent requests.
 const AT_ONCE: usize = 6;
-/// Times so many, within which every strategy has asked every backend.
+/// The number of rounds within which every strategy uses every backend.
 const MOST: usize = 500;
 
 macro_rules! tests {
@@ -35,12 +35,12 @@ macro_rules! tests {
     };
 }
 
-/// A test of each strategy, by its name.
+/// One test for each strategy.
 mod strategies {
     tests!(round_robin least_connections latency_based random p2c consistent_hash prefix_affinity least_load);
 }
 
-/// Every fault, of one of two backends, and of one and two of three.
+/// Tests every fault at one of two, one of three and two of three backends.
 async fn matrix(strategy: &str) {
     let stages = [(2, 1, false), (2, 1, true), (3, 1, false), (3, 1, true), (3, 2, false)];
     join_all(stages.map(async |(n, faulty, silent)| {
@@ -53,7 +53,7 @@ async fn matrix(strategy: &str) {
     .await;
 }
 
-/// A gateway, and backends of which the first can be made to fail.
+/// A gateway with backends, the first of which can be made to fail.
 struct Stage {
     name: String,
     sims: Vec<Sim>,
@@ -61,7 +61,7 @@ struct Stage {
     gateway: Gateway,
     admin: String,
     receiver: Receiver,
-    /// What healthy backends answer, by whether it is a stream.
+    /// The response of a healthy backend: plain, and as a stream.
     right: [String; 2],
     asked: Cell<u64>,
     records: std::cell::RefCell<HashMap<String, Value>>,
@@ -98,7 +98,7 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
             let model = model(Fault::Slow, stream);
             let body = body(&model, 0, stream);
             direct.post_with(PATH, "X-Request-Id: r\r\n", body.as_bytes()).await;
-            right[usize::from(stream)] = told(&direct.answer().await, "r", &model);
+            right[usize::from(stream)] = comparable(&direct.answer().await, "r", &model);
         }
         let name = format!("{strategy}, {faulty} of {n}");
         let (asked, records) = (Cell::new(0), HashMap::new().into());
@@ -106,7 +106,7 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
         return Self { name, sims, faulty, gateway, admin, receiver, right, asked, records, _folder: folder };
     }
 
-    /// Asks until the faulty backends have been asked.
+    /// Sends requests until the faulty backends were used.
     async fn survives(&self, fault: Fault) {
         for sim in &self.sims[..self.faulty] {
             fault.befall(sim).await;
@@ -115,7 +115,7 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
             let refused = self.refused().await;
             for n in 0.. {
                 assert!(n < MOST, "{}: {fault:?}: the backend is never asked", self.name);
-                // At the same time: who has requests is not asked by every strategy.
+                // Concurrently, as some strategies prefer backends without requests.
                 let hits = join_all((0..AT_ONCE).map(|_| self.ask(fault, stream))).await;
                 let hit = match fault {
                     Fault::Refuse => self.refused().await > refused,
@@ -135,7 +135,7 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
         self.gateway.metric("llmproxy_retries_total{reason=\"connect_failure\"}").await
     }
 
-    /// Asks once; `true` if a faulty backend was asked.
+    /// Sends one request; `true` if a faulty backend was used.
     async fn ask(&self, fault: Fault, stream: bool) -> bool {
         let number = self.asked.replace(self.asked.get() + 1);
         let id = format!("request-{number}");
@@ -144,16 +144,16 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
         let mut client = self.gateway.client().await;
         client.post_with(PATH, &headers, body(&model, number, stream).as_bytes()).await;
         let answer = client.answer().await;
-        let tries = tries_of(&self.sims, &id);
-        let hit = tries[..self.faulty].iter().any(|n| *n > 0);
-        let moved = tries.iter().filter(|n| **n > 0).count() > 1;
+        let attempts = tries_of(&self.sims, &id);
+        let hit = attempts[..self.faulty].iter().any(|n| *n > 0);
+        let moved = attempts.iter().filter(|n| **n > 0).count() > 1;
         let case = format!(
-            "{}: {fault:?}, stream {stream}, tries {tries:?}:\n{}",
+            "{}: {fault:?}, stream {stream}, attempts {attempts:?}:\n{}",
             self.name,
             String::from_utf8_lossy(&answer.body)
         );
         assert!(answer.whole, "{case}");
-        let got = told(&answer, &id, &model);
+        let got = comparable(&answer, &id, &model);
         let right = &self.right[usize::from(stream)];
         let record = if answer.status == 404 {
             assert!(fault == Fault::NoModel && hit, "{case}");
@@ -161,7 +161,7 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
         } else if stream && hit && fault.is_after_content() {
             assert_eq!(answer.status, 200, "{case}");
             if fault == Fault::DieMidStream && moved {
-                // A reset can overtake content that nobody has read yet.
+                // A reset can discard content that was not read yet.
                 assert_eq!(&got, right, "{case}");
                 ("complete", 200, TOKENS)
             } else {
@@ -184,14 +184,14 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
         let client = http::client();
         eventually(&format!("{}: nothing is in flight", self.name), async || {
             let asked = client.get(&url).header("X-Admin-Token", TOKEN).send().await.unwrap();
-            let told: Value = serde_json::from_str(&asked.text().await.unwrap()).unwrap();
-            let all = told["backends"].as_array().unwrap();
+            let listed: Value = serde_json::from_str(&asked.text().await.unwrap()).unwrap();
+            let all = listed["backends"].as_array().unwrap();
             all.len() == self.sims.len() && all.iter().all(|b| b["in_flight"] == 0)
         })
         .await;
     }
 
-    /// There is one record of each request, and it is right.
+    /// Checks that each request has one correct record.
     async fn accounts_for_everything(&self) {
         let expected = self.records.take();
         let records = self.receiver.wait_for(expected.len()).await;
@@ -209,38 +209,38 @@ admin: {{enabled: true, listen: \"{admin}\", token: {TOKEN}, db_path: \"{}\"}}
                 assert_eq!(record["prompt_tokens"], prompt, "{record}");
             }
         }
-        // The request that asks is one itself.
+        // Includes the request for the metrics itself.
         assert_eq!(self.gateway.metric("llmproxy_requests_in_flight").await, 1.0, "{}", self.name);
     }
 }
 
-/// Each fault has models of its own: that a backend is left alone for a while holds for a model.
+/// Each fault has its own models, as a backend is ejected per model.
 fn model(fault: Fault, stream: bool) -> String {
     format!("{fault:?}-{stream}")
 }
 
-/// A request like no other, but of the same length.
+/// A unique request of constant length.
 fn body(model: &str, number: u64, stream: bool) -> String {
     let prompt = format!("{number:06} ").repeat(100);
     json!({"model": model, "stream": stream, "messages": [{"role": "user", "content": prompt}]})
         .to_string()
 }
 
-/// An answer without what differs from one to the next.
-fn told(answer: &Answer, id: &str, model: &str) -> String {
+/// A response without the parts that differ between requests.
+fn comparable(answer: &Response, id: &str, model: &str) -> String {
     let text = answer.text().replace(&format!("\"chatcmpl-{id}\""), "\"ID\"");
     let text = text.replace(&format!("\"{model}\""), "\"MODEL\"");
     let mut parts = text.split("\"created\":");
-    let mut told = parts.next().unwrap_or_default().to_owned();
+    let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
-        told.push_str("\"created\":0");
-        told.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
+        text.push_str("\"created\":0");
+        text.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
     }
-    told
+    text
 }
 
-/// A stream that has ended after some content: what came is right, and its end is told. Returns how
-/// many tokens came.
+/// Checks a stream that failed after some content: the content is right, and an error ends it. Returns
+/// the number of tokens.
 fn broken(fault: Fault, got: &str, right: &str, case: &str) -> u64 {
     let events = |text: &str| {
         text.split_terminator("\n\n")
@@ -255,7 +255,7 @@ fn broken(fault: Fault, got: &str, right: &str, case: &str) -> u64 {
     let tokens = same as u64 - 1;
     let error = &event["error"];
     match fault {
-        // What the engine says of itself is passed on as it comes.
+        // An error event of the engine passes unchanged.
         Fault::AbortMidStream => {
             assert_eq!(event["choices"][0]["finish_reason"], "abort", "{case}");
             assert_eq!(rest[1..], ["[DONE]"], "{case}");

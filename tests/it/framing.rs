@@ -1,4 +1,4 @@
-//! Requests whose framing, host or connection fields are wrong or odd, and what becomes of them.
+//! Requests with invalid or unusual framing, host or connection fields.
 
 use llmproxy::sim::Fail;
 use serde_json::json;
@@ -19,7 +19,7 @@ fn chunked(body: &str) -> String {
     format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())
 }
 
-/// Sends this, and reads everything up to the close of the connection.
+/// Sends these bytes and reads until the connection closes.
 async fn sent(gateway: &Gateway, bytes: impl AsRef<[u8]>) -> String {
     let all = tcp_until_closed(gateway.address, Script::once(bytes)).await;
     String::from_utf8(all.expect("the connection stays open").0).unwrap()
@@ -45,7 +45,7 @@ async fn two_lengths_end_the_connection() {
     ] {
         let before = sim.stats().requests();
         let head = format!("POST {PATH} HTTP/1.1\r\nHost: g\r\n{lengths}\r\n");
-        // A second request behind it is not served: nobody can say where it begins.
+        // A following request is not served, as its start is ambiguous.
         let next = format!("POST {PATH} HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\n{{}}");
         let answer = sent(&gateway, format!("{head}{body}{next}")).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
@@ -56,7 +56,7 @@ async fn two_lengths_end_the_connection() {
 }
 
 #[tokio::test]
-async fn kept_connections_stay_what_the_client_wants_them_to_be() {
+async fn keep_alive_follows_the_client() {
     let gateway = Gateway::before(&[sim().await.url()], "").await;
     for (line, kept) in [
         ("GET /health HTTP/1.1\r\nHost: g\r\n\r\n", true),
@@ -78,7 +78,7 @@ async fn kept_connections_stay_what_the_client_wants_them_to_be() {
 }
 
 #[tokio::test]
-async fn one_valid_host() {
+async fn exactly_one_valid_host_is_required() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let ask = async |version: &str, hosts: &str| {
@@ -117,7 +117,7 @@ async fn one_valid_host() {
             "{version} {hosts}"
         );
     }
-    // Pingora itself refuses these.
+    // Pingora refuses these itself.
     for hosts in ["Host: a\r\nHost: a\r\n", "Host: a\r\nhost: b\r\n", "Host: a@b\r\n"] {
         assert_eq!(ask("1.1", hosts).await.0, 400, "{hosts}");
     }
@@ -125,7 +125,7 @@ async fn one_valid_host() {
 }
 
 #[tokio::test]
-async fn connection_takes_nothing_away_that_matters() {
+async fn the_connection_header_cannot_remove_important_fields() {
     let sim = sim().await;
     let receiver = Receiver::start().await;
     let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
@@ -158,7 +158,7 @@ async fn connection_takes_nothing_away_that_matters() {
 }
 
 #[tokio::test]
-async fn chunks_that_are_none_are_refused_and_recorded_as_such() {
+async fn invalid_chunks_are_refused_and_recorded() {
     let sim = sim().await;
     let receiver = Receiver::start().await;
     let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
@@ -172,7 +172,7 @@ async fn chunks_that_are_none_are_refused_and_recorded_as_such() {
         "-1\r\n{}\r\n0\r\n\r\n".to_owned(),
         "0x2\r\n{}\r\n0\r\n\r\n".to_owned(),
         "ffffffffffffffffff\r\n{}".to_owned(),
-        // Line ends without CR, which heads may have and chunks may not.
+        // Line ends without CR, which are allowed in heads but not in chunks.
         "2\n{}\r\n0\r\n\r\n".to_owned(),
         "2\r\n{}\n0\r\n\r\n".to_owned(),
         "2\r\n{}XX0\r\n\r\n".to_owned(),
@@ -180,7 +180,7 @@ async fn chunks_that_are_none_are_refused_and_recorded_as_such() {
         "2;\n{}\r\n0\r\n\r\n".to_owned(),
         "2;a=\"\n\"\r\n{}\r\n0\r\n\r\n".to_owned(),
         "2\r\n{}\r\n0;\n\r\n".to_owned(),
-        // After a document that is complete.
+        // After a complete document.
         format!("{begun}zz\r\n"),
         format!("{begun}0\n\n"),
         format!("{begun}XX"),
@@ -192,7 +192,7 @@ async fn chunks_that_are_none_are_refused_and_recorded_as_such() {
     let records = receiver.wait_for(wrong.len()).await;
     assert!(records.iter().all(|r| r["outcome"] == "rejected" && r["status_code"] == 400));
     assert_eq!(sim.stats().requests(), 0);
-    // Extensions and trailers are read over, as nginx does.
+    // Extensions and trailers are ignored, as in nginx.
     for body in [
         format!("{:x};a=b;c=\"d\"\r\n{whole}\r\n0\r\n\r\n", whole.len()),
         format!("{:X} ; a\r\n{whole}\r\n0;last\r\nX-Trailer: 1\r\n\r\n", whole.len()),
@@ -206,8 +206,8 @@ async fn chunks_that_are_none_are_refused_and_recorded_as_such() {
 }
 
 #[tokio::test]
-async fn a_long_body_with_a_broken_end_is_refused_as_well() {
-    // Too long to be held to its end: Pingora finds that out while it proxies.
+async fn a_long_body_with_an_invalid_end_is_refused() {
+    // Too long to be buffered: Pingora detects the error while proxying.
     let sim = sim().await;
     let receiver = Receiver::start().await;
     let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
@@ -223,11 +223,11 @@ async fn a_long_body_with_a_broken_end_is_refused_as_well() {
     assert!(records.iter().all(|r| r["outcome"] == "rejected" && r["status_code"] == 400));
     let refused = "llmproxy_errors_total{reason=\"refused\",side=\"client\"}";
     assert_eq!(gateway.metric(refused).await, ends.len() as f64);
-    eventually("the backend is let go", async || sim.stats().running() == 0).await;
+    eventually("the backend is released", async || sim.stats().running() == 0).await;
 }
 
 #[tokio::test]
-async fn heads_may_have_bare_line_ends() {
+async fn heads_may_have_line_ends_without_cr() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let body = chat(false);
@@ -275,8 +275,8 @@ async fn an_absolute_target_becomes_a_path() {
 }
 
 #[tokio::test]
-async fn a_client_that_closes_its_side_has_gone() {
-    // As the engines have it; `docs/api.md` says so.
+async fn a_half_closed_client_counts_as_disconnected() {
+    // As in the engines; see `docs/api.md`.
     let sim = sim_with(|b| b.first_token_ms = 600_000).await;
     let receiver = Receiver::start().await;
     let gateway = Gateway::before(&[sim.url()], &receiver.hook()).await;
@@ -290,17 +290,17 @@ async fn a_client_that_closes_its_side_has_gone() {
         client.shutdown().await.unwrap();
         let mut answer = Vec::new();
         timeout(PATIENCE, client.read_to_end(&mut answer)).await.unwrap().ok();
-        // The head of a stream comes before its engine has begun to think.
+        // The head of a stream arrives before the engine starts.
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.contains("data:") && !answer.ends_with("0\r\n\r\n"), "{answer}");
-        eventually("the backend is let go", async || sim.stats().running() == 0).await;
+        eventually("the backend is released", async || sim.stats().running() == 0).await;
     }
     let records = receiver.wait_for(2).await;
     assert!(records.iter().all(|r| r["outcome"] == "client_aborted"));
 }
 
 #[tokio::test]
-async fn connections_are_not_kept_while_the_gateway_stops() {
+async fn connections_are_closed_during_shutdown() {
     let sim = sim_with(|b| (b.first_token_ms, b.tokens) = (1_000, 2)).await;
     let operator = free_address();
     let more = format!("server: {{metrics_listen: \"{operator}\"}}\n");
@@ -314,7 +314,7 @@ async fn connections_are_not_kept_while_the_gateway_stops() {
     assert!(gateway.ended().await.success());
     assert!(
         !client.try_send(b"GET /health HTTP/1.1\r\n\r\n").await || {
-            // The first bytes may go into a socket whose other side is closed.
+            // The first write to a closed connection may still succeed.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             !client.try_send(b"\r\n").await
         }
@@ -322,7 +322,7 @@ async fn connections_are_not_kept_while_the_gateway_stops() {
 }
 
 #[tokio::test]
-async fn chunks_that_come_with_the_request_before_are_not_read_unseen() {
+async fn pipelined_chunks_are_checked() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let first = [
@@ -346,7 +346,7 @@ async fn chunks_that_come_with_the_request_before_are_not_read_unseen() {
         assert_eq!(refused.header("connection"), Some("close"));
     }
     assert_eq!(sim.stats().requests(), 0);
-    // One after the other they are watched, however often.
+    // Sequential requests on the connection are all checked.
     let mut client = gateway.client().await;
     let good = format!(
         "POST {PATH} HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
@@ -359,7 +359,7 @@ async fn chunks_that_come_with_the_request_before_are_not_read_unseen() {
 }
 
 #[tokio::test]
-async fn a_body_that_goes_on_after_its_document_is_ended() {
+async fn a_body_longer_than_its_document_is_ended() {
     let sim = sim_with(|b| b.fail = Fail::Wedge).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let mut client = gateway.client().await;
@@ -369,9 +369,9 @@ async fn a_body_that_goes_on_after_its_document_is_ended() {
         body.len()
     );
     client.send(format!("{head}1\r\n \r\n").as_bytes()).await;
-    eventually("it is with the backend", async || sim.stats().open() == 1).await;
+    eventually("the backend has the request", async || sim.stats().open() == 1).await;
     let space = format!("1000\r\n{}\r\n", " ".repeat(0x1000));
-    eventually("it is given up", async || {
+    eventually("the request is aborted", async || {
         client.try_send(space.as_bytes()).await;
         sim.stats().open() == 0
     })

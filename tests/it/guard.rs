@@ -1,4 +1,4 @@
-//! What passes between client and backend, and what does not.
+//! Body and header fields that pass between client and backend, and those that do not.
 
 use llmproxy::sim::Seen;
 
@@ -43,7 +43,7 @@ async fn the_list_of_privileged_inputs_can_be_changed() {
 }
 
 #[tokio::test]
-async fn guarding_and_asking_for_usage_go_together() {
+async fn guarded_fields_are_removed_and_usage_is_requested_together() {
     let body = r#"{"priority":1,"model":"sim-model","messages":[],"stream":true,"stream_options":{"include_usage":false},"cache_salt":"x"}"#;
     let seen = seen_by_backend("", "", body).await;
     assert_eq!(
@@ -53,14 +53,14 @@ async fn guarding_and_asking_for_usage_go_together() {
 }
 
 #[tokio::test]
-async fn nothing_else_is_changed() {
+async fn other_parts_of_a_body_are_unchanged() {
     let body = r#"{ "model" : "sim-model",  "messages":[{"role":"user","content":"\u00e9 é 1.0e5"}], "x": 1.000, "y": 12345678901234567890 }"#;
     let seen = seen_by_backend("", "", body).await;
     assert_eq!(String::from_utf8(seen.body).unwrap(), body);
 }
 
 #[tokio::test]
-async fn the_clients_key_stays_with_the_gateway() {
+async fn the_clients_key_is_not_forwarded() {
     let headers = "Authorization: Bearer sk-client\r\nX-API-Key: sk-client\r\nApi-Key: sk-client\r\n\
                    X-API-Key-UserID: root\r\n";
     let body = crate::support::chat(false);
@@ -123,7 +123,7 @@ async fn header_fields_are_handled_by_the_rules() {
 }
 
 #[tokio::test]
-async fn a_request_id_that_could_do_harm_is_replaced() {
+async fn an_unsafe_request_id_is_replaced() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     for bad in ["a b", "a\"b", &"x".repeat(129), "{}"] {

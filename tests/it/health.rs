@@ -1,4 +1,4 @@
-//! Active probes.
+//! Active health checks.
 
 use crate::support::{Gateway, chat, eventually, free_address, sim, sim_with};
 
@@ -6,7 +6,7 @@ const PROBES: &str = "health_check: {interval: 30ms, timeout: 2s, path: /health,
 const PATH: &str = "/v1/chat/completions";
 
 #[tokio::test]
-async fn thresholds_decide() {
+async fn a_backend_is_down_after_the_failure_threshold() {
     let (a, b) = (sim().await, sim().await);
     let gateway = Gateway::before(&[a.url(), b.url()], PROBES).await;
     let up = format!("llmproxy_backend_up{{backend=\"{}\"}}", a.url());
@@ -16,7 +16,7 @@ async fn thresholds_decide() {
     a.change(|s| s.health = 503);
     eventually("the backend is taken out", async || gateway.metric(&up).await == 0.0).await;
     let probes = a.stats().probes() - before;
-    // Three, and those that came until this test saw it.
+    // Three, plus any until this test noticed.
     assert!((3..15).contains(&probes), "taken out after {probes} probes");
     let served = a.stats().requests();
     for _ in 0..6 {
@@ -39,10 +39,10 @@ async fn thresholds_decide() {
 }
 
 #[tokio::test]
-async fn the_first_probe_decides_at_once() {
+async fn the_first_probe_decides_immediately() {
     let sick = sim_with(|b| b.health = 503).await;
     let well = sim().await;
-    // The second probe comes in an hour.
+    // The second probe would be an hour later.
     let probes = "health_check: {interval: 1h, unhealthy_threshold: 3}\n";
     let gateway = Gateway::before(&[sick.url(), well.url()], probes).await;
     for _ in 0..4 {
@@ -53,7 +53,7 @@ async fn the_first_probe_decides_at_once() {
 }
 
 #[tokio::test]
-async fn without_a_healthy_backend_requests_are_refused_and_readiness_says_so() {
+async fn without_a_healthy_backend_requests_are_refused_and_ready_is_503() {
     let sim = sim_with(|b| b.health = 500).await;
     let gateway = Gateway::before(&[sim.url()], "health_check: {interval: 7s}\n").await;
     let mut client = gateway.client().await;
@@ -67,7 +67,7 @@ async fn without_a_healthy_backend_requests_are_refused_and_readiness_says_so() 
 }
 
 #[tokio::test]
-async fn a_backend_may_go_without_probes() {
+async fn probes_can_be_switched_off_for_a_backend() {
     let (well, hosted) = (sim().await, sim_with(|s| s.health = 404).await);
     let gateway = Gateway::start(&format!(
         "backends:\n  - url: \"{}\"\n  - {{url: \"{}\", health_check: false}}\n{PROBES}",
@@ -85,7 +85,7 @@ async fn a_backend_may_go_without_probes() {
 }
 
 #[tokio::test]
-async fn readiness_wants_a_healthy_backend_for_every_model() {
+async fn readiness_requires_a_healthy_backend_for_every_model() {
     let a = sim().await;
     let b = sim_with(|s| s.health = 503).await;
     let gateway = Gateway::start(&format!(
@@ -100,7 +100,7 @@ async fn readiness_wants_a_healthy_backend_for_every_model() {
 }
 
 #[tokio::test]
-async fn readiness_may_want_no_more_than_a_healthy_backend() {
+async fn readiness_can_require_any_healthy_backend() {
     let a = sim().await;
     let b = sim_with(|s| s.health = 503).await;
     let gateway = Gateway::start(&format!(
@@ -117,9 +117,9 @@ async fn readiness_may_want_no_more_than_a_healthy_backend() {
 }
 
 #[tokio::test]
-async fn probes_ask_as_configured() {
+async fn probes_use_the_configured_request() {
     let sim = sim().await;
-    // The simulated server answers 404 to this path, and 405 to GET on the other.
+    // The simulated server returns 404 for this path, and 405 for GET on the other.
     for (check, healthy) in [
         ("{path: /nowhere, expected_status: 404}", true),
         ("{path: /nowhere}", false),
@@ -133,7 +133,7 @@ async fn probes_ask_as_configured() {
 }
 
 #[tokio::test]
-async fn a_probe_that_hangs_counts_as_failed_and_holds_nothing_up() {
+async fn a_hanging_probe_fails_and_delays_nothing() {
     let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let deaf = format!("http://{}", deaf.local_addr().unwrap());
     let sim = sim().await;

@@ -1,4 +1,4 @@
-//! Short requests that are tried at two backends at the same time.
+//! Hedging: short requests that are sent to two backends at the same time.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::support::{
 
 const PATH: &str = "/v1/chat/completions";
 
-/// Longer than any test waits.
+/// In milliseconds: longer than any test waits.
 const LONG: u64 = 600_000;
 
 fn short() -> String {
     chat(false).replace("\"stream\"", "\"max_tokens\":16,\"stream\"")
 }
 
-/// Backends that are chosen in this order.
+/// Backends that are selected in this order.
 fn backends(sims: &[Sim]) -> String {
     let line = |(n, sim): (usize, &Sim)| {
         format!("  - {{url: \"{}\", name: b{n}, weight: {}}}\n", sim.url(), [100, 10, 1][n])
@@ -58,7 +58,7 @@ async fn admin(address: std::net::SocketAddr, path: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_second_backend_answers_for_a_slow_one() {
+async fn a_second_backend_responds_if_the_first_is_slow() {
     let sims = fleet(2, |_| {}).await;
     slow(&sims[0], LONG).await;
     let receiver = Receiver::start().await;
@@ -105,12 +105,12 @@ async fn a_second_backend_answers_for_a_slow_one() {
     assert_eq!((of(0, "result"), of(1, "result")), ("broken off".into(), "ok".into()), "{story}");
     assert!(of(0, "first_byte_ms").is_null() && of(1, "first_byte_ms").is_u64(), "{story}");
 
-    // The client's connection serves on.
+    // The client connection stays usable.
     assert_eq!(client.ask(PATH, short()).await.status, 200);
 }
 
 #[tokio::test]
-async fn a_backend_that_answers_in_time_is_asked_alone() {
+async fn a_fast_backend_is_not_hedged() {
     let sims = fleet(2, |_| {}).await;
     let gateway = Gateway::start(&format!("{}{}", backends(&sims), hedging("60s"))).await;
     let mut client = gateway.client().await;
@@ -126,14 +126,14 @@ async fn a_backend_that_answers_in_time_is_asked_alone() {
     assert_eq!(requests(&sims).iter().sum::<u64>(), 11);
     assert_eq!(sims[0].stats().connections(), 2, "connections are kept");
     assert_eq!(hedges(&gateway).await, [0.0; 3]);
-    // A wrong request is nobody else's either.
+    // A client error is not hedged.
     let wrong = short().replace("sim-model", "other");
     assert_eq!(client.ask(PATH, wrong).await.status, 404);
     assert_eq!(requests(&sims).iter().sum::<u64>(), 12);
 }
 
 #[tokio::test]
-async fn the_first_may_still_be_the_first_to_answer() {
+async fn the_first_attempt_can_still_win() {
     let sims = fleet(2, |_| {}).await;
     slow(&sims[0], 1000).await;
     slow(&sims[1], LONG).await;
@@ -166,7 +166,7 @@ async fn only_short_requests_that_are_not_streamed_are_hedged() {
 }
 
 #[tokio::test]
-async fn when_the_first_fails_at_once_it_is_a_retry() {
+async fn an_immediate_failure_is_a_retry() {
     for fault in [Fault::Dead, Fault::Reset, Fault::Refuse, Fault::AbortBeforeContent] {
         let sims = fleet(2, |_| {}).await;
         fault.befall(&sims[0]).await;
@@ -182,7 +182,7 @@ async fn when_the_first_fails_at_once_it_is_a_retry() {
 }
 
 #[tokio::test]
-async fn when_both_fail_the_rules_of_all_tries_hold() {
+async fn if_both_attempts_fail_the_retry_rules_apply() {
     let timeouts = "timeouts: {first_byte: 1s}\n";
     let sims = fleet(3, |_| {}).await;
     Fault::WedgeBeforeHeaders.befall(&sims[0]).await;
@@ -195,14 +195,14 @@ async fn when_both_fail_the_rules_of_all_tries_hold() {
     assert_eq!(receiver.one().await["backend_url"], sims[2].url());
     assert_eq!(hedges(&gateway).await, [0.0, 0.0, 1.0]);
 
-    // Nobody is left: the answer that there was is the client's.
+    // No backend is left: the client gets the last response.
     let gateway = Gateway::start(&format!("{}{more}", backends(&sims[..2]))).await;
     let answer = gateway.client().await.ask(PATH, short()).await;
     let expected = Client::connect(sims[1].address).await.ask(PATH, short()).await;
     assert_eq!((answer.status, answer.text()), (500, expected.text()));
     assert_eq!(receiver.wait_for(2).await[1]["status_code"], 500);
 
-    // And if there was none, it is told why.
+    // Without any response it gets an error with the reason.
     Fault::WedgeAfterHeaders.befall(&sims[1]).await;
     let gateway = Gateway::start(&format!("{}{more}", backends(&sims[..2]))).await;
     let answer = gateway.client().await.ask(PATH, short()).await;
@@ -213,7 +213,7 @@ async fn when_both_fail_the_rules_of_all_tries_hold() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_ends_both() {
+async fn a_disconnect_ends_both_attempts() {
     let sims = fleet(2, |_| {}).await;
     slow(&sims[0], LONG).await;
     slow(&sims[1], LONG).await;
@@ -234,7 +234,7 @@ async fn a_client_that_leaves_ends_both() {
 }
 
 #[tokio::test]
-async fn the_deadline_of_the_whole_request_ends_both() {
+async fn the_deadline_of_the_request_ends_both_attempts() {
     let sims = fleet(2, |_| {}).await;
     slow(&sims[0], LONG).await;
     slow(&sims[1], LONG).await;
@@ -248,7 +248,7 @@ async fn the_deadline_of_the_whole_request_ends_both() {
 }
 
 #[tokio::test]
-async fn a_long_answer_is_passed_on_as_it_comes() {
+async fn a_long_response_is_passed_on_as_it_arrives() {
     let sims = fleet(2, |b| (b.tokens, b.inter_token_ms) = (3_000_000, 0)).await;
     slow(&sims[0], LONG).await;
     let receiver = Receiver::start().await;
@@ -271,7 +271,7 @@ async fn a_long_answer_is_passed_on_as_it_comes() {
 }
 
 #[tokio::test]
-async fn backends_know_the_model_by_their_own_names() {
+async fn each_attempt_uses_the_model_name_of_its_backend() {
     let sims = fleet(2, |b| b.models = vec!["own".to_owned()]).await;
     slow(&sims[0], 2000).await;
     slow(&sims[1], 2000).await;
@@ -286,12 +286,12 @@ async fn backends_know_the_model_by_their_own_names() {
 }
 
 #[tokio::test]
-async fn clients_and_bodies_of_all_kinds_are_served() {
+async fn all_kinds_of_clients_and_bodies_are_served() {
     let sims = fleet(2, |_| {}).await;
     slow(&sims[0], LONG).await;
     slow(&sims[1], LONG).await;
     let gateway = Gateway::start(&format!("{}{}", backends(&sims), hedging("10ms"))).await;
-    // HTTP/2: a stream that is reset ends both tries.
+    // HTTP/2: a reset stream ends both attempts.
     let client = http::builder().http2_prior_knowledge().build().unwrap();
     let post = || client.post(gateway.url(PATH)).body(short());
     let waiting = tokio::spawn(post().send());
@@ -303,7 +303,7 @@ async fn clients_and_bodies_of_all_kinds_are_served() {
     let answer = post().send().await.unwrap();
     assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_2));
     assert!(answer.text().await.unwrap().contains("\"completion_tokens\":16"));
-    // A chunked body: its last chunk may still be unread when the answer comes.
+    // A chunked body: its last chunk may be unread when the response arrives.
     let mut client = gateway.client().await;
     let head = format!("POST {PATH} HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n");
     let body = format!("{:x}\r\n{}\r\n0\r\n\r\n", short().len(), short());
@@ -313,7 +313,7 @@ async fn clients_and_bodies_of_all_kinds_are_served() {
     }
     asked[1] += 4;
     assert_eq!(requests(&sims)[1], asked[1]);
-    // One that closes the connection when it has answered.
+    // A backend that closes the connection after the response.
     let mut client = gateway.client().await;
     client.post_with(PATH, "Connection: close\r\n", short().as_bytes()).await;
     let answer = client.answer().await;
@@ -321,7 +321,7 @@ async fn clients_and_bodies_of_all_kinds_are_served() {
 }
 
 #[tokio::test]
-async fn a_dead_kept_alive_connection_is_nobodys_failure() {
+async fn a_dead_kept_alive_connection_is_not_a_failure() {
     let sims = fleet(2, |b| b.keep_alive_ms = 50).await;
     let gateway = Gateway::start(&format!("{}{}", backends(&sims), hedging("60s"))).await;
     for _ in 0..3 {
@@ -332,7 +332,7 @@ async fn a_dead_kept_alive_connection_is_nobodys_failure() {
 }
 
 #[tokio::test]
-async fn hedges_take_from_the_retry_budget() {
+async fn hedges_use_the_retry_budget() {
     let sims = fleet(2, |_| {}).await;
     slow(&sims[0], 300).await;
     let more = "routing:\n  hedge: {enabled: true, delay: 10ms}\n  \

@@ -1,5 +1,5 @@
-//! The image's recipe and the workflows, as far as no container engine is needed; `.ci/image` builds
-//! and measures what comes of them.
+//! The Dockerfile and the workflows, as far as this needs no container engine. `.ci/image` builds and
+//! measures the image.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(root().join(file)).unwrap()
 }
 
-/// The instructions of the Dockerfile, each in one line, without comments.
+/// The instructions of the Dockerfile, one line each, without comments.
 fn instructions() -> Vec<String> {
     let text = read("Dockerfile");
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
@@ -26,7 +26,7 @@ fn instructions() -> Vec<String> {
     joined.lines().map(words).filter(|line| !line.is_empty()).collect()
 }
 
-/// What follows the name of an instruction in the last stage.
+/// The arguments of an instruction in the last stage.
 fn last_stage(name: &str) -> String {
     let all = instructions();
     let from = all.iter().rposition(|line| line.starts_with("FROM ")).unwrap();
@@ -45,7 +45,7 @@ fn llmproxy(arguments: &[String]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_llmproxy")).args(arguments).output().unwrap()
 }
 
-/// Runs a program in the folder of the repository, and says what it said if it is not content.
+/// Runs a program in the folder of the repository. Shows its output if it fails.
 fn content(program: &Path, arguments: &[&str], files: &[String]) {
     let mut command = Command::new(program);
     let out = command.args(arguments).args(files).current_dir(root()).output().unwrap();
@@ -53,7 +53,7 @@ fn content(program: &Path, arguments: &[&str], files: &[String]) {
     assert!(out.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&said));
 }
 
-/// The files of a folder that end like this.
+/// The files of a folder with this ending.
 fn files(folder: &str, end: &str) -> Vec<String> {
     let entries = fs::read_dir(root().join(folder)).unwrap();
     let names = entries.map(|e| format!("{folder}/{}", e.unwrap().file_name().display()));
@@ -61,7 +61,7 @@ fn files(folder: &str, end: &str) -> Vec<String> {
 }
 
 #[test]
-fn recipe_and_workflows_are_well_formed() {
+fn the_dockerfile_and_workflows_are_valid() {
     let programs = python::programs("tests/image");
     let scripts = [files("scripts", ".sh"), vec![".ci/image".to_owned(), ".ci/run".to_owned()]];
     content(&programs.join("hadolint"), &[], &["Dockerfile".to_owned()]);
@@ -72,7 +72,7 @@ fn recipe_and_workflows_are_well_formed() {
 }
 
 #[test]
-fn image_holds_what_the_script_makes_and_has_no_shell() {
+fn the_image_contains_only_the_output_of_the_script() {
     let all = instructions();
     let stages: Vec<_> = all.iter().filter_map(|line| line.strip_prefix("FROM ")).collect();
     assert_eq!(stages.len(), 2, "{stages:?}");
@@ -85,23 +85,23 @@ fn image_holds_what_the_script_makes_and_has_no_shell() {
     assert_eq!(last_stage("USER "), "65532:65532");
     assert_eq!(last_stage("VOLUME "), "/var/lib/llmproxy");
     assert!(last_stage("ENV ").contains("LLMPROXY_DATA_DIR=/var/lib/llmproxy"));
-    // The compiler is one that the package allows, and the label tells the package's version.
+    // The compiler satisfies the package, and the label has the version of the package.
     let compiler: Vec<u32> = stages[0].split([':', '-']).nth(1).map(numbers).unwrap();
     let wanted = read("Cargo.toml").split("rust-version = \"").nth(1).map(numbers).unwrap();
     assert!(compiler >= wanted, "{compiler:?} {wanted:?}");
     assert!(all.contains(&format!("ARG VERSION={}", env!("CARGO_PKG_VERSION"))));
 }
 
-/// The numbers that a text begins with, between dots.
+/// The numbers between dots at the start of a text.
 fn numbers(text: &str) -> Vec<u32> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     text[..end].split('.').map(|n| n.parse().unwrap()).collect()
 }
 
 #[test]
-fn image_says_which_file_it_wants() {
+fn the_image_names_its_missing_configuration_file() {
     assert_eq!(list(&last_stage("ENTRYPOINT ")), ["/llmproxy"]);
-    // Not the one of this machine.
+    // Not the file of this machine.
     let elsewhere = tempfile::tempdir().unwrap().path().join("llmproxy.yaml");
     let file = |word: String| match word.as_str() {
         "/etc/llmproxy/llmproxy.yaml" => elsewhere.display().to_string(),
@@ -115,7 +115,7 @@ fn image_says_which_file_it_wants() {
 }
 
 #[test]
-fn image_is_unwell_when_nothing_listens() {
+fn the_health_check_fails_if_nothing_listens() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("llmproxy.yaml");
     let text = format!("listen: \"{}\"\nbackends: [{{url: \"http://a\"}}]\n", free_address());
@@ -125,26 +125,26 @@ fn image_is_unwell_when_nothing_listens() {
     assert_eq!(words.remove(0), "/llmproxy");
     *words.last_mut().unwrap() = file.display().to_string();
     let out = llmproxy(&words);
-    // 2 would mean that there is no such command.
+    // 2 would mean an unknown command.
     assert_eq!(out.status.code(), Some(1), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
 #[test]
-fn context_of_the_build_is_complete() {
+fn the_build_context_is_complete() {
     let context = tempfile::tempdir().unwrap();
     for name in read(".dockerignore").lines().filter_map(|line| line.strip_prefix('!')) {
         let copied =
             Command::new("cp").arg("-r").arg(root().join(name)).arg(context.path()).status();
         assert!(copied.unwrap().success(), "{name}");
     }
-    // Cargo finds every target's file.
+    // Cargo finds the file of every target.
     let metadata = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
         .current_dir(context.path())
         .output()
         .unwrap();
     assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
-    // And the compiler every file that the sources take in, except those of tests.
+    // The compiler finds every included file, except those of tests.
     for source in sources(&context.path().join("src")) {
         let text = fs::read_to_string(&source).unwrap();
         let built = text.split("#[cfg(test)]").next().unwrap();
@@ -156,7 +156,7 @@ fn context_of_the_build_is_complete() {
     assert!(context.path().join("LICENSE").exists());
 }
 
-/// All files of Rust below a folder.
+/// All Rust files below a folder.
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -171,7 +171,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn image_names_whose_work_it_holds() {
+fn the_image_contains_the_licence_notices() {
     let out = Command::new(root().join("scripts/notices.py"))
         .env("CARGO", env!("CARGO"))
         .output()

@@ -1,4 +1,4 @@
-//! Connections to backends that end without a word.
+//! Kept connections to backends that are closed without notice.
 
 use llmproxy::sim::Fail;
 
@@ -7,8 +7,8 @@ use crate::support::{Gateway, chat, chat_of, eventually, sim, sim_with};
 const PATH: &str = "/v1/chat/completions";
 
 #[tokio::test]
-async fn a_server_that_closes_after_each_stream_loses_none() {
-    // What llama.cpp does.
+async fn a_server_that_closes_after_each_stream_loses_no_request() {
+    // As llama.cpp does.
     let sim = sim_with(|b| b.close_after_stream = true).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let mut client = gateway.client().await;
@@ -21,21 +21,21 @@ async fn a_server_that_closes_after_each_stream_loses_none() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_and_used_again() {
+async fn connections_are_kept_and_reused() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let mut client = gateway.client().await;
     for stream in [true, false].repeat(10) {
         assert_eq!(client.ask(PATH, chat(stream)).await.status, 200);
     }
-    // One is given up whose end had not been read yet when the client had all of its answer: seldom.
+    // Rarely a connection is closed because its end was not read before the client had the response.
     let connections = sim.stats().connections();
     assert!(connections <= 3, "{connections} connections for 20 requests");
 }
 
 #[tokio::test]
-async fn idle_connections_are_given_up_before_the_server_does() {
-    // Kept for less time than the server keeps them: the second request finds a new one.
+async fn idle_connections_are_closed_before_the_server_closes_them() {
+    // Kept for less time than by the server: the second request opens a new connection.
     let sim = sim_with(|b| b.keep_alive_ms = 600_000).await;
     let gateway = Gateway::before(&[sim.url()], "timeouts: {upstream_idle: 50ms}\n").await;
     let mut client = gateway.client().await;
@@ -49,14 +49,14 @@ async fn idle_connections_are_given_up_before_the_server_does() {
 }
 
 #[tokio::test]
-async fn a_request_that_meets_a_dead_connection_is_sent_again_on_a_new_one() {
+async fn a_request_on_a_dead_connection_is_resent_on_a_new_one() {
     for body in [chat_of(200, false), chat_of(65_537, true), chat_of(1 << 20, false)] {
         let sim = sim().await;
         let gateway = Gateway::before(&[sim.url()], "").await;
         let mut client = gateway.client().await;
         assert_eq!(client.ask(PATH, chat(false)).await.status, 200);
-        // The next request on the kept connection is reset without an answer; the one after it,
-        // on a connection of its own, is answered.
+        // The next request on the kept connection is reset before a response; the one after it, on a
+        // new connection, succeeds.
         sim.change(|b| (b.fail, b.fail_every) = (Fail::BeforeHeaders, 2));
         let answer = client.ask(PATH, &body).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -70,7 +70,7 @@ async fn a_request_that_meets_a_dead_connection_is_sent_again_on_a_new_one() {
 
 #[tokio::test]
 async fn a_new_connection_that_breaks_is_an_error() {
-    // Nobody knows what the backend has done: only a reused connection excuses a second attempt.
+    // The backend may have executed the request: only a reused connection allows a resend.
     let sim = sim_with(|b| b.fail = Fail::BeforeHeaders).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let answer = gateway.client().await.ask(PATH, chat(false)).await;

@@ -1,4 +1,4 @@
-//! Reloads and the end of the process, under load.
+//! Reloads and shutdown, under load.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -25,7 +25,7 @@ async fn a_changed_file_is_loaded() {
 }
 
 #[tokio::test]
-async fn sighup_loads_at_once() {
+async fn sighup_reloads_immediately() {
     let (a, b) = (sim().await, sim().await);
     let gateway = Gateway::start(&backends(&[a.url()])).await;
     for n in 2..6 {
@@ -38,7 +38,7 @@ async fn sighup_loads_at_once() {
 }
 
 #[tokio::test]
-async fn a_bad_file_leaves_the_old_one_in_force() {
+async fn an_invalid_file_keeps_the_previous_configuration() {
     let sim = sim().await;
     let gateway = Gateway::start(&backends(&[sim.url()])).await;
     gateway.rewrite("backends:\n  - url: nonsense\n    wieght: 3\n");
@@ -60,7 +60,7 @@ async fn a_bad_file_leaves_the_old_one_in_force() {
 }
 
 #[tokio::test]
-async fn what_needs_a_restart_is_refused_with_that_word() {
+async fn a_change_that_needs_a_restart_is_refused() {
     let sim = sim().await;
     let gateway = Gateway::start(&backends(&[sim.url()])).await;
     for (key, value) in
@@ -78,7 +78,7 @@ async fn what_needs_a_restart_is_refused_with_that_word() {
 }
 
 #[tokio::test]
-async fn no_stream_is_lost_in_a_reload() {
+async fn a_reload_loses_no_stream() {
     let (a, b) = (
         sim_with(|s| (s.inter_token_ms, s.tokens) = (25, 40)).await,
         sim_with(|s| (s.inter_token_ms, s.tokens) = (25, 40)).await,
@@ -96,7 +96,7 @@ async fn no_stream_is_lost_in_a_reload() {
         })
         .collect();
     for n in 2..12 {
-        // Each time another backend, so that streams outlive the backends they run on.
+        // Another backend each time, so that streams outlive the configuration of their backends.
         let next = if n % 2 == 0 { &b } else { &a };
         gateway.rewrite(&backends(&[next.url()]));
         gateway.signal("HUP");
@@ -111,7 +111,7 @@ async fn no_stream_is_lost_in_a_reload() {
 }
 
 #[tokio::test]
-async fn health_outlives_a_reload() {
+async fn health_is_kept_across_a_reload() {
     let sick = sim_with(|b| b.health = 500).await;
     let well = sim().await;
     let text = |interval| {
@@ -162,7 +162,7 @@ async fn sigterm_drains() {
 }
 
 #[tokio::test]
-async fn when_the_time_to_drain_is_over_streams_are_ended_and_recorded() {
+async fn streams_are_ended_and_recorded_after_the_shutdown_timeout() {
     let sim = sim_with(|b| b.inter_token_ms = 3_600_000).await;
     let receiver = Receiver::start().await;
     let more = format!("{}server: {{graceful_shutdown_timeout: 300ms}}\n", receiver.hook());
@@ -184,7 +184,7 @@ async fn when_the_time_to_drain_is_over_streams_are_ended_and_recorded() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_at_once() {
+async fn a_second_signal_ends_the_process_immediately() {
     let sim = sim_with(|b| b.inter_token_ms = 3_600_000).await;
     let mut gateway =
         Gateway::before(&[sim.url()], "server: {graceful_shutdown_timeout: 1h}\n").await;
@@ -198,7 +198,7 @@ async fn a_second_signal_ends_at_once() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_told() {
+fn an_address_in_use_is_reported() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("c.yaml");
@@ -209,8 +209,8 @@ fn an_address_that_is_taken_is_told() {
     std::fs::write(&file, text).unwrap();
     let out = run(&["--config", file.to_str().unwrap()]);
     assert_eq!(out.status.code(), Some(1));
-    let told = String::from_utf8(out.stderr).unwrap();
-    assert!(told.contains("cannot listen on 127.0.0.1"), "{told}");
+    let printed = String::from_utf8(out.stderr).unwrap();
+    assert!(printed.contains("cannot listen on 127.0.0.1"), "{printed}");
 }
 
 fn run(arguments: &[&str]) -> std::process::Output {
@@ -218,8 +218,8 @@ fn run(arguments: &[&str]) -> std::process::Output {
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_or_write_hold_nothing_up_and_are_recorded() {
-    // Megabytes at once: more than the sockets take, so that the gateway has to wait for the client.
+async fn stalled_clients_do_not_delay_shutdown_and_are_recorded() {
+    // Megabytes at once: more than the socket buffers, so that the gateway waits for the client.
     let sim = sim_with(|b| b.tokens = 100_000).await;
     let receiver = Receiver::start().await;
     let more = format!("{}server: {{graceful_shutdown_timeout: 200ms}}\n", receiver.hook());
@@ -230,7 +230,7 @@ async fn clients_that_do_not_read_or_write_hold_nothing_up_and_are_recorded() {
     let mut slow = gateway.client().await;
     slow.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Length: 1000\r\n\r\n{")
         .await;
-    eventually("both are under way", async || {
+    eventually("both are running", async || {
         gateway.metric("llmproxy_requests_in_flight").await == 3.0
     })
     .await;
@@ -255,7 +255,7 @@ async fn a_change_of_the_log_format_needs_a_restart() {
 }
 
 #[tokio::test]
-async fn a_proxy_in_the_environment_does_not_come_between_gateway_and_backends() {
+async fn local_backends_are_reached_without_the_proxy_of_the_environment() {
     let sim = sim().await;
     let configuration = format!("{}health_check: {{interval: 1h}}\n", backends(&[sim.url()]));
     let nowhere = format!("http://{}", crate::support::free_address());
@@ -271,13 +271,13 @@ async fn a_proxy_in_the_environment_does_not_come_between_gateway_and_backends()
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_stops_nothing() {
+async fn a_blocked_log_does_not_stop_the_gateway() {
     let sim = sim().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("c.yaml");
     let address = crate::support::free_address();
     std::fs::write(&file, format!("listen: \"{address}\"\n{}", backends(&[sim.url()]))).unwrap();
-    // A pipe that is never read from: it is full after 64 KiB.
+    // A pipe without a reader is full after 64 KiB.
     let mut child = Command::new(env!("CARGO_BIN_EXE_llmproxy"))
         .args(["--config", file.to_str().unwrap()])
         .stderr(std::process::Stdio::piped())

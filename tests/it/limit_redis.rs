@@ -1,5 +1,4 @@
-//! Limits in a real Redis, counted by several replicas: counters of one process that share nothing
-//! but the server.
+//! Limits in a real Redis with several replicas: counters of one process that share only the server.
 
 use std::{
     collections::hash_map::DefaultHasher,
@@ -31,7 +30,7 @@ use tokio::{
 
 use super::support::{PATIENCE, eventually, servers::Redis};
 
-/// So slow that nothing comes during a test.
+/// A refill so slow that nothing is added during a test.
 const NEVER: u64 = 10_000_000 * SECOND;
 
 fn settings() -> Settings {
@@ -72,7 +71,7 @@ fn claim(name: &str, dim: Dim, rate: Rate, amount: u64) -> Claim {
     Claim { id, name, scope: Scope::Key, dim, rate, amount, left: 0, reset: 0 }
 }
 
-/// `n` of `capacity`, to which nothing comes.
+/// A claim of `n` from a bucket of `capacity` without refill.
 fn of(name: &str, dim: Dim, capacity: u64, n: u64) -> Claim {
     claim(name, dim, Rate { interval: NEVER, capacity }, n)
 }
@@ -113,17 +112,17 @@ async fn error(counter: &Arc<RedisCounter>, mut claims: Claims) -> Option<StoreE
     counter.take(&mut claims).await.err()
 }
 
-/// Units in a bucket; nothing if it is full.
+/// The units in a bucket; `None` if it is full.
 fn level(redis: &Redis, name: &str) -> Option<f64> {
     redis.command(&["HGET", &format!("l:{name}"), "l"]).parse().ok()
 }
 
-/// Whether so many units are in a bucket, but for what came meanwhile.
+/// Whether a bucket has this many units, apart from the refill meanwhile.
 fn is_level(redis: &Redis, name: &str, units: f64) -> bool {
     level(redis, name).is_some_and(|level| (level - units).abs() < 0.01)
 }
 
-/// Units that are held in a bucket.
+/// The units reserved in a bucket.
 fn held(redis: &Redis, name: &str) -> String {
     redis.command(&["HGET", &format!("l:{name}"), "h"])
 }
@@ -132,15 +131,15 @@ fn holds(redis: &Redis, name: &str) -> String {
     redis.command(&["ZCARD", &format!("l:held/{name}")])
 }
 
-/// The server's clock, in seconds.
+/// The clock of the server, in seconds.
 fn time(redis: &Redis) -> f64 {
     let time = redis.command(&["TIME"]);
     let (seconds, micros) = time.split_once('\n').unwrap();
     seconds.parse::<f64>().unwrap() + micros.parse::<f64>().unwrap() / 1e6
 }
 
-/// Two replicas take all that they can get, for a while. `lost` is what may lie with them in the
-/// end.
+/// Two replicas take as much as they can for a while. `lost` is the most that they may keep unused at
+/// the end.
 async fn hammer(settings: &Settings, lost: f64) {
     const PER_SECOND: u64 = 1000;
     const CAPACITY: u64 = 10_000;
@@ -179,18 +178,18 @@ async fn hammer(settings: &Settings, lost: f64) {
 }
 
 #[tokio::test]
-async fn all_replicas_together_pass_what_the_rate_allows() {
+async fn replicas_together_admit_what_the_rate_allows() {
     hammer(&settings(), 0.0).await;
 }
 
 #[tokio::test]
-async fn leased_replicas_together_pass_what_the_rate_allows() {
-    // At most a share is with each of them in the end.
+async fn leased_replicas_together_admit_what_the_rate_allows() {
+    // Each keeps at most one share unused at the end.
     hammer(&leased(0.02, Duration::from_secs(60)), 2.0 * 200.0).await;
 }
 
 #[tokio::test]
-async fn a_refusal_takes_nothing() {
+async fn a_refused_claim_consumes_nothing() {
     let redis = Redis::start().await;
     for (settings, name) in [(settings(), "exact"), (leased(0.1, PATIENCE), "leased")] {
         let counter = replica(&redis, settings);
@@ -230,7 +229,7 @@ async fn a_refusal_takes_nothing() {
 }
 
 #[tokio::test]
-async fn slots_are_never_more_than_there_are() {
+async fn replicas_never_exceed_the_slots() {
     let redis = Redis::start().await;
     let short = leased(0.1, Duration::from_secs(1));
     let replicas = [replica(&redis, settings()), replica(&redis, short)];
@@ -255,7 +254,7 @@ async fn slots_are_never_more_than_there_are() {
 }
 
 #[tokio::test]
-async fn what_a_killed_replica_held_comes_back() {
+async fn slots_of_a_killed_replica_are_released() {
     let redis = Redis::start().await;
     let other = replica(&redis, settings());
     let both = || {
@@ -269,7 +268,7 @@ async fn what_a_killed_replica_held_comes_back() {
     let killed =
         RedisCounter::new(server(&redis), short, runtime.handle().clone(), &Metrics::new());
     let held = take(&killed, both()).await.unwrap();
-    // Longer than it lasts if nobody renews it.
+    // Longer than the lifetime without a renewal.
     let score = || redis.command(&["ZRANGE", "l:held/slots", "0", "-1", "WITHSCORES"]);
     let first = score();
     let until = |text: &str| text.lines().last().map_or(0, |n| n.parse::<u64>().unwrap());
@@ -278,7 +277,7 @@ async fn what_a_killed_replica_held_comes_back() {
     std::mem::forget(held);
     runtime.shutdown_background();
     drop(killed);
-    eventually("it comes back", async || take(&other, both()).await.is_ok()).await;
+    eventually("the slot is released", async || take(&other, both()).await.is_ok()).await;
 }
 
 fn held_and_holds(redis: &Redis) -> (String, String) {
@@ -286,7 +285,7 @@ fn held_and_holds(redis: &Redis) -> (String, String) {
 }
 
 #[tokio::test]
-async fn reservations_end_at_what_was_used() {
+async fn reservations_are_settled_at_the_actual_use() {
     let redis = Redis::start().await;
     let counter = replica(&redis, settings());
     let reserve = |n| claims([of("tokens", Dim::Tokens, 1000, n)]);
@@ -297,7 +296,7 @@ async fn reservations_end_at_what_was_used() {
     first.settle(&tokens(300));
     eventually("300 are used", async || is_level(&redis, "tokens", 700.0)).await;
     assert_eq!(held_and_holds(&redis), ("0".into(), "0".into()));
-    // More than was held, and more than there is.
+    // More than was reserved, and more than the bucket has.
     let both =
         [take(&counter, reserve(100)).await.unwrap(), take(&counter, reserve(600)).await.unwrap()];
     for held in both {
@@ -305,7 +304,7 @@ async fn reservations_end_at_what_was_used() {
     }
     eventually("a debt", async || is_level(&redis, "tokens", -100.0)).await;
     assert_eq!(held_and_holds(&redis), ("0".into(), "0".into()));
-    // As much as never fits counts as the capacity; the key goes when the bucket is full.
+    // A claim above the capacity counts as the capacity; the key is deleted when the bucket is full.
     let more = || claims([of("more", Dim::Tokens, 1000, 5000)]);
     drop(take(&counter, more()).await.unwrap());
     eventually("nothing is used", async || is_level(&redis, "more", 1000.0)).await;
@@ -317,7 +316,7 @@ async fn reservations_end_at_what_was_used() {
 }
 
 #[tokio::test]
-async fn what_is_spent_is_spent_at_all_replicas() {
+async fn spending_is_shared_by_all_replicas() {
     let redis = Redis::start().await;
     let replicas = [replica(&redis, settings()), replica(&redis, settings())];
     for n in 0..50 {
@@ -330,7 +329,7 @@ async fn what_is_spent_is_spent_at_all_replicas() {
     eventually("it is spent", async || amount() >= 10.0).await;
     for counter in &replicas {
         assert_eq!(take(counter, spend(100, 10.0)).await.err(), Some(Failed::Spent(0)));
-        // A new period; one that was late for the old one counts as well.
+        // A new period. A late spend of the old period is counted too.
         take(counter, spend(200, 10.0)).await.unwrap();
     }
     let late = take(&replicas[0], spend(100, 100.0)).await.unwrap();
@@ -338,7 +337,7 @@ async fn what_is_spent_is_spent_at_all_replicas() {
     eventually("a new period", async || (amount() - 1.5).abs() < 1e-9).await;
     late.settle(&cost(0.5));
     eventually("what was late counts", async || (amount() - 2.0).abs() < 1e-9).await;
-    // Nothing that is no number, and nothing for what was given up.
+    // Invalid numbers and abandoned requests spend nothing.
     take(&replicas[0], spend(200, 10.0)).await.unwrap().settle(&cost(f64::NAN));
     drop(take(&replicas[0], spend(200, 10.0)).await.unwrap());
     let all = join_all((0..40).map(|n| take(&replicas[n % 2], spend(200, 10.0)))).await;
@@ -349,7 +348,7 @@ async fn what_is_spent_is_spent_at_all_replicas() {
 }
 
 #[tokio::test]
-async fn a_restart_loses_no_script_and_nothing_that_is_held() {
+async fn a_restart_of_redis_loses_no_script_and_no_reservation() {
     let mut redis = Redis::start().await;
     let short = Settings { ttl: Duration::from_secs(3), ..settings() };
     let counter = replica(&redis, short);
@@ -378,7 +377,7 @@ async fn a_restart_loses_no_script_and_nothing_that_is_held() {
 }
 
 #[tokio::test]
-async fn a_redis_that_says_nothing_holds_nobody_up() {
+async fn a_silent_redis_delays_no_request() {
     let redis = Redis::start().await;
     let metrics = Metrics::new();
     let impatient = Settings { timeout: Duration::from_millis(250), ..settings() };
@@ -390,21 +389,20 @@ async fn a_redis_that_says_nothing_holds_nobody_up() {
     for _ in 0..2000 {
         assert!(error(&counter, slot(1)).await.is_some());
     }
-    // One, and one more each half of a second. For each that was given up it is said once or more
-    // often that it has ended.
+    // One claim per half second. The end of each abandoned claim is sent once or several times.
     let seconds = start.elapsed().as_secs_f64();
     let asked = counter.round_trips() - asked;
-    assert!((asked as f64) < 4.0 + 20.0 * seconds, "{asked} questions in {seconds} s");
+    assert!((asked as f64) < 4.0 + 20.0 * seconds, "{asked} round trips in {seconds} s");
     assert!(metrics.limits.store_errors.with_label_values(&["take"]).get() >= 1);
     redis.resume();
     eventually("it answers again", async || error(&counter, slot(1)).await.is_none()).await;
-    // What was answered too late is given back.
+    // A claim granted too late is returned.
     eventually("nothing stays held", async || holds(&redis, "slots") == "0").await;
     assert!(take(&counter, slot(1)).await.is_ok());
 }
 
 #[tokio::test]
-async fn what_is_given_up_is_given_back() {
+async fn abandoned_claims_are_returned() {
     let redis = Redis::start().await;
     let counter = replica(&redis, settings());
     drop(take(&counter, slot(1)).await.unwrap());
@@ -413,7 +411,7 @@ async fn what_is_given_up_is_given_back() {
     for _ in 0..20 {
         let mut wanted = wanted.clone();
         let given_up = counter.take(&mut wanted);
-        // Long enough to ask at times, and not to hear at others.
+        // Sometimes long enough to send the claim, but too short for the answer.
         let _ = tokio::time::timeout(Duration::from_micros(300), given_up).await;
     }
     eventually("nothing is held", async || {
@@ -424,7 +422,7 @@ async fn what_is_given_up_is_given_back() {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_back_hears_how_requests_ended() {
+async fn settlements_are_sent_when_redis_is_back() {
     let redis = Redis::start().await;
     let patient = Settings { ttl: PATIENCE, ..settings() };
     let counter = replica(&redis, patient);
@@ -438,19 +436,19 @@ async fn a_server_that_comes_back_hears_how_requests_ended() {
     held.settle(&Used { output: 200, cost: 3.0, ..Used::default() });
     tokio::time::sleep(Duration::from_millis(100)).await;
     redis.resume();
-    eventually("it is told", async || is_level(&redis, "tokens", 800.0)).await;
+    eventually("the settlement is applied", async || is_level(&redis, "tokens", 800.0)).await;
     assert_eq!(redis.command(&["HGET", "l:spent/budget", "a"]), "3");
 }
 
 #[tokio::test]
-async fn a_leased_replica_asks_seldom() {
+async fn a_leased_replica_queries_redis_rarely() {
     let redis = Redis::start().await;
     let lease = || leased(0.1, Duration::from_secs(60));
     let replicas = [replica(&redis, lease()), replica(&redis, lease())];
     let one = || claims([of("requests", Dim::RequestsPerMinute, 1000, 1)]);
     let many = join_all((0..600).map(|n| take(&replicas[n % 2], one()))).await;
     assert!(many.iter().all(Result::is_ok));
-    // Those who came together asked together.
+    // Concurrent claims share one request to Redis.
     let asked = || replicas.iter().map(|r| r.round_trips()).sum::<u64>();
     assert!(asked() <= 20, "{} questions", asked());
     let mut taken = 600;
@@ -476,7 +474,7 @@ async fn a_leased_replica_asks_seldom() {
 }
 
 #[tokio::test]
-async fn a_share_that_lies_idle_goes_back() {
+async fn an_idle_share_is_returned() {
     let redis = Redis::start().await;
     let counter = replica(&redis, leased(0.1, Duration::from_millis(200)));
     take(&counter, claims([of("requests", Dim::RequestsPerMinute, 1000, 1)])).await.unwrap();
@@ -487,13 +485,13 @@ async fn a_share_that_lies_idle_goes_back() {
     take(&counter, reserve(500)).await.unwrap().settle(&tokens(1100));
     eventually("a debt is paid", async || is_level(&redis, "tokens", -200.0)).await;
     assert!(take(&counter, reserve(1)).await.is_err());
-    // With what is here a claim for more than the capacity may pass.
+    // Together with the local share, a claim above the capacity may pass.
     drop(take(&counter, claims([of("more", Dim::Tokens, 1000, 5000)])).await.unwrap());
-    eventually("all of it goes back", async || is_level(&redis, "more", 1000.0)).await;
+    eventually("all of it is returned", async || is_level(&redis, "more", 1000.0)).await;
 }
 
 #[tokio::test]
-async fn a_leased_replica_remembers_what_is_spent() {
+async fn a_leased_replica_knows_the_spending() {
     let redis = Redis::start().await;
     let counter = replica(&redis, leased(0.1, Duration::from_secs(60)));
     let one = || {
@@ -509,24 +507,24 @@ async fn a_leased_replica_remembers_what_is_spent() {
     }
     assert_eq!(own, 5);
     assert_eq!(take(&counter, one()).await.err(), Some(Failed::Spent(0)));
-    // Each that has spent something has told it, and one has asked.
-    eventually("all is told", async || counter.round_trips() == 6).await;
+    // One report for each spend, and one query.
+    eventually("all spends are reported", async || counter.round_trips() == 6).await;
     eventually("it is spent", async || redis.command(&["HGET", "l:spent/budget", "a"]) == "2")
         .await;
-    // What was refused was not taken.
+    // A refused claim consumed nothing.
     let mut last = claims([of("requests", Dim::RequestsPerMinute, 1000, 95)]);
     counter.take(&mut last).await.unwrap().unwrap();
     assert_eq!(counter.round_trips(), 6);
     assert_eq!(last.takes[0].dim.kind(), Kind::Take);
 }
 
-/// Where the server is reached too, with answers that come later.
+/// The address of a relay to the server that delays replies.
 async fn far_away(redis: &Redis) -> SocketAddr {
     let (listener, there) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), redis.address);
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((here, _)) = listener.accept().await {
-            let (mut asks, mut told) = here.into_split();
+            let (mut asks, mut replies) = here.into_split();
             let there = TcpStream::connect(there).await.unwrap();
             let (mut answers, mut asked) = there.into_split();
             tokio::spawn(async move { copy(&mut asks, &mut asked).await });
@@ -534,7 +532,7 @@ async fn far_away(redis: &Redis) -> SocketAddr {
                 let mut bytes = vec![0; 1 << 16];
                 while let Ok(n @ 1..) = answers.read(&mut bytes).await {
                     tokio::time::sleep(Duration::from_millis(10)).await;
-                    told.write_all(&bytes[..n]).await.unwrap();
+                    replies.write_all(&bytes[..n]).await.unwrap();
                 }
             });
         }
@@ -543,10 +541,10 @@ async fn far_away(redis: &Redis) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn many_small_shares_one_after_the_other_are_no_outage() {
+async fn many_small_shares_in_sequence_are_no_outage() {
     let redis = Redis::start().await;
     let metrics = Metrics::new();
-    // Nobody has the patience to wait for all others.
+    // The timeout is shorter than the time of all claims.
     let timeout = Duration::from_millis(500);
     let settings = Settings { timeout, ..leased(0.000_1, Duration::from_secs(60)) };
     let far = server_at(far_away(&redis).await);
@@ -560,7 +558,7 @@ async fn many_small_shares_one_after_the_other_are_no_outage() {
 }
 
 #[tokio::test]
-async fn what_a_counter_took_ahead_goes_back_with_it() {
+async fn a_dropped_counter_returns_its_shares() {
     let redis = Redis::start().await;
     let metrics = Metrics::new();
     let settings = leased(0.5, Duration::from_secs(60));
@@ -570,7 +568,7 @@ async fn what_a_counter_took_ahead_goes_back_with_it() {
     let held = take(&counter, reserve()).await.unwrap();
     assert!(is_level(&redis, "requests", 500.0));
     drop(counter);
-    // Who holds something keeps the counter.
+    // A lease keeps its counter alive.
     assert!(is_level(&redis, "requests", 500.0));
     held.settle(&tokens(700));
     eventually("what was not used", async || is_level(&redis, "requests", 999.0)).await;
@@ -579,12 +577,12 @@ async fn what_a_counter_took_ahead_goes_back_with_it() {
 }
 
 #[tokio::test]
-async fn what_has_ended_is_remembered_for_as_long_as_needed() {
+async fn settled_reservations_are_remembered_long_enough() {
     let redis = Redis::start().await;
     let long = Settings { ttl: Duration::from_secs(3600), ..settings() };
     let counter = replica(&redis, long);
     drop(take(&counter, slot(1)).await.unwrap());
-    eventually("it has ended", async || holds(&redis, "slots") == "0").await;
+    eventually("the request has ended", async || holds(&redis, "slots") == "0").await;
     let mark = redis.command(&["KEYS", "l:ended/*"]);
     let left: i64 = redis.command(&["PTTL", mark.trim()]).parse().unwrap();
     let most = PATIENCE + Duration::from_secs(11);

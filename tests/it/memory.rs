@@ -1,4 +1,4 @@
-//! What clients can make the gateway keep in memory, with and without a key.
+//! Memory limits for requests of clients with and without a key.
 
 use crate::support::{
     Gateway, chat, chat_of, eventually, sim, sim_with,
@@ -8,13 +8,13 @@ use crate::support::{
 const PATH: &str = "/v1/chat/completions";
 
 #[tokio::test]
-async fn a_head_is_bounded_while_it_is_read() {
+async fn the_size_of_a_head_is_limited_while_it_is_read() {
     let gateway = Gateway::before(&[sim().await.url()], "server: {max_header_size: 16KiB}\n").await;
     assert_eq!(gateway.client().await.get("/health").await.status, 200);
     let before = gateway.resident_kib();
     let mut all = Vec::new();
     for n in 0..100 {
-        // One long line, several, or a long target.
+        // One long line, several lines, or a long target.
         let first = match n % 3 {
             0 => format!("GET / HTTP/1.1\r\nHost: g\r\nX: {}", "x".repeat(900_000)),
             1 => {
@@ -38,17 +38,17 @@ async fn a_head_is_bounded_while_it_is_read() {
 }
 
 #[tokio::test]
-async fn heads_up_to_the_limit_are_read() {
+async fn heads_up_to_the_limit_are_accepted() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "server: {max_header_size: 16KiB}\n").await;
     let mut client = gateway.client().await;
     for (size, status) in [(1_000, 200), (16_000, 200), (16_500, 431)] {
-        // Again and again on one connection: each head is counted for itself.
+        // Repeated on one connection: each head is counted separately.
         let fields = format!("X-Long: {}\r\n", "x".repeat(size));
         client.post_with(PATH, &fields, chat(false).as_bytes()).await;
         assert_eq!(client.answer().await.status, status, "{size}");
     }
-    // With a body behind it a head is no longer for that.
+    // A following body does not count as part of the head.
     let mut client = gateway.client().await;
     for _ in 0..3 {
         assert_eq!(client.ask(PATH, chat_of(1 << 20, false)).await.status, 200);
@@ -56,7 +56,7 @@ async fn heads_up_to_the_limit_are_read() {
 }
 
 #[tokio::test]
-async fn bodies_are_bounded_together() {
+async fn the_total_size_of_bodies_is_limited() {
     let sim = sim_with(|b| b.first_token_ms = 600_000).await;
     let more = "server: {max_buffered_bytes: 1MiB, max_body_size: 2MiB}\n";
     let gateway = Gateway::before(&[sim.url()], more).await;
@@ -84,7 +84,7 @@ async fn bodies_are_bounded_together() {
         assert_eq!(answer.json()["error"]["code"], "buffers_full");
         assert!(answer.header("retry-after").is_some());
     }
-    // A length that is said takes nothing, and small ones find room.
+    // An announced length uses no memory, and small bodies still fit.
     let mut said = gateway.client().await;
     said.send(
         format!("POST {PATH} HTTP/1.1\r\nHost: g\r\nContent-Length: 1000000\r\n\r\n{{").as_bytes(),
@@ -92,17 +92,17 @@ async fn bodies_are_bounded_together() {
     .await;
     let mut small = gateway.client().await;
     small.post(PATH, chat(false)).await;
-    eventually("it has found room", async || sim.stats().running() == 3).await;
-    // What has gone gives its room back.
+    eventually("the body was accepted", async || sim.stats().running() == 3).await;
+    // A finished request releases its memory.
     drop((holders, said, small));
-    eventually("the room is given back", async || held().await == 0.0).await;
+    eventually("the memory is released", async || held().await == 0.0).await;
     sim.change(|b| b.first_token_ms = 0);
     assert_eq!(gateway.client().await.ask(PATH, chat_of(900_000, false)).await.status, 200);
     eventually("nothing is left", async || held().await == 0.0).await;
 }
 
 #[tokio::test]
-async fn bodies_are_counted_by_http2_as_well() {
+async fn bodies_over_http2_are_counted() {
     let sim = sim_with(|b| b.first_token_ms = 600_000).await;
     let gateway = Gateway::before(&[sim.url()], "server: {max_buffered_bytes: 500KiB}\n").await;
     let client = crate::support::http::builder().http2_prior_knowledge().build().unwrap();
@@ -114,11 +114,11 @@ async fn bodies_are_counted_by_http2_as_well() {
     assert!(answer.headers().contains_key("retry-after"));
     first.abort();
     let held = async || gateway.metric("llmproxy_buffered_bytes").await;
-    eventually("the room is given back", async || held().await == 0.0).await;
+    eventually("the memory is released", async || held().await == 0.0).await;
 }
 
 #[tokio::test]
-async fn the_default_is_a_part_of_the_memory_that_there_is() {
+async fn the_default_limit_is_a_share_of_the_memory() {
     let plan = |text: &str| {
         let text = format!("{text}\nbackends: [{{url: \"http://x\"}}]");
         llmproxy::config::load_text(&text, "/".as_ref(), &|_| None).plan.unwrap()

@@ -1,5 +1,4 @@
-//! What is counted, however an engine writes it and whatever its header says; and what the client gets
-//! of it.
+//! Metering: usage in every format and under any header of an engine, and what the client receives.
 
 use std::{io::Write, sync::atomic::Ordering, time::Instant};
 
@@ -22,7 +21,7 @@ const USAGE: &str = "data: {\"model\":\"real\",\"choices\":[],\"usage\":{\"promp
 const DONE: &str = "data: [DONE]\n\n";
 const DOCUMENT: &str = "{\"model\":\"real\",\"choices\":[{\"index\":0,\"message\":{\"content\":\"Hello\"},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4,\"total_tokens\":7}}";
 
-/// A gateway before backends at this address, which know the model by another name.
+/// A gateway with backends at this address that use another model name.
 async fn renaming(url: &str, several: bool, more: &str) -> Gateway {
     let other = url.replace("127.0.0.1", "localhost");
     let (b, route) = if several {
@@ -40,7 +39,7 @@ fn stream() -> String {
     format!("{CONTENT}{FINISH}{USAGE}{DONE}")
 }
 
-/// The stream as a client gets it that has not asked for usage.
+/// The stream for a client that did not request usage.
 fn stripped() -> String {
     let content = CONTENT.replace(",\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}", "");
     let finish = FINISH.replace(",\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}", "");
@@ -48,7 +47,7 @@ fn stripped() -> String {
 }
 
 #[tokio::test]
-async fn a_header_that_says_nothing_or_something_wrong_hides_nothing() {
+async fn a_missing_or_wrong_content_type_does_not_prevent_metering() {
     let kinds = [
         "",
         "Content-Type: \r\n",
@@ -60,7 +59,7 @@ async fn a_header_that_says_nothing_or_something_wrong_hides_nothing() {
         "Content-Type: application/json\r\nContent-Encoding:\r\n",
     ];
     for (kind, several) in kinds.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
-        // Whole, in pieces, byte by byte, and with a length.
+        // In one piece, in pieces, byte by byte, and with a length.
         let (url, _) = backend(move |n| {
             let text = if n % 2 == 0 { stream() } else { DOCUMENT.to_owned() };
             let chunked = raw::head(&format!("{kind}Transfer-Encoding: chunked\r\n"));
@@ -86,17 +85,17 @@ async fn a_header_that_says_nothing_or_something_wrong_hides_nothing() {
         for n in 0..8 {
             let answer = gateway.client().await.ask(PATH, chat(n % 2 == 0)).await;
             let record = receiver.wait_for(n + 1).await.pop().unwrap();
-            let told = format!("{kind:?} {several} {n}: {}\n{record}", answer.text());
-            assert!(answer.whole && answer.status == 200, "{told}");
+            let context = format!("{kind:?} {several} {n}: {}\n{record}", answer.text());
+            assert!(answer.whole && answer.status == 200, "{context}");
             let expected =
                 if n % 2 == 0 { stripped() } else { DOCUMENT.replace("real", "sim-model") };
-            assert_eq!(answer.text(), expected, "{told}");
+            assert_eq!(answer.text(), expected, "{context}");
             assert_eq!(
                 (&record["total_tokens"], &record["usage_source"]),
                 (&7.into(), &"final".into()),
-                "{told}"
+                "{context}"
             );
-            assert_eq!(record["response_model"], "real", "{told}");
+            assert_eq!(record["response_model"], "real", "{context}");
         }
     }
 }
@@ -122,7 +121,7 @@ fn encoded(coding: &str, text: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn compressed_answers_are_decoded_and_metered() {
+async fn compressed_responses_are_decoded_and_metered() {
     for (coding, several) in [("gzip", false), ("deflate", true), ("raw", false)] {
         for (kind, streams) in
             [("text/event-stream", true), ("application/json", false), ("text/plain", true)]
@@ -159,7 +158,7 @@ async fn compressed_answers_are_decoded_and_metered() {
 }
 
 #[tokio::test]
-async fn a_bomb_is_a_failure_and_takes_no_memory() {
+async fn a_decompression_bomb_fails_without_using_memory() {
     let bomb = encoded("gzip", &vec![b' '; 256 << 20]);
     let head = format!(
         "Content-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n",
@@ -170,7 +169,7 @@ async fn a_bomb_is_a_failure_and_takes_no_memory() {
     let before = gateway.resident_kib();
     for _ in 0..3 {
         let answer = gateway.client().await.ask(PATH, chat(false)).await;
-        // Blank: the head may have gone out with the beginning.
+        // Empty if the head was already sent.
         assert!(!answer.whole || answer.status == 502, "{} {}", answer.status, answer.body.len());
     }
     let grown = gateway.resident_kib().saturating_sub(before);
@@ -178,7 +177,7 @@ async fn a_bomb_is_a_failure_and_takes_no_memory() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_decoded_passes_and_is_told_of_once() {
+async fn an_undecodable_response_passes_and_is_logged_once() {
     let body = [0x1b, 0x7f, 0x00, 0x00, 0x44].repeat(50);
     let sent = body.clone();
     let (url, _) = backend(move |_| {
@@ -197,7 +196,7 @@ async fn what_cannot_be_decoded_passes_and_is_told_of_once() {
 }
 
 #[tokio::test]
-async fn other_bytes_are_not_touched() {
+async fn other_responses_pass_unchanged() {
     let audio: Vec<u8> =
         (0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     for kind in ["audio/mpeg", "application/octet-stream", "text/plain", "image/png"] {
@@ -231,7 +230,7 @@ async fn other_bytes_are_not_touched() {
 }
 
 #[tokio::test]
-async fn lines_of_documents_pass_one_by_one_and_are_metered() {
+async fn lines_of_json_pass_one_by_one_and_are_metered() {
     let lines: Vec<String> = [CONTENT, FINISH, USAGE]
         .iter()
         .map(|event| format!("{}\n", event.trim_start_matches("data: ").trim_end()))
@@ -248,7 +247,7 @@ async fn lines_of_documents_pass_one_by_one_and_are_metered() {
             let (url, _) = backend(move |n| {
                 let mut steps = vec![raw::head(&format!("{kind}Transfer-Encoding: chunked\r\n"))];
                 steps.extend(sent.iter().map(chunk));
-                // At first it stays open: what waits for the end does not come.
+                // First the response stays open, so that lines held back until the end would be missing.
                 steps.extend(if n == 0 { [Step::Open] } else { [last()] });
                 steps
             })
@@ -277,7 +276,7 @@ async fn lines_of_documents_pass_one_by_one_and_are_metered() {
 }
 
 #[tokio::test]
-async fn counts_are_read_however_they_are_written() {
+async fn counts_are_read_in_every_format() {
     for numbers in [
         Numbers::Integers,
         Numbers::Floats,
@@ -307,7 +306,7 @@ async fn counts_are_read_however_they_are_written() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_charged_with_an_estimate() {
+async fn an_unreadable_response_is_charged_by_estimate() {
     for (numbers, read) in [(Numbers::Floats, true), (Numbers::Negative, false)] {
         let sim = sim_with(|b| b.usage_numbers = numbers).await;
         let rules = "rate_limit: {global: {tokens_per_minute: 10000}}\n";
@@ -321,7 +320,7 @@ async fn what_cannot_be_read_is_charged_with_an_estimate() {
         let left = answer.header("x-ratelimit-remaining-tokens").unwrap();
         let left: f64 = left.parse().unwrap();
         let refilled = 10_000.0 / 60.0 * start.elapsed().as_secs_f64() + 1.0;
-        // Of a model that was never metered an answer is taken for 256 tokens; these have 16.
+        // The estimate for a model without metered responses is 256 tokens; these responses have 16.
         if read {
             assert!(left >= 9_500.0, "{left}");
         } else {
@@ -331,13 +330,13 @@ async fn what_cannot_be_read_is_charged_with_an_estimate() {
 }
 
 #[tokio::test]
-async fn running_figures_are_added_up_over_prompts() {
+async fn running_counts_are_summed_over_prompts() {
     let figure = |index: u64, prompt: u64, n: u64| {
         format!(
             "data: {{\"choices\":[{{\"index\":{index},\"text\":\"a\",\"finish_reason\":null}}],\"usage\":{{\"prompt_tokens\":{prompt},\"completion_tokens\":{n}}}}}\n\n"
         )
     };
-    // Two prompts of 5 and 7 tokens, with one and with two answers to each.
+    // Two prompts of 5 and 7 tokens, with one and with two choices each.
     for (prompt, n, prompts, completions) in [
         ("[\"one\",\"two\"]", 1, 12, 5),
         ("[[1,2],[3]]", 2, 12, 9),
@@ -371,7 +370,7 @@ async fn running_figures_are_added_up_over_prompts() {
 }
 
 #[tokio::test]
-async fn what_is_no_content_does_not_end_the_search_for_a_backend() {
+async fn a_retry_is_possible_until_the_first_content() {
     for nothing in [
         "data:\n\n",
         "data: {}\n\n",

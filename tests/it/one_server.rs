@@ -1,4 +1,4 @@
-//! `addresses: one`: when the first address of a name cannot be reached, the next one is tried.
+//! `addresses: one`: if the first address of a name is unreachable, the next one is tried.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -7,8 +7,8 @@ use tokio::net::TcpSocket;
 
 use crate::support::{Gateway, NameServer, chat, recorder::Recorder};
 
-/// A server at the second of two addresses of this machine; at the first one its port is taken, and
-/// nobody listens there.
+/// A server at the second of two addresses of this machine. At the first address the port is reserved
+/// without a listener.
 async fn second() -> (Recorder, TcpSocket, u16) {
     loop {
         let recorder = Recorder::start_at((Ipv4Addr::new(127, 0, 0, 2), 0).into()).await;
@@ -48,7 +48,7 @@ async fn the_next_address_is_tried_and_kept() {
         assert_eq!(client.get("/v1/models").await.status, 200);
         let lines = recorder.lines();
         assert!(lines.contains(&"GET /v1/models".to_owned()), "{addresses:?}: {lines:?}");
-        // The probe found it too.
+        // The probe used it too.
         assert_eq!(client.get("/ready").await.status, 200);
         assert!(lines.contains(&"GET /health".to_owned()), "{addresses:?}: {lines:?}");
         assert_eq!(gateway.metric("llmproxy_retries_total{cause=\"connect\"}").await, 0.0);
@@ -56,7 +56,7 @@ async fn the_next_address_is_tried_and_kept() {
 }
 
 #[tokio::test]
-async fn an_address_of_the_other_family_stands_in() {
+async fn an_address_of_the_other_ip_version_is_used() {
     let address = "[::1]:0".parse().unwrap();
     if tokio::net::TcpListener::bind(address).await.is_err() {
         eprintln!("skipped: this machine has no IPv6");
@@ -74,7 +74,7 @@ async fn an_address_of_the_other_family_stands_in() {
 }
 
 #[tokio::test]
-async fn a_request_that_went_to_another_address_can_still_be_ended() {
+async fn a_request_to_another_address_can_be_aborted() {
     let wedged = |address: SocketAddr| async move {
         let behaviour = Behaviour { fail: Fail::Wedge, ..Behaviour::default() };
         Sim::start(address, behaviour).await.unwrap()
@@ -92,7 +92,7 @@ async fn a_request_that_went_to_another_address_can_still_be_ended() {
 }
 
 #[tokio::test]
-async fn where_none_can_be_reached_it_is_an_unreachable_backend() {
+async fn without_a_reachable_address_the_backend_is_unreachable() {
     let (recorder, _first, port) = second().await;
     drop(recorder);
     let names = NameServer::start().await;

@@ -1,9 +1,9 @@
-//! The allow-list of paths, and errors in OpenAI's form.
+//! The allowed paths, and errors in OpenAI's format.
 
 use crate::support::{Gateway, sim};
 
 #[tokio::test]
-async fn no_other_path_of_an_engine_can_be_reached() {
+async fn other_paths_of_an_engine_are_not_reachable() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     for path in [
@@ -43,7 +43,7 @@ async fn no_other_path_of_an_engine_can_be_reached() {
 }
 
 #[tokio::test]
-async fn a_wrong_method_is_told_the_right_one() {
+async fn a_wrong_method_gets_405_with_allow() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     for path in ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"] {
@@ -57,7 +57,7 @@ async fn a_wrong_method_is_told_the_right_one() {
 }
 
 #[tokio::test]
-async fn headers_over_the_cap_are_refused() {
+async fn headers_above_the_limit_are_refused() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "server: {max_header_size: 8KiB}").await;
     let mut client = gateway.client().await;
@@ -73,7 +73,7 @@ async fn headers_over_the_cap_are_refused() {
 }
 
 #[tokio::test]
-async fn the_connection_lives_on_after_a_refusal() {
+async fn the_connection_stays_open_after_a_refusal() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let mut client = gateway.client().await;

@@ -1,4 +1,4 @@
-//! Quotas and balances: what is used is counted where the keys are, and enforced.
+//! Quotas and balances: use is counted in the store of the keys, and enforced.
 
 use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
@@ -19,10 +19,10 @@ const CHAT: f64 = 25.0;
 
 const DAY: i64 = 24 * 3600;
 
-/// Tells what stands in a field of a key.
+/// Reads a field of a key.
 type Read<'a> = &'a dyn Fn(&str, &str) -> String;
 
-/// Nothing, as each store tells it, is 0.
+/// A missing value, in the notation of any store, is 0.
 fn number(text: &str) -> f64 {
     let text = if matches!(text, "" | "None" | "NULL") { "0" } else { text };
     text.parse().unwrap_or_else(|_| panic!("`{text}` is not a number"))
@@ -38,7 +38,7 @@ fn two_days_ago() -> i64 {
     now() - 2 * DAY - 600
 }
 
-/// Asks, and waits until the field of the key is so much.
+/// Sends a request and waits until the field of the key has this value.
 async fn uses(gateway: &Gateway, read: Read<'_>, key: &str, field: &str, left: f64) {
     assert_eq!(gateway.ask_as(key).await.status, 200, "{key}");
     eventually(&format!("{field} of {key} is {left}"), async || number(&read(key, field)) == left)
@@ -62,7 +62,7 @@ async fn counts(gateway: &Gateway, read: Read<'_>) {
         uses(gateway, read, "sk-balance", "balance", left).await;
     }
     refused("sk-balance").await;
-    // The period from two days ago on is over, and so is the next.
+    // The period that began two days ago is over, and so is the next.
     let before = two_days_ago();
     uses(gateway, read, "sk-daily", "used_quota", CHAT).await;
     let reset = moment(&Value::from(read("sk-daily", "last_reset_at"))).unwrap();
@@ -76,7 +76,7 @@ async fn counts(gateway: &Gateway, read: Read<'_>) {
 }
 
 #[tokio::test]
-async fn redis_counts_in_hashes() {
+async fn use_is_counted_in_redis_hashes() {
     let (sim, redis) = (sim().await, Redis::start().await);
     let set = |key: &str, fields: &str| {
         let name = format!("llmproxy:key:{key}");
@@ -96,10 +96,10 @@ async fn redis_counts_in_hashes() {
     let read =
         |key: &str, field: &str| redis.command(&["HGET", &format!("llmproxy:key:{key}"), field]);
     counts(&gateway, &read).await;
-    // Nothing was made that was not there.
+    // No fields or keys were created.
     assert_eq!(redis.command(&["HLEN", "llmproxy:key:sk-balance"]), "2");
     assert_eq!(redis.command(&["HLEN", "llmproxy:key:sk-quota"]), "3");
-    // A key that was deleted while a request was under way stays deleted.
+    // A key deleted during a request stays deleted.
     set("sk-gone", "balance,30");
     let mut client = gateway.client().await;
     let stream = chat(true);
@@ -109,12 +109,12 @@ async fn redis_counts_in_hashes() {
     redis.command(&["DEL", "llmproxy:key:sk-gone"]);
     client.answer_rest().await;
     let counting = async || gateway.metric("llmproxy_quota_counting").await == 0.0;
-    eventually("nothing is to be counted", counting).await;
+    eventually("no count is pending", counting).await;
     assert_eq!(redis.command(&["EXISTS", "llmproxy:key:sk-gone"]), "0");
 }
 
 #[tokio::test]
-async fn redis_counts_in_json() {
+async fn use_is_counted_in_redis_json() {
     let (sim, redis) = (sim().await, Redis::start().await);
     let set = |key: &str, data: Value| {
         redis.command(&["SET", &format!("k:{key}"), &data.to_string(), "EX", "1000"]);
@@ -164,7 +164,7 @@ fn tables(decimal: &str, moment: &str, double: &str, other_moment: &str) -> Stri
              INSERT INTO {table} VALUES ('sk-daily', 'daily', 30, 30, NULL, {last});\n"
         ));
     }
-    // For a database that does not look at the case, this is the same key.
+    // For a case-insensitive database this is the same key.
     sql + "INSERT INTO other VALUES ('SK-QUOTA', NULL, 30, 0, '100', NULL);\n"
 }
 
@@ -179,12 +179,12 @@ async fn database(source: &str, query: impl Fn(&str) -> String) {
             ))
         };
         counts(&gateway, &read).await;
-        // What has no quota is not counted.
+        // A key without a quota is not counted.
         assert_eq!(number(&read("sk-balance", "used_quota")), 7.0);
     }
     let sum = query("SELECT SUM(used_quota) FROM other WHERE api_key IN ('sk-quota', 'SK-QUOTA')");
     assert_eq!(number(&sum), 50.0);
-    // Of the columns that are wanted, only those that are there are counted in.
+    // Only existing columns are updated.
     let fields = "fields: [quota_reset_period, total_quota, balance]";
     let provider = format!("{{type: database, database: {{{source}, {fields}}}}}");
     let gateway = with_provider(&sim.url(), &provider).await;
@@ -205,7 +205,7 @@ else: c.executescript(sys.argv[2])";
 }
 
 #[tokio::test]
-async fn sqlite_counts() {
+async fn use_is_counted_in_sqlite() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.db");
     sqlite(&path, &tables("DECIMAL(10,2)", "DATETIME", "REAL", "INTEGER"));
@@ -214,10 +214,10 @@ async fn sqlite_counts() {
 }
 
 #[tokio::test]
-async fn postgresql_counts() {
+async fn use_is_counted_in_postgresql() {
     let server = Postgres::start().await;
     server.run(&tables("NUMERIC(10,2)", "TIMESTAMPTZ", "REAL", "BIGINT"));
-    // What a user may do without the right to UPDATE.
+    // A database user without UPDATE can still read keys.
     server.run(
         "CREATE ROLE reader LOGIN PASSWORD 'reader'; GRANT SELECT ON api_keys TO reader;
          INSERT INTO api_keys VALUES ('sk-read', NULL, NULL, 0, 100, NULL);",
@@ -235,7 +235,7 @@ async fn postgresql_counts() {
 }
 
 #[tokio::test]
-async fn mariadb_counts() {
+async fn use_is_counted_in_mariadb() {
     let server = MariaDb::start().await;
     server.run(&tables("DECIMAL(10,2)", "DATETIME", "BIGINT UNSIGNED", "BIGINT"));
     let source = format!("driver: mysql, dsn: \"{}\"", server.url());
@@ -243,7 +243,7 @@ async fn mariadb_counts() {
 }
 
 #[tokio::test]
-async fn the_builtin_store_counts() {
+async fn use_is_counted_in_the_builtin_store() {
     let sim = sim().await;
     let admin = Admin::start(&[sim.url()], "").await;
     let path = admin.folder.path().join("keys.db");
@@ -286,12 +286,12 @@ async fn the_builtin_store_counts() {
     used("sk-daily", 25.0).await;
     let reset: i64 = read("sk-daily", "last_reset_at").parse().unwrap();
     assert_eq!(reset, last + 2 * DAY);
-    // An operator's word goes at once.
+    // An operator's change takes effect immediately.
     let patch = json!({"used_quota": 0});
     assert_eq!(admin.ask(reqwest::Method::PATCH, &at, Some(patch)).await.0, 200);
     assert_eq!(ask("sk-quota-1").await, 200);
     used("sk-quota", 25.0).await;
-    // A change of something else loses nothing.
+    // A change of another field loses no counts.
     let patch = json!({"user_id": "u"});
     assert_eq!(admin.ask(reqwest::Method::PATCH, &at, Some(patch)).await.0, 200);
     assert_eq!(number(&read("sk-quota", "used_quota")), 25.0);
@@ -320,7 +320,7 @@ async fn nothing_is_lost(provider: &str, read: Read<'_>) {
     }
     for gateway in &gateways {
         let metric = async || gateway.metric("llmproxy_quota_counting").await == 0.0;
-        eventually("all has been counted", async || {
+        eventually("all counts are written", async || {
             metric().await && number(&read("sk-many-00001", "used_quota")) >= 1000.0
         })
         .await;
@@ -330,7 +330,7 @@ async fn nothing_is_lost(provider: &str, read: Read<'_>) {
 }
 
 #[tokio::test]
-async fn two_gateways_on_one_redis_lose_nothing() {
+async fn two_gateways_with_one_redis_lose_no_counts() {
     let redis = Redis::start().await;
     let data = r#"{"total_quota":100000,"balance":100000}"#;
     redis.command(&["HSET", "h:sk-many-00001", "total_quota", "100000", "balance", "100000"]);
@@ -354,7 +354,7 @@ async fn two_gateways_on_one_redis_lose_nothing() {
 }
 
 #[tokio::test]
-async fn two_gateways_on_one_database_lose_nothing() {
+async fn two_gateways_with_one_database_lose_no_counts() {
     let make = "CREATE TABLE api_keys (api_key VARCHAR(64) PRIMARY KEY, total_quota BIGINT, used_quota BIGINT, balance DECIMAL(12,2));
          INSERT INTO api_keys VALUES ('sk-many-00001', 100000, 0, 100000);";
     let postgres = Postgres::start().await;
@@ -377,7 +377,7 @@ async fn two_gateways_on_one_database_lose_nothing() {
 }
 
 #[tokio::test]
-async fn a_count_waits_for_a_store_that_is_away() {
+async fn a_count_waits_for_a_store_that_is_down() {
     let (sim, mut postgres) = (sim().await, Postgres::start().await);
     postgres.run(
         "CREATE TABLE api_keys (api_key TEXT, total_quota BIGINT, used_quota BIGINT);
@@ -390,7 +390,7 @@ async fn a_count_waits_for_a_store_that_is_away() {
     let gateway = with_provider(&sim.url(), &provider).await;
     let select = "SELECT used_quota FROM api_keys";
     assert_eq!(gateway.ask_as("sk-away-00001").await.status, 200);
-    eventually("it is counted", async || postgres.run(select) == "25").await;
+    eventually("the use is counted", async || postgres.run(select) == "25").await;
     postgres.stop();
     for _ in 0..2 {
         assert_eq!(gateway.ask_as("sk-away-00001").await.status, 200);
@@ -398,18 +398,18 @@ async fn a_count_waits_for_a_store_that_is_away() {
     gateway.logs("usage cannot be counted for now").await;
     let settled = async || gateway.log().matches("ACCESS").count() == 3;
     eventually("all requests are settled", settled).await;
-    // What is not yet counted is known here all the same.
+    // Pending counts are enforced by this gateway.
     assert_eq!(gateway.ask_as("sk-away-00001").await.status, 429);
     assert_eq!(gateway.metric("llmproxy_quota_counting").await, 1.0);
     postgres.restart().await;
-    eventually("all is counted", async || postgres.run(select) == "75").await;
+    eventually("all use is counted", async || postgres.run(select) == "75").await;
     let lost = "llmproxy_quota_count_errors_total{provider=\"database\"}";
     assert_eq!(gateway.metric(lost).await, 0.0);
     assert!(!gateway.log().contains("sk-away"));
 }
 
 #[tokio::test]
-async fn what_is_not_yet_counted_is_counted_before_the_end() {
+async fn pending_counts_are_written_before_shutdown() {
     let (sim, redis) = (sim().await, Redis::start().await);
     redis.command(&["HSET", "llmproxy:key:sk-end-000001", "balance", "100"]);
     let address = redis.address;
@@ -417,11 +417,11 @@ async fn what_is_not_yet_counted_is_counted_before_the_end() {
     let mut gateway = with_provider(&sim.url(), &provider).await;
     let balance = || redis.command(&["HGET", "llmproxy:key:sk-end-000001", "balance"]);
     assert_eq!(gateway.ask_as("sk-end-000001").await.status, 200);
-    eventually("it is counted", async || balance() == "75").await;
+    eventually("the use is counted", async || balance() == "75").await;
     redis.pause();
     assert_eq!(gateway.ask_as("sk-end-000001").await.status, 200);
     let counting = async || gateway.metric("llmproxy_quota_counting").await == 1.0;
-    eventually("it is to be counted", counting).await;
+    eventually("a count is pending", counting).await;
     gateway.signal("TERM");
     gateway.logs("no new connections").await;
     redis.resume();
@@ -429,10 +429,9 @@ async fn what_is_not_yet_counted_is_counted_before_the_end() {
     assert_eq!(balance(), "50");
 }
 
-/// Without a cache the store is asked while a count is under way: no request is refused for what
-/// was used once and is seen twice.
+/// Without a cache the store is read while a count is being written: the same use must not count twice.
 #[tokio::test]
-async fn what_is_under_way_is_seen_once() {
+async fn a_count_in_progress_is_not_counted_twice() {
     let (sim, redis) = (sim().await, Redis::start().await);
     redis.command(&["HSET", "llmproxy:key:sk-once-00001", "total_quota", "1000"]);
     let address = redis.address;
@@ -442,12 +441,12 @@ async fn what_is_under_way_is_seen_once() {
         assert_eq!(gateway.ask_as("sk-once-00001").await.status, 200, "request {n}");
     }
     let used = || redis.command(&["HGET", "llmproxy:key:sk-once-00001", "used_quota"]);
-    eventually("all is counted", async || used() == "1000").await;
+    eventually("all use is counted", async || used() == "1000").await;
     assert_eq!(gateway.ask_as("sk-once-00001").await.status, 429);
 }
 
 #[tokio::test]
-async fn somebody_else_may_count() {
+async fn counting_can_be_switched_off() {
     let (sim, redis) = (sim().await, Redis::start().await);
     redis.command(&["HSET", "llmproxy:key:sk-else-00001", "total_quota", "30", "balance", "30"]);
     let address = redis.address;
@@ -462,7 +461,7 @@ async fn somebody_else_may_count() {
 }
 
 #[tokio::test]
-async fn a_place_that_stands_in_the_pipeline_twice_counts_once() {
+async fn a_store_listed_twice_in_the_pipeline_is_counted_once() {
     let (sim, redis) = (sim().await, Redis::start().await);
     redis.command(&["HSET", "llmproxy:key:sk-twice-0001", "total_quota", "40"]);
     let address = redis.address;
@@ -474,18 +473,18 @@ async fn a_place_that_stands_in_the_pipeline_twice_counts_once() {
     let gateway = Gateway::before(&[sim.url()], &text).await;
     let used = || redis.command(&["HGET", "llmproxy:key:sk-twice-0001", "used_quota"]);
     assert_eq!(gateway.ask_as("sk-twice-0001").await.status, 200);
-    eventually("it is counted", async || used() == "25").await;
-    // Also after a reload, which keeps what is remembered.
+    eventually("the use is counted", async || used() == "25").await;
+    // Also after a reload, which keeps the cache.
     gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n{text}", sim.url()));
     gateway.logs("configuration 2 is in force").await;
     assert_eq!(gateway.ask_as("sk-twice-0001").await.status, 200);
-    eventually("it is counted", async || used() == "50").await;
+    eventually("the use is counted", async || used() == "50").await;
     assert_eq!(gateway.ask_as("sk-twice-0001").await.status, 429);
     assert_eq!(used(), "50");
 }
 
 #[tokio::test]
-async fn of_a_stream_that_is_left_what_was_metered_is_counted() {
+async fn an_aborted_stream_counts_the_metered_tokens() {
     let sim = sim_with(|b| (b.tokens, b.inter_token_ms) = (10_000, 20)).await;
     let redis = Redis::start().await;
     redis.command(&["HSET", "llmproxy:key:sk-left-00001", "total_quota", "30", "used_quota", "0"]);
@@ -501,12 +500,12 @@ async fn of_a_stream_that_is_left_what_was_metered_is_counted() {
     }
     drop(client);
     let used = || redis.command(&["HGET", "llmproxy:key:sk-left-00001", "used_quota"]);
-    eventually("it is counted", async || used() != "0").await;
+    eventually("the use is counted", async || used() != "0").await;
     let used = number(&used());
     assert!((10.0..5000.0).contains(&used), "{used}");
 }
 
-/// Keys of the configuration, which the gateway counts in a ledger of its own.
+/// Keys of the configuration, whose use the gateway counts in its own ledger.
 fn in_the_file(more: &str) -> String {
     format!(
         "auth: {{}}\napi_keys:\n  \
@@ -530,7 +529,7 @@ async fn used_up(gateway: &Gateway, key: &str) -> bool {
 }
 
 #[tokio::test]
-async fn keys_of_the_file_are_counted_and_a_restart_forgets_nothing() {
+async fn use_of_configured_keys_survives_a_restart() {
     let sim = sim().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("limits.db");
@@ -549,7 +548,7 @@ async fn keys_of_the_file_are_counted_and_a_restart_forgets_nothing() {
     for key in ["sk-quota", "sk-balance"] {
         assert!(used_up(&gateway, key).await, "{key}");
     }
-    // More is granted: what was used stays used.
+    // A larger quota keeps the use so far.
     let granted = in_the_file(&more).replace("total_quota: 130", "total_quota: 160");
     gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n{granted}", sim.url()));
     eventually("the quota is larger", async || gateway.ask_as("sk-quota").await.status == 200)
@@ -558,7 +557,7 @@ async fn keys_of_the_file_are_counted_and_a_restart_forgets_nothing() {
 }
 
 #[tokio::test]
-async fn keys_of_the_file_may_go_on_when_their_quota_is_used_up() {
+async fn quotas_of_configured_keys_can_be_left_unenforced() {
     let sim = sim().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("limits.db");
@@ -569,13 +568,14 @@ async fn keys_of_the_file_may_go_on_when_their_quota_is_used_up() {
     for _ in 0..4 {
         assert_eq!(gateway.ask_as("sk-quota").await.status, 200);
     }
-    // They were counted all the same.
+    // Their use was still counted.
     gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n{}", sim.url(), in_the_file(&more)));
-    eventually("it is enforced", async || gateway.ask_as("sk-quota").await.status == 429).await;
+    eventually("the quota is enforced", async || gateway.ask_as("sk-quota").await.status == 429)
+        .await;
 }
 
 #[tokio::test]
-async fn keys_of_the_file_are_counted_in_redis_for_all_gateways() {
+async fn use_of_configured_keys_can_be_shared_in_redis() {
     let (sim, redis) = (sim().await, Redis::start().await);
     let more = format!(
         "storage: {{caches: [{{name: main, driver: redis, addr: \"{}\"}}]}}\n\
@@ -590,12 +590,15 @@ async fn keys_of_the_file_are_counted_in_redis_for_all_gateways() {
     for key in ["sk-quota", "sk-balance"] {
         assert!(!used_up(&a, key).await, "{key}");
         assert!(!used_up(&b, key).await, "{key}");
-        eventually("both know", async || used_up(&a, key).await && used_up(&b, key).await).await;
+        eventually("both gateways know the use", async || {
+            used_up(&a, key).await && used_up(&b, key).await
+        })
+        .await;
     }
 }
 
 #[tokio::test]
-async fn a_balance_is_money_where_tokens_have_a_price() {
+async fn a_balance_is_in_money_if_tokens_have_prices() {
     let sim = sim().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("limits.db");
@@ -612,7 +615,7 @@ async fn a_balance_is_money_where_tokens_have_a_price() {
 }
 
 #[tokio::test]
-async fn a_script_is_the_whole_decision_about_keys_of_the_file_too() {
+async fn a_script_decides_alone_about_configured_keys() {
     let sim = sim().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("limits.db");

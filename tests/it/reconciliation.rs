@@ -1,4 +1,4 @@
-//! What was metered, compared with the engines' own counters.
+//! Metered tokens compared with the counters of the engines.
 
 use llmproxy::sim::{Engine, Fail, Sim};
 
@@ -6,7 +6,7 @@ use crate::support::{Client, Gateway, chat, eventually, sim, sim_with};
 
 const PATH: &str = "/v1/chat/completions";
 
-/// A gateway that reads often, and looks back on all that it has read.
+/// A configuration with frequent readings, and a window over all of them.
 fn text(sims: &[&Sim]) -> String {
     let line = |(n, sim): (usize, &&Sim)| format!("  - {{name: b{n}, url: \"{}\"}}\n", sim.url());
     let lines: String = sims.iter().enumerate().map(line).collect();
@@ -15,8 +15,8 @@ fn text(sims: &[&Sim]) -> String {
     )
 }
 
-/// The four gauges of a backend, of prompts and of answers: counted by the engine, metered, drift in
-/// tokens and as a share.
+/// The four gauges of a backend for prompt and completion tokens: counted by the engine, metered, drift in
+/// tokens, drift as a ratio.
 async fn gauges(gateway: &Gateway, backend: &str) -> [[f64; 4]; 2] {
     let names = ["engine_tokens_total", "metered_tokens_total", "drift_tokens", "drift_ratio"];
     let mut all = [[0.0; 4]; 2];
@@ -29,7 +29,7 @@ async fn gauges(gateway: &Gateway, backend: &str) -> [[f64; 4]; 2] {
     all
 }
 
-/// Waits until the gauges are so.
+/// Waits until the gauges have these values.
 async fn show(gateway: &Gateway, backend: &str, expected: [[f64; 4]; 2]) {
     eventually(&format!("{backend} shows {expected:?}"), async || {
         gauges(gateway, backend).await == expected
@@ -37,7 +37,7 @@ async fn show(gateway: &Gateway, backend: &str, expected: [[f64; 4]; 2]) {
     .await;
 }
 
-/// Waits until there have been two whole readings from now on.
+/// Waits for two complete readings from now on.
 async fn read_twice(sim: &Sim) {
     let before = sim.stats().readings();
     eventually("two readings", async || sim.stats().readings() >= before + 3).await;
@@ -49,15 +49,15 @@ async fn has_gauges(gateway: &Gateway, backend: &str) -> bool {
     text.text().lines().any(|l| l.contains("_tokens_total{") && l.contains(&label))
 }
 
-/// A chat whose prompt has 9 tokens, and which is answered by 16.
+/// Sends a chat with 9 prompt tokens and 16 completion tokens.
 async fn ask(client: &mut Client, stream: bool) {
     assert_eq!(client.ask(PATH, chat(stream)).await.status, 200);
 }
 
 #[tokio::test]
-async fn what_goes_through_the_gateway_does_not_drift_and_what_goes_past_it_does() {
+async fn only_requests_that_bypass_the_gateway_are_drift() {
     let sim = sim().await;
-    // Counted before the first reading: the zero point.
+    // Counted before the first reading, which is the zero point.
     let mut past = Client::connect(sim.address).await;
     ask(&mut past, false).await;
     let gateway = Gateway::start(&text(&[&sim])).await;
@@ -75,8 +75,8 @@ async fn what_goes_through_the_gateway_does_not_drift_and_what_goes_past_it_does
 }
 
 #[tokio::test]
-async fn what_a_retry_has_thrown_away_is_drift_of_the_backend_that_failed() {
-    // It breaks off before anything has gone to the client, and has read the prompt by then.
+async fn tokens_of_a_failed_attempt_are_drift_of_its_backend() {
+    // It fails after reading the prompt and before anything was sent to the client.
     let failing = sim_with(|b| b.fail = Fail::AbortBeforeContent).await;
     let good = sim().await;
     let mut config = text(&[&failing, &good]);
@@ -90,7 +90,7 @@ async fn what_a_retry_has_thrown_away_is_drift_of_the_backend_that_failed() {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_restarted_is_no_drift() {
+async fn a_restart_of_an_engine_is_no_drift() {
     let sim = sim().await;
     let gateway = Gateway::start(&text(&[&sim])).await;
     read_twice(&sim).await;
@@ -105,7 +105,7 @@ async fn an_engine_that_is_restarted_is_no_drift() {
     ask(&mut client, true).await;
     show(&gateway, "b0", [[27.0, 27.0, 0.0, 0.0], [48.0, 48.0, 0.0, 0.0]]).await;
 
-    // Away for a while, and what came meanwhile still counts.
+    // Unreachable for a while; tokens counted meanwhile are included.
     sim.change(|b| b.metrics = 500);
     read_twice(&sim).await;
     ask(&mut client, true).await;
@@ -115,7 +115,7 @@ async fn an_engine_that_is_restarted_is_no_drift() {
 }
 
 #[tokio::test]
-async fn backends_that_go_lose_their_gauges_and_others_have_none() {
+async fn gauges_exist_only_for_current_vllm_backends() {
     let sims = [sim().await, sim().await, sim_with(|b| b.engine = Engine::Sglang).await];
     let mut config = text(&[&sims[0], &sims[1], &sims[2]]);
     config = config.replace("name: b2,", "name: b2, engine: sglang,");
@@ -127,7 +127,7 @@ async fn backends_that_go_lose_their_gauges_and_others_have_none() {
     assert!(!has_gauges(&gateway, "b2").await);
     assert_eq!(sims[2].stats().readings(), 0);
 
-    // The counters live through a reload.
+    // The counters are kept across a reload.
     let mut client = gateway.client().await;
     for _ in 0..6 {
         ask(&mut client, false).await;
@@ -137,7 +137,7 @@ async fn backends_that_go_lose_their_gauges_and_others_have_none() {
     assert!(has_gauges(&gateway, "b0").await);
     let n = 16.0 * sims[0].stats().completed() as f64;
     assert!(n > 0.0);
-    eventually("nothing is forgotten", async || {
+    eventually("the counters are kept", async || {
         gauges(&gateway, "b0").await[1] == [n, n, 0.0, 0.0]
     })
     .await;

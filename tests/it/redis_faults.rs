@@ -1,19 +1,19 @@
-//! A Redis that answers with errors: it has no memory left, is a replica, or is busy. That is an
-//! outage as any other: the policy decides, and nothing that is held is held for ever.
+//! A Redis that responds with errors: it is out of memory, a replica, or busy. This is an outage: the policy
+//! applies, and no reservation is kept forever.
 
 use futures::future::join_all;
 use llmproxy::sim::Sim;
 
 use super::support::{
-    Client, Gateway, chat, client::Answer, eventually, servers::Redis, sim, sim_with,
+    Client, Gateway, chat, client::Response, eventually, servers::Redis, sim, sim_with,
 };
 
-/// What makes a server refuse, and what ends it.
+/// The commands that make a server refuse, and those that end it.
 struct Fault {
     name: &'static str,
     begin: &'static [&'static str],
     end: &'static [&'static str],
-    /// Whether what is held can be given back meanwhile.
+    /// Whether reservations can be released meanwhile.
     gives_back: bool,
 }
 
@@ -47,11 +47,11 @@ async fn limited(sim: &Sim, redis: &Redis, rules: &str) -> Gateway {
     Gateway::before(&[sim.url()], &configuration).await
 }
 
-async fn ask(gateway: &Gateway) -> Answer {
+async fn ask(gateway: &Gateway) -> Response {
     gateway.ask_with("").await
 }
 
-/// A stream that has begun, and lasts until its sim is told to end it.
+/// Starts a stream that lasts until the test ends it at the simulated backend.
 async fn stream(gateway: &Gateway) -> Client {
     let mut client = gateway.client().await;
     client.post("/v1/chat/completions", chat(true)).await;
@@ -60,14 +60,14 @@ async fn stream(gateway: &Gateway) -> Client {
     client
 }
 
-/// Slots that are held in Redis.
+/// The slots in use in Redis.
 fn held(redis: &Redis) -> usize {
     let keys = redis.command(&["KEYS", "llmproxy:limit:held/*max_concurrent*"]);
     keys.lines().map(|key| redis.command(&["ZCARD", key]).parse::<usize>().unwrap()).sum()
 }
 
-/// What `policy` makes of requests while the server refuses; `slots` alone, or with a rate, because
-/// what is written first decides what a server without memory lets pass.
+/// Checks `policy` while the server refuses, with slots alone or with a rate, because the first write
+/// decides what a server without memory accepts.
 async fn refuses(fault: &Fault, policy: &str, rules: &str, mode: &str) {
     let what = format!("{}, {policy}, {rules}, {mode}", fault.name);
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (20, 100_000)).await;
@@ -79,7 +79,7 @@ async fn refuses(fault: &Fault, policy: &str, rules: &str, mode: &str) {
     let streams = [stream(&gateway).await, stream(&gateway).await];
     assert_eq!(held(&redis), 2, "{what}");
     redis.command(fault.begin);
-    // One that shows that the outage is known: after it nobody is let in by what was taken ahead.
+    // Detects the outage: afterwards no request is admitted by a leased share.
     ask_briefly(&sim, &gateway).await;
     let statuses: Vec<_> =
         join_all((0..40).map(|_| ask(&gateway))).await.iter().map(|a| a.status).collect();
@@ -91,8 +91,8 @@ async fn refuses(fault: &Fault, policy: &str, rules: &str, mode: &str) {
             "{what}: {statuses:?}"
         ),
     }
-    // What is held is given back where that can be, else it ends by itself: not before it is told
-    // that the server is there again, because a replica ends nothing.
+    // Reservations are released if possible. Otherwise they expire, but only when the server is back,
+    // because a replica expires nothing.
     drop(streams);
     if fault.gives_back {
         eventually(&format!("slots are given back: {what}"), async || held(&redis) == 0).await;
@@ -104,7 +104,7 @@ async fn refuses(fault: &Fault, policy: &str, rules: &str, mode: &str) {
     })
     .await;
     eventually(&format!("nothing is held: {what}"), async || held(&redis) == 0).await;
-    // All slots are there, and no more.
+    // All slots are free, and no more than that.
     let all: Vec<_> =
         join_all((0..5).map(|_| ask(&gateway))).await.iter().map(|a| a.status).collect();
     assert_eq!(all, [200; 5], "{what}");
@@ -112,7 +112,7 @@ async fn refuses(fault: &Fault, policy: &str, rules: &str, mode: &str) {
     assert!(errors > 0.0, "{what}");
 }
 
-/// From now on answers are short.
+/// Makes responses short from now on.
 async fn ask_briefly(sim: &Sim, gateway: &Gateway) {
     sim.change(|b| b.tokens = 1);
     ask(gateway).await;
@@ -122,7 +122,7 @@ const SLOTS: &str = "max_concurrent: 5";
 const BOTH: &str = "max_concurrent: 5, requests_per_minute: 100000, tokens_per_minute: 100000000";
 
 #[tokio::test]
-async fn requests_pass_a_redis_that_refuses_if_they_may() {
+async fn requests_pass_a_refusing_redis_if_configured() {
     for fault in &FAULTS {
         for rules in [SLOTS, BOTH] {
             refuses(fault, "allow", rules, "exact").await;
@@ -131,7 +131,7 @@ async fn requests_pass_a_redis_that_refuses_if_they_may() {
 }
 
 #[tokio::test]
-async fn requests_are_refused_with_redis_if_they_must() {
+async fn requests_are_refused_with_a_refusing_redis_if_configured() {
     for fault in &FAULTS {
         refuses(fault, "deny", BOTH, "exact").await;
     }
@@ -139,7 +139,7 @@ async fn requests_are_refused_with_redis_if_they_must() {
 }
 
 #[tokio::test]
-async fn each_gateway_counts_for_itself_beside_a_redis_that_refuses() {
+async fn each_gateway_counts_in_memory_with_a_refusing_redis() {
     for fault in &FAULTS {
         refuses(fault, "local", BOTH, "exact").await;
     }
@@ -147,7 +147,7 @@ async fn each_gateway_counts_for_itself_beside_a_redis_that_refuses() {
 }
 
 #[tokio::test]
-async fn shares_are_taken_again_from_a_redis_that_refused() {
+async fn shares_are_leased_again_after_an_outage() {
     for policy in ["allow", "deny", "local"] {
         refuses(&FAULTS[0], policy, SLOTS, "leased").await;
     }
@@ -155,23 +155,23 @@ async fn shares_are_taken_again_from_a_redis_that_refused() {
 }
 
 #[tokio::test]
-async fn what_is_held_is_renewed_without_memory() {
+async fn reservations_are_renewed_although_redis_has_no_memory() {
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (20, 100_000)).await;
     let redis = Redis::start().await;
     let rules = "  on_redis_error: deny\n  hold_ttl: 1s\n  global: {max_concurrent: 2, tokens_per_minute: 100000000}\n";
     let gateway = limited(&sim, &redis, rules).await;
     let streams = [stream(&gateway).await, stream(&gateway).await];
     redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
-    // Three times as long as what is held lasts if nobody renews it.
+    // Three times the lifetime of a reservation without renewal.
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     assert_eq!(held(&redis), 2);
     assert_eq!(gateway.metric("llmproxy_limit_store_errors_total{action=\"renew\"}").await, 0.0);
     drop(streams);
-    eventually("slots are given back", async || held(&redis) == 0).await;
+    eventually("slots are released", async || held(&redis) == 0).await;
 }
 
 #[tokio::test]
-async fn keys_are_read_and_counted_beside_a_redis_that_refuses_to_write() {
+async fn keys_are_read_and_counted_although_redis_refuses_writes() {
     for fault in &FAULTS {
         let (sim, redis) = (sim().await, Redis::start().await);
         for (key, form) in [("sk-hash", "hash"), ("sk-text", "text")] {
@@ -228,8 +228,8 @@ async fn a_busy_redis_is_an_outage_for_keys_and_limits() {
         let mut end = [0; 8];
         let _ = stream.read(&mut end);
     });
-    // Neither unknown, nor let in.
-    eventually("it is busy", async || gateway.ask_as("sk-none").await.status == 503).await;
+    // The key is neither unknown nor accepted.
+    eventually("Redis is busy", async || gateway.ask_as("sk-none").await.status == 503).await;
     for key in ["sk-a", "sk-b", "sk-c"] {
         assert_eq!(gateway.ask_as(key).await.status, 503, "{key}");
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use llmproxy::sim::Sim;
 
 use super::support::{
-    Client, Gateway, Receiver, chat, client::Answer, eventually, servers::Redis, sim, sim_with,
+    Client, Gateway, Receiver, chat, client::Response, eventually, servers::Redis, sim, sim_with,
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -22,11 +22,11 @@ async fn gateway(sim: &Sim, redis: &Redis, rules: &str) -> Gateway {
     Gateway::before(&[sim.url()], &shared(redis, rules)).await
 }
 
-async fn ask(gateway: &Gateway) -> Answer {
+async fn ask(gateway: &Gateway) -> Response {
     gateway.ask_with("").await
 }
 
-/// A stream that has begun.
+/// Starts a stream and reads its head.
 async fn stream(gateway: &Gateway) -> Client {
     let mut client = gateway.client().await;
     client.post(PATH, chat(true)).await;
@@ -35,7 +35,7 @@ async fn stream(gateway: &Gateway) -> Client {
     client
 }
 
-/// Asks again and again until the time is over; tells the statuses.
+/// Sends requests until the given time. Returns the statuses.
 async fn hammer(gateway: &Gateway, until: Instant) -> Vec<u16> {
     let mut client = gateway.client().await;
     let mut statuses = Vec::new();
@@ -52,7 +52,7 @@ fn time(redis: &Redis) -> i64 {
     seconds.parse::<i64>().unwrap() * 1000 + micros.parse::<i64>().unwrap() / 1000
 }
 
-/// Slots that are taken, by the moment at which each is free by itself.
+/// The expiry times of the slots in use.
 fn slots(redis: &Redis) -> Vec<i64> {
     let keys = redis.command(&["KEYS", "llmproxy:limit:held/*max_concurrent*"]);
     let Some(key) = keys.lines().next() else { return Vec::new() };
@@ -65,7 +65,7 @@ fn count(statuses: &[u16], status: u16) -> usize {
 }
 
 #[tokio::test]
-async fn two_gateways_keep_one_limit() {
+async fn two_gateways_share_one_limit() {
     let (sim, redis) = (sim().await, Redis::start().await);
     let rules = "  global: {requests_per_second: 50, burst_size: 20}\n";
     let (a, b) = (gateway(&sim, &redis, rules).await, gateway(&sim, &redis, rules).await);
@@ -82,7 +82,7 @@ async fn two_gateways_keep_one_limit() {
 }
 
 #[tokio::test]
-async fn a_share_taken_ahead_keeps_the_limit_within_a_share_of_each() {
+async fn a_leased_share_keeps_the_limit_within_a_share_per_gateway() {
     let (sim, redis) = (sim().await, Redis::start().await);
     let rules = "  mode: leased\n  lease_share: 0.1\n  \
                  global: {requests_per_second: 100, burst_size: 100}\n";
@@ -97,7 +97,7 @@ async fn a_share_taken_ahead_keeps_the_limit_within_a_share_of_each() {
 }
 
 #[tokio::test]
-async fn with_a_share_taken_ahead_few_requests_are_a_question() {
+async fn a_leased_share_saves_queries_to_redis() {
     let (sim, redis) = (sim().await, Redis::start().await);
     let rules = "  mode: leased\n  lease_lifetime: 30s\n  \
                  global: {requests_per_minute: 1000, tokens_per_minute: 1000000}\n";
@@ -116,7 +116,7 @@ async fn with_a_share_taken_ahead_few_requests_are_a_question() {
 }
 
 #[tokio::test]
-async fn slots_of_a_gateway_that_was_killed_come_back() {
+async fn slots_of_a_killed_gateway_are_released() {
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (50, 100_000)).await;
     let redis = Redis::start().await;
     let rules = "  hold_ttl: 3s\n  redis_timeout: 3s\n  global: {max_concurrent: 2}\n";
@@ -125,7 +125,7 @@ async fn slots_of_a_gateway_that_was_killed_come_back() {
     let refused = ask(&b).await;
     assert_eq!(refused.status, 429);
     assert_eq!(refused.json()["error"]["code"], "concurrency_limit_exceeded");
-    // They are renewed.
+    // The slots are renewed.
     let first = slots(&redis);
     assert_eq!(first.len(), 2);
     let later = |now: &[i64]| now.iter().min() > first.iter().max();
@@ -135,7 +135,7 @@ async fn slots_of_a_gateway_that_was_killed_come_back() {
     let killed = time(&redis);
     let ends = slots(&redis);
     assert!(ends.len() == 2 && ends.iter().all(|end| *end <= killed + 3000), "{ends:?}, {killed}");
-    // By the clock of Redis: until the first of them ends nobody gets one, then somebody does.
+    // By the clock of Redis: no request gets a slot before the first expiry, and one does after it.
     let end = *ends.iter().min().unwrap();
     sim.change(|b| b.tokens = 1);
     let given = loop {
@@ -152,7 +152,7 @@ async fn slots_of_a_gateway_that_was_killed_come_back() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_stopped_gives_back_what_it_has() {
+async fn a_stopped_gateway_returns_its_shares_and_slots() {
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (50, 100_000)).await;
     let redis = Redis::start().await;
     let rules = "  mode: leased\n  lease_share: 0.5\n  lease_lifetime: 60s\n  hold_ttl: 300s\n  redis_timeout: 10s\n  \
@@ -161,7 +161,7 @@ async fn a_gateway_that_is_stopped_gives_back_what_it_has() {
     let (mut a, b) = (gateway(&sim, &redis, rules).await, gateway(&sim, &redis, rules).await);
     let _streams = (stream(&a).await, stream(&a).await);
     assert_eq!(slots(&redis).len(), 2);
-    // The requests end while Redis says nothing: it is waited for.
+    // The requests end while Redis is suspended: the gateway waits for it.
     redis.pause();
     a.signal("TERM");
     a.logs("the drain timeout is over").await;
@@ -170,7 +170,7 @@ async fn a_gateway_that_is_stopped_gives_back_what_it_has() {
     assert!(a.ended().await.success());
     assert_eq!(slots(&redis).len(), 0);
     assert!(!a.log().contains("could not"), "{}", a.log());
-    // Of 20 two are used.
+    // Two of 20 are used.
     sim.change(|b| b.tokens = 1);
     for _ in 0..18 {
         assert_eq!(ask(&b).await.status, 200);
@@ -178,7 +178,7 @@ async fn a_gateway_that_is_stopped_gives_back_what_it_has() {
 }
 
 #[tokio::test]
-async fn a_slot_that_another_gateway_frees_is_found() {
+async fn a_slot_released_by_another_gateway_is_used() {
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (20, 100_000)).await;
     let redis = Redis::start().await;
     let rules = "  global: {max_concurrent: 1}\n  queue: {max_queue_size: 10}\n";
@@ -197,7 +197,7 @@ async fn a_slot_that_another_gateway_frees_is_found() {
     assert_eq!(b.metric("llmproxy_limit_queue_depth").await, 0.0);
 }
 
-/// What each policy makes of requests over the limit while Redis is away, and of others.
+/// Checks a policy for requests over the limit while Redis is down, and other requests.
 async fn outage(policy: &str, during: impl Fn(&[u16]) -> bool) {
     let (sim, mut redis) = (sim().await, Redis::start().await);
     let rules = format!(
@@ -207,7 +207,7 @@ async fn outage(policy: &str, during: impl Fn(&[u16]) -> bool) {
     for expected in [200, 200, 200, 200, 200, 429] {
         assert_eq!(ask(&gateway).await.status, expected, "{policy}");
     }
-    // Under load: no request is stuck.
+    // Under load: no request hangs.
     let until = Instant::now() + Duration::from_secs(4);
     let disturb = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -219,7 +219,7 @@ async fn outage(policy: &str, during: impl Fn(&[u16]) -> bool) {
     };
     let (statuses, seen) = tokio::join!(hammer(&gateway, until), disturb);
     assert!(!statuses.is_empty() && during(&seen), "{policy}: {seen:?}");
-    // Redis has lost the count with its memory, and counts again.
+    // Redis lost the count with its memory and starts from zero.
     eventually("the limit is counted again", async || {
         ask(&gateway).await.status == 429 && {
             let names = redis.command(&["KEYS", "llmproxy:limit:*"]);
@@ -232,23 +232,23 @@ async fn outage(policy: &str, during: impl Fn(&[u16]) -> bool) {
 }
 
 #[tokio::test]
-async fn while_redis_is_away_requests_pass_if_they_may() {
+async fn requests_pass_without_redis_if_configured() {
     outage("allow", |seen| seen.iter().all(|s| *s == 200)).await;
 }
 
 #[tokio::test]
-async fn while_redis_is_away_requests_are_refused_if_they_must() {
+async fn requests_are_refused_without_redis_if_configured() {
     outage("deny", |seen| seen.iter().all(|s| *s == 503)).await;
 }
 
 #[tokio::test]
-async fn while_redis_is_away_each_gateway_counts_for_itself() {
-    // Those that passed did so before the second in which they are looked at, or in it.
+async fn each_gateway_counts_in_memory_without_redis() {
+    // Admitted requests were admitted in the checked second or before it.
     outage("local", |seen| count(seen, 200) <= 6 && count(seen, 429) > 0).await;
 }
 
 #[tokio::test]
-async fn a_redis_that_says_nothing_holds_nobody_up() {
+async fn a_silent_redis_delays_no_request() {
     let (sim, redis) = (sim().await, Redis::start().await);
     let rules = "  on_redis_error: deny\n  redis_timeout: 100ms\n  global: {max_concurrent: 5}\n";
     let gateway = gateway(&sim, &redis, rules).await;
@@ -257,7 +257,7 @@ async fn a_redis_that_says_nothing_holds_nobody_up() {
     let refused = ask(&gateway).await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("2")));
     assert_eq!(refused.json()["error"]["code"], "limits_unavailable");
-    // Not each of them waits.
+    // Not every request waits.
     let start = Instant::now();
     let many = (0..200).map(|_| ask(&gateway));
     let answers = futures::future::join_all(many).await;
@@ -265,7 +265,7 @@ async fn a_redis_that_says_nothing_holds_nobody_up() {
     assert!(start.elapsed() < Duration::from_secs(10));
     redis.resume();
     eventually("it is asked again", async || ask(&gateway).await.status == 200).await;
-    // What was asked while it was silent holds no slot.
+    // Requests during the outage hold no slot.
     let all = futures::future::join_all((0..5).map(|_| ask(&gateway))).await;
     assert!(all.iter().all(|a| a.status == 200));
 }
@@ -302,7 +302,7 @@ async fn tokens_and_budgets_are_shared() {
 }
 
 #[tokio::test]
-async fn what_is_spent_while_redis_is_away_is_told_to_it() {
+async fn spending_during_an_outage_is_reported_to_redis() {
     for policy in ["allow", "local"] {
         let (sim, redis) = (sim().await, Redis::start().await);
         let rules = format!(

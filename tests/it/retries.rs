@@ -1,4 +1,4 @@
-//! Trying again: when, how often, after what pauses, and what the client gets when nothing helps.
+//! Retries: when, how often, after which waits, and what the client gets if all attempts fail.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
     Client, Gateway, Receiver, chat, chat_of,
-    client::Answer,
+    client::Response,
     eventually,
     faults::{Fault, at_rest, fleet, urls},
     http, saying, sim_with,
@@ -17,10 +17,10 @@ use crate::support::{
 
 const PATH: &str = "/v1/chat/completions";
 const COMMENT: &str = ": keep-alive\n\n";
-/// Longer than any test.
+/// In milliseconds: longer than any test.
 const EVER: u64 = 3_600_000;
 
-/// A gateway that asks these backends one after the other; `routing` is more of that section.
+/// A gateway that tries these backends in order; `routing` adds to that section.
 async fn in_order(backends: &[String], routing: &str, more: &str) -> Gateway {
     let list: String = (backends.iter().enumerate())
         .map(|(i, url)| format!("  - {{name: b{i}, url: \"{url}\"}}\n"))
@@ -36,11 +36,11 @@ async fn in_order(backends: &[String], routing: &str, more: &str) -> Gateway {
     .await
 }
 
-async fn ask(gateway: &Gateway, stream: bool) -> Answer {
+async fn ask(gateway: &Gateway, stream: bool) -> Response {
     gateway.client().await.ask(PATH, chat(stream)).await
 }
 
-async fn direct(sim: &Sim, stream: bool) -> Answer {
+async fn direct(sim: &Sim, stream: bool) -> Response {
     Client::connect(sim.address).await.ask(PATH, chat(stream)).await
 }
 
@@ -48,8 +48,8 @@ fn requests(sims: &[Sim]) -> Vec<u64> {
     sims.iter().map(|sim| sim.stats().requests()).collect()
 }
 
-/// The answer is whole and no failure.
-fn is_good(answer: &Answer, stream: bool) -> bool {
+/// Whether the response is complete and successful.
+fn is_good(answer: &Response, stream: bool) -> bool {
     let text = answer.text();
     let whole = match stream {
         true => text.matches("\"role\"").count() == 1 && text.ends_with("data: [DONE]\n\n"),
@@ -58,14 +58,14 @@ fn is_good(answer: &Answer, stream: bool) -> bool {
     answer.status == 200 && answer.whole && whole && !text.contains("error")
 }
 
-/// The error of a stream's last event.
+/// The error in the last event of a stream.
 fn last_error(text: &str) -> Value {
     let last = text.trim_end().rsplit("\n\n").next().unwrap();
     serde_json::from_str::<Value>(last.strip_prefix("data: ").unwrap()).unwrap()["error"].clone()
 }
 
 #[tokio::test]
-async fn when_all_fail_the_last_real_answer_is_the_clients() {
+async fn if_all_attempts_fail_the_client_gets_the_last_response() {
     let sims = fleet(2, |b| b.models = (0..12).map(|n| format!("model-{n}")).collect()).await;
     let receiver = Receiver::start().await;
     let gateway = in_order(&urls(&sims), "", &receiver.hook()).await;
@@ -82,7 +82,7 @@ async fn when_all_fail_the_last_real_answer_is_the_clients() {
         first.befall(&sims[0]).await;
         second.befall(&sims[1]).await;
         for stream in [true, false] {
-            // One that is busy is left alone for a while: for a model.
+            // A busy backend cools down for the model.
             let body = chat(stream).replace("sim-model", &format!("model-{records}"));
             let answer = gateway.client().await.ask(PATH, &body).await;
             let case = format!("{first:?} {second:?} {stream}");
@@ -113,7 +113,7 @@ async fn when_all_fail_the_last_real_answer_is_the_clients() {
 }
 
 #[tokio::test]
-async fn one_backend_is_tried_again_after_a_pause() {
+async fn a_single_backend_is_retried_after_a_wait() {
     join_all(Fault::ALL.map(async |fault| {
         if !fault.is_silence() && !matches!(fault, Fault::Refuse | Fault::NoModel | Fault::Slow) {
             tried_again(fault).await;
@@ -122,7 +122,7 @@ async fn one_backend_is_tried_again_after_a_pause() {
     .await;
 }
 
-/// It fails twice, and then answers.
+/// The backend fails twice and then succeeds.
 async fn tried_again(fault: Fault) {
     let again = "  retry: {initial_wait: 10ms, max_wait: 5s, max_retries: 2}\n";
     let sim = sim_with(|b| (b.fail_first, b.retry_after) = (2, 0)).await;
@@ -135,15 +135,15 @@ async fn tried_again(fault: Fault) {
         let before = sim.stats().requests();
         let answer = ask(&gateway, stream).await;
         assert!(is_good(&answer, stream), "{fault:?} {stream}: {}", answer.text());
-        // A kept connection that breaks without a word is made anew, which is one of the three.
+        // A kept connection that closes before a response is replaced, which is one of the three.
         assert_eq!(sim.stats().requests() - before, 3, "{fault:?} {stream}");
     }
 }
 
 #[tokio::test]
-async fn a_request_is_tried_only_so_often() {
+async fn attempts_of_a_request_are_limited() {
     let sims = fleet(1, |b| b.fail = Fail::Error).await;
-    for (retry, tries) in [
+    for (retry, attempts) in [
         ("{initial_wait: 1ms, max_wait: 5ms, max_retries: 4}", 5),
         ("{initial_wait: 1ms, max_wait: 5ms, max_retries: 0}", 1),
         ("{initial_wait: 1ms, max_wait: 5ms}", 4),
@@ -152,14 +152,14 @@ async fn a_request_is_tried_only_so_often() {
         let gateway = in_order(&urls(&sims), &format!("  retry: {retry}\n"), "").await;
         let before = sims[0].stats().requests();
         assert_eq!(ask(&gateway, true).await.status, 500, "{retry}");
-        assert_eq!(sims[0].stats().requests() - before, tries, "{retry}");
+        assert_eq!(sims[0].stats().requests() - before, attempts, "{retry}");
     }
-    // With five others, not all of them are asked either.
+    // Nor are all of six backends tried.
     let sims = fleet(6, |b| b.fail = Fail::Error).await;
     let gateway = in_order(&urls(&sims), "", "").await;
     assert_eq!(ask(&gateway, false).await.status, 500);
     assert_eq!(requests(&sims), [1, 1, 1, 1, 0, 0]);
-    // Unless nothing was asked of them.
+    // Refused connections are not attempts.
     for sim in &sims[..5] {
         sim.refuse().await.unwrap();
     }
@@ -168,7 +168,7 @@ async fn a_request_is_tried_only_so_often() {
 }
 
 #[tokio::test]
-async fn where_retries_are_off_there_is_one_try_also_of_who_refuses() {
+async fn without_retries_there_is_one_attempt() {
     let sims = fleet(2, |_| {}).await;
     for off in ["  retry: {enabled: false}\n", "  enabled: false\n"] {
         for fault in [Fault::Refuse, Fault::Dead, Fault::Reset, Fault::Busy] {
@@ -176,7 +176,7 @@ async fn where_retries_are_off_there_is_one_try_also_of_who_refuses() {
             let text = format!("backends:\n{list}routing:\n  circuit: {{enabled: false}}\n{off}");
             let gateway = Gateway::start(&text).await;
             fault.befall(&sims[0]).await;
-            // By turns: one of two requests gets the backend that fails.
+            // Round robin: every second request gets the failing backend.
             let statuses = [ask(&gateway, false).await.status, ask(&gateway, false).await.status];
             let failed = statuses.iter().filter(|s| **s >= 500).count();
             assert_eq!(failed, 1, "{off} {fault:?}: {statuses:?}");
@@ -186,14 +186,14 @@ async fn where_retries_are_off_there_is_one_try_also_of_who_refuses() {
 }
 
 #[tokio::test]
-async fn only_what_is_named_is_tried_again() {
+async fn only_configured_failures_are_retried() {
     let sims = fleet(2, |_| {}).await;
     let cases = [
         ("[connect_failure]", Fault::Refuse, 200),
         ("[connect_failure]", Fault::Dead, 500),
         ("[connect_failure]", Fault::Reset, 502),
         ("[connect_failure]", Fault::NoModel, 404),
-        // A full engine means elsewhere, whatever is named.
+        // A full engine always leads to a retry elsewhere.
         ("[connect_failure]", Fault::Busy, 200),
         ("[5xx]", Fault::Dead, 200),
         ("[5xx]", Fault::Refuse, 502),
@@ -213,7 +213,7 @@ async fn only_what_is_named_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_backend_says_when_it_is_to_be_tried_again() {
+async fn retry_after_of_a_backend_sets_the_wait() {
     let sim = sim_with(|b| (b.fail, b.fail_first, b.retry_after) = (Fail::TooMany, 1, 1)).await;
     let gateway = in_order(&[sim.url()], "  retry: {initial_wait: 1ms, max_wait: 5s}\n", "").await;
     let start = Instant::now();
@@ -223,7 +223,7 @@ async fn a_backend_says_when_it_is_to_be_tried_again() {
 }
 
 #[tokio::test]
-async fn mistakes_of_the_client_are_told_and_nobody_else_is_asked() {
+async fn client_errors_are_returned_without_a_retry() {
     let sims = fleet(2, |_| {}).await;
     let gateway = in_order(&urls(&sims), "", "").await;
     let bad = r#"{"model":"sim-model","stream":true}"#;
@@ -238,7 +238,7 @@ async fn mistakes_of_the_client_are_told_and_nobody_else_is_asked() {
 }
 
 #[tokio::test]
-async fn a_mistake_of_the_client_in_a_stream_is_told_too() {
+async fn a_client_error_in_a_stream_is_returned_too() {
     let sims = fleet(1, |_| {}).await;
     let error = r#"data: {"error":{"message":"too long","type":"BadRequestError","code":400}}"#;
     let stream = format!("{error}\n\ndata: [DONE]\n\n");
@@ -248,14 +248,14 @@ async fn a_mistake_of_the_client_in_a_stream_is_told_too() {
     assert_eq!(requests(&sims), [0]);
 }
 
-/// A backend that answers every request with this stream.
+/// A backend that responds to every request with this stream.
 async fn streaming(stream: String) -> String {
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
     saying(head.to_owned() + &stream).await
 }
 
 #[tokio::test]
-async fn operators_say_what_else_is_a_failure() {
+async fn operators_can_configure_further_failures() {
     let sims = fleet(2, |_| {}).await;
     sims[0].change(|b| b.fail = Fail::NoModel);
     for (detection, status) in [
@@ -273,7 +273,7 @@ async fn operators_say_what_else_is_a_failure() {
 }
 
 #[tokio::test]
-async fn bodies_of_every_size_are_sent_again() {
+async fn bodies_of_any_size_are_resent() {
     for fault in [Fault::Dead, Fault::Reset, Fault::Refuse] {
         let sims = fleet(2, |_| {}).await;
         let gateway = in_order(&urls(&sims), "", "").await;
@@ -298,7 +298,7 @@ async fn bodies_of_every_size_are_sent_again() {
     }
 }
 
-/// Whether the prompts are the same: usage may have been asked for.
+/// Whether the bodies are the same, except for the added request for usage.
 fn is_same(got: &[u8], sent: &[u8]) -> bool {
     let messages = |body| serde_json::from_slice::<Value>(body).unwrap()["messages"].clone();
     messages(got) == messages(sent)
@@ -315,7 +315,7 @@ async fn post_chunked(client: &mut Client, body: &[u8]) {
 }
 
 #[tokio::test]
-async fn others_take_over_by_http2_too() {
+async fn a_retry_works_over_http2() {
     let h2 = http::builder().http2_prior_knowledge().build().unwrap();
     for keep_alive in ["0", "100ms"] {
         let sims = fleet(2, |_| {}).await;
@@ -347,14 +347,14 @@ async fn others_take_over_by_http2_too() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_is_sent_comments() {
+async fn a_waiting_client_gets_comments() {
     let sims = fleet(2, |b| b.first_token_ms = 250).await;
     let receiver = Receiver::start().await;
     let gateway = in_order(&urls(&sims), "  keep_alive: 100ms\n", &receiver.hook()).await;
     let h2 = http::builder().http2_prior_knowledge().build().unwrap();
     let expected = direct(&sims[1], true).await;
     let mut records = 0;
-    // The second one takes over when comments have gone out.
+    // The second backend takes over after comments were sent.
     for fail in [Fail::None, Fail::BeforeContent, Fail::ErrorEvent, Fail::AfterHeaders] {
         sims[0].change(|b| b.fail = fail);
         let by_h2 = async {
@@ -373,19 +373,19 @@ async fn a_client_that_waits_is_sent_comments() {
         let all = receiver.wait_for(records).await;
         assert!(all.iter().all(|r| r["outcome"] == "complete" && r["completion_tokens"] == 16));
     }
-    // What is no stream gets none.
+    // A response that is no stream gets no comments.
     assert!(is_good(&ask(&gateway, false).await, false));
 }
 
 #[tokio::test]
-async fn when_all_fail_after_comments_an_event_says_so() {
+async fn a_failure_after_comments_is_an_event() {
     let sims = fleet(2, |b| (b.first_token_ms, b.fail) = (300, Fail::BeforeContent)).await;
     let gateway = in_order(&urls(&sims), "  keep_alive: 100ms\n", "").await;
     let answer = ask(&gateway, true).await;
     assert!(answer.status == 200 && answer.whole, "{}", answer.text());
     assert_eq!(answer.text().matches("data: ").count(), 1, "{}", answer.text());
     assert_eq!(last_error(answer.text())["code"], "backend_failed");
-    // A status that comes too late is told by its body; and comments also come in pauses.
+    // A status that arrives too late becomes an event with its body. Comments also continue during waits.
     let sims = fleet(1, |b| b.fail = Fail::Error).await;
     let routing = "  keep_alive: 100ms\n  retry: {initial_wait: 400ms, max_retries: 1}\n";
     let gateway = in_order(&urls(&sims), routing, "").await;
@@ -397,7 +397,7 @@ async fn when_all_fail_after_comments_an_event_says_so() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_it_waits_is_noticed() {
+async fn a_disconnect_during_a_wait_is_noticed() {
     let sim = sim_with(|b| b.first_token_ms = EVER).await;
     let receiver = Receiver::start().await;
     let gateway = in_order(&[sim.url()], "  keep_alive: 100ms\n", &receiver.hook()).await;
@@ -416,19 +416,19 @@ async fn a_client_that_leaves_while_it_waits_is_noticed() {
     drop(answer);
     eventually("the backend stops", async || sim.stats().aborted() == 2).await;
     assert_eq!(receiver.wait_for(2).await[1]["outcome"], "client_aborted");
-    // Nor does a pause hold on to a client that has left.
+    // A client that disconnects is also noticed during a wait.
     sim.change(|b| (b.first_token_ms, b.fail) = (0, Fail::Error));
     let routing = "  retry: {initial_wait: 1h, max_wait: 1h}\n";
     let gateway = in_order(&[sim.url()], routing, &receiver.hook()).await;
     let mut client = gateway.client().await;
     client.post(PATH, chat(true)).await;
-    eventually("it was tried", async || sim.stats().requests() == 3).await;
+    eventually("an attempt was made", async || sim.stats().requests() == 3).await;
     drop(client);
     assert_eq!(receiver.wait_for(3).await[2]["outcome"], "client_aborted");
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_noticed_while_others_could_take_over() {
+async fn a_disconnect_is_noticed_while_a_retry_is_possible() {
     let sims = fleet(2, |b| b.first_token_ms = EVER).await;
     let receiver = Receiver::start().await;
     let gateway = in_order(&urls(&sims), "", &receiver.hook()).await;
@@ -437,13 +437,15 @@ async fn a_client_that_leaves_is_noticed_while_others_could_take_over() {
         let seen = 2 * n as u64;
         let mut client = gateway.client().await;
         client.post(PATH, chat(stream)).await;
-        eventually("it is asked", async || sims[0].stats().requests() == seen + 1).await;
+        eventually("the backend has the request", async || sims[0].stats().requests() == seen + 1)
+            .await;
         drop(client);
-        eventually("it stops", async || sims[0].stats().aborted() == seen + 1).await;
+        eventually("the backend stops", async || sims[0].stats().aborted() == seen + 1).await;
         let request = tokio::spawn(h2.post(gateway.url(PATH)).body(chat(stream)).send());
-        eventually("it is asked", async || sims[0].stats().requests() == seen + 2).await;
+        eventually("the backend has the request", async || sims[0].stats().requests() == seen + 2)
+            .await;
         request.abort();
-        eventually("it stops", async || sims[0].stats().aborted() == seen + 2).await;
+        eventually("the backend stops", async || sims[0].stats().aborted() == seen + 2).await;
     }
     let records = receiver.wait_for(4).await;
     assert!(records.iter().all(|r| r["outcome"] == "client_aborted"), "{records:?}");
@@ -451,7 +453,7 @@ async fn a_client_that_leaves_is_noticed_while_others_could_take_over() {
 }
 
 #[tokio::test]
-async fn a_connection_of_a_client_outlives_what_fails_behind_it() {
+async fn a_client_connection_survives_backend_failures() {
     let sims = fleet(2, |_| {}).await;
     for keep_alive in ["0", "100ms"] {
         let gateway = in_order(&urls(&sims), &format!("  keep_alive: {keep_alive}\n"), "").await;
@@ -475,7 +477,7 @@ async fn a_connection_of_a_client_outlives_what_fails_behind_it() {
 }
 
 #[tokio::test]
-async fn others_take_over_for_http_1_0_too() {
+async fn a_retry_works_for_http_1_0() {
     let sims = fleet(2, |_| {}).await;
     let gateway = in_order(&urls(&sims), "  keep_alive: 100ms\n", "").await;
     for fault in [Fault::Dead, Fault::DieBeforeContent, Fault::Refuse] {
@@ -496,7 +498,7 @@ async fn others_take_over_for_http_1_0_too() {
 }
 
 #[tokio::test]
-async fn a_storm_is_not_made_worse() {
+async fn the_retry_budget_limits_retries_in_an_outage() {
     const REQUESTS: u64 = 300;
     for fault in [Fault::Dead, Fault::Refuse] {
         let sims = fleet(2, |_| {}).await;
@@ -516,20 +518,20 @@ async fn a_storm_is_not_made_worse() {
         let reason = if fault == Fault::Dead { "status" } else { "connect_failure" };
         let name = format!("llmproxy_retries_total{{reason=\"{reason}\"}}");
         let retries = gateway.metric(&name).await;
-        // What ten seconds and a hundred requests bring is there from the start.
+        // The budget starts with the credit of ten seconds and a hundred requests.
         let earned = 0.1 * REQUESTS as f64 + start.elapsed().as_secs_f64();
         let most = 10.0 + 0.1 * 100.0 + earned + 1.0;
         assert!(retries > 0.0 && retries <= most, "{fault:?}: {retries} of {most}");
         if fault == Fault::Dead {
-            let tries: u64 = requests(&sims).iter().sum();
-            assert!(tries as f64 <= REQUESTS as f64 + most, "{tries}");
+            let attempts: u64 = requests(&sims).iter().sum();
+            assert!(attempts as f64 <= REQUESTS as f64 + most, "{attempts}");
         }
         assert!(gateway.metric("llmproxy_retry_budget_exhausted_total").await > 0.0);
     }
 }
 
 #[tokio::test]
-async fn an_answer_without_a_body_is_judged_too() {
+async fn a_response_without_a_body_can_be_retried() {
     let sims = fleet(1, |_| {}).await;
     for answer in [
         "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n",
@@ -539,16 +541,16 @@ async fn an_answer_without_a_body_is_judged_too() {
         let backends = [saying(answer.to_owned()).await, sims[0].url()];
         let gateway = in_order(&backends, "", "").await;
         assert!(is_good(&ask(&gateway, true).await, true), "{answer}");
-        // With nobody else it is the client's.
+        // Without another backend the client gets the response.
         let gateway = in_order(&backends[..1], "", "").await;
-        let told = ask(&gateway, true).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {}", told.status)), "{answer}");
-        assert!(told.body.is_empty(), "{answer}");
+        let to_client = ask(&gateway, true).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {}", to_client.status)), "{answer}");
+        assert!(to_client.body.is_empty(), "{answer}");
     }
 }
 
 #[tokio::test]
-async fn what_is_no_error_event_is_told_as_one() {
+async fn a_body_that_is_not_an_error_event_becomes_one() {
     for body in ["<html>\r\n<h1>502</h1>\r\n</html>", "{\n \"detail\": \"broken\"\n}", ""] {
         let answer = format!(
             "HTTP/1.1 502 Bad Gateway\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\r\n{body}",

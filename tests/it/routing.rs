@@ -1,4 +1,4 @@
-//! Which backend gets a request.
+//! Selection of a backend by model and weight.
 
 use llmproxy::sim::Sim;
 
@@ -16,7 +16,7 @@ fn counts(sims: &[&Sim]) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn weights_of_five_and_three_over_eight() {
+async fn weights_five_and_three_split_eight_requests() {
     let (a, b) = (sim().await, sim().await);
     let backends = format!(
         "backends:\n  - {{url: \"{}\", weight: 5}}\n  - {{url: \"{}\", weight: 3}}\n",
@@ -63,10 +63,10 @@ async fn models_find_their_backends() {
 }
 
 #[tokio::test]
-async fn a_backend_without_models_takes_every_model_and_none() {
+async fn a_backend_without_models_accepts_any_model_and_no_model() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
-    // The engine itself knows which models it has.
+    // The engine knows its models.
     assert_eq!(ask(&gateway, "other").await, 404);
     assert_eq!(sim.stats().requests(), 1);
     assert_eq!(gateway.client().await.ask(PATH, r#"{"messages":[]}"#).await.status, 200);
@@ -88,11 +88,11 @@ async fn the_list_of_models_is_merged() {
     let ids: Vec<_> =
         list["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["one", "two", "three", "configured"]);
-    assert_eq!(list["data"][0]["owned_by"], "vllm", "as the backend told it");
+    assert_eq!(list["data"][0]["owned_by"], "vllm", "as reported by the backend");
 }
 
 #[tokio::test]
-async fn a_backend_that_cannot_be_reached_is_not_the_clients_problem() {
+async fn an_unreachable_backend_is_replaced() {
     let sim = sim().await;
     let dead = [format!("http://{}", free_address()), format!("http://{}", free_address())];
     let gateway = Gateway::before(&[dead[0].clone(), sim.url(), dead[1].clone()], "").await;
@@ -103,7 +103,7 @@ async fn a_backend_that_cannot_be_reached_is_not_the_clients_problem() {
 }
 
 #[tokio::test]
-async fn when_no_backend_can_be_reached_the_client_is_told() {
+async fn if_no_backend_is_reachable_the_client_gets_an_error() {
     let dead = [format!("http://{}", free_address()), "http://no-such-host.invalid:1".to_owned()];
     let gateway = Gateway::before(&dead, "").await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;

@@ -1,4 +1,4 @@
-//! Values on their way through a script, and the zone of its dates.
+//! Values that pass through a script, and the time zone of its dates.
 
 use serde_json::json;
 
@@ -7,9 +7,9 @@ use super::{
     support::{Gateway, Receiver, sim},
 };
 
-/// A zone that the environment names and that has no file is no other name for UTC.
+/// An unknown zone in the environment must not silently mean UTC.
 #[tokio::test]
-async fn a_zone_that_is_not_known_is_an_error() {
+async fn an_unknown_time_zone_is_an_error() {
     let sim = sim().await;
     let script = "
 if api_key == 'sk-utc' then return {metadata = {user_id = os.date('!%Y') .. tostring(os.time() > 0) .. now()}} end
@@ -32,7 +32,7 @@ if api_key == 'sk-table' then return os.time({year = 2030, month = 1, day = 1}) 
     }
 }
 
-/// What a script hands on untouched is in the record as it was.
+/// Values that a script passes on are unchanged in the record.
 #[tokio::test]
 async fn empty_lists_and_large_numbers_pass_through_a_script() {
     let sim = sim().await;

@@ -1,4 +1,4 @@
-//! Lua in the way of a request.
+//! Lua scripts that decide about requests.
 
 use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ pub fn with_script(url: &str, script: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_script_sees_the_request_and_says_who_calls() {
+async fn a_script_sees_the_request_and_identifies_the_caller() {
     let sim = sim().await;
     let receiver = Receiver::start().await;
     let script = "
@@ -40,10 +40,10 @@ return {metadata = {user_id = 'u-' .. data.api_key, name = 'n', method = r.metho
     let record = receiver.wait_for(6).await[5].clone();
     assert_eq!((&record["user_id"], &record["key_name"]), (&"u-sk-tell".into(), &"n".into()));
     assert_eq!(record["tags"], json!(["a", "b"]));
-    let mut told = record["metadata"].clone();
-    told.as_object_mut().unwrap().retain(|name, _| name != "user_id" && name != "name");
+    let mut metadata = record["metadata"].clone();
+    metadata.as_object_mut().unwrap().retain(|name, _| name != "user_id" && name != "name");
     assert_eq!(
-        told,
+        metadata,
         json!({"method": "POST", "path": "/v1/chat/completions", "ip": "127.0.0.1", "model": "sim-model",
             "stream": false, "ua": "test/1", "ua2": "test/1", "same": true, "none": true})
     );
@@ -51,7 +51,7 @@ return {metadata = {user_id = 'u-' .. data.api_key, name = 'n', method = r.metho
 }
 
 #[tokio::test]
-async fn a_failing_script_denies_one_request_and_is_told_of() {
+async fn a_failing_script_refuses_one_request_and_is_logged() {
     let sim = sim().await;
     let script = "
 if api_key == 'sk-index' then return data.nothing.more end
@@ -61,7 +61,7 @@ if api_key == 'sk-grow' then local s = 'x' while true do s = s .. s end end
 if api_key == 'sk-regex' then return ('a'):rep(30000):find('a*a*a*a*a*b') end
 return true";
     let gateway = Gateway::start(&with_script(&sim.url(), script)).await;
-    for (key, told) in [
+    for (key, message) in [
         ("sk-index", "script:2: attempt to index a nil value (field 'nothing')"),
         ("sk-answer", "a string is no decision"),
         ("sk-loop", "ran for longer than 100ms"),
@@ -70,18 +70,18 @@ return true";
     ] {
         let answer = gateway.ask_as(key).await;
         assert_eq!((answer.status, &answer.json()["error"]["code"]), (403, &"SCRIPT_ERROR".into()));
-        gateway.logs(told).await;
+        gateway.logs(message).await;
         assert_eq!(gateway.ask_as("sk-good").await.status, 200, "after {key}");
     }
 }
 
 #[tokio::test]
-async fn a_hostile_script_holds_nobody_up() {
+async fn a_hostile_script_delays_no_other_request() {
     let sim = sim().await;
     let script = "
 if api_key == 'sk-loop' then while true do end end
 return true";
-    // One thread: whatever holds it holds everybody.
+    // One thread: a script that blocks it blocks all requests.
     let text = format!("server: {{threads: 1}}\n{}", with_script(&sim.url(), script));
     let gateway = Arc::new(Gateway::start(&text).await);
     let hostile: Vec<_> = (0..8)
@@ -90,7 +90,7 @@ return true";
             tokio::spawn(async move { gateway.ask_as("sk-loop").await.status })
         })
         .collect();
-    // Eight loops of 100 ms each, four at a time, last for 200 ms at least.
+    // Eight loops of 100 ms each, four at a time, take at least 200 ms.
     let mut served = 0;
     while !hostile.iter().any(tokio::task::JoinHandle::is_finished) {
         let mut client = gateway.client().await;
@@ -98,7 +98,7 @@ return true";
         served += 1;
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // Nor does it keep others from the same script, also when it is known to be slow.
+    // Nor does it block other requests of the same script, even one known to be slow.
     for _ in 0..5 {
         assert_eq!(gateway.ask_as("sk-good").await.status, 200);
     }
@@ -109,7 +109,7 @@ return true";
 }
 
 #[tokio::test]
-async fn a_script_may_stand_in_a_file_that_is_watched() {
+async fn a_changed_script_file_is_reloaded() {
     let sim = sim().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("auth.lua");
@@ -129,9 +129,9 @@ async fn a_script_may_stand_in_a_file_that_is_watched() {
     assert_eq!(gateway.ask_as("sk-a").await.status, 200);
 }
 
-/// The scripts of the documents that came before, as they stand there.
+/// The scripts from the documentation of earlier versions, unchanged.
 #[tokio::test]
-async fn the_scripts_of_earlier_versions_run_as_they_are() {
+async fn scripts_of_earlier_versions_run_unchanged() {
     let sim = sim().await;
     let guide = "if tonumber(data.balance) <= 0 then
   return {allow = false, message = \"余额不足\"}
@@ -162,11 +162,11 @@ return {allow = true, metadata = {user_id = data.user_id}}";
         assert_eq!(answer(script, &data).0, allow, "{script} {data}");
     }
     let gateway = Gateway::start(&with_script(&sim.url(), guide)).await;
-    // Nobody told a balance: `tonumber(nil)` is nil, and the comparison fails.
+    // Without a balance `tonumber(nil)` is nil, and the comparison fails.
     assert_eq!(gateway.ask_as("sk-a").await.status, 403);
 }
 
-/// Runs `llmproxy lua test`; the decision, and what it printed.
+/// Runs `llmproxy lua test`. Returns the decision and the output.
 fn lua_test(script: &Path, data: &Value, request: &Value) -> (bool, String) {
     let done = Command::new(env!("CARGO_BIN_EXE_llmproxy"))
         .args(["lua", "test"])
@@ -181,7 +181,7 @@ fn lua_test(script: &Path, data: &Value, request: &Value) -> (bool, String) {
 }
 
 #[test]
-fn the_shipped_scripts_decide_as_they_say() {
+fn the_built_in_scripts_decide_as_documented() {
     let ip = |ip: &str| json!({"ip": ip});
     let model = |model: &str| json!({"model": model});
     for (script, data, request, allow, says) in [
@@ -245,7 +245,7 @@ fn the_shipped_scripts_decide_as_they_say() {
 }
 
 #[tokio::test]
-async fn a_stream_is_decided_about_like_any_request() {
+async fn a_script_decides_about_streams_too() {
     let sim = sim().await;
     let script = "return {allow = not request.stream, message = 'no streams'}";
     let gateway = Gateway::start(&with_script(&sim.url(), script)).await;
@@ -258,7 +258,7 @@ async fn a_stream_is_decided_about_like_any_request() {
 }
 
 #[tokio::test]
-async fn the_list_of_models_is_what_the_caller_may_use() {
+async fn the_list_of_models_contains_what_the_caller_may_use() {
     let sim = sim_with(|b| b.models = vec!["qwen-7b".to_owned(), "llama".to_owned()]).await;
     let keys = r#"    static:
         keys:
@@ -285,7 +285,7 @@ async fn the_list_of_models_is_what_the_caller_may_use() {
         names.sort();
         names.join(" ")
     };
-    // The script that comes with the gateway, which refuses a POST without a model.
+    // The built-in script, which refuses a POST without a model.
     let shipped = gateway("    lua: {name: model_permission}\n").await;
     assert_eq!(listed(&shipped, "sk-qwen-000001").await, "qwen-7b");
     assert_eq!(listed(&shipped, "sk-llama-00001").await, "gpt llama");
@@ -304,17 +304,17 @@ async fn the_list_of_models_is_what_the_caller_may_use() {
     .await;
     assert_eq!(listed(&own, "sk-llama-00001").await, "gpt llama");
     assert_eq!(listed(&own, "sk-never-00001").await, "", "none of them");
-    // Nothing was counted but the two requests, and nothing logged.
+    // Only the two requests were counted, and nothing was logged.
     let count =
         |decision| format!("llmproxy_auth_total{{decision=\"{decision}\",provider=\"static\"}}");
     assert_eq!(own.metric(&count("allow")).await, 2.0);
     assert_eq!(own.metric(&count("deny")).await, 0.0);
     assert!(!own.log().contains("asked for"), "{}", own.log());
 
-    // Who may call nothing at all is not told that there is nothing.
+    // A caller without access to the API gets a refusal, not an empty list.
     let closed = gateway("    lua_script: \"return request.method == 'GET'\"\n").await;
     assert_eq!(listed(&closed, "sk-all-0000001").await, "gpt llama qwen-7b");
     let slow = "    lua_script: \"if request.model then while true do end end return true\"\n";
-    let told = listed(&gateway(slow).await, "sk-all-0000001").await;
-    assert_ne!(told, "gpt llama qwen-7b", "a script that fails refuses");
+    let models = listed(&gateway(slow).await, "sk-all-0000001").await;
+    assert_ne!(models, "gpt llama qwen-7b", "a script that fails refuses");
 }

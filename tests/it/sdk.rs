@@ -1,4 +1,4 @@
-//! The official OpenAI SDK for Python, pinned, in an environment that this test makes.
+//! The official OpenAI SDK for Python, with a pinned version, in a virtual environment.
 
 use std::{path::Path, process::Stdio};
 
@@ -9,7 +9,7 @@ use crate::support::{Gateway, python, sim_with};
 #[tokio::test]
 async fn the_openai_sdk_is_served() {
     let good = sim_with(|b| (b.first_token_ms, b.inter_token_ms) = (5, 2)).await;
-    // Each of these models stands on a backend that answers one kind of error.
+    // Each of these models has a backend that returns one kind of error.
     let slow =
         sim_with(|b| (b.models, b.inter_token_ms) = (vec!["slow".to_owned()], 3_600_000)).await;
     let locked = sim_with(|b| b.api_key = "another".to_owned()).await;
@@ -60,12 +60,12 @@ server: {{max_body_size: 1MiB}}
         .output()
         .await
         .unwrap();
-    let told = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{told}");
-    assert!(told.contains("Ran 20 tests"), "{told}");
+    let printed = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{printed}");
+    assert!(printed.contains("Ran 20 tests"), "{printed}");
 }
 
-/// A backend that answers 403.
+/// A backend that responds with 403.
 async fn forbidding() -> String {
     use axum::{Router, http::StatusCode, routing::post};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

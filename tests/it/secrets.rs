@@ -1,5 +1,5 @@
-//! Secrets, at every place of a configuration where one can stand: what surrounds them is cut off,
-//! what cannot work is refused, and none is printed.
+//! Secrets at every place of a configuration: white space around them is removed, invalid ones are
+//! refused, and none is printed.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use llmproxy::config::{
 
 use crate::support::{Gateway, free_address, http, recorder::Recorder};
 
-/// A backend, for configurations that are about something else.
+/// A backend for configurations without their own.
 const BACKEND: &str = "backends: [{url: \"http://x\"}]\n";
 
-/// Where a secret can stand (`@`), and the path of the place. Every place has its own key ending in
-/// `_file` too, but for connection strings and proxies.
+/// The places of secrets (`@`), each with its path. Each also has a key ending in `_file`, except
+/// connection strings and proxies.
 const PLACES: [(&str, &str); 21] = [
     ("backends: [{url: \"http://x\", api_key: @}]\n", "backends[0].api_key"),
     ("backends: [{url: \"http://x\", headers: {X-Token: @}}]\n", "backends[0].headers.X-Token"),
@@ -77,12 +77,12 @@ fn load(place: &str, secret: &str, env: Option<&str>) -> Loaded {
     })
 }
 
-fn told(loaded: &Loaded) -> Vec<String> {
+fn problems(loaded: &Loaded) -> Vec<String> {
     loaded.problems.iter().map(ToString::to_string).collect()
 }
 
 #[test]
-fn what_yaml_reads_as_a_number_has_to_be_in_quotes() {
+fn secrets_that_yaml_reads_as_numbers_need_quotes() {
     for (place, path) in PLACES {
         for secret in [
             "1e5",
@@ -100,7 +100,7 @@ fn what_yaml_reads_as_a_number_has_to_be_in_quotes() {
             "{a: b}",
         ] {
             let loaded = load(place, secret, None);
-            let found = told(&loaded);
+            let found = problems(&loaded);
             let wanted = format!("{path}: is read by YAML as something other than text");
             assert!(
                 found.iter().any(|f| f.contains(&wanted) && f.contains("(hint: put it in quotes)")),
@@ -108,16 +108,16 @@ fn what_yaml_reads_as_a_number_has_to_be_in_quotes() {
             );
             assert!(!found.iter().any(|f| f.contains(secret)), "{found:?}");
         }
-        // In quotes they are what was written.
+        // In quotes they are taken as written.
         if !path.contains("proxy") && !path.contains("token") && !path.contains("salt") {
             let loaded = load(place, "\"0x1F\"", None);
-            assert_eq!(told(&loaded), [""; 0], "{path}");
+            assert_eq!(problems(&loaded), [""; 0], "{path}");
         }
     }
 }
 
 #[test]
-fn a_variable_that_is_not_closed_is_not_printed() {
+fn an_unclosed_variable_is_not_printed() {
     for (place, path) in PLACES {
         for secret in [
             "\"VERYSECRET${VERYSECRET\"",
@@ -129,7 +129,7 @@ fn a_variable_that_is_not_closed_is_not_printed() {
             "\"${1VERYSECRET}\"",
         ] {
             let loaded = load(place, secret, Some("VERYSECRET"));
-            let found = told(&loaded);
+            let found = problems(&loaded);
             assert!(
                 found.iter().any(|f| f.contains(&format!("{path}: holds a `${{"))),
                 "{found:?}"
@@ -139,7 +139,7 @@ fn a_variable_that_is_not_closed_is_not_printed() {
     }
 }
 
-/// What surrounds secrets in files and variables.
+/// White space around secrets in files and variables.
 const AROUND: [(&str, &str); 7] = [
     ("", ""),
     ("", "\n"),
@@ -150,11 +150,11 @@ const AROUND: [(&str, &str); 7] = [
     ("\u{feff} ", "\u{a0}"),
 ];
 
-/// A secret that every place takes.
+/// A secret that is valid at every place.
 const SECRET: &str = "http://sk-VERYSECRET-0123456789";
 
 #[test]
-fn what_surrounds_a_secret_is_cut_off_wherever_it_comes_from() {
+fn white_space_around_a_secret_is_removed_everywhere() {
     let folder = tempfile::tempdir().unwrap();
     let clean: Vec<_> = PLACES
         .iter()
@@ -164,21 +164,21 @@ fn what_surrounds_a_secret_is_cut_off_wherever_it_comes_from() {
     for (before, after) in AROUND {
         let dirty = format!("{before}{SECRET}{after}");
         for ((place, path), clean) in PLACES.iter().zip(&clean) {
-            // From a variable.
+            // In a variable.
             let loaded = load(place, "\"${SECRET}\"", Some(&dirty));
-            assert_eq!(told(&loaded), [""; 0], "{path} {dirty:?}");
+            assert_eq!(problems(&loaded), [""; 0], "{path} {dirty:?}");
             assert_eq!(secrets(&loaded), *clean, "{path} {dirty:?}");
-            // In the text itself.
+            // In the configuration itself.
             let quoted = serde_json::to_string(&dirty).unwrap();
             let loaded = load(place, &quoted, None);
             assert_eq!(secrets(&loaded), *clean, "{path} {dirty:?}");
             let shown = format!("{:?}", loaded.plan);
-            // The host of a proxy and the file of a database are none.
+            // The host of a proxy and the file of a database are not secrets.
             assert!(
                 path.ends_with("proxy") || path.ends_with("dsn") || !shown.contains("VERYSECRET"),
                 "{path}: {shown}"
             );
-            // From a file.
+            // In a file.
             let file = folder.path().join("secret");
             std::fs::write(&file, &dirty).unwrap();
             let quoted = format!("\"{}\"", file.display());
@@ -193,13 +193,13 @@ fn what_surrounds_a_secret_is_cut_off_wherever_it_comes_from() {
                 }
             };
             let loaded = load(&in_file, "", None);
-            assert_eq!(told(&loaded), [""; 0], "{in_file}");
+            assert_eq!(problems(&loaded), [""; 0], "{in_file}");
             assert_eq!(secrets(&loaded), *clean, "{path} {dirty:?}");
         }
     }
 }
 
-/// The secrets of a plan that can be looked at.
+/// The secrets of a plan that tests can read.
 fn secrets(loaded: &Loaded) -> Vec<String> {
     let plan = loaded.plan.as_ref().unwrap_or_else(|| panic!("{:?}", loaded.problems));
     let mut found = Vec::new();
@@ -238,7 +238,7 @@ fn secrets(loaded: &Loaded) -> Vec<String> {
 }
 
 #[test]
-fn a_key_that_no_header_can_hold_is_refused() {
+fn a_key_that_is_invalid_in_a_header_is_refused() {
     for (place, path) in [
         ("backends: [{url: \"http://x\", api_key: @}]\n", "backends[0].api_key"),
         ("auth: {}\napi_keys: [{key: @}]\n", "api_keys[0].key"),
@@ -262,7 +262,7 @@ fn a_key_that_no_header_can_hold_is_refused() {
             ("sk-VERY SECRET", "a space"),
             ("Bearer sk-VERYSECRET", "a space"),
         ] {
-            let found = told(&load(place, &format!("\"{secret}\""), None));
+            let found = problems(&load(place, &format!("\"{secret}\""), None));
             let wanted = format!("{path}: cannot be sent in a header field: it has ");
             assert!(
                 found.len() == 1 && found[0].contains(&wanted) && found[0].contains(why),
@@ -271,9 +271,9 @@ fn a_key_that_no_header_can_hold_is_refused() {
             assert!(!found[0].contains("VERY"), "{found:?}");
         }
     }
-    // Nothing is left of it.
+    // The key is not printed.
     for secret in ["\" \"", "\"\\n\"", "\"\\ufeff\""] {
-        let found = told(&load("backends: [{url: \"http://x\", api_key: @}]\n", secret, None));
+        let found = problems(&load("backends: [{url: \"http://x\", api_key: @}]\n", secret, None));
         assert!(found[0].contains("it is empty"), "{found:?}");
     }
 }

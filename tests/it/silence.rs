@@ -1,4 +1,4 @@
-//! Engines that stop: they accept no connections any more, and say nothing on those that they have.
+//! Engines that stop: they accept no more connections and are silent on the existing ones.
 
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,8 @@ async fn busy(sims: &[Sim], requests: u64) {
 }
 
 #[tokio::test]
-async fn requests_of_a_server_that_stops_go_elsewhere() {
-    // As far as the answer has come: nothing, the head, the event without content.
+async fn requests_of_a_stopped_engine_are_retried() {
+    // The progress of the response: nothing, the head, the event without content.
     for fail in [Fail::Wedge, Fail::WedgeAfterHeaders, Fail::WedgeAfterRole] {
         for probed in [true, false] {
             let sims = fleet(2, |b| b.fail = fail).await;
@@ -40,7 +40,7 @@ async fn requests_of_a_server_that_stops_go_elsewhere() {
             busy(&sims[..1], 4).await;
             sims[0].retire().await.unwrap();
             if !probed {
-                // What is noticed by those that come after.
+                // Later requests notice it.
                 eventually("connections are refused", async || {
                     gateway.client().await.ask(PATH, chat(true)).await;
                     sims[0].stats().open() == 0
@@ -57,7 +57,7 @@ async fn requests_of_a_server_that_stops_go_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_request_that_no_other_backend_can_take_gets_its_time() {
+async fn a_request_without_another_backend_is_not_aborted_early() {
     let sims = fleet(1, |b| b.fail = Fail::Wedge).await;
     let gateway = Gateway::before(&urls(&sims), PROBES).await;
     let mut client = gateway.client().await;
@@ -65,14 +65,14 @@ async fn a_request_that_no_other_backend_can_take_gets_its_time() {
     busy(&sims, 1).await;
     let start = Instant::now();
     sims[0].retire().await.unwrap();
-    // It ends, but not before the server has had time to finish its work. (30 s: the client of these
-    // tests waits for 20 at a time.)
+    // It ends, but not before the server has had time to finish. (30 s; the client of these tests waits
+    // for at most 20 at a time.)
     let early = tokio::time::timeout(Duration::from_secs(5), client.head()).await;
     assert!(early.is_err(), "{:?} after {:?}", early.map(|a| a.status), start.elapsed());
 }
 
 #[tokio::test]
-async fn what_has_begun_is_left_to_its_backend() {
+async fn a_stream_with_content_is_left_to_its_backend() {
     let sims = fleet(2, |b| (b.tokens, b.inter_token_ms) = (200, 10)).await;
     let gateway = Gateway::before(&urls(&sims), PROBES).await;
     let mut clients = Vec::new();
@@ -83,9 +83,9 @@ async fn what_has_begun_is_left_to_its_backend() {
         client.chunk().await.unwrap();
         clients.push(client);
     }
-    // It drains: it closes its listener, and goes on with what it has.
+    // The engine drains: it closes its listener and continues its requests.
     sims[0].drain().await.unwrap();
-    eventually("the probes know", async || {
+    eventually("the probes have noticed", async || {
         let health = gateway.client().await.get("/metrics").await;
         health.text().lines().any(|l| l.starts_with("llmproxy_backend_up{") && l.ends_with(" 0"))
     })
@@ -100,7 +100,7 @@ async fn what_has_begun_is_left_to_its_backend() {
 }
 
 #[tokio::test]
-async fn every_probe_makes_a_connection() {
+async fn every_probe_opens_a_connection() {
     let sims = fleet(1, |_| {}).await;
     let gateway = Gateway::before(&urls(&sims), PROBES).await;
     eventually("it was probed", async || sims[0].stats().probes() >= 5).await;

@@ -1,5 +1,5 @@
-//! Clients that are silent, slow, or too many: each state of a connection has a limit, and honest
-//! clients do not meet it.
+//! Clients that are silent, slow, or too many: each state of a connection has a limit that well-behaved
+//! clients do not reach.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -33,7 +33,7 @@ fn closed(reason: &str) -> String {
     format!("llmproxy_connections_closed_total{{reason=\"{reason}\"}}")
 }
 
-/// What a client may send before it falls silent, or goes on with drop by drop.
+/// What a client sends before it becomes silent or very slow.
 fn states() -> Vec<(&'static str, Script)> {
     let http2 = [PREFACE, SETTINGS].concat();
     let body = format!("POST {PATH} HTTP/1.1\r\nHost: g\r\nContent-Length: 100000\r\n\r\n{{");
@@ -76,7 +76,7 @@ async fn silent_connections_are_closed_in_every_state() {
             silent.push((name, tokio::spawn(tcp_until_closed(gateway.address, script.clone()))));
         }
     }
-    // Others are served meanwhile, on old and new connections.
+    // Other clients are served meanwhile, on old and new connections.
     let mut client = gateway.client().await;
     for n in 0..5 {
         assert_eq!(client.ask(PATH, chat(n % 2 == 0)).await.status, 200);
@@ -94,7 +94,7 @@ async fn silent_connections_are_closed_in_every_state() {
             "a body that does not come" | "a body that drips" | "chunks that drip" => {
                 assert!(came.starts_with("HTTP/1.1 408 "), "{name}: {came}");
             }
-            // GOAWAY: what came after it was not served, and may be sent elsewhere.
+            // GOAWAY: later requests were not served and may be retried.
             "preface and settings" | "pings" => {
                 assert!(came.as_bytes().windows(5).any(|w| w == [0, 0, 8, 7, 0]), "{name}");
             }
@@ -105,12 +105,14 @@ async fn silent_connections_are_closed_in_every_state() {
     for reason in ["opening", "head", "idle"] {
         assert!(gateway.metric(&closed(reason)).await >= EACH as f64, "{reason}");
     }
-    // That of the question itself.
-    eventually("places are free", async || gateway.metric("llmproxy_connections").await == 1.0)
-        .await;
+    // The connection of this query itself.
+    eventually("the connections are released", async || {
+        gateway.metric("llmproxy_connections").await == 1.0
+    })
+    .await;
 }
 
-/// A gateway with TLS, and how to connect to it with these protocols.
+/// A gateway with TLS, and a function to connect to it with given protocols.
 async fn with_tls(
     url: String,
 ) -> (Gateway, impl Fn(&[&str]) -> TlsConnector, std::net::SocketAddr) {
@@ -193,7 +195,7 @@ async fn silent_connections_are_closed_over_tls() {
 }
 
 #[tokio::test]
-async fn clients_that_do_not_read_are_given_up() {
+async fn clients_that_do_not_read_are_disconnected() {
     let sim = sim_with(|b| b.tokens = 1_000_000).await;
     let receiver = Receiver::start().await;
     let more = format!("timeouts: {{client_write: 500ms}}\n{}", receiver.hook());
@@ -203,7 +205,7 @@ async fn clients_that_do_not_read_are_given_up() {
     deaf.head().await;
     assert_eq!(receiver.one().await["outcome"], "client_aborted");
     assert_eq!(gateway.metric(&closed("write")).await, 1.0);
-    // By HTTP/2 the window of the stream is full, and other streams of the connection go on.
+    // Over HTTP/2 the window of the stream is full, and other streams of the connection continue.
     let body = chat(true);
     let ask =
         [PREFACE, SETTINGS, &http2_post(1, PATH, body.len())[..], &frame(0, 1, 1, body.as_bytes())];
@@ -211,15 +213,15 @@ async fn clients_that_do_not_read_are_given_up() {
     deaf.write_all(&ask.concat()).await.unwrap();
     let records = receiver.wait_for(2).await;
     assert_eq!(records[1]["outcome"], "client_aborted");
-    eventually("the backend is let go", async || sim.stats().running() == 0).await;
+    eventually("the backend is released", async || sim.stats().running() == 0).await;
 }
 
 #[tokio::test]
-async fn slow_but_honest_clients_are_served() {
+async fn slow_but_active_clients_are_served() {
     let sim = sim_with(|b| b.first_token_ms = 2_500).await;
     let more = format!("server: {{min_body_rate: 2000}}\n{SHORT}");
     let gateway = Gateway::before(&[sim.url()], &more).await;
-    // An engine that thinks for longer than any limit of a silent client.
+    // An engine that takes longer than any limit for silent clients.
     let h2 = http::builder().http2_prior_knowledge().build().unwrap();
     let by_http2 = h2.post(gateway.url(PATH)).body(chat(true)).send();
     let plain = async { gateway.client().await.ask(PATH, chat(false)).await };
@@ -273,26 +275,26 @@ async fn a_client_that_reads_slowly_gets_everything() {
 }
 
 #[tokio::test]
-async fn a_short_request_without_a_preface_is_answered_at_once() {
-    // It has fewer bytes than the preface of HTTP/2.
+async fn a_request_shorter_than_the_http2_preface_is_served_immediately() {
+    // It is shorter than the HTTP/2 preface.
     let gateway = Gateway::before(&[sim().await.url()], "").await;
     let mut client = gateway.client().await;
     client.send(b"GET /health HTTP/1.0\n\n").await;
     assert_eq!(client.answer().await.status, 200);
     let mut client = gateway.client().await;
-    // It begins like one.
+    // It begins like a preface.
     client.send(b"PRI /health HTTP/1.1\r\nHost: g\r\n\r\n").await;
     assert_eq!(client.answer().await.status, 405);
 }
 
 #[tokio::test]
-async fn idle_connections_are_kept_for_longer_than_load_balancers_keep_theirs() {
+async fn idle_connections_outlive_those_of_load_balancers() {
     let loaded =
         llmproxy::config::load_text("backends: [{url: \"http://x\"}]", "/".as_ref(), &|_| None);
     let timeouts = loaded.plan.unwrap().timeouts;
-    // Google's keep theirs for 600 seconds, the longest of all.
+    // Google's load balancers keep idle connections for 600 seconds, the longest of all.
     assert!(timeouts.client_idle.unwrap() > Duration::from_secs(600));
-    // Over a reload the limit in force is that of the last request.
+    // After a reload, the limit at the last request applies.
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "timeouts: {client_idle: 1h}\n").await;
     let mut client = TcpStream::connect(gateway.address).await.unwrap();
@@ -311,7 +313,7 @@ async fn idle_connections_are_kept_for_longer_than_load_balancers_keep_theirs() 
     assert_eq!(timeout(PATIENCE, client.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
 }
 
-/// Connections that are open and have said nothing.
+/// Open connections without a request.
 async fn open(gateway: &Gateway, count: usize) -> Vec<TcpStream> {
     let mut all = Vec::new();
     for _ in 0..count {
@@ -320,7 +322,7 @@ async fn open(gateway: &Gateway, count: usize) -> Vec<TcpStream> {
     all
 }
 
-/// The status of an answer to `GET /health` on a new connection, and its `Retry-After`.
+/// The status of `GET /health` on a new connection, and whether it has `Retry-After`.
 async fn health(gateway: &Gateway) -> (u16, bool) {
     let mut client = gateway.client().await;
     client.try_send(b"GET /health HTTP/1.1\r\nHost: g\r\n\r\n").await;
@@ -342,19 +344,20 @@ async fn connections_are_limited_in_total() {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap().parse::<u64>().unwrap()
     };
-    eventually("it is empty", async || count("llmproxy_connections").await == 0).await;
+    eventually("no connection is open", async || count("llmproxy_connections").await == 0).await;
     let mut held = open(&gateway, 5).await;
-    eventually("it is full", async || count("llmproxy_connections").await == 5).await;
+    eventually("all connections are in use", async || count("llmproxy_connections").await == 5)
+        .await;
     assert_eq!(health(&gateway).await, (503, true));
     assert_eq!(count("llmproxy_connections_refused_total{reason=\"total\"}").await, 1);
     gateway.logs("server.max_connections").await;
-    // Whoever is in is served.
+    // Admitted connections are served.
     held[0].write_all(b"GET /health HTTP/1.1\r\nHost: g\r\n\r\n").await.unwrap();
     let mut answer = [0; 12];
     held[0].read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
     held.pop();
-    eventually("there is room", async || count("llmproxy_connections").await == 4).await;
+    eventually("a connection is released", async || count("llmproxy_connections").await == 4).await;
     assert_eq!(health(&gateway).await, (200, false));
 }
 
@@ -380,10 +383,10 @@ async fn connections_are_limited_by_address() {
         }
         assert_eq!(from(address).await.0, more, "{address}");
     }
-    // Another address is not concerned, and the first one has room again when it lets go.
+    // Another address is not affected. The first one is admitted again after it closes a connection.
     assert_eq!(from("127.0.0.4").await.0, "200");
     held.remove(0);
-    eventually("there is room", async || from("127.0.0.2").await.0 == "200").await;
+    eventually("a connection is released", async || from("127.0.0.2").await.0 == "200").await;
 }
 
 #[tokio::test]
@@ -392,12 +395,12 @@ async fn the_limit_of_open_files_is_never_reached() {
     let configuration = format!("backends: [{{url: \"{}\"}}]\n", sim.url());
     let limited = ["sh", "-c", "ulimit -n 128; exec \"$@\"", "sh"];
     let gateway = Gateway::wrapped(&configuration, &limited).await;
-    // Half of them, 64, are for clients.
+    // Half of them, 64, are reserved for clients.
     let held = open(&gateway, 100).await;
     eventually("some are refused", async || gateway.log().contains("server.max_connections")).await;
     assert!(open_files(&gateway) < 120);
     drop(held);
-    eventually("it serves", async || {
+    eventually("the gateway serves", async || {
         let mut client = Client::connect(gateway.address).await;
         client.try_send(b"GET /health HTTP/1.1\r\nHost: g\r\n\r\n").await;
         client.answer().await.status == 200
@@ -408,7 +411,7 @@ async fn the_limit_of_open_files_is_never_reached() {
 }
 
 #[tokio::test]
-async fn a_port_alone_is_one_of_both_families() {
+async fn a_port_without_an_address_listens_on_both_ip_versions() {
     let sim = sim().await;
     let (port, operator, admin) =
         (free_address().port(), free_address().port(), free_address().port());
@@ -435,7 +438,7 @@ async fn a_port_alone_is_one_of_both_families() {
             assert!([200, 401].contains(&answer.status().as_u16()), "{host} {path}");
         }
     }
-    // Callers are known by the address that they have themselves.
+    // Callers are identified by their own address.
     assert_eq!(gateway.client().await.ask(PATH, chat(false)).await.status, 200);
     assert!(gateway.log().contains("ACCESS 127.0.0.1 "), "{}", gateway.log());
 }

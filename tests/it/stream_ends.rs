@@ -1,6 +1,5 @@
-//! How streams end, and how they are kept alive: `[DONE]` is the end of an answer, whatever becomes of
-//! the connection; the chunk that ends a choice does not wait for what may never come; an engine's
-//! signs of life reach the client.
+//! The end of streams, and keep-alives: `[DONE]` ends a response, whatever happens to the connection;
+//! the chunk that ends a choice is not held back for long; heartbeats of an engine reach the client.
 
 use std::sync::atomic::Ordering;
 
@@ -24,14 +23,14 @@ const FINISH: &str =
 const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4,\"total_tokens\":7}}\n\n";
 const DONE: &str = "data: [DONE]\n\n";
 
-/// Settings under which answers take different ways through the gateway.
+/// Settings that change how responses pass through the gateway.
 const WAYS: [&str; 3] = [
     "",
     "routing: {retry: {initial_wait: 10ms, max_wait: 10ms}}\n",
     "routing: {keep_alive: 10s}\n",
 ];
 
-/// What a backend may do instead of ending a stream of which `[DONE]` has been sent.
+/// How a backend may misbehave after `[DONE]`.
 fn endings() -> Vec<(&'static str, Vec<Step>)> {
     let stream = format!("{CONTENT}{FINISH}{USAGE}{DONE}");
     let length = stream.len() + 10;
@@ -54,7 +53,7 @@ fn endings() -> Vec<(&'static str, Vec<Step>)> {
 }
 
 #[tokio::test]
-async fn done_is_the_end_whatever_becomes_of_the_connection() {
+async fn done_ends_a_stream_whatever_happens_to_the_connection() {
     for (way, several) in WAYS.into_iter().flat_map(|way| [(way, false), (way, true)]) {
         for (name, steps) in endings() {
             let (url, requests) = backend(move |_| steps.clone()).await;
@@ -63,7 +62,7 @@ async fn done_is_the_end_whatever_becomes_of_the_connection() {
             let receiver = Receiver::start().await;
             let gateway = Gateway::before(&urls, &format!("{way}{}", receiver.hook())).await;
             let h2 = http::builder().http2_prior_knowledge().build().unwrap();
-            // More than would open a circuit.
+            // More than opens a circuit.
             for n in 1..=6 {
                 let (status, body) = if n % 2 == 0 {
                     let request = h2.post(gateway.url(PATH)).body(chat(true));
@@ -93,9 +92,9 @@ async fn done_is_the_end_whatever_becomes_of_the_connection() {
 }
 
 #[tokio::test]
-async fn cut_at_every_position_it_is_complete_from_done_on() {
+async fn a_stream_cut_anywhere_is_complete_after_done() {
     let stream = format!("{CONTENT}{FINISH}{USAGE}{DONE}");
-    // With `data: [DONE]` only a line break is missing, which the gateway adds.
+    // After `data: [DONE]` only a line break is missing, which the gateway adds.
     let complete = stream.len() - 2;
     for reset in [false, true] {
         let text = stream.clone();
@@ -129,19 +128,19 @@ async fn cut_at_every_position_it_is_complete_from_done_on() {
 }
 
 #[tokio::test]
-async fn a_backend_that_does_not_end_its_streams_holds_no_client_up_and_is_not_blamed() {
+async fn a_backend_that_does_not_close_after_done_delays_no_client() {
     for end in [StreamEnd::Close, StreamEnd::Reset, StreamEnd::Open] {
         let sim = sim_with(|b| b.stream_end = end).await;
         let gateway =
             Gateway::before(&[sim.url(), sim.url().replace("127.0.0.1", "localhost")], "").await;
         let mut client = gateway.client().await;
         for n in 0..12 {
-            // The connection to the client goes on, also after the longest wait for the end.
+            // The client connection stays usable, even after the longest wait for the end.
             let answer = client.ask(PATH, chat(true)).await;
             assert_eq!(answer.status, 200, "{end:?} {n}");
             assert!(answer.whole && answer.text().ends_with(DONE), "{end:?} {n}");
         }
-        // Each on a connection of its own, and none that was dead already.
+        // Each on a new connection, and none that was closed already.
         assert_eq!((sim.stats().requests(), sim.stats().connections()), (12, 12), "{end:?}");
         let stale = gateway.metric("llmproxy_retries_total{reason=\"stale_connection\"}").await;
         assert_eq!(stale, 0.0, "{end:?}");
@@ -153,7 +152,7 @@ async fn a_backend_that_does_not_end_its_streams_holds_no_client_up_and_is_not_b
 }
 
 #[tokio::test]
-async fn a_client_without_chunks_sees_the_end_too() {
+async fn a_client_without_chunked_encoding_sees_the_end() {
     for end in [StreamEnd::Whole, StreamEnd::Close, StreamEnd::Open] {
         let sim = sim_with(|b| b.stream_end = end).await;
         let gateway = Gateway::before(&[sim.url()], "").await;
@@ -171,7 +170,7 @@ async fn a_client_without_chunks_sees_the_end_too() {
 }
 
 #[tokio::test]
-async fn an_engine_that_has_failed_has_failed_also_with_done() {
+async fn an_error_before_done_is_still_a_failure() {
     for end in [StreamEnd::Whole, StreamEnd::Close, StreamEnd::Open] {
         for fail in [Fail::ErrorEventMidStream, Fail::Abort] {
             let sim = sim_with(|b| (b.stream_end, b.fail) = (end, fail)).await;
@@ -189,7 +188,7 @@ async fn an_engine_that_has_failed_has_failed_also_with_done() {
 }
 
 #[tokio::test]
-async fn a_client_that_closes_after_done_has_not_left_early() {
+async fn a_client_that_closes_after_done_is_not_an_abort() {
     for end in [StreamEnd::Whole, StreamEnd::Close, StreamEnd::Open] {
         let sim = sim_with(|b| b.stream_end = end).await;
         let receiver = Receiver::start().await;
@@ -211,7 +210,7 @@ async fn a_client_that_closes_after_done_has_not_left_early() {
 }
 
 #[tokio::test]
-async fn the_chunk_that_ends_a_choice_does_not_wait_for_ever() {
+async fn the_chunk_that_ends_a_choice_is_not_held_forever() {
     let asked = chat(true)
         .replace("\"stream\":true", "\"stream\":true,\"stream_options\":{\"include_usage\":true}");
     for rest in [vec![], vec![chunk(": heartbeat\n\n")], vec![chunk("\n")]] {
@@ -227,7 +226,7 @@ async fn the_chunk_that_ends_a_choice_does_not_wait_for_ever() {
             client.post(PATH, &body).await;
             client.head().await;
             let mut seen = String::new();
-            // Nothing follows: what is not sent by itself never comes.
+            // Nothing follows, so the chunk must be sent without a further event.
             while !seen.contains("\"stop\"") {
                 seen.push_str(&String::from_utf8(client.chunk().await.unwrap()).unwrap());
             }
@@ -251,7 +250,7 @@ async fn the_chunk_that_ends_a_choice_does_not_wait_for_ever() {
 }
 
 #[tokio::test]
-async fn what_was_let_go_comes_once_and_the_rest_follows() {
+async fn a_released_chunk_is_sent_once_and_the_rest_follows() {
     for (late, usage) in [(0, USAGE), (3, USAGE), (3, "")] {
         let sim =
             sim_with(|b| (b.late_heartbeats, b.heartbeat_ms, b.tokens) = (late, 150, 2)).await;
@@ -277,8 +276,8 @@ async fn what_was_let_go_comes_once_and_the_rest_follows() {
 }
 
 #[tokio::test]
-async fn an_event_that_comes_slowly_does_not_hold_the_last_chunk_up() {
-    // Half an event, a byte at a time, and never its end; then a break.
+async fn a_slow_event_does_not_hold_back_the_last_chunk() {
+    // Half an event, byte by byte, without its end; then the connection breaks.
     for broken in [false, true] {
         let mut steps = vec![events(), chunk(CONTENT), chunk(FINISH)];
         for byte in USAGE.bytes().take(20) {
@@ -311,7 +310,7 @@ async fn an_event_that_comes_slowly_does_not_hold_the_last_chunk_up() {
 }
 
 #[tokio::test]
-async fn heartbeats_do_not_pile_up() {
+async fn heartbeats_do_not_accumulate() {
     let beat = ": heartbeat\n\n".repeat(1000);
     let Step::Send(bytes) = chunk(&beat) else { unreachable!() };
     let steps = vec![
@@ -345,7 +344,7 @@ async fn heartbeats_do_not_pile_up() {
 }
 
 #[tokio::test]
-async fn heartbeats_of_an_engine_reach_a_client_whose_answer_is_held_back() {
+async fn heartbeats_reach_a_client_whose_response_is_deferred() {
     for way in WAYS {
         for beat in [": processing\n\n", "\n", ":\r\n\r\n", "event: ping\ndata:\n\n"] {
             let first = vec![events(), chunk(beat), Step::Open];
@@ -363,7 +362,7 @@ async fn heartbeats_of_an_engine_reach_a_client_whose_answer_is_held_back() {
 }
 
 #[tokio::test]
-async fn another_backend_can_take_over_after_a_heartbeat() {
+async fn a_retry_is_possible_after_a_heartbeat() {
     let beat = ": processing\n\n";
     let (broken, requests) =
         backend(move |_| vec![events(), chunk(beat), chunk(beat), Step::Reset]).await;
@@ -387,7 +386,7 @@ async fn another_backend_can_take_over_after_a_heartbeat() {
     }
     assert!(requests.load(Ordering::SeqCst) > 0, "none has met the broken backend");
     assert!(receiver.wait_for(20).await.iter().all(|record| record["outcome"] == "complete"));
-    // Without another one it is told as an event: the head has gone out.
+    // Without another backend the error is an event, as the head was already sent.
     let gateway =
         Gateway::before(&[broken.clone(), broken.replace("127.0.0.1", "localhost")], "").await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;
@@ -405,7 +404,7 @@ async fn blank_lines_before_a_document_reach_the_client() {
     for way in WAYS {
         let document = "{\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4}}";
         let head = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n";
-        // The second request is answered to its end.
+        // The second request must complete.
         let (url, _) = backend(move |n| {
             let mut steps = vec![raw::head(head), chunk("\n"), chunk(" \n")];
             steps.extend(if n == 0 { vec![Step::Open] } else { vec![chunk(document), last()] });
@@ -430,8 +429,8 @@ async fn blank_lines_before_a_document_reach_the_client() {
 }
 
 #[tokio::test]
-async fn a_client_that_reads_slowly_gets_the_end_of_a_complete_stream() {
-    // More than sockets hold, and a backend that does not close.
+async fn a_slow_client_gets_the_end_of_a_complete_stream() {
+    // More than socket buffers hold, and a backend that does not close.
     let event = format!(
         "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n",
         "x".repeat(60_000)
@@ -447,8 +446,8 @@ async fn a_client_that_reads_slowly_gets_the_end_of_a_complete_stream() {
         let mut client = gateway.client().await;
         client.post(PATH, chat(true)).await;
         let head = client.head().await;
-        // Longer than a backend gets that does not end its answer, and than clients of requests get
-        // that a deadline has ended.
+        // Longer than the limit for a backend that does not end its response, and than the limit for
+        // clients after a deadline.
         tokio::time::sleep(std::time::Duration::from_secs(3)).await;
         let answer = client.rest(head).await;
         assert!(answer.whole && answer.text().ends_with(DONE), "{} bytes", answer.body.len());
@@ -457,8 +456,8 @@ async fn a_client_that_reads_slowly_gets_the_end_of_a_complete_stream() {
 }
 
 #[tokio::test]
-async fn a_heartbeat_of_a_backend_that_fails_does_not_stay() {
-    // The sign of life and the failure come in one piece; then another backend refuses.
+async fn a_heartbeat_of_a_failed_backend_is_discarded() {
+    // The heartbeat and the failure arrive in one piece; then another backend refuses.
     let beat = ": ping\n\n";
     let failed = "data: {\"error\":{\"message\":\"no\",\"code\":500}}\n\n";
     let both = format!("{:x}\r\n{beat}\r\n{:x}\r\n{failed}\r\n", beat.len(), failed.len());
@@ -479,7 +478,7 @@ async fn a_heartbeat_of_a_backend_that_fails_does_not_stay() {
         let answer = gateway.client().await.ask(PATH, chat(true)).await;
         match answer.status {
             400 => assert_eq!(answer.text(), refusal),
-            // It had gone out before: what follows is an event, as the page says.
+            // The heartbeat was already sent, so the error is an event, as documented.
             status => {
                 assert_eq!(
                     (status, answer.header("content-type")),

@@ -1,4 +1,4 @@
-//! Streams: at once, unchanged, and given up when nobody reads them.
+//! Streams: immediate, unchanged, and aborted when the client disconnects.
 
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,8 @@ use crate::support::{Gateway, chat, eventually, http, sim, sim_with};
 const PATH: &str = "/v1/chat/completions";
 
 #[tokio::test]
-async fn the_first_event_reaches_the_client_before_the_backend_sends_its_second() {
-    // The second token comes after an hour: if the first arrives, nothing waited for it.
+async fn the_first_event_is_sent_immediately() {
+    // The second token would come after an hour, so the first one was not held back.
     let sim = sim_with(|b| b.inter_token_ms = 3_600_000).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let mut client = gateway.client().await;
@@ -35,7 +35,7 @@ async fn headers_reach_the_client_before_the_first_event() {
 }
 
 #[tokio::test]
-async fn a_stream_is_what_it_would_be_without_the_gateway() {
+async fn a_stream_is_the_same_as_without_the_gateway() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let options = [
@@ -55,14 +55,14 @@ async fn a_stream_is_what_it_would_be_without_the_gateway() {
                 let body = format!(
                     r#"{{"model":"sim-model","prompt":"x","messages":[],"max_tokens":5,"stream":true{option}{tool}}}"#
                 );
-                // The id names the answer, so that two answers can be the same.
+                // The response contains the request id, which makes both responses comparable.
                 let id = "X-Request-Id: fixed\r\n";
                 let mut direct = crate::support::Client::connect(sim.address).await;
                 direct.post_with(path, id, body.as_bytes()).await;
                 let mut client = gateway.client().await;
                 client.post_with(path, id, body.as_bytes()).await;
                 let (expected, found) = (direct.answer().await, client.answer().await);
-                let plain = |a: &crate::support::client::Answer| without_time(a.text());
+                let plain = |a: &crate::support::client::Response| without_time(a.text());
                 assert_eq!(plain(&found), plain(&expected), "{path} {option} {tool}");
                 assert!(found.whole);
             }
@@ -82,7 +82,7 @@ pub fn without_time(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_refusal_of_a_stream_arrives_as_it_was() {
+async fn a_refusal_of_a_stream_arrives_unchanged() {
     let sim = sim_with(|b| b.fail = Fail::TooMany).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;
@@ -103,7 +103,7 @@ async fn a_refusal_of_a_stream_arrives_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_stops_the_backend() {
+async fn a_disconnect_stops_the_backend() {
     for stream in [true, false] {
         let sim = sim_with(|b| (b.first_token_ms, b.inter_token_ms) = (0, 3_600_000)).await;
         let gateway = Gateway::before(&[sim.url()], "").await;
@@ -122,13 +122,13 @@ async fn a_client_that_leaves_stops_the_backend() {
             fastest = fastest.min(left.elapsed());
         }
         assert_eq!(sim.stats().connections(), 10, "a connection that was left is not used again");
-        // The fastest of ten: a bound that a busy machine does not break.
+        // The fastest of ten, which is robust on a busy machine.
         assert!(fastest < Duration::from_millis(100), "stream: {stream}, {fastest:?}");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_by_http2_stops_the_backend() {
+async fn a_disconnect_over_http2_stops_the_backend() {
     let sim = sim_with(|b| b.inter_token_ms = 3_600_000).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let client = http::builder().http2_prior_knowledge().build().unwrap();
@@ -139,7 +139,7 @@ async fn a_client_that_leaves_by_http2_stops_the_backend() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_no_error_in_the_log() {
+async fn a_disconnect_is_not_logged_as_an_error() {
     let sim = sim_with(|b| b.inter_token_ms = 3_600_000).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let mut client = gateway.client().await;
@@ -153,7 +153,7 @@ async fn a_client_that_leaves_is_no_error_in_the_log() {
 }
 
 #[tokio::test]
-async fn streams_go_on_by_http2() {
+async fn streams_work_over_http2() {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let client = http::builder().http2_prior_knowledge().build().unwrap();
@@ -164,7 +164,7 @@ async fn streams_go_on_by_http2() {
 }
 
 #[tokio::test]
-async fn memory_does_not_grow_with_a_stream() {
+async fn memory_does_not_grow_during_a_stream() {
     let sim = sim_with(|b| b.tokens = 200_000).await;
     let gateway = Gateway::before(&[sim.url()], "").await;
     let mut client = gateway.client().await;

@@ -1,4 +1,4 @@
-//! The example of systemd: what the unit runs, as systemd would.
+//! The systemd example: runs the commands of the unit as systemd does.
 
 use std::{
     collections::BTreeMap,
@@ -19,18 +19,18 @@ fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/systemd").join(name)
 }
 
-fn told(out: &Output) -> String {
+fn printed(out: &Output) -> String {
     String::from_utf8([&*out.stdout, &*out.stderr].concat()).unwrap()
 }
 
-/// What the unit says for a key, line by line.
+/// The values of a key in the unit.
 fn unit(key: &str) -> Vec<String> {
     let text = fs::read_to_string(file("llmproxy.service")).unwrap();
     let pairs = text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split_once('='));
     pairs.filter(|(name, _)| *name == key).map(|(_, value)| value.to_owned()).collect()
 }
 
-/// A machine on which `install.sh` has run: its files are below a folder.
+/// A folder into which `install.sh` has installed.
 struct Machine {
     root: TempDir,
     address: SocketAddr,
@@ -55,21 +55,21 @@ impl Machine {
     }
 
     fn install(&self) {
-        // In place of the binary, which is large: a script that becomes it.
+        // A script that executes the binary, instead of a copy of the large binary.
         let binary = self.root.path().join("binary");
         let script = format!("#!/bin/sh\nexec '{}' \"$@\"\n", env!("CARGO_BIN_EXE_llmproxy"));
         fs::write(&binary, script).unwrap();
         let mut install = Command::new("sh");
         install.arg(file("install.sh")).arg(binary).env("DESTDIR", self.root.path());
         let out = install.output().unwrap();
-        assert!(out.status.success(), "{}", told(&out));
+        assert!(out.status.success(), "{}", printed(&out));
     }
 
     fn path(&self, path: &str) -> PathBuf {
         self.root.path().join(path.trim_start_matches('/'))
     }
 
-    /// The command lines of a key, with the environment that the unit gives them, and no other.
+    /// The command lines of a key, with only the environment of the unit.
     fn commands(&self, key: &str) -> Vec<Command> {
         let lines = unit(key);
         assert!(!lines.is_empty(), "{key}");
@@ -105,14 +105,14 @@ impl Machine {
         all.map(pair).collect()
     }
 
-    /// Starts the service: what comes before it must succeed.
+    /// Starts the service. `ExecStartPre` must succeed.
     async fn start(&mut self) {
         for name in unit("StateDirectory") {
             fs::create_dir_all(self.path("/var/lib").join(name)).unwrap();
         }
         for mut before in self.commands("ExecStartPre") {
             let out = before.output().unwrap();
-            assert!(out.status.success(), "{}", told(&out));
+            assert!(out.status.success(), "{}", printed(&out));
         }
         let log = File::create(self.path("log")).unwrap();
         let [mut start] = <[_; 1]>::try_from(self.commands("ExecStart")).unwrap();
@@ -124,18 +124,18 @@ impl Machine {
         .await;
     }
 
-    /// Reloads the service: the commands one after the other, up to one that fails.
+    /// Reloads the service: runs the commands in order until one fails.
     fn reload(&self) -> Result<(), String> {
         for mut command in self.commands("ExecReload") {
             let out = command.output().unwrap();
             if !out.status.success() {
-                return Err(told(&out));
+                return Err(printed(&out));
             }
         }
         Ok(())
     }
 
-    /// Sends the signal that ends the service.
+    /// Sends the stop signal of the unit.
     fn stop(&self) {
         let [signal] = <[_; 1]>::try_from(unit("KillSignal")).unwrap();
         let signal = format!("-{}", signal.trim_start_matches("SIG"));
@@ -155,7 +155,7 @@ impl Machine {
         eventually(&format!("`{text}` in the log"), async || self.log().contains(text)).await;
     }
 
-    /// Makes a key by the admin API.
+    /// Creates a key through the admin API.
     async fn key(&self) -> String {
         let token = fs::read_to_string(self.path("/etc/llmproxy/secrets/admin-token")).unwrap();
         let mut admin = Client::connect(self.admin).await;
@@ -166,7 +166,7 @@ impl Machine {
         answer.json()["key"].as_str().unwrap().to_owned()
     }
 
-    /// Asks for a chat.
+    /// Sends a chat request.
     async fn ask(&self, key: &str, stream: bool) -> Client {
         let mut client = Client::connect(self.address).await;
         let header = format!("Authorization: Bearer {key}\r\n");
@@ -188,27 +188,27 @@ impl Drop for Machine {
 }
 
 #[test]
-fn systemd_understands_the_unit_and_finds_it_closed() {
+fn the_unit_is_valid_and_hardened() {
     let folder = tempfile::tempdir().unwrap();
-    // Checked is also that the programs are there.
+    // This also checks that the programs exist.
     let text = fs::read_to_string(file("llmproxy.service")).unwrap();
     let text = text.replace("/usr/local/bin/llmproxy", env!("CARGO_BIN_EXE_llmproxy"));
     let path = folder.path().join("llmproxy.service");
     fs::write(&path, text).unwrap();
     let analyze = |words: &[&str]| {
         let out = Command::new("systemd-analyze").args(words).arg(&path).output().unwrap();
-        assert!(out.status.success(), "{}", told(&out));
-        told(&out)
+        assert!(out.status.success(), "{}", printed(&out));
+        printed(&out)
     };
-    // An unknown key is a line, and no failure.
+    // An unknown key is only a warning.
     let verified = analyze(&["verify", "--man=no"]);
     assert!(!verified.contains("llmproxy.service"), "{verified}");
-    // Of 100; what is left is the network, which a gateway needs.
+    // Out of 100; the rest is network access, which a gateway needs.
     analyze(&["security", "--no-pager", "--offline=true", "--threshold=20"]);
 }
 
 #[test]
-fn the_stop_waits_longer_than_the_gateway() {
+fn the_stop_timeout_is_longer_than_the_graceful_shutdown() {
     let [stop] = <[_; 1]>::try_from(unit("TimeoutStopSec")).unwrap();
     let text = fs::read_to_string(file("llmproxy.yaml")).unwrap();
     let yaml: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
@@ -218,7 +218,7 @@ fn the_stop_waits_longer_than_the_gateway() {
 }
 
 #[tokio::test]
-async fn what_is_installed_again_keeps_configuration_and_secrets() {
+async fn an_update_keeps_configuration_and_secrets() {
     let sim = sim_with(|_| {}).await;
     let machine = Machine::new(&sim);
     let mode = |path: &str| {
@@ -236,17 +236,17 @@ async fn what_is_installed_again_keeps_configuration_and_secrets() {
     machine.install();
     assert_eq!(fs::read_to_string(&token).unwrap(), first);
     assert_eq!(fs::read_to_string(&configuration).unwrap(), "changed: true\n");
-    // Nor does it start with that.
+    // Nor does it start with that file.
     let out = machine.commands("ExecStartPre")[0].output().unwrap();
     assert!(
-        !out.status.success() && told(&out).contains("unknown key `changed`"),
+        !out.status.success() && printed(&out).contains("unknown key `changed`"),
         "{}",
-        told(&out)
+        printed(&out)
     );
 }
 
 #[tokio::test]
-async fn it_starts_reloads_and_stops_with_its_streams() {
+async fn the_service_starts_reloads_and_drains() {
     let sim = sim_with(|s| (s.inter_token_ms, s.tokens) = (100, 20)).await;
     let mut machine = Machine::new(&sim);
     machine.start().await;
@@ -284,7 +284,7 @@ async fn it_starts_reloads_and_stops_with_its_streams() {
         assert!(start.elapsed() < PATIENCE, "the process does not end");
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    // Anything else would be a failure, and systemd would start it again.
+    // Any other status is a failure, after which systemd would restart it.
     assert_eq!(ended.code(), Some(0));
     let state = machine.path("/var/lib/llmproxy");
     for name in ["keys.db", "usage.db", "usage"] {

@@ -1,4 +1,4 @@
-//! Deadlines.
+//! Timeouts and deadlines.
 
 use llmproxy::sim::Fail;
 
@@ -13,7 +13,7 @@ fn last_error(text: &str) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn a_backend_that_does_not_begin_is_given_up() {
+async fn a_backend_without_a_first_byte_times_out() {
     let sim = sim_with(|b| b.fail = Fail::Wedge).await;
     let receiver = Receiver::start().await;
     let more = format!("timeouts: {{first_byte: 100ms}}\n{}", receiver.hook());
@@ -31,8 +31,8 @@ async fn a_backend_that_does_not_begin_is_given_up() {
 }
 
 #[tokio::test]
-async fn headers_alone_are_no_beginning() {
-    // vLLM sends them before it has begun to think.
+async fn headers_alone_are_not_a_first_token() {
+    // vLLM sends them before it starts to generate.
     let sim = sim_with(|b| b.first_token_ms = 3_600_000).await;
     let gateway = Gateway::before(&[sim.url()], "timeouts: {first_byte: 100ms}\n").await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;
@@ -43,7 +43,7 @@ async fn headers_alone_are_no_beginning() {
 }
 
 #[tokio::test]
-async fn a_stream_that_stalls_is_ended() {
+async fn a_stalled_stream_times_out() {
     let sim = sim_with(|b| b.fail = Fail::Stall).await;
     let gateway = Gateway::before(&[sim.url()], "timeouts: {between_chunks: 100ms}\n").await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;
@@ -52,7 +52,7 @@ async fn a_stream_that_stalls_is_ended() {
 }
 
 #[tokio::test]
-async fn the_whole_request_can_be_limited() {
+async fn a_deadline_limits_the_whole_request() {
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (20, 1_000_000)).await;
     let gateway = Gateway::before(&[sim.url()], "timeouts: {total: 200ms}\n").await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;
@@ -66,7 +66,7 @@ async fn the_whole_request_can_be_limited() {
 
 #[tokio::test]
 async fn a_pause_between_tokens_is_not_a_late_first_byte() {
-    // Each token comes later than `first_byte` would allow, but the first came at once.
+    // Each token takes longer than `first_byte` allows, but the first one was immediate.
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (400, 4)).await;
     let gateway = Gateway::before(&[sim.url()], "timeouts: {first_byte: 300ms}\n").await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;
@@ -74,8 +74,8 @@ async fn a_pause_between_tokens_is_not_a_late_first_byte() {
 }
 
 #[tokio::test]
-async fn a_backend_that_does_not_accept_in_time_is_replaced() {
-    // A listener whose queue is full: the system accepts no further connection.
+async fn a_backend_that_accepts_too_slowly_is_replaced() {
+    // A listener with a full backlog accepts no further connection.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let full = socket.listen(1).unwrap();
@@ -119,8 +119,8 @@ async fn a_client_that_does_not_send_its_body_is_refused() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_length_that_is_cut_off_is_no_success() {
-    // Neither length nor chunks: its end is the end of the connection.
+async fn a_truncated_response_without_a_length_is_a_failure() {
+    // Without length and chunks the end of the connection ends the body.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
@@ -145,7 +145,7 @@ async fn an_answer_without_a_length_that_is_cut_off_is_no_success() {
 }
 
 #[tokio::test]
-async fn the_limit_of_a_request_also_holds_for_a_client_that_does_not_read() {
+async fn the_deadline_also_applies_to_a_client_that_does_not_read() {
     let sim = sim_with(|b| b.tokens = 100_000).await;
     let receiver = Receiver::start().await;
     let more = format!("timeouts: {{total: 200ms, client_write: 1h}}\n{}", receiver.hook());

@@ -10,7 +10,7 @@ pub fn certificate(folder: &std::path::Path) -> reqwest::Certificate {
 }
 
 #[tokio::test]
-async fn https_with_http2_and_http1() {
+async fn https_serves_http2_and_http1() {
     let sim = sim().await;
     let folder = tempfile::tempdir().unwrap();
     let root = certificate(folder.path());
@@ -30,13 +30,13 @@ async fn https_with_http2_and_http1() {
 }
 
 #[tokio::test]
-async fn certificates_that_cannot_be_used_are_told_by_check() {
+async fn check_reports_unusable_certificates() {
     let folder = tempfile::tempdir().unwrap();
     certificate(folder.path());
     let other = rcgen::KeyPair::generate().unwrap();
     std::fs::write(folder.path().join("other.pem"), other.serialize_pem()).unwrap();
     std::fs::write(folder.path().join("empty.pem"), "").unwrap();
-    for (key, told) in [
+    for (key, message) in [
         ("other.pem", "cannot be used"),
         ("empty.pem", "no key in the files"),
         ("none.pem", "cannot read"),
@@ -47,6 +47,6 @@ async fn certificates_that_cannot_be_used_are_told_by_check() {
         let loaded = llmproxy::config::load_text(&text, folder.path(), &|_| None);
         assert!(loaded.plan.is_none());
         let all: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
-        assert!(all.len() == 1 && all[0].contains(told), "{key}: {all:?}");
+        assert!(all.len() == 1 && all[0].contains(message), "{key}: {all:?}");
     }
 }

@@ -1,11 +1,10 @@
-//! A trust store that cannot be used: a mistake of the configuration where anything needs it, and a
-//! warning where nothing does.
+//! An unusable trust store: an error if anything needs it, otherwise a warning.
 
 use std::path::Path;
 
 use crate::support::{Gateway, check, eventually, sim};
 
-/// Values of `SSL_CERT_FILE` and `SSL_CERT_DIR` that make no trust store, and what is told of them.
+/// Unusable values of `SSL_CERT_FILE` and `SSL_CERT_DIR`, and their messages.
 fn broken(folder: &Path) -> Vec<(Vec<(&'static str, String)>, &'static str)> {
     let file = |name: &str, text: &[u8]| {
         std::fs::write(folder.join(name), text).unwrap();
@@ -47,24 +46,24 @@ fn broken(folder: &Path) -> Vec<(Vec<(&'static str, String)>, &'static str)> {
 }
 
 #[test]
-fn check_tells_it_where_something_needs_it_and_warns_where_nothing_does() {
+fn check_fails_if_the_trust_store_is_needed_and_warns_otherwise() {
     let folder = tempfile::tempdir().unwrap();
     for (env, part) in broken(folder.path()) {
         let output = check("backends: [{url: \"https://h\", proxy: none}]\n", &env);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{env:?}: {told}");
-        assert!(told.contains("backends[0].url: needs the trust store"), "{env:?}: {told}");
-        assert!(told.contains(part) && !told.contains("panicked"), "{part}: {told}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{env:?}: {printed}");
+        assert!(printed.contains("backends[0].url: needs the trust store"), "{env:?}: {printed}");
+        assert!(printed.contains(part) && !printed.contains("panicked"), "{part}: {printed}");
 
         let output = check("backends: [{url: \"http://h\"}]\n", &env);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{env:?}: {told}");
-        assert!(told.contains("warning: ") && told.contains(part), "{env:?}: {told}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{env:?}: {printed}");
+        assert!(printed.contains("warning: ") && printed.contains(part), "{env:?}: {printed}");
     }
 }
 
 #[test]
-fn whatever_is_reached_by_tls_needs_it() {
+fn all_tls_targets_need_the_trust_store() {
     let empty = [("SSL_CERT_FILE", String::new())];
     for (configuration, path) in [
         ("backends: [{url: \"http://a\"}, {url: \"https://b\", proxy: none}]\n", "backends[1].url"),
@@ -91,11 +90,11 @@ fn whatever_is_reached_by_tls_needs_it() {
         ),
     ] {
         let output = check(configuration, &empty);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{configuration}: {told}");
-        assert!(told.contains(&format!("{path}: needs the trust store")), "{path}: {told}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{configuration}: {printed}");
+        assert!(printed.contains(&format!("{path}: needs the trust store")), "{path}: {printed}");
     }
-    // What is switched off needs nothing.
+    // Disabled features need no trust store.
     for configuration in [
         "backends: [{url: \"http://a\"}, {url: \"https://b\", enabled: false}]\n",
         "backends: [{url: \"http://a\"}]\nusage: {reporters: [{type: webhook, enabled: false, webhook: {url: \"https://h\"}}]}\n",
@@ -103,8 +102,11 @@ fn whatever_is_reached_by_tls_needs_it() {
         "backends: [{url: \"http://a\"}]\nstorage: {caches: [{name: x, enabled: false, addr: \"rediss://h:1\"}]}\n",
     ] {
         let output = check(configuration, &empty);
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success() && told.contains("warning"), "{configuration}: {told}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.success() && printed.contains("warning"),
+            "{configuration}: {printed}"
+        );
     }
 }
 
@@ -114,7 +116,7 @@ async fn a_gateway_without_tls_serves_without_a_trust_store() {
     let sim = sim().await;
     for (env, part) in broken(folder.path()) {
         let env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        // With a hedge, which has a connector of its own.
+        // With hedging, which has its own connector.
         let gateway = Gateway::spawn(
             &format!(
                 "backends: [{{url: \"{0}\", name: a}}, {{url: \"{0}\", name: b}}]\nhealth_check: {{interval: 1h}}\nrouting: {{hedge: {{delay: 10m}}}}\n",

@@ -1,15 +1,12 @@
-//! Who the gateway is for a backend, and by which way it comes: keys, header fields, proxies. And
-//! that no backend learns who the client is.
+//! What backends see of the gateway: keys, header fields, proxies. Backends never see the client's
+//! credentials.
 
 use crate::{
-    support::{
-        Gateway, NameServer, Receiver, chat, eventually, http,
-        recorder::{Proxy, Recorder},
-    },
+    support::{Gateway, NameServer, Receiver, chat, eventually, http, recorder::Recorder},
     tls::certificate,
 };
 
-/// Variables that would lead the gateway to the proxy of whoever runs the tests.
+/// Variables that would make the gateway use a proxy of the test machine.
 const NO_PROXIES: [(&str, &str); 8] = [
     ("HTTPS_PROXY", ""),
     ("https_proxy", ""),
@@ -32,7 +29,7 @@ async fn start(configuration: &str, env: &[(&str, &str)]) -> Gateway {
 }
 
 #[tokio::test]
-async fn a_key_stands_in_the_field_and_form_that_the_backend_wants() {
+async fn the_key_is_sent_in_the_header_and_format_of_the_backend() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("key");
     std::fs::write(&file, "\u{feff}sk-file\r\n").unwrap();
@@ -65,16 +62,16 @@ async fn a_key_stands_in_the_field_and_form_that_the_backend_wants() {
             &[],
         )
         .await;
-        // What the client says of itself in the same field does not get through.
+        // The client's value of the same field is removed.
         let other = field.replace('-', "_");
         let fields = format!("{field}: Bearer sk-client\r\n{other}: sk-client\r\nX_Org: o-8\r\n");
         let answer = gateway.ask_with(&fields).await;
         assert_eq!(answer.status, 200, "{keys}");
         assert_eq!(gateway.client().await.get("/v1/models").await.status, 200);
         eventually("a probe", async || recorder.lines().contains(&"GET /health".to_owned())).await;
-        for asked in recorder.asked() {
-            assert_eq!(asked.values(field), [value], "{keys}: {}", asked.line);
-            assert!(!format!("{asked:?}").contains("sk-client"), "{keys}: {asked:?}");
+        for request in recorder.requests() {
+            assert_eq!(request.values(field), [value], "{keys}: {}", request.line);
+            assert!(!format!("{request:?}").contains("sk-client"), "{keys}: {request:?}");
         }
         if keys.contains("X-Org") {
             assert_eq!(recorder.only().values("x-org"), ["o-7"]);
@@ -124,31 +121,31 @@ async fn credentials_of_clients_never_reach_a_backend() {
         for spelling in [name.to_owned(), name.replace('-', "_"), name.to_uppercase()] {
             fields.push_str(&format!("{spelling}: sk-SECRET\r\n"));
         }
-        // Mixed: only the last of several.
+        // Mixed: an underscore only in place of the last hyphen.
         if let Some((head, tail)) = name.rsplit_once('-') {
             fields.push_str(&format!("{head}_{tail}: sk-SECRET\r\n"));
         }
     }
     fields.push_str("X_Own-Key: sk-SECRET\r\nX-Harmless_Field: yes\r\n");
-    // Streamed; and plain with few tokens, which is hedged.
+    // A stream, and a short plain request, which is hedged.
     for body in
         [chat(true), chat(false), r#"{"model":"m","messages":[],"max_tokens":5}"#.to_owned()]
     {
-        let before = recorder.asked().len();
+        let before = recorder.requests().len();
         let mut client = gateway.client().await;
         client.post_with("/v1/chat/completions?key=sk-SECRET", &fields, body.as_bytes()).await;
         let answer = client.answer().await;
         assert_eq!(answer.status, 200, "{}", answer.text());
-        let asked = recorder.asked().remove(before);
-        let text = format!("{asked:?}");
+        let request = recorder.requests().remove(before);
+        let text = format!("{request:?}");
         assert!(!text.contains("sk-SECRET"), "{text}");
-        assert_eq!(asked.values("x-harmless_field"), ["yes"]);
+        assert_eq!(request.values("x-harmless_field"), ["yes"]);
     }
     gateway.logs("stream=false").await;
     assert!(!gateway.log().contains("sk-SECRET"), "{}", gateway.log());
 }
 
-/// A backend with TLS that is called `backend.test`, and how a gateway finds and trusts it.
+/// A TLS backend named `backend.test`, with the DNS and trust settings for it.
 struct Secure {
     backend: Recorder,
     names: NameServer,
@@ -188,7 +185,7 @@ async fn https_goes_through_the_proxy_that_applies() {
     let trust = folder.path().join("cert.pem").display().to_string();
     let names = NameServer::start().await;
     names.set("backend.test", &["127.0.0.1"]);
-    // (variable, further keys of the backend, through the proxy)
+    // (variable, further keys of the backend, whether the proxy is used)
     for (variable, host, keys, through) in [
         (Some("HTTPS_PROXY"), "backend.test", "", true),
         (Some("https_proxy"), "backend.test", "", true),
@@ -197,12 +194,12 @@ async fn https_goes_through_the_proxy_that_applies() {
         (None, "backend.test", ", proxy: \"PROXY\"", true),
         (Some("HTTPS_PROXY"), "backend.test", ", proxy: none", false),
         (None, "backend.test", "", false),
-        // What is on this machine needs none.
+        // Backends on this machine do not use a proxy.
         (Some("HTTPS_PROXY"), "127.0.0.1", "", false),
         (None, "127.0.0.1", ", proxy: \"PROXY\"", true),
     ] {
         let backend = Recorder::tls(folder.path()).await;
-        let proxy = Proxy::start("200 Connection established").await;
+        let proxy = Recorder::proxy("200 Connection established").await;
         let url = format!("http://me:pa%3Ass@{}", proxy.address);
         let keys = keys.replace("PROXY", &url);
         let port = backend.address.port();
@@ -224,11 +221,11 @@ async fn https_goes_through_the_proxy_that_applies() {
         let lines = backend.lines();
         assert!(lines.contains(&"GET /v1/models".to_owned()), "{case}: {lines:?}");
         assert!(lines.contains(&"GET /health".to_owned()), "{case}: {lines:?}");
-        let asked = proxy.asked();
-        assert_eq!(!asked.is_empty(), through, "{case}: {asked:?}");
-        for asked in asked {
-            assert_eq!(asked.line, format!("CONNECT {host}:{port}"), "{case}");
-            assert_eq!(asked.values("proxy-authorization"), ["Basic bWU6cGE6c3M="], "{case}");
+        let requests = proxy.requests();
+        assert_eq!(!requests.is_empty(), through, "{case}: {requests:?}");
+        for request in requests {
+            assert_eq!(request.line, format!("CONNECT {host}:{port}"), "{case}");
+            assert_eq!(request.values("proxy-authorization"), ["Basic bWU6cGE6c3M="], "{case}");
         }
         gateway.logs("stream=true").await;
         assert!(!gateway.log().contains("pa%3Ass"), "{}", gateway.log());
@@ -236,7 +233,7 @@ async fn https_goes_through_the_proxy_that_applies() {
 }
 
 #[tokio::test]
-async fn exceptions_are_those_of_no_proxy() {
+async fn no_proxy_lists_the_exceptions() {
     let folder = tempfile::tempdir().unwrap();
     certified(folder.path(), &["backend.test"]);
     let trust = folder.path().join("cert.pem").display().to_string();
@@ -251,7 +248,7 @@ async fn exceptions_are_those_of_no_proxy() {
         ("10.0.0.0/8", true),
     ] {
         let backend = Recorder::tls(folder.path()).await;
-        let proxy = Proxy::start("200 OK").await;
+        let proxy = Recorder::proxy("200 OK").await;
         let configuration = format!(
             "{}backends: [{{url: \"https://backend.test:{}\"}}]\n",
             names.section(),
@@ -269,15 +266,15 @@ async fn exceptions_are_those_of_no_proxy() {
 }
 
 #[tokio::test]
-async fn names_that_only_the_proxy_knows_are_reached() {
+async fn backends_known_only_to_the_proxy_are_reached() {
     let folder = tempfile::tempdir().unwrap();
     certified(folder.path(), &["outside.test"]);
     let trust = folder.path().join("cert.pem").display().to_string();
     let backend = Recorder::tls(folder.path()).await;
-    let proxy = Proxy::start("200 OK").await;
-    // It knows nothing of the backend, only of the proxy.
+    let proxy = Recorder::proxy("200 OK").await;
+    // The DNS server knows only the proxy.
     let names = NameServer::start().await;
-    // The first of its addresses cannot be reached.
+    // The first address of the proxy is unreachable.
     names.set("proxy.test", &["127.0.0.3", "127.0.0.1"]);
     let configuration = format!(
         "{}backends: [{{url: \"https://outside.test:{}\", proxy: \"http://proxy.test:{}\"}}]\n",
@@ -290,17 +287,17 @@ async fn names_that_only_the_proxy_knows_are_reached() {
     for _ in 0..3 {
         assert_eq!(client.ask("/v1/chat/completions", chat(false)).await.status, 200);
     }
-    // That of the first request was to another address than was thought.
+    // The tunnel of the first request used the other address.
     assert!(proxy.lines().len() <= 2, "the tunnel is kept and used again: {:?}", proxy.lines());
     assert_eq!(client.get("/v1/models").await.status, 200);
     assert!(backend.lines().contains(&"GET /v1/models".to_owned()));
 }
 
 #[tokio::test]
-async fn a_proxy_that_refuses_is_a_backend_that_cannot_be_reached() {
+async fn a_refusing_proxy_makes_the_backend_unreachable() {
     for status in ["407 Proxy Authentication Required", "502 Bad Gateway", "nonsense"] {
         let secure = Secure::start().await;
-        let proxy = Proxy::start(status).await;
+        let proxy = Recorder::proxy(status).await;
         let configuration = format!(
             "{}backends: [{{url: \"https://localhost:{}\", proxy: \"{}\"}}]\n",
             secure.names.section(),
@@ -316,11 +313,11 @@ async fn a_proxy_that_refuses_is_a_backend_that_cannot_be_reached() {
 }
 
 #[tokio::test]
-async fn a_plain_request_names_its_whole_target_to_the_proxy() {
+async fn a_plain_http_request_has_an_absolute_uri_for_the_proxy() {
     let proxy = Recorder::start().await;
     let backend = "http://engine.test:8000/team-a?tenant=7";
     for stream in [false, true] {
-        let before = proxy.asked().len();
+        let before = proxy.requests().len();
         let configuration = format!(
             "backends: [{{url: \"{backend}\", api_key: sk-1, proxy: \"http://me:secret@{}\"}}]\n",
             proxy.address
@@ -330,8 +327,8 @@ async fn a_plain_request_names_its_whole_target_to_the_proxy() {
         let answer = client.ask("/v1/chat/completions?beta=1", chat(stream)).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(client.get("/v1/models").await.status, 200);
-        let asked = proxy.asked().split_off(before);
-        let lines: Vec<_> = asked.iter().map(|asked| asked.line.as_str()).collect();
+        let requests = proxy.requests().split_off(before);
+        let lines: Vec<_> = requests.iter().map(|request| request.line.as_str()).collect();
         assert_eq!(
             lines,
             [
@@ -339,17 +336,17 @@ async fn a_plain_request_names_its_whole_target_to_the_proxy() {
                 "GET http://engine.test:8000/team-a/v1/models?tenant=7"
             ]
         );
-        for asked in asked {
-            assert_eq!(asked.values("host"), ["engine.test:8000"]);
-            assert_eq!(asked.values("authorization"), ["Bearer sk-1"]);
-            assert_eq!(asked.values("proxy-authorization"), ["Basic bWU6c2VjcmV0"]);
+        for request in requests {
+            assert_eq!(request.values("host"), ["engine.test:8000"]);
+            assert_eq!(request.values("authorization"), ["Bearer sk-1"]);
+            assert_eq!(request.values("proxy-authorization"), ["Basic bWU6c2VjcmV0"]);
         }
     }
 }
 
 #[tokio::test]
 async fn webhooks_on_this_machine_do_not_go_through_a_proxy() {
-    let (proxy, backend) = (Proxy::start("200 OK").await, Recorder::start().await);
+    let (proxy, backend) = (Recorder::proxy("200 OK").await, Recorder::start().await);
     for host in ["127.0.0.1", "localhost"] {
         let receiver = Receiver::start().await;
         let url = receiver.url().replace("127.0.0.1", host);
@@ -367,7 +364,7 @@ async fn webhooks_on_this_machine_do_not_go_through_a_proxy() {
 }
 
 #[test]
-fn mistakes_are_told_without_secrets() {
+fn problems_are_reported_without_secrets() {
     for (keys, path, part) in [
         ("auth_header: api-key", "auth_header", "there is no key to send"),
         ("auth_scheme: Bearer", "auth_scheme", "there is no key to send"),
@@ -397,31 +394,31 @@ fn mistakes_are_told_without_secrets() {
         let text = format!("backends: [{{url: \"https://h\", {keys}}}]\n");
         let env = |_: &str| None;
         let loaded = llmproxy::config::load_text(&text, std::path::Path::new("."), &env);
-        let told: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
+        let problems: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
         let path = format!("backends[0].{path}: ");
         assert!(
-            told.len() == 1 && told[0].contains(&path) && told[0].contains(part),
-            "{keys}: {told:?}"
+            problems.len() == 1 && problems[0].contains(&path) && problems[0].contains(part),
+            "{keys}: {problems:?}"
         );
-        assert!(!told[0].contains("SECRET"), "{told:?}");
+        assert!(!problems[0].contains("SECRET"), "{problems:?}");
     }
     let env = |name: &str| (name == "HTTPS_PROXY").then(|| "socks5://me:sk-SECRET@p:1".to_owned());
     let text = "backends: [{url: \"https://h\"}, {url: \"http://h\"}]\n";
     let loaded = llmproxy::config::load_text(text, std::path::Path::new("."), &env);
-    let told: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
+    let problems: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
     assert!(
-        told.len() == 1 && told[0].contains("`HTTPS_PROXY` names a proxy of `socks5`"),
-        "{told:?}"
+        problems.len() == 1 && problems[0].contains("`HTTPS_PROXY` names a proxy of `socks5`"),
+        "{problems:?}"
     );
-    assert!(!told[0].contains("SECRET"), "{told:?}");
-    // A backend that is switched off needs no way to it.
+    assert!(!problems[0].contains("SECRET"), "{problems:?}");
+    // A disabled backend needs no proxy.
     let text = "backends: [{url: \"https://h\", enabled: false}, {url: \"http://h\"}]\n";
     let loaded = llmproxy::config::load_text(text, std::path::Path::new("."), &env);
     assert!(loaded.plan.is_some() && loaded.problems.is_empty(), "{:?}", loaded.problems);
 }
 
 #[tokio::test]
-async fn what_is_shown_of_a_configuration_holds_none_of_it() {
+async fn the_shown_configuration_contains_no_secrets() {
     let backend = Recorder::start().await;
     let configuration = format!(
         "log: {{level: trace}}\nadmin: {{enabled: true, listen: \"ADMIN\", token: admin-token}}\nbackends: [{{url: \"{}/v1?sig=sk-SECRET1\", api_key: sk-SECRET2, headers: {{X-A: sk-SECRET3}}, proxy: \"http://a:sk-SECRET4@127.0.0.1:1\"}}]\n",

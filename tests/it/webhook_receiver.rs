@@ -1,4 +1,4 @@
-//! The example `webhook-receiver`, as its README says: the gateway in front of the real thing.
+//! The example `webhook-receiver`, run as in its README.
 
 use std::{
     path::Path,
@@ -14,7 +14,7 @@ use crate::support::{Gateway, chat, eventually, free_address, http, python, sim}
 const FOLDER: &str = "examples/webhook-receiver";
 const KEY: &[u8] = b"a key for tests";
 
-/// A process that ends with its test.
+/// A process that is killed at the end of its test.
 struct Running(Child);
 
 impl Drop for Running {
@@ -24,7 +24,7 @@ impl Drop for Running {
     }
 }
 
-/// The header fields of a request of now, or of some time ago.
+/// The signed header fields of a request sent this many seconds ago.
 fn signed(id: &str, body: &str, key: &[u8], seconds_ago: i64) -> [(&'static str, String); 3] {
     use base64::{Engine as _, prelude::BASE64_STANDARD};
     let timestamp = jiff::Timestamp::now().as_second() - seconds_ago;
@@ -82,12 +82,12 @@ async fn records_are_verified_and_stored_once() {
         assert_eq!(answer.status, 200);
     }
     eventually("three records", async || totals(&root).await["totals"][0]["requests"] == 3).await;
-    let told = totals(&root).await;
-    assert_eq!(told["totals"][0]["total_tokens"], 75);
-    assert_eq!(told["totals"][0]["model"], "sim-model");
-    assert_eq!(told["missing"], serde_json::json!([]));
+    let sums = totals(&root).await;
+    assert_eq!(sums["totals"][0]["total_tokens"], 75);
+    assert_eq!(sums["totals"][0]["model"], "sim-model");
+    assert_eq!(sums["missing"], serde_json::json!([]));
 
-    // One record, twice, by hand.
+    // One record, sent twice by the test.
     let record = |sequence: u64| {
         format!(
             r#"{{"record_id":"rec_{sequence}","process":"gw_hand","sequence":{sequence},"timestamp":"2026-11-21T00:00:00.000Z","user_id":"u","model":"m","prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}"#
@@ -97,14 +97,14 @@ async fn records_are_verified_and_stored_once() {
     let headers = signed("rec_5", &first, KEY, 0);
     assert_eq!(send(&url, headers.clone(), &first).await, 204);
     assert_eq!(send(&url, headers.clone(), &first).await, 204);
-    // And in an array, with a number left out.
+    // Then in an array, with a missing sequence number.
     let several = format!("[{},{}]", record(5), record(8));
     assert_eq!(send(&url, signed("rec_5-2", &several, KEY, 0), &several).await, 204);
-    let told = totals(&root).await;
-    assert_eq!(told["totals"][1]["requests"], 2, "{told}");
-    assert_eq!(told["missing"], serde_json::json!([{"process": "gw_hand", "first": 6, "last": 7}]));
+    let sums = totals(&root).await;
+    assert_eq!(sums["totals"][1]["requests"], 2, "{sums}");
+    assert_eq!(sums["missing"], serde_json::json!([{"process": "gw_hand", "first": 6, "last": 7}]));
 
-    // Changed on the way, signed with another key, too old, of no use.
+    // Modified, signed with another key, too old, not a record.
     assert_eq!(send(&url, headers, &record(6)).await, 401);
     assert_eq!(send(&url, signed("rec_6", &record(6), b"other", 0), &record(6)).await, 401);
     assert_eq!(send(&url, signed("rec_6", &record(6), KEY, 400), &record(6)).await, 401);
@@ -112,5 +112,5 @@ async fn records_are_verified_and_stored_once() {
     for bad in ["{}", "7", "[{}]", "not json", "[null]"] {
         assert_eq!(send(&url, signed("rec_6", bad, KEY, 0), bad).await, 422, "{bad}");
     }
-    assert_eq!(totals(&root).await, told);
+    assert_eq!(totals(&root).await, sums);
 }

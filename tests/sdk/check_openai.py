@@ -1,4 +1,4 @@
-"""The official OpenAI SDK against a gateway. BASE_URL says where that is."""
+"""Tests the official OpenAI SDK with a gateway at BASE_URL."""
 
 import asyncio
 import json
@@ -98,13 +98,13 @@ class Chat(unittest.TestCase):
         with openai.OpenAI(base_url=BASE_URL, api_key="sk-test", max_retries=0, timeout=20) as sdk:
             first = sdk.chat.completions.create(model="queued", messages=HELLO, stream=True)
             next(iter(first))
-            # The comments that keep it alive are nothing to the SDK.
+            # The SDK ignores the keep-alive comments.
             second = list(ask(model="queued", stream=True))
             self.assertEqual(second[-1].choices[0].finish_reason, "stop")
             self.assertEqual(list(first)[-1].choices[0].finish_reason, "stop")
 
     def test_a_first_token_that_is_late(self):
-        # The comments meanwhile are nothing to the SDK either.
+        # The SDK ignores the comments sent meanwhile.
         chunks = list(ask(model="late", stream=True))
         self.assertEqual(chunks[0].choices[0].delta.role, "assistant")
         self.assertEqual(chunks[-1].choices[0].finish_reason, "stop")

@@ -1,4 +1,4 @@
-{{/* Contradictions that the schema of the values cannot see. */}}
+{{/* Contradictions that values.schema.json cannot express. */}}
 
 {{- define "llmproxy.checks" -}}
 {{- include "llmproxy.checkStorage" . -}}
@@ -18,7 +18,7 @@
 {{- define "llmproxy.checkStorage" -}}
 {{- $v := .Values -}}
 {{- if and $v.persistence.enabled (eq (include "llmproxy.kind" .) "Deployment") -}}
-{{- fail "persistence.enabled: a spool belongs to one gateway, and the pods of a Deployment would share the volume; leave `kind` out or set it to StatefulSet" -}}
+{{- fail "persistence.enabled: a spool belongs to one gateway, and the pods of a Deployment would share the volume; remove `kind` or set it to StatefulSet" -}}
 {{- end -}}
 {{- if not (hasPrefix "/" (toString $v.config.data_dir)) -}}
 {{- fail "config.data_dir: must be an absolute path; a volume is mounted there" -}}
@@ -30,7 +30,7 @@
 {{- $most := get $spool "max_size" | default "1GiB" -}}
 {{- $room := include "llmproxy.bytes" (dict "size" $size "key" $key) | int64 -}}
 {{- if le $room (include "llmproxy.bytes" (dict "size" $most "key" "config.usage.spool.max_size") | int64) -}}
-{{- fail (printf "%s: %s has no room for a full spool (config.usage.spool.max_size, %s)" $key (toString $size) (toString $most)) -}}
+{{- fail (printf "%s: %s is too small for a full spool (config.usage.spool.max_size, %s)" $key (toString $size) (toString $most)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -41,7 +41,7 @@
 {{- fail (printf "vllm.fleets: %s has neither a selector nor a host" .name) -}}
 {{- end -}}
 {{- if has .name (list "metrics" "admin" "headless" "simulator" "test" "dashboard") -}}
-{{- fail (printf "vllm.fleets: %s is a name that the chart needs for itself" .name) -}}
+{{- fail (printf "vllm.fleets: the name %s is reserved by the chart" .name) -}}
 {{- end -}}
 {{- end -}}
 {{- $backends := (include "llmproxy.config" . | fromYaml).backends -}}
@@ -57,19 +57,19 @@
 {{- define "llmproxy.checkReferences" -}}
 {{- $v := .Values -}}
 {{- if and $v.existingConfigMap (ne $v.reload "in-place") -}}
-{{- fail "reload: the chart does not see changes of `existingConfigMap`; `rollout` needs the chart's own" -}}
+{{- fail "reload: `rollout` does not work with `existingConfigMap`, as the chart does not see its changes" -}}
 {{- end -}}
 {{- if and $v.admin.enabled (not $v.admin.existingSecret) -}}
 {{- fail "admin.existingSecret: the admin API needs a token, by reference to a Secret" -}}
 {{- end -}}
 {{- if and (not $v.admin.enabled) (dig "admin" "enabled" false $v.config) -}}
-{{- fail "config.admin.enabled: set admin.enabled, so that port, Service and token are there as well" -}}
+{{- fail "config.admin.enabled: set admin.enabled instead, which also adds the port, the Service and the token" -}}
 {{- end -}}
 {{- if and $v.tls.enabled (not $v.tls.secretName) -}}
-{{- fail "tls.secretName: names no Secret" -}}
+{{- fail "tls.secretName: is missing" -}}
 {{- end -}}
 {{- if dig "server" "tls" "" $v.config -}}
-{{- fail "config.server.tls: set tls.enabled and tls.secretName, so that the files are there and probes speak HTTPS" -}}
+{{- fail "config.server.tls: set tls.enabled and tls.secretName instead, which also mount the files and make the probes use HTTPS" -}}
 {{- end -}}
 {{- if and $v.redis.enabled (not $v.redis.addr) -}}
 {{- fail "redis.addr: is missing" -}}
@@ -82,14 +82,14 @@
 {{- define "llmproxy.checkRoutes" -}}
 {{- $v := .Values -}}
 {{- if and $v.ingress.enabled (not $v.ingress.hosts) -}}
-{{- fail "ingress.hosts: an Ingress without a host would take the requests of everybody; name one" -}}
+{{- fail "ingress.hosts: is missing; an Ingress without a host would receive the requests for all hosts" -}}
 {{- end -}}
 {{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) -}}
-{{- fail "httpRoute.parentRefs: name the gateway that it belongs to" -}}
+{{- fail "httpRoute.parentRefs: is missing; name the Gateway to attach to" -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Whom the rules of the chart do not know. */}}
+{{/* Targets outside the cluster's fleets need rules of their own. */}}
 {{- define "llmproxy.checkEgress" -}}
 {{- $v := .Values -}}
 {{- if and $v.networkPolicy.enabled $v.networkPolicy.egress.enabled (not $v.networkPolicy.egress.rules) -}}
@@ -100,7 +100,7 @@
 {{- if .host }}{{ $others = append $others (printf "the host of the fleet %s" .name) }}{{ end -}}
 {{- end -}}
 {{- if $others -}}
-{{- fail (printf "networkPolicy.egress.rules: nothing leads to %s" (join ", " $others)) -}}
+{{- fail (printf "networkPolicy.egress.rules: no rule allows %s" (join ", " $others)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -113,22 +113,22 @@
 {{- fail (printf "autoscaling: minReplicas (%d) is more than maxReplicas (%d)" (int $a.minReplicas) (int $a.maxReplicas)) -}}
 {{- end -}}
 {{- if not (or $a.targetCPUUtilizationPercentage $a.targetRequestsInFlight $a.metrics) -}}
-{{- fail "autoscaling: there is no metric to scale by" -}}
+{{- fail "autoscaling: set at least one metric" -}}
 {{- end -}}
 {{- if and $a.targetCPUUtilizationPercentage (not (dig "requests" "cpu" "" $v.resources)) -}}
-{{- fail "autoscaling.targetCPUUtilizationPercentage: is in relation to resources.requests.cpu, which is missing" -}}
+{{- fail "autoscaling.targetCPUUtilizationPercentage: needs resources.requests.cpu, which is missing" -}}
 {{- end -}}
 {{- end -}}
 {{- if include "llmproxy.several" . -}}
 {{- range dig "auth" "pipeline" list $v.config -}}
 {{- if and (eq (toString .type) "builtin") (ne (toString .enabled) "false") -}}
-{{- fail "config.auth.pipeline: keys of type `builtin` are in a file of each gateway, and others would not know them; use redis or database, or one gateway (replicaCount: 1, no autoscaling)" -}}
+{{- fail "config.auth.pipeline: keys of type `builtin` are in a file of one gateway, which the others cannot read; use redis or database, or one gateway (replicaCount: 1, no autoscaling)" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* A ConfigMap is readable for many, so no secret may stand in it. What has a variable is taken for a reference. */}}
+{{/* Many can read a ConfigMap, so it must not contain secrets. A value with a variable counts as a reference. */}}
 {{- define "llmproxy.checkSecrets" -}}
 {{- $path := .path -}}
 {{- if kindIs "map" .node -}}
@@ -140,7 +140,7 @@
 {{- $secret = or $secret (and (eq $key "dsn") (regexMatch ":[^/@][^@]*@" $value)) -}}
 {{- $secret = or $secret (regexMatch "://[^/@]*:[^/@]+@" $value) -}}
 {{- if and $secret $value (not (contains "${" $value)) -}}
-{{- fail (printf "%s: a secret in a ConfigMap; put it into a Secret, name that in `secrets`, and write ${NAME} here" $here) -}}
+{{- fail (printf "%s: a ConfigMap must not contain a secret; put it into a Secret, refer to it in `secrets`, and write ${NAME} here" $here) -}}
 {{- end -}}
 {{- else -}}
 {{- include "llmproxy.checkSecrets" (dict "node" $value "path" $here) -}}

@@ -1,6 +1,6 @@
-{{/* The configuration of the gateway: what the user says, and what other values add to it. */}}
+{{/* The configuration of the gateway: `config`, with the additions of other values. */}}
 
-{{/* `vllm.fleets`; without them and without other backends, what carries vLLM's own label. */}}
+{{/* `vllm.fleets`. Default, if there are no other backends: the pods with vLLM's own label. */}}
 {{- define "llmproxy.fleets" -}}
 {{- $v := .Values -}}
 {{- $others := or $v.existingConfigMap $v.simulator.enabled $v.config.backends (dig "discovery" "sources" list $v.config) -}}
@@ -16,7 +16,7 @@
 {{- printf "%s.%s.svc.%s" .name .root.Release.Namespace .root.Values.clusterDomain -}}
 {{- end -}}
 
-{{/* One of `vllm.fleets` as a backend. */}}
+{{/* An entry of `vllm.fleets` as a backend. */}}
 {{- define "llmproxy.fleetBackend" -}}
 {{- $service := include "llmproxy.fleetService" . -}}
 {{- $host := .fleet.host | default (include "llmproxy.serviceHost" (dict "root" .root "name" $service)) -}}
@@ -73,7 +73,7 @@
 {{- toYaml $config -}}
 {{- end -}}
 
-{{/* What a reload cannot change: a change of these rolls the pods whatever `reload` says. */}}
+{{/* The keys that need a restart: their change rolls the pods for any value of `reload`. */}}
 {{- define "llmproxy.restartKeys" -}}
 {{- $config := include "llmproxy.config" . | fromYaml -}}
 {{- $server := $config.server | default dict -}}
@@ -85,7 +85,7 @@
 {{- toJson $fixed -}}
 {{- end -}}
 
-{{/* The port of an address of the configuration; `key` is its name. */}}
+{{/* The port of an address in the configuration; `key` is the name for error messages. */}}
 {{- define "llmproxy.port" -}}
 {{- $port := regexFind ":[0-9]+$" (toString .address) | trimPrefix ":" -}}
 {{- if not $port -}}
@@ -94,7 +94,7 @@
 {{- $port -}}
 {{- end -}}
 
-{{/* A duration of the configuration in whole seconds, rounded up. */}}
+{{/* A duration in the configuration as whole seconds, rounded up. */}}
 {{- define "llmproxy.seconds" -}}
 {{- $text := .duration | toString | trim -}}
 {{- if eq $text "0" -}}
@@ -125,7 +125,7 @@
 {{- mulf (float64 $number) (get $units $unit) | int64 -}}
 {{- end -}}
 
-{{/* The seconds that a pod needs to end: the pause, the streams, and the last records. */}}
+{{/* The seconds that a pod needs to terminate: preStop, the streams, and the last records. */}}
 {{- define "llmproxy.gracePeriod" -}}
 {{- $drain := dig "server" "graceful_shutdown_timeout" "60s" .Values.config -}}
 {{- $drain = include "llmproxy.seconds" (dict "duration" $drain "key" "server.graceful_shutdown_timeout") | int -}}

@@ -1,4 +1,4 @@
-{{/* Names, labels, image: what every object needs. */}}
+{{/* Names, labels and image, used by all objects. */}}
 
 {{- define "llmproxy.name" -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
@@ -20,7 +20,7 @@ app.kubernetes.io/name: {{ include "llmproxy.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{/* The labels by which the gateways are found; those of the simulator differ in the component. */}}
+{{/* The labels that select the gateway pods; those of the simulator differ in the component. */}}
 {{- define "llmproxy.gatewayLabels" -}}
 {{ include "llmproxy.selectorLabels" . }}
 app.kubernetes.io/component: gateway
@@ -69,13 +69,13 @@ true
 {{- .Values.existingConfigMap | default (include "llmproxy.fullname" .) -}}
 {{- end -}}
 
-{{/* The port at which /metrics, /health and /ready are: `metrics`, or `http` without one of its own. */}}
+{{/* The port of /metrics, /health and /ready: `metrics`, or `http` without a separate port. */}}
 {{- define "llmproxy.operatorPort" -}}
 {{- $server := dig "server" dict .Values.config -}}
 {{- ternary "metrics" "http" (not (empty (get $server "metrics_listen"))) -}}
 {{- end -}}
 
-{{/* HTTP or HTTPS, for that port. */}}
+{{/* The scheme of that port: HTTP or HTTPS. */}}
 {{- define "llmproxy.operatorScheme" -}}
 {{- ternary "HTTPS" "HTTP" (and .Values.tls.enabled (eq (include "llmproxy.operatorPort" .) "http")) -}}
 {{- end -}}

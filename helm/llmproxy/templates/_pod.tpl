@@ -1,8 +1,8 @@
-{{/* The pod of a gateway, for Deployment and StatefulSet. */}}
+{{/* The pod template of the gateway, for Deployment and StatefulSet. */}}
 
 {{- define "llmproxy.podTemplate" -}}
 metadata:
-  {{- /* Not all labels: a new version of the chart alone is no reason to roll. */}}
+  {{- /* Without the version labels: a new chart version alone must not roll the pods. */}}
   labels:
     {{- include "llmproxy.gatewayLabels" . | nindent 4 }}
     {{- with .Values.commonLabels }}
@@ -121,7 +121,7 @@ volumeMounts:
   {{- include "llmproxy.volumeMounts" . | trim | nindent 2 }}
 {{- end -}}
 
-{{/* What the gateway listens on: the API first, then what has a port of its own. */}}
+{{/* The ports of the gateway: the API first. */}}
 {{- define "llmproxy.ports" -}}
 - name: http
   port: {{ include "llmproxy.port" (dict "address" .Values.config.listen "key" "listen") }}
@@ -164,7 +164,7 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
-{{/* The secrets that are wanted as files, as a list of sources of one volume. */}}
+{{/* The secrets provided as files: sources of one projected volume. */}}
 {{- define "llmproxy.secretFiles" -}}
 {{- range .Values.secrets }}
 {{- if .file }}
@@ -207,7 +207,7 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
-{{/* A mounted folder follows its ConfigMap; a file that is mounted by its path stays what it was. */}}
+{{/* A mounted folder follows its ConfigMap; a file mounted with `subPath` does not change. */}}
 {{- define "llmproxy.volumeMounts" -}}
 {{- if eq .Values.reload "rollout" }}
 {{- range $file := prepend (keys .Values.scripts | sortAlpha) "llmproxy.yaml" }}

@@ -1,4 +1,4 @@
-//! What Compose would run with the profile `sim`, but Grafana.
+//! The processes of the Compose profile `sim`, except Grafana.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use crate::support::{
 
 const BINARY: &str = env!("CARGO_BIN_EXE_llmproxy");
 
-/// A process that ends with its test.
+/// A process that is killed at the end of its test.
 struct Running(Child);
 
 impl Running {
@@ -37,7 +37,7 @@ impl Drop for Running {
     }
 }
 
-/// The processes, each of which has what its container would have.
+/// The processes, each with the files and environment of its container.
 pub struct Stack {
     pub compose: Value,
     pub gateway: SocketAddr,
@@ -51,7 +51,7 @@ pub struct Stack {
     names: NameServer,
 }
 
-/// Two addresses with the same port, as two containers have.
+/// Two addresses with the same port, like two containers.
 fn twins() -> Vec<SocketAddr> {
     loop {
         let one = free_address();
@@ -84,7 +84,7 @@ impl Stack {
             names,
         };
         let sim = &stack.compose["services"]["sim"];
-        // The name servers of the network answer the alias with the addresses of both.
+        // The DNS of the network resolves the alias to both addresses.
         let alias = sim["networks"]["default"]["aliases"][0].as_str().unwrap().to_owned();
         stack.names.set(&alias, &["127.0.0.1", "127.0.0.2"]);
         assert_eq!(sim["deploy"]["replicas"], stack.sims.len());
@@ -108,12 +108,12 @@ impl Stack {
         self.folder.path().join("llmproxy.yaml")
     }
 
-    /// What the container of a service runs; `with`: texts in its command to replace.
+    /// Runs the command of a service. `with`: replacements in the command.
     fn command(&self, service: &str, with: &[(&str, String)]) -> Command {
         self.of(service, words(&self.compose["services"][service]["command"]), with)
     }
 
-    /// A command in the container of a service, which has no other environment than Compose gives it.
+    /// A command in the container of a service, with only the environment from Compose.
     fn of(&self, service: &str, words: Vec<String>, with: &[(&str, String)]) -> Command {
         let mut command = Command::new(BINARY);
         command.env_clear().current_dir(self.folder.path());
@@ -129,7 +129,7 @@ impl Stack {
             }
             command.arg(word);
         }
-        // Where the others are, in place of the names and ports in Compose's network.
+        // The addresses of the other processes, instead of the names in the Compose network.
         command.env("LLMPROXY_DATA_DIR", self.folder.path().join("data"));
         command.env("LISTEN", self.gateway.to_string());
         command.env("METRICS_LISTEN", self.metrics.to_string());
@@ -145,7 +145,7 @@ impl Stack {
         self.running.push(Running::start(&mut command, &log));
     }
 
-    /// Asks as the README does.
+    /// Sends a request as in the README.
     pub async fn ask(&self, key: &str) -> u16 {
         let readme = read("README.md");
         let body = readme.split("-d '").nth(1).unwrap().split('\'').next().unwrap();
@@ -159,14 +159,14 @@ impl Stack {
         answer.status
     }
 
-    /// Checks the health of a service as Compose does.
+    /// Runs the health check of a service as Compose does.
     pub fn healthy(&self, service: &str, with: &[(&str, String)]) {
         let test = words(&self.compose["services"][service]["healthcheck"]["test"]);
         assert_eq!(test[..2], ["CMD", "/llmproxy"]);
         run(&mut self.of(service, test[2..].to_vec(), with));
     }
 
-    /// Runs Prometheus as Compose does, which then finds all targets; returns where.
+    /// Runs Prometheus as Compose does and waits until all targets are up. Returns its URL.
     pub async fn observed(&mut self) -> String {
         let root = self.folder.path().to_owned();
         let service = self.compose["services"]["prometheus"].clone();

@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client that sends what it is told to send, and shows what comes as it comes.
+//! A raw HTTP/1.1 client: it sends any bytes and shows each response chunk as it arrives.
 
 use std::net::SocketAddr;
 
@@ -16,17 +16,16 @@ pub struct Client {
     buffer: Vec<u8>,
 }
 
-/// An answer.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// The body ended as HTTP says that it must.
+    /// The body ended as its framing requires.
     pub whole: bool,
 }
 
-impl Answer {
+impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
@@ -47,7 +46,7 @@ impl Client {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Sends bytes; an error means that the other side is gone.
+    /// Sends bytes; `false` if the peer has closed the connection.
     pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).await.is_ok()
     }
@@ -56,7 +55,7 @@ impl Client {
         assert!(self.try_send(bytes).await, "the gateway has closed the connection");
     }
 
-    /// Sends a POST with a JSON body, and more header lines.
+    /// Sends a POST with a JSON body and additional header lines.
     pub async fn post_with(&mut self, path: &str, headers: &str, body: &[u8]) {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n{headers}Content-Length: {}\r\n\r\n",
@@ -70,25 +69,25 @@ impl Client {
     }
 
     /// Sends a POST and reads the answer.
-    pub async fn ask(&mut self, path: &str, body: impl AsRef<[u8]>) -> Answer {
+    pub async fn ask(&mut self, path: &str, body: impl AsRef<[u8]>) -> Response {
         self.post(path, body).await;
         self.answer().await
     }
 
-    pub async fn get(&mut self, path: &str) -> Answer {
+    pub async fn get(&mut self, path: &str) -> Response {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n").as_bytes()).await;
         self.answer().await
     }
 
-    /// Reads more; `false` at the end.
+    /// Reads more; `false` at the end of the connection.
     async fn more(&mut self) -> bool {
         self.buffer.reserve(64 * 1024);
         let read = timeout(PATIENCE, self.stream.read_buf(&mut self.buffer)).await;
         read.expect("the gateway is silent").unwrap_or(0) > 0
     }
 
-    /// Reads the head of an answer, 100 included.
-    pub async fn head(&mut self) -> Answer {
+    /// Reads the head of a response, also an interim one (1xx).
+    pub async fn head(&mut self) -> Response {
         loop {
             if let Some(end) = memchr::memmem::find(&self.buffer, b"\r\n\r\n") {
                 let head: Vec<u8> = self.buffer.drain(..end + 4).collect();
@@ -98,8 +97,8 @@ impl Client {
         }
     }
 
-    /// Reads a whole answer.
-    pub async fn answer(&mut self) -> Answer {
+    /// Reads a whole response, after any interim ones.
+    pub async fn answer(&mut self) -> Response {
         let mut answer = self.head().await;
         while (100..200).contains(&answer.status) {
             answer = self.head().await;
@@ -107,8 +106,8 @@ impl Client {
         self.rest(answer).await
     }
 
-    /// Reads the rest of an answer whose head was read.
-    pub async fn rest(&mut self, mut answer: Answer) -> Answer {
+    /// Reads the body of a response whose head was read.
+    pub async fn rest(&mut self, mut answer: Response) -> Response {
         if answer.header("transfer-encoding") == Some("chunked") {
             loop {
                 match self.chunk().await {
@@ -130,7 +129,7 @@ impl Client {
         answer
     }
 
-    /// Reads chunks to the end of a chunked body.
+    /// Reads to the end of a chunked body.
     pub async fn answer_rest(&mut self) {
         while self.chunk().await.is_some_and(|chunk| !chunk.is_empty()) {}
     }
@@ -157,12 +156,12 @@ impl Client {
     }
 }
 
-fn parse_head(head: &str) -> Answer {
+fn parse_head(head: &str) -> Response {
     let mut lines = head.trim_end().split("\r\n");
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     let headers = lines
         .map(|line| line.split_once(':').unwrap())
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    Answer { status, headers, body: Vec::new(), whole: true }
+    Response { status, headers, body: Vec::new(), whole: true }
 }

@@ -1,4 +1,4 @@
-//! A name server: answers what the test says, by UDP.
+//! A DNS server over UDP with records set by the test.
 
 use std::{
     collections::HashMap,
@@ -8,14 +8,14 @@ use std::{
 
 use tokio::{net::UdpSocket, task::JoinHandle};
 
-/// What it says of a name: addresses, for a second; or that it has failed.
+/// Addresses of each name, with a TTL of one second; `None` for SERVFAIL.
 type Names = Arc<Mutex<HashMap<String, Option<Vec<IpAddr>>>>>;
 
 /// A running server. It stops when dropped.
 pub struct NameServer {
     pub address: SocketAddr,
     names: Names,
-    asked: Arc<Mutex<u64>>,
+    questions: Arc<Mutex<u64>>,
     task: JoinHandle<()>,
 }
 
@@ -23,28 +23,28 @@ impl NameServer {
     pub async fn start() -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = socket.local_addr().unwrap();
-        let (names, asked) = (Names::default(), Arc::default());
-        let task = tokio::spawn(serve(socket, Arc::clone(&names), Arc::clone(&asked)));
-        Self { address, names, asked, task }
+        let (names, questions) = (Names::default(), Arc::default());
+        let task = tokio::spawn(serve(socket, Arc::clone(&names), Arc::clone(&questions)));
+        Self { address, names, questions, task }
     }
 
-    /// Says from now on that a name has these addresses. None: it has no address.
+    /// Sets the addresses of a name. An empty list means a name without addresses.
     pub fn set(&self, name: &str, addresses: &[&str]) {
         let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
         self.names.lock().unwrap().insert(name.to_owned(), Some(addresses));
     }
 
-    /// Says from now on that it cannot say anything of a name.
+    /// Answers SERVFAIL for this name from now on.
     pub fn fail(&self, name: &str) {
         self.names.lock().unwrap().insert(name.to_owned(), None);
     }
 
-    /// Questions that have come.
-    pub fn asked(&self) -> u64 {
-        *self.asked.lock().unwrap()
+    /// The count of questions received.
+    pub fn questions(&self) -> u64 {
+        *self.questions.lock().unwrap()
     }
 
-    /// The section of a configuration that asks here.
+    /// The configuration section that uses this server.
     pub fn section(&self) -> String {
         format!("discovery: {{dns_servers: [\"{}\"]}}\n", self.address)
     }
@@ -56,11 +56,11 @@ impl Drop for NameServer {
     }
 }
 
-async fn serve(socket: UdpSocket, names: Names, asked: Arc<Mutex<u64>>) {
+async fn serve(socket: UdpSocket, names: Names, questions: Arc<Mutex<u64>>) {
     let mut buffer = [0; 1500];
     loop {
         let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-        *asked.lock().unwrap() += 1;
+        *questions.lock().unwrap() += 1;
         socket.send_to(&answer(&buffer[..length], &names), from).await.unwrap();
     }
 }
@@ -78,7 +78,7 @@ fn answer(question: &[u8], names: &Names) -> Vec<u8> {
     }
     let kind = question[at + 2];
     let known = names.lock().unwrap().get(&name.to_ascii_lowercase()).cloned();
-    // A name that is not known does not exist; one without addresses has no records.
+    // An unknown name gets NXDOMAIN; a name without addresses gets an empty answer.
     let (code, addresses) = match known {
         Some(Some(addresses)) => (0, addresses),
         Some(None) => (2, Vec::new()),
@@ -96,7 +96,7 @@ fn answer(question: &[u8], names: &Names) -> Vec<u8> {
     out.extend([0x85, 0x80 | code, 0, 1, 0, records.len() as u8, 0, 0, 0, 0]);
     out.extend(&question[12..at + 5]);
     for data in &records {
-        // The name is that of the question; class IN, for one second.
+        // The name of the question by a pointer, class IN, a TTL of one second.
         out.extend([0xc0, 12, 0, kind, 0, 1, 0, 0, 0, 1, 0, data.len() as u8]);
         out.extend(data);
     }

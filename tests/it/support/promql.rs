@@ -1,4 +1,4 @@
-//! Which metrics and labels a PromQL query speaks of, and whether a scrape has them.
+//! Checks that the metrics and labels of a PromQL query exist in a scrape.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,20 +9,20 @@ use promql_parser::{
 
 pub type Labels = BTreeSet<String>;
 
-/// What Prometheus itself adds to each series, by its configuration.
+/// Labels that Prometheus adds to each series.
 const TARGET: [&str; 3] = ["job", "instance", "namespace"];
 
-/// What gateways have shown.
+/// The families and series exposed by gateways.
 #[derive(Default)]
 pub struct Scrape {
     /// Families with their types.
     pub families: BTreeMap<String, String>,
-    /// Series by the names of their samples.
+    /// Labels of each series, by sample name.
     series: BTreeMap<String, Vec<BTreeMap<String, String>>>,
 }
 
 impl Scrape {
-    /// Adds what `/metrics` says.
+    /// Adds the text of `/metrics`.
     pub fn add(&mut self, text: &str) {
         for line in text.lines() {
             if let Some(family) = line.strip_prefix("# TYPE ") {
@@ -51,17 +51,17 @@ impl Scrape {
     }
 }
 
-/// `a="b",c="d"`; no value of a test has a quote in it.
+/// Parses `a="b",c="d"`. No value in the tests contains a quote.
 fn labels(text: &str) -> BTreeMap<String, String> {
     let split = |pair: &str| pair.split_once("=\"").map(|(a, b)| (a.to_owned(), b.to_owned()));
     let pairs = text.strip_suffix('"').unwrap_or(text).split("\",");
     pairs.map(|pair| split(pair).unwrap_or_else(|| panic!("{text}"))).collect()
 }
 
-/// Looks at queries.
+/// Checks queries against a scrape.
 pub struct Reader<'a> {
     scrape: &'a Scrape,
-    /// Families that were asked about.
+    /// Families that the queries read.
     pub used: BTreeSet<String>,
 }
 
@@ -70,15 +70,15 @@ impl<'a> Reader<'a> {
         Self { scrape, used: BTreeSet::new() }
     }
 
-    /// The labels of what a query gives.
+    /// The labels of the result of a query.
     ///
     /// # Errors
-    /// If it is no PromQL, or asks for what is nowhere.
+    /// If the query is not valid PromQL, or reads a metric or label that does not exist.
     pub fn labels(&mut self, query: &str) -> Result<Labels, String> {
         Ok(self.expr(&parser::parse(query)?)?.unwrap_or_default())
     }
 
-    /// `None`: a number, or a text.
+    /// `None` for a number or a text.
     fn expr(&mut self, expr: &Expr) -> Result<Option<Labels>, String> {
         match expr {
             Expr::NumberLiteral(_) | Expr::StringLiteral(_) => Ok(None),
@@ -104,15 +104,17 @@ impl<'a> Reader<'a> {
                 match (call.func.name, result) {
                     ("histogram_quantile", Some(mut labels)) => match labels.remove("le") {
                         true => Ok(Some(labels)),
-                        false => Err("a quantile of what has no `le`".to_owned()),
+                        false => Err("a quantile of a vector without `le`".to_owned()),
                     },
-                    // Its labels are those of `=`, of which none is used here.
+                    // Its labels come from `=` matchers; no query here uses them.
                     ("absent", _) => Ok(Some(Labels::new())),
-                    ("label_replace" | "label_join", _) => Err("not understood here".to_owned()),
+                    ("label_replace" | "label_join", _) => {
+                        Err("not supported by this check".to_owned())
+                    }
                     (_, result) => Ok(result),
                 }
             }
-            Expr::Extension(_) => Err("no PromQL".to_owned()),
+            Expr::Extension(_) => Err("not PromQL".to_owned()),
         }
     }
 
@@ -131,13 +133,13 @@ impl<'a> Reader<'a> {
             }
         }
         if !series.iter().any(|labels| matches(&selector.matchers, labels)) {
-            return Err(format!("no series of {name} is so: {:?}", selector.matchers));
+            return Err(format!("no series of {name} matches {:?}", selector.matchers));
         }
         Ok(all)
     }
 
     fn aggregate(&mut self, aggregate: &AggregateExpr) -> Result<Labels, String> {
-        let inner = self.expr(&aggregate.expr)?.ok_or("an aggregate of no vector")?;
+        let inner = self.expr(&aggregate.expr)?.ok_or("an aggregate without a vector")?;
         if [token::T_TOPK, token::T_BOTTOMK].contains(&aggregate.op.id()) {
             return Ok(inner);
         }
@@ -164,14 +166,14 @@ fn has_all(there: &Labels, wanted: &Labels) -> Result<(), String> {
     }
 }
 
-/// Whether a series of a gateway is meant. What Prometheus adds may be anything.
+/// Whether the matchers select a series of a gateway. The labels of the target may have any value.
 fn matches(matchers: &Matchers, labels: &BTreeMap<String, String>) -> bool {
     let value = |name: &str| labels.get(name).map_or("", String::as_str);
     let own = |name: &str| !TARGET.contains(&name);
     matchers.matchers.iter().filter(|m| own(&m.name)).all(|m| m.is_match(value(&m.name)))
 }
 
-/// The labels of two vectors that are brought together.
+/// The labels of the result of a binary operation on two vectors.
 fn join(l: Labels, r: Labels, modifier: Option<&BinModifier>, or: bool) -> Result<Labels, String> {
     if or {
         return Ok(&l | &r);
@@ -187,7 +189,7 @@ fn join(l: Labels, r: Labels, modifier: Option<&BinModifier>, or: bool) -> Resul
         Some(ignoring) => (&l - &named(ignoring), &r - &named(ignoring)),
         None => (l.clone(), r.clone()),
     };
-    // Prometheus finds no pairs then, and says nothing.
+    // Otherwise Prometheus finds no pairs, and returns an empty result without an error.
     match left == right {
         true => Ok(l),
         false => Err(format!("{left:?} never equals {right:?}")),

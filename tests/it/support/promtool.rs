@@ -1,4 +1,4 @@
-//! Prometheus' own programs: the checker of configurations and rules, and the server.
+//! The programs of Prometheus: `promtool` and the server.
 
 use std::{
     fs::{self, File},
@@ -6,35 +6,35 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-/// The program `promtool`.
+use super::run;
+
 pub fn promtool() -> PathBuf {
     program("promtool")
 }
 
-/// Runs `promtool` in the folder of the package; it must be content.
+/// Runs `promtool` in the folder of the package; it must succeed.
 pub fn check(arguments: &[&str]) {
     run(Command::new(promtool()).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")));
 }
 
-/// The server.
 pub fn prometheus() -> PathBuf {
     program("prometheus")
 }
 
-/// That of the machine, or the one in Debian's and Ubuntu's package of Prometheus, which is unpacked
-/// once, below `target`. Installing it would start a server.
+/// The installed program, or the one of the Debian package, which is unpacked once below `target`.
+/// Installing the package would start a server.
 fn program(name: &str) -> PathBuf {
     if output(Command::new(name).arg("--version")).is_some() {
         return name.into();
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/prometheus");
     fs::create_dir_all(&folder).unwrap();
-    // Tests are processes: the first gets it, and the others wait. The lock ends with the file.
+    // Tests run as processes: the first one fetches, the others wait. Closing the file unlocks it.
     let lock = File::create(folder.join("lock")).unwrap();
     lock.lock().unwrap();
     let programs = folder.join("unpacked/usr/bin");
     if !programs.exists() {
-        // Renamed when it is whole: what was broken off is made anew.
+        // Renamed when complete, so that an interrupted download is repeated.
         let new = folder.join("new");
         fs::remove_dir_all(&new).ok();
         fs::create_dir_all(new.join("lists/partial")).unwrap();
@@ -46,9 +46,8 @@ fn program(name: &str) -> PathBuf {
     programs.join(name)
 }
 
-/// Fetches the package into the folder. A machine that has not asked for a list of packages for long
-/// does not know where the package is; then the list is fetched too, to a place of its own, as the
-/// machine's belongs to root.
+/// Fetches the package into the folder. If the machine's list of packages is out of date, the list is
+/// fetched too, into the folder, as the machine's own belongs to root.
 fn download(folder: &Path) -> PathBuf {
     let apt = |options: &[String], words: &[&str]| {
         let mut command = Command::new("apt-get");
@@ -68,10 +67,4 @@ fn download(folder: &Path) -> PathBuf {
 
 fn output(command: &mut Command) -> Option<Output> {
     command.stdin(Stdio::null()).output().ok().filter(|out| out.status.success())
-}
-
-fn run(command: &mut Command) {
-    let out = command.stdin(Stdio::null()).output().unwrap();
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    assert!(out.status.success(), "{command:?}\n{}\n{}", text(&out.stdout), text(&out.stderr));
 }

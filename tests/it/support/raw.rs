@@ -1,4 +1,4 @@
-//! A backend that sends bytes as it is told to, whether they are HTTP or not.
+//! A backend that sends given bytes, which need not be HTTP.
 
 use std::{
     sync::{
@@ -13,27 +13,25 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// What a backend does after it has read a request.
+/// An action of the backend after it has read a request.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// Sends these bytes.
     Send(Vec<u8>),
-    /// Sends these bytes so many times; gives up if nobody reads.
+    /// Sends these bytes this many times; stops if the connection fails.
     Flood(Vec<u8>, usize),
-    /// Waits so many milliseconds.
+    /// In milliseconds.
     Pause(u64),
-    /// Waits until the other side closes.
+    /// Waits until the peer closes.
     Open,
     /// Resets the connection.
     Reset,
 }
 
-/// Bytes to send.
 pub fn send(text: impl AsRef<[u8]>) -> Step {
     Step::Send(text.as_ref().to_vec())
 }
 
-/// The head of an answer with these lines, each of which ends with a line break.
+/// The head of a response with these header lines, each of which ends with a line break.
 pub fn head(lines: &str) -> Step {
     send(format!("HTTP/1.1 200 OK\r\n{lines}\r\n"))
 }
@@ -52,13 +50,12 @@ pub fn chunk(text: impl AsRef<[u8]>) -> Step {
     Step::Send(all)
 }
 
-/// The last chunk.
 pub fn last() -> Step {
     send("0\r\n\r\n")
 }
 
-/// Starts a backend. It does with the request of this number, counted from 0, what it is told to, and
-/// closes the connection. Its URL, and how many requests have come.
+/// Starts a backend that performs the steps for each request, by its number from 0, and closes the
+/// connection. Returns its URL and the count of requests.
 pub async fn backend(
     steps: impl Fn(usize) -> Vec<Step> + Send + 'static,
 ) -> (String, Arc<AtomicUsize>) {

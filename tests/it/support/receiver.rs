@@ -1,4 +1,4 @@
-//! A receiver of usage records.
+//! A webhook that receives usage records.
 
 use std::{
     collections::VecDeque,
@@ -19,24 +19,23 @@ use serde_json::Value;
 
 use super::eventually;
 
-/// A request that came.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     pub at: Instant,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// What it was answered.
+    /// The status of the response.
     pub status: u16,
 }
 
 #[derive(Default)]
 struct Book {
     attempts: Vec<Attempt>,
-    /// Answers to the next requests, with `Retry-After`.
+    /// Status and `Retry-After` for the next requests.
     answers: VecDeque<(u16, Option<&'static str>)>,
-    /// The answer to all others.
+    /// The status for all other requests.
     always: Option<u16>,
-    /// A body that holds this is answered 422.
+    /// A body that contains this gets 422.
     poison: Option<&'static str>,
 }
 
@@ -54,7 +53,7 @@ impl Receiver {
         Self::at((Ipv4Addr::LOCALHOST, 0).into()).await
     }
 
-    /// One at this address.
+    /// Starts a receiver at this address.
     pub async fn at(address: SocketAddr) -> Self {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -72,27 +71,27 @@ impl Receiver {
         format!("http://{}/usage", self.address)
     }
 
-    /// The section of a configuration that sends records here.
+    /// The configuration section that sends records here.
     pub fn hook(&self) -> String {
         format!("usage_hook:\n  url: \"{}\"\n", self.url())
     }
 
-    /// Answers 500 to the next so many.
+    /// Answers 500 to the next `n` requests.
     pub fn refuse(&self, n: u32) {
         self.answer((0..n).map(|_| (500, None)));
     }
 
-    /// Answers the next ones so, with `Retry-After`.
+    /// Sets status and `Retry-After` for the next requests.
     pub fn answer(&self, answers: impl IntoIterator<Item = (u16, Option<&'static str>)>) {
         self.book().answers.extend(answers);
     }
 
-    /// Answers all so, after those that were named; `None`: accepts them.
+    /// Sets the status for all requests after those of `answer`; `None` accepts them.
     pub fn always(&self, status: Option<u16>) {
         self.book().always = status;
     }
 
-    /// Answers 422 to everything that holds this.
+    /// Answers 422 to every body that contains this.
     pub fn poison(&self, text: &'static str) {
         self.book().poison = Some(text);
     }
@@ -101,17 +100,17 @@ impl Receiver {
         self.book().attempts.len() as u32
     }
 
-    /// All requests, in the order in which they came.
+    /// All requests, in the order of arrival.
     pub fn requests(&self) -> Vec<Attempt> {
         self.book().attempts.clone()
     }
 
-    /// The requests that were accepted.
+    /// The accepted requests.
     pub fn accepted(&self) -> Vec<Attempt> {
         self.requests().into_iter().filter(|attempt| attempt.status == 204).collect()
     }
 
-    /// The records that were accepted, alone or in arrays.
+    /// The accepted records, sent singly or in arrays.
     pub fn all(&self) -> Vec<Value> {
         let records = |attempt: Attempt| match serde_json::from_slice(&attempt.body).unwrap() {
             Value::Array(records) => records,
@@ -120,18 +119,18 @@ impl Receiver {
         self.accepted().into_iter().flat_map(records).collect()
     }
 
-    /// The headers with which the first record came.
+    /// The headers of the first accepted request.
     pub fn headers(&self) -> HeaderMap {
         self.accepted()[0].headers.clone()
     }
 
-    /// Waits for so many records in all and returns them.
+    /// Waits for `n` records in all and returns them.
     pub async fn wait_for(&self, n: usize) -> Vec<Value> {
         eventually(&format!("{n} usage records"), async || self.all().len() >= n).await;
         self.all()
     }
 
-    /// Waits for the one record there is.
+    /// Waits for a record, which must be the only one.
     pub async fn one(&self) -> Value {
         let all = self.wait_for(1).await;
         assert_eq!(all.len(), 1, "{all:?}");

@@ -1,4 +1,4 @@
-//! A server that answers whatever it is asked, and remembers it; with or without TLS. And a proxy.
+//! Servers that record the requests they get: a backend, with or without TLS, and a proxy.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -13,29 +13,28 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// A request.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct Request {
     /// `GET /path`.
     pub line: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
 }
 
-impl Asked {
-    /// The values of a field.
+impl Request {
+    /// All values of a header.
     pub fn values(&self, name: &str) -> Vec<&str> {
         let found = self.headers.iter().filter(|(n, _)| n == name);
         found.map(|(_, value)| value.as_str()).collect()
     }
 }
 
-type All = Arc<Mutex<Vec<Asked>>>;
+type Requests = Arc<Mutex<Vec<Request>>>;
 
 /// A running server. It stops when dropped.
 pub struct Recorder {
     pub address: SocketAddr,
-    asked: All,
+    requests: Requests,
     task: JoinHandle<()>,
 }
 
@@ -46,16 +45,21 @@ impl Drop for Recorder {
 }
 
 impl Recorder {
+    /// A backend.
     pub async fn start() -> Self {
-        Self::listen((Ipv4Addr::LOCALHOST, 0).into(), None).await
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into()).await
     }
 
-    /// At this address.
+    /// A backend at this address.
     pub async fn start_at(address: SocketAddr) -> Self {
-        Self::listen(address, None).await
+        Self::listen(
+            address,
+            |mut stream, requests| async move { serve(&mut stream, &requests).await },
+        )
+        .await
     }
 
-    /// With TLS, by `cert.pem` and `key.pem` of a folder.
+    /// A backend with TLS, by `cert.pem` and `key.pem` of a folder.
     pub async fn tls(folder: &Path) -> Self {
         let file = |name: &str| folder.join(name).display().to_string();
         let files = load_certs_and_key_files(&file("cert.pem"), &file("key.pem"));
@@ -63,57 +67,68 @@ impl Recorder {
         llmproxy::store::tls::install_crypto();
         let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
         let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
-        Self::listen((Ipv4Addr::LOCALHOST, 0).into(), Some(acceptor)).await
+        Self::listen((Ipv4Addr::LOCALHOST, 0).into(), move |stream, requests| {
+            let acceptor = acceptor.clone();
+            async move {
+                let mut stream = acceptor.accept(stream).await.ok()?;
+                serve(&mut stream, &requests).await
+            }
+        })
+        .await
     }
 
-    async fn listen(address: SocketAddr, tls: Option<TlsAcceptor>) -> Self {
+    /// A proxy that answers `CONNECT` with this status line. Every tunnel leads to this machine,
+    /// whatever host the request names.
+    pub async fn proxy(status: &'static str) -> Self {
+        Self::listen((Ipv4Addr::LOCALHOST, 0).into(), move |stream, requests| {
+            tunnel(stream, status, requests)
+        })
+        .await
+    }
+
+    async fn listen<F>(
+        address: SocketAddr,
+        serve: impl Fn(TcpStream, Requests) -> F + Send + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Option<()>> + Send + 'static,
+    {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let asked = All::default();
-        let seen = Arc::clone(&asked);
+        let requests = Requests::default();
+        let seen = Arc::clone(&requests);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (tls, seen) = (tls.clone(), Arc::clone(&seen));
-                tokio::spawn(async move {
-                    match tls {
-                        None => serve(stream, &seen).await,
-                        Some(tls) => {
-                            if let Ok(stream) = tls.accept(stream).await {
-                                serve(stream, &seen).await;
-                            }
-                        }
-                    }
-                });
+                tokio::spawn(serve(stream, Arc::clone(&seen)));
             }
         });
-        Self { address, asked, task }
+        Self { address, requests, task }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What it was asked.
-    pub fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+    pub fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
     }
 
-    /// The first lines of what it was asked.
+    /// Method and path of each request.
     pub fn lines(&self) -> Vec<String> {
-        self.asked().into_iter().map(|asked| asked.line).collect()
+        self.requests().into_iter().map(|request| request.line).collect()
     }
 
-    /// The only inference request that it was asked.
-    pub fn only(&self) -> Asked {
-        let mut posts = self.asked();
-        posts.retain(|asked| asked.line.starts_with("POST "));
+    /// The only inference request.
+    pub fn only(&self) -> Request {
+        let mut posts = self.requests();
+        posts.retain(|request| request.line.starts_with("POST "));
         assert_eq!(posts.len(), 1, "{posts:?}");
         posts.remove(0)
     }
 }
 
-/// Reads a request; `None` at the end.
-async fn request<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Asked> {
+/// Reads a request; `None` at the end of the connection.
+async fn request<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Request> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -129,15 +144,16 @@ async fn request<S: AsyncRead + Unpin>(stream: &mut S) -> Option<Asked> {
     let length = headers.iter().find(|(name, _)| name == "content-length");
     let mut body = vec![0; length.map_or(0, |(_, value)| value.parse().unwrap())];
     stream.read_exact(&mut body).await.ok()?;
-    Some(Asked { line, headers })
+    Some(Request { line, headers })
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, seen: &All) {
-    while let Some(asked) = request(&mut stream).await {
-        let path = asked.line.split(['?', ' ']).nth(1).unwrap_or_default().to_owned();
-        seen.lock().unwrap().push(asked);
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, seen: &Requests) -> Option<()> {
+    loop {
+        let request = request(stream).await?;
+        let path = request.line.split(['?', ' ']).nth(1).unwrap_or_default().to_owned();
+        seen.lock().unwrap().push(request);
         let body = if path.ends_with("/models") {
-            r#"{"object":"list","data":[{"id":"told-model","object":"model"}]}"#
+            r#"{"object":"list","data":[{"id":"listed-model","object":"model"}]}"#
         } else if path.ends_with("/metrics") {
             "vllm:num_requests_running{} 0.0\nvllm:num_requests_waiting{} 0.0\n"
         } else {
@@ -147,59 +163,14 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, seen: &All) {
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
-        if stream.write_all(answer.as_bytes()).await.is_err() {
-            return;
-        }
+        stream.write_all(answer.as_bytes()).await.ok()?;
     }
 }
 
-/// A proxy: it makes every tunnel to this machine, whatever the host is called.
-pub struct Proxy {
-    pub address: SocketAddr,
-    asked: All,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Proxy {
-    /// A proxy that answers `CONNECT` with this status line.
-    pub async fn start(status: &'static str) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let asked = All::default();
-        let seen = Arc::clone(&asked);
-        let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(tunnel(stream, status, Arc::clone(&seen)));
-            }
-        });
-        Self { address, asked, task }
-    }
-
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// What it was asked.
-    pub fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
-    }
-
-    /// The first lines of what it was asked.
-    pub fn lines(&self) -> Vec<String> {
-        self.asked().into_iter().map(|asked| asked.line).collect()
-    }
-}
-
-async fn tunnel(mut stream: TcpStream, status: &str, seen: All) -> Option<()> {
-    let asked = request(&mut stream).await?;
-    let port: u16 = asked.line.rsplit(':').next()?.parse().ok()?;
-    seen.lock().unwrap().push(asked);
+async fn tunnel(mut stream: TcpStream, status: &str, seen: Requests) -> Option<()> {
+    let request = request(&mut stream).await?;
+    let port: u16 = request.line.rsplit(':').next()?.parse().ok()?;
+    seen.lock().unwrap().push(request);
     stream.write_all(format!("HTTP/1.1 {status}\r\nVia: test\r\n\r\n").as_bytes()).await.ok()?;
     if status.starts_with("200") {
         let mut target = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?;

@@ -1,4 +1,4 @@
-//! Real servers: Redis, PostgreSQL and MariaDB, each a process with data of its own.
+//! Real servers: Redis, PostgreSQL and MariaDB, each a process with its own data folder.
 
 use std::{
     env,
@@ -19,14 +19,14 @@ use tempfile::TempDir;
 
 use super::{PATIENCE, eventually, free_address};
 
-/// The user of the databases, who may do everything.
+/// The user of the databases, with all privileges.
 pub const USER: &str = "llmproxy";
-/// Their password, with what has a meaning in a URL.
+/// The password, with characters that have a meaning in a URL.
 pub const PASSWORD: &str = "p@ss/w:rd";
-/// The database, which is empty.
+/// The database, initially empty.
 pub const DATABASE: &str = "llmproxy";
 
-/// How long a server may take to start.
+/// The limit for the start of a server.
 const START: Duration = Duration::from_secs(60);
 
 pub type Redis = Server<kind::Redis>;
@@ -41,21 +41,20 @@ pub struct Server<K: Kind> {
     kind: K,
 }
 
-/// What the servers differ in.
+/// The differences between the servers.
 pub trait Kind {
-    /// The signal that takes it down at once. What was committed must be there after a restart.
+    /// The signal that stops it immediately. Committed data must survive a restart.
     const STOP: &str = "KILL";
 
-    /// Makes what the server needs in its folder.
+    /// Prepares the folder of the server.
     fn prepare(&self, folder: &Path);
 
-    /// The server's program.
     fn program(&self, folder: &Path) -> PathBuf;
 
     /// Adds the program's arguments. It runs in the folder.
     fn configure(&self, server: &mut Command, address: SocketAddr, folder: &Path);
 
-    /// Whether it is this process that answers, and not another test's which got its port.
+    /// Whether this process answers, and not one of another test that took the port.
     fn answers(server: &Server<Self>) -> bool
     where
         Self: Sized;
@@ -76,10 +75,10 @@ impl<K: Kind> Server<K> {
         panic!("each port was taken by another process:\n{}", server.log());
     }
 
-    /// Takes it down; its connections end.
+    /// Stops the server and ends its connections.
     pub fn stop(&mut self) {
         let Some(child) = &mut self.child else { return };
-        // One that has ended by itself has nobody to hear a signal.
+        // A process that has ended by itself takes no signal.
         if child.try_wait().unwrap().is_none() {
             self.resume();
             self.signal(K::STOP);
@@ -87,22 +86,22 @@ impl<K: Kind> Server<K> {
         self.child.take().unwrap().wait().unwrap();
     }
 
-    /// Starts it again, at the same address. The databases have kept their data, Redis has not.
+    /// Starts it again at the same address. The databases keep their data, Redis does not.
     pub async fn restart(&mut self) {
         self.stop();
-        // A connection that someone has made meanwhile may come from this port, for a while.
+        // Another process may use this port for an outgoing connection for a while.
         eventually("the server gets its port again", async || self.comes_up().await).await;
     }
 
-    /// Makes it say nothing more, with its connections open.
+    /// Suspends the server. Its connections stay open.
     pub fn pause(&self) {
         self.signal("STOP");
-        // PostgreSQL's processes end when they see that the first of them has, and paused they see
-        // nothing: if the test is killed now, someone else has to wake them.
+        // PostgreSQL's processes end when they see that the first of them has ended, which they cannot
+        // while suspended. If the test is killed now, this shell wakes them.
         let watch = "all=$(pgrep -P $0); (while pgrep -P $0; do sleep 1; done; kill -CONT $all) &";
         Command::new("sh")
             .args(["-c", watch, &self.pid().to_string()])
-            // Outside of the group of processes that is killed with the test.
+            // Outside the process group that is killed with the test.
             .process_group(0)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -110,12 +109,12 @@ impl<K: Kind> Server<K> {
             .unwrap();
     }
 
-    /// Lets it go on after `pause`.
+    /// Continues it after `pause`.
     pub fn resume(&self) {
         self.signal("CONT");
     }
 
-    /// What it has logged since it was last started.
+    /// The log since the last start.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
@@ -128,13 +127,13 @@ impl<K: Kind> Server<K> {
         let (signal, pid) = (format!("-{name}"), self.pid().to_string());
         assert!(Command::new("kill").args([&signal, &pid]).status().unwrap().success());
         if matches!(name, "STOP" | "CONT") {
-            // PostgreSQL answers from a process per connection. The other servers have one in all,
-            // and pkill's status says that there is nothing to signal.
+            // PostgreSQL has a process per connection. The other servers have a single process, for
+            // which pkill finds nothing and fails.
             Command::new("pkill").args([&signal, "-P", &pid]).status().unwrap();
         }
     }
 
-    /// Runs the server until it answers. False if its port was not free after all.
+    /// Starts the server and waits until it answers. `false` if its port was taken.
     async fn comes_up(&mut self) -> bool {
         self.child = Some(self.spawn());
         let start = Instant::now();
@@ -153,8 +152,8 @@ impl<K: Kind> Server<K> {
     fn spawn(&self) -> Child {
         let folder = self.folder.path();
         let program = self.kind.program(folder);
-        // A test that is killed drops nothing, and MariaDB ignores Ctrl-C. So the kernel, where it
-        // can be asked to, kills the server when the thread ends that started it: the test's.
+        // A killed test drops nothing, and MariaDB ignores Ctrl-C. With setpriv the kernel kills the
+        // server when the thread that started it ends, which is the test's.
         let mut command = if let Some(setpriv) = find("setpriv") {
             let mut command = command_in(folder, setpriv);
             command.args(["--pdeathsig", "KILL"]).arg(program);
@@ -183,12 +182,12 @@ impl Redis {
         Self::start_with(None).await
     }
 
-    /// Starts one that asks for a password.
+    /// Starts a server that requires a password.
     pub async fn start_with(password: Option<&str>) -> Self {
         Self::start_as(kind::Redis { password: password.map(str::to_owned) }).await
     }
 
-    /// Runs a command. The elements of an answer are on lines of their own; nothing is "".
+    /// Runs a command. Each element of an array is on its own line; nil is "".
     pub fn command(&self, command: &[&str]) -> String {
         self.ask(command, PATIENCE).unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
@@ -204,7 +203,7 @@ impl Redis {
     }
 }
 
-/// Sends a command to a Redis and reads the answer.
+/// Sends a command to Redis and reads the reply.
 fn exchange(stream: &mut BufReader<TcpStream>, command: &[&str]) -> io::Result<String> {
     let mut request = format!("*{}\r\n", command.len());
     for word in command {
@@ -218,7 +217,7 @@ fn answer(stream: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
     stream.read_line(&mut line)?;
     let (kind, rest) = line.trim_end().split_at_checked(1).ok_or(io::ErrorKind::UnexpectedEof)?;
-    // A length of -1 stands for nothing.
+    // A length of -1 means nil.
     let length = || rest.parse::<usize>().unwrap_or(0);
     match kind {
         "+" | ":" => Ok(rest.to_owned()),
@@ -242,7 +241,7 @@ impl Postgres {
         Self::start_as(kind::Postgres).await
     }
 
-    /// Where the database is, with user and password.
+    /// The URL of the database, with user and password.
     pub fn url(&self) -> String {
         format!("postgres://{USER}:{}@{}/{DATABASE}", encoded(PASSWORD), self.address)
     }
@@ -255,7 +254,7 @@ impl Postgres {
     fn client(&self, sql: &str) -> Command {
         let folder = self.folder.path();
         let mut command = command_in(folder, kind::postgres_program("psql"));
-        // By the socket in the folder: behind the port may be another test's server.
+        // Through the socket in the folder: another test's server may have the port.
         command.arg("-h").arg(folder).args(["-p", &self.address.port().to_string()]);
         command.args(["-U", USER, "-d", DATABASE, "-X", "-q", "-t", "-A", "-F", "\t", "-c", sql]);
         command.env("PGPASSWORD", PASSWORD);
@@ -268,7 +267,7 @@ impl MariaDb {
         Self::start_as(kind::MariaDb).await
     }
 
-    /// Where the database is, with user and password.
+    /// The URL of the database, with user and password.
     pub fn url(&self) -> String {
         format!("mysql://{USER}:{}@{}/{DATABASE}", encoded(PASSWORD), self.address)
     }
@@ -280,7 +279,7 @@ impl MariaDb {
 
     fn client(&self, sql: &str) -> Command {
         let mut command = command_in(self.folder.path(), program("mariadb"));
-        // By the socket in the folder: behind the port may be another test's server.
+        // Through the socket in the folder: another test's server may have the port.
         command.args(["--no-defaults", "--protocol=socket", "--socket=socket", "--user", USER]);
         command.args(["--batch", "--skip-column-names", "--execute", sql, DATABASE]);
         command.env("MYSQL_PWD", PASSWORD);
@@ -288,7 +287,7 @@ impl MariaDb {
     }
 }
 
-/// How each of them is set up and run.
+/// How each server is set up and run.
 pub mod kind {
     use super::*;
 
@@ -298,8 +297,8 @@ pub mod kind {
 
     impl Kind for Redis {
         fn prepare(&self, folder: &Path) {
-            // Debian's redis-tools has the server too, as a checker of files. It is one program,
-            // which goes by the name that it is called by.
+            // Debian's redis-tools contains the server as `redis-check-rdb`: one program that acts by the
+            // name of its file.
             let server = find("redis-server").unwrap_or_else(|| program("redis-check-rdb"));
             symlink(server, self.program(folder)).unwrap();
         }
@@ -310,7 +309,7 @@ pub mod kind {
 
         fn configure(&self, server: &mut Command, address: SocketAddr, _: &Path) {
             server.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]);
-            // Nothing is saved, in neither way.
+            // No persistence.
             server.args(["--save", "", "--appendonly", "no"]);
             if let Some(password) = &self.password {
                 server.args(["--requirepass", password]);
@@ -319,7 +318,7 @@ pub mod kind {
 
         fn answers(server: &Server<Self>) -> bool {
             let me = format!("process_id:{}\r\n", server.pid());
-            // What has its port instead may well say nothing.
+            // Another process on the port may not answer at all.
             let info = server.ask(&["INFO", "server"], Duration::from_secs(1));
             info.is_ok_and(|info| info.contains(&me))
         }
@@ -328,7 +327,7 @@ pub mod kind {
     pub struct Postgres;
 
     impl Kind for Postgres {
-        // Killed, it would leave processes behind for a moment, which hinder a new server.
+        // After SIGKILL its child processes would remain for a moment and prevent a new start.
         const STOP: &str = "QUIT";
 
         fn prepare(&self, folder: &Path) {
@@ -337,7 +336,7 @@ pub mod kind {
             initdb.args(["-D", "data", "-U", USER, "--pwfile=password", "--auth=scram-sha-256"]);
             initdb.args(["--encoding=UTF8", "--locale=C", "--no-sync"]);
             done(&mut initdb);
-            // Renaming the database that is there is faster than making one.
+            // Renaming the existing database is faster than creating one.
             let rename = format!("ALTER DATABASE postgres RENAME TO {DATABASE}\n");
             fs::write(folder.join("sql"), rename).unwrap();
             let mut postgres = command_in(folder, self.program(folder));
@@ -352,7 +351,7 @@ pub mod kind {
 
         fn configure(&self, server: &mut Command, address: SocketAddr, folder: &Path) {
             server.args(["-D", "data", "-h", "127.0.0.1", "-p", &address.port().to_string()]);
-            // No fsync (-F): the data need not survive the machine.
+            // No fsync (-F): the data need not survive a crash of the machine.
             server.arg("-F").arg("-k").arg(folder);
         }
 
@@ -361,19 +360,19 @@ pub mod kind {
         }
     }
 
-    /// PostgreSQL's own programs, of one version: on the PATH there may be wrappers.
+    /// A program of PostgreSQL, all of one version: the PATH may have wrappers.
     pub fn postgres_program(name: &str) -> PathBuf {
         fs::canonicalize(program("postgres")).unwrap().with_file_name(name)
     }
 
     pub struct MariaDb;
 
-    /// Must be the same when the data is made: a log of another size is made anew at the start.
+    /// The same at setup and start: a log of another size would be created again at the start.
     const INNODB_LOG: &str = "--innodb-log-file-size=4M";
 
     impl Kind for MariaDb {
         fn prepare(&self, folder: &Path) {
-            // Without looking up the machine's name, which not every container can.
+            // No lookup of the machine's name, which fails in some containers.
             let mut install = command_in(folder, program("mariadb-install-db"));
             install.args(["--no-defaults", "--skip-name-resolve", "--skip-test-db", INNODB_LOG]);
             install.arg("--auth-root-authentication-method=normal");
@@ -398,9 +397,9 @@ pub mod kind {
             server.arg(file("datadir", "data")).arg(file("socket", "socket"));
             server.arg(file("init-file", "init.sql"));
             server.args([INNODB_LOG, "--innodb-buffer-pool-size=16M"]);
-            // A commit reaches the system, not the disk: the data need not survive the machine.
+            // A commit reaches the operating system, not the disk.
             server.arg("--innodb-flush-log-at-trx-commit=2");
-            // The system has not enough of it for many such servers.
+            // The operating system has too few requests of it for many servers.
             server.arg("--innodb-use-native-aio=OFF");
         }
 
@@ -410,7 +409,7 @@ pub mod kind {
     }
 }
 
-/// Gives the folder to an ordinary user if it is root's: databases refuse to run as root.
+/// Gives root's folder to an ordinary user, as databases refuse to run as root.
 fn give_away(folder: &Path) {
     if fs::metadata(folder).unwrap().uid() == 0 {
         let users = fs::read_to_string("/etc/passwd").unwrap();
@@ -423,20 +422,20 @@ fn give_away(folder: &Path) {
     }
 }
 
-/// A command in the folder, as the user that the folder belongs to.
+/// A command in the folder, run as the owner of the folder.
 fn command_in(folder: &Path, program: PathBuf) -> Command {
     let mut command = Command::new(program);
     command
         .uid(fs::metadata(folder).unwrap().uid())
         .current_dir(folder)
-        // What is said about a port that is taken must be understood.
+        // `comes_up` reads the message about a taken port.
         .env("LC_ALL", "C")
         .env("TMPDIR", folder)
         .stdin(Stdio::null());
     command
 }
 
-/// What the command writes, without the last line's end; and if it fails, what it complains of.
+/// The output of the command without the last line break, or the error messages if it fails.
 fn output(command: &mut Command) -> Result<String, String> {
     let program = command.get_program().to_owned();
     let output = command.output().map_err(|error| format!("{program:?}: {error}"))?;
@@ -452,12 +451,12 @@ fn done(command: &mut Command) -> String {
     output(command).unwrap_or_else(|complaint| panic!("{complaint}"))
 }
 
-/// A program, on the PATH or where packages put it that keep it off the PATH.
+/// A program, from the PATH or from the folders that packages use outside the PATH.
 fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut versions: Vec<_> = versions.map(|entry| entry.path()).collect();
-    // The newest first.
+    // Newest first.
     versions.sort_by_key(|path| path.file_name()?.to_str()?.parse::<u32>().ok());
     env::split_paths(&path)
         .chain(versions.into_iter().rev().map(|version| version.join("bin")))
@@ -470,7 +469,7 @@ fn program(name: &str) -> PathBuf {
     find(name).unwrap_or_else(|| panic!("`{name}` is missing: scripts/setup.sh installs it"))
 }
 
-/// A text as it stands in a URL.
+/// Percent-encodes a text for a URL.
 fn encoded(text: &str) -> String {
     let mut url = String::new();
     for byte in text.bytes() {

@@ -1,4 +1,4 @@
-//! Connections that send what they are told to send, and whatever is wrong with it.
+//! Raw connections that send given bytes, valid or not, and raw HTTP/2 frames.
 
 use std::{
     net::SocketAddr,
@@ -13,13 +13,13 @@ use tokio::{
 
 use super::PATIENCE;
 
-/// What HTTP/2 begins with.
+/// The client connection preface of HTTP/2.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// `SETTINGS` without any.
+/// An empty `SETTINGS` frame.
 pub const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 
-/// What a connection sends at first, and again and again.
+/// The bytes that a connection sends first, and those that it repeats at an interval.
 #[derive(Clone, Debug, Default)]
 pub struct Script {
     pub first: Vec<u8>,
@@ -37,8 +37,8 @@ impl Script {
     }
 }
 
-/// Everything that came until the other side closed, and how long that took. `None` if it does not
-/// close.
+/// Returns all bytes received until the peer closed, and the time that took; `None` if the peer does
+/// not close.
 pub async fn until_closed<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     script: Script,
@@ -68,14 +68,14 @@ pub async fn until_closed<S: AsyncRead + AsyncWrite + Unpin>(
     closed.then(|| (came, start.elapsed()))
 }
 
-/// The same over TCP.
+/// [`until_closed`] over TCP.
 pub async fn tcp_until_closed(address: SocketAddr, script: Script) -> Option<(Vec<u8>, Duration)> {
     until_closed(TcpStream::connect(address).await.unwrap(), script).await
 }
 
 /// A `HEADERS` frame of HTTP/2 for a POST, which opens this stream.
 pub fn http2_post(stream: u32, path: &str, length: usize) -> Vec<u8> {
-    // RFC 7541: POST and http by the static table, the rest as literals that are not indexed.
+    // RFC 7541: POST and http from the static table, the rest as literals without indexing.
     let mut block = vec![0x83, 0x86];
     for (name, value) in [(0x04, path), (0x01, "gateway")] {
         block.push(name);
@@ -88,7 +88,6 @@ pub fn http2_post(stream: u32, path: &str, length: usize) -> Vec<u8> {
     frame(1, 4, stream, &block)
 }
 
-/// A frame of HTTP/2.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     frame.extend_from_slice(&[kind, flags]);

@@ -1,11 +1,11 @@
-//! Models by other names, the ways that requests take to them, and what engines are told.
+//! Model aliases, their routes and fallbacks, and the requests that engines receive.
 
 use llmproxy::sim::{Fail, Seen, Sim};
 use serde_json::Value;
 
 use crate::support::{
     Client, Gateway, chat,
-    client::Answer,
+    client::Response,
     eventually,
     faults::{Fault, fleet},
     free_address, http, sim_with,
@@ -18,13 +18,13 @@ fn serves(models: &[&str]) -> Vec<String> {
     models.iter().map(|m| (*m).to_owned()).collect()
 }
 
-async fn ask(gateway: &Gateway, model: &str, stream: bool) -> Answer {
+async fn ask(gateway: &Gateway, model: &str, stream: bool) -> Response {
     let mut client = gateway.client().await;
     client.post_with(PATH, ID, chat(stream).replace("sim-model", model).as_bytes()).await;
     client.answer().await
 }
 
-/// Without the time, which differs.
+/// Removes the time, which differs.
 fn timeless(text: &str) -> String {
     let mut parts = text.split("\"created\":");
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -32,7 +32,7 @@ fn timeless(text: &str) -> String {
     out
 }
 
-/// What a backend itself answers, by the name that the client knows.
+/// The response of the backend itself, with the client's name of the model.
 async fn expected(sim: &Sim, model: &str, name: &str, stream: bool) -> String {
     let mut client = Client::connect(sim.address).await;
     client.post_with(PATH, ID, chat(stream).replace("sim-model", model).as_bytes()).await;
@@ -46,7 +46,7 @@ fn model_of(seen: &Seen) -> String {
 }
 
 #[tokio::test]
-async fn answers_have_the_clients_name_and_are_otherwise_the_same() {
+async fn responses_differ_only_in_the_clients_model_name() {
     let sims = fleet(2, |b| b.models = serves(&["qwen-72b", "q"])).await;
     let gateway = Gateway::start(&format!(
         "backends:
@@ -76,7 +76,7 @@ models:
             assert_eq!(timeless(answer.text()), right, "{name} {stream}");
         }
     }
-    // After a second try as well.
+    // Also after a retry.
     for fault in [Fault::Dead, Fault::DieBeforeContent, Fault::Refuse] {
         fault.befall(&sims[0]).await;
         for stream in [true, false] {
@@ -89,8 +89,8 @@ models:
 }
 
 #[tokio::test]
-async fn a_long_answer_has_the_clients_name_too() {
-    // Longer than what is held back of a document, whose model stands at its beginning.
+async fn a_long_response_has_the_clients_model_name() {
+    // Longer than the part of a document that is held back to replace the model.
     let sim = sim_with(|b| (b.models, b.tokens) = (serves(&["qwen"]), 100_000)).await;
     let gateway = Gateway::start(&format!(
         "backends: [{{name: a, url: \"{}\"}}]\nmodels: {{gpt: {{routes: [{{backend: a, model: qwen}}]}}}}\n",
@@ -103,7 +103,7 @@ async fn a_long_answer_has_the_clients_name_too() {
 }
 
 #[tokio::test]
-async fn another_model_takes_over() {
+async fn a_fallback_model_takes_over() {
     let big = sim_with(|b| b.models = serves(&["big"])).await;
     let small = sim_with(|b| b.models = serves(&["small"])).await;
     let gateway = Gateway::start(&format!(
@@ -155,11 +155,11 @@ models:
     for _ in 0..400 {
         assert_eq!(client.ask(PATH, &body).await.status, 200);
     }
-    // 20 are expected. Six standard deviations of chance are 26.
+    // 20 are expected. Six standard deviations are 26.
     let share = canary.stats().requests();
     assert!((1..=46).contains(&share), "{share} of 400");
     assert_eq!(stable.stats().requests() + share, 400);
-    // When it fails, the others are there, and the other way round.
+    // If one route fails, the other one is used, in both directions.
     stable.refuse().await.unwrap();
     for _ in 0..5 {
         assert_eq!(client.ask(PATH, &body).await.status, 200);
@@ -168,7 +168,7 @@ models:
 }
 
 #[tokio::test]
-async fn a_request_tells_what_way_it_took() {
+async fn a_request_shows_its_route() {
     let sims = fleet(2, |b| b.models = serves(&["big", "small"])).await;
     let (admin, folder) = (free_address(), tempfile::tempdir().unwrap());
     let gateway = Gateway::start(&format!(
@@ -188,29 +188,41 @@ admin: {{enabled: true, listen: \"{admin}\", token: a-token-for-tests, db_path: 
     assert_eq!(ask(&gateway, "big", false).await.status, 200);
     let url = format!("http://{admin}/admin/v1/explain?request_id=fixed");
     let client = http::client();
-    let mut told = Value::Null;
+    let mut explained = Value::Null;
     eventually("the request is explained", async || {
         let asked = client.get(&url).header("X-Admin-Token", "a-token-for-tests").send();
         let answer = asked.await.unwrap();
         let found = answer.status() == 200;
-        told = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        explained = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
         found
     })
     .await;
-    let tries = told["tries"].as_array().unwrap();
-    assert_eq!(tries.len(), 2, "{told}");
+    let attempts = explained["tries"].as_array().unwrap();
+    assert_eq!(attempts.len(), 2, "{explained}");
     for (at, backend, model, result) in [(0, "a", "big", "busy"), (1, "b", "small", "ok")] {
-        let told = &tries[at];
-        assert_eq!((&told["backend"], &told["model"]), (&backend.into(), &model.into()), "{told}");
-        assert_eq!((&told["result"], &told["tier"]), (&result.into(), &at.into()), "{told}");
-        assert!(told["first_byte_ms"].is_u64() && told["took_ms"].is_u64(), "{told}");
+        let attempt = &attempts[at];
+        assert_eq!(
+            (&attempt["backend"], &attempt["model"]),
+            (&backend.into(), &model.into()),
+            "{attempt}"
+        );
+        assert_eq!(
+            (&attempt["result"], &attempt["tier"]),
+            (&result.into(), &at.into()),
+            "{attempt}"
+        );
+        assert!(attempt["first_byte_ms"].is_u64() && attempt["took_ms"].is_u64(), "{attempt}");
     }
-    assert_eq!((&told["model"], &told["outcome"]), (&"big".into(), &"complete".into()), "{told}");
-    assert_eq!(told["status"], 200, "{told}");
+    assert_eq!(
+        (&explained["model"], &explained["outcome"]),
+        (&"big".into(), &"complete".into()),
+        "{explained}"
+    );
+    assert_eq!(explained["status"], 200, "{explained}");
 }
 
 #[tokio::test]
-async fn engines_are_told_what_requests_are_worth_in_their_own_words() {
+async fn priorities_are_sent_in_the_format_of_each_engine() {
     let sims = fleet(3, |_| {}).await;
     let gateway = Gateway::start(&format!(
         "backends:
@@ -256,10 +268,10 @@ api_keys:
         let (priority, field, other) = seen("sk-plain-000001", "vllm", stream).await;
         assert_eq!((priority, field), (None, Value::Null));
         assert!(other.is_some_and(|other| other != salt), "another user");
-        let told = seen("sk-vip-00000001", "sglang", stream).await;
-        assert_eq!(told, (None, 10.into(), None));
-        let told = seen("sk-plain-000001", "sglang", stream).await;
-        assert_eq!(told, (None, Value::Null, None));
+        let fields = seen("sk-vip-00000001", "sglang", stream).await;
+        assert_eq!(fields, (None, 10.into(), None));
+        let fields = seen("sk-plain-000001", "sglang", stream).await;
+        assert_eq!(fields, (None, Value::Null, None));
         assert_eq!(seen("sk-vip-00000001", "other", stream).await, (None, Value::Null, None));
     }
 }

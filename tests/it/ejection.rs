@@ -1,4 +1,4 @@
-//! Backends that are left alone for a while, and those that never are.
+//! Ejection of failing backends, and the cases without ejection.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use llmproxy::sim::{Fail, Sim};
 
 use crate::support::{
     Gateway, chat,
-    client::Answer,
+    client::Response,
     eventually,
     faults::{Fault, fleet, heal, urls},
 };
@@ -17,14 +17,14 @@ async fn gateway(sims: &[Sim], circuit: &str, more: &str) -> Gateway {
     Gateway::before(&urls(sims), &format!("routing: {{circuit: {circuit}}}\n{more}")).await
 }
 
-async fn ask(gateway: &Gateway, stream: bool) -> Answer {
+async fn ask(gateway: &Gateway, stream: bool) -> Response {
     gateway.client().await.ask(PATH, chat(stream)).await
 }
 
-/// Callers are told apart by what a proxy says of their addresses.
+/// A trusted proxy header identifies the callers.
 const PROXY: &str = "server: {trusted_proxies: [127.0.0.1/32]}\n";
 
-async fn ask_as(gateway: &Gateway, caller: u32) -> Answer {
+async fn ask_as(gateway: &Gateway, caller: u32) -> Response {
     let mut client = gateway.client().await;
     let header = format!("X-Forwarded-For: 198.51.100.{caller}\r\n");
     client.post_with(PATH, &header, chat(true).as_bytes()).await;
@@ -36,8 +36,8 @@ fn requests(sims: &[Sim]) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn who_fails_is_left_alone() {
-    // What a client never notices, and what it does.
+async fn a_failing_backend_is_ejected() {
+    // Failures that a client does not notice, and those that it does.
     for fault in [
         Fault::Dead,
         Fault::Reset,
@@ -57,7 +57,7 @@ async fn who_fails_is_left_alone() {
 }
 
 #[tokio::test]
-async fn who_is_silent_is_left_alone() {
+async fn a_silent_backend_is_ejected() {
     let sims = fleet(2, |_| {}).await;
     let more = "timeouts: {first_token: 300ms}\n";
     let gateway = gateway(&sims, "{consecutive_failures: 2, cooldown: 1h}", more).await;
@@ -69,11 +69,11 @@ async fn who_is_silent_is_left_alone() {
 }
 
 #[tokio::test]
-async fn who_works_again_is_used_again() {
+async fn a_recovered_backend_is_used_again() {
     let sims = fleet(2, |_| {}).await;
     let gateway = gateway(&sims, "{consecutive_failures: 2, cooldown: 300ms}", "").await;
     Fault::Dead.befall(&sims[0]).await;
-    eventually("it was tried out in vain", async || {
+    eventually("a probe request has failed", async || {
         assert_eq!(ask(&gateway, false).await.status, 200);
         sims[0].stats().requests() >= 5
     })
@@ -87,7 +87,7 @@ async fn who_works_again_is_used_again() {
 }
 
 #[tokio::test]
-async fn when_all_are_left_alone_the_client_is_told_when_to_come_back() {
+async fn if_all_backends_are_ejected_the_client_gets_retry_after() {
     for fault in [Fault::Dead, Fault::Refuse] {
         let sims = fleet(2, |_| {}).await;
         let circuit = "{consecutive_failures: 2, cooldown: 100s, max_ejected: 100%}";
@@ -106,12 +106,12 @@ async fn when_all_are_left_alone_the_client_is_told_when_to_come_back() {
             let seconds: u64 = answer.header("retry-after").unwrap().parse().unwrap();
             assert!((60..=100).contains(&seconds), "{seconds}");
         }
-        assert_eq!(requests(&sims), before, "nobody was asked");
+        assert_eq!(requests(&sims), before, "no backend was tried");
     }
 }
 
 #[tokio::test]
-async fn only_so_many_are_left_alone() {
+async fn the_share_of_ejected_backends_is_limited() {
     let sims = fleet(2, |b| b.fail = Fail::Error).await;
     let circuit = "{consecutive_failures: 1, cooldown: 1h, max_ejected: 50%}";
     let gateway = gateway(&sims, circuit, PROXY).await;
@@ -124,7 +124,7 @@ async fn only_so_many_are_left_alone() {
 }
 
 #[tokio::test]
-async fn mistakes_of_clients_break_nothing() {
+async fn client_errors_eject_no_backend() {
     let sims = fleet(2, |_| {}).await;
     let gateway = gateway(&sims, "{consecutive_failures: 1, cooldown: 1h}", "").await;
     sims[0].change(|b| b.fail = Fail::NoModel);
@@ -141,7 +141,7 @@ async fn mistakes_of_clients_break_nothing() {
 }
 
 #[tokio::test]
-async fn one_model_fails_and_the_others_do_not() {
+async fn a_backend_is_ejected_per_model() {
     let sims = fleet(2, |b| b.models.push("broken".to_owned())).await;
     let gateway = gateway(&sims, "{consecutive_failures: 2, cooldown: 1h}", "").await;
     sims[0].change(|b| (b.fail, b.fail_model) = (Fail::Error, "broken".to_owned()));
@@ -158,7 +158,7 @@ async fn one_model_fails_and_the_others_do_not() {
 }
 
 #[tokio::test]
-async fn who_is_full_is_spared_for_a_moment() {
+async fn a_full_backend_cools_down_briefly() {
     let sims = fleet(2, |_| {}).await;
     let gateway = gateway(&sims, "{consecutive_failures: 1, cooldown: 1h}", "").await;
     for fault in [Fault::Busy, Fault::Backlog, Fault::Paused, Fault::Scaling] {
@@ -171,7 +171,7 @@ async fn who_is_full_is_spared_for_a_moment() {
         let asked = sims[0].stats().requests() - before;
         assert!(asked <= 1 + start.elapsed().as_secs(), "{fault:?}: {asked}");
         heal(&sims[0]);
-        // Its circuit is closed all the same.
+        // Its circuit stays closed.
         let before = sims[0].stats().completed();
         eventually("it is used again", async || {
             assert_eq!(ask(&gateway, true).await.status, 200);
@@ -182,13 +182,13 @@ async fn who_is_full_is_spared_for_a_moment() {
 }
 
 #[tokio::test]
-async fn full_backends_are_waited_for() {
+async fn a_request_waits_if_all_backends_are_full() {
     let sims = fleet(2, |b| (b.fail, b.fail_first) = (Fail::Busy, 1)).await;
     let more = "routing: {retry: {initial_wait: 10ms, max_wait: 5s, max_retries: 2}}\n";
     let gateway = Gateway::before(&urls(&sims), more).await;
     assert_eq!(ask(&gateway, true).await.status, 200);
     assert_eq!(requests(&sims).iter().sum::<u64>(), 3);
-    // All that could stand in are left alone: the one that has failed is tried again.
+    // All other backends are ejected, so the failed one is tried again.
     for sim in &sims {
         sim.change(|b| (b.fail, b.retry_after, b.fail_first) = (Fail::TooMany, 3600, 1));
     }
@@ -197,12 +197,12 @@ async fn full_backends_are_waited_for() {
     let answer = ask(&gateway, true).await;
     assert_eq!((answer.status, answer.header("retry-after")), (429, Some("3600")));
     let answer = ask(&gateway, true).await;
-    assert_eq!(answer.status, 503, "nobody is left to ask");
+    assert_eq!(answer.status, 503, "no backend is available");
     assert!(answer.header("retry-after").is_some());
 }
 
 #[tokio::test]
-async fn who_has_no_substitute_is_left_alone_only_if_that_is_said() {
+async fn a_single_backend_is_ejected_only_if_configured() {
     for (spare, status) in [("", 500), (", spare_last: true", 500), (", spare_last: false", 503)] {
         let sims = fleet(1, |b| b.fail = Fail::Error).await;
         let circuit = format!("{{enabled: true, consecutive_failures: 2, cooldown: 1h{spare}}}");

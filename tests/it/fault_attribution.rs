@@ -1,16 +1,16 @@
-//! Whose fault a failure is: requests that every engine fails, and engines that fail every request.
+//! Attribution of failures: requests that fail at every engine, and engines that fail every request.
 
 use llmproxy::sim::{Fail, Sim};
 
 use crate::support::{
     Gateway, chat,
-    client::Answer,
+    client::Response,
     faults::{Fault, fleet, heal, urls},
 };
 
 const PATH: &str = "/v1/chat/completions";
 
-/// Callers are told apart by what a proxy says of their addresses.
+/// A trusted proxy header identifies the callers.
 const PROXY: &str = "server: {trusted_proxies: [127.0.0.1/32]}\n";
 
 async fn gateway(sims: &[Sim], circuit: &str) -> Gateway {
@@ -18,7 +18,7 @@ async fn gateway(sims: &[Sim], circuit: &str) -> Gateway {
     Gateway::before(&urls(sims), &format!("{PROXY}{routing}")).await
 }
 
-async fn ask_as(gateway: &Gateway, caller: u32, body: &str) -> Answer {
+async fn ask_as(gateway: &Gateway, caller: u32, body: &str) -> Response {
     let mut client = gateway.client().await;
     let header = format!("X-Forwarded-For: 198.51.100.{caller}\r\n");
     client.post_with(PATH, &header, body.as_bytes()).await;
@@ -29,7 +29,7 @@ fn requests(sims: &[Sim]) -> Vec<u64> {
     sims.iter().map(|sim| sim.stats().requests()).collect()
 }
 
-/// Backends that fail what says `poison`.
+/// Backends that fail requests containing `poison`.
 async fn poisoned(n: usize, fault: Fault) -> Vec<Sim> {
     let sims = fleet(n, |b| b.fail_word = "poison".to_owned()).await;
     for sim in &sims {
@@ -39,7 +39,7 @@ async fn poisoned(n: usize, fault: Fault) -> Vec<Sim> {
 }
 
 #[tokio::test]
-async fn a_request_that_fails_everywhere_takes_no_backend_from_others() {
+async fn a_request_that_fails_everywhere_ejects_no_backend_for_others() {
     for (fault, status) in [
         (Fault::Dead, 500),
         (Fault::ErrorFirst, 200),
@@ -56,7 +56,7 @@ async fn a_request_that_fails_everywhere_takes_no_backend_from_others() {
             let poison = chat(true).replace("Hello", "poison");
             for n in 0..40 {
                 let answer = ask_as(&gateway, 1, &poison).await;
-                // One whose stream breaks midway may be kept away itself.
+                // A caller whose stream breaks midway may be excluded itself.
                 let barred = fault.is_after_content() && answer.status == 503;
                 assert!(
                     barred || answer.status == status || answer.status == 502,
@@ -82,8 +82,8 @@ async fn a_request_that_fails_everywhere_takes_no_backend_from_others() {
 }
 
 #[tokio::test]
-async fn one_callers_failures_keep_that_caller_away_and_nobody_else() {
-    // Where nothing can be compared: no other backend is asked.
+async fn failures_of_one_caller_exclude_only_that_caller() {
+    // No other backend is tried, so there is nothing to compare.
     let sims = poisoned(2, Fault::Dead).await;
     let routing = "routing: {retry: {enabled: false}, circuit: {consecutive_failures: 3, cooldown: 1h, max_ejected: 100%}}\n";
     let gateway = Gateway::before(&urls(&sims), &format!("{PROXY}{routing}")).await;
@@ -102,8 +102,8 @@ async fn one_callers_failures_keep_that_caller_away_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_backend_that_fails_what_others_can_do_is_ejected_for_its_caller() {
-    // An engine without a projector cannot read images that the other one reads.
+async fn a_backend_that_fails_where_another_succeeds_is_ejected_for_the_caller() {
+    // An engine without a projector fails on images that the other one can read.
     let sims = fleet(2, |b| b.fail_word = "poison".to_owned()).await;
     Fault::Dead.befall(&sims[0]).await;
     let gateway = gateway(&sims, "{consecutive_failures: 3, cooldown: 1h}").await;
@@ -119,7 +119,7 @@ async fn a_backend_that_fails_what_others_can_do_is_ejected_for_its_caller() {
 }
 
 #[tokio::test]
-async fn a_backend_is_not_at_fault_for_what_another_one_calls_wrong() {
+async fn a_failure_that_another_backend_calls_a_client_error_is_not_counted() {
     let sims = poisoned(2, Fault::Dead).await;
     sims[1].change(|b| (b.fail, b.error_status) = (Fail::Error, 422));
     let gateway =
@@ -132,12 +132,12 @@ async fn a_backend_is_not_at_fault_for_what_another_one_calls_wrong() {
 }
 
 #[tokio::test]
-async fn a_broken_backend_is_ejected_for_everybody() {
+async fn a_broken_backend_is_ejected_for_all_callers() {
     for fault in [Fault::Dead, Fault::ErrorFirst, Fault::Reset, Fault::DieMidStream] {
         let sims = fleet(2, |_| {}).await;
         fault.befall(&sims[0]).await;
         let gateway = gateway(&sims, "{consecutive_failures: 3, cooldown: 1h}").await;
-        // Three callers, who meet it in turn.
+        // Three callers, who use it in turn.
         for n in 0..12 {
             let answer = ask_as(&gateway, 1 + n % 3, &chat(true)).await;
             assert_eq!(answer.status, 200, "{fault:?}");
@@ -152,7 +152,7 @@ async fn a_broken_backend_is_ejected_for_everybody() {
 }
 
 #[tokio::test]
-async fn a_circuit_that_was_opened_rightly_closes_in_spite_of_poison() {
+async fn an_open_circuit_closes_despite_failing_requests() {
     let sims = fleet(2, |_| {}).await;
     Fault::Dead.befall(&sims[0]).await;
     let gateway = gateway(&sims, "{consecutive_failures: 3, cooldown: 300ms, window: 1h}").await;
@@ -174,7 +174,7 @@ async fn a_circuit_that_was_opened_rightly_closes_in_spite_of_poison() {
 }
 
 #[tokio::test]
-async fn the_only_backend_of_an_alias_is_spared_whatever_another_alias_finds_out() {
+async fn the_only_backend_of_an_alias_is_never_ejected() {
     let sims = fleet(2, |_| {}).await;
     let list: String = sims
         .iter()
@@ -206,7 +206,7 @@ async fn the_only_backend_of_an_alias_is_spared_whatever_another_alias_finds_out
 }
 
 #[tokio::test]
-async fn half_of_a_fleet_is_used_whatever_fails() {
+async fn at_least_half_of_a_fleet_stays_in_use() {
     let sims = fleet(4, |b| b.fail = Fail::Error).await;
     let gateway = gateway(&sims, "{consecutive_failures: 2, cooldown: 1h}").await;
     for caller in 0..40 {

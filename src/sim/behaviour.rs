@@ -39,7 +39,7 @@ pub struct Behaviour {
     pub error_pause_ms: u64,
     /// Interim responses (102 and 103 in turn) that come in one piece with the head of an answer.
     pub interim: usize,
-    /// The seconds of `Retry-After` in a 429.
+    /// The seconds of `Retry-ConnectionAction` in a 429.
     pub retry_after: u64,
     /// How many requests are worked on at a time, the others wait; 0 for all. A change holds for
     /// the requests that come after it.
@@ -227,7 +227,7 @@ pub enum Fail {
     Paused,
     /// Answers 503, as vLLM does while it changes its size: the error is a text, not an object.
     Scaling,
-    /// Answers 429 with `Retry-After`.
+    /// Answers 429 with `Retry-ConnectionAction`.
     TooMany,
     /// Answers 404: it has no such model.
     NoModel,

@@ -18,7 +18,20 @@ use tokio::{
     time::timeout,
 };
 
-use super::Seen;
+use super::stats::ReceivedRequest;
+
+/// The content type of documents.
+pub const JSON: &str = "application/json";
+
+/// What becomes of a connection after an answer.
+pub enum ConnectionAction {
+    /// Another request may come.
+    Keep,
+    /// It is closed.
+    Close,
+    /// It is reset.
+    Reset,
+}
 
 /// One connection.
 pub struct Conn {
@@ -31,9 +44,9 @@ pub struct Conn {
 }
 
 /// The reader is gone.
-pub struct Gone;
+pub struct ClientGone;
 
-impl From<io::Error> for Gone {
+impl From<io::Error> for ClientGone {
     fn from(_: io::Error) -> Self {
         Self
     }
@@ -52,7 +65,7 @@ impl Conn {
     }
 
     /// The next request; `None` when the connection is over or has been idle for too long.
-    pub async fn request(&mut self, idle: Duration) -> Option<Seen> {
+    pub async fn request(&mut self, idle: Duration) -> Option<ReceivedRequest> {
         if self.buffer.is_empty() {
             timeout(idle, self.stream.read_buf(&mut self.buffer))
                 .await
@@ -111,7 +124,7 @@ impl Conn {
     }
 
     /// Writes bytes as they are.
-    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), ClientGone> {
         if self.silent.load(Ordering::Relaxed) {
             return Err(self.hang().await);
         }
@@ -129,7 +142,7 @@ impl Conn {
         headers: &str,
         kind: &str,
         body: &[u8],
-    ) -> Result<(), Gone> {
+    ) -> Result<(), ClientGone> {
         let mut out = head(status, headers, kind, body.len());
         out.extend_from_slice(body);
         self.write(&out).await
@@ -142,11 +155,11 @@ impl Conn {
         headers: &str,
         body: &[u8],
         pause: Duration,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), ClientGone> {
         if pause.is_zero() {
-            return self.answer(status, headers, super::control::JSON, body).await;
+            return self.answer(status, headers, JSON, body).await;
         }
-        self.write(&head(status, headers, super::control::JSON, body.len())).await?;
+        self.write(&head(status, headers, JSON, body.len())).await?;
         for half in [&body[..body.len() / 2], &body[body.len() / 2..]] {
             self.wait(pause).await?;
             self.write(half).await?;
@@ -155,7 +168,7 @@ impl Conn {
     }
 
     /// Writes the head of a chunked answer.
-    pub async fn chunked_head(&mut self, kind: &str) -> Result<(), Gone> {
+    pub async fn chunked_head(&mut self, kind: &str) -> Result<(), ClientGone> {
         let kind =
             if kind.is_empty() { String::new() } else { format!("content-type: {kind}\r\n") };
         let head = "HTTP/1.1 200 OK\r\nserver: uvicorn\r\n";
@@ -163,7 +176,7 @@ impl Conn {
     }
 
     /// Writes one chunk of a chunked body.
-    pub async fn chunk(&mut self, text: &str) -> Result<(), Gone> {
+    pub async fn chunk(&mut self, text: &str) -> Result<(), ClientGone> {
         self.write(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).await
     }
 
@@ -173,7 +186,7 @@ impl Conn {
         count: u64,
         text: &str,
         pause: Duration,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), ClientGone> {
         for _ in 0..count {
             self.chunk(text).await?;
             self.wait(pause).await?;
@@ -182,7 +195,7 @@ impl Conn {
     }
 
     /// Waits, and notices if the reader goes away meanwhile.
-    pub async fn wait(&mut self, time: Duration) -> Result<(), Gone> {
+    pub async fn wait(&mut self, time: Duration) -> Result<(), ClientGone> {
         if time.is_zero() {
             return Ok(());
         }
@@ -190,7 +203,7 @@ impl Conn {
     }
 
     /// Waits for something, and notices if the reader goes away meanwhile.
-    pub async fn until<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Gone> {
+    pub async fn until<T>(&mut self, what: impl Future<Output = T>) -> Result<T, ClientGone> {
         let mut what = pin!(what);
         loop {
             tokio::select! {
@@ -198,7 +211,7 @@ impl Conn {
                 read = self.stream.read_buf(&mut self.buffer) => {
                     // A half-close counts as gone, as with vLLM.
                     if read? == 0 {
-                        return Err(Gone);
+                        return Err(ClientGone);
                     }
                 }
             }
@@ -206,8 +219,8 @@ impl Conn {
     }
 
     /// Waits for ever, which is until the reader goes away.
-    pub async fn hang(&mut self) -> Gone {
-        match self.until(std::future::pending::<Gone>()).await {
+    pub async fn hang(&mut self) -> ClientGone {
+        match self.until(std::future::pending::<ClientGone>()).await {
             Ok(gone) | Err(gone) => gone,
         }
     }
@@ -241,7 +254,7 @@ fn head(status: u16, headers: &str, kind: &str, length: usize) -> Vec<u8> {
 /// Parses a request head: the request without its body, and the length of the head. `Some(None)`
 /// means that there is more to come, `None` that this is not HTTP.
 #[expect(clippy::option_option, reason = "broken, unfinished and whole are three things")]
-fn parse(buffer: &[u8]) -> Option<Option<(Seen, usize)>> {
+fn parse(buffer: &[u8]) -> Option<Option<(ReceivedRequest, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 100];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(buffer).ok()? {
@@ -255,7 +268,7 @@ fn parse(buffer: &[u8]) -> Option<Option<(Seen, usize)>> {
                     (h.name.to_ascii_lowercase(), String::from_utf8_lossy(h.value).into_owned())
                 })
                 .collect();
-            Some(Some((Seen { line, headers, body: Vec::new() }, length)))
+            Some(Some((ReceivedRequest { line, headers, body: Vec::new() }, length)))
         }
     }
 }

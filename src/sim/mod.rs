@@ -6,15 +6,17 @@
 //! can be made to fail in the ways in which real servers fail, and it has what makes the load of
 //! engines differ: a queue and a prefix cache.
 
-mod ask;
 mod behaviour;
 mod cache;
-mod chat;
+mod call;
 mod conn;
 mod control;
+mod generation;
+mod inference;
 mod metrics;
 mod plain;
 mod refusal;
+mod server_state;
 mod stats;
 mod stream;
 mod text;
@@ -22,97 +24,30 @@ mod text;
 use std::{
     io,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
 use tokio::{
     net::{TcpListener, TcpSocket},
-    sync::{Notify, Semaphore},
+    sync::Notify,
     task::JoinHandle,
 };
 
+use self::server_state::{ActiveBehaviour, ServerState};
 use crate::base::lock;
 
 pub use behaviour::{Behaviour, Engine, Fail, Load, Numbers, StreamEnd};
-pub use stats::{Seen, Stats};
+pub use stats::{ReceivedRequest, Stats};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
-
-/// What the connections of one server share.
-struct Shared {
-    setting: Mutex<Arc<Setting>>,
-    cache: Mutex<cache::PrefixCache>,
-    stats: Stats,
-    /// Connections are left open and silent.
-    silent: Arc<AtomicBool>,
-}
-
-/// A behaviour, and what counts from its beginning.
-struct Setting {
-    behaviour: Behaviour,
-    /// Places of requests that are worked on.
-    places: Arc<Semaphore>,
-    failed: AtomicU64,
-}
-
-impl Setting {
-    fn new(behaviour: Behaviour) -> Self {
-        let places = match behaviour.max_running {
-            0 => Semaphore::MAX_PERMITS,
-            bound => bound,
-        };
-        Self { behaviour, places: Arc::new(Semaphore::new(places)), failed: AtomicU64::new(0) }
-    }
-
-    /// The behaviour after this one.
-    fn next(&self, behaviour: Behaviour) -> Self {
-        let same = behaviour.max_running == self.behaviour.max_running;
-        let mut next = Self::new(behaviour);
-        if same {
-            next.places = Arc::clone(&self.places);
-        }
-        next
-    }
-
-    /// The way in which the request with this number fails, and counts it if it does.
-    fn fail(&self, number: u64, model: &str, body: &[u8]) -> Fail {
-        let behaviour = &self.behaviour;
-        let meant = behaviour.fail != Fail::None
-            && number.is_multiple_of(behaviour.fail_every.max(1))
-            && (behaviour.fail_model.is_empty() || behaviour.fail_model == model)
-            && (behaviour.fail_word.is_empty()
-                || memchr::memmem::find(body, behaviour.fail_word.as_bytes()).is_some());
-        if meant {
-            let before = self.failed.fetch_add(1, Ordering::Relaxed);
-            if behaviour.fail_first == 0 || before < behaviour.fail_first {
-                return behaviour.fail;
-            }
-        }
-        Fail::None
-    }
-}
-
-impl Shared {
-    fn setting(&self) -> Arc<Setting> {
-        Arc::clone(&lock(&self.setting))
-    }
-
-    fn set(&self, behaviour: Behaviour) {
-        let mut setting = lock(&self.setting);
-        *setting = Arc::new(setting.next(behaviour));
-    }
-}
 
 /// A running server. It stops when this is dropped, and its connections are cut.
 pub struct Sim {
     /// Where it listens.
     pub address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     state: Mutex<State>,
 }
 
@@ -133,8 +68,8 @@ impl Sim {
     pub async fn start(address: SocketAddr, behaviour: Behaviour) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared {
-            setting: Mutex::new(Arc::new(Setting::new(behaviour))),
+        let shared = Arc::new(ServerState {
+            setting: Mutex::new(Arc::new(ActiveBehaviour::new(behaviour))),
             cache: Mutex::default(),
             stats: Stats::default(),
             silent: Arc::default(),
@@ -172,7 +107,7 @@ impl Sim {
         self.forget();
     }
 
-    fn serve(listener: TcpListener, shared: &Arc<Shared>) -> (JoinHandle<()>, Arc<Notify>) {
+    fn serve(listener: TcpListener, shared: &Arc<ServerState>) -> (JoinHandle<()>, Arc<Notify>) {
         let retire = Arc::new(Notify::new());
         let task = tokio::spawn(accept(listener, Arc::clone(shared), Arc::clone(&retire)));
         (task, retire)
@@ -284,7 +219,7 @@ impl Drop for Sim {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, retire: Arc<Notify>) {
+async fn accept(listener: TcpListener, shared: Arc<ServerState>, retire: Arc<Notify>) {
     // Dropping the set, with this task, aborts the connections.
     let mut connections = tokio::task::JoinSet::new();
     loop {

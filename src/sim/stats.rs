@@ -43,13 +43,13 @@ pub struct Stats {
 
 #[derive(Default)]
 struct Recent {
-    seen: VecDeque<Arc<Seen>>,
+    seen: VecDeque<Arc<ReceivedRequest>>,
     bytes: usize,
 }
 
 /// A request as it arrived.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Seen {
+pub struct ReceivedRequest {
     /// Method and target.
     pub line: String,
     /// Header fields, names in lower case.
@@ -59,7 +59,7 @@ pub struct Seen {
     pub body: Vec<u8>,
 }
 
-impl Seen {
+impl ReceivedRequest {
     /// The value of a header field.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
@@ -141,12 +141,12 @@ impl Stats {
     }
 
     /// The last inference request.
-    pub fn last(&self) -> Option<Seen> {
+    pub fn last(&self) -> Option<ReceivedRequest> {
         lock(&self.recent).seen.back().map(|seen| (**seen).clone())
     }
 
     /// The last inference requests, the oldest first: a thousand, fewer if they are large.
-    pub fn recent(&self) -> Vec<Arc<Seen>> {
+    pub fn recent(&self) -> Vec<Arc<ReceivedRequest>> {
         lock(&self.recent).seen.iter().cloned().collect()
     }
 
@@ -157,7 +157,7 @@ impl Stats {
     }
 
     /// Notes an inference request, and says which one it is.
-    pub(super) fn note(&self, seen: Arc<Seen>, model: &str) -> u64 {
+    pub(super) fn note(&self, seen: Arc<ReceivedRequest>, model: &str) -> u64 {
         let mut models = lock(&self.models);
         match models.get_mut(model) {
             Some(count) => *count += 1,
@@ -209,19 +209,19 @@ pub(super) fn add(counter: &AtomicU64, more: u64) {
 }
 
 /// Something that counts for as long as this lives.
-pub(super) struct Counted<'a> {
+pub(super) struct CountGuard<'a> {
     counter: &'a AtomicU64,
     weight: u64,
 }
 
-impl<'a> Counted<'a> {
+impl<'a> CountGuard<'a> {
     pub(super) fn new(counter: &'a AtomicU64, weight: u64) -> Self {
         add(counter, weight);
         Self { counter, weight }
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for CountGuard<'_> {
     fn drop(&mut self) {
         self.counter.fetch_sub(self.weight, Ordering::Relaxed);
     }
@@ -236,7 +236,7 @@ mod tests {
         let stats = Stats::default();
         let seen = |id: usize, size| {
             let headers = vec![("x-request-id".to_owned(), id.to_string())];
-            Arc::new(Seen { headers, body: vec![0; size], ..Seen::default() })
+            Arc::new(ReceivedRequest { headers, body: vec![0; size], ..ReceivedRequest::default() })
         };
         for id in 0..REMEMBERED.0 + 5 {
             stats.note(seen(id % 500, 0), "m");

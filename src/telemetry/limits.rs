@@ -2,7 +2,7 @@
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
 
-use super::metrics::register;
+use super::register::register;
 
 /// The metrics of limits.
 #[derive(Clone)]

@@ -8,10 +8,16 @@
 
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use super::{LimitMetrics, ModelTokens, UsageMetrics, process};
+use super::{
+    limits::LimitMetrics,
+    models::ModelTokens,
+    process,
+    register::{gauges, register},
+    usage::UsageMetrics,
+};
 use crate::base::Side;
 
 /// The metrics of one process; copies are the same metrics.
@@ -295,10 +301,6 @@ impl Metrics {
     pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 }
 
-pub(super) fn gauges(r: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
-    register(r, IntGaugeVec::new(Opts::new(name, help), &[label]))
-}
-
 fn discovery(r: &Registry) -> (IntGaugeVec, IntGaugeVec) {
     let up = "Whether a source of backends told its list when it was last asked";
     let backends = "Backends that a source told of last";
@@ -402,15 +404,4 @@ fn retries(r: &Registry) -> IntCounterVec {
         retries.with_label_values(&[reason]);
     }
     retries
-}
-
-/// Registers a metric. Names are constants of this file: a clash or an illegal name is a defect
-/// that every start would show.
-pub(super) fn register<C: Collector + Clone + 'static>(
-    registry: &Registry,
-    metric: prometheus::Result<C>,
-) -> C {
-    let metric = metric.expect("the name of a metric is legal");
-    registry.register(Box::new(metric.clone())).expect("the name of a metric is unique");
-    metric
 }

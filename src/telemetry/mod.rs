@@ -7,6 +7,7 @@ pub mod metrics;
 mod limits;
 mod models;
 mod process;
+mod register;
 mod usage;
 
 pub use limits::LimitMetrics;

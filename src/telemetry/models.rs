@@ -9,7 +9,7 @@ use std::{
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use super::metrics::register;
+use super::register::register;
 use crate::base::lock;
 
 /// Names that are taken from requests, beside those that the configuration knows.

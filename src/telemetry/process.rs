@@ -2,13 +2,13 @@
 
 use prometheus::{IntGaugeVec, Opts, Registry};
 
-use super::metrics;
+use super::register;
 
 /// Registers `llmproxy_build_info{version}`, which is always 1, and on Linux the usual `process_...`
 /// metrics, which are read when somebody asks.
 pub fn register(r: &Registry) {
     let info = Opts::new("llmproxy_build_info", "The version that runs; always 1");
-    let info = metrics::register(r, IntGaugeVec::new(info, &["version"]));
+    let info = register::register(r, IntGaugeVec::new(info, &["version"]));
     info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     #[cfg(target_os = "linux")]
     {

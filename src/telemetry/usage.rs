@@ -2,7 +2,7 @@
 
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-use super::metrics::{gauges, register};
+use super::register::{gauges, register};
 
 /// The metrics of usage records.
 #[derive(Clone)]

@@ -21,7 +21,7 @@ use crate::{
     base::Outcome,
     config::plan::Destination,
     store::StoreError,
-    usage::store::{Column, Cursor, Filter, Store, Sums, moment},
+    usage::store::{Column, Filter, PageCursor, Store, Sums, moment},
 };
 
 const PATH: &str = "/admin/v1/usage";
@@ -240,19 +240,19 @@ pub async fn list(
     let (filter, by, limit) =
         (asked.filter()?, groups(asked.group_by.as_deref())?, asked.limit as usize);
     let cursor = asked.cursor.as_deref().map(|text| {
-        Cursor::decode(text, &by).ok_or_else(|| invalid("`cursor` is not of a page like this"))
+        PageCursor::decode(text, &by).ok_or_else(|| invalid("`cursor` is not of a page like this"))
     });
     let cursor = cursor.transpose()?;
     let store = store(&parts)?;
     if by.is_empty() {
         let found = store.records(&filter, cursor.as_ref(), limit).await;
         let page = found.map_err(|why| failed(&why))?;
-        let next = page.next.as_ref().map(Cursor::encode);
+        let next = page.next.as_ref().map(PageCursor::encode);
         return Ok(Json(UsagePage { records: Some(page.items), groups: None, next }));
     }
     let found = store.sums(&filter, &by, cursor.as_ref(), limit).await;
     let page = found.map_err(|why| failed(&why))?;
-    let next = page.next.as_ref().map(Cursor::encode);
+    let next = page.next.as_ref().map(PageCursor::encode);
     let groups = page.items.into_iter().map(Group::new).collect();
     Ok(Json(UsagePage { records: None, groups: Some(groups), next }))
 }

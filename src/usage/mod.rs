@@ -5,7 +5,7 @@
 //! [`spool`] makes a [`Record`] of it and appends it to a log; each reporter reads that log at its
 //! own pace and hands the records to its [`sink`].
 
-pub mod dead;
+pub mod dead_letters;
 pub mod outbox;
 pub mod record;
 pub mod sink;

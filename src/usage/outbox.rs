@@ -12,7 +12,10 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Draft, Entry, Spool};
+use super::{
+    record::Draft,
+    spool::{Entry, Spool},
+};
 use crate::{base::lock, config::plan::UsagePlan, telemetry::UsageMetrics};
 
 /// The outbox of a gateway.

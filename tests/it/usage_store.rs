@@ -18,7 +18,7 @@ use llmproxy::{
     usage::{
         Entry,
         sink::{self, Failure, Resources, Sink},
-        store::{Column, Cursor, Filter, Store},
+        store::{Column, Filter, PageCursor, Store},
     },
 };
 use reqwest::Method;
@@ -110,7 +110,7 @@ impl Process {
 
     /// All records that a filter lets through, from the newest on, page by page.
     async fn all(&self, filter: &Filter, limit: usize) -> Vec<Map<String, Value>> {
-        let (store, mut all, mut next) = (self.store(), Vec::new(), None::<Cursor>);
+        let (store, mut all, mut next) = (self.store(), Vec::new(), None::<PageCursor>);
         loop {
             let page = store.records(filter, next.as_ref(), limit).await.unwrap();
             all.extend(page.items);
@@ -302,7 +302,7 @@ async fn sums_add_up(process: &Process, before: &Filter) {
             sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
         }
         for limit in [1, 2, 100] {
-            let (mut found, mut next, mut pages) = (Vec::new(), None::<Cursor>, 0);
+            let (mut found, mut next, mut pages) = (Vec::new(), None::<PageCursor>, 0);
             loop {
                 let page = process.store().sums(before, by, next.as_ref(), limit).await.unwrap();
                 pages += 1;
@@ -345,7 +345,7 @@ async fn pages_have_no_gaps(process: &Process) {
         .map(|n| with(paged(n), json!({"timestamp": record(n / 7)["timestamp"]})))
         .collect();
     process.put(&first).await;
-    let (store, mut seen, mut next) = (process.store(), Vec::new(), None::<Cursor>);
+    let (store, mut seen, mut next) = (process.store(), Vec::new(), None::<PageCursor>);
     for round in 0.. {
         let page = store.records(&only, next.as_ref(), 9).await.unwrap();
         seen.extend(page.items.iter().map(id));
@@ -789,7 +789,7 @@ async fn what_cannot_be_asked_is_refused() {
         let (status, body) = admin.ask(Method::GET, &format!("/admin/v1/{query}"), None).await;
         (status.as_u16(), body["error"]["code"].as_str().unwrap_or_default().to_owned())
     };
-    let group = Cursor::Group(vec![("team".to_owned(), "a".to_owned())]).encode();
+    let group = PageCursor::Group(vec![("team".to_owned(), "a".to_owned())]).encode();
     for (query, code) in [
         ("usage?limit=0", "invalid_value"),
         ("usage?limit=1001", "invalid_value"),

@@ -18,7 +18,7 @@ use crate::{
     store::{Stores, http},
     usage::{
         Entry,
-        dead::Letters,
+        dead_letters::Letters,
         sink::{self, Pace, Resources},
     },
 };

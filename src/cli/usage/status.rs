@@ -10,7 +10,7 @@ use super::{age, archive, count, folder, is_missing, missing, print, time};
 use crate::{
     cli::ConfigFile,
     config::plan::Plan,
-    usage::{dead::Letters, spool::Archive},
+    usage::{dead_letters::Letters, spool::Archive},
 };
 
 /// Arguments of `usage status`.

@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::{
     config::raw::ReporterKind,
     runtime::Carry,
-    usage::{Standing, State, dead::Letters},
+    usage::{Standing, State, dead_letters::Letters},
 };
 
 /// A reporter lags with more records than this, of which the oldest is older than that.

@@ -26,7 +26,7 @@ use crate::{
     telemetry::UsageMetrics,
     usage::{
         Cursor, Entry, Spool, Standing,
-        dead::Letters,
+        dead_letters::Letters,
         sink::{self, Pace, Resources, Sink},
     },
 };

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::Entry;
+use super::spool::Entry;
 
 /// The dead letters of one reporter.
 #[derive(Clone, Debug)]

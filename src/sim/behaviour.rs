@@ -191,7 +191,6 @@ pub struct Load {
 /// Engines whose metrics are known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "their names say all")]
 pub enum Engine {
     #[default]
     Vllm,

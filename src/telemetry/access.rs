@@ -6,7 +6,6 @@ use super::logger;
 use crate::base::TokenCounts;
 
 /// What a line says.
-#[expect(missing_docs, reason = "the names are those of the line")]
 pub struct Line<'a> {
     pub request_id: &'a str,
     pub client: Option<IpAddr>,

@@ -17,7 +17,7 @@ use llmproxy::{
     },
     usage::{
         Entry,
-        sink::{self, Failure, Resources, Sink},
+        sink::{self, DeliveryError, Resources, Sink},
         store::{Column, Filter, PageCursor, Store},
     },
 };
@@ -237,7 +237,7 @@ async fn holds_odd_records(process: &Process) {
     let mut batch = entries(&[record(9200), record(9201)]);
     batch[1].json = "{\"a\":1}".into();
     let refused = process.sink().deliver(&batch).await;
-    assert!(matches!(refused, Err(Failure::Refused { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(DeliveryError::Refused { .. })), "{refused:?}");
     assert!(process.ids(&equal(Column::RequestId, "req-9200")).await.is_empty());
 }
 
@@ -385,7 +385,7 @@ async fn clashes_are_refused(process: &Process) {
     own.run("CREATE UNIQUE INDEX own_request ON own_records (request_id)").await;
     let clash = with(record(3), json!({"request_id": "req-1"}));
     let refused = own.sink().deliver(&entries(&[record(1), record(2), clash])).await;
-    let Err(Failure::Refused { why }) = refused else { panic!("{refused:?}") };
+    let Err(DeliveryError::Refused { why }) = refused else { panic!("{refused:?}") };
     assert!(why.to_lowercase().contains("unique"), "{why}");
     assert_eq!(own.count().await, 2);
     own.put(&[record(1), record(2)]).await;
@@ -641,7 +641,7 @@ async fn waits_for_its_database(
     sink.deliver(&entries(&[record(2)])).await.unwrap();
     server(false).await;
     let away = sink.deliver(&entries(&[record(3)])).await.unwrap_err();
-    assert!(matches!(away, Failure::Away { .. }), "{away:?}");
+    assert!(matches!(away, DeliveryError::Unavailable { .. }), "{away:?}");
     let store = process.store();
     assert!(store.records(&Filter::default(), None, 5).await.is_err());
     server(true).await;
@@ -659,16 +659,16 @@ async fn waits_for_its_database(
     other.plan.table = "other_records".to_owned();
     process.run("CREATE TABLE other_records (id INT)").await;
     let refused = other.sink().deliver(&entries(&[record(5)])).await.unwrap_err();
-    assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
+    assert!(matches!(refused, DeliveryError::Unavailable { .. }), "{refused:?}");
     assert!(!refused.why().contains(PASSWORD) && !refused.why().contains("poor-pass"));
     process.run("REVOKE INSERT ON usage_records FROM poor").await;
     let refused = limited.sink().deliver(&entries(&[record(5)])).await.unwrap_err();
-    assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
+    assert!(matches!(refused, DeliveryError::Unavailable { .. }), "{refused:?}");
     assert!(refused.why().contains("; grant the user that the gateway logs in as"), "{refused:?}");
     assert!(refused.why().contains("usage_records"), "{refused:?}");
     let mut wrong = url("poor:wrong-pass");
     let refused = wrong.sink().deliver(&entries(&[record(5)])).await.unwrap_err();
-    assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
+    assert!(matches!(refused, DeliveryError::Unavailable { .. }), "{refused:?}");
     assert!(!refused.why().contains("wrong-pass"), "{refused:?}");
     // A table that goes is made again.
     process.run("DROP TABLE usage_records").await;
@@ -682,7 +682,7 @@ async fn waits_for_its_database(
     wrong.plan.table = "odd_records".to_owned();
     wrong.run("CREATE TABLE odd_records (id INT, shoe_size INT NOT NULL)").await;
     let refused = wrong.sink().deliver(&entries(&[record(5)])).await.unwrap_err();
-    assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
+    assert!(matches!(refused, DeliveryError::Unavailable { .. }), "{refused:?}");
     assert!(refused.why().contains("shoe_size"), "{refused:?}");
 }
 
@@ -700,7 +700,7 @@ async fn records_wait_for_postgres() {
     typed.run("CREATE TABLE typed_records (latency_ms DATE)").await;
     let sink = typed.sink();
     let refused = sink.deliver(&entries(&[record(1)])).await.unwrap_err();
-    assert!(matches!(refused, Failure::Away { .. }), "{refused:?}");
+    assert!(matches!(refused, DeliveryError::Unavailable { .. }), "{refused:?}");
     for part in ["\"latency_ms\" is of type date", "bigint; change that column of the table"] {
         assert!(refused.why().contains(part), "{refused:?}");
     }

@@ -1,7 +1,7 @@
 //! `/admin/v1/usage/reporters`.
 
 use super::*;
-use crate::usage::{Outbox, Standing, State as Doing};
+use crate::usage::{Outbox, ReporterState as Doing, ReporterStatus};
 
 /// How the delivery of usage records stands.
 #[derive(Serialize, ToSchema)]
@@ -66,7 +66,7 @@ pub struct Spool {
 }
 
 impl Reporter {
-    fn new(standing: &Standing, outbox: &Outbox) -> Self {
+    fn new(standing: &ReporterStatus, outbox: &Outbox) -> Self {
         let failure = standing.failure();
         Self {
             name: standing.name.clone(),
@@ -107,6 +107,6 @@ pub async fn reporters(State(parts): State<Parts>) -> Json<Reporters> {
     let outbox = &parts.carry.usage;
     let end = outbox.spool().map_or(0, |spool| spool.end());
     let reporters =
-        outbox.standings().iter().map(|standing| Reporter::new(standing, outbox)).collect();
+        outbox.reporters().iter().map(|standing| Reporter::new(standing, outbox)).collect();
     Json(Reporters { reporters, spool: Spool::new(outbox, end) })
 }

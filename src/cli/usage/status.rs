@@ -10,7 +10,7 @@ use super::{age, archive, count, folder, is_missing, missing, print, time};
 use crate::{
     cli::ConfigFile,
     config::plan::Plan,
-    usage::{dead_letters::Letters, spool::Archive},
+    usage::{dead_letters::DeadLetters, spool::Archive},
 };
 
 /// Arguments of `usage status`.
@@ -96,7 +96,7 @@ fn look(plan: &Plan, folder: &Path) -> Result<Status, String> {
     if end > first {
         (oldest, newest) = (written(&archive, first)?, written(&archive, end - 1)?);
     }
-    let places: BTreeMap<_, _> = archive.places()?.into_iter().collect();
+    let places: BTreeMap<_, _> = archive.positions()?.into_iter().collect();
     let mut reporters: Vec<_> = configured(plan).collect();
     for name in places.keys() {
         if !reporters.iter().any(|reporter| reporter.name == *name) {
@@ -160,7 +160,7 @@ impl Reporter {
     }
 
     fn count_letters(&mut self, folder: &Path) -> Result<(), String> {
-        let letters = Letters::open(folder, &self.name);
+        let letters = DeadLetters::open(folder, &self.name);
         let unreadable = |e| format!("cannot read {}: {e}", letters.path().display());
         let mut reading = letters.read().map_err(unreadable)?;
         for letter in reading.by_ref() {

@@ -14,7 +14,7 @@ pub trait Sink: Send + Sync {
     ///
     /// # Errors
     /// Why the delivery failed, and what may help.
-    async fn deliver(&self, records: &[Entry]) -> Result<(), Failure>;
+    async fn deliver(&self, records: &[Entry]) -> Result<(), DeliveryError>;
 
     /// Removes records that are older than the retention time. Called about once an hour.
     ///
@@ -27,9 +27,9 @@ pub trait Sink: Send + Sync {
 
 /// Why a delivery failed. The texts are for the log and never hold a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum DeliveryError {
     /// The destination is unavailable: another attempt may help.
-    Away {
+    Unavailable {
         why: String,
         /// The pause that the receiver asked for.
         retry_after: Option<Duration>,
@@ -40,15 +40,15 @@ pub enum Failure {
     Gone { why: String },
 }
 
-impl Failure {
+impl DeliveryError {
     /// Another attempt may help, after the usual pause.
-    pub fn away(why: impl Into<String>) -> Self {
-        Self::Away { why: why.into(), retry_after: None }
+    pub fn unavailable(why: impl Into<String>) -> Self {
+        Self::Unavailable { why: why.into(), retry_after: None }
     }
 
     pub fn why(&self) -> &str {
         match self {
-            Self::Away { why, .. } | Self::Refused { why } | Self::Gone { why } => why,
+            Self::Unavailable { why, .. } | Self::Refused { why } | Self::Gone { why } => why,
         }
     }
 }

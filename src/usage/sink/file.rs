@@ -15,7 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::delivery::{Failure, Sink};
+use super::delivery::{DeliveryError, Sink};
 use crate::{base::lock, config::plan::FilePlan, usage::spool::Entry};
 
 /// How long to wait for the lock of another process.
@@ -45,7 +45,7 @@ impl FileSink {
 
 #[async_trait]
 impl Sink for FileSink {
-    async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
+    async fn deliver(&self, records: &[Entry]) -> Result<(), DeliveryError> {
         let mut text = Vec::with_capacity(records.iter().map(|r| r.json.len() + 1).sum());
         for record in records {
             text.extend_from_slice(&record.json);
@@ -57,7 +57,7 @@ impl Sink for FileSink {
         added
             .map_err(io::Error::other)
             .flatten()
-            .map_err(|e| Failure::away(format!("{}: {e}", self.0.plan.path.display())))
+            .map_err(|e| DeliveryError::unavailable(format!("{}: {e}", self.0.plan.path.display())))
     }
 }
 
@@ -330,7 +330,7 @@ mod tests {
         for _ in 0..2 {
             let failure = full.deliver(&batch(0..1)).await.unwrap_err();
             let why = "/dev/full: No space left on device (os error 28)";
-            assert_eq!(failure, Failure::away(why));
+            assert_eq!(failure, DeliveryError::unavailable(why));
         }
         let temp = tempfile::tempdir().unwrap();
         let in_the_way = temp.path().join("file");
@@ -338,7 +338,7 @@ mod tests {
         let path = in_the_way.join("usage.jsonl");
         let sink = lines(&path, 1 << 20, 3);
         let failure = sink.deliver(&batch(0..1)).await.unwrap_err();
-        assert!(matches!(failure, Failure::Away { .. }), "{failure:?}");
+        assert!(matches!(failure, DeliveryError::Unavailable { .. }), "{failure:?}");
         fs::remove_file(&in_the_way).unwrap();
         sink.deliver(&batch(0..1)).await.unwrap();
         assert_eq!(numbers(&path), [0]);

@@ -8,7 +8,7 @@ pub mod webhook;
 
 use std::{sync::Arc, time::Duration};
 
-pub use self::delivery::{Failure, Sink};
+pub use self::delivery::{DeliveryError, Sink};
 use crate::{
     config::plan::{Destination, ReporterPlan},
     store::Stores,

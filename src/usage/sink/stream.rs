@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use super::delivery::{Failure, Sink};
+use super::delivery::{DeliveryError, Sink};
 use crate::{config::plan::StreamPlan, store::redis::Redis, usage::spool::Entry};
 
 /// Adds records to a stream.
@@ -30,7 +30,7 @@ struct RecordIdOnly<'a> {
 
 #[async_trait]
 impl Sink for StreamSink {
-    async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
+    async fn deliver(&self, records: &[Entry]) -> Result<(), DeliveryError> {
         let fields = |entry: &Entry| {
             let parsed = serde_json::from_slice::<RecordIdOnly<'_>>(&entry.json);
             let id = parsed.map(|parsed| parsed.record_id.into_owned()).unwrap_or_default();
@@ -40,6 +40,6 @@ impl Sink for StreamSink {
         let added = self.redis.add(&self.plan.stream, self.plan.max_len, &entries).await;
         // Whatever the error (no server, no memory, no permission, a key of another type): the records
         // are fine, and the server has to be fixed.
-        added.map_err(|e| Failure::away(e.to_string()))
+        added.map_err(|e| DeliveryError::unavailable(e.to_string()))
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use super::delivery::{Failure, Sink};
+use super::delivery::{DeliveryError, Sink};
 use crate::{
     config::plan::TablePlan,
     store::{
@@ -86,17 +86,17 @@ impl TableSink {
 
 #[async_trait]
 impl Sink for TableSink {
-    async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
+    async fn deliver(&self, records: &[Entry]) -> Result<(), DeliveryError> {
         let rows: Result<Vec<_>, _> = records.iter().map(schema::parse).collect();
-        let rows = rows.map_err(|why| Failure::Refused { why })?;
+        let rows = rows.map_err(|why| DeliveryError::Refused { why })?;
         match self.insert(&rows).await {
             Ok(()) => Ok(()),
-            Err(Trouble::Data(why)) => Err(Failure::Refused { why: why.to_string() }),
-            Err(Trouble::Away(why)) => Err(Failure::away(why.to_string())),
+            Err(Trouble::Data(why)) => Err(DeliveryError::Refused { why: why.to_string() }),
+            Err(Trouble::Away(why)) => Err(DeliveryError::unavailable(why.to_string())),
             Err(Trouble::Shape(why)) => {
                 // The next attempt prepares the table again.
                 *self.ready.lock().await = None;
-                Err(Failure::away(why.to_string()))
+                Err(DeliveryError::unavailable(why.to_string()))
             }
         }
     }

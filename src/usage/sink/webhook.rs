@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::delivery::{Failure, Sink};
+use super::delivery::{DeliveryError, Sink};
 use crate::{
     config::plan::{SigningKey, WebhookPlan},
     store::http::cause,
@@ -66,7 +66,7 @@ impl WebhookSink {
 
 #[async_trait]
 impl Sink for WebhookSink {
-    async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
+    async fn deliver(&self, records: &[Entry]) -> Result<(), DeliveryError> {
         let body = body(records, self.plan.batch_size > 1);
         let headers = self.headers(&message_id(records), Timestamp::now(), &body);
         let request = self.client.post(self.plan.url.expose()).timeout(self.plan.timeout);
@@ -82,21 +82,21 @@ impl Sink for WebhookSink {
                 }
                 verdict
             }
-            Err(e) => Err(Failure::away(format!("cannot be reached: {}", cause(e)))),
+            Err(e) => Err(DeliveryError::unavailable(format!("cannot be reached: {}", cause(e)))),
         }
     }
 }
 
 /// What a response means. Redirects are not followed and count as unavailable.
-fn judge(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Result<(), Failure> {
+fn judge(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Result<(), DeliveryError> {
     let why = format!("answered {status}");
     match status.as_u16() {
         200..=299 => Ok(()),
-        410 => Err(Failure::Gone { why }),
-        400 | 413 | 415 | 422 => Err(Failure::Refused { why }),
+        410 => Err(DeliveryError::Gone { why }),
+        400 | 413 | 415 | 422 => Err(DeliveryError::Refused { why }),
         _ => {
             let retry_after = retry_after(headers, now).filter(|pause| *pause > Duration::ZERO);
-            Err(Failure::Away { why, retry_after })
+            Err(DeliveryError::Unavailable { why, retry_after })
         }
     }
 }
@@ -207,16 +207,24 @@ mod tests {
             judge(StatusCode::from_u16(status).unwrap(), headers, now)
         };
         assert_eq!(judged(202, &headers), Ok(()));
-        assert!(matches!(judged(410, &headers), Err(Failure::Gone { .. })));
+        assert!(matches!(judged(410, &headers), Err(DeliveryError::Gone { .. })));
         for status in [400, 413, 415, 422] {
-            assert!(matches!(judged(status, &headers), Err(Failure::Refused { .. })), "{status}");
+            assert!(
+                matches!(judged(status, &headers), Err(DeliveryError::Refused { .. })),
+                "{status}"
+            );
         }
         for status in [302, 401, 404, 408, 429, 500, 503] {
             let away = judged(status, &headers);
-            assert!(matches!(away, Err(Failure::Away { retry_after: None, .. })), "{status}");
+            assert!(
+                matches!(away, Err(DeliveryError::Unavailable { retry_after: None, .. })),
+                "{status}"
+            );
         }
         headers.insert(header::RETRY_AFTER, "Sun, 06 Nov 1994 08:49:37 GMT".parse().unwrap());
-        let Err(Failure::Away { retry_after, why }) = judged(503, &headers) else { panic!() };
+        let Err(DeliveryError::Unavailable { retry_after, why }) = judged(503, &headers) else {
+            panic!()
+        };
         assert_eq!(retry_after, Some(Duration::from_secs(7)));
         assert_eq!(why, "answered 503 Service Unavailable");
     }

@@ -12,7 +12,6 @@ use crate::store::sql::{Driver, Row, Statement};
 
 /// A column by which records can be filtered or grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "as in the record")]
 pub enum Column {
     KeyId,
     KeyName,
@@ -68,7 +67,6 @@ pub struct Filter {
 
 /// The sums over a group of records.
 #[derive(Clone, Debug, Default, PartialEq)]
-#[expect(missing_docs, reason = "as in the record")]
 pub struct Sums {
     /// The values that the records share, in the order of the requested columns.
     pub group: Vec<(Column, String)>,

@@ -16,7 +16,7 @@ fn of(who: &str, index: u64) -> Entry {
 }
 
 /// A log of `who` with these indexes, in files of 64 KiB.
-fn filled(fixture: &Fixture, who: &str, indexes: std::ops::Range<u64>) -> Disk {
+fn filled(fixture: &Fixture, who: &str, indexes: std::ops::Range<u64>) -> DiskLog {
     let disk = fixture.open();
     for index in indexes {
         assert!(disk.append(vec![of(who, index)]).is_ok());
@@ -25,8 +25,8 @@ fn filled(fixture: &Fixture, who: &str, indexes: std::ops::Range<u64>) -> Disk {
 }
 
 /// Everything that a reporter would be handed from its place on.
-fn delivered(disk: &Disk, reporter: &str) -> Vec<String> {
-    let (mut at, mut texts) = (disk.place(reporter), Vec::new());
+fn delivered(disk: &DiskLog, reporter: &str) -> Vec<String> {
+    let (mut at, mut texts) = (disk.position_of(reporter), Vec::new());
     loop {
         let (entries, next) = disk.read(at, 100).unwrap();
         assert!(entries.windows(2).all(|pair| pair[0].index < pair[1].index));
@@ -60,8 +60,9 @@ fn setting(others: std::ops::Range<u64>) -> Setting {
     if others.start > 0 {
         fs::create_dir_all(other.path().join("places")).unwrap();
         drop(other.open());
-        let mut place = super::super::place::PlaceFile::open(other.path(), "a", (0, 0)).unwrap().0;
-        place.keep(others.start).unwrap();
+        let mut place =
+            super::super::position::PositionFile::open(other.path(), "a", (0, 0)).unwrap().0;
+        place.save(others.start).unwrap();
     }
     drop(filled(&other, "other", others));
     Setting { own, other }
@@ -164,7 +165,7 @@ fn a_segment_that_replaced_one_of_the_log_is_delivered_and_the_loss_is_told() {
 fn a_file_that_is_put_there_while_the_log_is_written_is_not_written_over() {
     let setting = setting(0..1);
     let disk = setting.own.open();
-    // Where the next file of the log will begin is not known to anyone: all places are taken.
+    // Where the next file of the log will begin is not known to anyone: all positions are taken.
     let stranger = setting.other.files().remove(0);
     for index in 601..900 {
         fs::copy(&stranger, setting.own.path().join(format!("{index:020}.log"))).unwrap();
@@ -195,7 +196,7 @@ fn files_with_odd_names_are_told_of() {
     let disk = setting.own.open();
     assert_eq!(setting.own.metrics.usage.spool.foreign.get(), 3);
     let verdict = Archive::open(setting.own.path()).unwrap().verify(&mut |_| ()).unwrap();
-    assert_eq!((verdict.strangers.len(), verdict.is_good()), (3, false));
+    assert_eq!((verdict.unread_files.len(), verdict.is_intact()), (3, false));
     let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
     assert_eq!(got, texts("owner", 0..600));
     for name in ["00000000000000000000.log.bak", "00000000000000000000 (copy).log", "7.log"] {
@@ -204,7 +205,7 @@ fn files_with_odd_names_are_told_of() {
     disk.set(&setting.own.plan).unwrap();
     assert_eq!(setting.own.metrics.usage.spool.foreign.get(), 0);
     let verdict = Archive::open(setting.own.path()).unwrap().verify(&mut |_| ()).unwrap();
-    assert!(verdict.is_good(), "{verdict:?}");
+    assert!(verdict.is_intact(), "{verdict:?}");
 }
 
 #[test]
@@ -215,7 +216,7 @@ fn without_room_what_is_foreign_is_counted_and_kept() {
     fs::copy(file, setting.own.path().join(file.file_name().unwrap())).unwrap();
     // The reporter needs everything, and no more may wait.
     let full = plan(&["a"], "max_size: 256KiB, keep: 24h");
-    let disk = Disk::open(setting.own.path(), &full, setting.own.metrics.usage.clone()).unwrap();
+    let disk = DiskLog::open(setting.own.path(), &full, setting.own.metrics.usage.clone()).unwrap();
     let place = setting.own.path().join("places/a");
     assert!(place.exists());
     disk.set(&full).unwrap();
@@ -234,8 +235,9 @@ fn a_file_wholly_in_front_of_the_log_is_put_aside_and_not_deleted() {
         let other = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
         drop(filled(&other, "other", 0..others.end));
         fs::create_dir_all(own.path().join("places")).unwrap();
-        let mut place = super::super::place::PlaceFile::open(own.path(), "a", (0, 0)).unwrap().0;
-        place.keep(500).unwrap();
+        let mut place =
+            super::super::position::PositionFile::open(own.path(), "a", (0, 0)).unwrap().0;
+        place.save(500).unwrap();
         drop(filled(&own, "owner", 500..600));
         let theirs: Vec<_> = {
             let archive = Archive::open(other.path()).unwrap();
@@ -269,19 +271,19 @@ fn a_file_before_a_gap_that_somebody_wants_is_put_aside_when_nobody_does() {
     let other = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
     drop(filled(&other, "other", 0..100));
     fs::create_dir_all(own.path().join("places")).unwrap();
-    let mut place = super::super::place::PlaceFile::open(own.path(), "a", (0, 0)).unwrap().0;
-    place.keep(500).unwrap();
+    let mut place = super::super::position::PositionFile::open(own.path(), "a", (0, 0)).unwrap().0;
+    place.save(500).unwrap();
     drop(filled(&own, "owner", 500..900));
     let (mine, theirs) = (own.files(), other.files().remove(0));
     let front = own.path().join(theirs.file_name().unwrap());
     fs::copy(&theirs, &front).unwrap();
-    place.keep(0).unwrap();
+    place.save(0).unwrap();
     let disk = own.open();
     let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
     assert_eq!(got, texts("other", 0..100).union(&texts("owner", 500..900)).cloned().collect());
     assert_eq!(own.damaged(), 400);
     assert!(front.exists());
-    disk.keep_place("a", 900).unwrap();
+    disk.save_position("a", 900).unwrap();
     disk.trim();
     assert!(
         !front.exists() && own.path().join("foreign").join(theirs.file_name().unwrap()).exists()
@@ -301,7 +303,7 @@ fn a_gap_in_one_run_of_the_gateway_is_its_own() {
     let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
     assert_eq!(got, texts("owner", (0..gone.first).chain(last.first..600)));
     assert_eq!((own.damaged(), disk.end()), (last.first - gone.first, 600));
-    disk.keep_place("a", 600).unwrap();
+    disk.save_position("a", 600).unwrap();
     disk.trim();
     assert_eq!(own.files(), std::slice::from_ref(&last.path));
     assert!(!own.path().join("foreign").exists());
@@ -387,8 +389,8 @@ fn a_file_that_cannot_be_read_is_own_only_where_there_is_room_for_it() {
 fn a_file_in_front_that_cannot_be_read_is_put_aside_and_not_deleted() {
     let own = Fixture::new(&["a"], "max_size: 64MiB, keep: 0s");
     fs::create_dir_all(own.path().join("places")).unwrap();
-    let mut place = super::super::place::PlaceFile::open(own.path(), "a", (0, 0)).unwrap().0;
-    place.keep(500).unwrap();
+    let mut place = super::super::position::PositionFile::open(own.path(), "a", (0, 0)).unwrap().0;
+    place.save(500).unwrap();
     drop(filled(&own, "owner", 500..600));
     let name = format!("{:020}.log", 7);
     std::os::unix::fs::symlink(own.path().join("places"), own.path().join(&name)).unwrap();

@@ -32,7 +32,7 @@ use crate::{
         http,
         proxy::Tunnel,
     },
-    telemetry::{Metrics, metrics::Usual},
+    telemetry::{Metrics, metrics::SuccessMetrics},
 };
 
 /// A backend.
@@ -53,7 +53,7 @@ pub struct Endpoint {
     /// hold the name, or by way of a proxy.
     own_client: OnceLock<reqwest::Client>,
     /// Counters of its usual requests, by [`dialect::index`] and stream.
-    usual: [OnceLock<Usual>; 2 * dialect::INFERENCE_ROUTES],
+    usual: [OnceLock<SuccessMetrics>; 2 * dialect::INFERENCE_ROUTES],
     /// Each of its places, and a connection's settings.
     peers: Box<[HttpPeer]>,
 }
@@ -120,10 +120,10 @@ impl Endpoint {
     }
 
     /// The counters of usual requests to a path.
-    pub fn usual(&self, route: &Route, stream: bool, metrics: &Metrics) -> Option<&Usual> {
+    pub fn usual(&self, route: &Route, stream: bool, metrics: &Metrics) -> Option<&SuccessMetrics> {
         let slot = self.usual.get(2 * dialect::index(route)? + usize::from(stream))?;
         let word = if stream { "true" } else { "false" };
-        Some(slot.get_or_init(|| metrics.usual(route.path, word, &self.plan.name)))
+        Some(slot.get_or_init(|| metrics.success(route.path, word, &self.plan.name)))
     }
 
     /// What is known of it over all generations.

@@ -63,7 +63,7 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
         // Later problems may only be the echo of a variable that is missing, but mostly are not.
         let (raw, removed) = read::<Raw>(document, &expanded, &mut problems);
         let mut further = Vec::new();
-        let plan = plan::plan(&raw?, folder, &Proxies::of(env), &mut further);
+        let plan = plan::plan(&raw?, folder, &Proxies::from_env(env), &mut further);
         for mut problem in further {
             problem.path = value::show(&removed.original(&value::parse(&problem.path)));
             problems.push(problem);

@@ -10,7 +10,7 @@ use crate::{
     config::raw::StreamUsage,
     dialect::openai::{JsonTap, StreamMeter, Strip},
     wire::{
-        inflate::{Coding, Inflater, Trouble},
+        inflate::{Coding, Inflater, InflateError},
         sniff::{Kind, Sniffed, Sniffer},
     },
 };
@@ -80,7 +80,7 @@ fn inflated(
     inflater: &mut Inflater,
     piece: Option<Bytes>,
     end_of_stream: bool,
-) -> Result<Option<Bytes>, Trouble> {
+) -> Result<Option<Bytes>, InflateError> {
     let piece = piece.map(|bytes| inflater.push(&bytes)).transpose()?;
     if end_of_stream {
         inflater.finish()?;

@@ -18,7 +18,7 @@ use super::{
 use crate::base::lock;
 
 /// One inference request.
-pub struct Call<'a> {
+pub struct InferenceCall<'a> {
     pub path: &'a str,
     pub received: &'a ReceivedRequest,
     pub model: String,
@@ -35,7 +35,7 @@ pub struct EngineSlot<'a> {
     pub cached: u64,
 }
 
-impl<'a> Call<'a> {
+impl<'a> InferenceCall<'a> {
     /// Waits for a slot of the engine, and then as long as the prefill of the prompt takes.
     pub async fn acquire_slot(
         &self,

@@ -1,5 +1,4 @@
-//! HTTP/1.1 by hand: a server that may break the rules has to be written below the libraries
-//! that keep them.
+//! HTTP/1.1 by hand: libraries would not let the server break the rules.
 
 use std::{
     io,
@@ -20,12 +19,12 @@ use tokio::{
 
 use super::stats::ReceivedRequest;
 
-/// The content type of documents.
+/// The content type of JSON documents.
 pub const JSON: &str = "application/json";
 
-/// What becomes of a connection after an answer.
+/// What happens to a connection after a response.
 pub enum ConnectionAction {
-    /// Another request may come.
+    /// It waits for the next request.
     Keep,
     /// It is closed.
     Close,
@@ -37,13 +36,13 @@ pub enum ConnectionAction {
 pub struct Conn {
     stream: TcpStream,
     buffer: BytesMut,
-    /// Goes out with the next bytes, in one piece.
+    /// Written together with the next bytes.
     announced: Vec<u8>,
-    /// The server has retired: it says nothing more.
+    /// The server has retired: nothing more is written.
     silent: Arc<AtomicBool>,
 }
 
-/// The reader is gone.
+/// The client has disconnected.
 pub struct ClientGone;
 
 impl From<io::Error> for ClientGone {
@@ -53,18 +52,17 @@ impl From<io::Error> for ClientGone {
 }
 
 impl Conn {
-    /// Takes a connection.
     pub fn new(stream: TcpStream, silent: Arc<AtomicBool>) -> Self {
         let buffer = BytesMut::with_capacity(8 * 1024);
         Self { stream, buffer, announced: Vec::new(), silent }
     }
 
-    /// Puts bytes before the next ones that are written.
+    /// Queues bytes that are written before the next ones.
     pub fn announce(&mut self, text: &str) {
         self.announced.extend_from_slice(text.as_bytes());
     }
 
-    /// The next request; `None` when the connection is over or has been idle for too long.
+    /// The next request; `None` if the connection has ended or was idle for too long.
     pub async fn request(&mut self, idle: Duration) -> Option<ReceivedRequest> {
         if self.buffer.is_empty() {
             timeout(idle, self.stream.read_buf(&mut self.buffer))
@@ -135,7 +133,7 @@ impl Conn {
         Ok(self.stream.write_all(&all).await?)
     }
 
-    /// Writes a whole answer.
+    /// Writes a complete response.
     pub async fn answer(
         &mut self,
         status: u16,
@@ -148,7 +146,7 @@ impl Conn {
         self.write(&out).await
     }
 
-    /// The same for a document that comes later than its head, in two pieces with a pause before each.
+    /// Writes the head and the two halves of the body, with a pause before each half.
     pub async fn answer_slowly(
         &mut self,
         status: u16,
@@ -167,7 +165,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Writes the head of a chunked answer.
+    /// Writes the head of a chunked response.
     pub async fn chunked_head(&mut self, kind: &str) -> Result<(), ClientGone> {
         let kind =
             if kind.is_empty() { String::new() } else { format!("content-type: {kind}\r\n") };
@@ -180,7 +178,7 @@ impl Conn {
         self.write(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).await
     }
 
-    /// Writes so many signs of life into a chunked body.
+    /// Writes `count` heartbeats into a chunked body.
     pub async fn heartbeats(
         &mut self,
         count: u64,
@@ -194,7 +192,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Waits, and notices if the reader goes away meanwhile.
+    /// Waits, unless the client disconnects.
     pub async fn wait(&mut self, time: Duration) -> Result<(), ClientGone> {
         if time.is_zero() {
             return Ok(());
@@ -202,14 +200,14 @@ impl Conn {
         self.until(tokio::time::sleep(time)).await
     }
 
-    /// Waits for something, and notices if the reader goes away meanwhile.
+    /// Waits for a future, unless the client disconnects.
     pub async fn until<T>(&mut self, what: impl Future<Output = T>) -> Result<T, ClientGone> {
         let mut what = pin!(what);
         loop {
             tokio::select! {
                 outcome = &mut what => return Ok(outcome),
                 read = self.stream.read_buf(&mut self.buffer) => {
-                    // A half-close counts as gone, as with vLLM.
+                    // A half-close counts as disconnected, as in vLLM.
                     if read? == 0 {
                         return Err(ClientGone);
                     }
@@ -218,20 +216,20 @@ impl Conn {
         }
     }
 
-    /// Waits for ever, which is until the reader goes away.
+    /// Waits until the client disconnects.
     pub async fn hang(&mut self) -> ClientGone {
         match self.until(std::future::pending::<ClientGone>()).await {
             Ok(gone) | Err(gone) => gone,
         }
     }
 
-    /// Closes with a reset where the system allows it, as a killed process does.
+    /// Resets the connection, as a killed process does.
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).ok();
     }
 }
 
-/// The head of an answer.
+/// The head of a response.
 fn head(status: u16, headers: &str, kind: &str, length: usize) -> Vec<u8> {
     let reason = match status {
         200 => "OK",
@@ -251,8 +249,8 @@ fn head(status: u16, headers: &str, kind: &str, length: usize) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Parses a request head: the request without its body, and the length of the head. `Some(None)`
-/// means that there is more to come, `None` that this is not HTTP.
+/// Parses a request head: the request without its body, and the length of the head. `Some(None)`: the head is
+/// incomplete; `None`: not HTTP.
 #[expect(clippy::option_option, reason = "broken, unfinished and whole are three things")]
 fn parse(buffer: &[u8]) -> Option<Option<(ReceivedRequest, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 100];

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     behaviour::Behaviour,
-    call::Call,
+    call::InferenceCall,
     conn::{ClientGone, Conn, ConnectionAction, JSON},
     generation::unix_seconds,
     metrics,
@@ -106,7 +106,7 @@ async fn inference(
     let named = body.as_ref().ok().and_then(|body| body["model"].as_str());
     let model = named.or(setting.behaviour.models.first().map(String::as_str)).unwrap_or_default();
     let number = stats.note(Arc::clone(&seen), model);
-    let call = Call {
+    let call = InferenceCall {
         path,
         received: &seen,
         model: model.to_owned(),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     behaviour::Fail,
-    call::{Call, EngineSlot},
+    call::{EngineSlot, InferenceCall},
     conn::{ClientGone, Conn},
     text,
 };
@@ -22,7 +22,7 @@ const ARGUMENTS: [&str; 5] = ["{", "\"city\": ", "\"Paris\"", "", "}"];
 
 /// What one request asks for.
 pub struct Generation<'a> {
-    pub call: &'a Call<'a>,
+    pub call: &'a InferenceCall<'a>,
     pub chat: bool,
     pub id: String,
     pub created: u64,
@@ -41,7 +41,7 @@ pub struct Generation<'a> {
 }
 
 impl<'a> Generation<'a> {
-    pub fn new(call: &'a Call<'a>, body: &Value) -> Self {
+    pub fn new(call: &'a InferenceCall<'a>, body: &Value) -> Self {
         let behaviour = &call.setting.behaviour;
         let limit = body["max_completion_tokens"].as_u64().or(body["max_tokens"].as_u64());
         let tokens = limit.unwrap_or(u64::MAX).min(behaviour.tokens);

@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 use super::{
     behaviour::Fail,
-    call::Call,
+    call::InferenceCall,
     conn::{ClientGone, Conn, ConnectionAction},
     generation::Generation,
     refusal, text,
 };
 
-impl Call<'_> {
+impl InferenceCall<'_> {
     /// Answers the request.
     pub async fn answer(
         &self,

@@ -1,4 +1,4 @@
-//! What an operator sees: metrics, the log, and one access line for each request.
+//! Telemetry: metrics, the log, and the access log.
 
 pub mod access;
 pub mod logger;

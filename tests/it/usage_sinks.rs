@@ -89,15 +89,12 @@ async fn what_redis_refuses_is_told_and_leaves_nothing_behind() {
     let (sink, _stores) = stream(redis.address, None);
     redis.command(&["SET", STREAM, "something else"]);
     let failure = sink.deliver(&entries(3)).await.unwrap_err();
-    assert_eq!(
-        failure,
-        DeliveryError::unavailable("what stands at the key `llmproxy:usage` is no stream")
-    );
+    assert_eq!(failure, DeliveryError::unavailable("the key `llmproxy:usage` is not a stream"));
     redis.command(&["DEL", STREAM]);
 
     redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
     let failure = sink.deliver(&entries(3)).await.unwrap_err();
-    assert_eq!(failure, DeliveryError::unavailable("Redis has no memory left (OOM)"));
+    assert_eq!(failure, DeliveryError::unavailable("Redis is out of memory (OOM)"));
     redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
     assert_eq!(length(&redis), 0);
 

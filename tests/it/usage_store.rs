@@ -13,7 +13,7 @@ use llmproxy::{
     config::plan::{Destination, ReporterPlan, TablePlan},
     store::{
         Stores,
-        sql::{Driver, Holds, Settings, Statement, Target, Wish},
+        sql::{ColumnType, Driver, Settings, Statement, TableDefinition, Target},
     },
     usage::{
         Entry,
@@ -391,9 +391,9 @@ async fn clashes_are_refused(process: &Process) {
     own.put(&[record(1), record(2)]).await;
     assert_eq!(own.count().await, 3);
 
-    let columns = [("record_id", Holds::Short(64))];
+    let columns = [("record_id", ColumnType::Short(64))];
     let indexes: [(&str, &[&str]); 1] = [("record", &["record_id"])];
-    let wish = Wish { table: "own_records", columns: &columns, indexes: &indexes };
+    let wish = TableDefinition { table: "own_records", columns: &columns, indexes: &indexes };
     let sql = own.stores.sql(&own.plan.settings);
     let found = sql.ensure(own.plan.settings.driver, &wish).await.unwrap();
     assert_eq!(found.unique_without(&["id", "record_id"]), ["own_request"]);

@@ -14,7 +14,7 @@ use crate::{
     config::plan::TablePlan,
     store::{
         Stores,
-        sql::{Driver, Statement, Trouble},
+        sql::{Driver, SqlError, Statement},
     },
     usage::{
         spool::Entry,
@@ -48,7 +48,7 @@ impl TableSink {
         }
     }
 
-    async fn ready(&self) -> Result<Arc<Insert>, Trouble> {
+    async fn ready(&self) -> Result<Arc<Insert>, SqlError> {
         let mut ready = self.ready.lock().await;
         if let Some(insert) = &*ready {
             return Ok(Arc::clone(insert));
@@ -57,7 +57,7 @@ impl TableSink {
         Ok(Arc::clone(ready.insert(Arc::new(insert))))
     }
 
-    async fn insert(&self, rows: &[NewRow]) -> Result<(), Trouble> {
+    async fn insert(&self, rows: &[NewRow]) -> Result<(), SqlError> {
         let insert = self.ready().await?;
         for rows in rows.chunks(Insert::ROWS) {
             let (table, statement) = (Arc::clone(&self.table), insert.statement(rows));
@@ -91,9 +91,9 @@ impl Sink for TableSink {
         let rows = rows.map_err(|why| DeliveryError::Refused { why })?;
         match self.insert(&rows).await {
             Ok(()) => Ok(()),
-            Err(Trouble::Data(why)) => Err(DeliveryError::Refused { why: why.to_string() }),
-            Err(Trouble::Away(why)) => Err(DeliveryError::unavailable(why.to_string())),
-            Err(Trouble::Shape(why)) => {
+            Err(SqlError::Data(why)) => Err(DeliveryError::Refused { why: why.to_string() }),
+            Err(SqlError::Unavailable(why)) => Err(DeliveryError::unavailable(why.to_string())),
+            Err(SqlError::Schema(why)) => {
                 // The next attempt prepares the table again.
                 *self.ready.lock().await = None;
                 Err(DeliveryError::unavailable(why.to_string()))
@@ -106,7 +106,7 @@ impl Sink for TableSink {
         let before = SystemTime::now().checked_sub(retention).unwrap_or(SystemTime::UNIX_EPOCH);
         let before = before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let before = i64::try_from(before.as_millis()).unwrap_or(i64::MAX);
-        let text = |trouble: Trouble| trouble.why().to_string();
+        let text = |error: SqlError| error.why().to_string();
         self.ready().await.map_err(text)?;
         loop {
             let (table, removal) = (Arc::clone(&self.table), self.removal(before));

@@ -17,7 +17,7 @@ use crate::{
     config::plan::TablePlan,
     store::{
         StoreError, Stores,
-        sql::{Row, Statement, Trouble},
+        sql::{Row, SqlError, Statement},
     },
 };
 
@@ -119,13 +119,13 @@ impl Store {
             };
             match run().await {
                 // The table does not exist yet, or is of an earlier version.
-                Err(Trouble::Shape(_)) => {
+                Err(SqlError::Schema(_)) => {
                     table.prepare().await?;
                     run().await
                 }
                 rows => rows,
             }
         };
-        self.table.work(IN_ALL, work).await.map_err(|trouble| trouble.why().clone())
+        self.table.work(IN_ALL, work).await.map_err(|error| error.why().clone())
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     config::plan::TablePlan,
     store::{
         StoreError, Stores,
-        sql::{Driver, Settings, Sql, Statement, Trouble, quote, table_name},
+        sql::{Driver, Settings, Sql, SqlError, Statement, quote, table_name},
     },
 };
 
@@ -48,7 +48,7 @@ pub struct RecordTable {
     pub sql: Arc<Sql>,
     runtime: Handle,
     /// The preparation that is running, if any.
-    preparation: tokio::sync::Mutex<Option<JoinHandle<Result<Insert, Trouble>>>>,
+    preparation: tokio::sync::Mutex<Option<JoinHandle<Result<Insert, SqlError>>>>,
 }
 
 impl RecordTable {
@@ -90,16 +90,16 @@ impl RecordTable {
     pub async fn work<T: Send + 'static>(
         &self,
         patience: Duration,
-        work: impl Future<Output = Result<T, Trouble>> + Send + 'static,
-    ) -> Result<T, Trouble> {
+        work: impl Future<Output = Result<T, SqlError>> + Send + 'static,
+    ) -> Result<T, SqlError> {
         flatten(self.begin(patience, work).await)
     }
 
     fn begin<T: Send + 'static>(
         &self,
         limit: Duration,
-        work: impl Future<Output = Result<T, Trouble>> + Send + 'static,
-    ) -> JoinHandle<Result<T, Trouble>> {
+        work: impl Future<Output = Result<T, SqlError>> + Send + 'static,
+    ) -> JoinHandle<Result<T, SqlError>> {
         let _inside = self.runtime.enter();
         let work = timeout(limit, work);
         self.runtime.spawn(async move {
@@ -112,7 +112,7 @@ impl RecordTable {
     ///
     /// # Errors
     /// Why the preparation failed, or that it has not ended yet.
-    pub async fn prepare(self: &Arc<Self>) -> Result<Insert, Trouble> {
+    pub async fn prepare(self: &Arc<Self>) -> Result<Insert, SqlError> {
         let done = timeout(PATIENCE, async {
             let mut preparation = self.preparation.lock().await;
             let table = Arc::clone(self);
@@ -137,7 +137,7 @@ impl RecordTable {
     ///
     /// # Errors
     /// If the database is unavailable, does not allow it, or has a table that cannot hold records.
-    async fn ensure(&self) -> Result<Insert, Trouble> {
+    async fn ensure(&self) -> Result<Insert, SqlError> {
         self.sql.make_file(&self.settings).await?;
         let found = self.sql.ensure(self.driver(), &schema::definition(&self.name)).await?;
         for index in found.unique_without(&["id", "record_id"]) {
@@ -154,7 +154,7 @@ impl RecordTable {
     }
 
     /// Fills in the columns that queries use in rows of LLMProxy 0.5, which have no `record_id`.
-    async fn convert_old_rows(&self, has_created_at: bool) -> Result<(), Trouble> {
+    async fn convert_old_rows(&self, has_created_at: bool) -> Result<(), SqlError> {
         let (table, record) = (&self.quoted_name, self.quote("record_id"));
         let old = format!("SELECT 1 AS old FROM {table} WHERE {record} IS NULL LIMIT 1");
         let statement = |sql: &str| Statement::new(self.driver(), sql);
@@ -233,10 +233,10 @@ impl RecordTable {
     }
 }
 
-fn unavailable(why: String) -> Trouble {
-    Trouble::Away(StoreError::new(why))
+fn unavailable(why: String) -> SqlError {
+    SqlError::Unavailable(StoreError::new(why))
 }
 
-fn flatten<T>(done: Result<Result<T, Trouble>, JoinError>) -> Result<T, Trouble> {
+fn flatten<T>(done: Result<Result<T, SqlError>, JoinError>) -> Result<T, SqlError> {
     done.unwrap_or_else(|e| Err(unavailable(format!("the task of the query has ended: {e}"))))
 }

@@ -6,7 +6,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    store::sql::{Bind, Driver, Found, Holds, Row, Statement, Wish, quote},
+    store::sql::{Bind, ColumnType, Driver, ExistingTable, Row, Statement, TableDefinition, quote},
     usage::{record::Record, spool::Entry},
 };
 
@@ -24,27 +24,27 @@ enum Absent {
 /// A field of records, which is a column.
 struct Field {
     name: &'static str,
-    holds: Holds,
+    holds: ColumnType,
     absent: Absent,
 }
 
-const fn field(name: &'static str, holds: Holds) -> Field {
+const fn field(name: &'static str, holds: ColumnType) -> Field {
     Field { name, holds, absent: Absent::Empty }
 }
 
-const fn optional(name: &'static str, holds: Holds) -> Field {
+const fn optional(name: &'static str, holds: ColumnType) -> Field {
     Field { name, holds, absent: Absent::Omitted }
 }
 
 /// Text that may be indexed: databases limit its length.
-const NAME: Holds = Holds::Short(255);
+const NAME: ColumnType = ColumnType::Short(255);
 
 /// The fields in the order of [`Record`]. `usage` is left out: it repeats other fields.
 const FIELDS: [Field; 34] = [
-    field("record_id", Holds::Short(64)),
-    field("version", Holds::Whole),
-    field("process", Holds::Short(64)),
-    field("sequence", Holds::Whole),
+    field("record_id", ColumnType::Short(64)),
+    field("version", ColumnType::Whole),
+    field("process", ColumnType::Short(64)),
+    field("sequence", ColumnType::Whole),
     field("request_id", NAME),
     field("user_id", NAME),
     field("api_key", NAME),
@@ -52,29 +52,29 @@ const FIELDS: [Field; 34] = [
     optional("key_name", NAME),
     optional("team", NAME),
     optional("tier", NAME),
-    optional("metadata", Holds::Long),
-    optional("tags", Holds::Long),
+    optional("metadata", ColumnType::Long),
+    optional("tags", ColumnType::Long),
     field("model", NAME),
     optional("response_model", NAME),
-    field("prompt_tokens", Holds::Whole),
-    field("completion_tokens", Holds::Whole),
-    field("total_tokens", Holds::Whole),
-    optional("cached_tokens", Holds::Whole),
-    optional("reasoning_tokens", Holds::Whole),
-    optional("cost", Holds::Float),
-    field("is_stream", Holds::Flag),
+    field("prompt_tokens", ColumnType::Whole),
+    field("completion_tokens", ColumnType::Whole),
+    field("total_tokens", ColumnType::Whole),
+    optional("cached_tokens", ColumnType::Whole),
+    optional("reasoning_tokens", ColumnType::Whole),
+    optional("cost", ColumnType::Float),
+    field("is_stream", ColumnType::Flag),
     field("endpoint", NAME),
-    field("timestamp", Holds::Moment),
-    field("backend_url", Holds::Short(1024)),
+    field("timestamp", ColumnType::Moment),
+    field("backend_url", ColumnType::Short(1024)),
     field("path", NAME),
-    field("method", Holds::Short(32)),
-    field("status_code", Holds::Whole),
-    field("latency_ms", Holds::Whole),
-    Field { name: "ttft_ms", holds: Holds::Whole, absent: Absent::Null },
-    optional("queue_ms", Holds::Whole),
-    field("tries", Holds::Whole),
-    field("outcome", Holds::Short(32)),
-    field("usage_source", Holds::Short(32)),
+    field("method", ColumnType::Short(32)),
+    field("status_code", ColumnType::Whole),
+    field("latency_ms", ColumnType::Whole),
+    Field { name: "ttft_ms", holds: ColumnType::Whole, absent: Absent::Null },
+    optional("queue_ms", ColumnType::Whole),
+    field("tries", ColumnType::Whole),
+    field("outcome", ColumnType::Short(32)),
+    field("usage_source", ColumnType::Short(32)),
 ];
 
 /// Not a field: when the request arrived, in milliseconds since 1970.
@@ -88,14 +88,14 @@ const MAX_COST: f64 = 1e15;
 /// The values of columns of earlier versions that are NOT NULL without a default.
 const FILLED: [(&str, &str); 2] = [("request_body", "'{}'"), ("created_at", "CURRENT_TIMESTAMP")];
 
-static COLUMNS: LazyLock<Vec<(&str, Holds)>> = LazyLock::new(|| {
+static COLUMNS: LazyLock<Vec<(&str, ColumnType)>> = LazyLock::new(|| {
     let fields = FIELDS.iter().map(|field| (field.name, field.holds));
-    let rest = [(AT, Holds::Whole), (DAY, Holds::Day), ("created_at", Holds::Made)];
-    [("id", Holds::Serial)].into_iter().chain(fields).chain(rest).collect()
+    let rest = [(AT, ColumnType::Whole), (DAY, ColumnType::Day), ("created_at", ColumnType::Made)];
+    [("id", ColumnType::Serial)].into_iter().chain(fields).chain(rest).collect()
 });
 
-pub fn definition(table: &str) -> Wish<'_> {
-    Wish {
+pub fn definition(table: &str) -> TableDefinition<'_> {
+    TableDefinition {
         table,
         columns: &COLUMNS,
         indexes: &[
@@ -147,7 +147,7 @@ impl Insert {
     ///
     /// # Errors
     /// If it has other columns that are NOT NULL without a default.
-    pub fn new(driver: Driver, table: &str, found: &Found) -> Result<Self, String> {
+    pub fn new(driver: Driver, table: &str, found: &ExistingTable) -> Result<Self, String> {
         let mut columns: Vec<_> = field_names().chain([AT, DAY]).collect();
         let mut filled = String::new();
         for name in found.required() {
@@ -169,7 +169,7 @@ impl Insert {
         let lengths = FIELDS.iter().map(|field| {
             let has = found.column(field.name).and_then(|has| has.length);
             match field.holds {
-                Holds::Short(most) => Some(has.map_or(most, |has| has.min(most))),
+                ColumnType::Short(most) => Some(has.map_or(most, |has| has.min(most))),
                 _ => has,
             }
         });
@@ -202,21 +202,23 @@ impl Insert {
     fn value(&self, insert: &mut Statement, row: &NewRow, field: &Field, length: Option<usize>) {
         let value = row.fields.get(field.name).filter(|value| !value.is_null());
         match (field.holds, self.driver) {
-            (Holds::Moment, Driver::Mysql) => {
+            (ColumnType::Moment, Driver::Mysql) => {
                 insert.bind(row.at.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string().as_str())
             }
-            (Holds::Moment, Driver::Postgres) => {
+            (ColumnType::Moment, Driver::Postgres) => {
                 let text = format!("{:.3}", row.at);
                 insert.push("CAST(").bind(text.as_str()).push(" AS TIMESTAMPTZ)")
             }
-            (Holds::Moment, Driver::Sqlite) => insert.bind(format!("{:.3}", row.at).as_str()),
-            (Holds::Float, _) => insert.bind(Bind::Float(
+            (ColumnType::Moment, Driver::Sqlite) => insert.bind(format!("{:.3}", row.at).as_str()),
+            (ColumnType::Float, _) => insert.bind(Bind::Float(
                 value.and_then(Value::as_f64).map(|cost| cost.clamp(-MAX_COST, MAX_COST)),
             )),
-            (Holds::Flag, _) => {
+            (ColumnType::Flag, _) => {
                 insert.bind(Bind::Whole(value.and_then(Value::as_bool).map(i64::from)))
             }
-            (Holds::Whole, _) => insert.bind(Bind::Whole(value.and_then(Value::as_u64).map(whole))),
+            (ColumnType::Whole, _) => {
+                insert.bind(Bind::Whole(value.and_then(Value::as_u64).map(whole)))
+            }
             _ => match value {
                 None => insert.bind(Bind::Text(None)),
                 Some(Value::String(text)) => insert.bind(truncate(text, length)),
@@ -240,7 +242,7 @@ fn truncate(text: &str, length: Option<usize>) -> &str {
 /// A text as the column of this name stores it.
 pub fn truncated<'a>(name: &str, text: &'a str) -> &'a str {
     match FIELDS.iter().find(|field| field.name == name) {
-        Some(Field { holds: Holds::Short(most), .. }) => truncate(text, Some(*most)),
+        Some(Field { holds: ColumnType::Short(most), .. }) => truncate(text, Some(*most)),
         _ => text,
     }
 }
@@ -251,20 +253,22 @@ pub fn record(mut row: Row) -> Map<String, Value> {
     for field in &FIELDS {
         let value = row.remove(field.name).filter(|value| !value.is_null());
         let value = match (field.holds, value, field.absent) {
-            (Holds::Moment, ..) => {
+            (ColumnType::Moment, ..) => {
                 let at = row.get(AT).and_then(Value::as_i64).unwrap_or_default();
                 let at = Timestamp::from_millisecond(at).unwrap_or_default();
                 format!("{at:.3}").into()
             }
-            (Holds::Flag, Some(value), _) => (value != json!(0) && value != json!(false)).into(),
-            (Holds::Long, Some(Value::String(text)), _) => {
+            (ColumnType::Flag, Some(value), _) => {
+                (value != json!(0) && value != json!(false)).into()
+            }
+            (ColumnType::Long, Some(Value::String(text)), _) => {
                 serde_json::from_str(&text).unwrap_or(Value::String(text))
             }
             (_, Some(value), _) => value,
             (_, None, Absent::Omitted) => continue,
             (_, None, Absent::Null) => Value::Null,
-            (Holds::Flag, None, Absent::Empty) => false.into(),
-            (Holds::Whole | Holds::Float, None, Absent::Empty) => 0.into(),
+            (ColumnType::Flag, None, Absent::Empty) => false.into(),
+            (ColumnType::Whole | ColumnType::Float, None, Absent::Empty) => 0.into(),
             (_, None, Absent::Empty) => "".into(),
         };
         record.insert(field.name.to_owned(), value);
@@ -339,7 +343,7 @@ pub(super) mod tests {
     #[test]
     fn rows_are_inserted_once() {
         let fresh = parse(&entry(&full())).unwrap();
-        let insert = |driver| Insert::new(driver, "t", &Found::default()).unwrap();
+        let insert = |driver| Insert::new(driver, "t", &ExistingTable::default()).unwrap();
         let one = |driver| insert(driver).statement(std::slice::from_ref(&fresh)).sql().to_owned();
         let sql = one(Driver::Postgres);
         assert!(sql.starts_with("INSERT INTO t (\"record_id\", \"version\", "), "{sql}");

@@ -115,7 +115,7 @@ fn lock_folder(folder: &Path) -> Result<File, String> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(format!(
-            "another llmproxy process uses {}: give each its own `data_dir` or `usage.spool.path`",
+            "another llmproxy uses {}: give each its own `data_dir` or `usage.spool.path`",
             folder.display()
         )),
         Err(fs::TryLockError::Error(e)) => Err(cannot(e)),

@@ -10,7 +10,7 @@ use crate::{
     config::raw::StreamUsage,
     dialect::openai::{JsonTap, StreamMeter, Strip},
     wire::{
-        inflate::{Coding, Inflater, InflateError},
+        inflate::{Coding, InflateError, Inflater},
         sniff::{Kind, Sniffed, Sniffer},
     },
 };

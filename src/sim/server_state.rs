@@ -22,7 +22,7 @@ pub(super) struct ServerState {
     pub(super) silent: Arc<AtomicBool>,
 }
 
-/// The behaviour in force, with the counters that start anew with each change of it.
+/// The behaviour in force, with the counters that restart with each change of it.
 pub(super) struct ActiveBehaviour {
     pub(super) behaviour: Behaviour,
     /// One permit for each request that the engine works on.

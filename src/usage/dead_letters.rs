@@ -325,7 +325,7 @@ mod tests {
         let mut reader = letters.read().unwrap();
         let found: Vec<_> = reader.by_ref().map(|letter| letter.unwrap().index).collect();
         assert_eq!((found, reader.damaged()), (vec![1, 2], 2));
-        // They do not go away unseen either.
+        // A replay keeps them.
         letters.take().unwrap().unwrap().finish(|_| false).unwrap();
         let mut reader = letters.read().unwrap();
         assert_eq!((reader.by_ref().count(), reader.damaged()), (0, 2));
@@ -364,7 +364,7 @@ mod tests {
         letters.append(&all, "away").unwrap();
         let before = fs::read_to_string(letters.path()).unwrap();
         let replay = letters.take().unwrap().unwrap();
-        // When the second one is asked for, the first is not in memory any more.
+        // The letters go back one at a time: the first is written before the last is read.
         let path = letters.path();
         let mut written = Vec::new();
         replay

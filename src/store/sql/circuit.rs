@@ -164,7 +164,8 @@ impl Circuit {
         }
         let mut answer = pin!(answer);
         let mut wait = PATIENCE;
-        let gone = |open: &Option<Outage>| open.as_ref().is_some_and(|outage| cold || !outage.refuses);
+        let gone =
+            |open: &Option<Outage>| open.as_ref().is_some_and(|outage| cold || !outage.refuses);
         loop {
             tokio::select! {
                 biased;
@@ -344,7 +345,7 @@ mod tests {
             let probes = probes.load(Ordering::Relaxed);
             assert!((1..100).contains(&probes), "{probes}: now and then, not for each question");
             state.store(1, Ordering::Relaxed);
-            // A probe that is under way must end before the next one.
+            // A running probe must end before the next one.
             sleep(2 * CONNECT + PAUSE).await;
             assert_eq!(circuit.guard(false, Operation::Read, answers()).await, Ok(7));
             assert_eq!(circuit.guard(false, Operation::Read, answers()).await, Ok(7));
@@ -374,7 +375,7 @@ mod tests {
         };
         assert_eq!(circuit.guard(true, Operation::Read, slow).await, Ok(7));
         assert!((1..10).contains(&probes.load(Ordering::Relaxed)));
-        // What it refuses is its answer, and no reason to think that it is away.
+        // An error in its answer does not make the server unavailable.
         let no = async { Err::<u32, _>(StoreError::new("no such table")) };
         assert_eq!(
             circuit.guard(false, Operation::Read, no).await,
@@ -383,7 +384,7 @@ mod tests {
         assert_eq!(circuit.guard(false, Operation::Read, answers()).await, Ok(7));
     }
 
-    /// A circuit to a server whose connections take so long.
+    /// A circuit to a server with slow connections.
     fn slow(state: &Arc<Mutex<Duration>>, patience: Duration) -> Arc<Circuit> {
         let state = Arc::clone(state);
         let connect = move || -> BoxFuture<'static, Result<(), sqlx::Error>> {
@@ -420,12 +421,12 @@ mod tests {
                 assert!(began.elapsed() < 10 * seconds(patience), "{needs:?} {patience}");
             }
             assert!(!is_open(&circuit));
-            // Known to take so long, it is not taken for away again.
+            // A server that is known to be slow does not open the circuit again.
             for _ in 0..20 {
                 assert_eq!(question().await, Ok(7), "{needs:?} of {patience}");
                 sleep(seconds(1)).await;
             }
-            // Nor is it waited for longer than allowed.
+            // But no query waits longer than allowed.
             *lock(&takes) = seconds(1000);
             sleep(seconds(1000)).await;
             let began = Instant::now();
@@ -472,7 +473,7 @@ mod tests {
         };
         assert_eq!(circuit.guard(false, Operation::Read, slow()).await, Ok(7));
         circuit.set(None);
-        // Where there are none, nothing can come.
+        // Without existing connections the query must fail.
         assert_eq!(circuit.guard(true, Operation::Read, slow()).await, Err(away.why.clone()));
     }
 

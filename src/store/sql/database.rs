@@ -1,4 +1,4 @@
-//! A database: its connections, and what can be asked of it.
+//! A database: its connections, and queries of rows by key.
 
 use std::sync::Arc;
 

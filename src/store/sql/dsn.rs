@@ -70,7 +70,7 @@ fn keywords(text: &str) -> Option<PgConnectOptions> {
     Some(options)
 }
 
-/// The text up to the closing quote, and what stands behind it.
+/// The text up to the closing quote, and the rest.
 fn unquote(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();

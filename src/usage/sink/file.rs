@@ -1,7 +1,7 @@
 //! The file sink: one record a line, synced to disk before the delivery succeeds.
 //!
 //! Several processes may write the same file, such as a gateway and a replay: each locks it while it
-//! appends a batch. If another program moves the file away (logrotate), a new one is begun.
+//! appends a batch. If another program moves the file away (logrotate), a new one is created.
 
 use std::{
     ffi::OsString,

@@ -160,7 +160,7 @@ pub fn survey(segments: Vec<Segment>, furthest: u64) -> Survey {
             survey.doubtful = next;
         }
     }
-    // Nobody knows what stands in one that cannot be read.
+    // Unreadable segments may contain any records.
     if let Some(hidden) = unread.last() {
         let behind = seen.iter().map(|seen| seen.segment.first).find(|first| *first > hidden.first);
         survey.doubtful = survey.doubtful.max(behind.unwrap_or(0));

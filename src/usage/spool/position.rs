@@ -133,7 +133,7 @@ mod tests {
             position.save(at).unwrap();
         }
         assert_eq!(read(spool.path(), "a").unwrap(), SavedPosition::At(13));
-        // Cut off while it was written: the fourth stands in the first half.
+        // An interrupted write: the last position was written to the first slot.
         let path = folder(spool.path()).join("a");
         let mut bytes = fs::read(&path).unwrap();
         bytes[2] ^= 1;

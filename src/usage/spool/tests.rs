@@ -1,5 +1,4 @@
-//! Tests of the log on disk: what is written is read, over restarts and whatever was done to its
-//! files.
+//! Tests of the log on disk: written records are read back, after restarts and after damage to its files.
 
 mod foreign;
 
@@ -19,7 +18,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// A plan with these reporters, and more of `usage.spool`.
+/// A plan with these reporters, and more keys of `usage.spool`.
 fn plan(reporters: &[&str], more: &str) -> UsagePlan {
     let more = match more.contains("max_size") {
         true => more.to_owned(),
@@ -64,7 +63,7 @@ impl Fixture {
         self.metrics.usage.lost.with_label_values(&["damaged"]).get()
     }
 
-    /// The files of the log, from the oldest on.
+    /// The files of the log, the oldest first.
     fn files(&self) -> Vec<std::path::PathBuf> {
         let archive = Archive::open(self.path()).unwrap();
         archive.segments().iter().map(|segment| segment.path.clone()).collect()
@@ -78,7 +77,7 @@ fn json(index: u64, size: usize) -> Vec<u8> {
     text
 }
 
-/// Adds so many records of a size.
+/// Appends a number of records of one size.
 fn add(disk: &DiskLog, n: u64, size: usize) -> Result<(), String> {
     let first = disk.end();
     let entries = (first..first + n).map(|index| Entry {
@@ -89,7 +88,7 @@ fn add(disk: &DiskLog, n: u64, size: usize) -> Result<(), String> {
     disk.append(entries.collect()).map_err(|full| full.why)
 }
 
-/// All indexes from one on, as a reporter reads them; and where it would go on.
+/// All indexes from one on, as a reporter reads them, and the index to continue from.
 fn indexes(disk: &dyn RecordLog, from: u64, most: usize) -> (Vec<u64>, u64) {
     let (mut seen, mut at) = (Vec::new(), from);
     loop {
@@ -155,7 +154,7 @@ fn places_are_kept_and_new_reporters_begin_at_the_end() {
     assert_eq!((disk.position_of("a"), disk.position_of("b")), (4, 10));
     disk.save_position("b", 10).unwrap();
     add(&disk, 5, 10).unwrap();
-    // One that is left out and comes back has missed nothing that is still there.
+    // A reporter that is removed and added again gets every record that still exists.
     disk.set(&plan(&["b"], "")).unwrap();
     disk.save_position("a", 99).unwrap();
     disk.set(&fixture.plan).unwrap();
@@ -183,7 +182,7 @@ fn no_index_is_used_twice_when_the_end_is_lost() {
     add(&disk, 10, 10).unwrap();
     disk.save_position("a", 10).unwrap();
     drop(disk);
-    // A power failure: the place has come to the disk, and the last records have not.
+    // A power failure: the position reached the disk, but the last records did not.
     let file = fixture.files().pop().unwrap();
     let len = fs::metadata(&file).unwrap().len();
     let lost: usize = (7..10).map(|index| frame::HEAD + json(index, 10).len()).sum();
@@ -241,7 +240,7 @@ fn damage_is_counted_once_and_the_rest_is_read() {
     let files = fixture.files();
     let mut bytes = fs::read(&files[1]).unwrap();
     let first = Archive::open(fixture.path()).unwrap().segments()[1].first;
-    // Two records next to each other, in the second file.
+    // Two adjacent records, in the second file.
     let record = frame::HEAD + json(first, 500).len();
     let at = 16 + 5 * record + 30;
     bytes[at] ^= 1;
@@ -268,14 +267,14 @@ fn a_file_that_is_gone_or_nothing_but_noise_costs_only_what_was_in_it() {
         add(&disk, 300, 500).unwrap();
         let archive = Archive::open(fixture.path()).unwrap();
         let [_, second, third, ..] = archive.segments() else { panic!("three files") };
-        // While it is used as well as before the next start.
+        // While the log is open, and before the next start.
         match &noise {
             None => fs::remove_file(&second.path).unwrap(),
             Some(noise) => fs::write(&second.path, noise).unwrap(),
         }
         let rest: Vec<_> =
             all(300).into_iter().filter(|i| !(second.first..third.first).contains(i)).collect();
-        // Who keeps up reads from memory what was written last.
+        // A reporter that keeps up reads the last records from memory.
         assert_eq!(indexes(&disk, 0, 10).0, all(300));
         drop(disk);
         let disk = fixture.open();
@@ -293,7 +292,7 @@ fn delivered_segments_make_room_and_undelivered_ones_do_not() {
     assert!(why.contains("usage.spool.max_size"), "{why}");
     let end = disk.end();
     assert!((400..800).contains(&end), "what had room was written: {end}");
-    // One of two has delivered it.
+    // One of two reporters has delivered it.
     disk.save_position("a", end).unwrap();
     assert!(add(&disk, 100, 500).is_err());
     disk.save_position("b", 300).unwrap();
@@ -329,7 +328,7 @@ fn the_oldest_can_be_dropped() {
     assert_eq!(disk.drop_oldest(), Some(second - 10));
     add(&disk, 10, 500).unwrap();
     assert_eq!(indexes(&disk, 10, 10).0, (second..end + 10).collect::<Vec<_>>());
-    // What was dropped is not told of as damaged.
+    // Dropped records are not reported as damaged.
     assert_eq!(fixture.damaged(), 0);
     while disk.drop_oldest().is_some() {}
     assert_eq!(fixture.files().len(), 1);
@@ -359,7 +358,7 @@ fn a_plan_that_cannot_be_had_changes_nothing() {
     add(&disk, 1000, 500).unwrap_err();
     fs::remove_dir(in_the_way).unwrap();
     disk.set(&more).unwrap();
-    // The first attempt has not given `b` a place that nobody knows of.
+    // The first attempt has not left a position for `b`.
     disk.save_position("a", disk.end()).unwrap();
     disk.save_position("c", disk.end()).unwrap();
     assert_eq!(disk.position_of("b"), 10);
@@ -382,7 +381,7 @@ fn only_want_of_room_makes_room() {
     add(&disk, 200, 500).unwrap();
     disk.save_position("a", 200).unwrap();
     let files = fixture.files().len();
-    // The next segment cannot be begun, and that has nothing to do with room.
+    // The next segment cannot be created, for a reason other than space.
     let active = Archive::open(fixture.path()).unwrap().segments().last().unwrap().clone();
     let size = frame::HEAD as u64 + json(200, 500).len() as u64;
     let next = 200 + ((64 << 10) - active.bytes) / size;
@@ -409,7 +408,7 @@ fn what_was_removed_by_hand_is_told_of() {
     let disk = fixture.open();
     assert_eq!((disk.position_of("a"), disk.first()), (second, second));
     assert_eq!(fixture.damaged(), second);
-    // The one that is written: another one is begun, and what comes now is safe.
+    // The active file: a new one is created, and new records are safe.
     fs::remove_file(fixture.files().pop().unwrap()).unwrap();
     disk.set(&fixture.plan).unwrap();
     disk.trim();
@@ -436,10 +435,10 @@ fn in_memory_a_reporter_that_is_behind_costs_nobody_else_anything() {
     append(3, 4).unwrap();
     assert_eq!(indexes_in(&memory, 3), [3, 4, 5, 6]);
     assert_eq!(indexes_in(&memory, 0), [2, 3, 4, 5, 6]);
-    // Only one of those that wait has been delivered by anybody: of two that come one is lost.
+    // Only one waiting record was delivered by any reporter: of two new records one is lost.
     assert_eq!(append(7, 2), Err(1));
     assert_eq!(indexes_in(&memory, 0), [3, 4, 5, 6, 7]);
-    // Once it is gone nothing waits for it.
+    // Without the slow reporter nothing waits.
     memory.save_position("good", 8).unwrap();
     let mut good = plan(&["good"], "");
     good.queue_size = 5;
@@ -455,8 +454,8 @@ fn indexes_in(log: &dyn RecordLog, from: u64) -> Vec<u64> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Whatever is added and delivered, with restarts in between that find the last file cut or
-    /// damaged: nothing is read twice or out of order, and only what was hit is missing.
+    /// Appends and deliveries, with restarts at which the last file is cut or damaged: no record is read twice
+    /// or out of order, and only damaged records are missing.
     #[test]
     fn restarts_and_damage(
         turns in prop::collection::vec((1u64..60, 0usize..900, 0u8..4, any::<u16>()), 1..10),
@@ -473,7 +472,7 @@ proptest! {
             let file = fixture.files().pop().unwrap();
             let mut bytes = fs::read(&file).unwrap();
             match what {
-                // Cut somewhere behind the head.
+                // Cut somewhere after the header.
                 0 => bytes.truncate(16 + usize::from(dice) % (bytes.len() - 15)),
                 1 => {
                     let at = usize::from(dice) % bytes.len();

@@ -142,7 +142,7 @@ fn append(spool: &Spool, mut entries: Vec<Entry>) {
             }
         }
         spool.full(!drop_oldest);
-        // Reporters deliver what is there, which makes space.
+        // Reporters deliver waiting records, which makes space.
         spool.end.send_replace(spool.log.end());
         std::thread::sleep(PAUSE);
         spool.log.trim();

@@ -32,7 +32,7 @@ use crate::{
         http,
         proxy::Tunnel,
     },
-    telemetry::{Metrics, metrics::Usual},
+    telemetry::{Metrics, metrics::SuccessMetrics},
 };
 
 /// A backend.
@@ -53,7 +53,7 @@ pub struct Endpoint {
     /// hold the name, or by way of a proxy.
     own_client: OnceLock<reqwest::Client>,
     /// Counters of its usual requests, by the number of the operation and stream.
-    usual: Box<[OnceLock<Usual>]>,
+    usual: Box<[OnceLock<SuccessMetrics>]>,
     /// Each of its places, and a connection's settings.
     peers: Box<[HttpPeer]>,
 }
@@ -120,10 +120,10 @@ impl Endpoint {
     }
 
     /// The counters of usual requests to a path.
-    pub fn usual(&self, found: &Match, stream: bool, metrics: &Metrics) -> Option<&Usual> {
+    pub fn usual(&self, found: &Match, stream: bool, metrics: &Metrics) -> Option<&SuccessMetrics> {
         let slot = self.usual.get(2 * found.number + usize::from(stream))?;
         let word = if stream { "true" } else { "false" };
-        Some(slot.get_or_init(|| metrics.usual(found.label(), word, &self.plan.name)))
+        Some(slot.get_or_init(|| metrics.success(found.label(), word, &self.plan.name)))
     }
 
     /// What is known of it over all generations.

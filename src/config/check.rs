@@ -63,7 +63,7 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
         // Some later problems may only follow from a missing variable, but most do not.
         let (raw, removed) = read::<Raw>(document, &expanded, &mut problems);
         let mut further = Vec::new();
-        let plan = plan::plan(&raw?, folder, &Proxies::of(env), &mut further);
+        let plan = plan::plan(&raw?, folder, &Proxies::from_env(env), &mut further);
         for mut problem in further {
             problem.path = value::show(&removed.original(&value::parse(&problem.path)));
             problems.push(problem);

@@ -154,7 +154,7 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
         && ctx.caller.principal.is_none()
         && ctx.snapshot.auth.is_some();
     // Who has no key must not be able to fill the spool.
-    if unknown && ctx.carry.usage.pressed() {
+    if unknown && ctx.carry.usage.is_half_full() {
         ctx.carry.metrics.usage.lost.with_label_values(&["unknown_caller"]).inc();
         return;
     }

@@ -70,7 +70,7 @@ impl Found {
     /// Takes in what the name servers say of a name; whether anything has changed. That there are
     /// no addresses any more counts when they say it twice: a word too many in a name server that
     /// starts must not cost all backends.
-    pub fn name(&self, host: &str, answer: &dns::Answer) -> bool {
+    pub fn name(&self, host: &str, answer: &dns::Resolution) -> bool {
         let known = &mut *lock(&self.0);
         let name = known.names.entry(host.to_owned()).or_default();
         if answer.addresses.is_empty() && !name.addresses.is_empty() && !name.doubted {
@@ -362,9 +362,9 @@ mod tests {
         loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems))
     }
 
-    fn answer(last: &[u8]) -> dns::Answer {
+    fn answer(last: &[u8]) -> dns::Resolution {
         let addresses = last.iter().map(|n| IpAddr::from([10, 0, 0, *n])).collect();
-        dns::Answer { addresses, ttl: Duration::from_secs(1), ..dns::Answer::default() }
+        dns::Resolution { addresses, ttl: Duration::from_secs(1), ..dns::Resolution::default() }
     }
 
     #[test]

@@ -1,59 +1,58 @@
-//! How a simulated server behaves, and the ways in which it can be made to fail.
+//! The behaviour of a simulated server, and the faults that it can simulate.
 
 use serde::{Deserialize, Serialize};
 
-/// How a simulated server behaves. Everything can be changed while it runs.
+/// The behaviour of a simulated server, which can be changed while it runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Behaviour {
-    /// Models that it serves; the first answers requests that name none.
+    /// Models that it serves; requests without a model get the first.
     pub models: Vec<String>,
     /// Milliseconds until the first token.
     pub first_token_ms: u64,
-    /// Milliseconds more for every 1024 bytes of the prompt that are not in the prefix cache.
+    /// More milliseconds for each 1024 bytes of the prompt that are not in the prefix cache.
     pub prefill_ms_per_kb: u64,
     /// Milliseconds between tokens.
     pub inter_token_ms: u64,
     /// Tokens in an answer; `max_tokens` of a request may lower it.
     pub tokens: u64,
-    /// In which way it fails.
+    /// How it fails.
     pub fail: Fail,
-    /// Every how manyth inference request fails; 1 means each.
+    /// Every `n`th inference request fails; 1: every request.
     pub fail_every: u64,
-    /// How many requests fail, counted from the last change of behaviour; 0 for no end.
+    /// How many requests fail after a change of behaviour; 0: no limit.
     pub fail_first: u64,
-    /// The only model whose requests fail; empty for all.
+    /// Only requests for this model fail; empty: all models.
     pub fail_model: String,
-    /// What the body of a request must contain for it to fail; empty for all.
+    /// Only requests whose body contains this text fail; empty: all requests.
     pub fail_word: String,
-    /// After how many tokens a stream fails that fails midway; half of them if not given.
+    /// After how many tokens a fault in mid-stream happens; default: half of them.
     pub fail_after: Option<u64>,
     /// Milliseconds that [`Fail::Slow`] adds to the time until the first token.
     pub slow_ms: u64,
     /// Status of [`Fail::Error`].
     pub error_status: u16,
-    /// Bytes to which the bodies of errors are filled up.
+    /// Error bodies are padded to this many bytes.
     pub error_bytes: usize,
-    /// Milliseconds by which the body of an error comes later than its head, and the second half of
-    /// it later than the first; 0: all in one piece.
+    /// Milliseconds between the head of an error response, the first half of its body, and the second half;
+    /// 0: everything at once.
     pub error_pause_ms: u64,
-    /// Interim responses (102 and 103 in turn) that come in one piece with the head of an answer.
+    /// Interim responses (102 and 103 alternately) that are written together with the response head.
     pub interim: usize,
-    /// The seconds of `Retry-After` in a 429.
+    /// The seconds of `Retry-ConnectionAction` in a 429.
     pub retry_after: u64,
-    /// How many requests are worked on at a time, the others wait; 0 for all. A change holds for
-    /// the requests that come after it.
+    /// How many requests run at a time, the others wait; 0: no limit. A change applies to later requests.
     pub max_running: usize,
-    /// Blocks of 64 bytes (16 tokens) that the prefix cache holds; 0 for no cache.
+    /// Blocks of 64 bytes (16 tokens) in the prefix cache; 0: no cache.
     pub prefix_cache: usize,
-    /// Tells `cached_tokens` in the usage, as vLLM does with `--enable-prompt-tokens-details`.
+    /// Reports `cached_tokens` in the usage, as vLLM does with `--enable-prompt-tokens-details`.
     pub prompt_tokens_details: bool,
-    /// Tells that so many tokens of each choice were reasoning, as vLLM does with a reasoning parser
-    /// and SGLang does in a place of its own; 0: tells nothing.
+    /// Reasoning tokens to report for each choice, as vLLM does with a reasoning parser and SGLang does in a
+    /// field of its own; 0: not reported.
     pub reasoning_tokens: u64,
-    /// Whose names `/metrics` has.
+    /// The engine whose metric names `/metrics` uses.
     pub engine: Engine,
-    /// What it says of its load instead of the truth.
+    /// The load to report instead of the true one.
     pub reports: Option<Load>,
     /// Status of `/health`.
     pub health: u16,
@@ -61,22 +60,21 @@ pub struct Behaviour {
     pub metrics: u16,
     /// Milliseconds after which an idle connection is closed (uvicorn: 5000).
     pub keep_alive_ms: u64,
-    /// Closes the connection after every streamed answer without having said so, as llama.cpp
-    /// does.
+    /// Closes the connection after every stream without announcing it, as llama.cpp does.
     pub close_after_stream: bool,
-    /// How it ends a stream of which `[DONE]` has been sent.
+    /// How a stream ends after `[DONE]`.
     pub stream_end: StreamEnd,
-    /// How many comments it sends before the first token of a stream; blank lines before a document.
+    /// Comments before the first token of a stream; blank lines before a document.
     pub heartbeats: u64,
-    /// How many comments it sends after the event that ends the answer, before its usage.
+    /// Comments between the last token and the usage.
     pub late_heartbeats: u64,
     /// Milliseconds between them.
     pub heartbeat_ms: u64,
-    /// The content type of its answers instead of the right one; empty for none.
+    /// The content type of responses instead of the right one; empty: no header.
     pub content_type: Option<String>,
-    /// How it writes the counts of its usage.
+    /// How the counts of the usage are written.
     pub usage_numbers: Numbers,
-    /// The key that it wants as `Authorization: Bearer`; empty for none.
+    /// The key that `Authorization: Bearer` must have; empty: none.
     pub api_key: String,
 }
 
@@ -122,24 +120,24 @@ impl Default for Behaviour {
 }
 
 impl Behaviour {
-    /// The content type of an answer whose right one is this.
+    /// The content type to send in place of the right one.
     pub fn kind<'a>(&'a self, right: &'a str) -> &'a str {
         self.content_type.as_deref().unwrap_or(right)
     }
 }
 
-/// How a stream ends of which `[DONE]` has been sent.
+/// How a stream ends after `[DONE]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StreamEnd {
-    /// As HTTP says that it must.
+    /// With the last chunk, as HTTP requires.
     #[default]
     Whole,
     /// The connection is closed without the last chunk.
     Close,
-    /// It is reset.
+    /// The connection is reset.
     Reset,
-    /// It stays open, and nothing more is sent.
+    /// The connection stays open, and nothing more is sent.
     Open,
 }
 
@@ -176,22 +174,21 @@ impl Numbers {
     }
 }
 
-/// The load of an engine, as it tells it.
+/// The load of an engine, as it reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Load {
-    /// Requests that it works on.
+    /// Running requests.
     pub running: u64,
-    /// Requests that wait in its queue.
+    /// Requests in the queue.
     pub waiting: u64,
-    /// The share of its KV cache that is in use, from 0 to 1.
+    /// The used share of the KV cache, from 0 to 1.
     pub kv_cache_usage: f64,
 }
 
-/// Engines whose metrics are known.
+/// Engines whose metrics the simulator writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "their names say all")]
 pub enum Engine {
     #[default]
     Vllm,
@@ -200,23 +197,23 @@ pub enum Engine {
     Llamacpp,
 }
 
-/// Ways to fail. What is said of events is said of streams; a plain answer fails at the place that
-/// corresponds. A server that cannot be reached is made with [`super::Sim::refuse`].
+/// Faults. Events are those of a stream; a plain answer fails at the corresponding point. `Sim::refuse`
+/// simulates an unreachable server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum Fail {
-    /// Not at all.
+    /// No fault.
     #[default]
     None,
     /// Resets the connection instead of answering.
     BeforeHeaders,
-    /// Breaks off after `200` and the headers: a stream is closed, a plain answer is reset.
+    /// Stops after `200` and the headers: a stream is closed, a plain answer is reset.
     AfterHeaders,
     /// Resets the connection after the event that has only a role; a plain answer after its first
     /// bytes.
     BeforeContent,
-    /// Breaks off after half of the tokens (or `fail_after`): a stream is reset, a plain answer is
+    /// Stops after half of the tokens (or `fail_after`): a stream is reset, a plain answer is
     /// closed.
     MidStream,
     /// Answers 503, as vLLM does when its queue is full.
@@ -225,15 +222,15 @@ pub enum Fail {
     Backlog,
     /// Answers 503, as vLLM does while it is paused.
     Paused,
-    /// Answers 503, as vLLM does while it changes its size: the error is a text, not an object.
+    /// Answers 503, as vLLM does while it scales: the error is a string, not an object.
     Scaling,
-    /// Answers 429 with `Retry-After`.
+    /// Answers 429 with `Retry-ConnectionAction`.
     TooMany,
-    /// Answers 404: it has no such model.
+    /// Answers 404: unknown model.
     NoModel,
     /// Answers 500, or `error_status`.
     Error,
-    /// Answers 307, which leads to an address inside of the fleet.
+    /// Answers 307, which redirects to an internal address.
     Redirect,
     /// The first event of a stream is an error; a plain answer is 500.
     ErrorEvent,
@@ -245,9 +242,9 @@ pub enum Fail {
     /// Ends after half of the tokens (or `fail_after`) with `finish_reason` `abort`: what vLLM
     /// sends on SIGTERM.
     Abort,
-    /// The same, before there was any content.
+    /// The same, before any content.
     AbortBeforeContent,
-    /// Takes the request and never answers.
+    /// Accepts the request and never answers.
     Wedge,
     /// Sends `200` and the headers, and nothing more.
     WedgeAfterHeaders,
@@ -255,6 +252,6 @@ pub enum Fail {
     WedgeAfterRole,
     /// Stops after half of the tokens (or `fail_after`) and keeps the connection open.
     Stall,
-    /// Answers as it should, `slow_ms` late.
+    /// Answers correctly, `slow_ms` late.
     Slow,
 }

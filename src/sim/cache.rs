@@ -1,6 +1,6 @@
-//! The prefix cache of the simulated engine: which beginnings of prompts it need not read again.
+//! The prefix cache of the simulated engine.
 //!
-//! As in vLLM, a prompt is a chain of full blocks, and a block is known by all that is before it.
+//! As in vLLM, a prompt is a chain of full blocks, and the identity of a block includes all blocks before it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,17 +14,17 @@ pub const BLOCK: usize = text::BYTES_PER_TOKEN * BLOCK_TOKENS as usize;
 /// Tokens in a block.
 pub const BLOCK_TOKENS: u64 = 16;
 
-/// The blocks that are known, the least recently used forgotten first.
+/// An LRU cache of blocks.
 #[derive(Default)]
 pub struct PrefixCache {
-    /// When each was last used.
+    /// The time of the last use of each block.
     used: HashMap<u64, u64>,
-    /// The same the other way round.
+    /// The blocks by the time of their last use.
     order: BTreeMap<u64, u64>,
     time: u64,
 }
 
-/// The full blocks of a prompt. Those of other models and with another salt are others.
+/// The full blocks of a prompt. Model and salt are part of their identity.
 pub fn chain(model: &str, salt: Option<&str>, prompt: &str) -> Vec<u64> {
     let mut hasher = DefaultHasher::new();
     (model, salt).hash(&mut hasher);
@@ -38,14 +38,14 @@ pub fn chain(model: &str, salt: Option<&str>, prompt: &str) -> Vec<u64> {
 }
 
 impl PrefixCache {
-    /// How many blocks at the beginning of the chain are known.
+    /// How many blocks at the beginning of the chain are cached.
     pub fn known(&self, chain: &[u64]) -> usize {
         chain.iter().take_while(|block| self.used.contains_key(block)).count()
     }
 
-    /// Takes in the blocks of a chain, and forgets others when there are more than `capacity`.
+    /// Adds the blocks of a chain, and removes old blocks beyond `capacity`.
     pub fn keep(&mut self, chain: &[u64], capacity: usize) {
-        // The last first: without the blocks before it, a block is of no use.
+        // In reverse, so that the last block is the oldest: without the blocks before it, it is useless.
         for block in chain.iter().rev() {
             self.time += 1;
             if let Some(before) = self.used.insert(*block, self.time) {

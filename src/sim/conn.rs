@@ -1,5 +1,4 @@
-//! HTTP/1.1 by hand: a server that may break the rules has to be written below the libraries
-//! that keep them.
+//! HTTP/1.1 by hand: libraries would not let the server break the rules.
 
 use std::{
     io,
@@ -18,41 +17,53 @@ use tokio::{
     time::timeout,
 };
 
-use super::Seen;
+use super::stats::ReceivedRequest;
+
+/// The content type of JSON documents.
+pub const JSON: &str = "application/json";
+
+/// What happens to a connection after a response.
+pub enum ConnectionAction {
+    /// It waits for the next request.
+    Keep,
+    /// It is closed.
+    Close,
+    /// It is reset.
+    Reset,
+}
 
 /// One connection.
 pub struct Conn {
     stream: TcpStream,
     buffer: BytesMut,
-    /// Goes out with the next bytes, in one piece.
+    /// Written together with the next bytes.
     announced: Vec<u8>,
-    /// The server has retired: it says nothing more.
+    /// The server has retired: nothing more is written.
     silent: Arc<AtomicBool>,
 }
 
-/// The reader is gone.
-pub struct Gone;
+/// The client has disconnected.
+pub struct ClientGone;
 
-impl From<io::Error> for Gone {
+impl From<io::Error> for ClientGone {
     fn from(_: io::Error) -> Self {
         Self
     }
 }
 
 impl Conn {
-    /// Takes a connection.
     pub fn new(stream: TcpStream, silent: Arc<AtomicBool>) -> Self {
         let buffer = BytesMut::with_capacity(8 * 1024);
         Self { stream, buffer, announced: Vec::new(), silent }
     }
 
-    /// Puts bytes before the next ones that are written.
+    /// Queues bytes that are written before the next ones.
     pub fn announce(&mut self, text: &str) {
         self.announced.extend_from_slice(text.as_bytes());
     }
 
-    /// The next request; `None` when the connection is over or has been idle for too long.
-    pub async fn request(&mut self, idle: Duration) -> Option<Seen> {
+    /// The next request; `None` if the connection has ended or was idle for too long.
+    pub async fn request(&mut self, idle: Duration) -> Option<ReceivedRequest> {
         if self.buffer.is_empty() {
             timeout(idle, self.stream.read_buf(&mut self.buffer))
                 .await
@@ -111,7 +122,7 @@ impl Conn {
     }
 
     /// Writes bytes as they are.
-    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), ClientGone> {
         if self.silent.load(Ordering::Relaxed) {
             return Err(self.hang().await);
         }
@@ -122,31 +133,31 @@ impl Conn {
         Ok(self.stream.write_all(&all).await?)
     }
 
-    /// Writes a whole answer.
+    /// Writes a complete response.
     pub async fn answer(
         &mut self,
         status: u16,
         headers: &str,
         kind: &str,
         body: &[u8],
-    ) -> Result<(), Gone> {
+    ) -> Result<(), ClientGone> {
         let mut out = head(status, headers, kind, body.len());
         out.extend_from_slice(body);
         self.write(&out).await
     }
 
-    /// The same for a document that comes later than its head, in two pieces with a pause before each.
+    /// Writes the head and the two halves of the body, with a pause before each half.
     pub async fn answer_slowly(
         &mut self,
         status: u16,
         headers: &str,
         body: &[u8],
         pause: Duration,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), ClientGone> {
         if pause.is_zero() {
-            return self.answer(status, headers, super::control::JSON, body).await;
+            return self.answer(status, headers, JSON, body).await;
         }
-        self.write(&head(status, headers, super::control::JSON, body.len())).await?;
+        self.write(&head(status, headers, JSON, body.len())).await?;
         for half in [&body[..body.len() / 2], &body[body.len() / 2..]] {
             self.wait(pause).await?;
             self.write(half).await?;
@@ -154,8 +165,8 @@ impl Conn {
         Ok(())
     }
 
-    /// Writes the head of a chunked answer.
-    pub async fn chunked_head(&mut self, kind: &str) -> Result<(), Gone> {
+    /// Writes the head of a chunked response.
+    pub async fn chunked_head(&mut self, kind: &str) -> Result<(), ClientGone> {
         let kind =
             if kind.is_empty() { String::new() } else { format!("content-type: {kind}\r\n") };
         let head = "HTTP/1.1 200 OK\r\nserver: uvicorn\r\n";
@@ -163,17 +174,17 @@ impl Conn {
     }
 
     /// Writes one chunk of a chunked body.
-    pub async fn chunk(&mut self, text: &str) -> Result<(), Gone> {
+    pub async fn chunk(&mut self, text: &str) -> Result<(), ClientGone> {
         self.write(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).await
     }
 
-    /// Writes so many signs of life into a chunked body.
+    /// Writes `count` heartbeats into a chunked body.
     pub async fn heartbeats(
         &mut self,
         count: u64,
         text: &str,
         pause: Duration,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), ClientGone> {
         for _ in 0..count {
             self.chunk(text).await?;
             self.wait(pause).await?;
@@ -181,44 +192,44 @@ impl Conn {
         Ok(())
     }
 
-    /// Waits, and notices if the reader goes away meanwhile.
-    pub async fn wait(&mut self, time: Duration) -> Result<(), Gone> {
+    /// Waits, unless the client disconnects.
+    pub async fn wait(&mut self, time: Duration) -> Result<(), ClientGone> {
         if time.is_zero() {
             return Ok(());
         }
         self.until(tokio::time::sleep(time)).await
     }
 
-    /// Waits for something, and notices if the reader goes away meanwhile.
-    pub async fn until<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Gone> {
+    /// Waits for a future, unless the client disconnects.
+    pub async fn until<T>(&mut self, what: impl Future<Output = T>) -> Result<T, ClientGone> {
         let mut what = pin!(what);
         loop {
             tokio::select! {
                 outcome = &mut what => return Ok(outcome),
                 read = self.stream.read_buf(&mut self.buffer) => {
-                    // A half-close counts as gone, as with vLLM.
+                    // A half-close counts as disconnected, as in vLLM.
                     if read? == 0 {
-                        return Err(Gone);
+                        return Err(ClientGone);
                     }
                 }
             }
         }
     }
 
-    /// Waits for ever, which is until the reader goes away.
-    pub async fn hang(&mut self) -> Gone {
-        match self.until(std::future::pending::<Gone>()).await {
+    /// Waits until the client disconnects.
+    pub async fn hang(&mut self) -> ClientGone {
+        match self.until(std::future::pending::<ClientGone>()).await {
             Ok(gone) | Err(gone) => gone,
         }
     }
 
-    /// Closes with a reset where the system allows it, as a killed process does.
+    /// Resets the connection, as a killed process does.
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).ok();
     }
 }
 
-/// The head of an answer.
+/// The head of a response.
 fn head(status: u16, headers: &str, kind: &str, length: usize) -> Vec<u8> {
     let reason = match status {
         200 => "OK",
@@ -238,10 +249,10 @@ fn head(status: u16, headers: &str, kind: &str, length: usize) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Parses a request head: the request without its body, and the length of the head. `Some(None)`
-/// means that there is more to come, `None` that this is not HTTP.
+/// Parses a request head: the request without its body, and the length of the head. `Some(None)`: the head is
+/// incomplete; `None`: not HTTP.
 #[expect(clippy::option_option, reason = "broken, unfinished and whole are three things")]
-fn parse(buffer: &[u8]) -> Option<Option<(Seen, usize)>> {
+fn parse(buffer: &[u8]) -> Option<Option<(ReceivedRequest, usize)>> {
     let mut headers = [httparse::EMPTY_HEADER; 100];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(buffer).ok()? {
@@ -255,7 +266,7 @@ fn parse(buffer: &[u8]) -> Option<Option<(Seen, usize)>> {
                     (h.name.to_ascii_lowercase(), String::from_utf8_lossy(h.value).into_owned())
                 })
                 .collect();
-            Some(Some((Seen { line, headers, body: Vec::new() }, length)))
+            Some(Some((ReceivedRequest { line, headers, body: Vec::new() }, length)))
         }
     }
 }

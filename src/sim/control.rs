@@ -1,58 +1,49 @@
 //! The paths of the simulated server.
 //!
-//! Two are its own: `GET /sim/stats` tells what it has seen, `POST /sim/behaviour` changes how it
-//! behaves (members as in [`Behaviour`]; those not given stay).
+//! Two are its own: `GET /sim/stats` returns its counters, `POST /sim/behaviour` changes its
+//! behaviour (members as in [`Behaviour`]; absent members stay).
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 
 use super::{
-    Behaviour, Seen, Setting, Shared, chat,
-    conn::{Conn, Gone},
+    behaviour::Behaviour,
+    call::InferenceCall,
+    conn::{ClientGone, Conn, ConnectionAction, JSON},
+    generation::unix_seconds,
     metrics,
-    stats::{Counted, add},
+    server_state::{ActiveBehaviour, ServerState},
+    stats::{CountGuard, ReceivedRequest, add},
 };
 
-/// The content type of documents.
-pub const JSON: &str = "application/json";
-
-/// What becomes of a connection after an answer.
-pub enum After {
-    /// Another request may come.
-    Keep,
-    /// It is closed.
-    Close,
-    /// It is reset.
-    Reset,
-}
-
 /// Serves one connection.
-pub async fn serve(mut conn: Conn, shared: Arc<Shared>) {
+pub async fn serve(mut conn: Conn, shared: Arc<ServerState>) {
     loop {
         let idle = Duration::from_millis(shared.setting().behaviour.keep_alive_ms);
         let Some(seen) = conn.request(idle).await else {
             return;
         };
         match route(&mut conn, &shared, seen).await {
-            Ok(After::Keep) => {}
-            Ok(After::Close) | Err(Gone) => return,
-            Ok(After::Reset) => return conn.reset(),
+            Ok(ConnectionAction::Keep) => {}
+            Ok(ConnectionAction::Close) | Err(ClientGone) => return,
+            Ok(ConnectionAction::Reset) => return conn.reset(),
         }
     }
 }
 
-async fn route(conn: &mut Conn, shared: &Arc<Shared>, seen: Seen) -> Result<After, Gone> {
+async fn route(
+    conn: &mut Conn,
+    shared: &Arc<ServerState>,
+    seen: ReceivedRequest,
+) -> Result<ConnectionAction, ClientGone> {
     let setting = shared.setting();
     let behaviour = &setting.behaviour;
     let (method, target) = seen.line.split_once(' ').unwrap_or_default();
     let path = target.split('?').next().unwrap_or_default();
     if path.starts_with("/v1") && !authorized(&seen, behaviour) {
         conn.answer(401, "", JSON, br#"{"error":"Unauthorized"}"#).await?;
-        return Ok(After::Keep);
+        return Ok(ConnectionAction::Keep);
     }
     match (method, path) {
         ("POST", "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings") => {
@@ -91,10 +82,10 @@ async fn route(conn: &mut Conn, shared: &Arc<Shared>, seen: Seen) -> Result<Afte
         },
         _ => conn.answer(404, "", JSON, br#"{"detail":"Not Found"}"#).await?,
     }
-    Ok(After::Keep)
+    Ok(ConnectionAction::Keep)
 }
 
-fn authorized(seen: &Seen, behaviour: &Behaviour) -> bool {
+fn authorized(seen: &ReceivedRequest, behaviour: &Behaviour) -> bool {
     behaviour.api_key.is_empty()
         || seen
             .header("authorization")
@@ -103,21 +94,21 @@ fn authorized(seen: &Seen, behaviour: &Behaviour) -> bool {
 
 async fn inference(
     conn: &mut Conn,
-    shared: &Shared,
-    setting: &Setting,
+    shared: &ServerState,
+    setting: &ActiveBehaviour,
     path: &str,
-    seen: Seen,
-) -> Result<After, Gone> {
+    seen: ReceivedRequest,
+) -> Result<ConnectionAction, ClientGone> {
     let stats = &shared.stats;
-    let _open = Counted::new(&stats.open, 1);
+    let _open = CountGuard::new(&stats.open, 1);
     let seen = Arc::new(seen);
     let body = serde_json::from_slice::<Value>(&seen.body);
     let named = body.as_ref().ok().and_then(|body| body["model"].as_str());
     let model = named.or(setting.behaviour.models.first().map(String::as_str)).unwrap_or_default();
     let number = stats.note(Arc::clone(&seen), model);
-    let call = chat::Call {
+    let call = InferenceCall {
         path,
-        seen: &seen,
+        received: &seen,
         model: model.to_owned(),
         fail: setting.fail(number, model, &seen.body),
         setting,
@@ -135,16 +126,11 @@ fn models(behaviour: &Behaviour) -> Value {
         .models
         .iter()
         .map(|id| {
-            json!({"id": id, "object": "model", "created": now(), "owned_by": "vllm", "root": id,
+            json!({"id": id, "object": "model", "created": unix_seconds(), "owned_by": "vllm", "root": id,
                    "parent": null, "max_model_len": 32768, "permission": []})
         })
         .collect();
     json!({"object": "list", "data": data})
-}
-
-/// Seconds since 1970.
-pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 fn changed(present: &Behaviour, body: &[u8]) -> Result<Behaviour, String> {

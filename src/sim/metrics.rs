@@ -1,17 +1,20 @@
-//! What the simulated engine tells of its load: `/metrics`, under the names of several engines,
+//! How the simulated engine reports its load: `/metrics`, under the names of several engines,
 //! and vLLM's header `endpoint-load-metrics`.
 
 use std::fmt::{Display, Write};
 
-use super::{Behaviour, Engine, Load, Seen, Stats, stats::get};
+use super::{
+    behaviour::{Behaviour, Engine, Load},
+    stats::{ReceivedRequest, Stats, get},
+};
 
-/// The load, or what is to be said of it.
+/// The load to report.
 fn load(stats: &Stats, behaviour: &Behaviour) -> Load {
     if let Some(load) = behaviour.reports {
         return load;
     }
     let running = stats.running();
-    // Without a cache of a known size, the places that are taken.
+    // Without a cache of a known size, the share of slots in use.
     let (held, all) = match behaviour.prefix_cache {
         0 => (running, behaviour.max_running),
         blocks => (get(&stats.blocks), blocks),
@@ -110,7 +113,7 @@ impl Display for Float {
 }
 
 /// The header line `endpoint-load-metrics` if the request asks for it, else nothing.
-pub fn header(seen: &Seen, stats: &Stats, behaviour: &Behaviour) -> String {
+pub fn header(seen: &ReceivedRequest, stats: &Stats, behaviour: &Behaviour) -> String {
     let Some(format) = seen.header("endpoint-load-metrics-format") else {
         return String::new();
     };
@@ -173,7 +176,11 @@ mod tests {
         let behaviour = Behaviour { reports: Some(load), ..Behaviour::default() };
         let asked = |format: &str| {
             let headers = vec![("endpoint-load-metrics-format".to_owned(), format.to_owned())];
-            header(&Seen { headers, ..Seen::default() }, &Stats::default(), &behaviour)
+            header(
+                &ReceivedRequest { headers, ..ReceivedRequest::default() },
+                &Stats::default(),
+                &behaviour,
+            )
         };
         assert_eq!(
             asked("text"),
@@ -186,6 +193,6 @@ mod tests {
              \"num_requests_waiting\": 2.0}}\r\n"
         );
         assert_eq!(asked("XML"), "");
-        assert_eq!(header(&Seen::default(), &Stats::default(), &behaviour), "");
+        assert_eq!(header(&ReceivedRequest::default(), &Stats::default(), &behaviour), "");
     }
 }

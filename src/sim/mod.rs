@@ -1,20 +1,21 @@
-//! A simulated vLLM server: what `llmproxy demo`, the tests and the benchmarks talk to.
+//! A simulated vLLM server, for `llmproxy demo`, the tests and the benchmarks.
 //!
-//! It behaves on the wire as captures of a running vLLM 0.32 show: the same members in the same
-//! order, `200` and headers at once and the first event later, errors in the same words, idle
-//! connections closed after five seconds, an answer given up as soon as its reader is gone. It
-//! can be made to fail in the ways in which real servers fail, and it has what makes the load of
-//! engines differ: a queue and a prefix cache.
+//! On the wire it behaves like vLLM 0.32, according to captures: the same members in the same order, `200` and
+//! headers at once and the first event later, errors in the same words, idle connections closed after five
+//! seconds, an answer aborted when its client disconnects. It can simulate the faults of real servers, and has
+//! what makes the load of engines differ: a queue and a prefix cache.
 
-mod ask;
 mod behaviour;
 mod cache;
-mod chat;
+mod call;
 mod conn;
 mod control;
+mod generation;
+mod inference;
 mod metrics;
 mod plain;
 mod refusal;
+mod server_state;
 mod stats;
 mod stream;
 mod text;
@@ -22,126 +23,58 @@ mod text;
 use std::{
     io,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
 use tokio::{
     net::{TcpListener, TcpSocket},
-    sync::{Notify, Semaphore},
+    sync::Notify,
     task::JoinHandle,
 };
 
+use self::server_state::{ActiveBehaviour, ServerState};
 use crate::base::lock;
 
 pub use behaviour::{Behaviour, Engine, Fail, Load, Numbers, StreamEnd};
-pub use stats::{Seen, Stats};
+pub use stats::{ReceivedRequest, Stats};
 
-/// Connections that wait to be accepted.
+/// The most connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// What the connections of one server share.
-struct Shared {
-    setting: Mutex<Arc<Setting>>,
-    cache: Mutex<cache::PrefixCache>,
-    stats: Stats,
-    /// Connections are left open and silent.
-    silent: Arc<AtomicBool>,
-}
-
-/// A behaviour, and what counts from its beginning.
-struct Setting {
-    behaviour: Behaviour,
-    /// Places of requests that are worked on.
-    places: Arc<Semaphore>,
-    failed: AtomicU64,
-}
-
-impl Setting {
-    fn new(behaviour: Behaviour) -> Self {
-        let places = match behaviour.max_running {
-            0 => Semaphore::MAX_PERMITS,
-            bound => bound,
-        };
-        Self { behaviour, places: Arc::new(Semaphore::new(places)), failed: AtomicU64::new(0) }
-    }
-
-    /// The behaviour after this one.
-    fn next(&self, behaviour: Behaviour) -> Self {
-        let same = behaviour.max_running == self.behaviour.max_running;
-        let mut next = Self::new(behaviour);
-        if same {
-            next.places = Arc::clone(&self.places);
-        }
-        next
-    }
-
-    /// The way in which the request with this number fails, and counts it if it does.
-    fn fail(&self, number: u64, model: &str, body: &[u8]) -> Fail {
-        let behaviour = &self.behaviour;
-        let meant = behaviour.fail != Fail::None
-            && number.is_multiple_of(behaviour.fail_every.max(1))
-            && (behaviour.fail_model.is_empty() || behaviour.fail_model == model)
-            && (behaviour.fail_word.is_empty()
-                || memchr::memmem::find(body, behaviour.fail_word.as_bytes()).is_some());
-        if meant {
-            let before = self.failed.fetch_add(1, Ordering::Relaxed);
-            if behaviour.fail_first == 0 || before < behaviour.fail_first {
-                return behaviour.fail;
-            }
-        }
-        Fail::None
-    }
-}
-
-impl Shared {
-    fn setting(&self) -> Arc<Setting> {
-        Arc::clone(&lock(&self.setting))
-    }
-
-    fn set(&self, behaviour: Behaviour) {
-        let mut setting = lock(&self.setting);
-        *setting = Arc::new(setting.next(behaviour));
-    }
-}
-
-/// A running server. It stops when this is dropped, and its connections are cut.
+/// A running server. Dropping it stops the server and closes its connections.
 pub struct Sim {
-    /// Where it listens.
     pub address: SocketAddr,
-    shared: Arc<Shared>,
-    state: Mutex<State>,
+    shared: Arc<ServerState>,
+    state: Mutex<ListenerState>,
 }
 
-enum State {
+enum ListenerState {
     Listening((JoinHandle<()>, Arc<Notify>)),
-    /// The socket keeps the port from others.
+    /// The socket keeps the port reserved.
     Refusing(TcpSocket),
-    /// The same, while the connections stay open that it has.
+    /// The same, while existing connections stay open.
     Retired(TcpSocket, JoinHandle<()>),
     Between,
 }
 
 impl Sim {
-    /// Starts a server; port 0 takes any that is free.
+    /// Starts a server; port 0 means any free port.
     ///
     /// # Errors
-    /// If the address cannot be listened on.
+    /// If it cannot listen on the address.
     pub async fn start(address: SocketAddr, behaviour: Behaviour) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared {
-            setting: Mutex::new(Arc::new(Setting::new(behaviour))),
+        let shared = Arc::new(ServerState {
+            setting: Mutex::new(Arc::new(ActiveBehaviour::new(behaviour))),
             cache: Mutex::default(),
             stats: Stats::default(),
             silent: Arc::default(),
         });
         shared.stats.begin();
         let task = Self::serve(listener, &shared);
-        Ok(Self { address, shared, state: Mutex::new(State::Listening(task)) })
+        Ok(Self { address, shared, state: Mutex::new(ListenerState::Listening(task)) })
     }
 
     /// `http://address`.
@@ -149,55 +82,54 @@ impl Sim {
         format!("http://{}", self.address)
     }
 
-    /// What it has seen.
     pub fn stats(&self) -> &Stats {
         &self.shared.stats
     }
 
-    /// Changes how it behaves; answers under way keep their behaviour.
+    /// Changes the behaviour; running answers keep theirs.
     pub fn change(&self, change: impl FnOnce(&mut Behaviour)) {
         let mut behaviour = self.shared.setting().behaviour.clone();
         change(&mut behaviour);
         self.shared.set(behaviour);
     }
 
-    /// Forgets every prompt, as a restarted engine has.
+    /// Clears the prefix cache, like a restart of the engine.
     pub fn forget(&self) {
         *lock(&self.shared.cache) = cache::PrefixCache::default();
     }
 
-    /// Its counters of tokens begin at 0, and it has forgotten every prompt: it is another engine.
+    /// Simulates a restart of the engine: resets the token counters and clears the prefix cache.
     pub fn restart(&self) {
         self.shared.stats.begin();
         self.forget();
     }
 
-    fn serve(listener: TcpListener, shared: &Arc<Shared>) -> (JoinHandle<()>, Arc<Notify>) {
+    fn serve(listener: TcpListener, shared: &Arc<ServerState>) -> (JoinHandle<()>, Arc<Notify>) {
         let retire = Arc::new(Notify::new());
         let task = tokio::spawn(accept(listener, Arc::clone(shared), Arc::clone(&retire)));
         (task, retire)
     }
 
-    /// Refuses new connections, and leaves those that it has open without another word, as vLLM does
-    /// after SIGTERM. [`Self::listen`] makes it another, new process.
+    /// Refuses new connections, and keeps existing ones open without writing to them, as vLLM does after
+    /// SIGTERM. [`Self::listen`] starts it again.
     ///
     /// # Errors
-    /// If another process has got the port meanwhile.
+    /// If another process has taken the port.
     pub async fn retire(&self) -> io::Result<()> {
         self.stop_listening(true).await
     }
 
-    /// Refuses new connections, and goes on with what came before.
+    /// Refuses new connections, and continues to serve existing ones.
     ///
     /// # Errors
-    /// If another process has got the port meanwhile.
+    /// If another process has taken the port.
     pub async fn drain(&self) -> io::Result<()> {
         self.stop_listening(false).await
     }
 
     async fn stop_listening(&self, silent: bool) -> io::Result<()> {
-        let state = std::mem::replace(&mut *lock(&self.state), State::Between);
-        let State::Listening((task, retire)) = state else {
+        let state = std::mem::replace(&mut *lock(&self.state), ListenerState::Between);
+        let ListenerState::Listening((task, retire)) = state else {
             *lock(&self.state) = state;
             return Ok(());
         };
@@ -206,61 +138,62 @@ impl Sim {
         let socket = loop {
             match self.socket() {
                 Ok(socket) => break socket,
-                // The listener is about to be closed.
+                // The listener is being closed.
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse && !task.is_finished() => {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 Err(e) => return Err(e),
             }
         };
-        *lock(&self.state) = State::Retired(socket, task);
+        *lock(&self.state) = ListenerState::Retired(socket, task);
         Ok(())
     }
 
-    /// A socket that keeps the port and does not listen.
+    /// A socket that reserves the port without listening.
     fn socket(&self) -> io::Result<TcpSocket> {
         let socket = match self.address {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
-        // Its connections may still be closing.
+        // Connections may still be closing.
         socket.set_reuseaddr(true)?;
         socket.bind(self.address)?;
         Ok(socket)
     }
 
-    /// Cuts all connections and refuses new ones, as if the process had ended.
+    /// Closes all connections and refuses new ones, as if the process had ended.
     ///
     /// # Errors
-    /// If another process has got the port meanwhile.
+    /// If another process has taken the port.
     pub async fn refuse(&self) -> io::Result<()> {
-        let state = std::mem::replace(&mut *lock(&self.state), State::Between);
-        let State::Listening((task, _)) = state else {
+        let state = std::mem::replace(&mut *lock(&self.state), ListenerState::Between);
+        let ListenerState::Listening((task, _)) = state else {
             *lock(&self.state) = state;
             return Ok(());
         };
         task.abort();
         task.await.ok();
-        *lock(&self.state) = State::Refusing(self.socket()?);
+        *lock(&self.state) = ListenerState::Refusing(self.socket()?);
         Ok(())
     }
 
-    /// Listens again after [`Self::refuse`], at the same address and with what it had seen.
+    /// Listens again after [`Self::refuse`], at the same address and with the same counters.
     ///
     /// # Errors
-    /// If the system does not let it.
+    /// If the system does not allow it.
     pub fn listen(&self) -> io::Result<()> {
         let mut state = lock(&self.state);
-        match std::mem::replace(&mut *state, State::Between) {
-            State::Retired(socket, task) => {
+        match std::mem::replace(&mut *state, ListenerState::Between) {
+            ListenerState::Retired(socket, task) => {
                 task.abort();
                 self.shared.silent.store(false, Ordering::Relaxed);
-                *state = State::Listening(Self::serve(socket.listen(BACKLOG)?, &self.shared));
+                *state =
+                    ListenerState::Listening(Self::serve(socket.listen(BACKLOG)?, &self.shared));
             }
-            State::Refusing(socket) => {
+            ListenerState::Refusing(socket) => {
                 let listener = socket.listen(BACKLOG)?;
                 let task = Self::serve(listener, &self.shared);
-                *state = State::Listening(task);
+                *state = ListenerState::Listening(task);
             }
             other => *state = other,
         }
@@ -269,8 +202,8 @@ impl Sim {
 
     /// Runs until the process ends.
     pub async fn forever(self) {
-        let state = std::mem::replace(&mut *lock(&self.state), State::Between);
-        if let State::Listening((task, _)) = state {
+        let state = std::mem::replace(&mut *lock(&self.state), ListenerState::Between);
+        if let ListenerState::Listening((task, _)) = state {
             task.await.ok();
         }
     }
@@ -278,14 +211,16 @@ impl Sim {
 
 impl Drop for Sim {
     fn drop(&mut self) {
-        if let State::Listening((task, _)) | State::Retired(_, task) = &*lock(&self.state) {
+        if let ListenerState::Listening((task, _)) | ListenerState::Retired(_, task) =
+            &*lock(&self.state)
+        {
             task.abort();
         }
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, retire: Arc<Notify>) {
-    // Dropping the set, with this task, aborts the connections.
+async fn accept(listener: TcpListener, shared: Arc<ServerState>, retire: Arc<Notify>) {
+    // Dropping this set, together with the task, aborts the connections.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -299,7 +234,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, retire: Arc<Notify>)
                 let conn = conn::Conn::new(stream, Arc::clone(&shared.silent));
                 connections.spawn(control::serve(conn, Arc::clone(&shared)));
             }
-            // Out of descriptors: others will be closed.
+            // Out of file descriptors: wait until connections close.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
         while connections.try_join_next().is_some() {}

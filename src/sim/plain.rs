@@ -1,23 +1,21 @@
-//! Answers of the simulated model that come in one piece, member by member as vLLM writes them.
+//! Answers of the simulated model as one JSON document, member by member as vLLM writes them.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::{
-    Engine, Fail,
-    ask::{Ask, FINGERPRINT},
-    chat,
-    conn::{Conn, Gone},
-    control::{After, JSON},
+    behaviour::{Engine, Fail},
+    conn::{ClientGone, Conn, ConnectionAction, JSON},
+    generation::{FINGERPRINT, Generation},
     metrics, refusal, text,
 };
 
-impl Ask<'_> {
-    /// Answers in one piece.
-    pub async fn whole(&self, conn: &mut Conn) -> Result<After, Gone> {
+impl Generation<'_> {
+    /// Answers with one document.
+    pub async fn answer_plain(&self, conn: &mut Conn) -> Result<ConnectionAction, ClientGone> {
         let call = self.call;
-        let turn = call.turn(conn, self).await?;
+        let slot = self.acquire_slot(conn).await?;
         conn.wait(Duration::from_millis(self.decode_ms())).await?;
         let prompt = text::prompt_tokens(self.prompt.len());
         let generated = self.generated() * self.choices;
@@ -30,7 +28,7 @@ impl Ask<'_> {
             "service_tier": null, "system_fingerprint": FINGERPRINT,
             "usage": {"prompt_tokens": prompt, "total_tokens": prompt + generated,
                       "completion_tokens": generated,
-                      "prompt_tokens_details": self.prompt_details(turn.cached),
+                      "prompt_tokens_details": self.prompt_details(slot.cached),
                       "completion_tokens_details": null},
             "kv_transfer_params": null, "metrics": null,
         });
@@ -42,7 +40,7 @@ impl Ask<'_> {
             let written = call.setting.behaviour.usage_numbers.write(count);
             body["usage"][name] = serde_json::from_str(&written).unwrap_or_default();
         }
-        let load = metrics::header(call.seen, &call.shared.stats, &call.setting.behaviour);
+        let load = metrics::header(call.received, &call.shared.stats, &call.setting.behaviour);
         self.deliver(conn, &load, body).await
     }
 
@@ -69,7 +67,7 @@ impl Ask<'_> {
         choice
     }
 
-    /// `prompt_tokens_details`: vLLM tells it only of prompts that it has known something of.
+    /// `prompt_tokens_details`: vLLM sends it only if part of the prompt was cached.
     pub fn prompt_details(&self, cached: u64) -> Value {
         if self.call.setting.behaviour.prompt_tokens_details && cached > 0 {
             json!({"cached_tokens": cached})
@@ -78,7 +76,7 @@ impl Ask<'_> {
         }
     }
 
-    /// What is told of the reasoning, and the name of the member of `usage` for it.
+    /// The member of `usage` that counts reasoning tokens, and its value.
     pub fn reasoning(&self) -> Option<(&'static str, Value)> {
         let behaviour = &self.call.setting.behaviour;
         let tokens = behaviour.reasoning_tokens.min(self.generated()) * self.choices;
@@ -89,20 +87,20 @@ impl Ask<'_> {
         }
     }
 
-    /// Sends an answer of one piece, or what a server that fails sends of it.
+    /// Sends the document, or as much of it as a failing server sends.
     pub async fn deliver(
         &self,
         conn: &mut Conn,
         headers: &str,
         body: Value,
-    ) -> Result<After, Gone> {
+    ) -> Result<ConnectionAction, ClientGone> {
         let body = body.to_string();
         let cut = match self.call.fail {
             Fail::ErrorEvent | Fail::ErrorEventAfterRole | Fail::ErrorEventMidStream => {
-                return chat::refuse(conn, (500, String::new(), refusal::dead())).await;
+                return refusal::send(conn, (500, String::new(), refusal::dead())).await;
             }
             Fail::AfterHeaders | Fail::WedgeAfterHeaders => 0,
-            // Not as far as the content.
+            // Cut before the content.
             Fail::BeforeContent | Fail::WedgeAfterRole => body.len().min(16),
             Fail::MidStream | Fail::Stall => body.len() / 2,
             _ => {
@@ -118,7 +116,7 @@ impl Ask<'_> {
                     conn.answer(200, headers, kind, body.as_bytes()).await?;
                 }
                 self.call.count();
-                return Ok(After::Keep);
+                return Ok(ConnectionAction::Keep);
             }
         };
         let head = format!(
@@ -128,8 +126,8 @@ impl Ask<'_> {
         conn.write(head.as_bytes()).await?;
         conn.write(&body.as_bytes()[..cut]).await?;
         match self.call.fail {
-            Fail::MidStream => Ok(After::Close),
-            Fail::AfterHeaders | Fail::BeforeContent => Ok(After::Reset),
+            Fail::MidStream => Ok(ConnectionAction::Close),
+            Fail::AfterHeaders | Fail::BeforeContent => Ok(ConnectionAction::Reset),
             _ => Err(conn.hang().await),
         }
     }

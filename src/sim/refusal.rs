@@ -1,19 +1,29 @@
-//! The simulated server's errors, in vLLM's words.
+//! The error responses of the simulated server, in vLLM's wording.
 
 use serde_json::{Value, json};
 
-use super::{Behaviour, Fail};
+use super::{
+    behaviour::{Behaviour, Fail},
+    conn::{ClientGone, Conn, ConnectionAction, JSON},
+};
 
-/// An answer that is an error: the status, more header lines, the body.
+/// An error response: the status, more header lines, the body.
 pub type Refusal = (u16, String, Value);
 
-/// What vLLM says when its engine has died.
+/// Answers with an error.
+pub async fn send(conn: &mut Conn, refusal: Refusal) -> Result<ConnectionAction, ClientGone> {
+    let (status, headers, body) = refusal;
+    conn.answer(status, &headers, JSON, body.to_string().as_bytes()).await?;
+    Ok(ConnectionAction::Keep)
+}
+
+/// The error of a vLLM whose engine has died.
 pub fn dead() -> Value {
     let text = "EngineCore encountered an issue. See stack trace (above) for the root cause.";
     error(text, "InternalServerError", None, 500)
 }
 
-/// The answer to a body that is no JSON.
+/// The response to a body that is not JSON.
 pub fn not_json(e: &serde_json::Error) -> Refusal {
     let at = format!("body.{}", e.column());
     let text = format!(
@@ -22,7 +32,7 @@ pub fn not_json(e: &serde_json::Error) -> Refusal {
     (400, String::new(), error(&text, "Bad Request", Some(&at), 400))
 }
 
-/// The answer of a server that fails by refusing.
+/// The response of a server that fails by rejecting requests.
 pub fn failing(fail: Fail, model: &str, behaviour: &Behaviour) -> Option<Refusal> {
     let unavailable = |text, kind| Some((503, String::new(), error(text, kind, None, 503)));
     match fail {
@@ -57,7 +67,7 @@ pub fn failing(fail: Fail, model: &str, behaviour: &Behaviour) -> Option<Refusal
     }
 }
 
-/// The requests that vLLM itself refuses.
+/// The response to a request that vLLM itself rejects.
 pub fn invalid(behaviour: &Behaviour, path: &str, body: &Value) -> Option<Refusal> {
     let needed = match path {
         "/v1/chat/completions" => "messages",

@@ -1,4 +1,4 @@
-//! What a simulated server has seen and done.
+//! The requests that a simulated server has received, and its counters.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,10 +14,10 @@ use serde_json::{Value, json};
 
 use crate::base::lock;
 
-/// How many requests are remembered, and how many bytes of them.
-const REMEMBERED: (usize, usize) = (1000, 64 << 20);
+/// The most requests that are kept, and the most bytes of their bodies.
+const KEPT: (usize, usize) = (1000, 64 << 20);
 
-/// What a simulated server has seen.
+/// The counters of a simulated server.
 #[derive(Default)]
 pub struct Stats {
     pub(super) requests: AtomicU64,
@@ -30,12 +30,12 @@ pub struct Stats {
     pub(super) readings: AtomicU64,
     pub(super) prompt_tokens: AtomicU64,
     pub(super) generated_tokens: AtomicU64,
-    /// When these two were made, in microseconds since 1970.
+    /// When these two counters were created, in microseconds since 1970.
     pub(super) made: AtomicU64,
-    /// Tokens of prompts that were looked for in the prefix cache, and those that were there.
+    /// Prompt tokens that were looked up in the prefix cache, and those that were found.
     pub(super) queried_tokens: AtomicU64,
     pub(super) cached_tokens: AtomicU64,
-    /// Blocks of the KV cache that requests under way hold.
+    /// Blocks of the KV cache that running requests hold.
     pub(super) blocks: AtomicU64,
     models: Mutex<BTreeMap<String, u64>>,
     recent: Mutex<Recent>,
@@ -43,23 +43,22 @@ pub struct Stats {
 
 #[derive(Default)]
 struct Recent {
-    seen: VecDeque<Arc<Seen>>,
+    seen: VecDeque<Arc<ReceivedRequest>>,
     bytes: usize,
 }
 
-/// A request as it arrived.
+/// A request as received.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Seen {
+pub struct ReceivedRequest {
     /// Method and target.
     pub line: String,
     /// Header fields, names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body.
     #[serde(skip)]
     pub body: Vec<u8>,
 }
 
-impl Seen {
+impl ReceivedRequest {
     /// The value of a header field.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
@@ -67,7 +66,7 @@ impl Seen {
 }
 
 impl Stats {
-    /// Inference requests, failed ones included.
+    /// Inference requests, including failed ones.
     pub fn requests(&self) -> u64 {
         get(&self.requests)
     }
@@ -77,32 +76,32 @@ impl Stats {
         lock(&self.models).get(model).copied().unwrap_or(0)
     }
 
-    /// Requests that got the whole of a good answer.
+    /// Requests with a complete successful answer.
     pub fn completed(&self) -> u64 {
         get(&self.completed)
     }
 
-    /// Answers given up because the reader was gone.
+    /// Answers that were aborted because the client disconnected.
     pub fn aborted(&self) -> u64 {
         get(&self.aborted)
     }
 
-    /// Inference requests that have not ended.
+    /// Inference requests in progress.
     pub fn open(&self) -> u64 {
         get(&self.open)
     }
 
-    /// Inference requests being answered.
+    /// Inference requests that hold a slot.
     pub fn running(&self) -> u64 {
         self.open().saturating_sub(self.waiting())
     }
 
-    /// Inference requests that wait in the engine's queue.
+    /// Inference requests in the engine's queue.
     pub fn waiting(&self) -> u64 {
         get(&self.waiting)
     }
 
-    /// Connections accepted.
+    /// Accepted connections.
     pub fn connections(&self) -> u64 {
         get(&self.connections)
     }
@@ -117,17 +116,17 @@ impl Stats {
         get(&self.readings)
     }
 
-    /// Tokens of prompts that were found in the prefix cache, and all that were looked for.
+    /// Prompt tokens found in the prefix cache, and all that were looked up.
     pub fn cached(&self) -> (u64, u64) {
         (get(&self.cached_tokens), get(&self.queried_tokens))
     }
 
-    /// Tokens of prompts and of answers, as it counts them itself.
+    /// Prompt and generated tokens, as the server counts them.
     pub fn tokens(&self) -> (u64, u64) {
         (get(&self.prompt_tokens), get(&self.generated_tokens))
     }
 
-    /// Its counters of tokens begin now.
+    /// Resets the token counters.
     pub(super) fn begin(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.made.store(now.as_micros() as u64, Ordering::Relaxed);
@@ -141,23 +140,23 @@ impl Stats {
     }
 
     /// The last inference request.
-    pub fn last(&self) -> Option<Seen> {
+    pub fn last(&self) -> Option<ReceivedRequest> {
         lock(&self.recent).seen.back().map(|seen| (**seen).clone())
     }
 
-    /// The last inference requests, the oldest first: a thousand, fewer if they are large.
-    pub fn recent(&self) -> Vec<Arc<Seen>> {
+    /// The last inference requests, the oldest first: up to a thousand, fewer if they are large.
+    pub fn recent(&self) -> Vec<Arc<ReceivedRequest>> {
         lock(&self.recent).seen.iter().cloned().collect()
     }
 
-    /// How many of the last inference requests came with this `X-Request-Id`.
+    /// How many of the last inference requests had this `X-Request-Id`.
     pub fn tries_of(&self, request_id: &str) -> usize {
         let recent = lock(&self.recent);
         recent.seen.iter().filter(|seen| seen.header("x-request-id") == Some(request_id)).count()
     }
 
-    /// Notes an inference request, and says which one it is.
-    pub(super) fn note(&self, seen: Arc<Seen>, model: &str) -> u64 {
+    /// Records an inference request and returns its number.
+    pub(super) fn note(&self, seen: Arc<ReceivedRequest>, model: &str) -> u64 {
         let mut models = lock(&self.models);
         match models.get_mut(model) {
             Some(count) => *count += 1,
@@ -167,9 +166,7 @@ impl Stats {
         let mut recent = lock(&self.recent);
         recent.bytes += seen.body.len();
         recent.seen.push_back(seen);
-        while recent.seen.len() > REMEMBERED.0
-            || recent.seen.len() > 1 && recent.bytes > REMEMBERED.1
-        {
+        while recent.seen.len() > KEPT.0 || recent.seen.len() > 1 && recent.bytes > KEPT.1 {
             let Some(oldest) = recent.seen.pop_front() else { break };
             recent.bytes -= oldest.body.len();
         }
@@ -177,7 +174,7 @@ impl Stats {
         self.requests.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// What `/sim/stats` tells.
+    /// The response of `/sim/stats`.
     pub(super) fn json(&self) -> Value {
         let (cached, queried) = self.cached();
         json!({
@@ -208,20 +205,20 @@ pub(super) fn add(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
 
-/// Something that counts for as long as this lives.
-pub(super) struct Counted<'a> {
+/// Adds to a counter until it is dropped.
+pub(super) struct CountGuard<'a> {
     counter: &'a AtomicU64,
     weight: u64,
 }
 
-impl<'a> Counted<'a> {
+impl<'a> CountGuard<'a> {
     pub(super) fn new(counter: &'a AtomicU64, weight: u64) -> Self {
         add(counter, weight);
         Self { counter, weight }
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for CountGuard<'_> {
     fn drop(&mut self) {
         self.counter.fetch_sub(self.weight, Ordering::Relaxed);
     }
@@ -236,15 +233,15 @@ mod tests {
         let stats = Stats::default();
         let seen = |id: usize, size| {
             let headers = vec![("x-request-id".to_owned(), id.to_string())];
-            Arc::new(Seen { headers, body: vec![0; size], ..Seen::default() })
+            Arc::new(ReceivedRequest { headers, body: vec![0; size], ..ReceivedRequest::default() })
         };
-        for id in 0..REMEMBERED.0 + 5 {
+        for id in 0..KEPT.0 + 5 {
             stats.note(seen(id % 500, 0), "m");
         }
-        assert_eq!(stats.recent().len(), REMEMBERED.0);
+        assert_eq!(stats.recent().len(), KEPT.0);
         assert_eq!((stats.requests(), stats.requests_for("m")), (1005, 1005));
         assert_eq!((stats.tries_of("7"), stats.tries_of("none")), (2, 0));
-        stats.note(seen(1, REMEMBERED.1 + 1), "n");
+        stats.note(seen(1, KEPT.1 + 1), "n");
         assert_eq!(stats.recent().len(), 1, "the last is remembered whatever its size");
         stats.note(seen(2, 1), "n");
         assert_eq!(stats.recent().len(), 1);

@@ -5,10 +5,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    Fail, StreamEnd,
-    ask::{Ask, FINGERPRINT},
-    conn::{Conn, Gone},
-    control::After,
+    behaviour::{Fail, StreamEnd},
+    conn::{ClientGone, Conn, ConnectionAction},
+    generation::{FINGERPRINT, Generation},
     refusal, text,
 };
 
@@ -16,16 +15,16 @@ const DONE: &str = "data: [DONE]\n\n";
 const HEARTBEAT: &str = ": heartbeat\n\n";
 const EVENTS: &str = "text/event-stream; charset=utf-8";
 
-impl Ask<'_> {
-    /// Answers event by event.
-    pub async fn stream(&self, conn: &mut Conn) -> Result<After, Gone> {
+impl Generation<'_> {
+    /// Answers with a stream of events.
+    pub async fn answer_stream(&self, conn: &mut Conn) -> Result<ConnectionAction, ClientGone> {
         let behaviour = &self.call.setting.behaviour;
         conn.chunked_head(behaviour.kind(EVENTS)).await?;
         let pause = Duration::from_millis(behaviour.heartbeat_ms);
         conn.heartbeats(behaviour.heartbeats, HEARTBEAT, pause).await?;
-        let turn = self.call.turn(conn, self).await?;
+        let slot = self.acquire_slot(conn).await?;
         match self.call.fail {
-            Fail::AfterHeaders => return Ok(After::Close),
+            Fail::AfterHeaders => return Ok(ConnectionAction::Close),
             Fail::WedgeAfterHeaders => return Err(conn.hang().await),
             Fail::ErrorEvent => return self.end_with_error(conn).await,
             _ => {}
@@ -36,19 +35,23 @@ impl Ask<'_> {
             }
         }
         match self.call.fail {
-            Fail::BeforeContent => return Ok(After::Reset),
+            Fail::BeforeContent => return Ok(ConnectionAction::Reset),
             Fail::WedgeAfterRole => return Err(conn.hang().await),
             Fail::ErrorEventAfterRole => return self.end_with_error(conn).await,
             Fail::AbortBeforeContent => {
                 self.events(conn, &self.delta(""), Some("abort"), 0).await?;
-                return self.end(conn, turn.cached, 0).await;
+                return self.end(conn, slot.cached, 0).await;
             }
             _ => {}
         }
-        self.content_events(conn, turn.cached).await
+        self.content_events(conn, slot.cached).await
     }
 
-    async fn content_events(&self, conn: &mut Conn, cached: u64) -> Result<After, Gone> {
+    async fn content_events(
+        &self,
+        conn: &mut Conn,
+        cached: u64,
+    ) -> Result<ConnectionAction, ClientGone> {
         let behaviour = &self.call.setting.behaviour;
         let deltas = self.deltas();
         let half = deltas.len() / 2;
@@ -61,7 +64,7 @@ impl Ask<'_> {
             let generated = i as u64 + 1;
             if i == breaks {
                 match self.call.fail {
-                    Fail::MidStream => return Ok(After::Reset),
+                    Fail::MidStream => return Ok(ConnectionAction::Reset),
                     Fail::ErrorEventMidStream => return self.end_with_error(conn).await,
                     Fail::Stall => return Err(conn.hang().await),
                     Fail::Abort => {
@@ -79,21 +82,26 @@ impl Ask<'_> {
         self.end(conn, cached, deltas.len() as u64).await
     }
 
-    /// The same event of every choice.
+    /// Sends one event for each choice.
     async fn events(
         &self,
         conn: &mut Conn,
         delta: &str,
         finish: Option<&str>,
         generated: u64,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), ClientGone> {
         for index in 0..self.choices {
             conn.chunk(&self.event(index, delta, finish, generated)).await?;
         }
         Ok(())
     }
 
-    async fn end(&self, conn: &mut Conn, cached: u64, generated: u64) -> Result<After, Gone> {
+    async fn end(
+        &self,
+        conn: &mut Conn,
+        cached: u64,
+        generated: u64,
+    ) -> Result<ConnectionAction, ClientGone> {
         let behaviour = &self.call.setting.behaviour;
         let pause = Duration::from_millis(behaviour.heartbeat_ms);
         conn.heartbeats(behaviour.late_heartbeats, HEARTBEAT, pause).await?;
@@ -114,30 +122,30 @@ impl Ask<'_> {
         self.done(conn, &rest).await
     }
 
-    /// Writes the end of a stream, after chunks that go with it.
-    async fn done(&self, conn: &mut Conn, before: &str) -> Result<After, Gone> {
+    /// Writes `before`, `[DONE]` and the end of the stream at once.
+    async fn done(&self, conn: &mut Conn, before: &str) -> Result<ConnectionAction, ClientGone> {
         let behaviour = &self.call.setting.behaviour;
         let last = if behaviour.stream_end == StreamEnd::Whole { "0\r\n\r\n" } else { "" };
         let end = format!("{before}{:x}\r\n{DONE}\r\n{last}", DONE.len());
         conn.write(end.as_bytes()).await?;
         match behaviour.stream_end {
-            StreamEnd::Whole if behaviour.close_after_stream => Ok(After::Close),
-            StreamEnd::Whole => Ok(After::Keep),
-            StreamEnd::Close => Ok(After::Close),
-            StreamEnd::Reset => Ok(After::Reset),
+            StreamEnd::Whole if behaviour.close_after_stream => Ok(ConnectionAction::Close),
+            StreamEnd::Whole => Ok(ConnectionAction::Keep),
+            StreamEnd::Close => Ok(ConnectionAction::Close),
+            StreamEnd::Reset => Ok(ConnectionAction::Reset),
             StreamEnd::Open => {
                 conn.hang().await;
-                Ok(After::Close)
+                Ok(ConnectionAction::Close)
             }
         }
     }
 
-    async fn end_with_error(&self, conn: &mut Conn) -> Result<After, Gone> {
+    async fn end_with_error(&self, conn: &mut Conn) -> Result<ConnectionAction, ClientGone> {
         conn.chunk(&format!("data: {}\n\n", refusal::dead())).await?;
         self.done(conn, "").await
     }
 
-    /// One event: everything but the choices is the same in all of them.
+    /// One event: everything except the choices is the same in all of them.
     fn document(&self, choices: &str, tail: &str, fingerprint: bool) -> String {
         let object = if self.chat { "chat.completion.chunk" } else { "text_completion" };
         let model = Value::from(self.model());
@@ -183,7 +191,7 @@ impl Ask<'_> {
         )
     }
 
-    /// The usage so far, in every event if it is wanted there: of one choice.
+    /// The usage of one choice so far, for requests that want it in every event.
     fn running_usage(&self, generated: u64) -> String {
         if self.continuous {
             self.usage(generated, r#","completion_tokens_details":null"#)

@@ -1,23 +1,23 @@
-//! What the simulated model says.
+//! The text that the simulated model generates, and its tokenizer.
 
-/// The words, one a token.
+/// The tokens, repeated in this order.
 const WORDS: [&str; 12] =
     ["Hello", "!", " I", " am", " a", " simulated", " model", ",", " and", " I", " count", "."];
 
-/// Bytes of a prompt that make a token.
+/// Bytes of a prompt per token.
 pub const BYTES_PER_TOKEN: usize = 4;
 
-/// The token at a place in an answer.
+/// The token at an index of an answer.
 pub fn token(at: u64) -> &'static str {
     WORDS[(at % WORDS.len() as u64) as usize]
 }
 
-/// An answer of so many tokens.
+/// An answer with this number of tokens.
 pub fn answer(tokens: u64) -> String {
     (0..tokens).map(token).collect()
 }
 
-/// The tokens of a prompt: one for each four bytes, and one.
+/// The number of tokens of a prompt: one per four bytes, plus one.
 pub fn prompt_tokens(prompt_bytes: usize) -> u64 {
     (prompt_bytes / BYTES_PER_TOKEN) as u64 + 1
 }

@@ -1,4 +1,4 @@
-//! Connections to the first of several addresses that can be reached.
+//! Connecting to the first reachable of several addresses.
 
 use std::{
     io, net,
@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 /// Connects to one address.
 ///
 /// # Errors
-/// As Pingora's own connections fail.
+/// The errors of Pingora's own connector.
 pub async fn connect(address: net::SocketAddr) -> Result<TcpStream> {
     TcpStream::connect(address).await.map_err(|e| {
         let kind = match e.kind() {
@@ -35,7 +35,7 @@ pub async fn connect(address: net::SocketAddr) -> Result<TcpStream> {
     })
 }
 
-/// The addresses of one server, of which one is used for as long as it can be reached.
+/// The addresses of one server. One is used as long as it is reachable.
 #[derive(Debug)]
 pub struct Addresses {
     list: Vec<net::SocketAddr>,
@@ -43,47 +43,44 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// The first is used first.
+    /// Begins with the first address.
     pub fn new(list: Vec<net::SocketAddr>) -> Self {
         Self { list, current: AtomicUsize::new(0) }
     }
 
-    /// All of them, in their order.
     pub fn list(&self) -> &[net::SocketAddr] {
         &self.list
     }
 
-    /// The number of the one that is used.
+    /// The index of the address in use.
     pub fn current(&self) -> usize {
         self.current.load(Ordering::Relaxed)
     }
 }
 
-/// Makes connections to the address that is used, and where that fails to the next ones. All
-/// together may take as long as one, so that each gets its share.
+/// Connects to the address in use, and on failure to the next ones. All attempts share one timeout.
 #[derive(Debug)]
 pub struct FirstReachable {
-    /// The addresses.
     pub addresses: Arc<Addresses>,
-    /// How long a connection may take.
+    /// How long connecting may take in all.
     pub timeout: Option<Duration>,
 }
 
 impl FirstReachable {
-    /// Connects to `wanted`, or to another one.
+    /// Connects to `wanted`, or to another address.
     ///
     /// # Errors
-    /// That of the last address, if none can be reached.
+    /// The error of the last address, if none is reachable.
     pub async fn dial(&self, wanted: &SocketAddr) -> Result<TcpStream> {
         let all = self.addresses.list();
         let first = all.iter().position(|a| Some(a) == wanted.as_inet()).unwrap_or(0);
         let end = self.timeout.map(|timeout| Instant::now() + timeout);
         let mut failed = None;
-        for tried in 0..all.len() {
-            let number = (first + tried) % all.len();
-            match reach(all[number], end, all.len() - tried).await {
+        for attempt in 0..all.len() {
+            let number = (first + attempt) % all.len();
+            match reach(all[number], end, all.len() - attempt).await {
                 Ok(stream) => {
-                    if tried > 0 {
+                    if attempt > 0 {
                         self.addresses.current.store(number, Ordering::Relaxed);
                     }
                     return Ok(stream);
@@ -95,8 +92,8 @@ impl FirstReachable {
     }
 }
 
-/// Connects to one address, in its share of the time until `end`: `left` addresses are still to be
-/// tried, with this one.
+/// Connects to one address, in its share of the time until `end`. `left` counts the addresses that are still
+/// to be tried, including this one.
 async fn reach(address: net::SocketAddr, end: Option<Instant>, left: usize) -> Result<TcpStream> {
     let Some(end) = end else {
         return connect(address).await;

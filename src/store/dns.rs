@@ -1,4 +1,4 @@
-//! Where a name leads, and how long that holds.
+//! Resolving host names: addresses and their TTL.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,47 +14,45 @@ use hickory_resolver::{
     system_conf::read_system_conf,
 };
 
-/// How long an answer may take, all name servers and repetitions together.
+/// How long a lookup may take, all name servers and retries included.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long is waited for addresses of IPv6 where there are others.
-const FURTHER: Duration = Duration::from_secs(2);
+/// How long to wait for IPv6 addresses if there are IPv4 addresses.
+const IPV6_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the name servers say of a name.
+/// The result of a lookup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
-    /// Its addresses; none if they say that there are none.
+pub struct Resolution {
+    /// Empty if the name has none.
     pub addresses: Vec<IpAddr>,
-    /// Those of IPv6 beside `addresses` of IPv4, if they were asked for.
-    pub further: Vec<IpAddr>,
-    /// How long they hold.
+    /// IPv6 addresses, if `addresses` are IPv4 and both were requested.
+    pub extra_ipv6: Vec<IpAddr>,
     pub ttl: Duration,
 }
 
-/// Asks for the addresses of a name: those of IPv4, or those of IPv6 if there are no others. A
-/// host that has both would otherwise look like two; `both` asks for the others as well, which may be
-/// in vain. `servers` are asked in place of those of the
-/// system; without any, the system's configuration is read anew each time, so that a change of it
-/// needs no restart. `/etc/hosts` goes first in either case.
+/// Resolves a name to its IPv4 addresses, or to IPv6 addresses if it has no others: a host with both would
+/// otherwise look like two. `both` also requests IPv6 addresses beside IPv4. `servers` replace the name
+/// servers of the system; if empty, the configuration of the system is read for each lookup, so that it can
+/// change without a restart. `/etc/hosts` takes precedence in either case.
 ///
 /// # Errors
-/// If nobody could say.
-pub async fn lookup(host: &str, both: bool, servers: &[SocketAddr]) -> Result<Answer, String> {
-    let asked = tokio::time::timeout(PATIENCE, ask(host, both, servers)).await;
-    asked.unwrap_or_else(|_| Err("the name servers do not answer".to_owned()))
+/// If no name server gives a valid answer.
+pub async fn lookup(host: &str, both: bool, servers: &[SocketAddr]) -> Result<Resolution, String> {
+    let result = tokio::time::timeout(PATIENCE, resolve(host, both, servers)).await;
+    result.unwrap_or_else(|_| Err("the name servers do not answer".to_owned()))
 }
 
-async fn ask(host: &str, both: bool, servers: &[SocketAddr]) -> Result<Answer, String> {
+async fn resolve(host: &str, both: bool, servers: &[SocketAddr]) -> Result<Resolution, String> {
     let resolver = resolver(servers).map_err(|e| e.to_string())?;
-    // Relaxed: with underscores, as services of Docker Compose have them.
+    // Relaxed: allows underscores, as in service names of Docker Compose.
     let name = Name::from_str_relaxed(host).map_err(|e| e.to_string())?;
     let Some(mut answer) = found(resolver.ipv4_lookup(name.clone()).await)? else {
         return Ok(found(resolver.ipv6_lookup(name).await)?.unwrap_or_default());
     };
     if both {
-        let further = tokio::time::timeout(FURTHER, resolver.ipv6_lookup(name)).await;
-        if let Ok(Ok(Some(further))) = further.map(found) {
-            answer.further = further.addresses;
+        let extra_ipv6 = tokio::time::timeout(IPV6_TIMEOUT, resolver.ipv6_lookup(name)).await;
+        if let Ok(Ok(Some(extra_ipv6))) = extra_ipv6.map(found) {
+            answer.extra_ipv6 = extra_ipv6.addresses;
         }
     }
     Ok(answer)
@@ -62,7 +60,7 @@ async fn ask(host: &str, both: bool, servers: &[SocketAddr]) -> Result<Answer, S
 
 fn resolver(servers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
     let (config, options) = if servers.is_empty() {
-        // Without name servers there is still `/etc/hosts`.
+        // `/etc/hosts` works without name servers.
         read_system_conf().unwrap_or_else(|_| (config(Vec::new()), ResolverOpts::default()))
     } else {
         (config(servers.iter().map(server).collect()), ResolverOpts::default())
@@ -83,16 +81,16 @@ fn server(address: &SocketAddr) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, connections.into())
 }
 
-/// What an answer holds; `None` if it says that there is nothing.
-fn found(lookup: Result<Lookup, NetError>) -> Result<Option<Answer>, String> {
+/// The addresses of a response; `None` if the name has none.
+fn found(lookup: Result<Lookup, NetError>) -> Result<Option<Resolution>, String> {
     let lookup = match lookup {
         Ok(lookup) => lookup,
         Err(e) if e.is_no_records_found() => return Ok(None),
         Err(e) => return Err(e.to_string()),
     };
-    // An alias on the way to the addresses may end sooner than they do.
+    // A CNAME may have a shorter TTL than the addresses.
     let ttl = lookup.answers().iter().map(|record| record.ttl).min().unwrap_or_default();
     let addresses: Vec<_> = lookup.answers().iter().filter_map(|r| r.data.ip_addr()).collect();
     let ttl = Duration::from_secs(ttl.into());
-    Ok((!addresses.is_empty()).then_some(Answer { addresses, ttl, ..Answer::default() }))
+    Ok((!addresses.is_empty()).then_some(Resolution { addresses, ttl, ..Resolution::default() }))
 }

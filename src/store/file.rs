@@ -1,5 +1,5 @@
-//! SQLite files of the gateway's own: made when they are not there, readable for their owner, and
-//! brought up to date when they are opened.
+//! SQLite files of the gateway itself: created if they do not exist, readable only for their owner, and
+//! migrated when they are opened.
 
 use std::{path::Path, time::Duration};
 
@@ -8,14 +8,14 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions},
 };
 
-/// How long a writer waits for another one.
+/// How long a writer waits for the lock of another.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Opens a file. `schema` holds its versions in their order: what has been released is never
-/// changed, a new version is a new entry.
+/// Opens a file. `schema` is the list of migrations: a released one is never changed, a new version is a new
+/// entry.
 ///
 /// # Errors
-/// If it cannot be used.
+/// If it cannot be opened or migrated.
 pub async fn open(path: &Path, schema: &[&'static str]) -> Result<SqlitePool, String> {
     prepare(path).map_err(|e| e.to_string())?;
     let pool = SqlitePoolOptions::new()
@@ -28,7 +28,7 @@ pub async fn open(path: &Path, schema: &[&'static str]) -> Result<SqlitePool, St
     Ok(pool)
 }
 
-/// How such a file is opened. [`prepare`] makes it.
+/// The options for opening such a file. [`prepare`] creates it.
 pub fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
@@ -36,10 +36,10 @@ pub fn options(path: &Path) -> SqliteConnectOptions {
         .journal_mode(SqliteJournalMode::Wal)
 }
 
-/// Makes folder and file, for nobody else to read.
+/// Creates the folder, and the file, readable only for its owner.
 ///
 /// # Errors
-/// If that cannot be.
+/// If they cannot be created.
 pub fn prepare(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     if let Some(folder) = path.parent() {
@@ -49,8 +49,7 @@ pub fn prepare(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Brings the schema up to date. Of several processes that start at once the first does it, and
-/// the others wait and find it done.
+/// Migrates the schema. Of several processes that start at once, the first migrates while the others wait.
 async fn migrate(pool: &SqlitePool, schema: &[&'static str]) -> Result<(), String> {
     let text = |e: sqlx::Error| e.to_string();
     let mut change = pool.begin_with("BEGIN IMMEDIATE").await.map_err(text)?;
@@ -58,12 +57,12 @@ async fn migrate(pool: &SqlitePool, schema: &[&'static str]) -> Result<(), Strin
         sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *change).await.map_err(text)?;
     let version = usize::try_from(version).unwrap_or(usize::MAX);
     if version > schema.len() {
-        return Err(format!("its schema is version {version}, made by a newer llmproxy"));
+        return Err(format!("its schema is version {version}, created by a newer llmproxy"));
     }
     for step in &schema[version..] {
         sqlx::raw_sql(*step).execute(&mut *change).await.map_err(text)?;
     }
-    // A pragma takes no bound values.
+    // PRAGMA takes no bound values.
     let done = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {}", schema.len()));
     sqlx::raw_sql(done).execute(&mut *change).await.map_err(text)?;
     change.commit().await.map_err(text)

@@ -1,4 +1,4 @@
-//! The HTTP client for everything that is not a client's request: webhooks, probes, model lists.
+//! The HTTP clients for the gateway's own requests: webhooks, health checks, model lists.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,46 +7,46 @@ use super::{
     tls,
 };
 
-/// A client for what is outside of the fleet: it uses the proxy that the environment names, but for
-/// what is on this machine.
+/// A client for external services. It uses the proxy that the environment names, except for this machine.
 ///
-/// See [`client`] for the rest.
+/// Otherwise like [`client`].
 pub fn outside() -> reqwest::Client {
-    let proxies = Proxies::of(&|name| std::env::var(name).ok());
+    let proxies = Proxies::from_env(&|name| std::env::var(name).ok());
     let client = builder().tls_backend_preconfigured(tls::client(&[tls::HTTP_2, tls::HTTP_1]));
     build(client.proxy(reqwest::Proxy::custom(move |url| proxies.for_url(url))))
 }
 
-/// A client for the backends, without a proxy. Like the requests themselves it speaks HTTP/1.1. It keeps
-/// idle connections for less time than uvicorn does, and follows no redirects: a webhook that moves
-/// must be configured anew.
+/// A client for the backends, without a proxy. Like forwarded requests it uses HTTP/1.1. It closes idle
+/// connections earlier than uvicorn does, and does not follow redirects: a webhook that moves must be
+/// reconfigured.
 pub fn client() -> reqwest::Client {
-    build(near().no_proxy())
+    build(backend_builder().no_proxy())
 }
 
-/// A client for one backend whose name leads to several addresses: it goes to these, the first that
-/// can be reached.
+/// A client for one backend with several addresses: it uses the first reachable one.
 pub fn client_at(host: &str, addresses: &[SocketAddr]) -> reqwest::Client {
-    build(near().no_proxy().resolve_to_addrs(host, addresses))
+    build(backend_builder().no_proxy().resolve_to_addrs(host, addresses))
 }
 
-/// A client for one backend behind a proxy, which is at one of these addresses.
+/// A client for one backend behind a proxy with these addresses.
 pub fn client_behind(proxy: &Proxy, addresses: &[SocketAddr]) -> reqwest::Client {
     let through = reqwest::Proxy::all(proxy.url());
     let through = through.expect("what was read as a URL is one");
-    build(near().resolve_to_addrs(&proxy.host, addresses).proxy(match &proxy.authorization {
-        Some(key) => through.custom_http_auth(key.clone()),
-        None => through,
-    }))
+    build(backend_builder().resolve_to_addrs(&proxy.host, addresses).proxy(
+        match &proxy.authorization {
+            Some(key) => through.custom_http_auth(key.clone()),
+            None => through,
+        },
+    ))
 }
 
-/// A client for the gateway on this machine, whose certificate is made out to another name.
+/// A client for the gateway on this machine, whose certificate has another name.
 pub fn own() -> reqwest::Client {
     build(builder().no_proxy().tls_danger_accept_invalid_certs(true))
 }
 
-/// What a failed request failed from. `reqwest` itself prints only that it failed; the URL, which
-/// may hold a secret, is not told.
+/// The root cause of a failed request, which `reqwest` does not print. The URL, which may hold a secret, is
+/// left out.
 pub fn cause(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut last: &dyn std::error::Error = &error;
@@ -56,7 +56,7 @@ pub fn cause(error: reqwest::Error) -> String {
     last.to_string()
 }
 
-/// Whether no connection could be made because nothing listens there.
+/// Whether the connection was refused because nothing listens there.
 pub fn is_refused(error: &reqwest::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
@@ -70,8 +70,8 @@ pub fn is_refused(error: &reqwest::Error) -> bool {
     false
 }
 
-/// For backends: by HTTP/1.1, which is also all that is offered to them.
-fn near() -> reqwest::ClientBuilder {
+/// For backends: HTTP/1.1 is the only protocol offered.
+fn backend_builder() -> reqwest::ClientBuilder {
     builder().tls_backend_preconfigured(tls::client(&[tls::HTTP_1])).http1_only()
 }
 

@@ -1,4 +1,4 @@
-//! Proxies between the gateway and what it calls: which one the environment names, and tunnels.
+//! HTTP proxies for outgoing connections: those that the environment names, and CONNECT tunnels.
 
 use std::{fmt, net::IpAddr};
 
@@ -16,18 +16,18 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Bytes of a proxy's answer to `CONNECT` at most.
+/// The most bytes of the response to `CONNECT`.
 const LONGEST_ANSWER: usize = 16 * 1024;
 
 /// The proxies that the environment names: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`,
-/// in capital or small letters. They may hold passwords.
+/// in upper or lower case. They may contain passwords.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Proxies {
-    /// For https, and the name of the variable.
+    /// For https: the name of the variable and its value.
     https: Option<(String, String)>,
-    /// For http.
+    /// For http: the same.
     http: Option<(String, String)>,
-    /// What goes without one, and at which port, if it names one.
+    /// `NO_PROXY`: hosts, with a port if the entry names one.
     no: Vec<(String, Option<u16>)>,
 }
 
@@ -38,8 +38,8 @@ impl fmt::Debug for Proxies {
 }
 
 impl Proxies {
-    /// Those of an environment.
-    pub fn of(env: &dyn Fn(&str) -> Option<String>) -> Self {
+    /// Reads the variables.
+    pub fn from_env(env: &dyn Fn(&str) -> Option<String>) -> Self {
         let first = |names: &[&str]| {
             names.iter().find_map(|name| {
                 let value = env(name)?.trim().to_owned();
@@ -55,8 +55,8 @@ impl Proxies {
         }
     }
 
-    /// The variable that applies to an address, and its value. What is on this machine needs none.
-    fn named(&self, uri: &Uri) -> Option<&(String, String)> {
+    /// The variable that applies to an address, and its value. This machine needs no proxy.
+    fn for_uri(&self, uri: &Uri) -> Option<&(String, String)> {
         let host = uri.host()?;
         let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
         let port = uri.port_u16().unwrap_or(usual);
@@ -65,7 +65,7 @@ impl Proxies {
         if no.contains(&"*") {
             return None;
         }
-        // Only whether it is excepted is of interest.
+        // Only shows whether the address is excluded.
         let rule = Matcher::builder().all("http://proxy").no(no.join(",")).build();
         if is_loopback(host) || rule.intercept(uri).is_none() {
             return None;
@@ -80,9 +80,9 @@ impl Proxies {
     /// The proxy for an https address.
     ///
     /// # Errors
-    /// If the variable holds none that can be used; its value is not told.
+    /// If the value of the variable cannot be used. The value itself is left out.
     pub fn for_https(&self, uri: &Uri) -> Result<Option<Proxy>, String> {
-        match self.named(uri) {
+        match self.for_uri(uri) {
             Some((name, value)) => {
                 Proxy::parse(value).map(Some).map_err(|why| format!("`{name}` {why}"))
             }
@@ -90,21 +90,21 @@ impl Proxies {
         }
     }
 
-    /// The same for a client of `reqwest`, which speaks with more kinds of proxies.
+    /// The same for a `reqwest` client, which supports more kinds of proxies.
     pub fn for_url(&self, url: &reqwest::Url) -> Option<reqwest::Url> {
-        let (_, value) = self.named(&url.as_str().parse().ok()?)?;
+        let (_, value) = self.for_uri(&url.as_str().parse().ok()?)?;
         let full = if value.contains("://") { value.clone() } else { format!("http://{value}") };
         full.parse().ok()
     }
 }
 
-/// The entries of `NO_PROXY` in the forms in use, as hosts that the matcher knows, with a port apart:
+/// The entries of `NO_PROXY`, as hosts in the form of the matcher and ports. Accepts the forms in use:
 /// `host:8443`, `[::1]:8443`, `*.example.com`, `*`.
 fn excepted(list: &str) -> Vec<(String, Option<u16>)> {
     let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
     let split = |entry: &str| {
         let (host, port) = match entry.rsplit_once(':') {
-            // Without brackets several colons are an IPv6 address.
+            // Several colons without brackets: an IPv6 address.
             Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
                 match port.parse() {
                     Ok(port) => (host, Some(port)),
@@ -122,7 +122,7 @@ fn excepted(list: &str) -> Vec<(String, Option<u16>)> {
     entries.map(split).collect()
 }
 
-/// Whether a host is this machine.
+/// Whether a host is a loopback name or address.
 fn is_loopback(host: &str) -> bool {
     let host = host.trim_matches(['[', ']']).trim_end_matches('.');
     match host.parse::<IpAddr>() {
@@ -139,14 +139,13 @@ fn is_loopback(host: &str) -> bool {
 pub struct Proxy {
     /// Host name or address.
     pub host: String,
-    /// Port.
     pub port: u16,
-    /// `Proxy-Authorization`; it is marked as sensitive.
+    /// `Proxy-Authorization`, marked as sensitive.
     pub authorization: Option<HeaderValue>,
 }
 
 impl Proxy {
-    /// Its URL, without user and password.
+    /// The URL, without user and password.
     pub fn url(&self) -> String {
         match self.host.contains(':') {
             true => format!("http://[{}]:{}", self.host, self.port),
@@ -159,14 +158,14 @@ impl Proxy {
     /// # Errors
     /// What is wrong with it, without its text.
     pub fn parse(text: &str) -> Result<Self, String> {
-        const FORM: &str = "is not the URL of a proxy, `http://host:3128`";
+        const FORM: &str = "is not the URL of a proxy such as `http://host:3128`";
         let target = Uri::from_static("http://target");
         let found = Matcher::builder().all(text).build().intercept(&target);
         let found = found.ok_or_else(|| FORM.to_owned())?;
         let uri = found.uri();
         if uri.scheme_str() != Some("http") {
             let scheme = uri.scheme_str().unwrap_or_default();
-            return Err(format!("names a proxy of `{scheme}`, only `http` is possible"));
+            return Err(format!("names a proxy of `{scheme}`, but only `http` is possible"));
         }
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let authority = uri.authority().map_or("", |a| a.as_str());
@@ -179,15 +178,12 @@ impl Proxy {
     }
 }
 
-/// Makes connections through a proxy, by `CONNECT`. The address that Pingora gives it is the
-/// proxy's.
+/// Connects through a proxy with `CONNECT`. Pingora passes it the address of the proxy.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// Where the proxy is.
     pub proxy: FirstReachable,
-    /// Where to, `host:port`.
+    /// The target, `host:port`.
     pub target: String,
-    /// `Proxy-Authorization`.
     pub authorization: Option<HeaderValue>,
 }
 
@@ -195,8 +191,9 @@ pub struct Tunnel {
 impl L4Connect for Tunnel {
     async fn connect(&self, proxy: &SocketAddr) -> Result<Stream> {
         let mut stream = self.proxy.dial(proxy).await?;
-        let answer = self.ask(&mut stream).await;
-        let status = answer.or_err(ErrorType::ConnectProxyFailure, "the proxy does not answer")?;
+        let response = self.ask(&mut stream).await;
+        let status =
+            response.or_err(ErrorType::ConnectProxyFailure, "the proxy did not answer CONNECT")?;
         if !(200..300).contains(&status) {
             let why = format!("the proxy answered {status} to CONNECT {}", self.target);
             return Error::e_explain(ErrorType::ConnectProxyFailure, why);
@@ -206,7 +203,7 @@ impl L4Connect for Tunnel {
 }
 
 impl Tunnel {
-    /// Asks for the tunnel; the status of the answer.
+    /// Sends CONNECT and returns the status of the response.
     async fn ask(&self, stream: &mut TcpStream) -> std::io::Result<u16> {
         let mut head = format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n", self.target).into_bytes();
         if let Some(key) = &self.authorization {
@@ -217,18 +214,18 @@ impl Tunnel {
         head.extend_from_slice(b"\r\n");
         stream.write_all(&head).await?;
         let broken = |why: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, why);
-        let mut answer = Vec::with_capacity(256);
+        let mut response = Vec::with_capacity(256);
         // Byte by byte: what follows the head belongs to the tunnel.
-        while !answer.ends_with(b"\r\n\r\n") {
-            if answer.len() >= LONGEST_ANSWER {
-                return Err(broken("its answer is too long"));
+        while !response.ends_with(b"\r\n\r\n") {
+            if response.len() >= LONGEST_ANSWER {
+                return Err(broken("its response is too long"));
             }
-            answer.push(stream.read_u8().await?);
+            response.push(stream.read_u8().await?);
         }
         let mut fields = [httparse::EMPTY_HEADER; 64];
         let mut head = httparse::Response::new(&mut fields);
-        head.parse(&answer).map_err(|_| broken("its answer is not HTTP"))?;
-        head.code.ok_or_else(|| broken("its answer has no status"))
+        head.parse(&response).map_err(|_| broken("its response is not HTTP"))?;
+        head.code.ok_or_else(|| broken("its response has no status"))
     }
 }
 
@@ -237,7 +234,7 @@ mod tests {
     use super::*;
 
     fn proxies(variables: &[(&str, &str)]) -> Proxies {
-        Proxies::of(&|name| {
+        Proxies::from_env(&|name| {
             let found = variables.iter().find(|(n, _)| *n == name);
             found.map(|(_, value)| (*value).to_owned())
         })

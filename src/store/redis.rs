@@ -1,4 +1,4 @@
-//! Redis: a few connections that many requests share.
+//! Redis: a few connections shared by all requests.
 
 use std::{
     sync::{
@@ -18,36 +18,32 @@ use redis::{
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-use super::StoreError;
+use super::error::StoreError;
 use crate::base::{
     Secret,
     terms::{COUNTED, Change, moment_like},
 };
 
-/// How to reach a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// Host name or address.
     pub host: String,
-    /// Port.
     pub port: u16,
-    /// With TLS.
     pub tls: bool,
-    /// User name, since Redis 6.
+    /// User name; needs Redis 6.
     pub username: Option<String>,
-    /// Password.
     pub password: Option<Secret>,
-    /// Number of the database.
+    /// The number of the database.
     pub db: i64,
-    /// Connections; each carries many requests at a time.
+    /// The number of connections; each carries many commands at a time.
     pub connections: usize,
     /// How long connecting may take.
     pub connect_timeout: Duration,
-    /// How long an answer may take.
+    /// How long a reply may take.
     pub timeout: Duration,
 }
 
-/// A server.
+/// A Redis server.
 pub struct Redis {
     settings: Settings,
     connections: Vec<OnceCell<ConnectionManager>>,
@@ -55,15 +51,15 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Connects when it is first asked.
+    /// Connects with the first command.
     pub fn new(settings: Settings) -> Self {
         let connections = (0..settings.connections.max(1)).map(|_| OnceCell::new()).collect();
         Self { settings, connections, next: AtomicUsize::new(0) }
     }
 
     async fn connection(&self) -> Result<ConnectionManager, StoreError> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
-        let made = self.connections[turn].get_or_try_init(async || self.connect()).await;
+        let index = self.next.fetch_add(1, Ordering::Relaxed) % self.connections.len();
+        let made = self.connections[index].get_or_try_init(async || self.connect()).await;
         made.cloned().map_err(|e| StoreError::new(cause(&e)))
     }
 
@@ -86,7 +82,7 @@ impl Redis {
             login = login.set_password(password.expose());
         }
         let client = Client::open(address.into_connection_info()?.set_redis_settings(login))?;
-        // A request that waits is told at once; the next one tries again.
+        // A waiting command fails at once; the next one connects again.
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
             .set_connection_timeout(Some(s.connect_timeout))
@@ -97,8 +93,8 @@ impl Redis {
     /// The hash or the string at a key, in one round trip.
     ///
     /// # Errors
-    /// If the server cannot be asked, or something else stands at the key.
-    pub async fn hash_or_string(&self, key: &str) -> Result<Found, StoreError> {
+    /// If the command fails, or the key has another type.
+    pub async fn hash_or_string(&self, key: &str) -> Result<StoredValue, StoreError> {
         let connection = self.connection().await?;
         let (mut one, mut two) = (connection.clone(), connection);
         let (hash, string) =
@@ -109,56 +105,53 @@ impl Redis {
         )
         .await;
         match (hash, string) {
-            (Ok(fields), _) if !fields.is_empty() => Ok(Found::Hash(fields)),
-            (_, Ok(Some(text))) => Ok(Found::String(text)),
-            (Ok(_), Ok(None)) => Ok(Found::Nothing),
+            (Ok(fields), _) if !fields.is_empty() => Ok(StoredValue::Hash(fields)),
+            (_, Ok(Some(text))) => Ok(StoredValue::String(text)),
+            (Ok(_), Ok(None)) => Ok(StoredValue::Missing),
             (Err(e), Err(_)) if is_wrong_type(&e) => {
-                Err(StoreError::new("what stands at the key is neither a hash nor a string"))
+                Err(StoreError::new("the key is neither a hash nor a string"))
             }
             (Err(e), _) | (_, Err(e)) => Err(StoreError::new(cause(&e))),
         }
     }
 }
 
-/// A script that runs inside of the servers, all of it or nothing.
+/// A Lua script, which the server runs atomically.
 pub struct Script {
     text: &'static str,
-    /// By which the servers that have it know it; the first of them has told it.
+    /// The SHA1 digest of the script, as returned by SCRIPT LOAD.
     digest: OnceLock<String>,
 }
 
 impl Script {
-    /// A script with this text.
     pub const fn new(text: &'static str) -> Self {
         Self { text, digest: OnceLock::new() }
     }
 }
 
-/// Why a script gave no answer.
+/// Why a script returned no result.
 #[derive(Debug)]
-pub struct Unanswered {
-    /// In words.
+pub struct ScriptError {
     pub why: StoreError,
-    /// What became of the script.
-    pub fate: Fate,
+    pub outcome: ScriptOutcome,
 }
 
-/// What became of a script that gave no answer.
+/// What happened to a script that returned no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// The server refused it, for what stands at a key: it is there, and nothing was done.
+pub enum ScriptOutcome {
+    /// The server is available but rejected the script because of the data at a key. Nothing was changed.
     Refused,
-    /// The server does nothing of the kind for anyone now: it has no memory left, loads its data, is
-    /// a replica. Nothing was done.
+    /// The server accepts no such command at the moment: it is out of memory, loads its data, or is a
+    /// replica. Nothing was changed.
     Unable,
-    /// The connection broke: another one may work. Nobody knows whether the script ran.
+    /// The connection broke; another one may work. The script may have run.
     Broken,
-    /// Nobody knows whether it runs, or will.
+    /// The script may still run.
     Unknown,
 }
 
-/// How errors begin that have nothing to do with what was asked for. Redis 6 tells those of a script
-/// in its text.
+/// Error codes that do not depend on the command. Redis 6 puts the code of an error inside a script into the
+/// text.
 const UNABLE: [&str; 14] = [
     "OOM",
     "LOADING",
@@ -183,45 +176,44 @@ fn is_unable(error: &RedisError) -> bool {
     }
     let code = error.code().unwrap_or_default();
     let detail = error.detail().unwrap_or_default();
-    let told = |word: &&str| detail.contains(*word);
-    UNABLE.contains(&code) || (code == "ERR" || code.is_empty()) && UNABLE.iter().any(told)
+    let mentioned = |word: &&str| detail.contains(*word);
+    UNABLE.contains(&code) || (code == "ERR" || code.is_empty()) && UNABLE.iter().any(mentioned)
 }
 
-impl From<RedisError> for Unanswered {
+impl From<RedisError> for ScriptError {
     fn from(error: RedisError) -> Self {
-        let fate = match error.kind() {
-            _ if is_unable(&error) => Fate::Unable,
-            ErrorKind::Server(_) | ErrorKind::Extension => Fate::Refused,
-            _ if error.is_connection_dropped() => Fate::Broken,
-            _ => Fate::Unknown,
+        let outcome = match error.kind() {
+            _ if is_unable(&error) => ScriptOutcome::Unable,
+            ErrorKind::Server(_) | ErrorKind::Extension => ScriptOutcome::Refused,
+            _ if error.is_connection_dropped() => ScriptOutcome::Broken,
+            _ => ScriptOutcome::Unknown,
         };
-        Self { why: StoreError::new(cause(&error)), fate }
+        Self { why: StoreError::new(cause(&error)), outcome }
     }
 }
 
 impl Redis {
-    /// How long an answer may take.
     pub fn timeout(&self) -> Duration {
         self.settings.timeout
     }
 
-    /// How many connections there are.
     pub fn connections(&self) -> usize {
         self.connections.len()
     }
 
-    /// Runs a script in one round trip. One more where the server does not have it yet.
+    /// Runs a script in one round trip, or two if the server does not have it yet.
     ///
     /// # Errors
-    /// If the server cannot be asked, or the script fails.
+    /// If the server is unavailable, or the script fails.
     pub async fn script<T: FromRedisValue>(
         &self,
         script: &Script,
         keys: &[String],
         args: &[String],
-    ) -> Result<T, Unanswered> {
+    ) -> Result<T, ScriptError> {
         let connection = self.connection().await;
-        let mut connection = connection.map_err(|why| Unanswered { why, fate: Fate::Unknown })?;
+        let mut connection =
+            connection.map_err(|why| ScriptError { why, outcome: ScriptOutcome::Unknown })?;
         let digest = match script.digest.get() {
             Some(digest) => digest,
             None => {
@@ -235,7 +227,7 @@ impl Redis {
         };
         let answer = call("EVALSHA", digest).query_async(&mut connection).await;
         match answer {
-            // Nothing was run. The text, once run, stays.
+            // The script was not run. EVAL also stores it.
             Err(e) if e.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 Ok(call("EVAL", script.text).query_async(&mut connection).await?)
             }
@@ -244,9 +236,9 @@ impl Redis {
     }
 }
 
-/// Changes quota and balance in a hash, if `last_reset_at` is still what it was. Neither the hash
-/// nor a quota or balance is made that is not there. Spaces that others have left around a number,
-/// or an empty text for 0, are no number for HINCRBYFLOAT.
+/// Changes quota and balance in a hash, if `last_reset_at` is unchanged. It never creates the hash, a quota or
+/// a balance. HINCRBYFLOAT accepts neither spaces around a number nor an empty string for 0, so both are
+/// cleaned first.
 static COUNT: Script = Script::new(
     "
 local key, last, tokens, anew, reset, credit = KEYS[1], unpack(ARGV)
@@ -269,7 +261,7 @@ return redis.call('HMGET', key, 'used_quota', 'balance', 'last_reset_at')
 ",
 );
 
-/// Puts a string in the place of another, if that is still there, for as long as it had to live.
+/// Replaces a string if it is unchanged, and keeps its TTL.
 static REPLACE: Script = Script::new(
     "
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -279,11 +271,11 @@ return 1
 );
 
 impl Redis {
-    /// Makes a change in the hash at a key, where `last_reset_at` was as it is given. Returns the
-    /// fields of [`COUNTED`]; `None` if nothing was changed, because the hash is another by now.
+    /// Applies a change to the hash at a key, if its `last_reset_at` is the given one. Returns the fields of
+    /// [`COUNTED`]; `None` if the hash has changed, so that nothing was done.
     ///
     /// # Errors
-    /// If the server cannot be asked, or does not allow it.
+    /// If the server is unavailable, or does not allow it.
     pub async fn count(
         &self,
         key: &str,
@@ -304,28 +296,31 @@ impl Redis {
             number(change.credit.map(|credit| -credit)),
         ];
         let keys = [key.to_owned()];
-        let told = self.script::<Option<Vec<Option<String>>>>(&COUNT, &keys, &args);
-        let told = told.await.map_err(|unanswered| unanswered.why)?;
-        told.map(|told| told.try_into().map_err(|_| StoreError::new("Redis answered oddly")))
+        let fields = self.script::<Option<Vec<Option<String>>>>(&COUNT, &keys, &args);
+        let fields = fields.await.map_err(|error| error.why)?;
+        fields
+            .map(|fields| {
+                fields.try_into().map_err(|_| StoreError::new("Redis returned an unexpected reply"))
+            })
             .transpose()
     }
 
-    /// Puts `new` in the place of the string `old` at a key; `false` if that is not there any more.
+    /// Replaces the string `old` at a key by `new`; `false` if the value has changed.
     ///
     /// # Errors
-    /// If the server cannot be asked, or does not allow it.
+    /// If the server is unavailable, or does not allow it.
     pub async fn replace(&self, key: &str, old: &str, new: &str) -> Result<bool, StoreError> {
         let args = [old.to_owned(), new.to_owned()];
         let done = self.script::<i64>(&REPLACE, &[key.to_owned()], &args).await;
-        done.map(|done| done == 1).map_err(|unanswered| unanswered.why)
+        done.map(|done| done == 1).map_err(|error| error.why)
     }
 }
 
 impl Redis {
-    /// Adds entries to a stream, all or none. With `max_len` about so many of the newest stay.
+    /// Adds entries to a stream, all or none. With `max_len`, about that many of the newest entries are kept.
     ///
     /// # Errors
-    /// If the server cannot be asked, or refuses. If it did not answer, they may have been added.
+    /// If the server is unavailable or rejects them. If it did not reply, they may have been added.
     pub async fn add<const N: usize>(
         &self,
         stream: &str,
@@ -334,9 +329,8 @@ impl Redis {
     ) -> Result<(), StoreError> {
         let mut connection = self.connection().await?;
         let mut all = redis::pipe();
-        // In a transaction: what is refused, or breaks off, in its midst leaves no part behind that
-        // would be there twice after the next attempt; and what several gateways add at the same
-        // time is not mixed.
+        // A transaction: an error in the middle leaves no entries behind that the next attempt would repeat,
+        // and the batches of several gateways are not mixed.
         all.atomic();
         for entry in entries {
             all.cmd("XADD").arg(stream);
@@ -354,39 +348,37 @@ impl Redis {
     }
 }
 
-/// Why a transaction with this key was refused.
+/// Why a transaction with this key was rejected.
 fn refusal(error: RedisError, key: &str) -> String {
-    // Those of its commands tell more than that it was not done.
-    let told = error.clone().into_server_errors();
-    match told.as_deref().and_then(|errors| errors.first()).map(|(_, first)| first.code()) {
-        Some("WRONGTYPE") => format!("what stands at the key `{key}` is no stream"),
-        Some("OOM") => "Redis has no memory left (OOM)".to_owned(),
-        Some(code) => format!("Redis refused the command: {code}"),
+    // The errors of the commands say more than EXECABORT.
+    let errors = error.clone().into_server_errors();
+    match errors.as_deref().and_then(|errors| errors.first()).map(|(_, first)| first.code()) {
+        Some("WRONGTYPE") => format!("the key `{key}` is not a stream"),
+        Some("OOM") => "Redis is out of memory (OOM)".to_owned(),
+        Some(code) => format!("Redis rejected the command: {code}"),
         None => cause(&error),
     }
 }
 
-/// What stands at a key.
-pub enum Found {
-    /// A hash.
+/// The value of a key.
+pub enum StoredValue {
     Hash(Vec<(String, String)>),
-    /// A string.
     String(String),
-    /// Nothing.
-    Nothing,
+    /// The key does not exist.
+    Missing,
 }
 
 fn is_wrong_type(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE")
 }
 
-/// The error without what was sent.
+/// The error, without what was sent.
 fn cause(error: &RedisError) -> String {
     match error.kind() {
-        _ if error.code() == Some("OOM") => "Redis has no memory left (OOM)".to_owned(),
-        ErrorKind::AuthenticationFailed => "Redis did not accept user name and password".to_owned(),
+        _ if error.code() == Some("OOM") => "Redis is out of memory (OOM)".to_owned(),
+        ErrorKind::AuthenticationFailed => "Redis rejected the user name or password".to_owned(),
         ErrorKind::Server(_) | ErrorKind::Extension => {
-            format!("Redis refused the command: {}", error.code().unwrap_or("ERR"))
+            format!("Redis rejected the command: {}", error.code().unwrap_or("ERR"))
         }
         _ if error.is_timeout() => "Redis did not answer in time".to_owned(),
         _ if error.is_io_error() || error.is_connection_dropped() => {

@@ -1,4 +1,4 @@
-//! Certificates: of the listener, and those that others are trusted by.
+//! TLS: the certificate of the listener, and the trusted certificates.
 
 use std::{env, path::Path, sync::OnceLock};
 
@@ -8,23 +8,22 @@ use pingora::{
     tls::{ClientConfig, RootCertStore, ServerConfig, load_native_certs},
 };
 
-/// A file without certificates, for Pingora where the trust store cannot be used: it would panic.
+/// A file without certificates, for Pingora if the trust store cannot be used: Pingora would panic.
 const NONE: &str = "/dev/null";
 
-/// What the machine trusts, as it was when it was first asked for; and what is wrong with it.
+/// The trust store of the machine when it was first read, and what is wrong with it.
 struct Trust {
     roots: RootCertStore,
     problem: Option<String>,
 }
 
-/// Of the process: Pingora, too, reads it once.
+/// Read once per process, like Pingora does.
 static TRUST: OnceLock<Trust> = OnceLock::new();
 
-/// Whether the trust store of the machine can be used: `SSL_CERT_FILE`, `SSL_CERT_DIR`, or that of
-/// the system.
+/// Checks the trust store: `SSL_CERT_FILE`, `SSL_CERT_DIR`, or that of the system.
 ///
 /// # Errors
-/// What is wrong with it, and where it is.
+/// Where it is, and what is wrong with it.
 pub fn trusted() -> Result<(), &'static str> {
     match &trust().problem {
         Some(why) => Err(why),
@@ -35,7 +34,7 @@ pub fn trusted() -> Result<(), &'static str> {
 fn trust() -> &'static Trust {
     TRUST.get_or_init(|| {
         let mut roots = RootCertStore::empty();
-        let problem = fill(&mut roots).err().map(|why| format!("{} {why}", place()));
+        let problem = fill(&mut roots).err().map(|why| format!("{} {why}", source()));
         Trust { roots, problem }
     })
 }
@@ -60,8 +59,8 @@ fn fill(roots: &mut RootCertStore) -> Result<(), String> {
     }
 }
 
-/// Where certificates are looked for.
-fn place() -> String {
+/// Where certificates are read from.
+fn source() -> String {
     let named: Vec<String> = ["SSL_CERT_FILE", "SSL_CERT_DIR"]
         .iter()
         .filter_map(|name| {
@@ -78,26 +77,25 @@ fn place() -> String {
     }
 }
 
-/// The file that Pingora reads trusted certificates from; `None`: it looks for them itself.
+/// The file from which Pingora reads trusted certificates; `None`: its default.
 pub fn ca_file() -> Option<String> {
     trusted().is_err().then(|| NONE.to_owned())
 }
 
-/// Options for a connector of Pingora.
 pub fn connector(connections: usize) -> ConnectorOptions {
     let mut options = ConnectorOptions::new(connections);
     options.ca_file = ca_file();
     options
 }
 
-/// HTTP/1.1, as TLS names it.
+/// HTTP/1.1 in ALPN.
 pub const HTTP_1: &str = "http/1.1";
 
-/// HTTP/2, as TLS names it.
+/// HTTP/2 in ALPN.
 pub const HTTP_2: &str = "h2";
 
-/// How clients check certificates, by what the machine trusts, and what they offer to speak. A trust
-/// store that cannot be used is a problem of the configuration, and no reason to fail here.
+/// The TLS configuration of clients: the trust store of the machine, and the protocols to offer. An unusable
+/// trust store is reported as a configuration problem, not here.
 pub fn client(protocols: &[&str]) -> ClientConfig {
     install_crypto();
     let mut config =
@@ -106,11 +104,11 @@ pub fn client(protocols: &[&str]) -> ClientConfig {
     config
 }
 
-/// The settings of a listener for HTTP/2 and HTTP/1.1, once it is known that certificate and key
-/// belong together: Pingora itself would panic.
+/// The TLS settings of a listener for HTTP/2 and HTTP/1.1. Checks that certificate and key match: Pingora
+/// would panic.
 ///
 /// # Errors
-/// A sentence that says what is wrong.
+/// What is wrong, in one sentence.
 pub fn listener(cert: &Path, key: &Path) -> Result<TlsSettings, String> {
     install_crypto();
     let (cert, key) = (cert.display().to_string(), key.display().to_string());
@@ -128,7 +126,7 @@ pub fn listener(cert: &Path, key: &Path) -> Result<TlsSettings, String> {
     Ok(settings)
 }
 
-/// Chooses the cryptography of the process, once. Harmless when called again.
+/// Installs the crypto provider of the process. Further calls have no effect.
 pub fn install_crypto() {
     pingora::tls::install_default_crypto_provider();
 }

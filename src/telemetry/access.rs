@@ -1,12 +1,11 @@
-//! The access log: one line for each request, as text or as JSON.
+//! The access log: one line for each request, as text or JSON.
 
 use std::{net::IpAddr, time::Duration};
 
 use super::logger;
 use crate::base::TokenCounts;
 
-/// What a line says.
-#[expect(missing_docs, reason = "the names are those of the line")]
+/// The fields of a line.
 pub struct Line<'a> {
     pub request_id: &'a str,
     pub client: Option<IpAddr>,
@@ -19,15 +18,15 @@ pub struct Line<'a> {
     pub outcome: &'a str,
     pub tokens: TokenCounts,
     pub duration: Duration,
-    /// Time to the first byte of an answer's body.
+    /// From the arrival of the request to the first byte of the response body.
     pub first_token: Option<Duration>,
     /// The caller's key, masked.
     pub key: Option<&'a str>,
-    /// Whose key it is; empty if nobody said.
+    /// The user of the key; empty if unknown.
     pub user: &'a str,
     /// Attempts beyond the first.
     pub retries: u32,
-    /// What broke, if something did.
+    /// The fault, if any.
     pub fault: Option<&'a str>,
 }
 
@@ -104,7 +103,7 @@ impl Line<'_> {
     }
 }
 
-/// Milliseconds with a tenth.
+/// Milliseconds, with one decimal.
 fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 10_000.0).round() / 10.0
 }

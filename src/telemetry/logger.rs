@@ -1,5 +1,5 @@
-//! The log: `env_logger`, writing through a thread of its own, so that no request waits for a
-//! terminal or a disk. `RUST_LOG` overrides the configured level.
+//! The log: `env_logger` with a writer thread, so that no request waits for a terminal or a disk. `RUST_LOG`
+//! overrides the configured level.
 
 use std::{
     io::{self, Write},
@@ -14,10 +14,10 @@ use std::{
 use env_logger::{Builder, Target};
 use log::{LevelFilter, Record};
 
-/// The `target` of access lines; their message is a whole line already.
+/// The `target` of access lines, whose message is a complete line.
 pub const ACCESS: &str = "access";
 
-/// Lines that may wait for the writer; what comes beyond is lost and counted.
+/// Lines that may wait for the writer; more lines are dropped and counted.
 const BACKLOG: usize = 8192;
 
 /// Starts the log of the process. Later calls only change the level.
@@ -26,19 +26,19 @@ pub fn start(level: LevelFilter, json: bool) {
     let mut first = false;
     STARTED.get_or_init(|| first = true);
     if !first {
-        // RUST_LOG may allow more for single modules; the global maximum must not cut it off.
+        // RUST_LOG may set a higher level for single modules, which the global maximum would cut off.
         if std::env::var_os("RUST_LOG").is_none() {
             log::set_max_level(level);
         }
         return;
     }
     let mut builder = Builder::new();
-    // Every level is let through to the logger itself; `max_level` decides, which a reload can set.
+    // The logger accepts every level: `max_level` decides, and a reload can set it.
     builder.filter_level(LevelFilter::Trace);
     for noisy in ["h2", "hyper", "hyper_util", "reqwest", "rustls", "mio", "tracing"] {
         builder.filter_module(noisy, LevelFilter::Info);
     }
-    // Pingora tells its own life story at info.
+    // Pingora logs its internals at info.
     for chatty in ["pingora_core", "pingora_proxy", "pingora_load_balancing", "pingora_pool"] {
         builder.filter_module(chatty, LevelFilter::Warn);
     }
@@ -55,9 +55,9 @@ pub fn start(level: LevelFilter, json: bool) {
     }
 }
 
-/// What Pingora tells as errors and warnings and is none: clients that go away in the middle of a
-/// header or a handshake, what the health task tells by itself, and the head of a backend's answer
-/// to a stream that was opened while its request waited.
+/// Errors and warnings of Pingora that are none: clients that disconnect during a header or a handshake,
+/// health changes that the health task logs itself, and the response head of a stream that was already
+/// opened while its request waited.
 fn is_noise(record: &Record<'_>) -> bool {
     let says = |start: &str| record.args().to_string().starts_with(start);
     log::max_level() < LevelFilter::Debug
@@ -102,12 +102,12 @@ enum Message {
     Flush(SyncSender<()>),
 }
 
-/// Lines lost since the last one that was written.
+/// Lines dropped since the last write.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
 static WRITER: OnceLock<SyncSender<Message>> = OnceLock::new();
 
-/// Waits, for a second at most, until every line so far is written. For the end of the process.
+/// Waits until all lines are written, for at most a second. Called at the end of the process.
 pub fn flush() {
     let Some(writer) = WRITER.get() else { return };
     let (done, wait) = sync_channel(1);
@@ -116,7 +116,7 @@ pub fn flush() {
     }
 }
 
-/// Collects what is written up to a line end and hands whole lines to the writer thread.
+/// Hands complete lines to the writer thread.
 struct Lines {
     writer: SyncSender<Message>,
     line: Vec<u8>,
@@ -139,7 +139,7 @@ impl Write for Lines {
         self.line.extend_from_slice(bytes);
         if self.line.ends_with(b"\n") {
             let line = std::mem::take(&mut self.line);
-            // A terminal or a pipe that takes nothing must not stop the traffic.
+            // A blocked terminal or pipe must not stop the traffic.
             if let Err(TrySendError::Full(_)) = self.writer.try_send(Message::Line(line)) {
                 LOST.fetch_add(1, Ordering::Relaxed);
             }
@@ -152,11 +152,11 @@ impl Write for Lines {
     }
 }
 
-/// How long lines are gathered before they are written together. While the writer sleeps a
-/// request only leaves its line behind, and need not wake anyone.
+/// How long lines are gathered before they are written together. While the writer sleeps, a request need not
+/// wake it.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// Writes lines to standard error, as many at once as have come.
+/// Writes lines to standard error, all that are queued at once.
 fn write_lines(lines: &Receiver<Message>) {
     let mut out = io::stderr();
     let mut batch = Vec::new();
@@ -176,10 +176,10 @@ fn write_lines(lines: &Receiver<Message>) {
         match LOST.swap(0, Ordering::Relaxed) {
             0 => {}
             n => batch.extend_from_slice(
-                format!("{n} log lines lost: the output was too slow\n").as_bytes(),
+                format!("{n} log lines dropped: the output was too slow\n").as_bytes(),
             ),
         }
-        // A log that cannot be written must not take the traffic down with it.
+        // A log error must not stop the traffic.
         out.write_all(&batch).ok();
         batch.clear();
         for done in flushed {

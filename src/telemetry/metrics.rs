@@ -1,30 +1,35 @@
 //! Every metric, declared once.
 //!
-//! Labels are bounded: `path` is one of the paths that the gateway serves or `other`, `backend`
-//! is the name of a backend or empty (no backend was reached), `stream` is `true` or `false`, `model`
-//! is a name that the configuration knows, one of the first that backends served, or `other`. Where
-//! each address of a backend counts for itself, only gauges tell them apart: those of an address
-//! that has gone are removed, and counters would pile up.
+//! Labels are bounded: `path` is a path that the gateway serves or `other`; `backend` is the name of a
+//! backend, or empty if none was reached; `stream` is `true` or `false`; `model` is a name in the
+//! configuration, one of the first names that backends served, or `other`. If each address of a backend is
+//! an endpoint of its own, only gauges have a series per address, which is removed with the address: series
+//! of counters would accumulate.
 
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use super::{LimitMetrics, ModelTokens, UsageMetrics, process};
+use super::{
+    limits::LimitMetrics,
+    models::ModelTokens,
+    process,
+    register::{gauges, register},
+    usage::UsageMetrics,
+};
 use crate::base::Side;
 
-/// The metrics of one process; copies are the same metrics.
+/// The metrics of one process; clones share them.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
-    /// `llmproxy_requests_total{path,stream,backend,status}`: finished requests, refused ones
-    /// included.
+    /// `llmproxy_requests_total{path,stream,backend,status}`: finished requests, including rejected
+    /// ones.
     pub requests: IntCounterVec,
-    /// `llmproxy_errors_total{side,reason}`: finished requests that did not come to a good end, by
-    /// whose fault that is.
+    /// `llmproxy_errors_total{side,reason}`: finished requests that failed, by the side at fault.
     pub errors: IntCounterVec,
-    /// `llmproxy_latency_ms{path,stream,backend}`: whole duration of a request, milliseconds.
+    /// `llmproxy_latency_ms{path,stream,backend}`: duration of a request, in milliseconds.
     pub latency_ms: HistogramVec,
     /// `llmproxy_time_to_first_token_seconds`: from the request's arrival to the first event of a
     /// stream.
@@ -37,75 +42,76 @@ pub struct Metrics {
     pub backend_up: IntGaugeVec,
     /// Balancing.
     pub balance: BalanceMetrics,
-    /// `llmproxy_discovery_up{source}`: 1 if the source told its list when it was last asked.
+    /// `llmproxy_discovery_up{source}`: 1 if the source answered the last query.
     pub discovery_up: IntGaugeVec,
-    /// `llmproxy_discovery_backends{source}`: backends that it told of last.
+    /// `llmproxy_discovery_backends{source}`: backends in its last answer.
     pub discovery_backends: IntGaugeVec,
-    /// `llmproxy_retries_total{reason}`: further attempts at another backend or connection.
+    /// `llmproxy_retries_total{reason}`: further attempts at another backend or on another connection.
     pub retries: IntCounterVec,
-    /// `llmproxy_retry_budget_exhausted_total`: retries that a pool could not afford.
+    /// `llmproxy_retry_budget_exhausted_total`: retries that were not made because the retry budget of the
+    /// pool was used up.
     pub retry_budget_exhausted: IntCounter,
-    /// `llmproxy_hedges_total{result}`: second tries beside a first one that was slow: `won`
-    /// (answered first), `lost` (the first try did, or nobody waited any more) or `failed`.
+    /// `llmproxy_hedges_total{result}`: second attempts beside a slow first one: `won` (answered
+    /// first), `lost` (the first attempt answered, or the client left) or `failed`.
     pub hedges: IntCounterVec,
     /// `llmproxy_usage_tokens_total{model,type}`.
     pub tokens: ModelTokens,
     /// Usage records.
     pub usage: UsageMetrics,
     /// `llmproxy_auth_total{provider,decision}`: `allow`, `deny`, `script_error` (denied as well),
-    /// `error` (the provider could not be asked), `stale` (it could not, and its last answer
-    /// served). `provider` is empty where none was concerned.
+    /// `error` (the provider did not answer), `stale` (it did not answer, and its last answer
+    /// was used). `provider` is empty if no provider was involved.
     pub auth: IntCounterVec,
-    /// `llmproxy_auth_query_seconds{provider,result}`: questions to the providers' own places,
-    /// `found`, `unknown` or `error`. Answers from the cache are none.
+    /// `llmproxy_auth_query_seconds{provider,result}`: queries of the providers: `found`,
+    /// `unknown` or `error`. Answers from the cache are not counted.
     pub auth_queries: HistogramVec,
-    /// `llmproxy_quota_count_errors_total{provider}`: counts of used quota and balance that were
+    /// `llmproxy_quota_count_errors_total{provider}`: updates of used quota and balance that were
     /// given up.
     pub count_errors: IntCounterVec,
-    /// `llmproxy_quota_counting`: keys whose used quota or balance is still to be written to the
-    /// place where they are.
+    /// `llmproxy_quota_counting`: keys whose used quota or balance is still to be written to their
+    /// source.
     pub counting: IntGauge,
     /// Limits.
     pub limits: LimitMetrics,
     /// Connections of clients.
     pub connections: ConnectionMetrics,
-    /// `llmproxy_buffered_bytes`: request bodies that are held.
+    /// `llmproxy_buffered_bytes`: bytes of request bodies in memory.
     pub buffered: IntGauge,
     /// `llmproxy_config_reload_success`: 1 if the last load of the configuration succeeded.
     pub reload_success: IntGauge,
 }
 
-/// The metrics of clients' connections.
+/// The metrics of client connections.
 #[derive(Clone)]
 pub struct ConnectionMetrics {
-    /// `llmproxy_connections`: how many are open.
+    /// `llmproxy_connections`: open connections.
     pub open: IntGauge,
-    /// `llmproxy_connections_refused_total{reason}`: `total` or `address`, the limit that was
-    /// reached.
+    /// `llmproxy_connections_refused_total{reason}`: `total` or `address`, the limit that
+    /// was reached.
     pub refused: IntCounterVec,
-    /// `llmproxy_connections_closed_total{reason}`: closed because a limit was passed: `opening`
-    /// (TLS handshake or first byte), `head` (of a request, or the preface of HTTP/2),
+    /// `llmproxy_connections_closed_total{reason}`: closed because a limit was exceeded:
+    /// `opening` (TLS handshake or first byte), `head` (of a request, or the HTTP/2 preface),
     /// `head_size`, `idle`, or `write` (the client did not read).
     pub closed: IntCounterVec,
 }
 
 impl ConnectionMetrics {
     fn new(r: &Registry) -> Self {
-        let open = IntGauge::new("llmproxy_connections", "Open connections of clients");
+        let open = IntGauge::new("llmproxy_connections", "Open client connections");
         let refused = Opts::new(
             "llmproxy_connections_refused_total",
-            "Connections of clients that were refused, because there were as many as there may be",
+            "Client connections that were refused because a connection limit was reached",
         );
         let closed = Opts::new(
             "llmproxy_connections_closed_total",
-            "Connections of clients that were closed, because a limit of time or size was passed",
+            "Client connections that were closed because a time or size limit was exceeded",
         );
         let metrics = Self {
             open: register(r, open),
             refused: register(r, IntCounterVec::new(refused, &["reason"])),
             closed: register(r, IntCounterVec::new(closed, &["reason"])),
         };
-        // There from the start, so that a first one is seen as an increase.
+        // Created at start, so that the first event shows as an increase.
         for reason in ["total", "address"] {
             metrics.refused.with_label_values(&[reason]);
         }
@@ -119,16 +125,16 @@ impl ConnectionMetrics {
 /// The metrics of balancing.
 #[derive(Clone)]
 pub struct BalanceMetrics {
-    /// `llmproxy_circuit_open{backend}`: models for which a backend is left alone, or tried out.
+    /// `llmproxy_circuit_open{backend}`: models for which a backend is ejected or being probed.
     pub circuit_open: IntGaugeVec,
-    /// `llmproxy_circuit_opened_total{backend}`: how often it was found to fail for a model.
+    /// `llmproxy_circuit_opened_total{backend}`: how often it was ejected for a model.
     pub circuit_opened: IntCounterVec,
-    /// `llmproxy_backend_in_flight{backend}`: requests that are with it.
+    /// `llmproxy_backend_in_flight{backend}`: requests in progress.
     pub in_flight: IntGaugeVec,
-    /// `llmproxy_backend_load_age_seconds{backend}`: time since its engine's load was last read.
+    /// `llmproxy_backend_load_age_seconds{backend}`: time since the load of its engine was last read.
     pub load_age: GaugeVec,
-    /// `llmproxy_backend_load{backend,kind}`: what was read: requests `running` and `waiting`, and
-    /// the part of the `kv_cache` that is used.
+    /// `llmproxy_backend_load{backend,kind}`: the last reading: requests `running` and `waiting`,
+    /// and the used share of the `kv_cache`.
     pub load: GaugeVec,
 }
 
@@ -139,26 +145,23 @@ impl BalanceMetrics {
         };
         let opened = Opts::new(
             "llmproxy_circuit_opened_total",
-            "How often a backend was found to fail for a model",
+            "How often a backend was ejected for a model",
         );
         let age = Opts::new(
             "llmproxy_backend_load_age_seconds",
-            "Time since the load of a backend was last read",
+            "Seconds since the load of a backend was last read",
         );
-        let load = Opts::new("llmproxy_backend_load", "The load that an engine tells of");
+        let load = Opts::new("llmproxy_backend_load", "The load that an engine reports");
         Self {
-            circuit_open: gauges(
-                "llmproxy_circuit_open",
-                "Models for which a backend is left alone",
-            ),
+            circuit_open: gauges("llmproxy_circuit_open", "Models for which a backend is ejected"),
             circuit_opened: register(r, IntCounterVec::new(opened, &["backend"])),
-            in_flight: gauges("llmproxy_backend_in_flight", "Requests that are with a backend"),
+            in_flight: gauges("llmproxy_backend_in_flight", "Requests in progress at a backend"),
             load_age: register(r, GaugeVec::new(age, &["backend"])),
             load: register(r, GaugeVec::new(load, &["backend", "kind"])),
         }
     }
 
-    /// A backend that is not in use any more is not in the gauges either.
+    /// Removes the series of a backend that is no longer in use.
     pub fn forget(&self, name: &str) {
         self.in_flight.remove_label_values(&[name]).ok();
         self.circuit_open.remove_label_values(&[name]).ok();
@@ -169,17 +172,17 @@ impl BalanceMetrics {
     }
 }
 
-/// The counters of requests to one path of one backend that were answered 200: looked up once,
-/// because nearly all requests are such.
-pub struct Usual {
+/// The metrics of requests to one path of one backend with status 200. Looked up once, because nearly all
+/// requests use them.
+pub struct SuccessMetrics {
     /// One of [`Metrics::requests`].
     pub requests: IntCounter,
     /// One of [`Metrics::latency_ms`].
     pub latency_ms: Histogram,
 }
 
-/// Milliseconds: the seeds' buckets from 10 to 10000, finer ones below, and coarser ones above, since
-/// a long answer takes minutes.
+/// Milliseconds: the buckets of earlier versions from 10 to 10000, with finer ones below and coarser ones
+/// above, since a long response takes minutes.
 const LATENCY_MS: [f64; 17] = [
     0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 30000.0,
     60000.0, 120_000.0, 300_000.0,
@@ -197,7 +200,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Declares them all.
+    /// Registers all metrics.
     pub fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
@@ -221,7 +224,7 @@ impl Metrics {
         Self {
             requests: counters(
                 "llmproxy_requests_total",
-                "Finished requests, refused ones included",
+                "Finished requests, including rejected ones",
                 &["path", "stream", "backend", "status"],
             ),
             errors: errors(r),
@@ -233,19 +236,19 @@ impl Metrics {
             ),
             first_token: histogram(
                 "llmproxy_time_to_first_token_seconds",
-                "From the arrival of a streaming request to its first event",
+                "Seconds from the arrival of a streaming request to its first event",
                 &FIRST_TOKEN,
             ),
             inter_token: histogram(
                 "llmproxy_inter_token_latency_seconds",
-                "From one event of a stream to the next",
+                "Seconds from one event of a stream to the next",
                 &INTER_TOKEN,
             ),
-            in_flight: gauge("llmproxy_requests_in_flight", "Requests being served"),
+            in_flight: gauge("llmproxy_requests_in_flight", "Requests in progress"),
             backend_up: gauges(
                 r,
                 "llmproxy_backend_up",
-                "Whether a backend is in use (1) or taken out (0)",
+                "Whether a backend is in use (1) or not (0)",
                 "backend",
             ),
             balance: BalanceMetrics::new(r),
@@ -254,7 +257,7 @@ impl Metrics {
             retries: retries(r),
             retry_budget_exhausted: counter(
                 "llmproxy_retry_budget_exhausted_total",
-                "Retries that were not made, because the retry budget of the pool was used up",
+                "Retries that were not made because the retry budget of the pool was used up",
             ),
             hedges: hedges(r),
             auth,
@@ -265,7 +268,7 @@ impl Metrics {
             tokens: ModelTokens::new(r),
             usage: UsageMetrics::new(r),
             connections: ConnectionMetrics::new(r),
-            buffered: gauge("llmproxy_buffered_bytes", "Bytes of request bodies that are held"),
+            buffered: gauge("llmproxy_buffered_bytes", "Bytes of request bodies in memory"),
             reload_success: gauge(
                 "llmproxy_config_reload_success",
                 "Whether the last load of the configuration succeeded",
@@ -274,9 +277,8 @@ impl Metrics {
         }
     }
 
-    /// Looks the counters of usual requests up.
-    pub fn usual(&self, path: &str, stream: &str, backend: &str) -> Usual {
-        Usual {
+    pub fn success(&self, path: &str, stream: &str, backend: &str) -> SuccessMetrics {
+        SuccessMetrics {
             requests: self.requests.with_label_values(&[path, stream, backend, "200"]),
             latency_ms: self.latency_ms.with_label_values(&[path, stream, backend]),
         }
@@ -286,7 +288,7 @@ impl Metrics {
     pub fn render(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(16 * 1024);
         if let Err(e) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
-            log::error!("cannot write the metrics: {e}");
+            log::error!("cannot encode the metrics: {e}");
         }
         out
     }
@@ -295,13 +297,9 @@ impl Metrics {
     pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 }
 
-pub(super) fn gauges(r: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
-    register(r, IntGaugeVec::new(Opts::new(name, help), &[label]))
-}
-
 fn discovery(r: &Registry) -> (IntGaugeVec, IntGaugeVec) {
-    let up = "Whether a source of backends told its list when it was last asked";
-    let backends = "Backends that a source told of last";
+    let up = "Whether a discovery source answered its last query (1) or not (0)";
+    let backends = "Backends in the last answer of a discovery source";
     (
         gauges(r, "llmproxy_discovery_up", up, "source"),
         gauges(r, "llmproxy_discovery_backends", backends, "source"),
@@ -309,10 +307,10 @@ fn discovery(r: &Registry) -> (IntGaugeVec, IntGaugeVec) {
 }
 
 fn auth(r: &Registry) -> (IntCounterVec, HistogramVec) {
-    let decisions = Opts::new("llmproxy_auth_total", "Decisions about callers");
+    let decisions = Opts::new("llmproxy_auth_total", "Authentication decisions");
     let queries = HistogramOpts::new(
         "llmproxy_auth_query_seconds",
-        "Questions to the places where keys come from",
+        "Duration of queries of key providers, in seconds",
     );
     (
         register(r, IntCounterVec::new(decisions, &["provider", "decision"])),
@@ -321,8 +319,10 @@ fn auth(r: &Registry) -> (IntCounterVec, HistogramVec) {
 }
 
 fn quotas(r: &Registry) -> (IntCounterVec, IntGauge) {
-    let errors =
-        Opts::new("llmproxy_quota_count_errors_total", "Counts of used quota and balance given up");
+    let errors = Opts::new(
+        "llmproxy_quota_count_errors_total",
+        "Updates of used quota and balance that were given up",
+    );
     let counting = "Keys whose used quota or balance is still to be written";
     (
         register(r, IntCounterVec::new(errors, &["provider"])),
@@ -330,8 +330,8 @@ fn quotas(r: &Registry) -> (IntCounterVec, IntGauge) {
     )
 }
 
-/// How requests end that do not end well, by whose fault it is. What a connection that was kept alive
-/// does is tried again, and not here.
+/// Reasons of failed requests, by the side at fault. A closed keep-alive connection is retried and not among
+/// them.
 const ERRORS: [(Side, &[&str]); 3] = [
     (Side::Client, &["client_gone", "limited", "refused", "status"]),
     (Side::Gateway, &["internal_error", "shutdown", "total_timeout", "unavailable"]),
@@ -356,10 +356,10 @@ const ERRORS: [(Side, &[&str]); 3] = [
 ];
 
 fn errors(r: &Registry) -> IntCounterVec {
-    let help = "Finished requests that did not come to a good end, by whose fault that is";
+    let help = "Finished requests that failed, by the side at fault";
     let errors = Opts::new("llmproxy_errors_total", help);
     let errors = register(r, IntCounterVec::new(errors, &["side", "reason"]));
-    // There from the start, so that a first error is seen as an increase.
+    // Created at start, so that the first error shows as an increase.
     for (side, reasons) in ERRORS {
         for reason in reasons {
             errors.with_label_values(&[side.word(), reason]);
@@ -369,7 +369,7 @@ fn errors(r: &Registry) -> IntCounterVec {
 }
 
 fn hedges(r: &Registry) -> IntCounterVec {
-    let help = "Second tries at the same time as a first one that was slow";
+    let help = "Second attempts at the same time as a slow first one";
     let hedges = Opts::new("llmproxy_hedges_total", help);
     let hedges = register(r, IntCounterVec::new(hedges, &["result"]));
     for result in ["won", "lost", "failed"] {
@@ -379,10 +379,10 @@ fn hedges(r: &Registry) -> IntCounterVec {
 }
 
 fn retries(r: &Registry) -> IntCounterVec {
-    let help = "Further attempts after one that failed before anything was answered";
+    let help = "Further attempts after one that failed before the response began";
     let retries = Opts::new("llmproxy_retries_total", help);
     let retries = register(r, IntCounterVec::new(retries, &["reason"]));
-    // There from the start, so that a first retry is seen as an increase.
+    // Created at start, so that the first retry shows as an increase.
     for reason in [
         "connect_failure",
         "connect_timeout",
@@ -402,15 +402,4 @@ fn retries(r: &Registry) -> IntCounterVec {
         retries.with_label_values(&[reason]);
     }
     retries
-}
-
-/// Registers a metric. Names are constants of this file: a clash or an illegal name is a defect
-/// that every start would show.
-pub(super) fn register<C: Collector + Clone + 'static>(
-    registry: &Registry,
-    metric: prometheus::Result<C>,
-) -> C {
-    let metric = metric.expect("the name of a metric is legal");
-    registry.register(Box::new(metric.clone())).expect("the name of a metric is unique");
-    metric
 }

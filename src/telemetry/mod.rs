@@ -1,4 +1,4 @@
-//! What an operator sees: metrics, the log, and one access line for each request.
+//! Telemetry: metrics, the log, and the access log.
 
 pub mod access;
 pub mod logger;
@@ -7,6 +7,7 @@ pub mod metrics;
 mod limits;
 mod models;
 mod process;
+mod register;
 mod usage;
 
 pub use limits::LimitMetrics;

@@ -1,5 +1,4 @@
-//! Metered tokens by model. The names of models come from clients, and each one is a label: so they
-//! are bounded here.
+//! Metered tokens by model. Clients choose the names, and each name is a label: their number is bounded here.
 
 use std::{
     collections::HashMap,
@@ -9,45 +8,45 @@ use std::{
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use super::metrics::register;
+use super::register::register;
 use crate::base::lock;
 
-/// Names that are taken from requests, beside those that the configuration knows.
-const LEARNED: usize = 100;
+/// The most names that get a label without being in the configuration.
+const MOST_LEARNED: usize = 100;
 
-/// Bytes of such a name.
-const LONGEST: usize = 128;
+/// The most bytes of such a name.
+const LONGEST_NAME: usize = 128;
 
-/// What stands for every other model, and for requests that name none.
+/// The label of all other models, and of requests that name none.
 const OTHER: &str = "other";
 
-/// `llmproxy_usage_tokens_total{model,type}`: metered tokens, `prompt` and `completion`. `model` is
-/// what the client asked for: the names that the configuration knows have labels of their own, and so
-/// have the first 100 others for which a backend has metered tokens. All the rest is `other`.
+/// `llmproxy_usage_tokens_total{model,type}`: metered tokens, `prompt` and `completion`. `model` is the name
+/// in the request, if the configuration knows it or if it is one of the first 100 other names for which
+/// tokens were metered; otherwise `other`.
 #[derive(Clone)]
 pub struct ModelTokens {
     counters: IntCounterVec,
-    /// Replaced when there is a new one, so that requests look theirs up without a lock.
-    known: Arc<ArcSwap<Known>>,
-    /// Held by who replaces it.
+    /// Replaced to add a model, so that requests need no lock.
+    labelled: Arc<ArcSwap<LabelledModels>>,
+    /// Held while a model is added.
     learning: Arc<Mutex<()>>,
-    other: Pair,
+    other: TokenCounters,
 }
 
 #[derive(Clone, Default)]
-struct Known {
-    models: HashMap<Box<str>, Pair>,
+struct LabelledModels {
+    models: HashMap<Box<str>, TokenCounters>,
     learned: usize,
 }
 
-/// Tokens of prompts and of answers.
+/// The two counters of a model.
 #[derive(Clone)]
-struct Pair {
+struct TokenCounters {
     prompt: IntCounter,
     completion: IntCounter,
 }
 
-impl Pair {
+impl TokenCounters {
     fn new(counters: &IntCounterVec, model: &str) -> Self {
         Self {
             prompt: counters.with_label_values(&[model, "prompt"]),
@@ -65,12 +64,12 @@ impl ModelTokens {
     pub(super) fn new(r: &Registry) -> Self {
         let opts = Opts::new("llmproxy_usage_tokens_total", "Metered tokens");
         let counters = register(r, IntCounterVec::new(opts, &["model", "type"]));
-        let other = Pair::new(&counters, OTHER);
-        Self { counters, known: Arc::default(), learning: Arc::default(), other }
+        let other = TokenCounters::new(&counters, OTHER);
+        Self { counters, labelled: Arc::default(), learning: Arc::default(), other }
     }
 
-    /// Counts the tokens of a request. `named`: whether the configuration knows a model; it is asked
-    /// about those that have no label of their own yet.
+    /// Counts the tokens of a request. `named` tells whether the configuration knows a model; it is called
+    /// for models without a label.
     pub fn count(
         &self,
         model: Option<&str>,
@@ -78,40 +77,47 @@ impl ModelTokens {
         completion: u64,
         named: impl FnOnce(&str) -> bool,
     ) {
-        // What no engine has counted is no model's, and teaches nobody a name.
+        // A request without metered tokens must not create a label.
         if prompt == 0 && completion == 0 {
             return;
         }
         let Some(model) = model else {
             return self.other.add(prompt, completion);
         };
-        let known = self.known.load();
-        match known.models.get(model) {
-            Some(pair) => pair.add(prompt, completion),
-            None => self.learn(model, &known, named).add(prompt, completion),
+        let labelled = self.labelled.load();
+        match labelled.models.get(model) {
+            Some(own) => own.add(prompt, completion),
+            None => self.learn(model, &labelled, named).add(prompt, completion),
         }
     }
 
-    /// The counters of a model that has none yet: its own, if there is room for it.
-    fn learn(&self, model: &str, known: &Known, named: impl FnOnce(&str) -> bool) -> Pair {
+    /// Adds a model if its number is within the bound; otherwise returns the counters of `other`.
+    fn learn(
+        &self,
+        model: &str,
+        labelled: &LabelledModels,
+        named: impl FnOnce(&str) -> bool,
+    ) -> TokenCounters {
         let named = named(model);
-        let room = |known: &Known| named || known.learned < LEARNED && model.len() <= LONGEST;
-        if !room(known) {
+        let room = |labelled: &LabelledModels| {
+            named || labelled.learned < MOST_LEARNED && model.len() <= LONGEST_NAME
+        };
+        if !room(labelled) {
             return self.other.clone();
         }
         let _guard = lock(&self.learning);
-        let mut next = Known::clone(&self.known.load());
-        if let Some(pair) = next.models.get(model) {
-            return pair.clone();
+        let mut next = LabelledModels::clone(&self.labelled.load());
+        if let Some(own) = next.models.get(model) {
+            return own.clone();
         }
         if !room(&next) {
             return self.other.clone();
         }
-        let pair = Pair::new(&self.counters, model);
-        next.models.insert(model.into(), pair.clone());
+        let own = TokenCounters::new(&self.counters, model);
+        next.models.insert(model.into(), own.clone());
         next.learned += usize::from(!named);
-        self.known.store(Arc::new(next));
-        pair
+        self.labelled.store(Arc::new(next));
+        own
     }
 }
 
@@ -136,10 +142,10 @@ mod tests {
         // Refused: nothing was metered.
         tokens.count(Some("wrong"), 0, 0, |_| false);
         assert_eq!(labels(&tokens), 1);
-        for n in 0..LEARNED + 50 {
+        for n in 0..MOST_LEARNED + 50 {
             count(&format!("theirs-{n}"));
         }
-        assert_eq!(labels(&tokens), 1 + LEARNED);
+        assert_eq!(labels(&tokens), 1 + MOST_LEARNED);
         assert_eq!(completion(&tokens, OTHER), 100);
         // The operator's own have a label however late they come.
         count("ours");
@@ -147,13 +153,13 @@ mod tests {
         assert_eq!(completion(&tokens, "ours"), 4);
         count("theirs-0");
         assert_eq!(completion(&tokens, "theirs-0"), 4);
-        assert_eq!(labels(&tokens), 2 + LEARNED);
+        assert_eq!(labels(&tokens), 2 + MOST_LEARNED);
     }
 
     #[test]
     fn long_names_and_none_are_other() {
         let tokens = ModelTokens::new(&Registry::new());
-        tokens.count(Some(&"x".repeat(LONGEST + 1)), 0, 1, |_| false);
+        tokens.count(Some(&"x".repeat(LONGEST_NAME + 1)), 0, 1, |_| false);
         tokens.count(None, 0, 1, |_| true);
         assert_eq!((completion(&tokens, OTHER), labels(&tokens)), (2, 1));
     }

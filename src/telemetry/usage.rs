@@ -2,38 +2,38 @@
 
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-use super::metrics::{gauges, register};
+use super::register::{gauges, register};
 
 /// The metrics of usage records.
 #[derive(Clone)]
 pub struct UsageMetrics {
     /// `llmproxy_webhook_success_total`: records accepted by a webhook.
     pub webhook_success: IntCounter,
-    /// `llmproxy_webhook_failure_total`: records that a webhook did not take, and that were given up
-    /// or put aside with the dead letters.
+    /// `llmproxy_webhook_failure_total`: records that a webhook did not accept: given up, or
+    /// dead letters.
     pub webhook_failure: IntCounter,
-    /// `llmproxy_webhook_queue_depth`: records that wait for a webhook: the most of all.
+    /// `llmproxy_webhook_queue_depth`: records that wait for the slowest webhook.
     pub webhook_queue: IntGauge,
-    /// `llmproxy_usage_delivered_total{reporter}`: records that were delivered.
+    /// `llmproxy_usage_delivered_total{reporter}`: delivered records.
     pub delivered: IntCounterVec,
-    /// `llmproxy_usage_delivery_errors_total{reporter}`: attempts that failed.
+    /// `llmproxy_usage_delivery_errors_total{reporter}`: failed attempts.
     pub errors: IntCounterVec,
-    /// `llmproxy_usage_dead_letters_total{reporter}`: records put aside.
+    /// `llmproxy_usage_dead_letters_total{reporter}`: records that became dead letters.
     pub dead: IntCounterVec,
-    /// `llmproxy_usage_dead_letters_bytes{reporter}`: the size of the file with those that are there.
+    /// `llmproxy_usage_dead_letters_bytes{reporter}`: the size of the files with dead letters.
     pub dead_bytes: IntGaugeVec,
-    /// `llmproxy_usage_waiting{reporter}`: records that it has not delivered.
+    /// `llmproxy_usage_waiting{reporter}`: undelivered records.
     pub waiting: IntGaugeVec,
     /// `llmproxy_usage_oldest_waiting_seconds{reporter}`: the age of the oldest of them.
     pub oldest: GaugeVec,
     /// `llmproxy_usage_reporter_disabled{reporter}`: 1 once its receiver has answered 410.
     pub disabled: IntGaugeVec,
-    /// `llmproxy_usage_records_lost_total{reason}`: records that nobody will ever get: `queue_full`
-    /// (they could not be written as fast as they came, or not at all), `spool_full` (the oldest
-    /// were dropped; a few may have been on their way), `damaged` (they cannot be read any more, or were removed),
-    /// `foreign` (they stand in a file that does not belong to the spool, and were not taken over), `given_up` (without a spool on disk:
-    /// they could not be delivered), `unknown_caller` (requests refused for want of a key, of which no
-    /// record is made while more than half of the spool's room is taken).
+    /// `llmproxy_usage_records_lost_total{reason}`: records that will never be delivered: `queue_full`
+    /// (they could not be written fast enough, or not at all), `spool_full` (the oldest were dropped; the
+    /// delivery of a few may have been running), `damaged` (they cannot be read, or were removed), `foreign`
+    /// (they are in a foreign file and could not be added to the spool), `given_up` (without a spool on disk:
+    /// they could not be delivered), `unknown_caller` (requests rejected for a missing or unknown key: no
+    /// record is made while waiting records take more than half of the spool).
     pub lost: IntCounterVec,
     /// The spool.
     pub spool: SpoolMetrics,
@@ -53,7 +53,7 @@ impl UsageMetrics {
         };
         let lost = counters(
             "llmproxy_usage_records_lost_total",
-            "Usage records that nobody will ever get",
+            "Usage records that will never be delivered",
             "reason",
         );
         for reason in
@@ -68,7 +68,7 @@ impl UsageMetrics {
             ),
             webhook_failure: counter(
                 "llmproxy_webhook_failure_total",
-                "Usage records that a webhook did not take: given up or put aside",
+                "Usage records that a webhook did not accept: given up, or dead letters",
             ),
             webhook_queue: gauge(
                 "llmproxy_webhook_queue_depth",
@@ -76,23 +76,23 @@ impl UsageMetrics {
             ),
             delivered: counters(
                 "llmproxy_usage_delivered_total",
-                "Usage records that were delivered",
+                "Delivered usage records",
                 "reporter",
             ),
             errors: counters(
                 "llmproxy_usage_delivery_errors_total",
-                "Attempts to deliver usage records that failed",
+                "Failed attempts to deliver usage records",
                 "reporter",
             ),
             dead: counters(
                 "llmproxy_usage_dead_letters_total",
-                "Usage records put aside, because they could not be delivered",
+                "Usage records that became dead letters because they could not be delivered",
                 "reporter",
             ),
             dead_bytes: gauges(
                 r,
                 "llmproxy_usage_dead_letters_bytes",
-                "The size of the usage records that were put aside and not replayed",
+                "Bytes of dead letters that have not been replayed",
                 "reporter",
             ),
             waiting: gauges(
@@ -103,7 +103,7 @@ impl UsageMetrics {
             ),
             oldest: floats(
                 "llmproxy_usage_oldest_waiting_seconds",
-                "The age of the oldest record that a reporter has not delivered",
+                "Age in seconds of the oldest usage record that a reporter has not delivered",
                 &["reporter"],
             ),
             disabled: gauges(
@@ -118,7 +118,7 @@ impl UsageMetrics {
         }
     }
 
-    /// A reporter that is not in use any more is not in the gauges either.
+    /// Removes the series of a reporter that is no longer in use.
     pub fn forget(&self, reporter: &str) {
         self.dead_bytes.remove_label_values(&[reporter]).ok();
         self.waiting.remove_label_values(&[reporter]).ok();
@@ -130,21 +130,21 @@ impl UsageMetrics {
 /// The metrics of the spool.
 #[derive(Clone)]
 pub struct SpoolMetrics {
-    /// `llmproxy_usage_spool_bytes`: the size of the spool, what is kept for a replay included.
+    /// `llmproxy_usage_spool_bytes`: the size of the spool, including records kept for a replay.
     pub bytes: IntGauge,
-    /// `llmproxy_usage_spool_waiting_bytes`: the part that some reporter still needs.
+    /// `llmproxy_usage_spool_waiting_bytes`: the part that a reporter still needs.
     pub waiting_bytes: IntGauge,
-    /// `llmproxy_usage_spool_max_bytes`: how much may wait.
+    /// `llmproxy_usage_spool_max_bytes`: the limit of the waiting part.
     pub max_bytes: IntGauge,
-    /// `llmproxy_usage_spool_sync_errors_total`: records could not be forced to the disk. After one
-    /// the disk may have lost what was written before it.
+    /// `llmproxy_usage_spool_sync_errors_total`: failed syncs to disk. After one, records
+    /// written before it may be lost.
     pub sync_errors: IntCounter,
-    /// `llmproxy_usage_spool_foreign_files`: files in its folder that do not belong to it, and that
-    /// were put aside.
+    /// `llmproxy_usage_spool_foreign_files`: foreign files in its folder, including those that were
+    /// moved aside.
     pub foreign: IntGauge,
-    /// `llmproxy_usage_spool_adopted_total`: records of such files that were added to it.
+    /// `llmproxy_usage_spool_adopted_total`: records of foreign files that were added to it.
     pub adopted: IntCounter,
-    /// `llmproxy_usage_spool_full`: 1 while there is no room for new records.
+    /// `llmproxy_usage_spool_full`: 1 while there is no space for new records.
     pub full: IntGauge,
 }
 
@@ -153,18 +153,18 @@ impl SpoolMetrics {
         let counter = |name: &str, help: &str| register(r, IntCounter::new(name, help));
         let gauge = |name: &str, help: &str| register(r, IntGauge::new(name, help));
         Self {
-            bytes: gauge("llmproxy_usage_spool_bytes", "The size of the usage spool"),
+            bytes: gauge("llmproxy_usage_spool_bytes", "Bytes of the usage spool"),
             waiting_bytes: gauge(
                 "llmproxy_usage_spool_waiting_bytes",
-                "The part of the usage spool that is not delivered everywhere",
+                "Bytes of the usage spool that a reporter has not delivered",
             ),
             max_bytes: gauge(
                 "llmproxy_usage_spool_max_bytes",
-                "How much of the usage spool may wait",
+                "The most bytes of the usage spool that may wait",
             ),
             sync_errors: counter(
                 "llmproxy_usage_spool_sync_errors_total",
-                "How often usage records could not be forced to the disk",
+                "How often usage records could not be synced to disk",
             ),
             foreign: gauge(
                 "llmproxy_usage_spool_foreign_files",
@@ -172,11 +172,11 @@ impl SpoolMetrics {
             ),
             adopted: counter(
                 "llmproxy_usage_spool_adopted_total",
-                "Usage records of files that did not belong to the spool, added to it",
+                "Usage records of foreign files that were added to the spool",
             ),
             full: gauge(
                 "llmproxy_usage_spool_full",
-                "Whether there is no room for new usage records",
+                "Whether there is no space for new usage records",
             ),
         }
     }
@@ -185,14 +185,15 @@ impl SpoolMetrics {
 /// The metrics of reconciliation; `type` is `prompt` or `completion`.
 #[derive(Clone)]
 pub struct DriftMetrics {
-    /// `llmproxy_usage_engine_tokens_total{backend,type}`: what vLLM itself has counted since it was
-    /// first asked; for reconciliation.
+    /// `llmproxy_usage_engine_tokens_total{backend,type}`: tokens that vLLM itself has counted since
+    /// its first scrape.
     pub engine_tokens: IntCounterVec,
-    /// `llmproxy_usage_metered_tokens_total{backend,type}`: what was metered meanwhile.
+    /// `llmproxy_usage_metered_tokens_total{backend,type}`: tokens metered since then.
     pub metered_tokens: IntCounterVec,
-    /// `llmproxy_usage_drift_tokens{backend,type}`: the first less the second, over the window.
+    /// `llmproxy_usage_drift_tokens{backend,type}`: the difference of both over the window.
     pub drift_tokens: GaugeVec,
-    /// `llmproxy_usage_drift_ratio{backend,type}`: that, by what the engine has counted.
+    /// `llmproxy_usage_drift_ratio{backend,type}`: that difference divided by the tokens of the
+    /// engine.
     pub drift_ratio: GaugeVec,
 }
 
@@ -208,28 +209,28 @@ impl DriftMetrics {
         Self {
             engine_tokens: counters(
                 "llmproxy_usage_engine_tokens_total",
-                "Tokens that an engine has counted itself since it was first asked",
+                "Tokens that an engine has counted since its first scrape",
                 &of,
             ),
             metered_tokens: counters(
                 "llmproxy_usage_metered_tokens_total",
-                "Tokens that were metered at a backend since its engine was first asked",
+                "Tokens metered at a backend since the first scrape of its engine",
                 &of,
             ),
             drift_tokens: floats(
                 "llmproxy_usage_drift_tokens",
-                "Tokens that an engine has counted and that were not metered, over the window",
+                "Tokens that an engine counted and the gateway did not meter, over the window",
                 &of,
             ),
             drift_ratio: floats(
                 "llmproxy_usage_drift_ratio",
-                "The drift by what the engine has counted, over the window",
+                "The drift divided by the tokens that the engine counted, over the window",
                 &of,
             ),
         }
     }
 
-    /// A backend that is not in use any more is not in the metrics either.
+    /// Removes the series of a backend that is no longer in use.
     pub fn forget(&self, backend: &str) {
         for kind in ["prompt", "completion"] {
             for counter in [&self.engine_tokens, &self.metered_tokens] {

@@ -1,17 +1,17 @@
-//! Metering: one record per finished request, the spool in
-//! which records wait, and where they go.
+//! Usage records: one record per finished request, the spool in which records wait, and the sinks that
+//! deliver them.
 //!
-//! A request's thread hands a [`Draft`] to the [`Outbox`] and goes on. The thread of the
-//! [`spool`] makes a [`Record`] of it and appends it to a log; each reporter reads that log at its
-//! own pace and hands the records to its [`sink`].
+//! The thread of a request hands a [`Draft`] to the [`Outbox`]. The thread of the [`spool`] turns it into a
+//! [`Record`] and appends it to a log. Each reporter reads that log at its own pace and hands the records to
+//! its [`sink`].
 
-pub mod dead;
+pub mod dead_letters;
 pub mod outbox;
 pub mod record;
 pub mod sink;
 pub mod spool;
 pub mod store;
 
-pub use outbox::{Outbox, Standing, State};
+pub use outbox::{Outbox, ReporterState, ReporterStatus};
 pub use record::{Draft, Record};
 pub use spool::{Cursor, Entry, Spool};

@@ -1,5 +1,5 @@
-//! What all requests and all reporters share: the spool, once records are made, and how the
-//! reporters stand.
+//! The outbox for usage records: the spool, which is opened when it is first needed, and the status of the
+//! reporters. Requests and reporters share it.
 
 use std::{
     collections::BTreeMap,
@@ -12,22 +12,24 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Draft, Entry, Spool};
+use super::{
+    record::Draft,
+    spool::{Entry, Spool},
+};
 use crate::{base::lock, config::plan::UsagePlan, telemetry::UsageMetrics};
 
-/// The outbox of a gateway.
 pub struct Outbox {
-    /// Where the spool is; `None`: in memory.
+    /// The folder of the spool; `None`: in memory.
     folder: Option<PathBuf>,
     spool: OnceLock<Arc<Spool>>,
-    /// Opening is done by one at a time.
+    /// Held while the spool is opened.
     opening: Mutex<()>,
-    reporters: Mutex<BTreeMap<String, Arc<Standing>>>,
+    reporters: Mutex<BTreeMap<String, Arc<ReporterStatus>>>,
     metrics: UsageMetrics,
 }
 
 impl Outbox {
-    /// An outbox whose spool will be in this folder, or in memory. Nothing is opened yet.
+    /// An outbox whose spool is in this folder, or in memory. Opens nothing.
     pub fn new(folder: Option<PathBuf>, metrics: UsageMetrics) -> Self {
         Self {
             folder,
@@ -38,10 +40,10 @@ impl Outbox {
         }
     }
 
-    /// Opens the spool if records are to be made and it is not open, and tells it of the plan.
+    /// Applies the plan to the spool, and opens the spool if the plan needs it.
     ///
     /// # Errors
-    /// If the folder cannot be used, or another gateway uses it.
+    /// If the folder cannot be used, or another process uses it.
     pub fn open(&self, plan: &UsagePlan) -> Result<(), String> {
         if let Some(spool) = self.spool() {
             return spool.set(plan);
@@ -49,7 +51,7 @@ impl Outbox {
         if !plan.is_on() {
             return Ok(());
         }
-        let _one = lock(&self.opening);
+        let _guard = lock(&self.opening);
         if self.spool().is_none() {
             let folder = self.folder.as_deref();
             let spool = Spool::open(folder, plan, self.metrics.clone())?;
@@ -63,76 +65,74 @@ impl Outbox {
         self.spool.get()
     }
 
-    /// Whether records wait on disk.
+    /// Whether the spool is on disk.
     pub fn durable(&self) -> bool {
         self.folder.is_some()
     }
 
-    /// The folder of the spool.
     pub fn folder(&self) -> Option<&PathBuf> {
         self.folder.as_ref()
     }
 
-    /// Takes a record in. If there is no room for it, it is lost, and that is counted and logged.
+    /// Queues a record. If the queue is full, the record is lost, which is counted and logged.
     pub fn put(&self, draft: Draft) {
         let Some(spool) = self.spool() else { return };
         spool.put(draft);
     }
 
-    /// Whether new requests are to be refused, because there would be no room for their records.
+    /// Whether new requests must be rejected because there is no space for their records.
     pub fn refuses(&self) -> bool {
         self.spool().is_some_and(|spool| spool.refuses())
     }
 
-    /// The metrics of usage.
     pub fn metrics(&self) -> &UsageMetrics {
         &self.metrics
     }
 
-    /// Adds a reporter, or finds it.
-    pub fn standing(&self, name: &str, kind: &'static str) -> Arc<Standing> {
+    /// The status of a reporter; a new one if there is none of this name and kind.
+    pub fn reporter(&self, name: &str, kind: &'static str) -> Arc<ReporterStatus> {
         let mut reporters = lock(&self.reporters);
         let known = reporters.get(name).filter(|known| known.kind == kind);
-        let standing = known.cloned().unwrap_or_else(|| Arc::new(Standing::new(name, kind)));
-        reporters.insert(name.to_owned(), Arc::clone(&standing));
-        standing
+        let reporter = known.cloned().unwrap_or_else(|| Arc::new(ReporterStatus::new(name, kind)));
+        reporters.insert(name.to_owned(), Arc::clone(&reporter));
+        reporter
     }
 
-    /// A reporter is not used any more.
+    /// Removes a reporter.
     pub fn forget(&self, name: &str) {
         lock(&self.reporters).remove(name);
         self.metrics.forget(name);
     }
 
-    /// All reporters, by their names.
-    pub fn standings(&self) -> Vec<Arc<Standing>> {
+    /// All reporters, sorted by name.
+    pub fn reporters(&self) -> Vec<Arc<ReporterStatus>> {
         lock(&self.reporters).values().cloned().collect()
     }
 
-    /// The process is about to end: what was handed over is to be written, however much that is.
+    /// Removes the size limit of the spool, because the process is about to end and must write what it has.
     pub fn finish(&self) {
         if let Some(spool) = self.spool() {
             spool.lift_limit();
         }
     }
 
-    /// Whether the spool is short of room.
-    pub fn pressed(&self) -> bool {
-        self.spool().is_some_and(|spool| spool.pressed())
+    /// Whether waiting records take more than half of the space of the spool.
+    pub fn is_half_full(&self) -> bool {
+        self.spool().is_some_and(|spool| spool.is_half_full())
     }
 
-    /// Whether a process that ends now would leave records behind that could be delivered, or
-    /// written, in a moment.
+    /// Whether records could be written or delivered soon, so that the process should not end yet.
     pub fn busy(&self) -> bool {
         let Some(spool) = self.spool() else { return false };
-        let standings = self.standings();
-        let soon = |s: &Arc<Standing>| {
-            spool.behind(s.next()) > 0 && (!self.durable() || s.state() == State::Delivering)
+        let statuses = self.reporters();
+        let soon = |s: &Arc<ReporterStatus>| {
+            spool.behind(s.next()) > 0
+                && (!self.durable() || s.state() == ReporterState::Delivering)
         };
-        spool.queued() > 0 || standings.iter().any(soon)
+        spool.queued() > 0 || statuses.iter().any(soon)
     }
 
-    /// Forces everything that was handed over to the disk: the process is about to end.
+    /// Syncs the spool to disk, because the process is about to end.
     pub fn flush(&self) {
         if let Some(spool) = self.spool()
             && let Err(why) = spool.sync()
@@ -141,53 +141,51 @@ impl Outbox {
         }
     }
 
-    /// Records that were handed over and are not in the spool.
+    /// Queued records that are not yet in the spool.
     pub fn unwritten(&self) -> u64 {
         self.spool().map_or(0, |spool| spool.queued())
     }
 
-    /// Records in the spool that some reporter has not delivered.
+    /// Records in the spool that the slowest reporter has not delivered.
     pub fn waiting(&self) -> u64 {
         let Some(spool) = self.spool() else { return 0 };
-        self.standings().iter().map(|s| spool.behind(s.next())).max().unwrap_or(0)
+        self.reporters().iter().map(|s| spool.behind(s.next())).max().unwrap_or(0)
     }
 }
 
-/// How a reporter stands.
-pub struct Standing {
-    /// Its name.
+/// The status of a reporter.
+pub struct ReporterStatus {
     pub name: String,
-    /// What kind of place it delivers to, as in the configuration.
+    /// The type of its destination, as in the configuration.
     pub kind: &'static str,
     /// The index of the first record that it has not delivered.
     next: AtomicU64,
-    /// Records that it has read and not delivered, with the time at which each was written: the
-    /// first one of all, and the first one of each batch.
+    /// The first record of each batch that it has read and not delivered, with the time at which the record
+    /// was written.
     read: Mutex<BTreeMap<u64, i64>>,
-    told: Mutex<Told>,
+    delivery: Mutex<DeliveryState>,
 }
 
 #[derive(Clone, Default)]
-struct Told {
-    state: State,
+struct DeliveryState {
+    state: ReporterState,
     failure: Option<(Timestamp, String)>,
     retry_at: Option<Timestamp>,
 }
 
-/// What a reporter does.
+/// What a reporter is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum State {
-    /// It delivers, or has nothing to deliver.
+pub enum ReporterState {
+    /// It is delivering, or has nothing to deliver.
     #[default]
     Delivering,
-    /// It waits after an attempt that failed.
+    /// It waits after a failed attempt.
     Waiting,
-    /// The receiver does not want any more (410).
+    /// The receiver wants no more records (410).
     Disabled,
 }
 
-impl State {
-    /// The word for it.
+impl ReporterState {
     pub fn word(self) -> &'static str {
         match self {
             Self::Delivering => "delivering",
@@ -197,11 +195,11 @@ impl State {
     }
 }
 
-impl Standing {
+impl ReporterStatus {
     fn new(name: &str, kind: &'static str) -> Self {
         let next = AtomicU64::new(u64::MAX);
-        let (read, told) = (Mutex::default(), Mutex::default());
-        Self { name: name.to_owned(), kind, next, read, told }
+        let (read, delivery) = (Mutex::default(), Mutex::default());
+        Self { name: name.to_owned(), kind, next, read, delivery }
     }
 
     /// The index of the first record that it has not delivered.
@@ -209,50 +207,49 @@ impl Standing {
         self.next.load(Ordering::Relaxed)
     }
 
-    /// It has delivered everything before this index.
+    /// Everything before this index has been delivered.
     pub fn set_next(&self, next: u64) {
         self.next.store(next, Ordering::Relaxed);
         let mut read = lock(&self.read);
         *read = read.split_off(&next);
     }
 
-    /// It has read this record, which begins a batch, and has not delivered it.
+    /// Notes a batch that begins with this record and is not yet delivered.
     pub fn has_read(&self, first: &Entry) {
         lock(&self.read).insert(first.index, first.time);
     }
 
-    /// When the first record that it has not delivered was written, in milliseconds since 1970.
-    /// `None`: there is none, or it has not read any of those that wait.
+    /// When the oldest undelivered record was written, in milliseconds since 1970. `None`: there is none, or
+    /// none has been read yet.
     pub fn oldest(&self) -> Option<i64> {
         lock(&self.read).first_key_value().map(|(_, time)| *time)
     }
 
-    /// What it does.
-    pub fn state(&self) -> State {
-        lock(&self.told).state
+    pub fn state(&self) -> ReporterState {
+        lock(&self.delivery).state
     }
 
-    /// It delivers.
+    /// A delivery succeeded, or a waiting reporter starts again.
     pub fn delivers(&self) {
-        let mut told = lock(&self.told);
-        (told.state, told.retry_at) = (State::Delivering, None);
+        let mut delivery = lock(&self.delivery);
+        (delivery.state, delivery.retry_at) = (ReporterState::Delivering, None);
     }
 
-    /// An attempt has failed; the next one comes at `retry_at`, or never.
+    /// An attempt failed; the next one comes at `retry_at`, or never.
     pub fn failed(&self, why: &str, retry_at: Option<Timestamp>) {
-        let mut told = lock(&self.told);
-        told.state = if retry_at.is_some() { State::Waiting } else { State::Disabled };
-        told.failure = Some((Timestamp::now(), why.to_owned()));
-        told.retry_at = retry_at;
+        let mut delivery = lock(&self.delivery);
+        delivery.state =
+            if retry_at.is_some() { ReporterState::Waiting } else { ReporterState::Disabled };
+        delivery.failure = Some((Timestamp::now(), why.to_owned()));
+        delivery.retry_at = retry_at;
     }
 
-    /// When an attempt failed last, and why.
+    /// When the last attempt failed, and why.
     pub fn failure(&self) -> Option<(Timestamp, String)> {
-        lock(&self.told).failure.clone()
+        lock(&self.delivery).failure.clone()
     }
 
-    /// When the next attempt will be made.
     pub fn retry_at(&self) -> Option<Timestamp> {
-        lock(&self.told).retry_at
+        lock(&self.delivery).retry_at
     }
 }

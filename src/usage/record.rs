@@ -1,4 +1,4 @@
-//! The usage record: what a finished request is billed from.
+//! The usage record, from which a finished request is billed.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -8,40 +8,39 @@ use serde_json::{Map, Value};
 
 use crate::base::{Outcome, Principal, RequestId, TokenCounts, UsageSource};
 
-/// The version of the schema of records. Fields may be added without a new version; receivers pass
-/// over those that they do not know.
+/// The version of the schema of records. Fields may be added without a new version; receivers ignore
+/// unknown fields.
 pub const VERSION: u32 = 1;
 
-/// A usage record of LLMProxy: one for each finished request for inference, whatever became of it.
-/// Fields may be added; pass over those that you do not know. `version` changes when one changes its
-/// meaning or goes.
+/// A usage record of LLMProxy: one for each finished inference request, whatever its outcome. Fields may be
+/// added; ignore fields that you do not know. `version` changes when a field changes its meaning or is
+/// removed.
 // The keys from `request_id` to `backend_url` are those of LLMProxy 0.1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "LLMProxy usage record")]
 pub struct Record<'a> {
-    /// Names this record alone, and is the same in every attempt to deliver it: what a receiver
-    /// tells repeats by. (`request_id` may be the client's choice.)
+    /// Unique id of the record, the same in every attempt to deliver it: use it to recognize repeated
+    /// deliveries. (`request_id` may be chosen by the client.)
     #[schemars(regex(pattern = "^rec_[0-9a-f]{32}$"))]
     pub record_id: Cow<'a, str>,
     /// The version of this schema.
     #[serde(default)]
     #[schemars(extend("const" = VERSION))]
     pub version: u32,
-    /// The run of a gateway that made the record: another one after each start.
+    /// Id of the gateway process that made the record; it changes with each start.
     #[serde(default)]
     pub process: Cow<'a, str>,
-    /// The records of a `process` are numbered from 1 on. A number that never comes is a record
-    /// that was lost.
+    /// Number of the record within its `process`, from 1 on. A missing number is a lost record.
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub sequence: u64,
-    /// The `X-Request-Id` that the client saw.
+    /// The `X-Request-Id` of the response.
     pub request_id: Cow<'a, str>,
-    /// Who called; empty without authentication.
+    /// The user of the key; empty without authentication.
     pub user_id: Cow<'a, str>,
     /// The caller's key, masked unless configured otherwise.
     pub api_key: Cow<'a, str>,
-    /// Identity of the key, which the operator's own data may tell; absent without authentication.
+    /// Id of the key, which your own key data may set; absent without authentication.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub key_id: Cow<'a, str>,
     /// Name of the key, if it has one.
@@ -53,81 +52,78 @@ pub struct Record<'a> {
     /// The tier that the key belongs to, if any.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub tier: Cow<'a, str>,
-    /// What data or script told about the caller besides.
+    /// Other data about the caller, from the key data or a script.
     #[serde(default, skip_serializing_if = "no_members")]
     pub metadata: Cow<'a, Map<String, Value>>,
-    /// Labels that a script gave.
+    /// Tags that a script set.
     #[serde(default, skip_serializing_if = "no_items")]
     pub tags: Cow<'a, [String]>,
-    /// The model that was asked for, as the client named it; empty if it named none.
+    /// The model as the client named it; empty if it named none.
     pub model: Cow<'a, str>,
-    /// The model as the backend itself named it in its answer, of at most 256 bytes; absent if it
-    /// named none. It differs from `model` where a backend knows the model by another name, and
-    /// where a fallback has answered.
+    /// The model as the backend named it in its response, at most 256 bytes; absent if it named none. It
+    /// differs from `model` if the backend knows the model by another name, or if a fallback model
+    /// answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub response_model: Option<Cow<'a, str>>,
-    /// Tokens of the prompt, as the engine counted them; 0 if it did not (see `usage_source`).
+    /// Prompt tokens, as the engine counted them; 0 if it did not (see `usage_source`).
     pub prompt_tokens: u64,
-    /// Tokens generated, as the engine counted them; 0 if it did not.
+    /// Generated tokens, as the engine counted them; 0 if it did not.
     pub completion_tokens: u64,
-    /// Their sum, as the engine gave it.
+    /// The sum of both, as the engine reported it.
     pub total_tokens: u64,
-    /// Of the tokens of the prompt, those that the engine had in its cache; absent where the
-    /// engine does not tell.
+    /// Prompt tokens that the engine had in its cache; absent if the engine does not report them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]
     pub cached_tokens: Option<u64>,
-    /// Of the tokens generated, those of the reasoning; absent where the engine does not tell.
+    /// Generated tokens that were reasoning; absent if the engine does not report them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]
     pub reasoning_tokens: Option<u64>,
-    /// What the tokens cost by the price table (`rate_limit.prices`), in its currency; absent for a
-    /// model without a price, and where the engine did not count the tokens.
+    /// Cost of the tokens by the price table (`rate_limit.prices`), in its currency; absent for a model
+    /// without a price, and if the engine did not count the tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "f64", range(min = 0))]
     pub cost: Option<f64>,
-    /// Whether the answer was a stream of events.
+    /// Whether the response was a stream of events.
     pub is_stream: bool,
-    /// The path, `/v1/chat/completions`.
+    /// The path, such as `/v1/chat/completions`.
     pub endpoint: Cow<'a, str>,
     /// When the request arrived: RFC 3339, UTC, with milliseconds.
     #[schemars(extend("format" = "date-time"))]
     pub timestamp: Cow<'a, str>,
-    /// The URL of the backend that answered, or of the last that was tried; empty if none was.
+    /// The URL of the backend that answered, or of the last backend that was tried; empty if there was none.
     pub backend_url: Cow<'a, str>,
-    /// The path once more, under the name that later versions of LLMProxy used.
+    /// The same as `endpoint`, under the name that later versions of LLMProxy used.
     pub path: Cow<'a, str>,
     /// The HTTP method.
     pub method: Cow<'a, str>,
-    /// Status of the answer; 499 if the client left before there was one.
+    /// Status of the response; 499 if the client disconnected before there was one.
     #[schemars(range(min = 100, max = 999))]
     pub status_code: u16,
-    /// From the arrival of the request to the end of the answer, in milliseconds.
+    /// From the arrival of the request to the end of the response, in milliseconds.
     pub latency_ms: u64,
     /// From the arrival of the request to the first event of a stream, in milliseconds; `null` for
-    /// others.
+    /// other responses.
     pub ttft_ms: Option<u64>,
     /// How long the request waited for a slot (`rate_limit.queue`), in milliseconds; absent if it
     /// did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]
     pub queue_ms: Option<u64>,
-    /// How many times a backend was tried, the one that answered and a hedge included; 0 if none was
-    /// reached.
+    /// Number of attempts, including the successful one and a hedge; 0 if no backend was reached.
     #[serde(default)]
     pub tries: u32,
     /// How the request ended.
     pub outcome: Outcome,
-    /// Where the counts come from.
+    /// Where the token counts come from.
     pub usage_source: UsageSource,
-    /// The counts once more, as later versions of LLMProxy sent them; `null` if unknown.
+    /// The same token counts, as later versions of LLMProxy sent them; `null` if unknown.
     pub usage: Option<Usage>,
 }
 
-/// The counts in OpenAI's form.
+/// The token counts in OpenAI's form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "as in the record")]
 pub struct Usage {
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
@@ -146,8 +142,8 @@ fn no_items(items: &Cow<'_, [String]>) -> bool {
 
 /// The JSON Schema of records, as they are written.
 pub fn schema() -> Value {
-    // Lines are broken for readers of the source. What a reader of records takes for a field that
-    // lacks says nothing of those that are written.
+    // The line breaks are those of the source. Defaults are for reading records; written records have every
+    // required field.
     let tidy = RecursiveTransform(|schema: &mut Schema| {
         schema.remove("default");
         if let Some(Value::String(text)) = schema.get_mut("description") {
@@ -158,16 +154,14 @@ pub fn schema() -> Value {
     settings.into_generator().into_root_schema_for::<Record<'static>>().to_value()
 }
 
-/// What is known of a request when it ends. A request's thread only hands it over; the thread that
-/// writes the spool makes a [`Record`] of it.
+/// What a finished request hands over. The thread that writes the spool turns it into a [`Record`].
 #[derive(Debug)]
-#[expect(missing_docs, reason = "as in the record")]
 pub struct Draft {
     /// 128 random bits.
     pub record_id: u128,
     pub request_id: RequestId,
     pub who: Option<Arc<Principal>>,
-    /// The key in the form that is configured.
+    /// The key, masked as configured.
     pub api_key: String,
     pub model: Option<String>,
     pub response_model: Option<Box<str>>,
@@ -188,7 +182,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The record, as the `sequence`th of a process.
+    /// The record with this number of this process.
     pub fn record<'a>(&'a self, process: &'a str, sequence: u64) -> Record<'a> {
         let who = self.who.as_deref();
         let text = |field: fn(&Principal) -> &String| {

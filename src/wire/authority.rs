@@ -1,10 +1,10 @@
-//! The host that a request of HTTP/1.1 is for, in its `Host` field and in its target.
+//! The host of an HTTP/1.1 request, in its `Host` field and in its target.
 
-/// Whether a `Host` field can be meant: a host name, an IPv4 address, or an IPv6 address in brackets,
-/// and perhaps a port. Names may have underscores, as those of containers do.
+/// Whether a `Host` field is valid: a host name, an IPv4 address, or an IPv6 address in brackets, with or
+/// without a port. Names may contain underscores, as container names do.
 pub fn is_valid(host: &[u8]) -> bool {
     let (name, port) = match host.iter().rposition(|b| *b == b':') {
-        // A colon within brackets belongs to the address.
+        // A colon inside brackets belongs to the address.
         Some(at) if !host.ends_with(b"]") => (&host[..at], &host[at + 1..]),
         _ => (host, &b""[..]),
     };
@@ -20,7 +20,7 @@ fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(known) && !name.windows(2).any(|pair| pair == b"..")
 }
 
-/// An empty one is allowed (RFC 3986, section 3.2.3).
+/// An empty port is allowed (RFC 3986, section 3.2.3).
 fn is_port(port: &[u8]) -> bool {
     let digits = std::str::from_utf8(port).unwrap_or("-");
     digits.is_empty() || (port[0].is_ascii_digit() && digits.parse::<u16>().is_ok())

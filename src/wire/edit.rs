@@ -1,16 +1,14 @@
-//! Edits to a byte buffer in place: spans replaced from the back to the front, so that the
-//! common edit (a few bytes near the end) moves next to nothing.
+//! Edits of a byte buffer in place, applied from back to front: a typical edit, a few bytes near the end,
+//! moves little.
 
 use std::{borrow::Cow, ops::Range};
 
 use bytes::BytesMut;
 
-/// Replace `range` by `with`. An empty range inserts, an empty `with` deletes.
+/// Replaces `range` by `with`. An empty range inserts, an empty `with` deletes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edit {
-    /// What goes.
     pub range: Range<usize>,
-    /// What comes.
     pub with: Cow<'static, [u8]>,
 }
 
@@ -26,7 +24,7 @@ impl Edit {
     }
 }
 
-/// Applies edits that do not overlap; the order in which they are given does not matter.
+/// Applies edits in any order. They must not overlap.
 pub fn apply(buf: &mut BytesMut, mut edits: Vec<Edit>) {
     edits.sort_by_key(|e| std::cmp::Reverse(e.range.start));
     for Edit { range, with } in edits {

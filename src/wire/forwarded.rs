@@ -1,4 +1,4 @@
-//! Whose request it is, where proxies stand before the gateway.
+//! The address of the client, with or without proxies before the gateway.
 
 use std::net::IpAddr;
 
@@ -7,9 +7,9 @@ use ipnet::IpNet;
 
 use crate::base::ip::within;
 
-/// The client's address. `peer` is the other end of the connection. What `X-Forwarded-For` and
-/// `X-Real-IP` say is believed only from a trusted proxy, and read from its end: the last address
-/// that is not a trusted proxy's is the one that a trusted proxy has seen.
+/// The client's address. `peer` is the other end of the connection. `X-Forwarded-For` and `X-Real-IP` are used
+/// only if `peer` is a trusted proxy. `X-Forwarded-For` is read from its end: the last address that is not a
+/// trusted proxy is the one that a trusted proxy has seen.
 pub fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
     let peer = peer.to_canonical();
     if trusted.is_empty() || !within(trusted, peer) {
@@ -20,7 +20,7 @@ pub fn client(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
     for field in headers.get_all("x-forwarded-for").into_iter().rev() {
         for text in field.to_str().unwrap_or_default().rsplit(',') {
             listed = true;
-            // Whatever stands before something unreadable was told by nobody who is trusted.
+            // What precedes an unreadable entry does not come from a trusted proxy.
             let Some(address) = address(text) else {
                 return seen;
             };

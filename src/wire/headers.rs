@@ -1,11 +1,11 @@
-//! Header fields: which of them belong to one connection only, and what one asks for.
+//! Header fields: hop-by-hop fields, credentials, `Connection`, `Content-Encoding` and `Retry-After`.
 
 use std::{borrow::Cow, time::Duration};
 
 use http::{HeaderMap, header};
 use jiff::{Timestamp, civil::DateTime, fmt::rfc2822, tz::TimeZone};
 
-/// Whether a gateway never passes a field on (RFC 9110, section 7.6.1, and the older
+/// Whether a field is never forwarded (RFC 9110, section 7.6.1, and the older
 /// `Proxy-Connection` and `Keep-Alive`). The name is in lower case.
 pub fn is_hop_by_hop(name: &str) -> bool {
     matches!(
@@ -22,8 +22,8 @@ pub fn is_hop_by_hop(name: &str) -> bool {
     )
 }
 
-/// Fields in which clients, and proxies in front of the gateway, show who they are: none of them is a
-/// backend's business. The name is in lower case, and [`folded`].
+/// Whether clients, or proxies in front of the gateway, authenticate with this field: backends must not get
+/// it. The name is in lower case, and [`folded`].
 pub fn is_credential(name: &str) -> bool {
     matches!(
         name,
@@ -56,7 +56,7 @@ pub fn is_credential(name: &str) -> bool {
     ) || ["x-ms-token-", "x-ms-client-principal"].iter().any(|start| name.starts_with(start))
 }
 
-/// A name with `-` for `_`: behind WSGI and CGI both are the same variable.
+/// The name with `-` for `_`: WSGI and CGI map both to the same variable.
 pub fn folded(name: &str) -> Cow<'_, str> {
     match name.contains('_') {
         true => name.replace('_', "-").into(),
@@ -64,13 +64,13 @@ pub fn folded(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether two names, in lower case, are the same field for a server that folds `_` and `-`.
+/// Whether a server that folds `_` and `-` treats two names as one field. Both are in lower case.
 pub fn same_field(one: &str, other: &str) -> bool {
     let fold = |byte: u8| if byte == b'_' { b'-' } else { byte };
     one.len() == other.len() && one.bytes().zip(other.bytes()).all(|(a, b)| fold(a) == fold(b))
 }
 
-/// The names listed in a `Connection` field: they too belong to this connection only.
+/// The fields that a `Connection` field lists as hop-by-hop.
 pub fn nominated(connection: &[u8]) -> impl Iterator<Item = String> + '_ {
     connection
         .split(|b| *b == b',')
@@ -78,18 +78,18 @@ pub fn nominated(connection: &[u8]) -> impl Iterator<Item = String> + '_ {
         .filter(|name| !name.is_empty() && name != "close" && name != "keep-alive")
 }
 
-/// The first coding of a body that is one, as `Content-Encoding` names it.
+/// The first coding in `Content-Encoding` other than `identity`.
 pub fn content_coding(headers: &HeaderMap) -> Option<&str> {
     let values = headers.get_all(header::CONTENT_ENCODING).iter();
     let codings = values.flat_map(|value| value.to_str().unwrap_or("unreadable").split(','));
     codings.map(str::trim).find(|c| !c.is_empty() && !c.eq_ignore_ascii_case("identity"))
 }
 
-/// The longest pause that is believed: a number that a server makes up may have any size.
+/// The longest accepted pause: the header may contain any number.
 const LONGEST_PAUSE: f64 = 365.0 * 24.0 * 3600.0;
 
-/// Fields that a client cannot take back from those who read its request. If `Connection` names one
-/// of them, it is a mistake or an attack on what stands before or behind the gateway.
+/// Fields that `Connection` must not list. If it does, it is a mistake or an attack on a proxy before the
+/// gateway or a server behind it.
 const NOT_NOMINATED: [&str; 13] = [
     "accept",
     "api-key",
@@ -106,10 +106,10 @@ const NOT_NOMINATED: [&str; 13] = [
     "x-request-id",
 ];
 
-/// How many names `Connection` fields may have together, less than Pingora takes.
+/// The most names in all `Connection` fields; fewer than Pingora accepts.
 const MOST_NOMINATED: usize = 8;
 
-/// Whether `Connection` names only what may belong to a connection.
+/// Checks that `Connection` lists only fields that may be hop-by-hop.
 ///
 /// # Errors
 /// What is wrong, as a part of a sentence.
@@ -123,24 +123,24 @@ pub fn check_nominated(headers: &HeaderMap) -> Result<(), String> {
                 return Err(format!("it has more than {MOST_NOMINATED} names"));
             }
             if !name.iter().all(|b| is_token(*b)) {
-                return Err("it has what is no name".to_owned());
+                return Err("it contains an invalid name".to_owned());
             }
             let protected = |other: &&&str| name.eq_ignore_ascii_case(other.as_bytes());
             if let Some(name) = NOT_NOMINATED.iter().find(protected) {
-                return Err(format!("`{name}` does not belong to a connection"));
+                return Err(format!("`{name}` is not a hop-by-hop field"));
             }
         }
     }
     Ok(())
 }
 
-/// A character of a name (RFC 9110, section 5.6.2).
+/// Whether a byte may be part of a name (RFC 9110, section 5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// The pause that `Retry-After` asks for: in seconds, also with decimals, or by a date in any of the
-/// three forms of HTTP (RFC 9110, section 5.6.7).
+/// The pause in `Retry-After`: seconds, with or without decimals, or a date in any of the three formats of
+/// HTTP (RFC 9110, section 5.6.7).
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
@@ -160,7 +160,7 @@ fn date(text: &str, now: Timestamp) -> Option<Timestamp> {
     let civil = match text.split_once(", ") {
         Some((_, rest)) => {
             let at = DateTime::strptime("%d-%b-%y %H:%M:%S", rest.strip_suffix(" GMT")?).ok()?;
-            // Of the two digits of a year: one that is more than 50 years ahead is past.
+            // A year of two digits that is more than 50 years ahead is in the past.
             let latest = now.to_zoned(TimeZone::UTC).year().saturating_add(50);
             let century = |years: i16| at.with().year(at.year() % 100 + years).build().ok();
             let this = latest - latest % 100;

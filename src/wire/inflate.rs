@@ -1,72 +1,70 @@
-//! Undoing `gzip` and `deflate`, piece by piece and within bounds.
+//! Decoding `gzip` and `deflate`, piece by piece and with a size limit.
 
 use bytes::Bytes;
 use flate2::{Decompress, FlushDecompress, Status};
 
-/// Bytes that one piece may become: a piece is at most some 64 KiB, and text is seldom compressed to
-/// less than a hundredth.
+/// The most bytes that one piece may decode to: a piece is at most about 64 KiB, and text is seldom compressed
+/// to less than 1 %.
 const MOST: usize = 16 << 20;
 
-/// Room that is made at a time.
+/// Bytes by which the output buffer grows.
 const ROOM: usize = 32 * 1024;
 
-/// A coding that can be undone.
+/// A supported coding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
     /// `gzip`, `x-gzip`.
     Gzip,
-    /// `deflate`: zlib's format, or as some servers read the word without its frame.
+    /// `deflate`: the zlib format, or raw deflate, which some servers send.
     Deflate,
 }
 
-/// Undoes a coding.
+/// Decodes one body.
 pub struct Inflater {
     coding: Coding,
-    /// `None` before the first byte, and between the parts of a file of several.
+    /// `None` before the first byte, and between the members of a file.
     state: Option<Decompress>,
-    /// A part has ended.
+    /// A member has ended.
     whole: bool,
 }
 
-/// Why it cannot be undone.
+/// Why a body cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// It is not what it is said to be.
+pub enum InflateError {
+    /// The data is not of this coding.
     Broken,
-    /// It becomes too large.
+    /// The output is too large.
     TooLarge,
-    /// It ended before its end.
+    /// The data ends too early.
     CutOff,
 }
 
-impl Trouble {
-    /// What is said of it.
+impl InflateError {
     pub fn word(self) -> &'static str {
         match self {
-            Self::Broken => "a compressed answer that cannot be decoded",
-            Self::TooLarge => "a compressed answer that grows too large",
-            Self::CutOff => "a compressed answer that ends too early",
+            Self::Broken => "a compressed response that cannot be decoded",
+            Self::TooLarge => "a compressed response that grows too large",
+            Self::CutOff => "a compressed response that ends too early",
         }
     }
 }
 
 impl Inflater {
-    /// For one body.
     pub fn new(coding: Coding) -> Self {
         Self { coding, state: None, whole: false }
     }
 
-    /// Takes the next piece; all that can be known of the text by then is returned.
+    /// Decodes the next piece and returns all output that is available by then.
     ///
     /// # Errors
-    /// If it is broken or too large.
-    pub fn push(&mut self, piece: &[u8]) -> Result<Bytes, Trouble> {
+    /// If the data is invalid or the output too large.
+    pub fn push(&mut self, piece: &[u8]) -> Result<Bytes, InflateError> {
         let mut out = Vec::new();
         let mut rest = piece;
         while let Some(first) = rest.first() {
             if self.state.is_none() && self.whole && (self.coding == Coding::Deflate || *first == 0)
             {
-                // What follows the end says nothing.
+                // Padding after the end is ignored.
                 break;
             }
             let state = self.state.get_or_insert_with(|| match self.coding {
@@ -78,11 +76,11 @@ impl Inflater {
             let (read, written) = (state.total_in(), out.len());
             let status = state
                 .decompress_vec(rest, &mut out, FlushDecompress::None)
-                .map_err(|_| Trouble::Broken)?;
+                .map_err(|_| InflateError::Broken)?;
             let read = (state.total_in() - read) as usize;
             rest = &rest[read..];
             if out.len() > MOST {
-                return Err(Trouble::TooLarge);
+                return Err(InflateError::TooLarge);
             }
             match status {
                 Status::StreamEnd => (self.state, self.whole) = (None, true),
@@ -90,13 +88,13 @@ impl Inflater {
                 _ => {}
             }
         }
-        // What did not fit in the room of the last round.
+        // Output that did not fit into the buffer.
         while let Some(state) = &mut self.state {
             out.reserve(ROOM);
             let written = out.len();
             let status = state.decompress_vec(&[], &mut out, FlushDecompress::None);
             if out.len() > MOST {
-                return Err(Trouble::TooLarge);
+                return Err(InflateError::TooLarge);
             }
             match status {
                 Ok(Status::StreamEnd) => (self.state, self.whole) = (None, true),
@@ -107,12 +105,12 @@ impl Inflater {
         Ok(out.into())
     }
 
-    /// No more comes.
+    /// Ends the body.
     ///
     /// # Errors
-    /// If the end was missing.
-    pub fn finish(&self) -> Result<(), Trouble> {
-        if self.state.is_none() { Ok(()) } else { Err(Trouble::CutOff) }
+    /// If the end is missing.
+    pub fn finish(&self) -> Result<(), InflateError> {
+        if self.state.is_none() { Ok(()) } else { Err(InflateError::CutOff) }
     }
 }
 
@@ -146,7 +144,7 @@ mod tests {
         out.finish().unwrap()
     }
 
-    fn undo(coding: Coding, body: &[u8], size: usize) -> Result<Vec<u8>, Trouble> {
+    fn undo(coding: Coding, body: &[u8], size: usize) -> Result<Vec<u8>, InflateError> {
         let mut inflater = Inflater::new(coding);
         let mut out = Vec::new();
         for piece in body.chunks(size) {
@@ -165,7 +163,7 @@ mod tests {
             out.flush().unwrap();
             assert_eq!(inflater.push(&std::mem::take(out.get_mut())).unwrap(), event);
         }
-        assert_eq!(inflater.finish(), Err(Trouble::CutOff));
+        assert_eq!(inflater.finish(), Err(InflateError::CutOff));
         assert_eq!(inflater.push(&out.finish().unwrap()).unwrap(), "");
         assert_eq!(inflater.finish(), Ok(()));
     }
@@ -174,14 +172,14 @@ mod tests {
     fn a_bomb_does_not_go_off() {
         let bomb = gzip(&vec![b' '; 64 << 20]);
         assert!(bomb.len() < 80 << 10);
-        assert_eq!(undo(Coding::Gzip, &bomb, bomb.len()), Err(Trouble::TooLarge));
+        assert_eq!(undo(Coding::Gzip, &bomb, bomb.len()), Err(InflateError::TooLarge));
     }
 
     #[test]
     fn what_is_broken_is_an_error() {
         let good = gzip(b"data: x\n\n");
-        assert_eq!(undo(Coding::Gzip, b"data: x\n\n", 4), Err(Trouble::Broken));
-        assert_eq!(undo(Coding::Gzip, &good[..good.len() - 1], 4), Err(Trouble::CutOff));
+        assert_eq!(undo(Coding::Gzip, b"data: x\n\n", 4), Err(InflateError::Broken));
+        assert_eq!(undo(Coding::Gzip, &good[..good.len() - 1], 4), Err(InflateError::CutOff));
         // Several parts, and padding, are one text.
         let several = [good.clone(), good, vec![0; 8]].concat();
         assert_eq!(undo(Coding::Gzip, &several, 3).unwrap(), b"data: x\n\ndata: x\n\n");

@@ -1,16 +1,16 @@
-//! A strict JSON scanner that builds nothing: it walks the members of one object and hands out
-//! byte ranges.
+//! A strict JSON scanner that builds no tree: it iterates over the members of an object and returns byte
+//! ranges.
 //!
-//! It is what lets a body of megabytes be checked and read in one pass, and what lets one member
-//! be cut out of a document without touching any other byte.
+//! It checks and reads a body of megabytes in one pass, and lets a member be cut out of a document without
+//! touching any other byte.
 
 use std::{fmt, ops::Range};
 
-/// Objects and arrays nested deeper than this are refused (`serde_json` stops at 128, Python's
+/// Objects and arrays nested deeper than this are rejected (`serde_json` stops at 128, Python's
 /// parser near 1,000).
 pub const MAX_DEPTH: usize = 512;
 
-/// Where a document stops being JSON.
+/// Where a document is not JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SyntaxError {
     /// Byte offset into the document.
@@ -28,9 +28,8 @@ impl fmt::Display for SyntaxError {
 /// One member of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// The key between its quotes, escapes and all.
+    /// The key between its quotes, with its escapes.
     pub key: Range<usize>,
-    /// The value.
     pub value: Range<usize>,
 }
 
@@ -40,14 +39,14 @@ impl Member {
         self.key.start - 1..self.value.end
     }
 
-    /// Whether the key reads `name`, however it is escaped.
+    /// Whether the key is `name`, with or without escapes.
     pub fn is(&self, doc: &[u8], name: &str) -> bool {
         let key = &doc[self.key.clone()];
         key == name.as_bytes() || (key.contains(&b'\\') && unescape(key).is_some_and(|k| k == name))
     }
 }
 
-/// Decodes the inside of a JSON string. `None` if it is none.
+/// Decodes the inside of a JSON string. `None` if it is not valid.
 pub fn unescape(inner: &[u8]) -> Option<String> {
     let mut quoted = Vec::with_capacity(inner.len() + 2);
     quoted.push(b'"');
@@ -56,23 +55,22 @@ pub fn unescape(inner: &[u8]) -> Option<String> {
     serde_json::from_slice(&quoted).ok()
 }
 
-/// The members of one object, in the order in which they stand; each value is checked as it is
-/// passed over.
+/// Iterates over the members of an object in their order and checks each value.
 pub struct Members<'a> {
     scan: Scan<'a>,
-    state: State,
+    state: MembersState,
 }
 
 #[derive(PartialEq)]
-enum State {
+enum MembersState {
     First,
     Next,
     Over,
 }
 
-/// Walks the object that starts at `at` (leading white space allowed).
+/// The members of the object that starts at `at` (leading white space allowed).
 pub fn members(doc: &[u8], at: usize) -> Members<'_> {
-    Members { scan: Scan { doc, pos: at }, state: State::First }
+    Members { scan: Scan { doc, pos: at }, state: MembersState::First }
 }
 
 impl Members<'_> {
@@ -85,21 +83,21 @@ impl Members<'_> {
         let s = &mut self.scan;
         s.space();
         match self.state {
-            State::Over => return Ok(None),
-            State::First => {
+            MembersState::Over => return Ok(None),
+            MembersState::First => {
                 s.expect(b'{', "expected an object")?;
                 s.space();
                 if s.peek() == Some(b'}') {
                     s.pos += 1;
-                    self.state = State::Over;
+                    self.state = MembersState::Over;
                     return Ok(None);
                 }
-                self.state = State::Next;
+                self.state = MembersState::Next;
             }
-            State::Next => match s.peek() {
+            MembersState::Next => match s.peek() {
                 Some(b'}') => {
                     s.pos += 1;
-                    self.state = State::Over;
+                    self.state = MembersState::Over;
                     return Ok(None);
                 }
                 Some(b',') => {
@@ -125,24 +123,24 @@ impl Iterator for Members<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         let step = self.step();
         if step.is_err() {
-            self.state = State::Over;
+            self.state = MembersState::Over;
         }
         step.transpose()
     }
 }
 
 /// The first member of the object at the start of `doc` whose key is `name`; `None` if there is
-/// none or the document is broken before it.
+/// none or the document is invalid before it.
 pub fn find(doc: &[u8], name: &str) -> Option<Member> {
     members(doc, 0).map_while(Result::ok).find(|m| m.is(doc, name))
 }
 
-/// A text as a JSON string.
+/// Encodes a JSON string.
 pub fn quoted(text: &str) -> Vec<u8> {
     serde_json::to_vec(text).unwrap_or_else(|_| b"\"\"".to_vec())
 }
 
-/// The elements of the array at the start of `doc`, as ranges; stops at the first that is broken.
+/// The ranges of the elements of the array at the start of `doc`, up to the first invalid one.
 pub fn elements(doc: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut scan = Scan { doc, pos: 0 };
     scan.space();
@@ -161,12 +159,12 @@ pub fn elements(doc: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
     })
 }
 
-/// The ranges to delete so that every member chosen by `remove` goes, and with it exactly one
-/// comma and the white space around it: what is left is the document as it would have been
-/// written without those members.
+/// The ranges to delete so that every member chosen by `remove` disappears together with exactly one comma
+/// and the white space around it: the rest is the document as it would have been written without those
+/// members.
 ///
 /// # Errors
-/// If the object is broken.
+/// If the object is invalid.
 pub fn cuts(
     doc: &[u8],
     remove: impl Fn(&Member) -> bool,
@@ -185,7 +183,7 @@ pub fn cuts(
             continue;
         }
         if let Some(run) = open.take() {
-            // A run at the head takes the comma behind it, any other the comma before it.
+            // A run at the beginning takes the comma after it, any other run the comma before it.
             let end = if last_kept_end.is_none() { span.start } else { run.end };
             cuts.push(run.start..end);
         }
@@ -311,7 +309,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Passes over one value of any kind, without recursion.
+    /// Skips a value of any kind, without recursion.
     fn value(&mut self) -> Result<(), SyntaxError> {
         let mut nest = Nest::default();
         loop {
@@ -332,7 +330,7 @@ impl Scan<'_> {
                 }
                 _ => self.scalar()?,
             }
-            // A value has ended: close what it closes.
+            // After a value: close the containers that end here.
             loop {
                 let Some(in_object) = nest.top() else {
                     return Ok(());
@@ -367,8 +365,8 @@ impl Scan<'_> {
     }
 }
 
-/// Whether a byte is below 0x20. Eight bytes at a time, because most of a body is looked at here, and
-/// a compiler that is told to make the program small looks at one.
+/// Whether any byte is below 0x20. Eight bytes at a time, because most of a body passes through here, and a
+/// compiler that optimizes for size would test single bytes.
 fn has_control(bytes: &[u8]) -> bool {
     const EACH: u64 = u64::MAX / 255;
     let (words, rest) = bytes.as_chunks();
@@ -379,7 +377,7 @@ fn has_control(bytes: &[u8]) -> bool {
     bad != 0 || rest.iter().any(|b| *b < 0x20)
 }
 
-/// A stack of "is this level an object?" bits, without allocation.
+/// A stack of bits without allocation: whether each level is an object.
 #[derive(Default)]
 struct Nest {
     bits: [u64; MAX_DEPTH / 64],
@@ -405,8 +403,8 @@ impl Nest {
     }
 }
 
-/// Finds the end of a JSON document in bytes that arrive in pieces: the closing brace of the
-/// outermost object or array. It checks nothing else.
+/// Finds the end of a JSON document that arrives in pieces: the closing brace of the outermost object or
+/// array. It checks nothing else.
 #[derive(Default)]
 pub struct EndFinder {
     depth: usize,
@@ -416,7 +414,7 @@ pub struct EndFinder {
 }
 
 impl EndFinder {
-    /// Looks at the next piece; `true` once the document has ended in it.
+    /// Scans the next piece; `true` once the document has ended in it.
     pub fn push(&mut self, piece: &[u8]) -> bool {
         let mut i = 0;
         while i < piece.len() {

@@ -1,10 +1,10 @@
-//! How prompts begin: hashes by which those that begin alike can be told, block by block.
+//! Hashes of the beginnings of prompts, block by block: equal beginnings have equal hashes.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Hashes of the beginnings of `text` that end with its blocks of `block` bytes, the shortest
-/// first, at most `most` of them. What is behind the last whole block is not looked at. `scope`
-/// keeps apart what must not meet: another model, another tenant.
+/// Hashes of the beginnings of `text` that end at a multiple of `block` bytes, the shortest first, at most
+/// `most` of them. Bytes after the last complete block are ignored. `scope` separates texts that must not
+/// match: of another model or another tenant.
 pub fn blocks(scope: u64, text: &[u8], block: usize, most: usize) -> Vec<u64> {
     let mut so_far = scope;
     text.chunks_exact(block.max(1))
@@ -16,8 +16,7 @@ pub fn blocks(scope: u64, text: &[u8], block: usize, most: usize) -> Vec<u64> {
         .collect()
 }
 
-/// A hash of several words, by which equal ones meet in every process. Words do not run into each
-/// other.
+/// A hash of several words, the same in every process. The boundaries of the words matter.
 pub fn words(words: &[&[u8]]) -> u64 {
     words.iter().fold(0, |so_far, word| xxh3_64_with_seed(word, so_far))
 }

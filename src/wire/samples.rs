@@ -1,11 +1,11 @@
-//! Prometheus' text format, of which only some metrics are wanted: engines write tens of kilobytes.
+//! Selected metrics from the Prometheus text format: engines write tens of kilobytes.
 
 use memchr::{memchr, memrchr};
 
-/// Calls `found` for every sample of one of these metrics, with what stands beside its name in
-/// `wanted`. Lines that cannot be read are passed over.
+/// Calls `found` for every sample of a metric in `wanted`, with the value that `wanted` assigns to its name.
+/// Unreadable lines are skipped.
 pub fn each<T: Copy>(text: &[u8], wanted: &[(&[u8], T)], mut found: impl FnMut(T, f64)) {
-    // Few of the lines are wanted, and their first letters tell most of the others.
+    // Most lines are not wanted, and most of those can be skipped by their first byte.
     let mut first = [false; 256];
     wanted.iter().filter_map(|(name, _)| name.first()).for_each(|b| first[usize::from(*b)] = true);
     let mut rest = text;
@@ -26,15 +26,15 @@ fn sample<T: Copy>(line: &[u8], wanted: &[(&[u8], T)]) -> Option<(T, f64)> {
     let of = |name: &[u8]| {
         let rest = line.strip_prefix(name)?;
         match rest.first()? {
-            // A label's value may hold a brace; nothing behind the labels does.
+            // A label value may contain a brace; what follows the labels may not.
             b'{' => Some(&rest[memrchr(b'}', rest)? + 1..]),
             b' ' | b'\t' => Some(rest),
-            // The name is longer.
+            // A longer name.
             _ => None,
         }
     };
     let (what, value) = wanted.iter().find_map(|(name, what)| Some((*what, of(name)?)))?;
-    // A time may stand behind the value.
+    // A timestamp may follow the value.
     let value = std::str::from_utf8(value).ok()?.split_ascii_whitespace().next()?;
     Some((what, value.parse().ok()?))
 }

@@ -1,10 +1,10 @@
 //! Body and header fields that pass between client and backend, and those that do not.
 
-use llmproxy::sim::Seen;
+use llmproxy::sim::ReceivedRequest;
 
 use crate::support::{Gateway, sim, sim_with};
 
-async fn seen_by_backend(more: &str, headers: &str, body: &str) -> Seen {
+async fn seen_by_backend(more: &str, headers: &str, body: &str) -> ReceivedRequest {
     let sim = sim().await;
     let gateway = Gateway::before(&[sim.url()], more).await;
     let mut client = gateway.client().await;

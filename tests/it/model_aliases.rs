@@ -1,6 +1,6 @@
 //! Model aliases, their routes and fallbacks, and the requests that engines receive.
 
-use llmproxy::sim::{Fail, Seen, Sim};
+use llmproxy::sim::{Fail, ReceivedRequest, Sim};
 use serde_json::Value;
 
 use crate::support::{
@@ -40,7 +40,7 @@ async fn expected(sim: &Sim, model: &str, name: &str, stream: bool) -> String {
     text.replace(&format!("\"model\":\"{model}\""), &format!("\"model\":\"{name}\""))
 }
 
-fn model_of(seen: &Seen) -> String {
+fn model_of(seen: &ReceivedRequest) -> String {
     let body: Value = serde_json::from_slice(&seen.body).unwrap();
     body["model"].as_str().unwrap().to_owned()
 }

@@ -133,7 +133,7 @@ async fn a_full_spool_refuses_new_requests_and_harms_none_under_way() {
     assert_eq!((ready.status, ready.text()), (503, "no room for usage records\n"));
     assert_eq!(client.get("/v1/models").await.status, 200);
     assert_eq!(gateway.metric("llmproxy_usage_spool_full").await, 1.0);
-    gateway.logs("new requests are refused until there is room").await;
+    gateway.logs("new requests are rejected until there is space").await;
     // Refusals need no room, and the stream goes on.
     for _ in 0..50 {
         assert_eq!(client.ask(PATH, SMALL).await.status, 503);
@@ -215,7 +215,7 @@ async fn a_damaged_segment_is_told_of_and_the_rest_is_delivered() {
     let damaged = "llmproxy_usage_records_lost_total{reason=\"damaged\"}";
     assert_eq!(gateway.metric(damaged).await as usize, lost);
     assert!(sequences[..sequences.len() - 1].is_sorted());
-    gateway.logs("cannot be read any more: damaged").await;
+    gateway.logs("cannot be read: damaged").await;
 }
 
 #[tokio::test]
@@ -320,7 +320,7 @@ async fn a_full_disk_refuses_new_requests_and_loses_nothing() {
         answer.status == 503 && answer.json()["error"]["code"] == "usage_spool_full"
     })
     .await;
-    gateway.logs("cannot write to the spool").await;
+    gateway.logs("cannot write to the usage spool").await;
     let mut text = String::new();
     while let Some(chunk) = stream.chunk().await.filter(|chunk| !chunk.is_empty()) {
         text.push_str(std::str::from_utf8(&chunk).unwrap());
@@ -348,7 +348,7 @@ async fn a_full_disk_may_cost_records_instead() {
         disk.gateway.metric(lost).await > 0.0
     })
     .await;
-    disk.gateway.logs("usage records lost: cannot write to the spool").await;
+    disk.gateway.logs("usage records lost: cannot write to the usage spool").await;
     disk.clear();
     ask(&disk.gateway, 1).await;
     eventually("the last one arrives", async || {

@@ -53,7 +53,8 @@ async fn a_segment_of_another_gateway_is_told_of_and_costs_no_record() {
     fs::copy(from, &to).unwrap();
     assert!(!verify(&mine).1);
     mine.revive().await;
-    mine.logs("does not belong to the spool: its records clash with those of another file").await;
+    mine.logs("does not belong to the usage spool: its records clash with those of another file")
+        .await;
     let adopted = async || mine.metric("llmproxy_usage_spool_adopted_total").await;
     assert_eq!(adopted().await as usize, 30);
     assert_eq!(mine.metric("llmproxy_usage_spool_foreign_files").await as usize, 1);
@@ -90,7 +91,7 @@ async fn copies_of_the_logs_own_files_are_told_of_and_delivered_once() {
     let (said, good) = verify(&gateway);
     assert!(!good && said.contains("old.log: does not belong to the spool"), "{said}");
     gateway.revive().await;
-    gateway.logs("old.log does not belong to the spool, and its records are not delivered").await;
+    gateway.logs("old.log does not belong to the usage spool: its records are not delivered").await;
     let receiver = Receiver::at(address).await;
     eventually("all is delivered", async || receiver.all().len() >= 200).await;
     ask(&gateway, 1).await;

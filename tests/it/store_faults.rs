@@ -291,7 +291,7 @@ async fn a_database_that_refuses_or_says_nothing_delays_nobody() {
             );
             let gateway = with_database(&sim, &source, LONG).await;
             fails_fast(&gateway, &format!("{driver} {what}")).await;
-            gateway.logs("questions fail until it is there again").await;
+            gateway.logs("queries fail until it is available again").await;
         }
     }
 }
@@ -337,7 +337,7 @@ async fn a_database_that_is_away_is_used_again_when_it_is_back() {
     }
     let back = async || gateway.ask_as("sk-good-1").await.status == 200;
     eventually("the database is used again", back).await;
-    gateway.logs("the database can be reached again").await;
+    gateway.logs("the database is available again").await;
     assert!(!gateway.log().contains(PASSWORD));
 }
 

@@ -427,5 +427,5 @@ api_keys: [{{key: sk-any, metadata: {{note: {note}}}}}]
     let archive = Archive::open(&spool(&gateway)).unwrap();
     fs::remove_file(&files[2]).unwrap();
     let verdict = archive.verify(&mut |_| {}).unwrap();
-    assert!(verdict.is_good() && verdict.records > 0, "{verdict:?}");
+    assert!(verdict.is_intact() && verdict.records > 0, "{verdict:?}");
 }

@@ -8,7 +8,7 @@ use llmproxy::{
     store::{Stores, http, redis},
     usage::{
         Entry,
-        sink::{self, Failure, Resources, Sink},
+        sink::{self, DeliveryError, Resources, Sink},
     },
 };
 use serde_json::Value;
@@ -89,12 +89,12 @@ async fn what_redis_refuses_is_told_and_leaves_nothing_behind() {
     let (sink, _stores) = stream(redis.address, None);
     redis.command(&["SET", STREAM, "something else"]);
     let failure = sink.deliver(&entries(3)).await.unwrap_err();
-    assert_eq!(failure, Failure::away("what stands at the key `llmproxy:usage` is no stream"));
+    assert_eq!(failure, DeliveryError::unavailable("the key `llmproxy:usage` is not a stream"));
     redis.command(&["DEL", STREAM]);
 
     redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
     let failure = sink.deliver(&entries(3)).await.unwrap_err();
-    assert_eq!(failure, Failure::away("Redis has no memory left (OOM)"));
+    assert_eq!(failure, DeliveryError::unavailable("Redis is out of memory (OOM)"));
     redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
     assert_eq!(length(&redis), 0);
 
@@ -109,7 +109,7 @@ async fn a_stream_outlives_a_restart_of_its_server() {
     sink.deliver(&entries(1)).await.unwrap();
     redis.stop();
     let failure = sink.deliver(&entries(2)).await.unwrap_err();
-    assert!(matches!(failure, Failure::Away { .. }), "{failure:?}");
+    assert!(matches!(failure, DeliveryError::Unavailable { .. }), "{failure:?}");
     redis.restart().await;
     eventually("the records are taken", async || sink.deliver(&entries(2)).await.is_ok()).await;
     assert_eq!(length(&redis), 2, "an attempt that failed has added nothing");

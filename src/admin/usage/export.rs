@@ -104,10 +104,10 @@ fn text(format: Format, first: bool, records: &[Map<String, Value>]) -> Bytes {
         }
     };
     if first {
-        write(schema::names().map(str::to_owned).collect());
+        write(schema::field_names().map(str::to_owned).collect());
     }
     for record in records {
-        write(schema::names().map(|name| cell(record.get(name))).collect());
+        write(schema::field_names().map(|name| cell(record.get(name))).collect());
     }
     writer.into_inner().unwrap_or_default().into()
 }

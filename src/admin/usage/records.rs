@@ -12,7 +12,7 @@ use crate::{
         extract::Params,
         state::AdminState,
     },
-    usage::store::{Column, Cursor, Sums},
+    usage::store::{Column, PageCursor, Sums},
 };
 
 usage_query! {
@@ -136,19 +136,19 @@ pub async fn list(
     let (filter, by, limit) =
         (query.filter()?, groups(query.group_by.as_deref())?, query.limit as usize);
     let cursor = query.cursor.as_deref().map(|text| {
-        Cursor::decode(text, &by).ok_or_else(|| invalid("`cursor` does not belong to this query"))
+        PageCursor::decode(text, &by).ok_or_else(|| invalid("`cursor` does not belong to this query"))
     });
     let cursor = cursor.transpose()?;
     let store = store(&state)?;
     if by.is_empty() {
         let found = store.records(&filter, cursor.as_ref(), limit).await;
         let page = found.map_err(|why| failed(&why))?;
-        let next = page.next.as_ref().map(Cursor::encode);
+        let next = page.next.as_ref().map(PageCursor::encode);
         return Ok(Json(UsagePage { records: Some(page.items), groups: None, next }));
     }
     let found = store.sums(&filter, &by, cursor.as_ref(), limit).await;
     let page = found.map_err(|why| failed(&why))?;
-    let next = page.next.as_ref().map(Cursor::encode);
+    let next = page.next.as_ref().map(PageCursor::encode);
     let groups = page.items.into_iter().map(Group::new).collect();
     Ok(Json(UsagePage { records: None, groups: Some(groups), next }))
 }

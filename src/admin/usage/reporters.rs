@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use crate::{
     admin::state::AdminState,
-    usage::{Outbox, Standing, State as Delivery},
+    usage::{Outbox, ReporterState as Delivery, ReporterStatus},
 };
 
 /// The state of the delivery of usage records.
@@ -73,7 +73,7 @@ pub struct Spool {
 }
 
 impl Reporter {
-    fn new(standing: &Standing, outbox: &Outbox) -> Self {
+    fn new(standing: &ReporterStatus, outbox: &Outbox) -> Self {
         let failure = standing.failure();
         Self {
             name: standing.name.clone(),
@@ -114,6 +114,6 @@ pub async fn reporters(State(state): State<AdminState>) -> Json<Reporters> {
     let outbox = &state.carry.usage;
     let end = outbox.spool().map_or(0, |spool| spool.end());
     let reporters =
-        outbox.standings().iter().map(|standing| Reporter::new(standing, outbox)).collect();
+        outbox.reporters().iter().map(|standing| Reporter::new(standing, outbox)).collect();
     Json(Reporters { reporters, spool: Spool::new(outbox, end) })
 }

@@ -14,7 +14,7 @@ use crate::{
     },
     store::{
         StoreError,
-        redis::{Found, Redis},
+        redis::{Redis, StoredValue},
     },
 };
 
@@ -42,14 +42,14 @@ impl RedisKeys {
 }
 
 /// A hash or the string of an object as data.
-fn data(found: &Found) -> Result<Option<Map<String, Value>>, StoreError> {
+fn data(found: &StoredValue) -> Result<Option<Map<String, Value>>, StoreError> {
     match found {
-        Found::Nothing => Ok(None),
-        Found::Hash(fields) => {
+        StoredValue::Missing => Ok(None),
+        StoredValue::Hash(fields) => {
             let field = |(name, value): &(String, String)| (name.clone(), value.as_str().into());
             Ok(Some(fields.iter().map(field).collect()))
         }
-        Found::String(text) => serde_json::from_str(text)
+        StoredValue::String(text) => serde_json::from_str(text)
             .map(Some)
             .map_err(|_| StoreError::new("the string at the key is not a JSON object")),
     }
@@ -77,8 +77,8 @@ impl Provider for RedisKeys {
             let Some(mut data) = data(&found)? else { return Ok(None) };
             let change = Terms::read(&data).map_err(StoreError::new)?.change(used, now());
             match found {
-                Found::Nothing => return Ok(None),
-                Found::Hash(_) => {
+                StoredValue::Missing => return Ok(None),
+                StoredValue::Hash(_) => {
                     let last = data.get("last_reset_at").and_then(Value::as_str);
                     if let Some(told) = self.server.count(&name, last, &change).await? {
                         let fields = COUNTED.into_iter().zip(told);
@@ -86,7 +86,7 @@ impl Provider for RedisKeys {
                         return Ok(Some(told.collect()));
                     }
                 }
-                Found::String(old) => {
+                StoredValue::String(old) => {
                     change.apply(&mut data);
                     let new = serde_json::to_string(&data).map_err(StoreError::new)?;
                     if self.server.replace(&name, &old, &new).await? {

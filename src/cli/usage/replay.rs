@@ -21,7 +21,7 @@ use crate::{
     store::{Stores, http},
     usage::{
         Entry,
-        dead::Letters,
+        dead_letters::DeadLetters,
         sink::{self, Pace, Resources},
     },
 };
@@ -129,7 +129,7 @@ fn send(
 
 /// Sends dead letters.
 fn dead(folder: &Path, reporter: &ReporterPlan, dry_run: bool) -> Result<bool, String> {
-    let letters = Letters::open(folder, &reporter.name);
+    let letters = DeadLetters::open(folder, &reporter.name);
     let path = letters.path();
     let cannot = |e| format!("cannot use {}: {e}", path.display());
     let name = &reporter.name;

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     cli::config_file::ConfigFile,
     config::plan::Plan,
-    usage::{dead::Letters, spool::Archive},
+    usage::{dead_letters::DeadLetters, spool::Archive},
 };
 
 #[derive(Args)]
@@ -97,7 +97,7 @@ fn read(plan: &Plan, folder: &Path) -> Result<Status, String> {
     if end > first {
         (oldest, newest) = (written(&archive, first)?, written(&archive, end - 1)?);
     }
-    let places: BTreeMap<_, _> = archive.places()?.into_iter().collect();
+    let places: BTreeMap<_, _> = archive.positions()?.into_iter().collect();
     let mut reporters: Vec<_> = configured(plan).collect();
     for name in places.keys() {
         if !reporters.iter().any(|reporter| reporter.name == *name) {
@@ -161,7 +161,7 @@ impl Reporter {
     }
 
     fn count_letters(&mut self, folder: &Path) -> Result<(), String> {
-        let letters = Letters::open(folder, &self.name);
+        let letters = DeadLetters::open(folder, &self.name);
         let unreadable = |e| format!("cannot read {}: {e}", letters.path().display());
         let mut reading = letters.read().map_err(unreadable)?;
         for letter in reading.by_ref() {

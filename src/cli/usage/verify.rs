@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cli::config_file::ConfigFile,
     config::plan::Plan,
-    usage::spool::{Gap, Verdict},
+    usage::spool::{Gap, Verification},
 };
 
 #[derive(Args)]
@@ -32,7 +32,7 @@ pub fn run(plan: &Plan) -> Result<bool, String> {
     let verdict = archive.verify(&mut |bytes| bar.inc(bytes));
     bar.finish_and_clear();
     let verdict = verdict?;
-    let places = archive.places()?;
+    let places = archive.positions()?;
     let lost_positions: Vec<_> = places.into_iter().filter(|(_, place)| place.is_none()).collect();
     let mut text = problems(&verdict);
     for (name, _) in &lost_positions {
@@ -42,7 +42,7 @@ pub fn run(plan: &Plan) -> Result<bool, String> {
         )
         .ok();
     }
-    let good = verdict.is_good() && lost_positions.is_empty();
+    let good = verdict.is_intact() && lost_positions.is_empty();
     let records = count(verdict.records, "record");
     let segments = count(archive.segments().len() as u64, "segment");
     let bytes = BinaryBytes(verdict.bytes);
@@ -53,7 +53,7 @@ pub fn run(plan: &Plan) -> Result<bool, String> {
 }
 
 /// A line for each problem.
-fn problems(verdict: &Verdict) -> String {
+fn problems(verdict: &Verification) -> String {
     let mut text = String::new();
     for damage in &verdict.damage {
         let (path, bytes) = (damage.path.display(), count(damage.bytes, "byte"));
@@ -74,7 +74,7 @@ fn problems(verdict: &Verdict) -> String {
         }
         .ok();
     }
-    for path in &verdict.strangers {
+    for path in &verdict.unread_files {
         writeln!(text, "{}: does not belong to the spool and is ignored", path.display()).ok();
     }
     if verdict.torn > 0 {
@@ -92,16 +92,16 @@ mod tests {
 
     #[test]
     fn every_problem_has_a_line() {
-        let verdict = Verdict {
+        let verdict = Verification {
             damage: vec![Damage { path: "a/0.log".into(), offset: 16, bytes: 1 }],
             gaps: vec![
                 Gap::Log { from: 3, lost: 1 },
                 Gap::Sequence { process: "gw_1".to_owned(), from: 4, lost: 2 },
                 Gap::Order { index: 9 },
             ],
-            strangers: vec!["a/0.log.bak".into()],
+            unread_files: vec!["a/0.log.bak".into()],
             torn: 5,
-            ..Verdict::default()
+            ..Verification::default()
         };
         let told = "a/0.log: 1 byte at offset 16 cannot be read
 1 record missing in the spool: #3 to #3

@@ -53,7 +53,7 @@ use crate::{
     base::lock,
     store::{
         StoreError,
-        redis::{Fate, Redis, Unanswered},
+        redis::{Redis, ScriptError, ScriptOutcome},
     },
     telemetry::Metrics,
 };
@@ -311,9 +311,9 @@ impl RedisCounter {
             }
             Ok(Err(error)) => {
                 // A server that refuses what stands at one key serves the others.
-                match error.fate {
-                    Fate::Refused => self.outage.over(),
-                    Fate::Unable | Fate::Broken | Fate::Unknown => {
+                match error.outcome {
+                    ScriptOutcome::Refused => self.outage.over(),
+                    ScriptOutcome::Unable | ScriptOutcome::Broken | ScriptOutcome::Unknown => {
                         self.outage.failed(error.why.clone(), Instant::now());
                     }
                 }
@@ -330,7 +330,7 @@ impl RedisCounter {
         }
     }
 
-    async fn decide(&self, work: Work) -> Result<Decision, Unanswered> {
+    async fn decide(&self, work: Work) -> Result<Decision, ScriptError> {
         let Work { question, held, loan } = work;
         // Each connection may have broken since it was last used; who finds that out mends it.
         let mut left = self.speaker.connections();
@@ -338,12 +338,13 @@ impl RedisCounter {
         let answer = loop {
             match self.speaker.take(&held.holding, &question).await {
                 Ok(answer) => break answer,
-                Err(error) if error.fate == Fate::Broken && left > 0 => {
+                Err(error) if error.outcome == ScriptOutcome::Broken && left > 0 => {
                     left -= 1;
                     sure = false;
                 }
                 Err(error) => {
-                    let undone = matches!(error.fate, Fate::Refused | Fate::Unable);
+                    let undone =
+                        matches!(error.outcome, ScriptOutcome::Refused | ScriptOutcome::Unable);
                     held.refused(undone && sure);
                     return Err(error);
                 }

@@ -14,7 +14,7 @@ use crate::{
         bucket::{Rate, SECOND, Ticks},
         claim::{Claim, Claims, Failed, Kind, Refusal, Spend, Used},
     },
-    store::redis::{Redis, Script, Unanswered},
+    store::redis::{Redis, Script, ScriptError},
 };
 
 static TAKE: Script = Script::new(concat!(include_str!("bucket.lua"), include_str!("take.lua")));
@@ -258,7 +258,7 @@ impl Speaker {
     }
 
     /// Asks for all that a request claims.
-    pub async fn take(&self, lease: &Holding, question: &Question) -> Result<Answer, Unanswered> {
+    pub async fn take(&self, lease: &Holding, question: &Question) -> Result<Answer, ScriptError> {
         let mut call = Call::default();
         call.keys.push(self.mark(&lease.id));
         // Who holds nothing need not be told from others.
@@ -288,7 +288,7 @@ impl Speaker {
         spends: &[Spend],
         used: &Used,
         pause: Duration,
-    ) -> Result<(), Unanswered> {
+    ) -> Result<(), ScriptError> {
         let mut call = Call::default();
         call.keys.push(self.mark(&lease.id));
         call.say(&lease.id);
@@ -311,7 +311,7 @@ impl Speaker {
     }
 
     /// Gives units back.
-    pub async fn give(&self, gives: &[Give]) -> Result<(), Unanswered> {
+    pub async fn give(&self, gives: &[Give]) -> Result<(), ScriptError> {
         let mut call = Call::default();
         call.keys.push(self.mark(""));
         call.say("");
@@ -328,7 +328,7 @@ impl Speaker {
     }
 
     /// Lets what is held be held for longer.
-    pub async fn renew(&self, leases: &[Arc<Holding>]) -> Result<(), Unanswered> {
+    pub async fn renew(&self, leases: &[Arc<Holding>]) -> Result<(), ScriptError> {
         let mut call = Call::default();
         call.say(self.ttl);
         for lease in leases {
@@ -348,7 +348,7 @@ impl Speaker {
         &self,
         script: &Script,
         call: &Call,
-    ) -> Result<T, Unanswered> {
+    ) -> Result<T, ScriptError> {
         self.trips.fetch_add(1, Ordering::Relaxed);
         self.server.script(script, &call.keys, &call.words).await
     }

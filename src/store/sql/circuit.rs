@@ -1,8 +1,8 @@
-//! A database that is away is not waited for by each question: while one connection after the other
-//! is tried in the background, questions fail at once.
+//! A circuit breaker for a database server: while the server is unavailable, queries fail at once instead
+//! of waiting for it.
 //!
-//! The circuit opens when a connection of its own cannot be made, which is tried as soon as a
-//! question takes long or fails, and closes when one can.
+//! A slow or failed query starts a probe in the background, which opens a connection of its own. The
+//! circuit opens when a probe fails, and closes when one succeeds.
 
 use std::{
     future::Future,
@@ -18,92 +18,93 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::cause;
-use crate::{base::lock, store::StoreError};
+use super::value::cause;
+use crate::{base::lock, store::error::StoreError};
 
-/// A question that has no answer after this has the server looked at; while the circuit is open, it
-/// waits for so long for a look that is under way.
+/// A query without an answer after this time starts a probe. While the circuit is open, a query waits this
+/// long for a running probe.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// The server is looked at no more often than this. It is not away if it has answered so lately.
+/// The shortest time between two probes. A server that has answered a query within it is available.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The longest time between two looks for one question that has no answer.
+/// The longest time between two probes for one unanswered query.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// A server to which no connection was made for so long is away, unless the last one took longer.
+/// A server to which no connection can be made within this time is unavailable, unless the last connection
+/// took longer.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// A connection that nobody uses shows within this that the server is there.
+/// How long the ping of an idle connection may take.
 const PING: Duration = Duration::from_secs(1);
 
 type Connect = Box<dyn Fn() -> BoxFuture<'static, Result<(), sqlx::Error>> + Send + Sync>;
 
-/// What is asked.
+/// The kind of statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
-    /// A question, which is broken off when the server is away.
+pub enum Operation {
+    /// A query, which is cancelled when the server becomes unavailable.
     Read,
-    /// A change. It is not begun while the server is away; once begun it is not broken off, because
-    /// nobody would know whether it was made.
+    /// A change. It is not started while the server is unavailable; once started it is not cancelled, because
+    /// its outcome would be unknown.
     Change,
 }
 
-/// Why a server is away.
+/// Why a server is unavailable.
 #[derive(Clone, Debug, PartialEq)]
-struct Away {
+struct Outage {
     why: StoreError,
-    /// It speaks, and refuses new connections: those that there are may be good.
+    /// The server refuses new connections; existing connections may still work.
     refuses: bool,
 }
 
-/// Whether a server can be reached.
+/// The circuit breaker of one server.
 pub struct Circuit {
     connect: Connect,
-    /// How long making a connection may take.
+    /// How long connecting may take.
     patience: Duration,
-    /// Why it is open, if it is. Marked as changed by each look that finds the server away.
-    open: watch::Sender<Option<Away>>,
-    looks: Mutex<Looks>,
+    /// Why the circuit is open, if it is. Every failed probe marks it as changed.
+    open: watch::Sender<Option<Outage>>,
+    probes: Mutex<ProbeState>,
 }
 
-/// What is known from looks and answers.
+/// What probes and answered queries have shown.
 #[derive(Default)]
-struct Looks {
-    /// When the last one began or ended.
+struct ProbeState {
+    /// When the last probe began or ended.
     at: Option<Instant>,
-    under_way: bool,
-    /// The one under way has found the server away, and goes on waiting for its connection.
-    late: bool,
-    /// How long the last connection took.
+    is_running: bool,
+    /// The running probe has opened the circuit and still waits for its connection.
+    is_slow: bool,
+    /// How long the last successful connection took.
     took: Duration,
-    /// How long the last look waited that had no connection: the next one waits twice as long.
-    in_vain: Duration,
-    /// When a question was answered.
+    /// How long the last failed probe waited: the next one waits twice as long.
+    failed_wait: Duration,
+    /// When a query was last answered.
     answered: Option<Instant>,
 }
 
-impl Looks {
-    fn answered_lately(&self) -> bool {
+impl ProbeState {
+    fn answered_recently(&self) -> bool {
         self.answered.is_some_and(|at| at.elapsed() < PAUSE)
     }
 }
 
-/// A look under way, which ends whatever becomes of its task.
-struct UnderWay<'a>(&'a Circuit);
+/// Marks a probe as running until it is dropped, even if its task panics.
+struct ProbeGuard<'a>(&'a Circuit);
 
-impl Drop for UnderWay<'_> {
+impl Drop for ProbeGuard<'_> {
     fn drop(&mut self) {
-        let mut looks = lock(&self.0.looks);
-        // From the end of a look on: one that takes long is not followed by the next at once.
-        looks.at = Some(Instant::now());
-        (looks.under_way, looks.late) = (false, false);
+        let mut probes = lock(&self.0.probes);
+        // The pause counts from the end of a probe, so that a long one is not followed by the next at once.
+        probes.at = Some(Instant::now());
+        (probes.is_running, probes.is_slow) = (false, false);
     }
 }
 
 impl Circuit {
-    /// Of the server to which these options lead, and the connections to it. Making one may take as
-    /// long as `patience`.
+    /// For the server of these options, and the pool of connections to it. Connecting may take as long as
+    /// `patience`.
     pub fn new<D: Database>(
         pool: Pool<D>,
         options: <D::Connection as Connection>::Options,
@@ -112,7 +113,7 @@ impl Circuit {
         let connect = move || -> BoxFuture<'static, Result<(), sqlx::Error>> {
             let (pool, options) = (pool.clone(), options.clone());
             Box::pin(async move {
-                // One that answers shows more than a new one, for which there may be no room.
+                // An idle connection that answers is enough: the server may have no room for another one.
                 if let Some(mut idle) = pool.try_acquire() {
                     if let Ok(Ok(())) = timeout(PING, idle.ping()).await {
                         return Ok(());
@@ -120,7 +121,7 @@ impl Circuit {
                     drop(idle.detach());
                 }
                 let connection = options.connect().await?;
-                // That it does not hear a goodbye says nothing of the next connection.
+                // An error while closing says nothing about the next connection.
                 let _ = connection.close().await;
                 Ok(())
             })
@@ -129,95 +130,96 @@ impl Circuit {
     }
 
     fn with(connect: Connect, patience: Duration) -> Arc<Self> {
-        let (open, looks) = (watch::Sender::new(None), Mutex::default());
-        Arc::new(Self { connect, patience, open, looks })
+        let (open, probes) = (watch::Sender::new(None), Mutex::default());
+        Arc::new(Self { connect, patience, open, probes })
     }
 
-    /// Waits for an answer as long as the server is there. `cold`: nothing is known about it yet.
+    /// Waits for an answer while the server is available. `cold`: there is no connection to it yet.
     ///
     /// # Errors
-    /// The answer's own, or why the server is away.
+    /// The error of the query, or why the server is unavailable.
     pub async fn guard<T>(
         self: &Arc<Self>,
         cold: bool,
-        work: Work,
+        operation: Operation,
         answer: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let mut open = self.open.subscribe();
         let why = open.borrow_and_update().clone();
-        if let Some(Away { why, .. }) = why {
-            self.look();
-            let fresh = {
-                let looks = lock(&self.looks);
-                looks.under_way && !looks.late
+        if let Some(Outage { why, .. }) = why {
+            self.probe();
+            let may_close = {
+                let probes = lock(&self.probes);
+                probes.is_running && !probes.is_slow
             };
-            if fresh {
-                // Either it closes, or it is found open once more.
+            if may_close {
+                // The probe closes the circuit, or finds the server unavailable again.
                 let _ = timeout(PATIENCE, open.changed()).await;
             }
             if open.borrow_and_update().is_some() {
                 return Err(why);
             }
         } else if cold {
-            self.look();
+            self.probe();
         }
         let mut answer = pin!(answer);
         let mut wait = PATIENCE;
-        let gone = |open: &Option<Away>| open.as_ref().is_some_and(|away| cold || !away.refuses);
+        let gone =
+            |open: &Option<Outage>| open.as_ref().is_some_and(|outage| cold || !outage.refuses);
         loop {
             tokio::select! {
                 biased;
                 answer = &mut answer => {
                     match &answer {
-                        Ok(_) => lock(&self.looks).answered = Some(Instant::now()),
-                        Err(_) => self.look(),
+                        Ok(_) => lock(&self.probes).answered = Some(Instant::now()),
+                        Err(_) => self.probe(),
                     }
                     return answer;
                 }
-                Ok(away) = open.wait_for(gone), if work == Work::Read => {
-                    let why = away.as_ref().map(|away| away.why.clone());
-                    return Err(why.unwrap_or_else(|| StoreError::new("away")));
+                Ok(outage) = open.wait_for(gone), if operation == Operation::Read => {
+                    let why = outage.as_ref().map(|outage| outage.why.clone());
+                    return Err(why.unwrap_or_else(|| StoreError::new("unavailable")));
                 }
                 () = sleep(wait) => {
-                    self.look();
-                    // Once more, if somebody had looked just before; and then seldom.
+                    self.probe();
+                    // Soon again, in case another query probed just before; then less and less often.
                     wait = (wait * 2).clamp(PAUSE, LONGEST);
                 }
             }
         }
     }
 
-    /// Tries a connection in the background, if none has been tried of late.
-    fn look(self: &Arc<Self>) {
+    /// Starts a probe in the background, unless one is running or has just ended.
+    fn probe(self: &Arc<Self>) {
         {
-            let mut looks = lock(&self.looks);
-            let lately = looks.at.is_some_and(|at| at.elapsed() < PAUSE);
-            if lately || looks.under_way {
+            let mut probes = lock(&self.probes);
+            let recently = probes.at.is_some_and(|at| at.elapsed() < PAUSE);
+            if recently || probes.is_running {
                 return;
             }
-            (looks.at, looks.under_way) = (Some(Instant::now()), true);
+            (probes.at, probes.is_running) = (Some(Instant::now()), true);
         }
         let circuit = Arc::clone(self);
         tokio::spawn(async move {
-            let under_way = UnderWay(&circuit);
-            let away = circuit.try_connection().await;
-            drop(under_way);
-            circuit.set(away);
+            let guard = ProbeGuard(&circuit);
+            let outage = circuit.try_connection().await;
+            drop(guard);
+            circuit.set(outage);
         });
     }
 
-    /// Why the server is away, if it is. Tells of it as soon as a connection takes longer than usual,
-    /// and goes on waiting for that one.
-    async fn try_connection(&self) -> Option<Away> {
+    /// Why the server is unavailable, if it is. Opens the circuit as soon as connecting takes longer than
+    /// usual, and continues to wait for the connection.
+    async fn try_connection(&self) -> Option<Outage> {
         let (usual, limit) = {
-            let looks = lock(&self.looks);
-            let usual = (looks.took * 2).max(CONNECT);
-            (usual, (looks.in_vain * 2).max(usual * 2))
+            let probes = lock(&self.probes);
+            let usual = (probes.took * 2).max(CONNECT);
+            (usual, (probes.failed_wait * 2).max(usual * 2))
         };
         let (usual, limit) = (usual.min(self.patience), limit.min(self.patience));
-        let late = || {
+        let timed_out = || {
             let why = "the database cannot be reached: no connection within";
-            Away { why: StoreError::new(format!("{why} {usual:?}")), refuses: false }
+            Outage { why: StoreError::new(format!("{why} {usual:?}")), refuses: false }
         };
         let began = Instant::now();
         let mut connect = pin!(timeout(limit, (self.connect)()));
@@ -225,53 +227,53 @@ impl Circuit {
             Ok(connected) => connected,
             Err(_) => {
                 {
-                    let mut looks = lock(&self.looks);
-                    if looks.answered_lately() {
+                    let mut probes = lock(&self.probes);
+                    if probes.answered_recently() {
                         return None;
                     }
-                    looks.late = true;
+                    probes.is_slow = true;
                 }
-                self.set(Some(late()));
+                self.set(Some(timed_out()));
                 connect.await
             }
         };
-        let mut looks = lock(&self.looks);
-        let away = match connected {
+        let mut probes = lock(&self.probes);
+        let outage = match connected {
             Ok(Ok(())) => {
-                (looks.took, looks.in_vain) = (began.elapsed(), Duration::ZERO);
+                (probes.took, probes.failed_wait) = (began.elapsed(), Duration::ZERO);
                 return None;
             }
             Ok(Err(error)) if is_full(&error) => return None,
             Ok(Err(error)) => {
                 let refuses = matches!(error, sqlx::Error::Database(_));
-                Away { why: cause(error), refuses }
+                Outage { why: cause(error), refuses }
             }
             Err(_) => {
-                looks.in_vain = limit;
-                late()
+                probes.failed_wait = limit;
+                timed_out()
             }
         };
-        // Who answers others is there, and takes no new connection.
-        (!looks.answered_lately()).then_some(away)
+        // A server that answers other queries is available: it only takes no new connections.
+        (!probes.answered_recently()).then_some(outage)
     }
 
-    fn set(&self, away: Option<Away>) {
+    fn set(&self, outage: Option<Outage>) {
         self.open.send_if_modified(|open| {
-            match (&*open, &away) {
+            match (&*open, &outage) {
                 (None, None) => return false,
-                (None, Some(Away { why, .. })) => {
-                    log::warn!("{why}; questions fail until it is there again");
+                (None, Some(Outage { why, .. })) => {
+                    log::warn!("{why}; queries fail until it is available again");
                 }
-                (Some(_), None) => log::info!("the database can be reached again"),
+                (Some(_), None) => log::info!("the database is available again"),
                 (Some(_), Some(_)) => {}
             }
-            *open = away;
+            *open = outage;
             true
         });
     }
 }
 
-/// Whether the server is there, and has no room for one more connection than there are.
+/// Whether the server is available but has reached its limit of connections.
 fn is_full(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
     // PostgreSQL's too many connections, and PgBouncer's; MySQL's, of the server and of a user.
@@ -292,11 +294,11 @@ mod tests {
 
     use super::*;
 
-    /// 0: refuses, 1: accepts, 2: says nothing.
-    fn circuit(state: &Arc<AtomicU32>, looks: &Arc<AtomicU32>) -> Arc<Circuit> {
-        let (state, looks) = (Arc::clone(state), Arc::clone(looks));
+    /// 0: refuses connections, 1: accepts them, 2: never answers.
+    fn circuit(state: &Arc<AtomicU32>, probes: &Arc<AtomicU32>) -> Arc<Circuit> {
+        let (state, probes) = (Arc::clone(state), Arc::clone(probes));
         let connect = move || -> BoxFuture<'static, Result<(), sqlx::Error>> {
-            looks.fetch_add(1, Ordering::Relaxed);
+            probes.fetch_add(1, Ordering::Relaxed);
             let state = state.load(Ordering::Relaxed);
             Box::pin(async move {
                 match state {
@@ -327,12 +329,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_waits_is_told_and_who_comes_later_does_not_wait() {
         for (state, first) in [(0, Duration::from_millis(110)), (2, Duration::from_millis(2200))] {
-            let (state, looks) = (Arc::new(AtomicU32::new(state)), Arc::default());
-            let circuit = circuit(&state, &looks);
+            let (state, probes) = (Arc::new(AtomicU32::new(state)), Arc::default());
+            let circuit = circuit(&state, &probes);
             let never = || std::future::pending::<Result<u32, StoreError>>();
             let took = async |most: Duration| {
                 let began = Instant::now();
-                assert!(circuit.guard(false, Work::Read, never()).await.is_err());
+                assert!(circuit.guard(false, Operation::Read, never()).await.is_err());
                 assert!(began.elapsed() <= most, "{:?}", began.elapsed());
             };
             took(first).await;
@@ -340,49 +342,49 @@ mod tests {
                 took(PATIENCE).await;
                 sleep(Duration::from_millis(1)).await;
             }
-            let looks = looks.load(Ordering::Relaxed);
-            assert!((1..100).contains(&looks), "{looks}: now and then, not for each question");
+            let probes = probes.load(Ordering::Relaxed);
+            assert!((1..100).contains(&probes), "{probes}: now and then, not for each question");
             state.store(1, Ordering::Relaxed);
-            // A look that is under way must end before the next one.
+            // A running probe must end before the next one.
             sleep(2 * CONNECT + PAUSE).await;
-            assert_eq!(circuit.guard(false, Work::Read, answers()).await, Ok(7));
-            assert_eq!(circuit.guard(false, Work::Read, answers()).await, Ok(7));
+            assert_eq!(circuit.guard(false, Operation::Read, answers()).await, Ok(7));
+            assert_eq!(circuit.guard(false, Operation::Read, answers()).await, Ok(7));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_has_just_been_there_is_looked_at_again() {
-        let (state, looks) = (Arc::new(AtomicU32::new(1)), Arc::default());
-        let circuit = circuit(&state, &looks);
-        circuit.look();
+        let (state, probes) = (Arc::new(AtomicU32::new(1)), Arc::default());
+        let circuit = circuit(&state, &probes);
+        circuit.probe();
         sleep(Duration::from_millis(1)).await;
         state.store(2, Ordering::Relaxed);
         let began = Instant::now();
         let never = std::future::pending::<Result<u32, StoreError>>();
-        assert!(circuit.guard(false, Work::Read, never).await.is_err());
+        assert!(circuit.guard(false, Operation::Read, never).await.is_err());
         assert!(began.elapsed() < CONNECT + 2 * PAUSE, "{:?}", began.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_is_there_is_waited_for() {
-        let (state, looks) = (Arc::new(AtomicU32::new(1)), Arc::default());
-        let circuit = circuit(&state, &looks);
+        let (state, probes) = (Arc::new(AtomicU32::new(1)), Arc::default());
+        let circuit = circuit(&state, &probes);
         let slow = async {
             sleep(Duration::from_secs(20)).await;
             Ok(7)
         };
-        assert_eq!(circuit.guard(true, Work::Read, slow).await, Ok(7));
-        assert!((1..10).contains(&looks.load(Ordering::Relaxed)));
-        // What it refuses is its answer, and no reason to think that it is away.
+        assert_eq!(circuit.guard(true, Operation::Read, slow).await, Ok(7));
+        assert!((1..10).contains(&probes.load(Ordering::Relaxed)));
+        // An error in its answer does not make the server unavailable.
         let no = async { Err::<u32, _>(StoreError::new("no such table")) };
         assert_eq!(
-            circuit.guard(false, Work::Read, no).await,
+            circuit.guard(false, Operation::Read, no).await,
             Err(StoreError::new("no such table"))
         );
-        assert_eq!(circuit.guard(false, Work::Read, answers()).await, Ok(7));
+        assert_eq!(circuit.guard(false, Operation::Read, answers()).await, Ok(7));
     }
 
-    /// A circuit to a server whose connections take so long.
+    /// A circuit to a server with slow connections.
     fn slow(state: &Arc<Mutex<Duration>>, patience: Duration) -> Arc<Circuit> {
         let state = Arc::clone(state);
         let connect = move || -> BoxFuture<'static, Result<(), sqlx::Error>> {
@@ -411,7 +413,7 @@ mod tests {
                     sleep(needs).await;
                     Ok(7)
                 };
-                circuit.guard(true, Work::Read, answer).await
+                circuit.guard(true, Operation::Read, answer).await
             };
             let began = Instant::now();
             while question().await.is_err() {
@@ -419,17 +421,17 @@ mod tests {
                 assert!(began.elapsed() < 10 * seconds(patience), "{needs:?} {patience}");
             }
             assert!(!is_open(&circuit));
-            // Known to take so long, it is not taken for away again.
+            // A server that is known to be slow does not open the circuit again.
             for _ in 0..20 {
                 assert_eq!(question().await, Ok(7), "{needs:?} of {patience}");
                 sleep(seconds(1)).await;
             }
-            // Nor is it waited for longer than allowed.
+            // But no query waits longer than allowed.
             *lock(&takes) = seconds(1000);
             sleep(seconds(1000)).await;
             let began = Instant::now();
             let never = std::future::pending::<Result<u32, StoreError>>();
-            assert!(circuit.guard(false, Work::Read, never).await.is_err());
+            assert!(circuit.guard(false, Operation::Read, never).await.is_err());
             assert!(began.elapsed() < seconds(patience) + 2 * PAUSE);
         }
     }
@@ -437,53 +439,53 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_answers_others_is_there() {
         for state in [0, 2] {
-            let (state, looks) = (Arc::new(AtomicU32::new(state)), Arc::default());
-            let circuit = circuit(&state, &looks);
-            assert_eq!(circuit.guard(false, Work::Read, answers()).await, Ok(7));
+            let (state, probes) = (Arc::new(AtomicU32::new(state)), Arc::default());
+            let circuit = circuit(&state, &probes);
+            assert_eq!(circuit.guard(false, Operation::Read, answers()).await, Ok(7));
             let others = Arc::clone(&circuit);
             let others = tokio::spawn(async move {
                 loop {
                     sleep(PATIENCE).await;
-                    let _ = others.guard(false, Work::Read, answers()).await;
+                    let _ = others.guard(false, Operation::Read, answers()).await;
                 }
             });
             let slow = async {
                 sleep(Duration::from_secs(20)).await;
                 Ok(7)
             };
-            assert_eq!(circuit.guard(false, Work::Read, slow).await, Ok(7));
-            assert!(looks.load(Ordering::Relaxed) > 1);
+            assert_eq!(circuit.guard(false, Operation::Read, slow).await, Ok(7));
+            assert!(probes.load(Ordering::Relaxed) > 1);
             others.abort();
             let never = std::future::pending::<Result<u32, StoreError>>();
-            assert!(circuit.guard(false, Work::Read, never).await.is_err(), "now it is away");
+            assert!(circuit.guard(false, Operation::Read, never).await.is_err(), "now it is away");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_refuses_connections_answers_over_those_there_are() {
-        let (state, looks) = (Arc::new(AtomicU32::new(1)), Arc::default());
-        let circuit = circuit(&state, &looks);
-        let away = Away { why: StoreError::new("no more"), refuses: true };
+        let (state, probes) = (Arc::new(AtomicU32::new(1)), Arc::default());
+        let circuit = circuit(&state, &probes);
+        let away = Outage { why: StoreError::new("no more"), refuses: true };
         let slow = || async {
             circuit.set(Some(away.clone()));
             sleep(PATIENCE / 2).await;
             Ok(7)
         };
-        assert_eq!(circuit.guard(false, Work::Read, slow()).await, Ok(7));
+        assert_eq!(circuit.guard(false, Operation::Read, slow()).await, Ok(7));
         circuit.set(None);
-        // Where there are none, nothing can come.
-        assert_eq!(circuit.guard(true, Work::Read, slow()).await, Err(away.why.clone()));
+        // Without existing connections the query must fail.
+        assert_eq!(circuit.guard(true, Operation::Read, slow()).await, Err(away.why.clone()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_change_is_not_broken_off_and_none_is_begun_while_the_server_is_away() {
-        let (state, looks) = (Arc::new(AtomicU32::new(0)), Arc::default());
-        let circuit = circuit(&state, &looks);
+        let (state, probes) = (Arc::new(AtomicU32::new(0)), Arc::default());
+        let circuit = circuit(&state, &probes);
         let change = async {
             sleep(Duration::from_secs(5)).await;
             Ok(7)
         };
-        assert_eq!(circuit.guard(false, Work::Change, change).await, Ok(7));
+        assert_eq!(circuit.guard(false, Operation::Change, change).await, Ok(7));
         assert!(is_open(&circuit));
         sleep(PAUSE).await;
         let begun = AtomicU32::new(0);
@@ -491,23 +493,23 @@ mod tests {
             begun.fetch_add(1, Ordering::Relaxed);
             answers().await
         };
-        assert!(circuit.guard(false, Work::Change, change).await.is_err());
+        assert!(circuit.guard(false, Operation::Change, change).await.is_err());
         assert_eq!(begun.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_look_that_panics_is_followed_by_others() {
-        let looks = Arc::new(AtomicU32::new(0));
-        let count = Arc::clone(&looks);
+        let probes = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&probes);
         let connect = move || -> BoxFuture<'static, Result<(), sqlx::Error>> {
             assert!(count.fetch_add(1, Ordering::Relaxed) > 0, "the first one panics");
             Box::pin(async { Ok(()) })
         };
         let circuit = Circuit::with(Box::new(connect), CONNECT);
-        circuit.set(Some(Away { why: StoreError::new("away"), refuses: false }));
-        assert!(circuit.guard(false, Work::Read, answers()).await.is_err());
+        circuit.set(Some(Outage { why: StoreError::new("away"), refuses: false }));
+        assert!(circuit.guard(false, Operation::Read, answers()).await.is_err());
         sleep(PAUSE).await;
-        assert_eq!(circuit.guard(false, Work::Read, answers()).await, Ok(7));
-        assert_eq!(looks.load(Ordering::Relaxed), 2);
+        assert_eq!(circuit.guard(false, Operation::Read, answers()).await, Ok(7));
+        assert_eq!(probes.load(Ordering::Relaxed), 2);
     }
 }

@@ -1,5 +1,4 @@
-//! Counting in a row: quota and balance are changed where they stand, in a transaction that holds
-//! the row.
+//! Adding to the used quota and the balance of a key, in a transaction that locks its row.
 
 use sqlx::{
     AssertSqlSafe, Connection, MySqlConnection, MySqlPool, PgConnection, PgPool, SqliteConnection,
@@ -8,41 +7,23 @@ use sqlx::{
 use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
 use super::{
-    Driver, Lookup, Row, cause, mark, mysql, postgres,
-    prepared::{self, Failed},
+    lookup::{Lookup, Row, mark, quote},
+    mysql, postgres,
+    prepared::{self, AttemptError},
+    settings::Driver,
     sqlite,
+    value::{ColumnKind, cause},
 };
 use crate::{
     base::terms::{COUNTED, Change, moment_like},
-    store::StoreError,
+    store::error::StoreError,
 };
 
-/// What kind of column an amount or a moment stands in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Whole or decimal numbers.
-    Number,
-    /// Whole numbers that cannot be negative.
-    Unsigned,
-    /// Floating point.
-    Float,
-    /// Text.
-    Text,
-    /// Date and time with a zone.
-    Zoned,
-    /// Date and time without a zone, in UTC.
-    Civil,
-    /// A date.
-    Day,
-    /// Anything else, where nothing can be counted.
-    Other,
-}
-
-/// Finds what changes in a row.
+/// Returns the change for a row.
 pub type Decide<'a> = &'a (dyn Fn(&Row) -> Result<Change, StoreError> + Sync);
 
-/// A value to bind.
-enum Bound {
+/// A value to bind, of the type of its column.
+enum ColumnValue {
     Float(f64),
     Whole(i64),
     Text(String),
@@ -51,21 +32,21 @@ enum Bound {
     Day(Date),
 }
 
-/// An UPDATE of the exact row of a key.
+/// An UPDATE of the row with exactly this key.
 struct Update {
     driver: Driver,
     sets: Vec<String>,
-    values: Vec<Bound>,
+    values: Vec<ColumnValue>,
 }
 
 impl Update {
-    /// What is to be changed, as far as the row has the columns, and makes the same change in
-    /// `row`. `None` if there is nothing to change.
+    /// The UPDATE for those parts of the change for which the row has columns; it applies them to `row`, too.
+    /// `None` if there is nothing to change.
     fn new(
         driver: Driver,
         change: &Change,
         row: &mut Row,
-        kind: impl Fn(&str) -> Option<Kind>,
+        kind: impl Fn(&str) -> Option<ColumnKind>,
     ) -> Result<Option<Self>, StoreError> {
         let mut update = Self { driver, sets: Vec::new(), values: Vec::new() };
         let mut done = Change { tokens: None, anew: change.anew, reset_at: None, credit: None };
@@ -91,82 +72,86 @@ impl Update {
         Ok((!update.sets.is_empty()).then_some(update))
     }
 
-    fn mark(&mut self, value: Bound) -> String {
+    fn mark(&mut self, value: ColumnValue) -> String {
         self.values.push(value);
         mark(self.driver, self.values.len())
     }
 
     fn name(&self, column: &str) -> String {
-        super::quote(self.driver, column).unwrap_or_default()
+        quote(self.driver, column).unwrap_or_default()
     }
 
-    /// Adds to a column; `anew` from 0.
+    /// Adds to a column; `anew`: starting from 0.
     fn amount(
         &mut self,
         column: &str,
-        kind: Kind,
+        kind: ColumnKind,
         more: f64,
         anew: bool,
     ) -> Result<(), StoreError> {
         let whole = more.fract() == 0.0 && more.abs() < 9e15;
         let value = match self.driver {
-            // A whole number makes no floating point of a column that holds any type.
-            Driver::Sqlite if whole => Bound::Whole(more as i64),
-            _ => Bound::Float(more),
+            // A SQLite column may hold any type: whole numbers stay whole.
+            Driver::Sqlite if whole => ColumnValue::Whole(more as i64),
+            _ => ColumnValue::Float(more),
         };
         let (name, mark) = (self.name(column), self.mark(value));
         let exact = match (self.driver, kind) {
-            (Driver::Mysql, Kind::Number | Kind::Unsigned) => {
+            (Driver::Mysql, ColumnKind::Number | ColumnKind::Unsigned) => {
                 format!("CAST({mark} AS DECIMAL(38, 12))")
             }
-            (Driver::Postgres, Kind::Number | Kind::Text) => format!("CAST({mark} AS NUMERIC)"),
+            (Driver::Postgres, ColumnKind::Number | ColumnKind::Text) => {
+                format!("CAST({mark} AS NUMERIC)")
+            }
             _ => mark,
         };
         let present = match (self.driver, kind) {
             _ if anew => "0".to_owned(),
-            (Driver::Postgres, Kind::Text) => {
+            (Driver::Postgres, ColumnKind::Text) => {
                 format!("COALESCE(CAST(NULLIF({name}, '') AS NUMERIC), 0)")
             }
-            (_, Kind::Text) => format!("COALESCE(NULLIF({name}, ''), 0)"),
+            (_, ColumnKind::Text) => format!("COALESCE(NULLIF({name}, ''), 0)"),
             _ => format!("COALESCE({name}, 0)"),
         };
         let sum = match (self.driver, kind) {
-            (_, Kind::Unsigned) => format!("GREATEST({present} + {exact}, 0)"),
-            (Driver::Postgres, Kind::Text) => format!("CAST({present} + {exact} AS TEXT)"),
-            (_, Kind::Number | Kind::Float | Kind::Text) => format!("{present} + {exact}"),
+            (_, ColumnKind::Unsigned) => format!("GREATEST({present} + {exact}, 0)"),
+            (Driver::Postgres, ColumnKind::Text) => format!("CAST({present} + {exact} AS TEXT)"),
+            (_, ColumnKind::Number | ColumnKind::Float | ColumnKind::Text) => {
+                format!("{present} + {exact}")
+            }
             _ => return Err(no_count(column)),
         };
         self.sets.push(format!("{name} = {sum}"));
         Ok(())
     }
 
-    /// Sets `last_reset_at`, in the form that its column has.
-    fn moment(&mut self, kind: Kind, at: i64, row: &Row) -> Result<(), StoreError> {
+    /// Sets `last_reset_at`, in the type of its column.
+    fn moment(&mut self, kind: ColumnKind, at: i64, row: &Row) -> Result<(), StoreError> {
         let column = "last_reset_at";
         let utc = OffsetDateTime::from_unix_timestamp(at).map_err(StoreError::new)?;
         let value = match kind {
-            Kind::Number | Kind::Unsigned | Kind::Float => Bound::Whole(at),
-            Kind::Text => {
+            ColumnKind::Number | ColumnKind::Unsigned | ColumnKind::Float => ColumnValue::Whole(at),
+            ColumnKind::Text => {
                 let earlier = row.get(column).filter(|v| v.is_string()).cloned();
                 let text = moment_like(Some(&earlier.unwrap_or_else(|| "-".into())), at);
-                Bound::Text(text.as_str().unwrap_or_default().to_owned())
+                ColumnValue::Text(text.as_str().unwrap_or_default().to_owned())
             }
-            Kind::Zoned => Bound::Zoned(utc),
-            Kind::Civil => Bound::Civil(PrimitiveDateTime::new(utc.date(), utc.time())),
-            Kind::Day => Bound::Day(utc.date()),
-            Kind::Other => return Err(no_count(column)),
+            ColumnKind::Zoned => ColumnValue::Zoned(utc),
+            ColumnKind::Civil => ColumnValue::Civil(PrimitiveDateTime::new(utc.date(), utc.time())),
+            ColumnKind::Day => ColumnValue::Day(utc.date()),
+            ColumnKind::Other => return Err(no_count(column)),
         };
         let (name, mark) = (self.name(column), self.mark(value));
         self.sets.push(format!("{name} = {mark}"));
         Ok(())
     }
 
-    /// The statement; the key is bound twice, after the values.
+    /// The key is bound twice, after the values.
     fn sql(&self, lookup: &Lookup) -> String {
         let n = self.values.len();
         let (one, two) = (mark(self.driver, n + 1), mark(self.driver, n + 2));
         let key = &lookup.key;
-        // Only the exact key, as `Lookup::exact` finds it.
+        // Compares byte for byte, like `Lookup::exact`.
         let exact = match self.driver {
             Driver::Sqlite => format!("CAST({key} AS BLOB) = CAST({two} AS BLOB)"),
             Driver::Mysql => format!("CAST({key} AS BINARY) = CAST({two} AS BINARY)"),
@@ -178,18 +163,18 @@ impl Update {
 }
 
 fn no_count(column: &str) -> StoreError {
-    StoreError::new(format!("column `{column}` has a type in which nothing can be counted"))
+    StoreError::new(format!("column `{column}` has a type to which amounts cannot be added"))
 }
 
-/// The fields that counting changes, as they stand; null where the row has none.
-fn standing(mut row: Row) -> Row {
+/// The fields that counting changes; null if the row lacks one.
+fn counted_fields(mut row: Row) -> Row {
     COUNTED.map(|n| (n.to_owned(), row.remove(n).unwrap_or_default())).into_iter().collect()
 }
 
-/// One function for each database: they differ only in types.
+/// Defines the function for each database: they differ only in types.
 macro_rules! count {
     ($count:ident, $attempt:ident, $pool:ty, $connection:ty, $driver:expr, $begin:expr, $rows:ident) => {
-        /// Counts in the row of a key; `None` if there is none.
+        /// `None` if there is no such row.
         pub async fn $count(
             pool: &$pool,
             lookup: &Lookup,
@@ -204,41 +189,41 @@ macro_rules! count {
             lookup: &Lookup,
             key: &str,
             decide: Decide<'_>,
-        ) -> Result<Option<Row>, Failed> {
+        ) -> Result<Option<Row>, AttemptError> {
             let mut transaction = connection.begin_with($begin).await?;
             let rows = $rows::found(&mut transaction, lookup, key, true).await?;
             let mut found = None;
             for raw in &rows {
-                let row = $rows::row(raw).map_err(Failed::Unreadable)?;
-                if let Some(row) = lookup.exact(row, key).map_err(Failed::Final)? {
+                let row = $rows::row(raw).map_err(AttemptError::Unreadable)?;
+                if let Some(row) = lookup.exact(row, key).map_err(AttemptError::Final)? {
                     found = found.or(Some((raw, row)));
                 }
             }
             let Some((raw, mut row)) = found else { return Ok(None) };
-            let change = decide(&row).map_err(Failed::Final)?;
+            let change = decide(&row).map_err(AttemptError::Final)?;
             let update = Update::new($driver, &change, &mut row, |name| $rows::kind(raw, name));
-            if let Some(update) = update.map_err(Failed::Final)? {
+            if let Some(update) = update.map_err(AttemptError::Final)? {
                 let sql = update.sql(lookup);
                 let mut query = sqlx::query(AssertSqlSafe(sql));
                 for value in update.values {
                     query = match value {
-                        Bound::Float(value) => query.bind(value),
-                        Bound::Whole(value) => query.bind(value),
-                        Bound::Text(value) => query.bind(value),
-                        Bound::Zoned(value) => query.bind(value),
-                        Bound::Civil(value) => query.bind(value),
-                        Bound::Day(value) => query.bind(value),
+                        ColumnValue::Float(value) => query.bind(value),
+                        ColumnValue::Whole(value) => query.bind(value),
+                        ColumnValue::Text(value) => query.bind(value),
+                        ColumnValue::Zoned(value) => query.bind(value),
+                        ColumnValue::Civil(value) => query.bind(value),
+                        ColumnValue::Day(value) => query.bind(value),
                     };
                 }
                 let done = query.bind(key).bind(key).execute(&mut *transaction).await?;
                 if done.rows_affected() == 0 {
-                    let why = StoreError::new("the row of the key could not be changed");
-                    return Err(Failed::Final(why));
+                    let why = StoreError::new("the row of the key could not be updated");
+                    return Err(AttemptError::Final(why));
                 }
-                // Nobody knows whether a commit that failed was made: it is not repeated here.
-                transaction.commit().await.map_err(|e| Failed::Final(cause(e)))?;
+                // A failed commit may have happened all the same: it is not repeated here.
+                transaction.commit().await.map_err(|e| AttemptError::Final(cause(e)))?;
             }
-            Ok(Some(standing(row)))
+            Ok(Some(counted_fields(row)))
         }
     };
 }
@@ -264,7 +249,7 @@ mod tests {
     const ALL: Change =
         Change { tokens: Some(25.0), anew: false, reset_at: Some(86_400), credit: Some(0.5) };
 
-    fn sql(driver: Driver, change: &Change, kinds: &[(&str, Kind)]) -> Option<String> {
+    fn sql(driver: Driver, change: &Change, kinds: &[(&str, ColumnKind)]) -> Option<String> {
         let lookup = Lookup::new(driver, "t", "k", &[]).unwrap();
         let mut row = Row::new();
         let kind = |name: &str| kinds.iter().find(|(n, _)| *n == name).map(|(_, kind)| *kind);
@@ -276,14 +261,14 @@ mod tests {
     fn only_columns_that_are_there_are_changed() {
         assert_eq!(sql(Driver::Sqlite, &ALL, &[]), None);
         assert_eq!(
-            sql(Driver::Sqlite, &ALL, &[("balance", Kind::Number)]).unwrap(),
+            sql(Driver::Sqlite, &ALL, &[("balance", ColumnKind::Number)]).unwrap(),
             "UPDATE `t` SET `balance` = COALESCE(`balance`, 0) + ? \
              WHERE `k` = ? AND CAST(`k` AS BLOB) = CAST(? AS BLOB)"
         );
         let kinds = [
-            ("used_quota", Kind::Unsigned),
-            ("last_reset_at", Kind::Civil),
-            ("balance", Kind::Text),
+            ("used_quota", ColumnKind::Unsigned),
+            ("last_reset_at", ColumnKind::Civil),
+            ("balance", ColumnKind::Text),
         ];
         assert_eq!(
             sql(Driver::Mysql, &ALL, &kinds).unwrap(),
@@ -293,7 +278,7 @@ mod tests {
         );
         let anew = Change { anew: true, ..ALL };
         assert_eq!(
-            sql(Driver::Postgres, &anew, &[("used_quota", Kind::Number)]).unwrap(),
+            sql(Driver::Postgres, &anew, &[("used_quota", ColumnKind::Number)]).unwrap(),
             "UPDATE \"t\" SET \"used_quota\" = 0 + CAST($1 AS NUMERIC) \
              WHERE \"k\" = $2 AND CAST(\"k\" AS TEXT) COLLATE \"C\" = $3"
         );
@@ -301,10 +286,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_counted_in_is_an_error() {
-        let other = |_: &str| Some(Kind::Other);
+        let other = |_: &str| Some(ColumnKind::Other);
         assert!(Update::new(Driver::Postgres, &ALL, &mut Row::new(), other).is_err());
         assert_eq!(
-            standing(json!({"balance": 5, "x": 1}).as_object().unwrap().clone()),
+            counted_fields(json!({"balance": 5, "x": 1}).as_object().unwrap().clone()),
             *json!({"used_quota": null, "balance": 5, "last_reset_at": null}).as_object().unwrap()
         );
     }

@@ -1,5 +1,5 @@
-//! Connection strings: URLs, and the forms that Go programs use, because that is what operators
-//! of this gateway's predecessor have in their files.
+//! Connection strings: URLs, and the forms of Go programs, which the configuration of the gateway's
+//! predecessor used.
 
 use std::str::FromStr;
 
@@ -8,7 +8,7 @@ use sqlx::{mysql::MySqlConnectOptions, postgres::PgConnectOptions};
 /// `mysql://user:password@host:3306/database`, or `user:password@tcp(host:3306)/database`.
 pub fn mysql(text: &str) -> Result<MySqlConnectOptions, String> {
     if text.contains("://") {
-        // The parser's own message may tell a part of the text.
+        // The message of the parser may contain part of the string.
         return MySqlConnectOptions::from_str(text)
             .map_err(|_| bad("mysql://user:password@host/db"));
     }
@@ -40,7 +40,7 @@ pub fn postgres(text: &str) -> Result<PgConnectOptions, String> {
     keywords(text).ok_or_else(|| bad("postgres://user:password@host/db"))
 }
 
-/// libpq's keywords and values; values may stand in single quotes.
+/// Keywords and values of libpq; values may be in single quotes.
 fn keywords(text: &str) -> Option<PgConnectOptions> {
     let mut options = PgConnectOptions::new_without_pgpass();
     let mut rest = text.trim();
@@ -70,7 +70,7 @@ fn keywords(text: &str) -> Option<PgConnectOptions> {
     Some(options)
 }
 
-/// The text up to the closing quote, and what stands behind it.
+/// The text up to the closing quote, and the rest.
 fn unquote(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();

@@ -1,4 +1,4 @@
-//! MySQL and MariaDB: where they are, and their rows.
+//! MySQL and MariaDB: connection options and reading rows.
 
 use rust_decimal::Decimal;
 use serde_json::Value;
@@ -8,7 +8,12 @@ use sqlx::{
 };
 use time::{Date, PrimitiveDateTime};
 
-use super::{Lookup, Row, Target, count::Kind, decimal, dsn};
+use super::{
+    dsn,
+    lookup::{Lookup, Row},
+    settings::Target,
+    value::{ColumnKind, decimal},
+};
 
 pub fn options(target: &Target) -> Result<MySqlConnectOptions, String> {
     match target {
@@ -25,8 +30,7 @@ pub fn options(target: &Target) -> Result<MySqlConnectOptions, String> {
     }
 }
 
-/// The rows with this key, or with one that the database takes for the same; `locked` for the
-/// transaction.
+/// The rows whose key the database considers equal; `locked` until the end of the transaction.
 pub async fn found(
     connection: &mut MySqlConnection,
     lookup: &Lookup,
@@ -42,17 +46,17 @@ pub fn row(row: &MySqlRow) -> Result<Row, String> {
     row.columns().iter().map(|c| Ok((c.name().to_owned(), value(row, c.ordinal())?))).collect()
 }
 
-/// What kind of column this is; `None` if there is none of this name.
-pub fn kind(row: &MySqlRow, name: &str) -> Option<Kind> {
+/// The type of a column, if there is one of this name.
+pub fn kind(row: &MySqlRow, name: &str) -> Option<ColumnKind> {
     let column = row.columns().iter().find(|c| c.name() == name)?;
     Some(match column.type_info().name() {
-        kind if kind.ends_with("UNSIGNED") => Kind::Unsigned,
-        "TINYINT" | "SMALLINT" | "MEDIUMINT" | "INT" | "BIGINT" | "DECIMAL" => Kind::Number,
-        "FLOAT" | "DOUBLE" => Kind::Float,
-        "CHAR" | "VARCHAR" | "TINYTEXT" | "TEXT" | "MEDIUMTEXT" | "LONGTEXT" => Kind::Text,
-        "DATETIME" | "TIMESTAMP" => Kind::Civil,
-        "DATE" => Kind::Day,
-        _ => Kind::Other,
+        kind if kind.ends_with("UNSIGNED") => ColumnKind::Unsigned,
+        "TINYINT" | "SMALLINT" | "MEDIUMINT" | "INT" | "BIGINT" | "DECIMAL" => ColumnKind::Number,
+        "FLOAT" | "DOUBLE" => ColumnKind::Float,
+        "CHAR" | "VARCHAR" | "TINYTEXT" | "TEXT" | "MEDIUMTEXT" | "LONGTEXT" => ColumnKind::Text,
+        "DATETIME" | "TIMESTAMP" => ColumnKind::Civil,
+        "DATE" => ColumnKind::Day,
+        _ => ColumnKind::Other,
     })
 }
 
@@ -66,7 +70,7 @@ fn value(row: &MySqlRow, at: usize) -> Result<Value, String> {
         kind if kind.ends_with("UNSIGNED") || kind == "YEAR" => {
             row.try_get_unchecked::<u64, _>(at).map(Value::from)
         }
-        // TINYINT(1) is called BOOLEAN, and is where a status of 0 to 3 may well stand.
+        // TINYINT(1) is called BOOLEAN, but may contain a status from 0 to 3.
         "BOOLEAN" | "TINYINT" | "SMALLINT" | "MEDIUMINT" | "INT" | "BIGINT" => {
             row.try_get_unchecked::<i64, _>(at).map(Value::from)
         }

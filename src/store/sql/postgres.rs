@@ -1,4 +1,4 @@
-//! PostgreSQL: where it is, and its rows.
+//! PostgreSQL: connection options and reading rows.
 
 use rust_decimal::Decimal;
 use serde_json::Value;
@@ -8,7 +8,12 @@ use sqlx::{
 };
 use time::{Date, OffsetDateTime, PrimitiveDateTime};
 
-use super::{Lookup, Row, Target, count::Kind, decimal, dsn};
+use super::{
+    dsn,
+    lookup::{Lookup, Row},
+    settings::Target,
+    value::{ColumnKind, decimal},
+};
 
 pub fn options(target: &Target) -> Result<PgConnectOptions, String> {
     match target {
@@ -28,8 +33,7 @@ pub fn options(target: &Target) -> Result<PgConnectOptions, String> {
     }
 }
 
-/// The rows with this key, or with one that the database takes for the same; `locked` for the
-/// transaction.
+/// The rows whose key the database considers equal; `locked` until the end of the transaction.
 pub async fn found(
     connection: &mut PgConnection,
     lookup: &Lookup,
@@ -45,21 +49,21 @@ pub fn row(row: &PgRow) -> Result<Row, String> {
     row.columns().iter().map(|c| Ok((c.name().to_owned(), value(row, c.ordinal())?))).collect()
 }
 
-/// What kind of column this is; `None` if there is none of this name.
-pub fn kind(row: &PgRow, name: &str) -> Option<Kind> {
+/// The type of a column, if there is one of this name.
+pub fn kind(row: &PgRow, name: &str) -> Option<ColumnKind> {
     let column = row.columns().iter().find(|c| c.name() == name)?;
     Some(match column.type_info().name() {
-        "INT2" | "INT4" | "INT8" | "NUMERIC" => Kind::Number,
-        "FLOAT4" | "FLOAT8" => Kind::Float,
-        "TEXT" | "VARCHAR" | "BPCHAR" | "CHAR" | "CITEXT" | "citext" => Kind::Text,
-        "TIMESTAMPTZ" => Kind::Zoned,
-        "TIMESTAMP" => Kind::Civil,
-        "DATE" => Kind::Day,
-        _ => Kind::Other,
+        "INT2" | "INT4" | "INT8" | "NUMERIC" => ColumnKind::Number,
+        "FLOAT4" | "FLOAT8" => ColumnKind::Float,
+        "TEXT" | "VARCHAR" | "BPCHAR" | "CHAR" | "CITEXT" | "citext" => ColumnKind::Text,
+        "TIMESTAMPTZ" => ColumnKind::Zoned,
+        "TIMESTAMP" => ColumnKind::Civil,
+        "DATE" => ColumnKind::Day,
+        _ => ColumnKind::Other,
     })
 }
 
-/// `infinity` is no time that others could tell: nothing, as for "never", or long ago.
+/// `infinity` is read as null, for "never"; `-infinity` as long ago.
 fn infinity(raw: &PgValueRef<'_>) -> Option<Value> {
     let bytes = raw.as_bytes().ok()?;
     let extreme = match bytes.len() {
@@ -107,14 +111,14 @@ fn value(row: &PgRow, at: usize) -> Result<Value, String> {
         "TEXT" | "VARCHAR" | "BPCHAR" | "CHAR" | "NAME" | "CITEXT" | "citext" => {
             row.try_get_unchecked::<String, _>(at).map(Value::from)
         }
-        // On the wire a value of an enumeration is its name.
+        // On the wire an enum value is its name.
         _ if matches!(info.kind(), PgTypeKind::Enum(_)) => {
             row.try_get_unchecked::<String, _>(at).map(Value::from)
         }
         other => {
             let name = row.column(at).name();
             return Err(format!(
-                "column `{name}` has the type {other}: list the `fields` that are wanted, or cast it to text in a view"
+                "column `{name}` has the type {other}: list only the columns that you need in `fields`, or cast it to text in a view"
             ));
         }
     };

@@ -1,50 +1,54 @@
-//! Statements that were prepared before a table was altered: PostgreSQL refuses them from then on,
-//! and nothing else would end that but a new connection. A read that fails is made once more, with
-//! statements that are prepared anew; what fails then is a failure, and never an unknown key.
+//! Retrying with fresh statements: PostgreSQL rejects statements that were prepared before a table was
+//! altered, on every connection that has them. A failed read is repeated once with newly prepared
+//! statements; a second failure is an error, never an unknown key.
 
 use sqlx::{
     Connection, MySqlConnection, MySqlPool, PgConnection, PgPool, SqliteConnection, SqlitePool,
     mysql::MySqlDatabaseError,
 };
 
-use super::{Lookup, Row, cause, mysql, postgres, sqlite};
-use crate::store::StoreError;
+use super::{
+    lookup::{Lookup, Row},
+    mysql, postgres, sqlite,
+    value::cause,
+};
+use crate::store::error::StoreError;
 
 /// Why an attempt failed.
-pub enum Failed {
-    /// By the database, or on the way.
+pub enum AttemptError {
+    /// An error of the database or the connection.
     Sql(sqlx::Error),
-    /// A row came that cannot be read.
+    /// A row that cannot be read.
     Unreadable(String),
-    /// By something that another attempt does not change.
+    /// An error that another attempt does not change.
     Final(StoreError),
 }
 
-impl From<sqlx::Error> for Failed {
+impl From<sqlx::Error> for AttemptError {
     fn from(error: sqlx::Error) -> Self {
         Self::Sql(error)
     }
 }
 
-impl From<Failed> for StoreError {
-    fn from(failed: Failed) -> Self {
+impl From<AttemptError> for StoreError {
+    fn from(failed: AttemptError) -> Self {
         match failed {
-            Failed::Sql(error) => cause(error),
-            Failed::Unreadable(why) => Self::new(why),
-            Failed::Final(why) => why,
+            AttemptError::Sql(error) => cause(error),
+            AttemptError::Unreadable(why) => Self::new(why),
+            AttemptError::Final(why) => why,
         }
     }
 }
 
-impl Failed {
-    /// Whether statements that are prepared anew may help. The connection must still be good, and
-    /// what waited for a lock in vain does not wait for it once more.
+impl AttemptError {
+    /// Whether newly prepared statements may help: the connection must still work, and a lock timeout must
+    /// not be waited for twice.
     pub fn may_be_stale(&self) -> bool {
         match self {
             Self::Sql(sqlx::Error::Database(error)) => {
                 match error.try_downcast_ref::<MySqlDatabaseError>() {
                     Some(error) => !matches!(error.number(), 1205 | 1969 | 3024),
-                    // SQLite's busy and locked; of PostgreSQL a lock and a time limit.
+                    // SQLite: busy, locked. PostgreSQL: lock timeout, statement timeout.
                     None => error.code().is_none_or(|code| {
                         !["5", "6", "261", "517", "55P03", "57014"].contains(&&*code)
                     }),
@@ -63,18 +67,18 @@ impl Failed {
     }
 }
 
-/// Makes an attempt on a connection, and another one after it has forgotten its statements.
+/// Makes an attempt on a connection, and a second one after clearing its cached statements.
 macro_rules! twice {
     ($pool:expr, |$connection:ident| $attempt:expr) => {{
-        let mut held = $pool.acquire().await.map_err($crate::store::sql::cause)?;
+        let mut pooled = $pool.acquire().await.map_err($crate::store::sql::value::cause)?;
         let first = {
-            let $connection = &mut *held;
+            let $connection = &mut *pooled;
             $attempt.await
         };
         match first {
             Err(failed) if failed.may_be_stale() => {
-                held.clear_cached_statements().await.map_err($crate::store::sql::cause)?;
-                let $connection = &mut *held;
+                pooled.clear_cached_statements().await.map_err($crate::store::sql::value::cause)?;
+                let $connection = &mut *pooled;
                 $attempt.await.map_err(StoreError::from)
             }
             done => done.map_err(StoreError::from),
@@ -83,10 +87,10 @@ macro_rules! twice {
 }
 pub(super) use twice;
 
-/// One function for each database: they differ only in types.
+/// Defines the function for each database: they differ only in types.
 macro_rules! find {
     ($find:ident, $attempt:ident, $pool:ty, $connection:ty, $rows:ident) => {
-        /// The row with exactly this key; `None` if there is none.
+        /// The row with exactly this key, if there is one.
         pub async fn $find(
             pool: &$pool,
             lookup: &Lookup,
@@ -99,12 +103,12 @@ macro_rules! find {
             connection: &mut $connection,
             lookup: &Lookup,
             key: &str,
-        ) -> Result<Option<Row>, Failed> {
+        ) -> Result<Option<Row>, AttemptError> {
             let rows = find!(@rows $rows connection lookup key)?;
             let mut found = None;
             for raw in &rows {
-                let row = $rows::row(raw).map_err(Failed::Unreadable)?;
-                found = found.or(lookup.exact(row, key).map_err(Failed::Final)?);
+                let row = $rows::row(raw).map_err(AttemptError::Unreadable)?;
+                found = found.or(lookup.exact(row, key).map_err(AttemptError::Final)?);
             }
             Ok(found)
         }

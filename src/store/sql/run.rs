@@ -1,5 +1,5 @@
-//! Statements in any of the databases: bound values in, rows as JSON objects out, and errors told
-//! apart by what may help.
+//! Running statements on any of the databases: bound values in, rows as JSON objects out, errors classified
+//! by what may help.
 
 use std::{
     sync::{
@@ -11,13 +11,20 @@ use std::{
 
 use sqlx::{AssertSqlSafe, MySqlPool, PgPool, SqlitePool, mysql::MySqlDatabaseError};
 
-use super::{Driver, Pools, Row, Sql, cause, mark, mysql, postgres, quote, sqlite};
-use crate::store::StoreError;
+use super::{
+    database::{Pools, Sql},
+    lookup::{Row, mark, quote},
+    mysql, postgres,
+    settings::Driver,
+    sqlite,
+    value::cause,
+};
+use crate::store::error::StoreError;
 
 /// A value to bind; `None` is NULL.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Bind {
-    /// Text. NUL bytes become U+FFFD: PostgreSQL has none in its texts.
+    /// Text. NUL becomes U+FFFD, because PostgreSQL does not store it.
     Text(Option<String>),
     /// A whole number.
     Whole(Option<i64>),
@@ -37,7 +44,7 @@ impl From<i64> for Bind {
     }
 }
 
-/// A statement, written piece by piece.
+/// A statement under construction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statement {
     driver: Driver,
@@ -46,31 +53,30 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// Begins with this text.
     pub fn new(driver: Driver, sql: impl Into<String>) -> Self {
         Self { driver, sql: sql.into(), binds: Vec::new() }
     }
 
-    /// Adds text. It must not hold anything from outside.
+    /// Appends SQL. It must not contain external input.
     pub fn push(&mut self, sql: &str) -> &mut Self {
         self.sql.push_str(sql);
         self
     }
 
-    /// Adds a value.
+    /// Appends a bound value.
     pub fn bind(&mut self, value: impl Into<Bind>) -> &mut Self {
         self.binds.push(value.into());
         self.sql.push_str(&mark(self.driver, self.binds.len()));
         self
     }
 
-    /// Ends an INSERT: rows whose `key` is there already stay as they are. Rows that clash with others
-    /// in another unique index are refused.
+    /// Ends an INSERT: rows whose `key` exists already stay unchanged. Rows that violate another unique index
+    /// are rejected.
     pub fn unless_there(&mut self, key: &str) -> &mut Self {
         let key = quote(self.driver, key).unwrap_or_default();
         let end = match self.driver {
-            // IGNORE passes over other errors as well, and this over clashes in any index: they become
-            // an error (`CLASH`) by a number that is too large in every mode.
+            // INSERT IGNORE would ignore other errors too, and this clause ignores conflicts in any index:
+            // these are turned into an error (`CONFLICT`) by a number that is out of range in every mode.
             Driver::Mysql => format!(
                 " ON DUPLICATE KEY UPDATE {key} = IF({key} = VALUES({key}), {key}, \
                  {} + CHAR_LENGTH(VALUES({key})))",
@@ -81,7 +87,7 @@ impl Statement {
         self.push(&end)
     }
 
-    /// Asks how the database would go about it.
+    /// Turns the query into EXPLAIN.
     #[must_use]
     pub fn explained(mut self) -> Self {
         let sqlite = self.driver == Driver::Sqlite;
@@ -89,7 +95,6 @@ impl Statement {
         self
     }
 
-    /// The text.
     pub fn sql(&self) -> &str {
         &self.sql
     }
@@ -97,30 +102,29 @@ impl Statement {
 
 /// Why a statement failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// The database is away, or does not allow it.
-    Away(StoreError),
-    /// The table is not there, or not as it should be.
-    Shape(StoreError),
-    /// It does not take these values.
+pub enum SqlError {
+    /// The database is unavailable, or does not allow the statement.
+    Unavailable(StoreError),
+    /// The table does not exist, or has the wrong schema.
+    Schema(StoreError),
+    /// The database rejects these values.
     Data(StoreError),
 }
 
-impl Trouble {
-    /// Why.
+impl SqlError {
     pub fn why(&self) -> &StoreError {
         match self {
-            Self::Away(why) | Self::Shape(why) | Self::Data(why) => why,
+            Self::Unavailable(why) | Self::Schema(why) | Self::Data(why) => why,
         }
     }
 
-    fn of(error: sqlx::Error) -> Self {
-        let sqlx::Error::Database(e) = &error else { return Self::Away(cause(error)) };
+    fn classify(error: sqlx::Error) -> Self {
+        let sqlx::Error::Database(e) = &error else { return Self::Unavailable(cause(error)) };
         let code = e.code().unwrap_or_default();
         let mysql = e.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number);
         let make = match mysql {
-            Some(number) => in_mysql(number, &code),
-            None => elsewhere(&code, e.message()),
+            Some(number) => mysql_error(number, &code),
+            None => sqlite_or_postgres_error(&code, e.message()),
         };
         let advice = advice(mysql, &code);
         let why = cause(error);
@@ -131,65 +135,65 @@ impl Trouble {
     }
 }
 
-/// What helps, where the database does not say it.
+/// A hint, if the message of the database has none.
 fn advice(mysql: Option<u16>, code: &str) -> &'static str {
     match (mysql, code) {
-        // A database, a table, a column.
+        // No privilege for a database, a table, a column.
         (Some(1044 | 1142 | 1143), _) | (None, "42501") => {
-            "grant the user that the gateway logs in as the right to do this"
+            "grant this privilege to the database user of the gateway"
         }
         (None, "42804") => {
-            "change that column of the table to the type of the expression (ALTER TABLE ... ALTER COLUMN \
-             ... TYPE ...), or configure another table"
+            "change the column to the type of the expression (ALTER TABLE ... ALTER COLUMN ... TYPE ...), or \
+             configure another table"
         }
         _ => "",
     }
 }
 
-type Make = fn(StoreError) -> Trouble;
+type ErrorClass = fn(StoreError) -> SqlError;
 
-/// "Value is out of range": nothing else than [`Statement::unless_there`] leads to it.
-const CLASH: u16 = 1690;
+/// "Value is out of range": only [`Statement::unless_there`] causes it.
+const CONFLICT: u16 = 1690;
 
-fn in_mysql(number: u16, state: &str) -> Make {
+fn mysql_error(number: u16, state: &str) -> ErrorClass {
     match (number, state.get(..2)) {
-        (CLASH, _) => |_| {
+        (CONFLICT, _) => |_| {
             let why = "another row has the same values in a unique index of the table";
-            Trouble::Data(StoreError::new(why))
+            SqlError::Data(StoreError::new(why))
         },
-        // No such table or column.
-        (1146 | 1054, _) => Trouble::Shape,
-        // 1153: more than `max_allowed_packet`; 1366: a text that the column's charset has not.
-        (1153 | 1366, _) | (_, Some("22" | "23")) => Trouble::Data,
-        _ => Trouble::Away,
+        // Unknown table or column.
+        (1146 | 1054, _) => SqlError::Schema,
+        // 1153: more than `max_allowed_packet`; 1366: text that the charset of the column lacks.
+        (1153 | 1366, _) | (_, Some("22" | "23")) => SqlError::Data,
+        _ => SqlError::Unavailable,
     }
 }
 
-/// SQLite's codes are numbers, PostgreSQL's have five characters.
-fn elsewhere(code: &str, message: &str) -> Make {
+/// Codes of SQLite are numbers, codes of PostgreSQL have five characters.
+fn sqlite_or_postgres_error(code: &str, message: &str) -> ErrorClass {
     if code.len() == 5 {
         return match (code, &code[..2]) {
-            // No such table, column, schema, or unique index; a column of another type.
-            ("42P01" | "42703" | "3F000" | "42P10" | "42804", _) => Trouble::Shape,
-            (_, "22" | "23") => Trouble::Data,
-            _ => Trouble::Away,
+            // Unknown table, column, schema or unique index; a column of another type.
+            ("42P01" | "42703" | "3F000" | "42P10" | "42804", _) => SqlError::Schema,
+            (_, "22" | "23") => SqlError::Data,
+            _ => SqlError::Unavailable,
         };
     }
     let shape = ["no such table", "no such column", "has no column named", "ON CONFLICT clause"];
-    // The low byte is the error itself, the others say more about it.
+    // The low byte is the primary result code.
     match code.parse::<u32>().unwrap_or(0) & 0xff {
-        1 if shape.iter().any(|text| message.contains(text)) => Trouble::Shape,
+        1 if shape.iter().any(|text| message.contains(text)) => SqlError::Schema,
         // The file cannot be opened.
-        14 => Trouble::Shape,
-        // Too big, a constraint, or a type that does not fit.
-        18..=20 => Trouble::Data,
-        _ => Trouble::Away,
+        14 => SqlError::Schema,
+        // Too big, constraint, or type mismatch.
+        18..=20 => SqlError::Data,
+        _ => SqlError::Unavailable,
     }
 }
 
 macro_rules! bound {
     ($statement:expr) => {{
-        // Each size of a batch is a statement of its own: they are not worth remembering.
+        // Not cached: each batch size is another statement.
         let mut query = sqlx::query(AssertSqlSafe($statement.sql)).persistent(false);
         for value in $statement.binds {
             query = match value {
@@ -203,79 +207,83 @@ macro_rules! bound {
 }
 
 impl Sql {
-    /// Runs a statement and returns how many rows it has touched.
+    /// Runs a statement and returns the number of affected rows.
     ///
     /// # Errors
-    /// Why it failed.
-    pub async fn run(&self, statement: Statement) -> Result<u64, Trouble> {
+    /// If it fails.
+    pub async fn run(&self, statement: Statement) -> Result<u64, SqlError> {
         let done = match &self.pools {
             Pools::Sqlite(pool) => bound!(statement).execute(pool).await.map(|d| d.rows_affected()),
             Pools::Mysql(pool) => bound!(statement).execute(pool).await.map(|d| d.rows_affected()),
             Pools::Postgres(pool) => {
                 bound!(statement).execute(pool).await.map(|d| d.rows_affected())
             }
-            Pools::Nowhere(why) => return Err(Trouble::Away(why.clone())),
+            Pools::Invalid(why) => return Err(SqlError::Unavailable(why.clone())),
         };
-        done.map_err(Trouble::of)
+        done.map_err(SqlError::classify)
     }
 
-    /// The rows of a SELECT, which the database gives up after `patience`.
+    /// The rows of a SELECT, which the database cancels after `patience`.
     ///
     /// # Errors
-    /// Why it failed.
+    /// If it fails.
     pub async fn rows(
         &self,
         statement: Statement,
         patience: Duration,
-    ) -> Result<Vec<Row>, Trouble> {
+    ) -> Result<Vec<Row>, SqlError> {
         match &self.pools {
-            Pools::Sqlite(pool) => of_sqlite(pool, statement, patience).await,
-            Pools::Mysql(pool) => of_mysql(pool, statement, patience).await,
-            Pools::Postgres(pool) => of_postgres(pool, statement, patience).await,
-            Pools::Nowhere(why) => Err(Trouble::Away(why.clone())),
+            Pools::Sqlite(pool) => query_sqlite(pool, statement, patience).await,
+            Pools::Mysql(pool) => query_mysql(pool, statement, patience).await,
+            Pools::Postgres(pool) => query_postgres(pool, statement, patience).await,
+            Pools::Invalid(why) => Err(SqlError::Unavailable(why.clone())),
         }
     }
 }
 
-fn readable<R>(rows: &[R], read: impl Fn(&R) -> Result<Row, String>) -> Result<Vec<Row>, Trouble> {
+fn readable<R>(rows: &[R], read: impl Fn(&R) -> Result<Row, String>) -> Result<Vec<Row>, SqlError> {
     rows.iter()
         .map(read)
         .collect::<Result<_, _>>()
-        .map_err(|why| Trouble::Away(StoreError::new(why)))
+        .map_err(|why| SqlError::Unavailable(StoreError::new(why)))
 }
 
-/// A time limit is over when its query is: the connection is used again.
-struct Armed(Arc<AtomicBool>);
+/// A time limit that ends with its query, because the connection is reused.
+struct ActiveLimit(Arc<AtomicBool>);
 
-impl Drop for Armed {
+impl Drop for ActiveLimit {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
 }
 
-/// SQLite has no time limit of its own, but asks now and then whether to go on.
-async fn of_sqlite(
+/// SQLite has no statement timeout, but calls a progress handler that can cancel.
+async fn query_sqlite(
     pool: &SqlitePool,
     statement: Statement,
     patience: Duration,
-) -> Result<Vec<Row>, Trouble> {
+) -> Result<Vec<Row>, SqlError> {
     const STEPS: i32 = 10_000;
-    let mut connection = pool.acquire().await.map_err(Trouble::of)?;
-    let armed = Armed(Arc::new(AtomicBool::new(true)));
-    let (limited, start) = (Arc::clone(&armed.0), Instant::now());
+    let mut connection = pool.acquire().await.map_err(SqlError::classify)?;
+    let active = ActiveLimit(Arc::new(AtomicBool::new(true)));
+    let (limited, start) = (Arc::clone(&active.0), Instant::now());
     let goes_on = move || !limited.load(Ordering::Relaxed) || start.elapsed() < patience;
-    connection.lock_handle().await.map_err(Trouble::of)?.set_progress_handler(STEPS, goes_on);
+    connection
+        .lock_handle()
+        .await
+        .map_err(SqlError::classify)?
+        .set_progress_handler(STEPS, goes_on);
     let rows = bound!(statement).fetch_all(&mut *connection).await;
-    drop(armed);
-    readable(&rows.map_err(Trouble::of)?, sqlite::row)
+    drop(active);
+    readable(&rows.map_err(SqlError::classify)?, sqlite::row)
 }
 
-/// MariaDB reads the first of the special comments, MySQL the second.
-async fn of_mysql(
+/// MariaDB reads the first special comment, MySQL the second.
+async fn query_mysql(
     pool: &MySqlPool,
     mut statement: Statement,
     patience: Duration,
-) -> Result<Vec<Row>, Trouble> {
+) -> Result<Vec<Row>, SqlError> {
     if let Some(rest) = statement.sql.strip_prefix("SELECT ") {
         let (seconds, millis) = (patience.as_secs_f64(), patience.as_millis());
         statement.sql = format!(
@@ -284,20 +292,23 @@ async fn of_mysql(
         );
     }
     let rows = bound!(statement).fetch_all(pool).await;
-    readable(&rows.map_err(Trouble::of)?, mysql::row)
+    readable(&rows.map_err(SqlError::classify)?, mysql::row)
 }
 
-async fn of_postgres(
+async fn query_postgres(
     pool: &PgPool,
     statement: Statement,
     patience: Duration,
-) -> Result<Vec<Row>, Trouble> {
-    let mut transaction = pool.begin().await.map_err(Trouble::of)?;
+) -> Result<Vec<Row>, SqlError> {
+    let mut transaction = pool.begin().await.map_err(SqlError::classify)?;
     let limit = format!("SET LOCAL statement_timeout = {}", patience.as_millis().max(1));
-    sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await.map_err(Trouble::of)?;
+    sqlx::raw_sql(AssertSqlSafe(limit))
+        .execute(&mut *transaction)
+        .await
+        .map_err(SqlError::classify)?;
     let rows = bound!(statement).fetch_all(&mut *transaction).await;
-    let rows = readable(&rows.map_err(Trouble::of)?, postgres::row)?;
-    transaction.commit().await.map_err(Trouble::of)?;
+    let rows = readable(&rows.map_err(SqlError::classify)?, postgres::row)?;
+    transaction.commit().await.map_err(SqlError::classify)?;
     Ok(rows)
 }
 
@@ -305,11 +316,11 @@ async fn of_postgres(
 mod tests {
     use super::*;
 
-    fn made(make: Make) -> &'static str {
+    fn made(make: ErrorClass) -> &'static str {
         match make(StoreError::new("")) {
-            Trouble::Away(_) => "away",
-            Trouble::Shape(_) => "shape",
-            Trouble::Data(_) => "data",
+            SqlError::Unavailable(_) => "away",
+            SqlError::Schema(_) => "shape",
+            SqlError::Data(_) => "data",
         }
     }
 
@@ -326,7 +337,7 @@ mod tests {
             (1142, "42000", "away"),
             (1205, "HY000", "away"),
         ] {
-            assert_eq!(made(in_mysql(number, state)), kind, "{number}");
+            assert_eq!(made(mysql_error(number, state)), kind, "{number}");
         }
         for (code, message, kind) in [
             ("42P01", "", "shape"),
@@ -346,7 +357,7 @@ mod tests {
             ("13", "database or disk is full", "away"),
             ("", "", "away"),
         ] {
-            assert_eq!(made(elsewhere(code, message)), kind, "{code} {message}");
+            assert_eq!(made(sqlite_or_postgres_error(code, message)), kind, "{code} {message}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! SQLite: where it is, and its rows.
+//! SQLite: connection options and reading rows.
 
 use serde_json::Value;
 use sqlx::{
@@ -6,22 +6,25 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
 
-use super::{Lookup, Row, Target, count::Kind};
+use super::{
+    lookup::{Lookup, Row},
+    settings::Target,
+    value::ColumnKind,
+};
 use crate::store::file;
 
-/// A file that is not there is not made, and one that may not be written to is read.
+/// Does not create a missing file, and can read a read-only file.
 pub fn options(target: &Target) -> Result<SqliteConnectOptions, String> {
     match target {
         Target::File(path) => Ok(SqliteConnectOptions::new().filename(path)),
         Target::Own(path) => Ok(file::options(path)),
-        _ => Err("SQLite wants a `path`".to_owned()),
+        _ => Err("SQLite needs a `path`".to_owned()),
     }
 }
 
-/// The rows with this key, within a transaction: sqlx takes the names of columns when it prepares
-/// a statement, and SQLite prepares it anew by itself when the table was altered, so that values
-/// stand under the names of others. What is prepared here, after a look at the schema that holds
-/// until the transaction ends, cannot be altered in between.
+/// The rows with this key, within a transaction. sqlx reads column names when it prepares a statement, but
+/// SQLite prepares the statement again by itself after ALTER TABLE, and values would appear under wrong names.
+/// The query of the schema below locks the schema until the end of the transaction.
 pub async fn found(
     connection: &mut SqliteConnection,
     lookup: &Lookup,
@@ -37,15 +40,15 @@ pub fn row(row: &SqliteRow) -> Result<Row, String> {
     row.columns().iter().map(|c| Ok((c.name().to_owned(), value(row, c.ordinal())?))).collect()
 }
 
-/// What kind of column this is; `None` if there is none of this name.
-pub fn kind(row: &SqliteRow, name: &str) -> Option<Kind> {
+/// The type of a column, if there is one of this name.
+pub fn kind(row: &SqliteRow, name: &str) -> Option<ColumnKind> {
     let column = row.columns().iter().find(|c| c.name() == name)?;
     let raw = row.try_get_raw(column.ordinal()).ok()?;
-    // What stands there says it, and for nothing the type that the column was declared with.
+    // The type of the value; the declared type of the column does not matter.
     Some(match raw.type_info().name() {
-        "TEXT" | "DATETIME" | "DATE" | "TIME" => Kind::Text,
-        "BLOB" => Kind::Other,
-        _ => Kind::Number,
+        "TEXT" | "DATETIME" | "DATE" | "TIME" => ColumnKind::Text,
+        "BLOB" => ColumnKind::Other,
+        _ => ColumnKind::Number,
     })
 }
 
@@ -54,7 +57,7 @@ fn value(row: &SqliteRow, at: usize) -> Result<Value, String> {
     if raw.is_null() {
         return Ok(Value::Null);
     }
-    // A column may hold anything; the value itself says what it is.
+    // In SQLite the type belongs to the value, not to the column.
     let text = |e: sqlx::Error| e.to_string();
     match raw.type_info().name() {
         "INTEGER" | "BOOLEAN" => row.try_get_unchecked::<i64, _>(at).map(Value::from).map_err(text),

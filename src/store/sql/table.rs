@@ -1,4 +1,4 @@
-//! A table as a program wants it: made when it is not there, and given what it lacks.
+//! Creating a table that does not exist, and adding the columns and indexes that an existing one lacks.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -6,17 +6,22 @@ use std::{
     time::Duration,
 };
 
-use super::{Bind, Driver, Row, Settings, Sql, Statement, Target, Trouble, quote};
-use crate::store::{StoreError, file};
+use super::{
+    database::Sql,
+    lookup::{Row, quote, table_name},
+    run::{Bind, SqlError, Statement},
+    settings::{Driver, Settings, Target},
+};
+use crate::store::{error::StoreError, file};
 
-/// What a column holds.
+/// The type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holds {
-    /// A number that the database gives. Only in tables that are made anew.
+pub enum ColumnType {
+    /// A number that the database assigns. Only in new tables.
     Serial,
-    /// When the row was made. Only in tables that are made anew.
+    /// When the row was inserted. Only in new tables.
     Made,
-    /// Text of at most so many characters, compared byte by byte.
+    /// Text with a maximum length in characters, compared byte by byte.
     Short(usize),
     /// Text.
     Long,
@@ -32,7 +37,7 @@ pub enum Holds {
     Moment,
 }
 
-impl Holds {
+impl ColumnType {
     fn declared(self, driver: Driver) -> String {
         const BYTES: &str = "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin";
         let text = match (driver, self) {
@@ -65,49 +70,48 @@ impl Holds {
     }
 }
 
-/// A table as it should be.
-pub struct Wish<'a> {
-    /// Its name, perhaps with its schema.
+/// The table that the program needs.
+pub struct TableDefinition<'a> {
+    /// The name, with or without schema.
     pub table: &'a str,
-    /// Its columns.
-    pub columns: &'a [(&'a str, Holds)],
-    /// Its indexes: a name, unique in the table, and columns. The first one is unique and must be
-    /// there, the others make things faster.
+    pub columns: &'a [(&'a str, ColumnType)],
+    /// Indexes: a name, unique within the table, and columns. The first index is UNIQUE and required, the
+    /// others only make queries faster.
     pub indexes: &'a [(&'a str, &'a [&'a str])],
 }
 
-/// A table as it is.
+/// A table as the database describes it.
 #[derive(Debug, Default)]
-pub struct Found {
-    columns: HashMap<String, Has>,
+pub struct ExistingTable {
+    columns: HashMap<String, ExistingColumn>,
     indexes: HashSet<String>,
-    /// Those that are unique, by their names as they are, with their columns.
+    /// The columns of unique indexes, by the names of the indexes.
     unique: BTreeMap<String, Vec<String>>,
 }
 
-/// What is known of a column.
+/// A column as the database describes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Has {
-    /// The most characters of a text, if there is a limit.
+pub struct ExistingColumn {
+    /// The most characters of a text, if limited.
     pub length: Option<usize>,
-    /// It takes no NULL and has no default.
+    /// It is NOT NULL and has no default.
     pub required: bool,
 }
 
-impl Found {
-    /// A column by its name.
-    pub fn column(&self, name: &str) -> Option<Has> {
+impl ExistingTable {
+    /// The column of a name, in any case.
+    pub fn column(&self, name: &str) -> Option<ExistingColumn> {
         self.columns.get(&name.to_lowercase()).copied()
     }
 
-    /// Names of unique indexes in which there is none of these columns.
+    /// Names of unique indexes that contain none of these columns.
     pub fn unique_without(&self, columns: &[&str]) -> Vec<&str> {
         let any = |parts: &[String]| parts.iter().any(|part| columns.contains(&part.as_str()));
         let without = self.unique.iter().filter(|(_, parts)| !any(parts));
         without.map(|(name, _)| name.as_str()).collect()
     }
 
-    /// Names of columns that must be given a value, in lower case, in order.
+    /// Names of columns that are NOT NULL without a default, in lower case, sorted.
     pub fn required(&self) -> Vec<&str> {
         let required = self.columns.iter().filter(|(_, has)| has.required);
         let mut names: Vec<_> = required.map(|(name, _)| name.as_str()).collect();
@@ -116,21 +120,21 @@ impl Found {
     }
 }
 
-/// How often what is lacking is added: of several gateways that do so at once, all but one fail and
-/// find it done.
+/// How often missing parts are added: of several gateways that do so at once, all but one fail and then find
+/// it done.
 const ROUNDS: usize = 6;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long looking at the table may take.
-const LOOK: Duration = Duration::from_secs(30);
+/// How long the inspection of a table may take.
+const INSPECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Sql {
-    /// Makes the file of a SQLite database if it is not there, for nobody else to read.
+    /// Creates the file of a SQLite database if it does not exist, readable only for its owner.
     ///
     /// # Errors
-    /// If that cannot be.
-    pub async fn make_file(&self, settings: &Settings) -> Result<(), Trouble> {
-        let away = |why: std::io::Error| Trouble::Away(StoreError::new(why));
+    /// If it cannot be created.
+    pub async fn make_file(&self, settings: &Settings) -> Result<(), SqlError> {
+        let unavailable = |why: std::io::Error| SqlError::Unavailable(StoreError::new(why));
         let (path, own) = match &settings.target {
             Target::File(path) => (path.clone(), false),
             Target::Own(path) => (path.clone(), true),
@@ -140,73 +144,88 @@ impl Sql {
             return Ok(());
         }
         let made = tokio::task::spawn_blocking(move || file::prepare(&path)).await;
-        made.map_err(std::io::Error::other).and_then(|made| made).map_err(away)?;
+        made.map_err(std::io::Error::other).and_then(|made| made).map_err(unavailable)?;
         if !own {
-            // So that those who read do not hold up those who write. It stays so.
+            // Readers must not block writers. The mode is stored in the file.
             let mode = Statement::new(Driver::Sqlite, "PRAGMA journal_mode = WAL");
             self.run(mode).await?;
         }
         Ok(())
     }
 
-    /// Makes the table if it is not there, and adds what it lacks. Nothing is changed that is there.
+    /// Creates the table if it does not exist, and adds columns and indexes that it lacks. Existing ones are
+    /// never changed.
     ///
     /// # Errors
-    /// If the database is away, or does not allow it.
-    pub async fn ensure(&self, driver: Driver, wish: &Wish<'_>) -> Result<Found, Trouble> {
-        let mut trouble = None;
+    /// If the database is unavailable, or does not allow it.
+    pub async fn ensure(
+        &self,
+        driver: Driver,
+        definition: &TableDefinition<'_>,
+    ) -> Result<ExistingTable, SqlError> {
+        let mut error = None;
         for _ in 0..ROUNDS {
-            let found = self.look(driver, wish.table).await?;
-            let steps = wish.needed(driver, &found);
+            let found = self.inspect(driver, definition.table).await?;
+            let steps = definition.missing_steps(driver, &found);
             if steps.is_empty() {
-                self.hasten(driver, wish, &found).await?;
+                self.add_optional_indexes(driver, definition, &found).await?;
                 return Ok(found);
             }
             for step in steps {
                 if let Err(why) = self.run(Statement::new(driver, step)).await {
-                    trouble = Some(why);
+                    error = Some(why);
                     tokio::time::sleep(PAUSE).await;
                     break;
                 }
             }
         }
-        let why = trouble.map_or_else(|| StoreError::new("it lacks columns"), |t| t.why().clone());
-        let why = format!("the table `{}` cannot be made or extended: {why}", wish.table);
-        Err(Trouble::Away(StoreError::new(why)))
+        let why = error.map_or_else(|| StoreError::new("columns are missing"), |t| t.why().clone());
+        let why = format!("the table `{}` cannot be created or extended: {why}", definition.table);
+        Err(SqlError::Unavailable(StoreError::new(why)))
     }
 
-    /// Adds the indexes that are not needed to be right.
-    async fn hasten(&self, driver: Driver, wish: &Wish<'_>, found: &Found) -> Result<(), Trouble> {
-        for (name, columns) in &wish.indexes[1..] {
-            if found.indexes.contains(&wish.index(name)) {
+    /// Adds the indexes that only make queries faster.
+    async fn add_optional_indexes(
+        &self,
+        driver: Driver,
+        definition: &TableDefinition<'_>,
+        found: &ExistingTable,
+    ) -> Result<(), SqlError> {
+        for (name, columns) in &definition.indexes[1..] {
+            if found.indexes.contains(&definition.index(name)) {
                 continue;
             }
-            let made =
-                self.run(Statement::new(driver, wish.indexing(driver, name, columns, ""))).await;
+            let made = self
+                .run(Statement::new(driver, definition.create_index_sql(driver, name, columns, "")))
+                .await;
             if let Err(why) = made
-                && !self.look(driver, wish.table).await?.indexes.contains(&wish.index(name))
+                && !self
+                    .inspect(driver, definition.table)
+                    .await?
+                    .indexes
+                    .contains(&definition.index(name))
             {
-                let (table, why) = (wish.table, why.why());
-                log::warn!("the table `{table}` has no index `{}`: {why}", wish.index(name));
+                let (table, why) = (definition.table, why.why());
+                log::warn!("the table `{table}` has no index `{}`: {why}", definition.index(name));
             }
         }
         Ok(())
     }
 
-    async fn look(&self, driver: Driver, table: &str) -> Result<Found, Trouble> {
-        let [columns, indexes] = questions(driver, table);
-        let mut found = Found::default();
+    async fn inspect(&self, driver: Driver, table: &str) -> Result<ExistingTable, SqlError> {
+        let [columns, indexes] = inspection_queries(driver, table);
+        let mut found = ExistingTable::default();
         let text = |row: &Row, name| {
             row.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
         };
         let number =
             |row: &Row, name| row.get(name).and_then(serde_json::Value::as_i64).unwrap_or(0);
-        for row in self.rows(columns, LOOK).await? {
+        for row in self.rows(columns, INSPECTION_TIMEOUT).await? {
             let length = usize::try_from(number(&row, "length")).ok().filter(|n| *n > 0);
-            let has = Has { length, required: number(&row, "required") != 0 };
+            let has = ExistingColumn { length, required: number(&row, "required") != 0 };
             found.columns.insert(text(&row, "name").to_lowercase(), has);
         }
-        for row in self.rows(indexes, LOOK).await? {
+        for row in self.rows(indexes, INSPECTION_TIMEOUT).await? {
             let name = text(&row, "name");
             found.indexes.insert(name.to_lowercase());
             if number(&row, "is_unique") != 0 {
@@ -217,8 +236,8 @@ impl Sql {
     }
 }
 
-/// Asks for the columns, and for the columns of the indexes, of a table.
-fn questions(driver: Driver, table: &str) -> [Statement; 2] {
+/// The queries for the columns, and for the columns of the indexes, of a table.
+fn inspection_queries(driver: Driver, table: &str) -> [Statement; 2] {
     let (schema, name) = match table.split_once('.') {
         Some((schema, name)) => (Some(schema), name),
         None => (None, table),
@@ -265,7 +284,7 @@ fn questions(driver: Driver, table: &str) -> [Statement; 2] {
                 .bind(Bind::Text(schema.map(str::to_owned)))
                 .push(", DATABASE())"),
             Driver::Postgres => {
-                let quoted = super::table_name(driver, table).unwrap_or_default();
+                let quoted = table_name(driver, table).unwrap_or_default();
                 ask.bind(quoted.as_str()).push(")")
             }
         };
@@ -273,11 +292,11 @@ fn questions(driver: Driver, table: &str) -> [Statement; 2] {
     })
 }
 
-impl Wish<'_> {
-    /// What has to be done so that the table can be used.
-    fn needed(&self, driver: Driver, found: &Found) -> Vec<String> {
-        let table = super::table_name(driver, self.table).unwrap_or_default();
-        let declared = |(name, holds): &(&str, Holds)| {
+impl TableDefinition<'_> {
+    /// The statements that make the table usable.
+    fn missing_steps(&self, driver: Driver, found: &ExistingTable) -> Vec<String> {
+        let table = table_name(driver, self.table).unwrap_or_default();
+        let declared = |(name, holds): &(&str, ColumnType)| {
             format!("{} {}", quote(driver, name).unwrap_or_default(), holds.declared(driver))
         };
         let mut steps = Vec::new();
@@ -287,36 +306,42 @@ impl Wish<'_> {
             let columns = columns.join(", ");
             steps.push(format!("CREATE TABLE IF NOT EXISTS {table} ({columns}){charset}"));
         } else {
-            let lacks = |(name, holds): &&(&str, Holds)| {
+            let is_missing = |(name, holds): &&(&str, ColumnType)| {
                 !holds.is_for_new_tables() && found.column(name).is_none()
             };
-            let lacking = self.columns.iter().filter(lacks).map(declared);
-            let lacking: Vec<_> = lacking.map(|column| format!("ADD COLUMN {column}")).collect();
+            let missing = self.columns.iter().filter(is_missing).map(declared);
+            let missing: Vec<_> = missing.map(|column| format!("ADD COLUMN {column}")).collect();
             let alter = |what: &str| format!("ALTER TABLE {table} {what}");
             match driver {
-                // One at a time is all that it can do.
-                Driver::Sqlite => steps.extend(lacking.iter().map(|what| alter(what))),
-                _ if lacking.is_empty() => {}
-                _ => steps.push(alter(&lacking.join(", "))),
+                // SQLite adds one column per statement.
+                Driver::Sqlite => steps.extend(missing.iter().map(|what| alter(what))),
+                _ if missing.is_empty() => {}
+                _ => steps.push(alter(&missing.join(", "))),
             }
         }
         if let Some((name, columns)) = self.indexes.first()
             && !found.indexes.contains(&self.index(name))
         {
-            steps.push(self.indexing(driver, name, columns, "UNIQUE "));
+            steps.push(self.create_index_sql(driver, name, columns, "UNIQUE "));
         }
         steps
     }
 
-    fn indexing(&self, driver: Driver, name: &str, columns: &[&str], unique: &str) -> String {
+    fn create_index_sql(
+        &self,
+        driver: Driver,
+        name: &str,
+        columns: &[&str],
+        unique: &str,
+    ) -> String {
         let quoted = |name: &str| quote(driver, name).unwrap_or_default();
-        let (table, name) = (super::table_name(driver, self.table), quoted(&self.index(name)));
+        let (table, name) = (table_name(driver, self.table), quoted(&self.index(name)));
         let mut table = table.unwrap_or_default();
         let mut made = format!("CREATE {unique}INDEX ");
         if driver != Driver::Mysql {
             made.push_str("IF NOT EXISTS ");
         }
-        // SQLite wants the schema at the name of the index.
+        // In SQLite the schema belongs to the name of the index.
         if let (Driver::Sqlite, Some((schema, rest))) = (driver, table.clone().split_once('.')) {
             write!(made, "{schema}.").ok();
             rest.clone_into(&mut table);
@@ -326,12 +351,12 @@ impl Wish<'_> {
         made
     }
 
-    /// The name of an index. SQLite and PostgreSQL have one name for one index of all tables.
+    /// The name of an index. In SQLite and PostgreSQL it must be unique among all tables.
     fn index(&self, name: &str) -> String {
         let table = self.table.rsplit('.').next().unwrap_or_default().to_lowercase();
         match table.len() {
             ..=40 => format!("{table}_{name}"),
-            // PostgreSQL cuts names at 63 bytes.
+            // PostgreSQL truncates names to 63 bytes.
             _ => format!("llmproxy_{:016x}_{name}", xxhash_rust::xxh3::xxh3_64(table.as_bytes())),
         }
     }
@@ -341,22 +366,26 @@ impl Wish<'_> {
 mod tests {
     use super::*;
 
-    const COLUMNS: [(&str, Holds); 4] = [
-        ("id", Holds::Serial),
-        ("name", Holds::Short(64)),
-        ("day", Holds::Day),
-        ("at", Holds::Moment),
+    const COLUMNS: [(&str, ColumnType); 4] = [
+        ("id", ColumnType::Serial),
+        ("name", ColumnType::Short(64)),
+        ("day", ColumnType::Day),
+        ("at", ColumnType::Moment),
     ];
 
-    fn wish(table: &str) -> Wish<'_> {
-        Wish { table, columns: &COLUMNS, indexes: &[("name", &["name"]), ("day", &["day", "at"])] }
+    fn definition(table: &str) -> TableDefinition<'_> {
+        TableDefinition {
+            table,
+            columns: &COLUMNS,
+            indexes: &[("name", &["name"]), ("day", &["day", "at"])],
+        }
     }
 
     #[test]
     fn a_table_is_made_with_all_it_needs() {
-        let found = Found::default();
+        let found = ExistingTable::default();
         assert_eq!(
-            wish("s.t").needed(Driver::Postgres, &found),
+            definition("s.t").missing_steps(Driver::Postgres, &found),
             [
                 "CREATE TABLE IF NOT EXISTS \"s\".\"t\" (\
                  \"id\" BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, \"name\" TEXT, \
@@ -365,10 +394,10 @@ mod tests {
             ]
         );
         assert_eq!(
-            wish("s.t").needed(Driver::Sqlite, &found)[1],
+            definition("s.t").missing_steps(Driver::Sqlite, &found)[1],
             "CREATE UNIQUE INDEX IF NOT EXISTS `s`.`t_name` ON `t` (`name`)"
         );
-        let mysql = wish("t").needed(Driver::Mysql, &found);
+        let mysql = definition("t").missing_steps(Driver::Mysql, &found);
         assert!(mysql[0].contains("`name` VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"));
         assert!(mysql[0].ends_with(") DEFAULT CHARSET = utf8mb4"), "{}", mysql[0]);
         assert_eq!(mysql[1], "CREATE UNIQUE INDEX `t_name` ON `t` (`name`)");
@@ -376,28 +405,28 @@ mod tests {
 
     #[test]
     fn a_table_is_given_what_it_lacks() {
-        let mut found = Found::default();
-        found.columns.insert("name".to_owned(), Has::default());
+        let mut found = ExistingTable::default();
+        found.columns.insert("name".to_owned(), ExistingColumn::default());
         found.indexes.insert("t_name".to_owned());
-        let steps = wish("T").needed(Driver::Mysql, &found);
+        let steps = definition("T").missing_steps(Driver::Mysql, &found);
         assert_eq!(
             steps,
             ["ALTER TABLE `T` ADD COLUMN `day` CHAR(10), ADD COLUMN `at` DATETIME(3)"]
         );
         assert_eq!(
-            wish("T").needed(Driver::Sqlite, &found),
+            definition("T").missing_steps(Driver::Sqlite, &found),
             ["ALTER TABLE `T` ADD COLUMN `day` CHAR(10)", "ALTER TABLE `T` ADD COLUMN `at` TEXT"]
         );
-        found.columns.insert("day".to_owned(), Has::default());
-        found.columns.insert("at".to_owned(), Has { length: None, required: true });
-        assert!(wish("T").needed(Driver::Postgres, &found).is_empty());
+        found.columns.insert("day".to_owned(), ExistingColumn::default());
+        found.columns.insert("at".to_owned(), ExistingColumn { length: None, required: true });
+        assert!(definition("T").missing_steps(Driver::Postgres, &found).is_empty());
         assert_eq!((found.required(), found.column("AT").unwrap().required), (vec!["at"], true));
     }
 
     #[test]
     fn names_of_indexes_are_not_cut() {
         let long = "t".repeat(64);
-        assert!(wish(&long).index("request").len() < 63);
-        assert_ne!(wish(&long).index("day"), wish(&"u".repeat(64)).index("day"));
+        assert!(definition(&long).index("request").len() < 63);
+        assert_ne!(definition(&long).index("day"), definition(&"u".repeat(64)).index("day"));
     }
 }

@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::{
     config::choices::ReporterKind,
     runtime::Carry,
-    usage::{Standing, State, dead::Letters},
+    usage::{ReporterState, ReporterStatus, dead_letters::DeadLetters},
 };
 
 /// A reporter lags with more records than this, of which the oldest is older than that.
@@ -55,7 +55,7 @@ impl Gauges {
     /// Sets the gauges of all reporters.
     pub fn set(&mut self, carry: &Carry) {
         let Some(spool) = carry.usage.spool() else { return };
-        let standings = carry.usage.standings();
+        let standings = carry.usage.reporters();
         self.known.retain(|name, _| standings.iter().any(|s| s.name == *name));
         let metrics = carry.usage.metrics();
         let mut webhooks = 0;
@@ -92,13 +92,14 @@ impl Gauges {
 
 impl Sizes {
     /// What the last look has found, if there is something new. Begins another one when it is time.
-    fn found(&mut self, folder: &Path, standings: &[Arc<Standing>]) -> Vec<(String, u64)> {
+    fn found(&mut self, folder: &Path, standings: &[Arc<ReporterStatus>]) -> Vec<(String, u64)> {
         let done = self.look.take_if(|look| look.is_finished());
         let found = done.and_then(|look| look.now_or_never()?.ok()).unwrap_or_default();
         let now = Instant::now();
         if self.look.is_none() && self.looked.is_none_or(|at| now.duration_since(at) >= LOOK) {
             self.looked = Some(now);
-            let letter = |s: &Arc<Standing>| (s.name.clone(), Letters::open(folder, &s.name));
+            let letter =
+                |s: &Arc<ReporterStatus>| (s.name.clone(), DeadLetters::open(folder, &s.name));
             let all: Vec<_> = standings.iter().map(letter).collect();
             let look = move || all.into_iter().map(|(name, of)| (name, of.bytes())).collect();
             self.look = Some(spawn_blocking(look));
@@ -109,7 +110,7 @@ impl Sizes {
 
 /// The age in seconds of the first record that a reporter has not delivered, as it has read it: the
 /// spool is not read for this, which on disk might mean a whole segment.
-fn age(standing: &Standing, waiting: u64) -> f64 {
+fn age(standing: &ReporterStatus, waiting: u64) -> f64 {
     let oldest = standing.oldest().filter(|_| waiting > 0);
     let now = Timestamp::now().as_millisecond();
     oldest.map_or(0.0, |time| now.saturating_sub(time).max(0) as f64 / 1000.0)
@@ -118,8 +119,8 @@ fn age(standing: &Standing, waiting: u64) -> f64 {
 impl Known {
     /// Whether to warn of a reporter that works but does not keep up: so many records wait, and the
     /// oldest of them is so many seconds old.
-    fn lags(&mut self, state: State, (waiting, age): (u64, f64), now: Instant) -> bool {
-        if state != State::Delivering || waiting <= LAG.0 || age <= LAG.1 {
+    fn lags(&mut self, state: ReporterState, (waiting, age): (u64, f64), now: Instant) -> bool {
+        if state != ReporterState::Delivering || waiting <= LAG.0 || age <= LAG.1 {
             self.warn_at = None;
             return false;
         }
@@ -141,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_age_is_that_of_the_first_record_that_was_read_and_not_delivered() {
-        let standing = Outbox::new(None, Metrics::new().usage).standing("billing", "webhook");
+        let standing = Outbox::new(None, Metrics::new().usage).reporter("billing", "webhook");
         let now = Timestamp::now().as_millisecond();
         let read = |index, seconds: i64| {
             let time = now - 1000 * seconds;
@@ -168,7 +169,11 @@ mod tests {
         let start = Instant::now();
         let mut known = Known::default();
         let mut lags = |seconds: u64, waiting: u64, age: f64| {
-            known.lags(State::Delivering, (waiting, age), start + Duration::from_secs(seconds))
+            known.lags(
+                ReporterState::Delivering,
+                (waiting, age),
+                start + Duration::from_secs(seconds),
+            )
         };
         assert!(!lags(0, 1001, 61.0));
         assert!(!lags(59, 5000, 120.0));
@@ -183,6 +188,9 @@ mod tests {
             assert!(lags(760, 5000, 400.0));
         }
         let later = start + Duration::from_secs(9000);
-        assert!(!known.lags(State::Waiting, (5000, 400.0), later), "of that it is told already");
+        assert!(
+            !known.lags(ReporterState::Waiting, (5000, 400.0), later),
+            "of that it is told already"
+        );
     }
 }

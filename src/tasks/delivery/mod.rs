@@ -125,6 +125,6 @@ usage: {reporters: [{type: file, file: {path: usage.jsonl}}]}
         follow(&plan.reporters, &mut running, &carry).await;
         assert!(!running["file"].1.is_finished());
         follow(&[], &mut running, &carry).await;
-        assert!(running.is_empty() && carry.usage.standings().is_empty());
+        assert!(running.is_empty() && carry.usage.reporters().is_empty());
     }
 }

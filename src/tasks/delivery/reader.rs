@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     runtime::Carry,
-    usage::{Entry, Spool, Standing, sink::Pace},
+    usage::{Entry, ReporterStatus, Spool, sink::Pace},
 };
 
 /// Records that are read at a time when batches are smaller.
@@ -38,7 +38,7 @@ pub struct Reader {
     spool: Arc<Spool>,
     carry: Arc<Carry>,
     /// Is told which record comes first: nobody else needs to read it for its age.
-    standing: Arc<Standing>,
+    standing: Arc<ReporterStatus>,
     pace: Pace,
     ends: watch::Receiver<u64>,
     read: VecDeque<Entry>,
@@ -51,7 +51,7 @@ impl Reader {
     pub fn new(
         spool: &Arc<Spool>,
         carry: &Arc<Carry>,
-        standing: &Arc<Standing>,
+        standing: &Arc<ReporterStatus>,
         pace: Pace,
         next: u64,
     ) -> Self {

@@ -25,8 +25,8 @@ use crate::{
     runtime::Carry,
     telemetry::UsageMetrics,
     usage::{
-        Cursor, Entry, Spool, Standing,
-        dead::Letters,
+        Cursor, Entry, ReporterStatus, Spool,
+        dead_letters::DeadLetters,
         sink::{self, Pace, Resources, Sink},
     },
 };
@@ -50,9 +50,9 @@ pub struct Reporter {
     pub sink: Arc<dyn Sink>,
     /// How long one call to the sink may take, whatever its own timeouts.
     pub patience: Duration,
-    pub standing: Arc<Standing>,
+    pub standing: Arc<ReporterStatus>,
     /// Where records are put aside; `None`: they are given up instead.
-    pub letters: Option<Letters>,
+    pub letters: Option<DeadLetters>,
     pub mood: Mood,
     /// The receiver has answered 410.
     pub gone: Notify,
@@ -65,7 +65,7 @@ pub struct Reporter {
 impl Reporter {
     /// A reporter at its place.
     pub fn new(plan: &ReporterPlan, spool: &Arc<Spool>, carry: &Arc<Carry>) -> Self {
-        let standing = carry.usage.standing(&plan.name, plan.to.word());
+        let standing = carry.usage.reporter(&plan.name, plan.to.word());
         let with = Resources { client: &carry.outside, stores: &carry.stores };
         let cursor = spool.cursor(&plan.name);
         standing.set_next(cursor.next());
@@ -80,7 +80,7 @@ impl Reporter {
             sink: sink::make(plan, with),
             patience,
             standing,
-            letters: carry.usage.folder().map(|folder| Letters::open(folder, &plan.name)),
+            letters: carry.usage.folder().map(|folder| DeadLetters::open(folder, &plan.name)),
             mood: Mood::default(),
             gone: Notify::new(),
             spool: Arc::clone(spool),
@@ -147,7 +147,7 @@ impl Reporter {
         let mut looked = Instant::now();
         loop {
             sleep(look.min(SHORT_LOOK)).await;
-            let short = self.spool.pressed();
+            let short = self.spool.is_half_full();
             if short || looked.elapsed() >= look {
                 while self.put_some_aside(short, &why).await {}
                 looked = Instant::now();

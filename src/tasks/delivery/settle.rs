@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{reader::Batch, reporter::Reporter};
-use crate::usage::{Entry, sink::Failure};
+use crate::usage::{Entry, sink::DeliveryError};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
@@ -63,11 +63,11 @@ impl Reporter {
             };
             attempts += 1;
             self.metrics().errors.with_label_values(&[&self.plan.name]).inc();
-            if let Failure::Gone { why } = &failure {
+            if let DeliveryError::Gone { why } = &failure {
                 return self.disable(why).await;
             }
             self.tell(&failure);
-            if matches!(failure, Failure::Refused { .. }) {
+            if matches!(failure, DeliveryError::Refused { .. }) {
                 if part.len() > 1 {
                     let second = part.split_off(part.len() / 2);
                     return Some((part, second));
@@ -85,8 +85,10 @@ impl Reporter {
             }
             let pause = pause(attempts - 1, self.plan.max_backoff, rand::random());
             let pause = match failure {
-                Failure::Away { retry_after: Some(wish), .. } => pause.max(wish.min(LONGEST_WISH)),
-                Failure::Refused { .. } => pause.min(LONGEST_REFUSAL),
+                DeliveryError::Unavailable { retry_after: Some(wish), .. } => {
+                    pause.max(wish.min(LONGEST_WISH))
+                }
+                DeliveryError::Refused { .. } => pause.min(LONGEST_REFUSAL),
                 _ => pause,
             };
             self.standing.failed(why, Some(Timestamp::now() + pause));
@@ -95,12 +97,14 @@ impl Reporter {
     }
 
     /// One call to the sink, which may neither hang nor take the reporter with it.
-    async fn attempt(&self, part: &[Entry]) -> Result<(), Failure> {
+    async fn attempt(&self, part: &[Entry]) -> Result<(), DeliveryError> {
         let call = AssertUnwindSafe(self.sink.deliver(part)).catch_unwind();
         match timeout(self.patience, call).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Failure::away("panicked")),
-            Err(_) => Err(Failure::away(format!("took longer than {:?}", self.patience))),
+            Ok(Err(_)) => Err(DeliveryError::unavailable("panicked")),
+            Err(_) => {
+                Err(DeliveryError::unavailable(format!("took longer than {:?}", self.patience)))
+            }
         }
     }
 
@@ -117,7 +121,7 @@ impl Reporter {
         }
     }
 
-    fn tell(&self, failure: &Failure) {
+    fn tell(&self, failure: &DeliveryError) {
         if let Some(text) = self.mood.failed(failure.why(), Instant::now()) {
             let waiting = self.waiting();
             log::warn!("usage reporter {}: {text}; {waiting} records wait", self.plan.name);
@@ -243,7 +247,8 @@ mod tests {
     };
 
     /// What a sink does at its nth call; `None`: it hangs.
-    type Behaviour = Box<dyn Fn(usize, &[Entry]) -> Option<Result<(), Failure>> + Send + Sync>;
+    type Behaviour =
+        Box<dyn Fn(usize, &[Entry]) -> Option<Result<(), DeliveryError>> + Send + Sync>;
 
     /// A sink that notes which records it was called with.
     struct Fake {
@@ -253,7 +258,7 @@ mod tests {
 
     #[async_trait]
     impl Sink for Fake {
-        async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
+        async fn deliver(&self, records: &[Entry]) -> Result<(), DeliveryError> {
             let n = {
                 let mut calls = self.calls.lock().unwrap();
                 calls.push(records.iter().map(|record| record.index).collect());
@@ -266,8 +271,8 @@ mod tests {
         }
     }
 
-    fn refused() -> Failure {
-        Failure::Refused { why: "answered 422".to_owned() }
+    fn refused() -> DeliveryError {
+        DeliveryError::Refused { why: "answered 422".to_owned() }
     }
 
     /// A reporter with a sink of ours, and what that is called with.

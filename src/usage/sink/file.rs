@@ -1,7 +1,7 @@
-//! The file sink: a record a line, forced to the disk before it counts as delivered.
+//! The file sink: one record a line, synced to disk before the delivery succeeds.
 //!
-//! Several processes may write the same file, such as a gateway and a replay beside it: each locks
-//! it for as long as it adds a batch. Somebody else may move it away (logrotate), which is noticed.
+//! Several processes may write the same file, such as a gateway and a replay: each locks it while it
+//! appends a batch. If another program moves the file away (logrotate), a new one is created.
 
 use std::{
     ffi::OsString,
@@ -15,70 +15,70 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Failure, Sink};
-use crate::{base::lock, config::plan::FilePlan, usage::Entry};
+use super::delivery::{DeliveryError, Sink};
+use crate::{base::lock, config::plan::FilePlan, usage::spool::Entry};
 
-/// How long somebody else may hold the file.
+/// How long to wait for the lock of another process.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often to look whether the file is free.
+/// Between two attempts to lock the file.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How much is read at a time to find the beginning of a half line.
+/// Bytes read at a time to find the beginning of an incomplete line.
 const BLOCK: u64 = 64 * 1024;
 
-/// Writes records to a file.
-pub struct Lines(Arc<Place>);
+/// Appends records to a file.
+pub struct FileSink(Arc<SharedFile>);
 
-struct Place {
+struct SharedFile {
     plan: FilePlan,
-    /// Open since the last batch.
+    /// Kept open between batches.
     file: Mutex<Option<File>>,
 }
 
-impl Lines {
-    /// A sink for this file. It is opened, and made if need be, with the first batch.
+impl FileSink {
+    /// The first batch opens the file, and creates it if it does not exist.
     pub fn new(plan: FilePlan) -> Self {
-        Self(Arc::new(Place { plan, file: Mutex::default() }))
+        Self(Arc::new(SharedFile { plan, file: Mutex::default() }))
     }
 }
 
 #[async_trait]
-impl Sink for Lines {
-    async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
+impl Sink for FileSink {
+    async fn deliver(&self, records: &[Entry]) -> Result<(), DeliveryError> {
         let mut text = Vec::with_capacity(records.iter().map(|r| r.json.len() + 1).sum());
         for record in records {
             text.extend_from_slice(&record.json);
             text.push(b'\n');
         }
-        let place = Arc::clone(&self.0);
-        // Goes on to its end even if nobody waits for it any more.
-        let added = tokio::task::spawn_blocking(move || place.add(&text)).await;
+        let file = Arc::clone(&self.0);
+        // Runs to its end even if the delivery is given up.
+        let added = tokio::task::spawn_blocking(move || file.append(&text)).await;
         added
             .map_err(io::Error::other)
             .flatten()
-            .map_err(|e| Failure::away(format!("{}: {e}", self.0.plan.path.display())))
+            .map_err(|e| DeliveryError::unavailable(format!("{}: {e}", self.0.plan.path.display())))
     }
 }
 
-impl Place {
-    /// Adds lines, all of them or none.
-    fn add(&self, text: &[u8]) -> io::Result<()> {
+impl SharedFile {
+    /// Appends all lines or none.
+    fn append(&self, text: &[u8]) -> io::Result<()> {
         let mut kept = lock(&self.file);
-        // Only one that has done well is used again.
+        // After an error the file is opened again.
         let mut open = kept.take();
         let file = loop {
             let file = match open.take() {
                 Some(file) => file,
                 None => self.open()?,
             };
-            wait_for(&file)?;
+            lock_exclusive(&file)?;
             let is = file.metadata()?;
-            if !is_at(&is, &self.plan.path) {
+            if !is_same_file(&is, &self.plan.path) {
                 continue;
             }
             if !is.is_file() {
-                // A terminal, a pipe: neither can be cut or moved.
+                // A terminal or a pipe can neither be truncated nor moved.
                 (&file).write_all(text)?;
                 break file;
             }
@@ -88,13 +88,13 @@ impl Place {
                 continue;
             }
             if let Err(e) = (&file).write_all(text).and_then(|()| file.sync_data()) {
-                // The batch will come again: no line of it may stay, and no half one in particular.
+                // The batch will come again: none of its lines may stay, not even half of one.
                 file.set_len(size).ok();
                 return Err(e);
             }
             break file;
         };
-        // Closing it unlocks it as well.
+        // If unlocking fails, closing the file unlocks it.
         if file.unlock().is_ok() {
             *kept = Some(file);
         }
@@ -110,7 +110,7 @@ impl Place {
                 let folder = folder_of(path);
                 DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
                 let file = options.create(true).open(path)?;
-                // Else the file itself may be gone after a power failure.
+                // Without this a power failure may remove the file.
                 File::open(folder)?.sync_all()?;
                 Ok(file)
             }
@@ -118,26 +118,26 @@ impl Place {
         }
     }
 
-    /// Gives the file the name of an earlier one, which make room for it. The caller has locked it.
+    /// Renames the file and the rotated files before it. The caller holds the lock.
     fn rotate(&self) -> io::Result<()> {
-        // What a link points to is moved, not the link.
+        // Moves the target of a symbolic link, not the link.
         let path = fs::canonicalize(&self.plan.path)?;
         if self.plan.max_files == 0 {
             return fs::remove_file(path);
         }
         let mut free = 1;
-        while free < self.plan.max_files && earlier(&path, free).symlink_metadata().is_ok() {
+        while free < self.plan.max_files && rotated(&path, free).symlink_metadata().is_ok() {
             free += 1;
         }
         for n in (1..free).rev() {
-            fs::rename(earlier(&path, n), earlier(&path, n + 1))?;
+            fs::rename(rotated(&path, n), rotated(&path, n + 1))?;
         }
-        fs::rename(&path, earlier(&path, 1))
+        fs::rename(&path, rotated(&path, 1))
     }
 }
 
-/// The name of the `n`th file before this one.
-fn earlier(path: &Path, n: usize) -> PathBuf {
+/// The name of the `n`th rotated file.
+fn rotated(path: &Path, n: usize) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(format!(".{n}"));
     name.into()
@@ -147,13 +147,13 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Whether a file is still what stands at a path.
-fn is_at(is: &fs::Metadata, path: &Path) -> bool {
+/// Whether an open file is still the one at a path.
+fn is_same_file(is: &fs::Metadata, path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (is.dev(), is.ino()))
 }
 
-/// Locks a file, which is unlocked when it is closed.
-fn wait_for(file: &File) -> io::Result<()> {
+/// Locks a file until it is unlocked or closed.
+fn lock_exclusive(file: &File) -> io::Result<()> {
     let start = Instant::now();
     loop {
         match file.try_lock() {
@@ -163,16 +163,16 @@ fn wait_for(file: &File) -> io::Result<()> {
             Err(TryLockError::WouldBlock) => {
                 return Err(io::Error::other("another process holds a lock on it"));
             }
-            // Not every file system knows locks.
+            // Some file systems have no locks.
             Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Unsupported => return Err(e),
             Ok(()) | Err(TryLockError::Error(_)) => return Ok(()),
         }
     }
 }
 
-/// Makes a file end with a whole line, and returns its size then. Half a line, which a crash has
-/// left, is cut off: its record was not delivered and comes again. A whole record without an end of
-/// line, which an editor may leave, gets one.
+/// Makes a file end with a complete line, and returns its new size. An incomplete line, left by a crash,
+/// is cut off: its record was not delivered and comes again. A complete record without a newline, as an
+/// editor may leave it, gets one.
 fn end_line(file: &File, size: u64) -> io::Result<u64> {
     let mut last = [0];
     if size == 0 {
@@ -202,7 +202,10 @@ fn end_line(file: &File, size: u64) -> io::Result<u64> {
     }
     let whole = start + begin as u64;
     file.set_len(whole)?;
-    log::warn!("half a line, {} bytes, was cut off a file of usage records", size - whole);
+    log::warn!(
+        "an incomplete line of {} bytes was cut off the end of a file of usage records",
+        size - whole
+    );
     Ok(whole)
 }
 
@@ -214,8 +217,8 @@ mod tests {
 
     use super::*;
 
-    fn lines(path: &Path, max_size: u64, max_files: usize) -> Lines {
-        Lines::new(FilePlan { path: path.to_owned(), max_size, max_files })
+    fn lines(path: &Path, max_size: u64, max_files: usize) -> FileSink {
+        FileSink::new(FilePlan { path: path.to_owned(), max_size, max_files })
     }
 
     fn record(n: u64) -> Entry {
@@ -223,7 +226,7 @@ mod tests {
         Entry { index: n, time: 0, json }
     }
 
-    /// What a line of [`record`] takes.
+    /// Bytes of a line of [`record`].
     const LINE: u64 = 25;
 
     fn batch(of: std::ops::Range<u64>) -> Vec<Entry> {
@@ -260,15 +263,15 @@ mod tests {
             sink.deliver(&batch(n..n + 1)).await.unwrap();
         }
         assert_eq!(numbers(&path), [6]);
-        assert_eq!(numbers(&earlier(&path, 1)), [4, 5]);
-        assert_eq!(numbers(&earlier(&path, 2)), [2, 3]);
+        assert_eq!(numbers(&rotated(&path, 1)), [4, 5]);
+        assert_eq!(numbers(&rotated(&path, 2)), [2, 3]);
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 3);
         // More than a file may hold is written all the same, and not divided.
         sink.deliver(&batch(10..15)).await.unwrap();
         sink.deliver(&batch(15..16)).await.unwrap();
         assert_eq!(numbers(&path), [15]);
-        assert_eq!(numbers(&earlier(&path, 1)), [10, 11, 12, 13, 14]);
-        assert_eq!(numbers(&earlier(&path, 2)), [6]);
+        assert_eq!(numbers(&rotated(&path, 1)), [10, 11, 12, 13, 14]);
+        assert_eq!(numbers(&rotated(&path, 2)), [6]);
     }
 
     #[tokio::test]
@@ -327,7 +330,7 @@ mod tests {
         for _ in 0..2 {
             let failure = full.deliver(&batch(0..1)).await.unwrap_err();
             let why = "/dev/full: No space left on device (os error 28)";
-            assert_eq!(failure, Failure::away(why));
+            assert_eq!(failure, DeliveryError::unavailable(why));
         }
         let temp = tempfile::tempdir().unwrap();
         let in_the_way = temp.path().join("file");
@@ -335,7 +338,7 @@ mod tests {
         let path = in_the_way.join("usage.jsonl");
         let sink = lines(&path, 1 << 20, 3);
         let failure = sink.deliver(&batch(0..1)).await.unwrap_err();
-        assert!(matches!(failure, Failure::Away { .. }), "{failure:?}");
+        assert!(matches!(failure, DeliveryError::Unavailable { .. }), "{failure:?}");
         fs::remove_file(&in_the_way).unwrap();
         sink.deliver(&batch(0..1)).await.unwrap();
         assert_eq!(numbers(&path), [0]);

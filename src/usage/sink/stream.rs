@@ -1,45 +1,45 @@
-//! The Redis sink: each record an entry of a stream.
+//! The Redis sink: adds each record as an entry of a stream.
 
 use std::{borrow::Cow, sync::Arc};
 
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use super::{Failure, Sink};
-use crate::{config::plan::StreamPlan, store::redis::Redis, usage::Entry};
+use super::delivery::{DeliveryError, Sink};
+use crate::{config::plan::StreamPlan, store::redis::Redis, usage::spool::Entry};
 
 /// Adds records to a stream.
-pub struct Stream {
+pub struct StreamSink {
     redis: Arc<Redis>,
     plan: StreamPlan,
 }
 
-impl Stream {
-    /// A sink for a stream of this server.
+impl StreamSink {
     pub fn new(redis: Arc<Redis>, plan: StreamPlan) -> Self {
         Self { redis, plan }
     }
 }
 
-/// What is read of a record: for the consumer, who can tell repeats without reading all of it.
+/// The part of a record that becomes a field of its own, so that a consumer recognizes repeats without
+/// parsing the record.
 #[derive(Deserialize)]
-struct Named<'a> {
+struct RecordIdOnly<'a> {
     #[serde(borrow)]
     record_id: Cow<'a, str>,
 }
 
 #[async_trait]
-impl Sink for Stream {
-    async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
+impl Sink for StreamSink {
+    async fn deliver(&self, records: &[Entry]) -> Result<(), DeliveryError> {
         let fields = |entry: &Entry| {
-            let named = serde_json::from_slice::<Named<'_>>(&entry.json);
-            let id = named.map(|named| named.record_id.into_owned()).unwrap_or_default();
+            let parsed = serde_json::from_slice::<RecordIdOnly<'_>>(&entry.json);
+            let id = parsed.map(|parsed| parsed.record_id.into_owned()).unwrap_or_default();
             [("record", entry.json.clone()), ("record_id", id.into())]
         };
         let entries: Vec<_> = records.iter().map(fields).collect();
         let added = self.redis.add(&self.plan.stream, self.plan.max_len, &entries).await;
-        // Whatever it is (no server, no memory, no right, something else at the key): the records
-        // are good, and somebody has to mend the server.
-        added.map_err(|e| Failure::away(e.to_string()))
+        // Whatever the error (no server, no memory, no permission, a key of another type): the records
+        // are fine, and the server has to be fixed.
+        added.map_err(|e| DeliveryError::unavailable(e.to_string()))
     }
 }

@@ -1,5 +1,5 @@
-//! The database sink: a row for each record. A record that is there already stays as it is, so that
-//! it is there once, however often it is delivered.
+//! The database sink: a row for each record. A record that exists already stays unchanged, so that
+//! repeated deliveries add it once.
 
 use std::{
     sync::Arc,
@@ -9,18 +9,18 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 
-use super::{Failure, Sink};
+use super::delivery::{DeliveryError, Sink};
 use crate::{
     config::plan::TablePlan,
     store::{
         Stores,
-        sql::{Driver, Statement, Trouble},
+        sql::{Driver, SqlError, Statement},
     },
     usage::{
-        Entry,
+        spool::Entry,
         store::{
-            Place,
-            schema::{self, AT, Fresh, Insert},
+            RecordTable,
+            schema::{self, AT, Insert, NewRow},
         },
     },
 };
@@ -28,72 +28,75 @@ use crate::{
 /// How long an INSERT may take, or a DELETE.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Rows that are removed at a time, so that nobody waits long for a lock.
-const OLD: u64 = 1000;
+/// Rows that one DELETE removes, so that its locks are short.
+const DELETE_ROWS: u64 = 1000;
 
-/// A table for records.
-pub struct Table {
-    place: Arc<Place>,
+/// Inserts records into a table.
+pub struct TableSink {
+    table: Arc<RecordTable>,
     retention: Option<Duration>,
-    /// Once the table is known to be as it should be.
+    /// Set once the table has been prepared.
     ready: Mutex<Option<Arc<Insert>>>,
 }
 
-impl Table {
-    /// The table of a plan.
+impl TableSink {
     pub fn new(plan: &TablePlan, stores: &Stores) -> Self {
-        Self { place: Place::new(plan, stores), retention: plan.retention, ready: Mutex::default() }
+        Self {
+            table: RecordTable::new(plan, stores),
+            retention: plan.retention,
+            ready: Mutex::default(),
+        }
     }
 
-    async fn ready(&self) -> Result<Arc<Insert>, Trouble> {
+    async fn ready(&self) -> Result<Arc<Insert>, SqlError> {
         let mut ready = self.ready.lock().await;
         if let Some(insert) = &*ready {
             return Ok(Arc::clone(insert));
         }
-        let insert = self.place.prepare().await?;
+        let insert = self.table.prepare().await?;
         Ok(Arc::clone(ready.insert(Arc::new(insert))))
     }
 
-    async fn insert(&self, rows: &[Fresh]) -> Result<(), Trouble> {
+    async fn insert(&self, rows: &[NewRow]) -> Result<(), SqlError> {
         let insert = self.ready().await?;
         for rows in rows.chunks(Insert::ROWS) {
-            let (place, statement) = (Arc::clone(&self.place), insert.of(rows));
-            self.place.work(PATIENCE, async move { place.sql.run(statement).await }).await?;
+            let (table, statement) = (Arc::clone(&self.table), insert.statement(rows));
+            self.table.work(PATIENCE, async move { table.sql.run(statement).await }).await?;
         }
         Ok(())
     }
 
-    /// Removes rows from before a moment in milliseconds since 1970; at most [`OLD`].
+    /// Deletes rows from before a time in milliseconds since 1970; at most [`DELETE_ROWS`].
     fn removal(&self, before: i64) -> Statement {
         let (table, at, record) =
-            (&self.place.table, self.place.quote(AT), self.place.quote("record_id"));
-        let mysql = self.place.driver() == Driver::Mysql;
+            (&self.table.quoted_name, self.table.quote(AT), self.table.quote("record_id"));
+        let mysql = self.table.driver() == Driver::Mysql;
         let head = match mysql {
             true => format!("DELETE FROM {table} WHERE {at} < "),
             false => format!(
                 "DELETE FROM {table} WHERE {record} IN (SELECT {record} FROM {table} WHERE {at} < "
             ),
         };
-        let mut removal = Statement::new(self.place.driver(), head);
-        removal.bind(before).push(&format!(" ORDER BY {at} LIMIT {OLD}"));
+        let mut removal = Statement::new(self.table.driver(), head);
+        removal.bind(before).push(&format!(" ORDER BY {at} LIMIT {DELETE_ROWS}"));
         removal.push(if mysql { "" } else { ")" });
         removal
     }
 }
 
 #[async_trait]
-impl Sink for Table {
-    async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
-        let rows: Result<Vec<_>, _> = records.iter().map(schema::read).collect();
-        let rows = rows.map_err(|why| Failure::Refused { why })?;
+impl Sink for TableSink {
+    async fn deliver(&self, records: &[Entry]) -> Result<(), DeliveryError> {
+        let rows: Result<Vec<_>, _> = records.iter().map(schema::parse).collect();
+        let rows = rows.map_err(|why| DeliveryError::Refused { why })?;
         match self.insert(&rows).await {
             Ok(()) => Ok(()),
-            Err(Trouble::Data(why)) => Err(Failure::Refused { why: why.to_string() }),
-            Err(Trouble::Away(why)) => Err(Failure::away(why.to_string())),
-            Err(Trouble::Shape(why)) => {
-                // It is looked at once more before the next attempt.
+            Err(SqlError::Data(why)) => Err(DeliveryError::Refused { why: why.to_string() }),
+            Err(SqlError::Unavailable(why)) => Err(DeliveryError::unavailable(why.to_string())),
+            Err(SqlError::Schema(why)) => {
+                // The next attempt prepares the table again.
                 *self.ready.lock().await = None;
-                Err(Failure::away(why.to_string()))
+                Err(DeliveryError::unavailable(why.to_string()))
             }
         }
     }
@@ -103,12 +106,12 @@ impl Sink for Table {
         let before = SystemTime::now().checked_sub(retention).unwrap_or(SystemTime::UNIX_EPOCH);
         let before = before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let before = i64::try_from(before.as_millis()).unwrap_or(i64::MAX);
-        let text = |trouble: Trouble| trouble.why().to_string();
+        let text = |error: SqlError| error.why().to_string();
         self.ready().await.map_err(text)?;
         loop {
-            let (place, removal) = (Arc::clone(&self.place), self.removal(before));
-            let work = async move { place.sql.run(removal).await };
-            if self.place.work(PATIENCE, work).await.map_err(text)? < OLD {
+            let (table, removal) = (Arc::clone(&self.table), self.removal(before));
+            let work = async move { table.sql.run(removal).await };
+            if self.table.work(PATIENCE, work).await.map_err(text)? < DELETE_ROWS {
                 return Ok(());
             }
         }
@@ -135,7 +138,7 @@ mod tests {
                 retention: None,
                 own: false,
             };
-            Table::new(&plan, &Stores::default()).removal(5).sql().to_owned()
+            TableSink::new(&plan, &Stores::default()).removal(5).sql().to_owned()
         };
         assert_eq!(
             removal(Driver::Mysql),

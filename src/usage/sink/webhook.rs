@@ -1,4 +1,4 @@
-//! The webhook sink: records by POST, as JSON, signed as Standard Webhooks says.
+//! The webhook sink: POSTs records as JSON, signed according to Standard Webhooks.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -11,11 +11,11 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{Failure, Sink};
+use super::delivery::{DeliveryError, Sink};
 use crate::{
     config::plan::{SigningKey, WebhookPlan},
     store::http::cause,
-    usage::Entry,
+    usage::spool::Entry,
     wire::headers::retry_after,
 };
 
@@ -24,19 +24,18 @@ const ID: HeaderName = HeaderName::from_static("webhook-id");
 const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
-/// Bytes of an answer that are read, so that its connection can be used again.
+/// Bytes of a response that are read so that its connection can be reused.
 const MOST: usize = 64 * 1024;
 
-/// Sends records to one URL.
-pub struct Webhook {
+/// Posts records to one URL.
+pub struct WebhookSink {
     client: reqwest::Client,
     plan: WebhookPlan,
-    /// The header fields that do not change.
+    /// Header fields of every request.
     headers: HeaderMap,
 }
 
-impl Webhook {
-    /// A sink for the configured URL.
+impl WebhookSink {
     pub fn new(client: reqwest::Client, plan: WebhookPlan) -> Self {
         let json = HeaderValue::from_static("application/json");
         let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, json)]);
@@ -50,7 +49,7 @@ impl Webhook {
     fn headers(&self, id: &str, now: Timestamp, body: &[u8]) -> HeaderMap {
         let mut headers = self.headers.clone();
         let timestamp = now.as_second();
-        // An id comes from a record: it is not taken for granted that it is fit for a header.
+        // The id comes from a record and may not be a valid header value.
         if let Ok(id) = HeaderValue::from_str(id) {
             headers.insert(IDEMPOTENCY_KEY, id.clone());
             headers.insert(ID, id);
@@ -66,43 +65,43 @@ impl Webhook {
 }
 
 #[async_trait]
-impl Sink for Webhook {
-    async fn deliver(&self, records: &[Entry]) -> Result<(), Failure> {
+impl Sink for WebhookSink {
+    async fn deliver(&self, records: &[Entry]) -> Result<(), DeliveryError> {
         let body = body(records, self.plan.batch_size > 1);
         let headers = self.headers(&message_id(records), Timestamp::now(), &body);
         let request = self.client.post(self.plan.url.expose()).timeout(self.plan.timeout);
-        // The URL may hold a token in its query: errors are told without it.
+        // The query of the URL may hold a token: errors never contain the URL.
         match request.headers(headers).body(body).send().await {
-            Ok(mut answer) => {
-                let verdict = judge(answer.status(), answer.headers(), Timestamp::now());
+            Ok(mut response) => {
+                let verdict = judge(response.status(), response.headers(), Timestamp::now());
                 let mut read = 0;
                 while read < MOST
-                    && let Ok(Some(piece)) = answer.chunk().await
+                    && let Ok(Some(piece)) = response.chunk().await
                 {
                     read += piece.len();
                 }
                 verdict
             }
-            Err(e) => Err(Failure::away(format!("cannot be reached: {}", cause(e)))),
+            Err(e) => Err(DeliveryError::unavailable(format!("cannot be reached: {}", cause(e)))),
         }
     }
 }
 
-/// What an answer means. Redirects are not followed, and mean that the receiver is not there.
-fn judge(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Result<(), Failure> {
+/// What a response means. Redirects are not followed and count as unavailable.
+fn judge(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Result<(), DeliveryError> {
     let why = format!("answered {status}");
     match status.as_u16() {
         200..=299 => Ok(()),
-        410 => Err(Failure::Gone { why }),
-        400 | 413 | 415 | 422 => Err(Failure::Refused { why }),
+        410 => Err(DeliveryError::Gone { why }),
+        400 | 413 | 415 | 422 => Err(DeliveryError::Refused { why }),
         _ => {
             let retry_after = retry_after(headers, now).filter(|pause| *pause > Duration::ZERO);
-            Err(Failure::Away { why, retry_after })
+            Err(DeliveryError::Unavailable { why, retry_after })
         }
     }
 }
 
-/// The record as it is, or an array of all of them.
+/// The record itself, or an array of all records.
 fn body(records: &[Entry], array: bool) -> Bytes {
     if let ([record], false) = (records, array) {
         return record.json.clone();
@@ -117,23 +116,23 @@ fn body(records: &[Entry], array: bool) -> Bytes {
     body.into()
 }
 
-/// The id of a request: that of its record; of several a digest of theirs, which is the same for the
-/// same records and no others.
+/// The id of a request: that of its record, or a digest of the ids of several records, which is the same
+/// for the same records and no others.
 fn message_id(records: &[Entry]) -> String {
     #[derive(Deserialize)]
-    struct Named<'a> {
+    struct RecordIdOnly<'a> {
         record_id: &'a str,
     }
-    let named = |entry: &Entry| {
-        let named: Result<Named<'_>, _> = serde_json::from_slice(&entry.json);
-        named.map_or_else(|_| format!("index_{}", entry.index), |n| n.record_id.to_owned())
+    let id_of = |entry: &Entry| {
+        let parsed: Result<RecordIdOnly<'_>, _> = serde_json::from_slice(&entry.json);
+        parsed.map_or_else(|_| format!("index_{}", entry.index), |n| n.record_id.to_owned())
     };
     match records {
         [] => String::new(),
-        [one] => named(one),
+        [one] => id_of(one),
         several => {
             let mut digest = Sha256::new();
-            several.iter().for_each(|record| Digest::update(&mut digest, named(record)));
+            several.iter().for_each(|record| Digest::update(&mut digest, id_of(record)));
             let digest = digest.finalize();
             let digest = u128::from_be_bytes(std::array::from_fn(|i| digest[i]));
             format!("batch_{digest:032x}")
@@ -141,21 +140,21 @@ fn message_id(records: &[Entry]) -> String {
     }
 }
 
-/// The signatures with all keys, with spaces between them: `v1,` and the HMAC-SHA256 of id,
-/// timestamp and body in base64.
+/// The signatures with all keys, separated by spaces: `v1,` and the HMAC-SHA256 of id, timestamp and
+/// body in base64.
 fn signatures(keys: &[SigningKey], id: &str, timestamp: i64, body: &[u8]) -> String {
-    let mut told = String::new();
+    let mut header = String::new();
     for key in keys {
         let mac = Hmac::<Sha256>::new_from_slice(&key.0);
         let mut mac = mac.expect("HMAC takes keys of any length");
         mac.update(format!("{id}.{timestamp}.").as_bytes());
         mac.update(body);
-        let gap = if told.is_empty() { "" } else { " " };
+        let gap = if header.is_empty() { "" } else { " " };
         let signature = BASE64_STANDARD.encode(mac.finalize().into_bytes());
-        // Writing to a text cannot fail.
-        write!(told, "{gap}v1,{signature}").ok();
+        // Writing to a String cannot fail.
+        write!(header, "{gap}v1,{signature}").ok();
     }
-    told
+    header
 }
 
 #[cfg(test)]
@@ -208,16 +207,24 @@ mod tests {
             judge(StatusCode::from_u16(status).unwrap(), headers, now)
         };
         assert_eq!(judged(202, &headers), Ok(()));
-        assert!(matches!(judged(410, &headers), Err(Failure::Gone { .. })));
+        assert!(matches!(judged(410, &headers), Err(DeliveryError::Gone { .. })));
         for status in [400, 413, 415, 422] {
-            assert!(matches!(judged(status, &headers), Err(Failure::Refused { .. })), "{status}");
+            assert!(
+                matches!(judged(status, &headers), Err(DeliveryError::Refused { .. })),
+                "{status}"
+            );
         }
         for status in [302, 401, 404, 408, 429, 500, 503] {
             let away = judged(status, &headers);
-            assert!(matches!(away, Err(Failure::Away { retry_after: None, .. })), "{status}");
+            assert!(
+                matches!(away, Err(DeliveryError::Unavailable { retry_after: None, .. })),
+                "{status}"
+            );
         }
         headers.insert(header::RETRY_AFTER, "Sun, 06 Nov 1994 08:49:37 GMT".parse().unwrap());
-        let Err(Failure::Away { retry_after, why }) = judged(503, &headers) else { panic!() };
+        let Err(DeliveryError::Unavailable { retry_after, why }) = judged(503, &headers) else {
+            panic!()
+        };
         assert_eq!(retry_after, Some(Duration::from_secs(7)));
         assert_eq!(why, "answered 503 Service Unavailable");
     }

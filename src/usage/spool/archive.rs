@@ -1,5 +1,4 @@
-//! A look at the log on disk from outside: while a gateway writes it, and when none does. Nothing is
-//! changed.
+//! Read-only access to the log on disk, while a gateway writes it or while none runs.
 
 use std::{
     collections::BTreeMap,
@@ -10,186 +9,165 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    Entry, foreign,
-    place::{self, Kept},
-    segment::{self, Segment, Step, Walk},
+    entry::Entry,
+    foreign,
+    position::{self, SavedPosition},
+    segment::{self, Segment, SegmentItem, SegmentReader},
 };
 
-/// A log as it was when it was opened; records that are added to its last file are seen.
+/// The segments of a log when it was opened. Records that are added to the last of them later are read
+/// too.
 pub struct Archive {
     folder: PathBuf,
     segments: Vec<Segment>,
 }
 
-/// What stands in a log.
+/// The result of [`Archive::verify`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
-    /// Records that can be read.
+pub struct Verification {
+    /// Readable records.
     pub records: u64,
-    /// Bytes that were read.
     pub bytes: u64,
-    /// What cannot be read.
     pub damage: Vec<Damage>,
-    /// Records that are missing.
     pub gaps: Vec<Gap>,
-    /// Files beside the segments that look like some, and that nobody reads.
-    pub strangers: Vec<PathBuf>,
-    /// Bytes at the end that are not a whole record: what a crash has left, or what is being
-    /// written.
+    /// Files that look like segments and that the gateway does not read.
+    pub unread_files: Vec<PathBuf>,
+    /// Bytes of an incomplete record at the end: left by a crash, or being written.
     pub torn: u64,
 }
 
 /// Bytes that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// The file.
     pub path: PathBuf,
-    /// Where they begin.
     pub offset: u64,
-    /// How many there are.
     pub bytes: u64,
 }
 
-/// Records that are missing.
+/// A run of missing records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gap {
-    /// In the log: from an index on, so many.
-    Log {
-        /// The first one.
-        from: u64,
-        /// How many.
-        lost: u64,
-    },
-    /// In the numbers that a run of the gateway gave: they never came into the log.
-    Sequence {
-        /// The run.
-        process: String,
-        /// The first number.
-        from: u64,
-        /// How many.
-        lost: u64,
-    },
-    /// A record comes with a number that was expected later or earlier.
-    Order {
-        /// Its index.
-        index: u64,
-    },
+    /// `lost` indexes of the log are missing.
+    Log { from: u64, lost: u64 },
+    /// `lost` sequence numbers of one gateway process are missing: these records never reached the log.
+    Sequence { process: String, from: u64, lost: u64 },
+    /// The record at `index` is out of order.
+    Order { index: u64 },
 }
 
 #[derive(Deserialize)]
-struct Numbered<'a> {
+struct SequenceFields<'a> {
     #[serde(borrow)]
     process: std::borrow::Cow<'a, str>,
     sequence: u64,
 }
 
 impl Archive {
-    /// Opens the log in a folder.
-    ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the folder cannot be read.
     pub fn open(folder: &Path) -> Result<Self, String> {
         let segments = segment::list(folder)
             .map_err(|e| format!("cannot read the folder {}: {e}", folder.display()))?;
         Ok(Self { folder: folder.to_owned(), segments })
     }
 
-    /// Its files, from the oldest on.
+    /// The segments, the oldest first.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
     }
 
-    /// Files that look like segments and are none. One that a gateway begins meanwhile is one.
-    fn strangers(&self) -> Vec<PathBuf> {
+    /// Files that look like segments but are not. A segment that a gateway began since is not among them.
+    fn unread_files(&self) -> Vec<PathBuf> {
         let now = segment::list(&self.folder).unwrap_or_default();
-        foreign::strangers(&self.folder, &now).unwrap_or_default()
+        foreign::unread_files(&self.folder, &now).unwrap_or_default()
     }
 
-    /// The size of all of them.
+    /// The size of all segments.
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
-    /// The index of the first record, and that of the next one that will be added.
+    /// The index of the first record, and the index after the last record.
     ///
     /// # Errors
     /// If the last file cannot be read.
     pub fn bounds(&self) -> Result<(u64, u64), String> {
         let Some(last) = self.segments.last() else { return Ok((0, 0)) };
         let mut end = last.first;
-        let mut walk = open(last)?;
-        while let Some(step) = walk.step().map_err(|e| unreadable(last, &e))? {
-            if let Step::Record(entry, _) = step {
+        let mut reader = open(last)?;
+        while let Some(next_item) = reader.next_item().map_err(|e| unreadable(last, &e))? {
+            if let SegmentItem::Record(entry, _) = next_item {
                 end = entry.index + 1;
             }
         }
         Ok((self.segments[0].first, end))
     }
 
-    /// The places of all reporters that were ever here; `None`: its file is damaged.
+    /// The positions of all reporters that ever used this spool; `None`: the file is damaged.
     ///
     /// # Errors
     /// If they cannot be read.
-    pub fn places(&self) -> Result<Vec<(String, Option<u64>)>, String> {
-        let all = place::all(&self.folder)
-            .map_err(|e| format!("cannot read {}: {e}", place::folder(&self.folder).display()))?;
+    pub fn positions(&self) -> Result<Vec<(String, Option<u64>)>, String> {
+        let all = position::all(&self.folder).map_err(|e| {
+            format!("cannot read {}: {e}", position::folder(&self.folder).display())
+        })?;
         let place = |kept| match kept {
-            Kept::At(place) => Some(place),
-            Kept::Nothing | Kept::Damaged => None,
+            SavedPosition::At(place) => Some(place),
+            SavedPosition::Missing | SavedPosition::Damaged => None,
         };
         Ok(all.into_iter().map(|(name, kept)| (name, place(kept))).collect())
     }
 
-    /// All records from an index on, as far as they can be read. Segments that are removed meanwhile
-    /// are passed over.
+    /// All readable records from an index on. Segments that are removed meanwhile are skipped.
     pub fn records(&self, from: u64) -> Records<'_> {
         let at = self.segments.partition_point(|segment| segment.first <= from);
-        Records { rest: &self.segments[at.saturating_sub(1)..], walk: None, from }
+        Records { rest: &self.segments[at.saturating_sub(1)..], reader: None, from }
     }
 
-    /// Reads everything. `progress` is told of the bytes that were read since it was last told.
-    /// Segments that are removed meanwhile are passed over.
+    /// Reads everything. `progress` gets the number of bytes that were read since its last call. Segments
+    /// that are removed meanwhile are skipped.
     ///
     /// # Errors
-    /// If a file cannot be read at all.
-    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<Verdict, String> {
-        let mut verdict = Verdict { strangers: self.strangers(), ..Verdict::default() };
+    /// If a file cannot be read.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<Verification, String> {
+        let mut verdict =
+            Verification { unread_files: self.unread_files(), ..Verification::default() };
         let mut next: Option<u64> = None;
         let mut numbers: BTreeMap<String, u64> = BTreeMap::new();
         for (i, segment) in self.segments.iter().enumerate() {
-            let mut walk = match Walk::open(&segment.path, None, None) {
-                Ok(walk) => walk,
-                // Removed meanwhile, with all before it: now the log begins behind it.
+            let mut reader = match SegmentReader::open(&segment.path, None, None) {
+                Ok(reader) => reader,
+                // Removed meanwhile, with all segments before it: the log now begins after it.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     (next, numbers) = (None, BTreeMap::new());
                     continue;
                 }
                 Err(e) => return Err(unreadable(segment, &e)),
             };
-            let mut told = 0;
-            // A log that has lost its beginning is one whose oldest records are no longer needed.
+            let mut reported = 0;
+            // The beginning of the log may be gone: delivered records are removed.
             verdict.expect(*next.get_or_insert(segment.first), segment.first);
             next = Some(segment.first);
             let mut tail = 0;
-            while let Some(step) = walk.step().map_err(|e| unreadable(segment, &e))? {
-                let position = walk.position();
-                progress(position - told);
-                told = position;
-                match step {
-                    Step::Record(entry, _) => {
+            while let Some(next_item) = reader.next_item().map_err(|e| unreadable(segment, &e))? {
+                let position = reader.position();
+                progress(position - reported);
+                reported = position;
+                match next_item {
+                    SegmentItem::Record(entry, _) => {
                         verdict.expect(next.unwrap_or(entry.index), entry.index);
                         next = Some(entry.index + 1);
                         verdict.records += 1;
                         verdict.number(&entry, &mut numbers);
                     }
-                    Step::Damage(offset, bytes) => {
+                    SegmentItem::Damage(offset, bytes) => {
                         let path = segment.path.clone();
                         verdict.damage.push(Damage { path, offset, bytes });
                         tail = if position >= segment.bytes { bytes } else { 0 };
                     }
                 }
             }
-            verdict.bytes += told;
+            verdict.bytes += reported;
             if tail > 0 && i + 1 == self.segments.len() {
                 verdict.damage.pop();
                 verdict.torn = tail;
@@ -199,13 +177,13 @@ impl Archive {
     }
 }
 
-impl Verdict {
-    /// Whether nothing is damaged, nothing is missing, and everything belongs there.
-    pub fn is_good(&self) -> bool {
-        self.damage.is_empty() && self.gaps.is_empty() && self.strangers.is_empty()
+impl Verification {
+    /// Whether nothing is damaged or missing, and every file belongs to the log.
+    pub fn is_intact(&self) -> bool {
+        self.damage.is_empty() && self.gaps.is_empty() && self.unread_files.is_empty()
     }
 
-    /// Notes what lies between the index that should come and the one that came.
+    /// Records a gap between the expected index and the actual one.
     fn expect(&mut self, next: u64, index: u64) {
         match index.checked_sub(next) {
             Some(0) => {}
@@ -215,11 +193,10 @@ impl Verdict {
     }
 
     fn number(&mut self, entry: &Entry, numbers: &mut BTreeMap<String, u64>) {
-        let Ok(Numbered { process, sequence }) = serde_json::from_slice(&entry.json) else {
+        let Ok(SequenceFields { process, sequence }) = serde_json::from_slice(&entry.json) else {
             return;
         };
-        // The first one that is seen of a process may not be its first: those before it may have
-        // been delivered and removed.
+        // The first record of a process may be gone: delivered records are removed.
         match numbers.get_mut(&*process) {
             None => {
                 numbers.insert(process.into_owned(), sequence);
@@ -239,10 +216,10 @@ impl Verdict {
     }
 }
 
-/// Goes along the records of a log.
+/// Iterates over the records of a log.
 pub struct Records<'a> {
     rest: &'a [Segment],
-    walk: Option<Walk>,
+    reader: Option<SegmentReader>,
     from: u64,
 }
 
@@ -252,10 +229,10 @@ impl Iterator for Records<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             let segment = self.rest.first()?;
-            let walk = match &mut self.walk {
-                Some(walk) => walk,
-                None => match Walk::open(&segment.path, None, None) {
-                    Ok(walk) => self.walk.insert(walk),
+            let reader = match &mut self.reader {
+                Some(reader) => reader,
+                None => match SegmentReader::open(&segment.path, None, None) {
+                    Ok(reader) => self.reader.insert(reader),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {
                         self.rest = &self.rest[1..];
                         continue;
@@ -266,12 +243,12 @@ impl Iterator for Records<'_> {
                     }
                 },
             };
-            match walk.step() {
-                Ok(Some(Step::Record(entry, _))) if entry.index >= self.from => {
+            match reader.next_item() {
+                Ok(Some(SegmentItem::Record(entry, _))) if entry.index >= self.from => {
                     return Some(Ok(entry));
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => (self.rest, self.walk) = (&self.rest[1..], None),
+                Ok(None) => (self.rest, self.reader) = (&self.rest[1..], None),
                 Err(e) => {
                     self.rest = &[];
                     return Some(Err(unreadable(segment, &e)));
@@ -281,8 +258,8 @@ impl Iterator for Records<'_> {
     }
 }
 
-fn open(segment: &Segment) -> Result<Walk, String> {
-    Walk::open(&segment.path, None, None).map_err(|e| unreadable(segment, &e))
+fn open(segment: &Segment) -> Result<SegmentReader, String> {
+    SegmentReader::open(&segment.path, None, None).map_err(|e| unreadable(segment, &e))
 }
 
 fn unreadable(segment: &Segment, e: &io::Error) -> String {

@@ -1,10 +1,10 @@
-//! Files in the folder of a spool that do not belong there: a segment of another gateway, one that
-//! was put back from a backup, a copy under another name. Their indexes clash with those of the log,
-//! so that nobody would ever read their records, or nobody those of the log itself.
+//! Foreign files in the folder of a spool: a segment of another gateway, one restored from a backup, a
+//! copy under another name. Their indexes clash with those of the log, so that either their records or
+//! those of the log would never be read.
 //!
-//! They are found when the log is opened. Their records are added to the log as new ones, unless it
-//! has the same ones in their place, and the file is put aside. Whoever has got a record before
-//! knows it by its id.
+//! They are found when the log is opened. Their records are appended to the log, except those that the
+//! log has at the same index, and the file is moved to the folder `foreign`. Receivers that got such a
+//! record before recognize it by its `record_id`.
 
 use std::{
     collections::HashSet,
@@ -17,32 +17,32 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    Entry,
-    segment::{self, Segment, Step, Walk},
+    entry::Entry,
+    segment::{self, Segment, SegmentItem, SegmentReader},
 };
 
-/// How much of the end of a segment is looked at first for its last record.
+/// Bytes at the end of a segment that are searched first for its last record.
 const TAIL: u64 = 64 << 10;
 
-/// A segment, and the records that stand in it.
-struct Seen {
+/// A segment, with its first and last record.
+struct InspectedSegment {
     segment: Segment,
-    /// The index of the record behind the head, if that one is whole.
+    /// The index of the record after the file header, if that record is intact.
     begin: Option<u64>,
     /// The index of the last record.
     last: Option<u64>,
-    /// Something that cannot be read stands behind the last record.
+    /// Unreadable bytes follow the last record.
     torn: bool,
-    /// The runs of a gateway that made the record behind the head and the last one.
+    /// The gateway processes that wrote the first and the last record.
     processes: [Option<String>; 2],
 }
 
-impl Seen {
-    fn look(segment: Segment) -> io::Result<Self> {
-        let mut walk = Walk::open(&segment.path, None, None)?;
-        let start = walk.position();
-        let begin = match walk.step()? {
-            Some(Step::Record(entry, _)) if start == segment::HEAD => Some(entry),
+impl InspectedSegment {
+    fn read(segment: Segment) -> io::Result<Self> {
+        let mut reader = SegmentReader::open(&segment.path, None, None)?;
+        let start = reader.position();
+        let begin = match reader.next_item()? {
+            Some(SegmentItem::Record(entry, _)) if start == segment::HEAD => Some(entry),
             _ => None,
         };
         let (last, torn) = last_record(&segment)?;
@@ -51,48 +51,48 @@ impl Seen {
         Ok(Self { segment, begin, last, torn, processes })
     }
 
-    /// Whether its name is that of its first record.
+    /// Whether the file name is not the index of the first record.
     fn is_misnamed(&self) -> bool {
         self.begin.is_some_and(|begin| begin != self.segment.first)
             || self.last.is_some_and(|last| last < self.segment.first)
     }
 
-    /// The index with which the next segment begins.
+    /// The index after the last record.
     fn end(&self) -> u64 {
         self.last.map_or(self.segment.first, |last| last + 1)
     }
 
-    /// Whether a gap before `next` is one of the log itself: something is damaged, or one run of the
-    /// gateway made the records on both sides.
+    /// Whether the gap before `next` can be one of the log itself: this segment is damaged at its end, or
+    /// one gateway process wrote the records on both sides.
     fn explains_gap(&self, next: &Self) -> bool {
         let (one, two) = (&self.processes[1], &next.processes[0]);
         self.torn || one.is_some() && one == two
     }
 }
 
-/// The run of a gateway that made a record.
+/// The gateway process that wrote a record.
 fn process(entry: &Entry) -> Option<String> {
     #[derive(Deserialize)]
-    struct Made {
+    struct ProcessField {
         process: String,
     }
-    serde_json::from_slice(&entry.json).ok().map(|made: Made| made.process)
+    serde_json::from_slice(&entry.json).ok().map(|field: ProcessField| field.process)
 }
 
-/// The last record, and whether anything stands behind it.
+/// The last record, and whether unreadable bytes follow it.
 fn last_record(segment: &Segment) -> io::Result<(Option<Entry>, bool)> {
     let mut tail = TAIL;
     loop {
         let from = segment.bytes.saturating_sub(tail);
-        let mut walk = Walk::open(&segment.path, Some(from), None)?;
+        let mut reader = SegmentReader::open(&segment.path, Some(from), None)?;
         let (mut last, mut torn) = (None, false);
-        while let Some(step) = walk.step()? {
-            torn = match step {
-                Step::Record(entry, _) => {
+        while let Some(next_item) = reader.next_item()? {
+            torn = match next_item {
+                SegmentItem::Record(entry, _) => {
                     last = Some(entry);
                     false
                 }
-                Step::Damage(..) => true,
+                SegmentItem::Damage(..) => true,
             };
         }
         if last.is_some() || from == 0 {
@@ -102,33 +102,32 @@ fn last_record(segment: &Segment) -> io::Result<(Option<Entry>, bool)> {
     }
 }
 
-/// The segments of a folder, told apart.
+/// The segments of a folder: those of the log, and foreign ones.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// Those of the log, from the oldest on.
+    /// The segments of the log, the oldest first.
     pub own: Vec<Segment>,
-    /// Those that do not belong to it.
     pub foreign: Vec<Segment>,
-    /// Where records are missing between two segments of the log: the first one, and the one behind
-    /// the last.
+    /// Runs of missing records between two segments of the log: the first missing index, and the index
+    /// after the last.
     pub gaps: Vec<(u64, u64)>,
-    /// What lies before this index may not be the log's own: a gap follows that nothing explains.
+    /// Segments before this index may be foreign: an unexplained gap follows them.
     pub doubtful: u64,
 }
 
-/// Looks at the segments of a folder, which are in the order of their names. `furthest` is the place
-/// of the reporter that has got most. One that cannot be read is the log's own where the others leave
-/// room for it, and otherwise in none of the lists: it stays where it is.
+/// Sorts the segments of a folder, which come in the order of their names. `furthest` is the position of
+/// the reporter that is furthest ahead. An unreadable segment belongs to the log if it fits between the
+/// others; otherwise it is in none of the lists and stays where it is.
 pub fn survey(segments: Vec<Segment>, furthest: u64) -> Survey {
     let mut survey = Survey::default();
-    let (mut seen, mut unread): (Vec<Seen>, Vec<Segment>) = Default::default();
+    let (mut seen, mut unread): (Vec<InspectedSegment>, Vec<Segment>) = Default::default();
     for segment in segments {
-        match Seen::look(segment.clone()) {
+        match InspectedSegment::read(segment.clone()) {
             Ok(looked) if looked.is_misnamed() => survey.foreign.push(looked.segment),
             Ok(looked) => seen.push(looked),
             Err(e) => {
                 let shown = segment.path.display();
-                log::error!("{shown} in the folder of the spool cannot be read: {e}");
+                log::error!("cannot read {shown} in the folder of the usage spool: {e}");
                 unread.push(segment);
             }
         }
@@ -141,7 +140,7 @@ pub fn survey(segments: Vec<Segment>, furthest: u64) -> Survey {
         let before = behind.checked_sub(1).map(|before| seen[before].end());
         behind < seen.len() && before.is_none_or(|end| end <= segment.first)
     });
-    let is_gap = |one: &Seen, two: &Seen| {
+    let is_gap = |one: &InspectedSegment, two: &InspectedSegment| {
         let gap = one.end()..two.segment.first;
         !gap.is_empty() && !unread.iter().any(|segment| gap.contains(&segment.first))
     };
@@ -151,7 +150,7 @@ pub fn survey(segments: Vec<Segment>, furthest: u64) -> Survey {
         && two.last.is_some()
         && two.segment.first > furthest
     {
-        // The log goes on at its end, or at the furthest place.
+        // A new segment begins at the end of the log or at the furthest position.
         survey.foreign.extend(seen.pop().map(|seen| seen.segment));
     }
     for pair in seen.windows(2).filter(|pair| is_gap(&pair[0], &pair[1])) {
@@ -161,7 +160,7 @@ pub fn survey(segments: Vec<Segment>, furthest: u64) -> Survey {
             survey.doubtful = next;
         }
     }
-    // Nobody knows what stands in one that cannot be read.
+    // Unreadable segments may contain any records.
     if let Some(hidden) = unread.last() {
         let behind = seen.iter().map(|seen| seen.segment.first).find(|first| *first > hidden.first);
         survey.doubtful = survey.doubtful.max(behind.unwrap_or(0));
@@ -171,10 +170,9 @@ pub fn survey(segments: Vec<Segment>, furthest: u64) -> Survey {
     survey
 }
 
-/// Of the first two segments that clash the one that does not belong to the log: the log goes on
-/// without a gap from file to file, and does not end before `furthest`, up to which somebody has got
-/// its records.
-fn overlap(seen: &[Seen], furthest: u64) -> Option<usize> {
+/// The foreign one of the first two overlapping segments: the log has no gap between its files, and does
+/// not end before `furthest`, the position up to which a reporter has delivered.
+fn overlap(seen: &[InspectedSegment], furthest: u64) -> Option<usize> {
     let at = seen.windows(2).position(|pair| pair[0].end() > pair[1].segment.first)?;
     let (one, two) = (&seen[at], &seen[at + 1]);
     let before = at.checked_sub(1).map(|before| seen[before].end());
@@ -193,16 +191,16 @@ fn overlap(seen: &[Seen], furthest: u64) -> Option<usize> {
     Some(at + usize::from(second))
 }
 
-/// The records of a foreign segment that do not stand in the log under the same index.
+/// The records of a foreign segment that the log does not have at the same index.
 ///
 /// # Errors
 /// If a file cannot be read.
-pub fn news(foreign: &Segment, own: &[Segment]) -> io::Result<Vec<Entry>> {
+pub fn missing_records(foreign: &Segment, own: &[Segment]) -> io::Result<Vec<Entry>> {
     let hash = RandomState::new();
     let mut entries = Vec::new();
-    let mut walk = Walk::open(&foreign.path, None, None)?;
-    while let Some(step) = walk.step()? {
-        if let Step::Record(entry, _) = step {
+    let mut reader = SegmentReader::open(&foreign.path, None, None)?;
+    while let Some(next_item) = reader.next_item()? {
+        if let SegmentItem::Record(entry, _) = next_item {
             entries.push(entry);
         }
     }
@@ -216,10 +214,10 @@ pub fn news(foreign: &Segment, own: &[Segment]) -> io::Result<Vec<Entry>> {
         if before || segment.first > most {
             continue;
         }
-        // What cannot be read now does not have to be: at worst a record is there twice.
-        let Ok(mut walk) = Walk::open(&segment.path, None, None) else { continue };
-        while let Some(step) = walk.step()? {
-            if let Step::Record(entry, _) = step {
+        // If a segment cannot be read, a record may be added twice, which is harmless.
+        let Ok(mut reader) = SegmentReader::open(&segment.path, None, None) else { continue };
+        while let Some(next_item) = reader.next_item()? {
+            if let SegmentItem::Record(entry, _) = next_item {
                 known.insert((entry.index, hash.hash_one(&entry.json)));
             }
         }
@@ -228,21 +226,21 @@ pub fn news(foreign: &Segment, own: &[Segment]) -> io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Where files are put that do not belong to a spool.
+/// The folder for foreign files.
 pub fn folder(spool: &Path) -> PathBuf {
     spool.join("foreign")
 }
 
-/// Puts a file aside, under a name that nothing has there; where it is then.
+/// Moves a file to the folder for foreign files, under an unused name, and returns its new path.
 ///
 /// # Errors
-/// If that cannot be; it is where it was.
-pub fn put_aside(spool: &Path, path: &Path) -> io::Result<PathBuf> {
+/// If the file cannot be moved; it then stays.
+pub fn set_aside(spool: &Path, path: &Path) -> io::Result<PathBuf> {
     let folder = folder(spool);
     segment::private_folder(&folder)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    for turn in 0_u32.. {
-        let aside = match turn {
+    for n in 0_u32.. {
+        let aside = match n {
             0 => folder.join(&name),
             n => folder.join(format!("{name}.{n}")),
         };
@@ -254,25 +252,25 @@ pub fn put_aside(spool: &Path, path: &Path) -> io::Result<PathBuf> {
     Err(io::ErrorKind::AlreadyExists.into())
 }
 
-/// Files beside the segments `own` that look like some, and that nobody reads.
+/// Files that look like segments but are not in `own`, so that the gateway does not read them.
 ///
 /// # Errors
 /// If the folder cannot be read.
-pub fn strangers(spool: &Path, own: &[Segment]) -> io::Result<Vec<PathBuf>> {
+pub fn unread_files(spool: &Path, own: &[Segment]) -> io::Result<Vec<PathBuf>> {
     let own: HashSet<_> = own.iter().map(|segment| segment.path.as_path()).collect();
-    let mut strangers = Vec::new();
+    let mut unread = Vec::new();
     for entry in fs::read_dir(spool)? {
         let path = entry?.path();
         let named = path.file_name().is_some_and(|name| name.to_string_lossy().contains(".log"));
         if named && path.is_file() && !own.contains(path.as_path()) {
-            strangers.push(path);
+            unread.push(path);
         }
     }
-    strangers.sort_unstable();
-    Ok(strangers)
+    unread.sort_unstable();
+    Ok(unread)
 }
 
-/// How many files were put aside and are still there.
-pub fn put_aside_before(spool: &Path) -> usize {
+/// How many files are in the folder for foreign files.
+pub fn count_set_aside(spool: &Path) -> usize {
     fs::read_dir(folder(spool)).map_or(0, |entries| entries.flatten().count())
 }

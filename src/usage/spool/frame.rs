@@ -1,49 +1,47 @@
-//! How a record stands in a segment: a marker, its length, a checksum, its index, when it was
-//! written, and its JSON. All numbers are little-endian.
+//! The format of a record in a segment: a marker, the length, a checksum, the index, the time of writing,
+//! and the JSON. All numbers are little-endian.
 //!
-//! The marker holds bytes that UTF-8 does not know, so that it stands in no record: what follows a
-//! damaged place is found by it.
+//! The marker contains bytes that are invalid in UTF-8, so no record contains it: it shows where the next
+//! record begins after damage.
 
 use std::ops::Range;
 
 use memchr::memmem;
 
-use super::Entry;
+use super::entry::Entry;
 
-/// How every record begins.
+/// The first bytes of every record.
 const MARKER: [u8; 4] = [0xF5, b'u', 0xFF, 0x9E];
 
 /// Bytes before the JSON: marker 4, length 4, checksum 4, index 8, time 8.
 pub const HEAD: usize = 28;
 
-/// A longer record is none.
+/// The longest record; a larger length is damage.
 const LONGEST: usize = 64 << 20;
 
-/// What stands at a place.
+/// What was found at an offset.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum Frame {
     /// A record.
     Record {
-        /// Its index.
         index: u64,
         /// When it was written, in milliseconds since 1970.
         time: i64,
-        /// Where its JSON is.
+        /// The range of the JSON.
         json: Range<usize>,
     },
-    /// Nothing that can be read; a record may begin again at this place.
+    /// Unreadable bytes; the next record may begin at this offset.
     Damage(usize),
-    /// The beginning of something: so many bytes would have to be there from the place on.
-    Part(usize),
+    /// The beginning of a record: this many bytes from the offset on are needed to decode it.
+    Partial(usize),
 }
 
-/// Bytes that a record takes.
+/// Bytes of an encoded record.
 pub fn size(entry: &Entry) -> u64 {
     (HEAD + entry.json.len()) as u64
 }
 
-/// Writes a record.
-pub fn write(out: &mut Vec<u8>, entry: &Entry) {
+pub fn encode(out: &mut Vec<u8>, entry: &Entry) {
     let (index, time) = (entry.index.to_le_bytes(), entry.time.to_le_bytes());
     out.extend_from_slice(&MARKER);
     out.extend_from_slice(&(entry.json.len() as u32).to_le_bytes());
@@ -61,13 +59,13 @@ fn checksum(index: &[u8], time: &[u8], json: &[u8]) -> u32 {
     sum.finalize()
 }
 
-/// What stands at `at`.
-pub fn look(bytes: &[u8], at: usize) -> Found {
+/// Decodes what begins at `at`.
+pub fn decode(bytes: &[u8], at: usize) -> Frame {
     let rest = &bytes[at..];
     let Some((head, tail)) = rest.split_at_checked(HEAD) else {
         return match rest.starts_with(&MARKER[..rest.len().min(4)]) {
-            true => Found::Part(HEAD),
-            false => Found::Damage(next_marker(bytes, at)),
+            true => Frame::Partial(HEAD),
+            false => Frame::Damage(next_marker(bytes, at)),
         };
     };
     let number = |range: Range<usize>| {
@@ -75,19 +73,20 @@ pub fn look(bytes: &[u8], at: usize) -> Found {
     };
     let len = number(4..8) as usize;
     if head[..4] != MARKER || len > LONGEST {
-        return Found::Damage(next_marker(bytes, at));
+        return Frame::Damage(next_marker(bytes, at));
     }
     let Some(json) = tail.get(..len) else {
-        return Found::Part(HEAD + len);
+        return Frame::Partial(HEAD + len);
     };
     if u64::from(checksum(&head[12..20], &head[20..28], json)) != number(8..12) {
-        return Found::Damage(next_marker(bytes, at));
+        return Frame::Damage(next_marker(bytes, at));
     }
     let json = at + HEAD..at + HEAD + len;
-    Found::Record { index: number(12..20), time: number(20..28) as i64, json }
+    Frame::Record { index: number(12..20), time: number(20..28) as i64, json }
 }
 
-/// Where a record may begin behind `at`: a marker, or the last bytes if they may be one.
+/// Where the next record may begin after `at`: at a marker, or at the last bytes if a marker may begin
+/// there.
 pub fn next_marker(bytes: &[u8], at: usize) -> usize {
     let from = (at + 1).min(bytes.len());
     let found = memmem::find(&bytes[from..], &MARKER).map(|n| from + n);
@@ -111,22 +110,22 @@ mod tests {
     fn log(texts: &[Vec<u8>]) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (i, text) in texts.iter().enumerate() {
-            write(&mut bytes, &entry(i as u64, text));
+            encode(&mut bytes, &entry(i as u64, text));
         }
         bytes
     }
 
-    /// The indexes that are found, as somebody finds them who has all bytes.
+    /// The indexes of all records that can be decoded.
     fn indexes(bytes: &[u8]) -> Vec<u64> {
         let (mut at, mut seen) = (0, Vec::new());
         while at < bytes.len() {
-            at = match look(bytes, at) {
-                Found::Record { index, json, .. } => {
+            at = match decode(bytes, at) {
+                Frame::Record { index, json, .. } => {
                     seen.push(index);
                     json.end
                 }
-                Found::Damage(next) => next,
-                Found::Part(_) => next_marker(bytes, at),
+                Frame::Damage(next) => next,
+                Frame::Partial(_) => next_marker(bytes, at),
             };
         }
         seen
@@ -135,10 +134,10 @@ mod tests {
     #[test]
     fn what_was_written_is_read() {
         let bytes = log(&[b"{}".to_vec(), b"".to_vec()]);
-        let first = Found::Record { index: 0, time: -7, json: HEAD..HEAD + 2 };
-        assert_eq!(look(&bytes, 0), first);
-        assert_eq!(look(&bytes[..10], 0), Found::Part(HEAD));
-        assert_eq!(look(&bytes[..HEAD + 1], 0), Found::Part(HEAD + 2));
+        let first = Frame::Record { index: 0, time: -7, json: HEAD..HEAD + 2 };
+        assert_eq!(decode(&bytes, 0), first);
+        assert_eq!(decode(&bytes[..10], 0), Frame::Partial(HEAD));
+        assert_eq!(decode(&bytes[..HEAD + 1], 0), Frame::Partial(HEAD + 2));
         assert_eq!(indexes(&bytes), [0, 1]);
     }
 

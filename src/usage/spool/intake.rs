@@ -1,4 +1,4 @@
-//! The way from the requests to the thread that writes the log.
+//! The queue from the requests to the thread that writes the log.
 
 use std::{
     sync::{
@@ -10,38 +10,37 @@ use std::{
 
 use crate::{
     base::{RequestId, lock},
-    usage::Draft,
+    usage::record::Draft,
 };
 
-/// How long the writer lets records gather once there is one: waking it, and a write of its own, cost
-/// more than all else that is done for a record. A crash costs what gathers.
+/// How long the writer lets records gather after the first one: waking it and writing cost more than all
+/// other work for a record. A crash loses the gathered records.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// So many records are not waited for.
+/// With this many records the writer does not wait for more.
 const ENOUGH: usize = 512;
 
-/// Records that were handed over.
+/// Records that requests have handed over.
 pub struct Intake {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Queue>,
     wake: Condvar,
     limit: AtomicUsize,
-    /// Records that wait, or that the writer has and that are not in the log.
+    /// Records in the queue, and records that the writer has taken but not yet written.
     len: AtomicUsize,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Queue {
     drafts: Vec<Draft>,
-    /// Records for which there was no room. They leave a gap in the sequence.
+    /// Records that were lost because the queue was full. They leave a gap in the sequence.
     lost: u64,
 }
 
-/// What the writer takes.
+/// What the writer takes from the queue.
 #[derive(Default)]
-pub struct Taken {
-    /// The records, in their order.
+pub struct Batch {
     pub drafts: Vec<Draft>,
-    /// Records that were lost since it last took some.
+    /// Records that were lost since the previous batch.
     pub lost: u64,
 }
 
@@ -55,12 +54,12 @@ impl Intake {
         }
     }
 
-    /// How many records may wait from now on.
+    /// Sets how many records may wait.
     pub fn set(&self, limit: usize) {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
-    /// Takes a record in, or tells whose was lost. The lock is held for as long as a push takes.
+    /// Queues a record, or returns the request whose record is lost because the queue is full.
     pub fn put(&self, draft: Draft) -> Result<(), RequestId> {
         let mut waiting = lock(&self.waiting);
         if self.len.load(Ordering::Relaxed) >= self.limit.load(Ordering::Relaxed) {
@@ -77,19 +76,18 @@ impl Intake {
         Ok(())
     }
 
-    /// Records that are not in the log yet.
+    /// Records that are not yet in the log.
     pub fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
     }
 
-    /// What the writer took is in the log, or lost.
+    /// `n` records that the writer took are now in the log, or lost.
     pub fn done(&self, n: usize) {
         self.len.fetch_sub(n, Ordering::Relaxed);
     }
 
-    /// Waits for records, but not for longer than `patience`. `spare` is what the next ones are
-    /// gathered in.
-    pub fn take(&self, spare: Vec<Draft>, patience: Duration) -> Taken {
+    /// Waits for records for at most `patience`. `spare` is an empty buffer for the next records.
+    pub fn take(&self, spare: Vec<Draft>, patience: Duration) -> Batch {
         let waiting = lock(&self.waiting);
         let woken = self.wake.wait_timeout_while(waiting, patience, |w| w.drafts.is_empty());
         let (waiting, _) = woken.unwrap_or_else(PoisonError::into_inner);
@@ -100,6 +98,6 @@ impl Intake {
         }
         let mut waiting = lock(&self.waiting);
         let drafts = std::mem::replace(&mut waiting.drafts, spare);
-        Taken { drafts, lost: std::mem::take(&mut waiting.lost) }
+        Batch { drafts, lost: std::mem::take(&mut waiting.lost) }
     }
 }

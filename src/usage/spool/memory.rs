@@ -1,43 +1,45 @@
-//! A log in memory, for those who want none on disk: bounded, and gone with the process.
+//! The log in memory, for `usage.spool.enabled: false`: bounded, and lost with the process.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Mutex,
 };
 
-use super::{Entry, Full, Kind, Log};
+use super::{
+    entry::Entry,
+    record_log::{AppendError, AppendErrorKind, RecordLog},
+};
 use crate::{base::lock, config::plan::UsagePlan, telemetry::UsageMetrics};
 
-/// The log.
-pub struct Memory(Mutex<Book>, UsageMetrics);
+/// A log in memory.
+pub struct MemoryLog(Mutex<MemoryState>, UsageMetrics);
 
-impl Memory {
-    /// An empty log.
+impl MemoryLog {
     pub fn new(metrics: UsageMetrics) -> Self {
         Self(Mutex::default(), metrics)
     }
 }
 
 #[derive(Default)]
-struct Book {
+struct MemoryState {
     entries: VecDeque<Entry>,
     end: u64,
     limit: usize,
-    places: BTreeMap<String, u64>,
+    positions: BTreeMap<String, u64>,
 }
 
-impl Book {
-    /// Forgets what every reporter has delivered.
+impl MemoryState {
+    /// Drops the records that every reporter has delivered.
     fn forget(&mut self) {
-        let needed = self.places.values().min().copied().unwrap_or(self.end);
+        let needed = self.positions.values().min().copied().unwrap_or(self.end);
         let over = self.entries.partition_point(|entry| entry.index < needed);
         self.entries.drain(..over);
     }
 
-    /// Makes room at the cost of reporters that are behind others: one that is away holds nobody up.
-    /// Returns how many records that costs.
+    /// Makes room by dropping records that only slow reporters still need: an unavailable destination must
+    /// not block the others. Returns how many records were dropped.
     fn make_room(&mut self, wanted: usize) -> u64 {
-        let ahead = self.places.values().max().copied().unwrap_or(self.end);
+        let ahead = self.positions.values().max().copied().unwrap_or(self.end);
         let passed = self.entries.partition_point(|entry| entry.index < ahead);
         let over = (self.entries.len() + wanted).saturating_sub(self.limit).min(passed);
         self.entries.drain(..over);
@@ -45,25 +47,23 @@ impl Book {
     }
 }
 
-impl Log for Memory {
-    fn append(&self, mut records: Vec<Entry>) -> Result<(), Full> {
-        let mut book = lock(&self.0);
-        let dropped = book.make_room(records.len());
-        let room = book.limit.saturating_sub(book.entries.len());
+impl RecordLog for MemoryLog {
+    fn append(&self, mut records: Vec<Entry>) -> Result<(), AppendError> {
+        let mut state = lock(&self.0);
+        let dropped = state.make_room(records.len());
+        let room = state.limit.saturating_sub(state.entries.len());
         let left = records.split_off(room.min(records.len()));
-        book.end += records.len() as u64;
-        book.entries.extend(records);
+        state.end += records.len() as u64;
+        state.entries.extend(records);
         if dropped > 0 {
             self.1.lost.with_label_values(&["queue_full"]).inc_by(dropped);
-            log::error!(
-                "{dropped} usage records lost for reporters that are behind: the queue is full"
-            );
+            log::error!("{dropped} usage records lost for the slower reporters: the queue is full");
         }
         match left.is_empty() {
             true => Ok(()),
             false => {
                 let why = "the queue is full".to_owned();
-                Err(Full { kind: Kind::Queue, why, records: left })
+                Err(AppendError { kind: AppendErrorKind::QueueFull, why, records: left })
             }
         }
     }
@@ -77,50 +77,50 @@ impl Log for Memory {
     }
 
     fn read(&self, from: u64, most: usize) -> Result<(Vec<Entry>, u64), String> {
-        let book = lock(&self.0);
-        let start = book.entries.partition_point(|entry| entry.index < from);
-        let entries: Vec<_> = book.entries.iter().skip(start).take(most).cloned().collect();
+        let state = lock(&self.0);
+        let start = state.entries.partition_point(|entry| entry.index < from);
+        let entries: Vec<_> = state.entries.iter().skip(start).take(most).cloned().collect();
         let next = entries.last().map_or(from, |last| last.index + 1);
         Ok((entries, next))
     }
 
-    fn place(&self, reporter: &str) -> u64 {
-        let book = lock(&self.0);
-        book.places.get(reporter).copied().unwrap_or(book.end)
+    fn position_of(&self, reporter: &str) -> u64 {
+        let state = lock(&self.0);
+        state.positions.get(reporter).copied().unwrap_or(state.end)
     }
 
-    fn keep_place(&self, reporter: &str, next: u64) -> Result<(), String> {
-        let mut book = lock(&self.0);
-        if let Some(place) = book.places.get_mut(reporter) {
+    fn save_position(&self, reporter: &str, next: u64) -> Result<(), String> {
+        let mut state = lock(&self.0);
+        if let Some(place) = state.positions.get_mut(reporter) {
             *place = next;
         }
-        // What is delivered makes room at once.
-        book.forget();
+        state.forget();
         Ok(())
     }
 
     fn first(&self) -> u64 {
-        let book = lock(&self.0);
-        book.entries.front().map_or(book.end, |oldest| oldest.index)
+        let state = lock(&self.0);
+        state.entries.front().map_or(state.end, |oldest| oldest.index)
     }
 
     fn lift_limit(&self) {}
 
     fn trim(&self) {}
 
-    /// Here the newest are lost: those that wait may be under way.
+    /// In memory the newest records are lost instead: a delivery of the oldest may be running.
     fn drop_oldest(&self) -> Option<u64> {
         None
     }
 
     fn set(&self, plan: &UsagePlan) -> Result<(), String> {
-        let mut book = lock(&self.0);
-        let end = book.end;
-        let place = |book: &Book, name: &str| book.places.get(name).copied().unwrap_or(end);
+        let mut state = lock(&self.0);
+        let end = state.end;
+        let place =
+            |state: &MemoryState, name: &str| state.positions.get(name).copied().unwrap_or(end);
         let names = plan.reporters.iter().map(|reporter| reporter.name.clone());
-        book.places = names.map(|name| (name.clone(), place(&book, &name))).collect();
-        book.limit = plan.queue_size;
-        book.forget();
+        state.positions = names.map(|name| (name.clone(), place(&state, &name))).collect();
+        state.limit = plan.queue_size;
+        state.forget();
         Ok(())
     }
 }

@@ -1,5 +1,5 @@
-//! The files of the log. Each is called by the index of its first record, begins with a short head,
-//! and holds one record after the other.
+//! The segments of the log. The name of each file is the index of its first record. A short header is
+//! followed by one record after the other.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -11,17 +11,17 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Entry,
-    frame::{self, Found},
+    entry::Entry,
+    frame::{self, Frame},
 };
 
-/// How every file begins: what it is, and the version of its form.
+/// The file header: the kind of file and the version of its format.
 const MAGIC: &[u8; 16] = b"llmproxy usage 1";
 
-/// Bytes of the head.
+/// Bytes of the header.
 pub const HEAD: u64 = MAGIC.len() as u64;
 
-/// How much is read at a time.
+/// Bytes read at a time.
 const WINDOW: usize = 256 << 10;
 
 const SUFFIX: &str = "log";
@@ -29,15 +29,14 @@ const SUFFIX: &str = "log";
 /// A file of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Where it is.
     pub path: PathBuf,
     /// The index of its first record.
     pub first: u64,
-    /// Its size.
+    /// The size of the file.
     pub bytes: u64,
 }
 
-/// The files in a folder, from the oldest on. A folder of such a name is none.
+/// The segments in a folder, the oldest first. Subfolders with such a name are ignored.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -51,7 +50,7 @@ pub fn list(folder: &Path) -> io::Result<Vec<Segment>> {
             continue;
         }
         if let Ok(first) = name.parse() {
-            // One that is being removed is not there.
+            // A file that is being removed has no metadata.
             let Ok(about) = entry.metadata() else { continue };
             if about.is_dir() {
                 continue;
@@ -63,23 +62,23 @@ pub fn list(folder: &Path) -> io::Result<Vec<Segment>> {
     Ok(segments)
 }
 
-/// Makes a folder, for nobody else to read.
+/// Creates a folder that only its owner can read.
 ///
 /// # Errors
-/// If that cannot be.
+/// If it cannot be created.
 pub fn private_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// The name of a file.
+/// The path of the segment that begins with this index.
 pub fn path(folder: &Path, first: u64) -> PathBuf {
     folder.join(format!("{first:020}.{SUFFIX}"))
 }
 
-/// Begins a file, for nobody else to read. One of this name without a record gives way to it.
+/// Creates a segment that only its owner can read. It replaces a file of the same name.
 ///
 /// # Errors
-/// If that cannot be. Nothing is left behind then.
+/// If it cannot be created. No file is left behind then.
 pub fn create(folder: &Path, first: u64) -> io::Result<(File, Segment)> {
     let path = path(folder, first);
     let made = OpenOptions::new()
@@ -99,28 +98,28 @@ pub fn create(folder: &Path, first: u64) -> io::Result<(File, Segment)> {
     }
 }
 
-/// What comes next in a file.
+/// An item of a segment.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
-    /// A record, and where the next one begins.
+pub enum SegmentItem {
+    /// A record, and the offset after it.
     Record(Entry, u64),
-    /// So many bytes from a place on cannot be read.
+    /// Unreadable bytes: offset and length.
     Damage(u64, u64),
 }
 
-/// Goes along a file.
-pub struct Walk {
+/// Reads the items of a segment in order.
+pub struct SegmentReader {
     file: File,
-    /// The place of `window[0]`.
+    /// The offset of `window[0]` in the file.
     base: u64,
     window: Vec<u8>,
     at: usize,
-    /// What lies behind is not looked at.
+    /// Where to stop reading.
     end: u64,
 }
 
-impl Walk {
-    /// Begins at `from`, or behind the head, and ends at `end`, or at the end of the file.
+impl SegmentReader {
+    /// Begins at `from`, or after the header, and ends at `end`, or at the end of the file.
     ///
     /// # Errors
     /// If the file cannot be opened.
@@ -128,63 +127,63 @@ impl Walk {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
         let end = end.map_or(len, |end| end.min(len));
-        let mut walk = Self { file, base: 0, window: Vec::new(), at: 0, end };
+        let mut reader = Self { file, base: 0, window: Vec::new(), at: 0, end };
         match from {
-            Some(from) => walk.base = from.min(end),
+            Some(from) => reader.base = from.min(end),
             None => {
-                // A head that is damaged is as good as none: records are found by their markers.
-                walk.want(HEAD as usize)?;
-                if walk.window.starts_with(MAGIC) {
-                    walk.at = MAGIC.len();
+                // Without an intact header the records are found by their markers.
+                reader.fill(HEAD as usize)?;
+                if reader.window.starts_with(MAGIC) {
+                    reader.at = MAGIC.len();
                 }
             }
         }
-        Ok(walk)
+        Ok(reader)
     }
 
-    /// Where the next step begins.
+    /// The offset of the next item.
     pub fn position(&self) -> u64 {
         self.base + self.at as u64
     }
 
-    /// Reads until `n` bytes lie before us, or all that there are.
-    fn want(&mut self, n: usize) -> io::Result<()> {
+    /// Reads until the window has `n` bytes ahead, or up to the end.
+    fn fill(&mut self, n: usize) -> io::Result<()> {
         if self.window.len() - self.at >= n {
             return Ok(());
         }
         self.window.drain(..self.at);
         (self.base, self.at) = (self.base + self.at as u64, 0);
         let have = self.window.len();
-        let there = (self.end - self.base - have as u64).min((n.max(WINDOW) - have) as u64);
-        self.window.resize(have + there as usize, 0);
+        let missing = (self.end - self.base - have as u64).min((n.max(WINDOW) - have) as u64);
+        self.window.resize(have + missing as usize, 0);
         self.file.read_exact_at(&mut self.window[have..], self.base + have as u64)
     }
 
-    /// The next step; `None` at the end.
+    /// The next item; `None` at the end.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn step(&mut self) -> io::Result<Option<Step>> {
+    pub fn next_item(&mut self) -> io::Result<Option<SegmentItem>> {
         let from = self.position();
-        // Bytes in which nothing can be read are passed over window by window.
+        // Long damage is skipped window by window.
         loop {
-            self.want(frame::HEAD)?;
+            self.fill(frame::HEAD)?;
             if self.at == self.window.len() {
                 return Ok(self.damage(from));
             }
-            match frame::look(&self.window, self.at) {
-                Found::Record { .. } if self.position() > from => return Ok(self.damage(from)),
-                Found::Record { index, time, json } => {
+            match frame::decode(&self.window, self.at) {
+                Frame::Record { .. } if self.position() > from => return Ok(self.damage(from)),
+                Frame::Record { index, time, json } => {
                     self.at = json.end;
                     let json = Bytes::copy_from_slice(&self.window[json]);
                     let entry = Entry { index, time, json };
-                    return Ok(Some(Step::Record(entry, self.position())));
+                    return Ok(Some(SegmentItem::Record(entry, self.position())));
                 }
-                Found::Damage(next) => self.at = next,
-                Found::Part(n) => {
-                    self.want(n)?;
+                Frame::Damage(next) => self.at = next,
+                Frame::Partial(n) => {
+                    self.fill(n)?;
                     if self.window.len() - self.at < n {
-                        // It never comes: its length is wrong, or the file ends here.
+                        // The rest is missing: the length is wrong, or the file ends here.
                         self.at = frame::next_marker(&self.window, self.at);
                     }
                 }
@@ -192,52 +191,55 @@ impl Walk {
         }
     }
 
-    fn damage(&self, from: u64) -> Option<Step> {
-        (self.position() > from).then(|| Step::Damage(from, self.position() - from))
+    fn damage(&self, from: u64) -> Option<SegmentItem> {
+        (self.position() > from).then(|| SegmentItem::Damage(from, self.position() - from))
     }
 }
 
-/// Whether there is a record in a file.
+/// Whether a file contains a record. A file that does not exist contains none.
 ///
 /// # Errors
-/// If it cannot be read. One that is not there is no error.
+/// If it cannot be read.
 pub fn has_records(path: &Path) -> io::Result<bool> {
-    let mut walk = match Walk::open(path, None, None) {
-        Ok(walk) => walk,
+    let mut reader = match SegmentReader::open(path, None, None) {
+        Ok(reader) => reader,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(e),
     };
-    while let Some(step) = walk.step()? {
-        if matches!(step, Step::Record(..)) {
+    while let Some(next_item) = reader.next_item()? {
+        if matches!(next_item, SegmentItem::Record(..)) {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Opens the last segment to go on in it. What a crash has left half written is cut off. Returns
-/// the index of the next record as well.
+/// Opens the last segment for appending, and cuts off an incomplete record that a crash has left. Returns
+/// the file and the index of the next record.
 ///
 /// # Errors
-/// If that cannot be.
-pub fn mend(last: &mut Segment) -> io::Result<(File, u64)> {
-    let mut walk = Walk::open(&last.path, None, None)?;
-    let (mut next, mut whole) = (last.first, walk.position());
-    while let Some(step) = walk.step()? {
-        if let Step::Record(entry, position) = step {
+/// If the file cannot be read or truncated.
+pub fn recover(last: &mut Segment) -> io::Result<(File, u64)> {
+    let mut reader = SegmentReader::open(&last.path, None, None)?;
+    let (mut next, mut whole) = (last.first, reader.position());
+    while let Some(next_item) = reader.next_item()? {
+        if let SegmentItem::Record(entry, position) = next_item {
             (next, whole) = (entry.index + 1, position);
         }
     }
     let file = OpenOptions::new().read(true).write(true).open(&last.path)?;
     if whole < HEAD {
-        // Not even its beginning was written.
+        // Not even the header is intact.
         let (file, begun) = create(last.path.parent().unwrap_or(Path::new(".")), next)?;
         *last = begun;
         return Ok((file, next));
     }
     if last.bytes > whole {
         let cut = last.bytes - whole;
-        log::warn!("{}: {cut} bytes at its end were half written, cut off", last.path.display());
+        log::warn!(
+            "{}: cut off {cut} bytes of an incomplete record at its end",
+            last.path.display()
+        );
         file.set_len(whole)?;
     }
     last.bytes = whole;
@@ -255,14 +257,14 @@ mod tests {
     fn file(folder: &Path, entries: &[Entry]) -> PathBuf {
         let (file, segment) = create(folder, entries.first().map_or(0, |e| e.index)).unwrap();
         let mut bytes = Vec::new();
-        entries.iter().for_each(|entry| frame::write(&mut bytes, entry));
+        entries.iter().for_each(|entry| frame::encode(&mut bytes, entry));
         file.write_all_at(&bytes, HEAD).unwrap();
         segment.path
     }
 
-    fn steps(path: &Path) -> Vec<Step> {
-        let mut walk = Walk::open(path, None, None).unwrap();
-        std::iter::from_fn(|| walk.step().unwrap()).collect()
+    fn steps(path: &Path) -> Vec<SegmentItem> {
+        let mut reader = SegmentReader::open(path, None, None).unwrap();
+        std::iter::from_fn(|| reader.next_item().unwrap()).collect()
     }
 
     #[test]
@@ -273,9 +275,9 @@ mod tests {
         let path = file(folder.path(), &entries);
         let read: Vec<_> = steps(&path)
             .into_iter()
-            .map(|step| match step {
-                Step::Record(entry, _) => entry,
-                Step::Damage(..) => panic!("nothing is damaged"),
+            .map(|next_item| match next_item {
+                SegmentItem::Record(entry, _) => entry,
+                SegmentItem::Damage(..) => panic!("nothing is damaged"),
             })
             .collect();
         assert!(read == entries);
@@ -295,8 +297,8 @@ mod tests {
         fs::write(&path, bytes).unwrap();
         let steps = steps(&path);
         assert_eq!(steps.len(), 1 + 1 + 10);
-        assert_eq!(steps[1], Step::Damage(HEAD + size, 29 * size));
-        let Step::Record(entry, _) = &steps[2] else { panic!("a record") };
+        assert_eq!(steps[1], SegmentItem::Damage(HEAD + size, 29 * size));
+        let SegmentItem::Record(entry, _) = &steps[2] else { panic!("a record") };
         assert_eq!(entry.index, 30);
     }
 
@@ -312,7 +314,7 @@ mod tests {
         fs::write(&path, bytes).unwrap();
         let steps = steps(&path);
         assert_eq!(steps.len(), 3, "{steps:?}");
-        assert!(matches!(steps[0], Step::Damage(0, _)));
+        assert!(matches!(steps[0], SegmentItem::Damage(0, _)));
     }
 
     #[test]
@@ -321,9 +323,10 @@ mod tests {
         let entries: Vec<_> = (0..3).map(|index| entry(index, 10)).collect();
         let path = file(folder.path(), &entries);
         let size = frame::size(&entries[0]);
-        let mut walk = Walk::open(&path, Some(HEAD + size), Some(HEAD + 2 * size)).unwrap();
-        let step = walk.step().unwrap();
-        assert_eq!(step, Some(Step::Record(entries[1].clone(), HEAD + 2 * size)));
-        assert_eq!(walk.step().unwrap(), None);
+        let mut reader =
+            SegmentReader::open(&path, Some(HEAD + size), Some(HEAD + 2 * size)).unwrap();
+        let next_item = reader.next_item().unwrap();
+        assert_eq!(next_item, Some(SegmentItem::Record(entries[1].clone(), HEAD + 2 * size)));
+        assert_eq!(reader.next_item().unwrap(), None);
     }
 }

@@ -1,5 +1,4 @@
-//! Tests of the log on disk: what is written is read, over restarts and whatever was done to its
-//! files.
+//! Tests of the log on disk: written records are read back, after restarts and after damage to its files.
 
 mod foreign;
 
@@ -7,13 +6,19 @@ use std::{fs, path::Path};
 
 use proptest::prelude::*;
 
-use super::{Archive, Damage, Entry, Gap, Kind, Log, disk::Disk, frame, memory::Memory};
+use super::{
+    Archive, Damage, Entry, Gap,
+    disk::DiskLog,
+    frame,
+    memory::MemoryLog,
+    record_log::{AppendErrorKind, RecordLog},
+};
 use crate::{
     config::{self, plan::UsagePlan},
     telemetry::Metrics,
 };
 
-/// A plan with these reporters, and more of `usage.spool`.
+/// A plan with these reporters, and more keys of `usage.spool`.
 fn plan(reporters: &[&str], more: &str) -> UsagePlan {
     let more = match more.contains("max_size") {
         true => more.to_owned(),
@@ -48,8 +53,8 @@ impl Fixture {
         self.folder.path()
     }
 
-    fn open(&self) -> Disk {
-        let disk = Disk::open(self.path(), &self.plan, self.metrics.usage.clone()).unwrap();
+    fn open(&self) -> DiskLog {
+        let disk = DiskLog::open(self.path(), &self.plan, self.metrics.usage.clone()).unwrap();
         disk.set(&self.plan).unwrap();
         disk
     }
@@ -58,7 +63,7 @@ impl Fixture {
         self.metrics.usage.lost.with_label_values(&["damaged"]).get()
     }
 
-    /// The files of the log, from the oldest on.
+    /// The files of the log, the oldest first.
     fn files(&self) -> Vec<std::path::PathBuf> {
         let archive = Archive::open(self.path()).unwrap();
         archive.segments().iter().map(|segment| segment.path.clone()).collect()
@@ -72,8 +77,8 @@ fn json(index: u64, size: usize) -> Vec<u8> {
     text
 }
 
-/// Adds so many records of a size.
-fn add(disk: &Disk, n: u64, size: usize) -> Result<(), String> {
+/// Appends a number of records of one size.
+fn add(disk: &DiskLog, n: u64, size: usize) -> Result<(), String> {
     let first = disk.end();
     let entries = (first..first + n).map(|index| Entry {
         index,
@@ -83,8 +88,8 @@ fn add(disk: &Disk, n: u64, size: usize) -> Result<(), String> {
     disk.append(entries.collect()).map_err(|full| full.why)
 }
 
-/// All indexes from one on, as a reporter reads them; and where it would go on.
-fn indexes(disk: &dyn Log, from: u64, most: usize) -> (Vec<u64>, u64) {
+/// All indexes from one on, as a reporter reads them, and the index to continue from.
+fn indexes(disk: &dyn RecordLog, from: u64, most: usize) -> (Vec<u64>, u64) {
     let (mut seen, mut at) = (Vec::new(), from);
     loop {
         let (entries, next) = disk.read(at, most).unwrap();
@@ -121,7 +126,7 @@ fn records_outlive_the_process_and_segments_follow_each_other() {
     let archive = Archive::open(fixture.path()).unwrap();
     assert_eq!(archive.bounds().unwrap(), (0, 300));
     let verdict = archive.verify(&mut |_| ()).unwrap();
-    assert!(verdict.is_good() && verdict.records == 300 && verdict.torn == 0, "{verdict:?}");
+    assert!(verdict.is_intact() && verdict.records == 300 && verdict.torn == 0, "{verdict:?}");
     assert_eq!(verdict.bytes, archive.bytes());
     let times: Vec<_> = archive.records(298).map(|entry| entry.unwrap().time).collect();
     assert_eq!(times, [298, 299]);
@@ -132,7 +137,7 @@ fn only_one_process_uses_a_folder() {
     let fixture = Fixture::new(&["a"], "");
     let _disk = fixture.open();
     let metrics = fixture.metrics.usage.clone();
-    let why = Disk::open(fixture.path(), &fixture.plan, metrics).err().unwrap();
+    let why = DiskLog::open(fixture.path(), &fixture.plan, metrics).err().unwrap();
     assert!(why.contains("another llmproxy uses"), "{why}");
 }
 
@@ -141,22 +146,22 @@ fn places_are_kept_and_new_reporters_begin_at_the_end() {
     let mut fixture = Fixture::new(&["a"], "");
     let disk = fixture.open();
     add(&disk, 10, 10).unwrap();
-    assert_eq!(disk.place("a"), 0);
-    disk.keep_place("a", 4).unwrap();
+    assert_eq!(disk.position_of("a"), 0);
+    disk.save_position("a", 4).unwrap();
     drop(disk);
     fixture.plan = plan(&["a", "b"], "");
     let disk = fixture.open();
-    assert_eq!((disk.place("a"), disk.place("b")), (4, 10));
-    disk.keep_place("b", 10).unwrap();
+    assert_eq!((disk.position_of("a"), disk.position_of("b")), (4, 10));
+    disk.save_position("b", 10).unwrap();
     add(&disk, 5, 10).unwrap();
-    // One that is left out and comes back has missed nothing that is still there.
+    // A reporter that is removed and added again gets every record that still exists.
     disk.set(&plan(&["b"], "")).unwrap();
-    disk.keep_place("a", 99).unwrap();
+    disk.save_position("a", 99).unwrap();
     disk.set(&fixture.plan).unwrap();
-    assert_eq!((disk.place("a"), disk.place("b")), (4, 10));
+    assert_eq!((disk.position_of("a"), disk.position_of("b")), (4, 10));
     let archive = Archive::open(fixture.path()).unwrap();
-    let places = [("a".to_owned(), Some(4)), ("b".to_owned(), Some(10))];
-    assert_eq!(archive.places().unwrap(), places);
+    let positions = [("a".to_owned(), Some(4)), ("b".to_owned(), Some(10))];
+    assert_eq!(archive.positions().unwrap(), positions);
 }
 
 #[test]
@@ -164,10 +169,10 @@ fn a_place_that_is_damaged_means_that_all_is_delivered_again() {
     let fixture = Fixture::new(&["a"], "");
     let disk = fixture.open();
     add(&disk, 10, 10).unwrap();
-    disk.keep_place("a", 9).unwrap();
+    disk.save_position("a", 9).unwrap();
     drop(disk);
     fs::write(fixture.path().join("places/a"), "?").unwrap();
-    assert_eq!(fixture.open().place("a"), 0);
+    assert_eq!(fixture.open().position_of("a"), 0);
 }
 
 #[test]
@@ -175,17 +180,17 @@ fn no_index_is_used_twice_when_the_end_is_lost() {
     let fixture = Fixture::new(&["a"], "");
     let disk = fixture.open();
     add(&disk, 10, 10).unwrap();
-    disk.keep_place("a", 10).unwrap();
+    disk.save_position("a", 10).unwrap();
     drop(disk);
-    // A power failure: the place has come to the disk, and the last records have not.
+    // A power failure: the position reached the disk, but the last records did not.
     let file = fixture.files().pop().unwrap();
     let len = fs::metadata(&file).unwrap().len();
     let lost: usize = (7..10).map(|index| frame::HEAD + json(index, 10).len()).sum();
     fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(len - lost as u64).unwrap();
     let disk = fixture.open();
-    assert_eq!((disk.end(), disk.place("a")), (10, 10));
+    assert_eq!((disk.end(), disk.position_of("a")), (10, 10));
     add(&disk, 2, 10).unwrap();
-    assert_eq!(indexes(&disk, disk.place("a"), 5), (vec![10, 11], 12));
+    assert_eq!(indexes(&disk, disk.position_of("a"), 5), (vec![10, 11], 12));
     assert_eq!(indexes(&disk, 0, 5).0, [0, 1, 2, 3, 4, 5, 6, 10, 11]);
 }
 
@@ -202,7 +207,7 @@ fn what_was_half_written_is_cut_off() {
         fs::write(&file, &whole[..whole.len() - cut]).unwrap();
         let archive = Archive::open(fixture.path()).unwrap();
         let verdict = archive.verify(&mut |_| ()).unwrap();
-        assert!(verdict.is_good(), "{verdict:?}");
+        assert!(verdict.is_intact(), "{verdict:?}");
         assert_eq!(verdict.torn as usize, record - cut);
         let disk = fixture.open();
         assert_eq!(disk.end(), 2, "{cut}");
@@ -235,7 +240,7 @@ fn damage_is_counted_once_and_the_rest_is_read() {
     let files = fixture.files();
     let mut bytes = fs::read(&files[1]).unwrap();
     let first = Archive::open(fixture.path()).unwrap().segments()[1].first;
-    // Two records next to each other, in the second file.
+    // Two adjacent records, in the second file.
     let record = frame::HEAD + json(first, 500).len();
     let at = 16 + 5 * record + 30;
     bytes[at] ^= 1;
@@ -262,14 +267,14 @@ fn a_file_that_is_gone_or_nothing_but_noise_costs_only_what_was_in_it() {
         add(&disk, 300, 500).unwrap();
         let archive = Archive::open(fixture.path()).unwrap();
         let [_, second, third, ..] = archive.segments() else { panic!("three files") };
-        // While it is used as well as before the next start.
+        // While the log is open, and before the next start.
         match &noise {
             None => fs::remove_file(&second.path).unwrap(),
             Some(noise) => fs::write(&second.path, noise).unwrap(),
         }
         let rest: Vec<_> =
             all(300).into_iter().filter(|i| !(second.first..third.first).contains(i)).collect();
-        // Who keeps up reads from memory what was written last.
+        // A reporter that keeps up reads the last records from memory.
         assert_eq!(indexes(&disk, 0, 10).0, all(300));
         drop(disk);
         let disk = fixture.open();
@@ -287,10 +292,10 @@ fn delivered_segments_make_room_and_undelivered_ones_do_not() {
     assert!(why.contains("usage.spool.max_size"), "{why}");
     let end = disk.end();
     assert!((400..800).contains(&end), "what had room was written: {end}");
-    // One of two has delivered it.
-    disk.keep_place("a", end).unwrap();
+    // One of two reporters has delivered it.
+    disk.save_position("a", end).unwrap();
     assert!(add(&disk, 100, 500).is_err());
-    disk.keep_place("b", 300).unwrap();
+    disk.save_position("b", 300).unwrap();
     add(&disk, 100, 500).unwrap();
     assert_eq!(indexes(&disk, 300, 50).0, (300..disk.end()).collect::<Vec<_>>());
     let bytes: u64 = Archive::open(fixture.path()).unwrap().bytes();
@@ -303,7 +308,7 @@ fn what_is_delivered_is_kept_for_as_long_as_it_should_be() {
         let fixture = Fixture::new(&["a"], &format!("keep: {keep}"));
         let disk = fixture.open();
         add(&disk, 400, 500).unwrap();
-        disk.keep_place("a", 400).unwrap();
+        disk.save_position("a", 400).unwrap();
         disk.set(&fixture.plan).unwrap();
         disk.trim();
         assert_eq!(fixture.files().len(), left, "{keep}");
@@ -318,12 +323,12 @@ fn the_oldest_can_be_dropped() {
     add(&disk, 1000, 500).unwrap_err();
     let archive = Archive::open(fixture.path()).unwrap();
     let (second, end) = (archive.segments()[1].first, disk.end());
-    disk.keep_place("a", end).unwrap();
-    disk.keep_place("b", 10).unwrap();
+    disk.save_position("a", end).unwrap();
+    disk.save_position("b", 10).unwrap();
     assert_eq!(disk.drop_oldest(), Some(second - 10));
     add(&disk, 10, 500).unwrap();
     assert_eq!(indexes(&disk, 10, 10).0, (second..end + 10).collect::<Vec<_>>());
-    // What was dropped is not told of as damaged.
+    // Dropped records are not reported as damaged.
     assert_eq!(fixture.damaged(), 0);
     while disk.drop_oldest().is_some() {}
     assert_eq!(fixture.files().len(), 1);
@@ -353,20 +358,20 @@ fn a_plan_that_cannot_be_had_changes_nothing() {
     add(&disk, 1000, 500).unwrap_err();
     fs::remove_dir(in_the_way).unwrap();
     disk.set(&more).unwrap();
-    // The first attempt has not given `b` a place that nobody knows of.
-    disk.keep_place("a", disk.end()).unwrap();
-    disk.keep_place("c", disk.end()).unwrap();
-    assert_eq!(disk.place("b"), 10);
-    disk.keep_place("b", 12).unwrap();
+    // The first attempt has not left a position for `b`.
+    disk.save_position("a", disk.end()).unwrap();
+    disk.save_position("c", disk.end()).unwrap();
+    assert_eq!(disk.position_of("b"), 10);
+    disk.save_position("b", 12).unwrap();
     add(&disk, 1000, 500).unwrap_err();
     assert_eq!(disk.first(), 0, "what `b` has not delivered is still there");
     drop(disk);
     assert_eq!(
-        Disk::open(fixture.path(), &more, fixture.metrics.usage.clone()).unwrap().first(),
+        DiskLog::open(fixture.path(), &more, fixture.metrics.usage.clone()).unwrap().first(),
         0
     );
-    let places = Archive::open(fixture.path()).unwrap().places().unwrap();
-    assert!(places.contains(&("b".to_owned(), Some(12))), "{places:?}");
+    let positions = Archive::open(fixture.path()).unwrap().positions().unwrap();
+    assert!(positions.contains(&("b".to_owned(), Some(12))), "{positions:?}");
 }
 
 #[test]
@@ -374,9 +379,9 @@ fn only_want_of_room_makes_room() {
     let fixture = Fixture::new(&["a"], "keep: 1h");
     let disk = fixture.open();
     add(&disk, 200, 500).unwrap();
-    disk.keep_place("a", 200).unwrap();
+    disk.save_position("a", 200).unwrap();
     let files = fixture.files().len();
-    // The next segment cannot be begun, and that has nothing to do with room.
+    // The next segment cannot be created, for a reason other than space.
     let active = Archive::open(fixture.path()).unwrap().segments().last().unwrap().clone();
     let size = frame::HEAD as u64 + json(200, 500).len() as u64;
     let next = 200 + ((64 << 10) - active.bytes) / size;
@@ -384,7 +389,7 @@ fn only_want_of_room_makes_room() {
     fs::create_dir(&in_the_way).unwrap();
     let entries = (200..300).map(|index| Entry { index, time: 0, json: json(index, 500).into() });
     let full = disk.append(entries.collect()).err().unwrap();
-    assert_eq!((full.kind, full.records[0].index), (Kind::Broken, next), "{}", full.why);
+    assert_eq!((full.kind, full.records[0].index), (AppendErrorKind::Broken, next), "{}", full.why);
     assert_eq!(fixture.files().len(), files, "nothing was removed");
     fs::remove_dir(in_the_way).unwrap();
     disk.append(full.records).map_err(|full| full.why).unwrap();
@@ -401,9 +406,9 @@ fn what_was_removed_by_hand_is_told_of() {
     drop(disk);
     fs::remove_file(&archive.segments()[0].path).unwrap();
     let disk = fixture.open();
-    assert_eq!((disk.place("a"), disk.first()), (second, second));
+    assert_eq!((disk.position_of("a"), disk.first()), (second, second));
     assert_eq!(fixture.damaged(), second);
-    // The one that is written: another one is begun, and what comes now is safe.
+    // The active file: a new one is created, and new records are safe.
     fs::remove_file(fixture.files().pop().unwrap()).unwrap();
     disk.set(&fixture.plan).unwrap();
     disk.trim();
@@ -419,22 +424,22 @@ fn in_memory_a_reporter_that_is_behind_costs_nobody_else_anything() {
     let fixture = Fixture::new(&[], "");
     let mut both = plan(&["good", "bad"], "");
     both.queue_size = 5;
-    let memory = Memory::new(fixture.metrics.usage.clone());
+    let memory = MemoryLog::new(fixture.metrics.usage.clone());
     memory.set(&both).unwrap();
     let append = |from: u64, n: u64| {
         let entries = (from..from + n).map(|i| Entry { index: i, time: 0, json: "{}".into() });
         memory.append(entries.collect()).map_err(|full| full.records.len())
     };
     append(0, 3).unwrap();
-    memory.keep_place("good", 3).unwrap();
+    memory.save_position("good", 3).unwrap();
     append(3, 4).unwrap();
     assert_eq!(indexes_in(&memory, 3), [3, 4, 5, 6]);
     assert_eq!(indexes_in(&memory, 0), [2, 3, 4, 5, 6]);
-    // Only one of those that wait has been delivered by anybody: of two that come one is lost.
+    // Only one waiting record was delivered by any reporter: of two new records one is lost.
     assert_eq!(append(7, 2), Err(1));
     assert_eq!(indexes_in(&memory, 0), [3, 4, 5, 6, 7]);
-    // Once it is gone nothing waits for it.
-    memory.keep_place("good", 8).unwrap();
+    // Without the slow reporter nothing waits.
+    memory.save_position("good", 8).unwrap();
     let mut good = plan(&["good"], "");
     good.queue_size = 5;
     memory.set(&good).unwrap();
@@ -442,15 +447,15 @@ fn in_memory_a_reporter_that_is_behind_costs_nobody_else_anything() {
     append(8, 5).unwrap();
 }
 
-fn indexes_in(log: &dyn Log, from: u64) -> Vec<u64> {
+fn indexes_in(log: &dyn RecordLog, from: u64) -> Vec<u64> {
     log.read(from, 100).unwrap().0.iter().map(|entry| entry.index).collect()
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Whatever is added and delivered, with restarts in between that find the last file cut or
-    /// damaged: nothing is read twice or out of order, and only what was hit is missing.
+    /// Appends and deliveries, with restarts at which the last file is cut or damaged: no record is read twice
+    /// or out of order, and only damaged records are missing.
     #[test]
     fn restarts_and_damage(
         turns in prop::collection::vec((1u64..60, 0usize..900, 0u8..4, any::<u16>()), 1..10),
@@ -467,7 +472,7 @@ proptest! {
             let file = fixture.files().pop().unwrap();
             let mut bytes = fs::read(&file).unwrap();
             match what {
-                // Cut somewhere behind the head.
+                // Cut somewhere after the header.
                 0 => bytes.truncate(16 + usize::from(dice) % (bytes.len() - 15)),
                 1 => {
                     let at = usize::from(dice) % bytes.len();

@@ -1,4 +1,5 @@
-//! The thread that makes records of what requests hand over, and adds them to the log.
+//! The thread that turns drafts into records and appends them to the log, and the thread that syncs the
+//! log to disk.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -8,25 +9,29 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Entry, Full, Kind, Spool};
-use crate::{base::lock, config::choices::WhenFull, usage::Draft};
+use super::{
+    entry::Entry,
+    handle::Spool,
+    record_log::{AppendError, AppendErrorKind},
+};
+use crate::{base::lock, config::choices::WhenFull, usage::record::Draft};
 
-/// How often the thread looks around when there is nothing to do.
+/// How often an idle thread wakes up.
 const IDLE: Duration = Duration::from_millis(500);
 
-/// From one attempt to write to a full log to the next.
+/// Between two attempts to write to a full log.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs for as long as there is a spool.
+/// Writes records until the spool is dropped.
 pub fn run(spool: &Weak<Spool>) {
     let mut writer = Writer { sequence: 0, spare: Vec::new() };
     while let Some(spool) = spool.upgrade() {
-        writer.turn(&spool);
+        writer.run_once(&spool);
     }
 }
 
-/// Forces records to the disk, on a thread of its own: others are written meanwhile. Runs for as
-/// long as there is a spool.
+/// Syncs records to disk until the spool is dropped. It has its own thread, so that writing continues
+/// meanwhile.
 pub fn sync(spool: &Weak<Spool>) {
     let mut failing = false;
     while let Some(spool) = spool.upgrade() {
@@ -53,18 +58,18 @@ pub fn sync(spool: &Weak<Spool>) {
 }
 
 struct Writer {
-    /// The last number that was given.
+    /// The last sequence number used.
     sequence: u64,
     spare: Vec<Draft>,
 }
 
 impl Writer {
-    fn turn(&mut self, spool: &Spool) {
+    fn run_once(&mut self, spool: &Spool) {
         let mut taken = spool.intake.take(std::mem::take(&mut self.spare), IDLE);
-        // Numbers that never come.
+        // Lost records use up their sequence numbers.
         self.sequence += taken.lost;
         if !taken.drafts.is_empty() {
-            // A defect here costs the records at hand, and not all that come later.
+            // A panic here loses these records only.
             let written = AssertUnwindSafe(|| self.write(spool, &taken.drafts));
             if catch_unwind(written).is_err() {
                 spool.lost("queue_full", taken.drafts.len() as u64, "writing them panicked");
@@ -77,7 +82,7 @@ impl Writer {
         taken.drafts.clear();
         self.spare = taken.drafts;
         spool.log.trim();
-        spool.tell_lost();
+        spool.report_losses();
     }
 
     fn write(&mut self, spool: &Spool, drafts: &[Draft]) {
@@ -89,7 +94,7 @@ impl Writer {
             self.sequence += 1;
             let record = draft.record(&spool.process, self.sequence);
             if let Err(e) = serde_json::to_writer(&mut text, &record) {
-                // Only if memory cannot be written to.
+                // Serializing to memory does not fail.
                 log::error!("usage record of request {}: {e}", draft.request_id);
             }
             ends.push(text.len());
@@ -104,19 +109,19 @@ impl Writer {
     }
 }
 
-/// Adds records to the log; while there is no room, does what the policy says.
+/// Appends records to the log. While there is no space, applies `usage.spool.when_full`.
 fn append(spool: &Spool, mut entries: Vec<Entry>) {
-    let mut told = false;
+    let mut reported = false;
     while let Err(full) = spool.log.append(std::mem::take(&mut entries)) {
-        let Full { kind, why, records } = full;
+        let AppendError { kind, why, records } = full;
         let drop_oldest = spool.plan().when_full == WhenFull::DropOldest;
         entries = records;
         match kind {
-            Kind::Queue => {
+            AppendErrorKind::QueueFull => {
                 spool.lost("queue_full", entries.len() as u64, &why);
                 break;
             }
-            Kind::Room if drop_oldest => match spool.log.drop_oldest() {
+            AppendErrorKind::NoSpace if drop_oldest => match spool.log.drop_oldest() {
                 Some(lost) => {
                     spool.lost("spool_full", lost, &why);
                     continue;
@@ -126,25 +131,25 @@ fn append(spool: &Spool, mut entries: Vec<Entry>) {
                     break;
                 }
             },
-            Kind::Room | Kind::Broken => {}
+            AppendErrorKind::NoSpace | AppendErrorKind::Broken => {}
         }
-        if !std::mem::replace(&mut told, true) {
+        if !std::mem::replace(&mut reported, true) {
             match drop_oldest {
                 true => log::error!("usage records wait in memory: {why}"),
                 false => log::error!(
-                    "new requests are refused until there is room for usage records: {why}"
+                    "new requests are rejected until there is space for usage records: {why}"
                 ),
             }
         }
         spool.full(!drop_oldest);
-        // Those who deliver go on with what is there, which makes room.
+        // Reporters deliver waiting records, which makes space.
         spool.end.send_replace(spool.log.end());
         std::thread::sleep(PAUSE);
         spool.log.trim();
-        spool.tell_lost();
+        spool.report_losses();
     }
-    if told {
-        log::warn!("usage records are written again");
+    if reported {
+        log::warn!("usage records are being written again");
     }
     spool.full(false);
     spool.end.send_replace(spool.log.end());

@@ -1,4 +1,4 @@
-//! The columns of the table of records, and how a record becomes a row and a row a record.
+//! The columns of the usage table, and the conversion between records and rows.
 
 use std::sync::LazyLock;
 
@@ -6,97 +6,96 @@ use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    store::sql::{Bind, Driver, Found, Holds, Row, Statement, Wish, quote},
-    usage::{Entry, Record},
+    store::sql::{Bind, ColumnType, Driver, ExistingTable, Row, Statement, TableDefinition, quote},
+    usage::{record::Record, spool::Entry},
 };
 
-/// What stands in a record where the row has nothing.
+/// What a record contains where the row has NULL.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Absent {
-    /// Nothing.
+    /// No member.
     Omitted,
     /// `null`.
     Null,
-    /// An empty text, 0 or `false`.
+    /// An empty string, 0 or `false`.
     Empty,
 }
 
-/// A column that is a field of records.
+/// A field of records, which is a column.
 struct Field {
     name: &'static str,
-    holds: Holds,
+    holds: ColumnType,
     absent: Absent,
 }
 
-const fn field(name: &'static str, holds: Holds) -> Field {
+const fn field(name: &'static str, holds: ColumnType) -> Field {
     Field { name, holds, absent: Absent::Empty }
 }
 
-const fn maybe(name: &'static str, holds: Holds) -> Field {
+const fn optional(name: &'static str, holds: ColumnType) -> Field {
     Field { name, holds, absent: Absent::Omitted }
 }
 
-/// Text of which there may be an index: no database has room for an endless one in it.
-const NAME: Holds = Holds::Short(255);
+/// Text that may be indexed: databases limit its length.
+const NAME: ColumnType = ColumnType::Short(255);
 
-/// The fields in the order of [`Record`]. `usage` is left out: it says again what others say.
+/// The fields in the order of [`Record`]. `usage` is left out: it repeats other fields.
 const FIELDS: [Field; 34] = [
-    field("record_id", Holds::Short(64)),
-    field("version", Holds::Whole),
-    field("process", Holds::Short(64)),
-    field("sequence", Holds::Whole),
+    field("record_id", ColumnType::Short(64)),
+    field("version", ColumnType::Whole),
+    field("process", ColumnType::Short(64)),
+    field("sequence", ColumnType::Whole),
     field("request_id", NAME),
     field("user_id", NAME),
     field("api_key", NAME),
-    maybe("key_id", NAME),
-    maybe("key_name", NAME),
-    maybe("team", NAME),
-    maybe("tier", NAME),
-    maybe("metadata", Holds::Long),
-    maybe("tags", Holds::Long),
+    optional("key_id", NAME),
+    optional("key_name", NAME),
+    optional("team", NAME),
+    optional("tier", NAME),
+    optional("metadata", ColumnType::Long),
+    optional("tags", ColumnType::Long),
     field("model", NAME),
-    maybe("response_model", NAME),
-    field("prompt_tokens", Holds::Whole),
-    field("completion_tokens", Holds::Whole),
-    field("total_tokens", Holds::Whole),
-    maybe("cached_tokens", Holds::Whole),
-    maybe("reasoning_tokens", Holds::Whole),
-    maybe("cost", Holds::Float),
-    field("is_stream", Holds::Flag),
+    optional("response_model", NAME),
+    field("prompt_tokens", ColumnType::Whole),
+    field("completion_tokens", ColumnType::Whole),
+    field("total_tokens", ColumnType::Whole),
+    optional("cached_tokens", ColumnType::Whole),
+    optional("reasoning_tokens", ColumnType::Whole),
+    optional("cost", ColumnType::Float),
+    field("is_stream", ColumnType::Flag),
     field("endpoint", NAME),
-    field("timestamp", Holds::Moment),
-    field("backend_url", Holds::Short(1024)),
+    field("timestamp", ColumnType::Moment),
+    field("backend_url", ColumnType::Short(1024)),
     field("path", NAME),
-    field("method", Holds::Short(32)),
-    field("status_code", Holds::Whole),
-    field("latency_ms", Holds::Whole),
-    Field { name: "ttft_ms", holds: Holds::Whole, absent: Absent::Null },
-    maybe("queue_ms", Holds::Whole),
-    field("tries", Holds::Whole),
-    field("outcome", Holds::Short(32)),
-    field("usage_source", Holds::Short(32)),
+    field("method", ColumnType::Short(32)),
+    field("status_code", ColumnType::Whole),
+    field("latency_ms", ColumnType::Whole),
+    Field { name: "ttft_ms", holds: ColumnType::Whole, absent: Absent::Null },
+    optional("queue_ms", ColumnType::Whole),
+    field("tries", ColumnType::Whole),
+    field("outcome", ColumnType::Short(32)),
+    field("usage_source", ColumnType::Short(32)),
 ];
 
-/// Beside the fields: when the request arrived, in milliseconds since 1970.
+/// Not a field: when the request arrived, in milliseconds since 1970.
 pub const AT: &str = "at_ms";
-/// Beside the fields: the day of that, in UTC.
+/// Not a field: the day of that time, in UTC.
 pub const DAY: &str = "day";
 
-/// The largest cost that is kept: sums are told whatever their parts are.
-const DEAREST: f64 = 1e15;
+/// The largest cost that is stored, so that sums cannot overflow.
+const MAX_COST: f64 = 1e15;
 
-/// What columns of earlier versions are given if they must be given something.
+/// The values of columns of earlier versions that are NOT NULL without a default.
 const FILLED: [(&str, &str); 2] = [("request_body", "'{}'"), ("created_at", "CURRENT_TIMESTAMP")];
 
-static COLUMNS: LazyLock<Vec<(&str, Holds)>> = LazyLock::new(|| {
+static COLUMNS: LazyLock<Vec<(&str, ColumnType)>> = LazyLock::new(|| {
     let fields = FIELDS.iter().map(|field| (field.name, field.holds));
-    let rest = [(AT, Holds::Whole), (DAY, Holds::Day), ("created_at", Holds::Made)];
-    [("id", Holds::Serial)].into_iter().chain(fields).chain(rest).collect()
+    let rest = [(AT, ColumnType::Whole), (DAY, ColumnType::Day), ("created_at", ColumnType::Made)];
+    [("id", ColumnType::Serial)].into_iter().chain(fields).chain(rest).collect()
 });
 
-/// The table as it has to be.
-pub fn wish(table: &str) -> Wish<'_> {
-    Wish {
+pub fn definition(table: &str) -> TableDefinition<'_> {
+    TableDefinition {
         table,
         columns: &COLUMNS,
         indexes: &[
@@ -109,49 +108,47 @@ pub fn wish(table: &str) -> Wish<'_> {
     }
 }
 
-/// The names of the fields, in order.
-pub fn names() -> impl Iterator<Item = &'static str> {
+/// In the order of the columns.
+pub fn field_names() -> impl Iterator<Item = &'static str> {
     FIELDS.iter().map(|field| field.name)
 }
 
-/// A record that is about to become a row.
-pub struct Fresh {
+/// A record that will become a row.
+pub struct NewRow {
     fields: Map<String, Value>,
     at: Timestamp,
 }
 
-/// Reads a record.
-///
 /// # Errors
-/// If it is none.
-pub fn read(entry: &Entry) -> Result<Fresh, String> {
-    let record: Record<'_> =
-        serde_json::from_slice(&entry.json).map_err(|e| format!("it is no usage record: {e}"))?;
-    let at = record.timestamp.parse().map_err(|e| format!("its timestamp is none: {e}"))?;
+/// If it is not a usage record.
+pub fn parse(entry: &Entry) -> Result<NewRow, String> {
+    let record: Record<'_> = serde_json::from_slice(&entry.json)
+        .map_err(|e| format!("it is not a usage record: {e}"))?;
+    let at = record.timestamp.parse().map_err(|e| format!("its timestamp cannot be read: {e}"))?;
     match serde_json::to_value(&record) {
-        Ok(Value::Object(fields)) => Ok(Fresh { fields, at }),
-        _ => Err("it is no usage record".to_owned()),
+        Ok(Value::Object(fields)) => Ok(NewRow { fields, at }),
+        _ => Err("it is not a usage record".to_owned()),
     }
 }
 
-/// How rows are put into a table.
+/// The INSERT of a table.
 pub struct Insert {
     driver: Driver,
     /// The statement up to the first row.
     head: String,
-    /// The most characters of each field.
+    /// The most characters of each field, if limited.
     lengths: Vec<Option<usize>>,
-    /// What follows the fields in each row.
+    /// The values of columns of earlier versions, after the fields.
     filled: String,
 }
 
 impl Insert {
-    /// For a table as it was found.
+    /// For an existing table.
     ///
     /// # Errors
-    /// If it has columns of which nobody knows what should stand there.
-    pub fn new(driver: Driver, table: &str, found: &Found) -> Result<Self, String> {
-        let mut columns: Vec<_> = names().chain([AT, DAY]).collect();
+    /// If it has other columns that are NOT NULL without a default.
+    pub fn new(driver: Driver, table: &str, found: &ExistingTable) -> Result<Self, String> {
+        let mut columns: Vec<_> = field_names().chain([AT, DAY]).collect();
         let mut filled = String::new();
         for name in found.required() {
             match FILLED.iter().find(|(known, _)| *known == name) {
@@ -163,8 +160,8 @@ impl Insert {
                 None if columns.contains(&name) => {}
                 None => {
                     return Err(format!(
-                        "the column `{name}` of the table must be given a value, but records have none \
-                         for it: give it a default"
+                        "the column `{name}` of the table is NOT NULL and has no default, and records have \
+                         no value for it: give the column a default"
                     ));
                 }
             }
@@ -172,7 +169,7 @@ impl Insert {
         let lengths = FIELDS.iter().map(|field| {
             let has = found.column(field.name).and_then(|has| has.length);
             match field.holds {
-                Holds::Short(most) => Some(has.map_or(most, |has| has.min(most))),
+                ColumnType::Short(most) => Some(has.map_or(most, |has| has.min(most))),
                 _ => has,
             }
         });
@@ -182,12 +179,11 @@ impl Insert {
         Ok(Self { driver, head, lengths: lengths.collect(), filled })
     }
 
-    /// How many rows there may be in one statement: SQLite allows 32766 bound values, the others
-    /// twice as many.
+    /// The most rows of one statement: SQLite allows 32766 bound values, the others twice as many.
     pub const ROWS: usize = 32_000 / (FIELDS.len() + 2);
 
-    /// The statement for these rows. Those that are there already stay as they are.
-    pub fn of(&self, rows: &[Fresh]) -> Statement {
+    /// The statement for these rows. Rows that exist already stay unchanged.
+    pub fn statement(&self, rows: &[NewRow]) -> Statement {
         let mut insert = Statement::new(self.driver, self.head.as_str());
         for (i, row) in rows.iter().enumerate() {
             insert.push(if i > 0 { ", (" } else { "(" });
@@ -203,72 +199,76 @@ impl Insert {
         insert
     }
 
-    fn value(&self, insert: &mut Statement, row: &Fresh, field: &Field, length: Option<usize>) {
+    fn value(&self, insert: &mut Statement, row: &NewRow, field: &Field, length: Option<usize>) {
         let value = row.fields.get(field.name).filter(|value| !value.is_null());
         match (field.holds, self.driver) {
-            (Holds::Moment, Driver::Mysql) => {
+            (ColumnType::Moment, Driver::Mysql) => {
                 insert.bind(row.at.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string().as_str())
             }
-            (Holds::Moment, Driver::Postgres) => {
+            (ColumnType::Moment, Driver::Postgres) => {
                 let text = format!("{:.3}", row.at);
                 insert.push("CAST(").bind(text.as_str()).push(" AS TIMESTAMPTZ)")
             }
-            (Holds::Moment, Driver::Sqlite) => insert.bind(format!("{:.3}", row.at).as_str()),
-            (Holds::Float, _) => insert.bind(Bind::Float(
-                value.and_then(Value::as_f64).map(|cost| cost.clamp(-DEAREST, DEAREST)),
+            (ColumnType::Moment, Driver::Sqlite) => insert.bind(format!("{:.3}", row.at).as_str()),
+            (ColumnType::Float, _) => insert.bind(Bind::Float(
+                value.and_then(Value::as_f64).map(|cost| cost.clamp(-MAX_COST, MAX_COST)),
             )),
-            (Holds::Flag, _) => {
+            (ColumnType::Flag, _) => {
                 insert.bind(Bind::Whole(value.and_then(Value::as_bool).map(i64::from)))
             }
-            (Holds::Whole, _) => insert.bind(Bind::Whole(value.and_then(Value::as_u64).map(whole))),
+            (ColumnType::Whole, _) => {
+                insert.bind(Bind::Whole(value.and_then(Value::as_u64).map(whole)))
+            }
             _ => match value {
                 None => insert.bind(Bind::Text(None)),
-                Some(Value::String(text)) => insert.bind(cut(text, length)),
+                Some(Value::String(text)) => insert.bind(truncate(text, length)),
                 Some(other) => insert.bind(other.to_string().as_str()),
             },
         };
     }
 }
 
-/// A number that fits into 64 bits with a sign.
+/// The number, or the largest of `i64`.
 fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// The first characters of a text.
-fn cut(text: &str, length: Option<usize>) -> &str {
+/// The first `length` characters of a text.
+fn truncate(text: &str, length: Option<usize>) -> &str {
     let end = length.and_then(|length| text.char_indices().nth(length));
     end.map_or(text, |(end, _)| &text[..end])
 }
 
-/// A text as the column of a name holds it.
-pub fn held<'a>(name: &str, text: &'a str) -> &'a str {
+/// A text as the column of this name stores it.
+pub fn truncated<'a>(name: &str, text: &'a str) -> &'a str {
     match FIELDS.iter().find(|field| field.name == name) {
-        Some(Field { holds: Holds::Short(most), .. }) => cut(text, Some(*most)),
+        Some(Field { holds: ColumnType::Short(most), .. }) => truncate(text, Some(*most)),
         _ => text,
     }
 }
 
-/// The record that a row was.
+/// The record of a row.
 pub fn record(mut row: Row) -> Map<String, Value> {
     let mut record = Map::new();
     for field in &FIELDS {
         let value = row.remove(field.name).filter(|value| !value.is_null());
         let value = match (field.holds, value, field.absent) {
-            (Holds::Moment, ..) => {
+            (ColumnType::Moment, ..) => {
                 let at = row.get(AT).and_then(Value::as_i64).unwrap_or_default();
                 let at = Timestamp::from_millisecond(at).unwrap_or_default();
                 format!("{at:.3}").into()
             }
-            (Holds::Flag, Some(value), _) => (value != json!(0) && value != json!(false)).into(),
-            (Holds::Long, Some(Value::String(text)), _) => {
+            (ColumnType::Flag, Some(value), _) => {
+                (value != json!(0) && value != json!(false)).into()
+            }
+            (ColumnType::Long, Some(Value::String(text)), _) => {
                 serde_json::from_str(&text).unwrap_or(Value::String(text))
             }
             (_, Some(value), _) => value,
             (_, None, Absent::Omitted) => continue,
             (_, None, Absent::Null) => Value::Null,
-            (Holds::Flag, None, Absent::Empty) => false.into(),
-            (Holds::Whole | Holds::Float, None, Absent::Empty) => 0.into(),
+            (ColumnType::Flag, None, Absent::Empty) => false.into(),
+            (ColumnType::Whole | ColumnType::Float, None, Absent::Empty) => 0.into(),
             (_, None, Absent::Empty) => "".into(),
         };
         record.insert(field.name.to_owned(), value);
@@ -315,7 +315,7 @@ pub(super) mod tests {
         let schema = schema();
         let fields = schema["properties"].as_object().unwrap().keys().map(String::as_str);
         let mut fields: Vec<_> = fields.filter(|name| *name != "usage").collect();
-        let mut columns: Vec<_> = names().collect();
+        let mut columns: Vec<_> = field_names().collect();
         fields.sort_unstable();
         columns.sort_unstable();
         assert_eq!(columns, fields);
@@ -342,9 +342,9 @@ pub(super) mod tests {
 
     #[test]
     fn rows_are_inserted_once() {
-        let fresh = read(&entry(&full())).unwrap();
-        let insert = |driver| Insert::new(driver, "t", &Found::default()).unwrap();
-        let one = |driver| insert(driver).of(std::slice::from_ref(&fresh)).sql().to_owned();
+        let fresh = parse(&entry(&full())).unwrap();
+        let insert = |driver| Insert::new(driver, "t", &ExistingTable::default()).unwrap();
+        let one = |driver| insert(driver).statement(std::slice::from_ref(&fresh)).sql().to_owned();
         let sql = one(Driver::Postgres);
         assert!(sql.starts_with("INSERT INTO t (\"record_id\", \"version\", "), "{sql}");
         assert!(sql.contains("$23, CAST($24 AS TIMESTAMPTZ), $25"), "{sql}");
@@ -361,20 +361,20 @@ pub(super) mod tests {
     #[test]
     fn what_is_no_record_is_refused() {
         for wrong in ["", "{}", "[1]", "{\"record_id\":\"rec_1\"}"] {
-            assert!(read(&Entry { index: 0, time: 0, json: wrong.into() }).is_err(), "{wrong}");
+            assert!(parse(&Entry { index: 0, time: 0, json: wrong.into() }).is_err(), "{wrong}");
         }
         let mut record = full();
         record["timestamp"] = "yesterday".into();
-        assert!(read(&entry(&record)).err().unwrap().contains("timestamp"));
+        assert!(parse(&entry(&record)).err().unwrap().contains("timestamp"));
     }
 
     #[test]
     fn long_texts_are_cut_between_characters() {
         assert_eq!(
-            (cut("héllo", Some(2)), cut("ab", Some(2)), cut("ab", None)),
+            (truncate("héllo", Some(2)), truncate("ab", Some(2)), truncate("ab", None)),
             ("hé", "ab", "ab")
         );
-        assert_eq!(held("user_id", &"界".repeat(300)).chars().count(), 255);
+        assert_eq!(truncated("user_id", &"界".repeat(300)).chars().count(), 255);
         assert_eq!(whole(u64::MAX), i64::MAX);
     }
 }

@@ -6,7 +6,7 @@ use indicatif::ProgressBar;
 
 use crate::usage::{
     Entry,
-    sink::{Failure, Sink},
+    sink::{DeliveryError, Sink},
 };
 
 /// Attempts to send the same records before the replay stops.
@@ -111,15 +111,15 @@ impl Sender {
             let (index, n) = (Some(first.index), part.len() as u64);
             match self.attempts(&part).await {
                 Ok(()) => self.done(n),
-                Err(Failure::Refused { .. }) if n > 1 => {
+                Err(DeliveryError::Refused { .. }) if n > 1 => {
                     let second = part.split_off(part.len() / 2);
                     parts.extend([second, part]);
                 }
-                Err(Failure::Refused { why }) => {
+                Err(DeliveryError::Refused { why }) => {
                     self.refused(&part[0], &why);
                     self.done(1);
                 }
-                Err(Failure::Away { why, .. } | Failure::Gone { why }) => {
+                Err(DeliveryError::Unavailable { why, .. } | DeliveryError::Gone { why }) => {
                     return Some(Stopped { index, why });
                 }
             }
@@ -146,15 +146,15 @@ impl Sender {
     }
 
     /// Sends records, with retries while the receiver is away.
-    async fn attempts(&mut self, records: &[Entry]) -> Result<(), Failure> {
+    async fn attempts(&mut self, records: &[Entry]) -> Result<(), DeliveryError> {
         let mut pause = FIRST_PAUSE;
         for _ in 1..ATTEMPTS {
             match self.attempt(records).await {
-                Err(Failure::Away { why, retry_after }) => {
+                Err(DeliveryError::Unavailable { why, retry_after }) => {
                     let wait = pause.max(retry_after.unwrap_or_default());
                     if wait > LONGEST_PAUSE {
                         let why = format!("{why}, and asks for a pause of {wait:?}");
-                        return Err(Failure::away(why));
+                        return Err(DeliveryError::unavailable(why));
                     }
                     let name = &self.name;
                     self.bar.suspend(|| eprintln!("llmproxy: {name}: {why}; retrying in {wait:?}"));
@@ -167,18 +167,21 @@ impl Sender {
         self.attempt(records).await
     }
 
-    async fn attempt(&mut self, records: &[Entry]) -> Result<(), Failure> {
+    async fn attempt(&mut self, records: &[Entry]) -> Result<(), DeliveryError> {
         let sink = Arc::clone(&self.sink);
         self.or_interrupted(sink.deliver(records)).await?
     }
 
-    async fn or_interrupted<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Failure> {
+    async fn or_interrupted<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, DeliveryError> {
         tokio::select! {
             done = work => Ok(done),
             () = &mut self.interrupt => {
                 // A future that has ended must not be polled again.
                 self.interrupt = Box::pin(std::future::pending());
-                Err(Failure::Gone { why: "interrupted".to_owned() })
+                Err(DeliveryError::Gone { why: "interrupted".to_owned() })
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Files in the folder of a spool that do not belong there: nothing of the log is lost to them, and
-//! nothing of theirs is passed over in silence.
+//! Tests of foreign files in the folder of a spool: no record of the log is lost because of them, and none of
+//! their records is ignored without a report.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ fn of(who: &str, index: u64) -> Entry {
 }
 
 /// A log of `who` with these indexes, in files of 64 KiB.
-fn filled(fixture: &Fixture, who: &str, indexes: std::ops::Range<u64>) -> Disk {
+fn filled(fixture: &Fixture, who: &str, indexes: std::ops::Range<u64>) -> DiskLog {
     let disk = fixture.open();
     for index in indexes {
         assert!(disk.append(vec![of(who, index)]).is_ok());
@@ -24,9 +24,9 @@ fn filled(fixture: &Fixture, who: &str, indexes: std::ops::Range<u64>) -> Disk {
     disk
 }
 
-/// Everything that a reporter would be handed from its place on.
-fn delivered(disk: &Disk, reporter: &str) -> Vec<String> {
-    let (mut at, mut texts) = (disk.place(reporter), Vec::new());
+/// All records that a reporter gets from its position on.
+fn delivered(disk: &DiskLog, reporter: &str) -> Vec<String> {
+    let (mut at, mut texts) = (disk.position_of(reporter), Vec::new());
     loop {
         let (entries, next) = disk.read(at, 100).unwrap();
         assert!(entries.windows(2).all(|pair| pair[0].index < pair[1].index));
@@ -56,12 +56,13 @@ fn setting(others: std::ops::Range<u64>) -> Setting {
     let other = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
     drop(filled(&own, "owner", 0..600));
     assert!(own.files().len() >= 4);
-    // It begins where it is said to.
+    // The log begins at the given index.
     if others.start > 0 {
         fs::create_dir_all(other.path().join("places")).unwrap();
         drop(other.open());
-        let mut place = super::super::place::PlaceFile::open(other.path(), "a", (0, 0)).unwrap().0;
-        place.keep(others.start).unwrap();
+        let mut place =
+            super::super::position::PositionFile::open(other.path(), "a", (0, 0)).unwrap().0;
+        place.save(others.start).unwrap();
     }
     drop(filled(&other, "other", others));
     Setting { own, other }
@@ -72,8 +73,8 @@ impl Setting {
         self.own.metrics.usage.spool.adopted.get()
     }
 
-    /// Opens the log after a file was put there: all of the log's own records are delivered, and all
-    /// of the file's that are wanted; each at least once, and nothing is called lost.
+    /// Opens the log after a file was put there: all records of the log and the expected records of the file
+    /// are delivered at least once, and none is reported as lost.
     fn holds(&self, others: BTreeSet<String>, what: &str) {
         let before = self.own.damaged();
         let disk = self.own.open();
@@ -85,7 +86,7 @@ impl Setting {
         let aside: Vec<_> = fs::read_dir(self.own.path().join("foreign")).unwrap().collect();
         assert_eq!(aside.len(), 1, "{what}: it is kept");
         assert_eq!(self.own.metrics.usage.spool.foreign.get(), 1, "{what}");
-        // It goes on, and the next start finds nothing.
+        // The log continues, and the next start finds no foreign file.
         assert!(disk.append(vec![of("owner", disk.end())]).is_ok());
         let end = disk.end();
         drop(disk);
@@ -99,7 +100,7 @@ impl Setting {
     }
 }
 
-/// Where a file is put by hand: beside, over, between and behind the files of the log.
+/// Where a foreign file may be: beside, over, between and after the files of the log.
 #[test]
 fn a_segment_of_another_gateway_costs_no_record_of_either() {
     for first in [1, 50, 100, 350, 599] {
@@ -137,7 +138,7 @@ fn a_copy_of_a_segment_under_another_name_is_known_as_such() {
             continue;
         }
         fs::copy(&files[number], to).unwrap();
-        // What stands there is in the log already.
+        // The log already has these records.
         setting.holds(BTreeSet::new(), &format!("{number} as {name}"));
     }
 }
@@ -155,7 +156,7 @@ fn a_segment_that_replaced_one_of_the_log_is_delivered_and_the_loss_is_told() {
     let disk = setting.own.open();
     let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
     assert!(replaced.is_subset(&got));
-    // Nothing shows that it was another one, but the numbers of the process.
+    // Only the sequence numbers show that it is foreign.
     let verdict = Archive::open(setting.own.path()).unwrap().verify(&mut |_| ()).unwrap();
     assert!(verdict.gaps.iter().any(|gap| matches!(gap, Gap::Sequence { .. })), "{verdict:?}");
 }
@@ -164,7 +165,7 @@ fn a_segment_that_replaced_one_of_the_log_is_delivered_and_the_loss_is_told() {
 fn a_file_that_is_put_there_while_the_log_is_written_is_not_written_over() {
     let setting = setting(0..1);
     let disk = setting.own.open();
-    // Where the next file of the log will begin is not known to anyone: all places are taken.
+    // The name of the next segment is not known in advance: a file is put at every possible one.
     let stranger = setting.other.files().remove(0);
     for index in 601..900 {
         fs::copy(&stranger, setting.own.path().join(format!("{index:020}.log"))).unwrap();
@@ -176,7 +177,7 @@ fn a_file_that_is_put_there_while_the_log_is_written_is_not_written_over() {
     assert_eq!(got, texts("owner", 0..850));
     let aside = fs::read_dir(setting.own.path().join("foreign")).unwrap().count();
     assert!(aside > 0, "it was put aside");
-    // At the next start all of them are found, and their record is there once for each.
+    // The next start finds all of them, and adds the record of each.
     drop(disk);
     let disk = setting.own.open();
     let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
@@ -195,7 +196,7 @@ fn files_with_odd_names_are_told_of() {
     let disk = setting.own.open();
     assert_eq!(setting.own.metrics.usage.spool.foreign.get(), 3);
     let verdict = Archive::open(setting.own.path()).unwrap().verify(&mut |_| ()).unwrap();
-    assert_eq!((verdict.strangers.len(), verdict.is_good()), (3, false));
+    assert_eq!((verdict.unread_files.len(), verdict.is_intact()), (3, false));
     let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
     assert_eq!(got, texts("owner", 0..600));
     for name in ["00000000000000000000.log.bak", "00000000000000000000 (copy).log", "7.log"] {
@@ -204,7 +205,7 @@ fn files_with_odd_names_are_told_of() {
     disk.set(&setting.own.plan).unwrap();
     assert_eq!(setting.own.metrics.usage.spool.foreign.get(), 0);
     let verdict = Archive::open(setting.own.path()).unwrap().verify(&mut |_| ()).unwrap();
-    assert!(verdict.is_good(), "{verdict:?}");
+    assert!(verdict.is_intact(), "{verdict:?}");
 }
 
 #[test]
@@ -213,9 +214,9 @@ fn without_room_what_is_foreign_is_counted_and_kept() {
     let files = setting.other.files();
     let file = files.last().unwrap();
     fs::copy(file, setting.own.path().join(file.file_name().unwrap())).unwrap();
-    // The reporter needs everything, and no more may wait.
+    // The reporter needs every record, and the spool is full.
     let full = plan(&["a"], "max_size: 256KiB, keep: 24h");
-    let disk = Disk::open(setting.own.path(), &full, setting.own.metrics.usage.clone()).unwrap();
+    let disk = DiskLog::open(setting.own.path(), &full, setting.own.metrics.usage.clone()).unwrap();
     let place = setting.own.path().join("places/a");
     assert!(place.exists());
     disk.set(&full).unwrap();
@@ -234,8 +235,9 @@ fn a_file_wholly_in_front_of_the_log_is_put_aside_and_not_deleted() {
         let other = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
         drop(filled(&other, "other", 0..others.end));
         fs::create_dir_all(own.path().join("places")).unwrap();
-        let mut place = super::super::place::PlaceFile::open(own.path(), "a", (0, 0)).unwrap().0;
-        place.keep(500).unwrap();
+        let mut place =
+            super::super::position::PositionFile::open(own.path(), "a", (0, 0)).unwrap().0;
+        place.save(500).unwrap();
         drop(filled(&own, "owner", 500..600));
         let theirs: Vec<_> = {
             let archive = Archive::open(other.path()).unwrap();
@@ -262,26 +264,26 @@ fn a_file_wholly_in_front_of_the_log_is_put_aside_and_not_deleted() {
     }
 }
 
-/// What a reporter still wants is delivered to it before the file is put aside.
+/// Records that a reporter still needs are delivered before the file is moved aside.
 #[test]
 fn a_file_before_a_gap_that_somebody_wants_is_put_aside_when_nobody_does() {
     let own = Fixture::new(&["a"], "max_size: 64MiB, keep: 0s");
     let other = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
     drop(filled(&other, "other", 0..100));
     fs::create_dir_all(own.path().join("places")).unwrap();
-    let mut place = super::super::place::PlaceFile::open(own.path(), "a", (0, 0)).unwrap().0;
-    place.keep(500).unwrap();
+    let mut place = super::super::position::PositionFile::open(own.path(), "a", (0, 0)).unwrap().0;
+    place.save(500).unwrap();
     drop(filled(&own, "owner", 500..900));
     let (mine, theirs) = (own.files(), other.files().remove(0));
     let front = own.path().join(theirs.file_name().unwrap());
     fs::copy(&theirs, &front).unwrap();
-    place.keep(0).unwrap();
+    place.save(0).unwrap();
     let disk = own.open();
     let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
     assert_eq!(got, texts("other", 0..100).union(&texts("owner", 500..900)).cloned().collect());
     assert_eq!(own.damaged(), 400);
     assert!(front.exists());
-    disk.keep_place("a", 900).unwrap();
+    disk.save_position("a", 900).unwrap();
     disk.trim();
     assert!(
         !front.exists() && own.path().join("foreign").join(theirs.file_name().unwrap()).exists()
@@ -289,7 +291,7 @@ fn a_file_before_a_gap_that_somebody_wants_is_put_aside_when_nobody_does() {
     assert!(!mine[0].exists(), "what follows the gap is deleted as ever");
 }
 
-/// A file that is gone between others of the same run makes strangers of none.
+/// A missing file between others of the same process does not make them foreign.
 #[test]
 fn a_gap_in_one_run_of_the_gateway_is_its_own() {
     let own = Fixture::new(&["a"], "max_size: 64MiB, keep: 0s");
@@ -301,7 +303,7 @@ fn a_gap_in_one_run_of_the_gateway_is_its_own() {
     let got: BTreeSet<String> = delivered(&disk, "a").into_iter().collect();
     assert_eq!(got, texts("owner", (0..gone.first).chain(last.first..600)));
     assert_eq!((own.damaged(), disk.end()), (last.first - gone.first, 600));
-    disk.keep_place("a", 600).unwrap();
+    disk.save_position("a", 600).unwrap();
     disk.trim();
     assert_eq!(own.files(), std::slice::from_ref(&last.path));
     assert!(!own.path().join("foreign").exists());
@@ -317,7 +319,7 @@ fn a_file_ahead_of_the_log_is_taken_over_and_nothing_is_called_lost() {
     }
 }
 
-/// The file that is written is the log's own also where the one before it is damaged at its end.
+/// The active file belongs to the log even if the file before it is damaged at its end.
 #[test]
 fn a_file_behind_damage_is_no_stranger() {
     let own = Fixture::new(&["a"], "max_size: 64MiB, keep: 24h");
@@ -355,7 +357,7 @@ fn what_cannot_be_read_is_no_reason_not_to_start() {
     }
 }
 
-/// The same of files: a link to a folder cannot be read by any user.
+/// The same for unreadable files: no user can read a link to a folder.
 #[test]
 fn a_file_that_cannot_be_read_is_own_only_where_there_is_room_for_it() {
     for first in [7, 590, 5000] {
@@ -372,7 +374,7 @@ fn a_file_that_cannot_be_read_is_own_only_where_there_is_room_for_it() {
     fs::rename(&files[1], &kept).unwrap();
     std::os::unix::fs::symlink(setting.own.path().join("places"), &files[1]).unwrap();
     let disk = setting.own.open();
-    // It is waited for.
+    // The reporter waits for it.
     let first = Archive::open(setting.own.path()).unwrap().segments()[1].first;
     assert!(disk.read(first, 100).unwrap_err().contains(&files[1].display().to_string()));
     fs::remove_file(&files[1]).unwrap();
@@ -387,8 +389,8 @@ fn a_file_that_cannot_be_read_is_own_only_where_there_is_room_for_it() {
 fn a_file_in_front_that_cannot_be_read_is_put_aside_and_not_deleted() {
     let own = Fixture::new(&["a"], "max_size: 64MiB, keep: 0s");
     fs::create_dir_all(own.path().join("places")).unwrap();
-    let mut place = super::super::place::PlaceFile::open(own.path(), "a", (0, 0)).unwrap().0;
-    place.keep(500).unwrap();
+    let mut place = super::super::position::PositionFile::open(own.path(), "a", (0, 0)).unwrap().0;
+    place.save(500).unwrap();
     drop(filled(&own, "owner", 500..600));
     let name = format!("{:020}.log", 7);
     std::os::unix::fs::symlink(own.path().join("places"), own.path().join(&name)).unwrap();

@@ -1,9 +1,8 @@
-//! Dead letters: records that could not be delivered, in a file from which they can be replayed.
+//! Dead letters: records that a destination rejected, in a file from which they can be replayed.
 //!
-//! `dead/NAME.jsonl` holds a line for each. A replay first renames it to `NAME.replaying`, so that
-//! the gateway can go on adding meanwhile; what it does not get rid of goes back. Both hold the
-//! lock `NAME.lock` while they change which file is which. A replay that was interrupted is taken
-//! up again by the next one.
+//! `dead/NAME.jsonl` has a line for each record. A replay first renames it to `NAME.replaying`, so that the
+//! gateway can continue to append; records that it cannot deliver go back. Both hold the lock `NAME.lock`
+//! while they rename files. The next replay continues an interrupted one.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -17,30 +16,29 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::Entry;
+use super::spool::Entry;
 
 /// The dead letters of one reporter.
 #[derive(Clone, Debug)]
-pub struct Letters {
+pub struct DeadLetters {
     folder: PathBuf,
     name: String,
 }
 
 /// A record that could not be delivered.
 #[derive(Debug, Deserialize)]
-pub struct Letter {
-    /// When it was put aside: RFC 3339, UTC.
+pub struct DeadLetter {
+    /// When it became a dead letter: RFC 3339, UTC.
     pub at: String,
-    /// Why.
+    /// Why it could not be delivered.
     pub why: String,
-    /// Where it stood in the spool.
+    /// Its index in the spool.
     pub index: u64,
-    /// The record as it was.
+    /// The record, unchanged.
     pub record: Box<RawValue>,
 }
 
-impl Letter {
-    /// The record, to be delivered again.
+impl DeadLetter {
     pub fn entry(&self) -> Entry {
         let json = Bytes::copy_from_slice(self.record.get().as_bytes());
         let at: Result<Timestamp, _> = self.at.parse();
@@ -48,19 +46,17 @@ impl Letter {
     }
 }
 
-impl Letters {
-    /// The letters of a reporter in the folder of a spool. Nothing is made or read yet.
+impl DeadLetters {
+    /// The dead letters of a reporter in the folder of a spool. Opens nothing.
     pub fn open(folder: &Path, name: &str) -> Self {
         Self { folder: folder.join("dead"), name: name.to_owned() }
     }
 
-    /// The file.
     pub fn path(&self) -> PathBuf {
         self.file("jsonl")
     }
 
-    /// How many bytes of them there are, those of a replay that is under way included. Nothing of
-    /// them is read.
+    /// The size of the files, including that of a running replay.
     pub fn bytes(&self) -> u64 {
         let files = [self.path(), self.file("replaying")];
         files.iter().filter_map(|path| fs::metadata(path).ok()).map(|about| about.len()).sum()
@@ -70,23 +66,23 @@ impl Letters {
         self.folder.join(format!("{}.{extension}", self.name))
     }
 
-    /// Adds records and forces them to the disk. They may be there twice if the process ends before
-    /// the place of the reporter is kept.
+    /// Appends records and syncs them to disk. They may be appended twice if the process ends before the
+    /// position of the reporter is saved.
     ///
     /// # Errors
-    /// If they could not be written. What was written of them is taken back, if that can be.
+    /// If they could not be written. A partial write is undone if possible.
     pub fn append(&self, records: &[Entry], why: &str) -> io::Result<()> {
         let at = format!("{:.3}", Timestamp::now());
         let mut lines = Vec::new();
         for record in records {
             #[derive(Serialize)]
-            struct Head<'a> {
+            struct LetterFields<'a> {
                 at: &'a str,
                 why: &'a str,
                 index: u64,
             }
-            serde_json::to_writer(&mut lines, &Head { at: &at, why, index: record.index })?;
-            // Further: the record byte for byte, whatever it is.
+            serde_json::to_writer(&mut lines, &LetterFields { at: &at, why, index: record.index })?;
+            // The record follows byte for byte, whatever it is.
             lines.pop();
             lines.extend_from_slice(b",\"record\":");
             lines.extend_from_slice(&record.json);
@@ -96,7 +92,7 @@ impl Letters {
         self.add(|file| file.write_all(&lines))
     }
 
-    /// Adds lines: all of them or none. The lock is held.
+    /// Appends all lines or none. The caller holds the lock.
     fn add(&self, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> io::Result<()> {
         let path = self.path();
         let new = !path.try_exists()?;
@@ -118,11 +114,11 @@ impl Letters {
         written
     }
 
-    /// All letters, those of an interrupted replay first.
+    /// All dead letters, those of an interrupted replay first. A file that does not exist has none.
     ///
     /// # Errors
-    /// If a file cannot be opened; one that is not there has none.
-    pub fn read(&self) -> io::Result<Reading> {
+    /// If a file cannot be opened.
+    pub fn read(&self) -> io::Result<LetterReader> {
         let mut files = Vec::new();
         for path in [self.file("replaying"), self.path()] {
             match File::open(path) {
@@ -131,17 +127,17 @@ impl Letters {
                 Err(e) => return Err(e),
             }
         }
-        Ok(Reading::of(files))
+        Ok(LetterReader::new(files))
     }
 
-    /// Takes letters away to be replayed: those of an interrupted replay, or else all there are.
-    /// `None`: there are none. Those that come meanwhile are for the next time.
+    /// Begins a replay: of the letters of an interrupted replay, or else of all letters. `None`: there are
+    /// none. Letters that arrive later are left for the next replay.
     ///
     /// # Errors
-    /// If the files cannot be used, or another replay is under way.
-    pub fn take(&self) -> io::Result<Option<Taken>> {
+    /// If the files cannot be used, or another replay is running.
+    pub fn take(&self) -> io::Result<Option<Replay>> {
         let path = self.file("replaying");
-        // Nothing is made just to find that there is nothing.
+        // Without letters no folder is created.
         if !path.try_exists()? && !self.path().try_exists()? {
             return Ok(None);
         }
@@ -155,9 +151,9 @@ impl Letters {
         }
         let file = File::open(&path)?;
         if file.try_lock().is_err() {
-            return Err(io::Error::other("another replay is under way"));
+            return Err(io::Error::other("another replay is running"));
         }
-        Ok(Some(Taken { letters: self.clone(), file }))
+        Ok(Some(Replay { letters: self.clone(), file }))
     }
 
     fn lock(&self) -> io::Result<File> {
@@ -173,7 +169,7 @@ impl Letters {
     }
 }
 
-/// Ends a line that was left half written, so that it spoils no other.
+/// Ends an incomplete line, so that the next line is readable.
 fn end_line(file: &mut File, size: u64) -> io::Result<()> {
     let mut last = [b'\n'];
     if size > 0 {
@@ -186,39 +182,39 @@ fn end_line(file: &mut File, size: u64) -> io::Result<()> {
     }
 }
 
-/// Letters that were taken away. If it is dropped, the next replay takes them up.
+/// A running replay. If it is dropped, the next replay continues it.
 #[derive(Debug)]
-pub struct Taken {
-    letters: Letters,
-    /// Locked: one replay at a time.
+pub struct Replay {
+    letters: DeadLetters,
+    /// Locked, so that only one replay runs at a time.
     file: File,
 }
 
-impl Taken {
-    /// The letters.
+impl Replay {
+    /// The letters to replay.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn read(&self) -> io::Result<Reading> {
-        Ok(Reading::of(vec![File::open(self.letters.file("replaying"))?]))
+    pub fn read(&self) -> io::Result<LetterReader> {
+        Ok(LetterReader::new(vec![File::open(self.letters.file("replaying"))?]))
     }
 
-    /// Ends the replay: letters that are to be kept go back, and so do lines that cannot be read;
-    /// the others are gone.
+    /// Ends the replay: letters for which `keep` is true and unreadable lines go back, the others are
+    /// removed.
     ///
     /// # Errors
-    /// If that cannot be written. Nothing is lost then, but the next replay begins anew.
-    pub fn finish(self, mut keep: impl FnMut(&Letter) -> bool) -> io::Result<()> {
+    /// If the files cannot be written. Nothing is lost then, but the next replay starts over.
+    pub fn finish(self, mut keep: impl FnMut(&DeadLetter) -> bool) -> io::Result<()> {
         let mut file = BufReader::new(&self.file);
         file.rewind()?;
-        // One at a time: there may be more than fit into memory.
+        // Line by line: the file may not fit into memory.
         let mut next = |line: &mut Vec<u8>| -> io::Result<bool> {
             loop {
                 line.clear();
                 if file.read_until(b'\n', line)? == 0 {
                     return Ok(false);
                 }
-                let letter: Result<Letter, _> = serde_json::from_slice(line);
+                let letter: Result<DeadLetter, _> = serde_json::from_slice(line);
                 if letter.map_or(true, |letter| keep(&letter)) {
                     line.truncate(line.strip_suffix(b"\n").map_or(line.len(), <[u8]>::len));
                     line.push(b'\n');
@@ -242,30 +238,30 @@ impl Taken {
     }
 }
 
-/// Goes along letters. Lines that are damaged are left out.
+/// Iterates over dead letters. Damaged lines are skipped and counted.
 #[derive(Debug)]
-pub struct Reading {
+pub struct LetterReader {
     files: std::vec::IntoIter<File>,
     file: Option<BufReader<File>>,
     line: Vec<u8>,
     damaged: u64,
 }
 
-impl Reading {
-    fn of(files: Vec<File>) -> Self {
+impl LetterReader {
+    fn new(files: Vec<File>) -> Self {
         let mut files = files.into_iter();
         let file = files.next().map(BufReader::new);
         Self { files, file, line: Vec::new(), damaged: 0 }
     }
 
-    /// How many lines were left out so far.
+    /// Damaged lines so far.
     pub fn damaged(&self) -> u64 {
         self.damaged
     }
 }
 
-impl Iterator for Reading {
-    type Item = io::Result<Letter>;
+impl Iterator for LetterReader {
+    type Item = io::Result<DeadLetter>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -297,14 +293,14 @@ mod tests {
         Entry { index, time: 0, json }
     }
 
-    fn indexes(reading: Reading) -> Vec<u64> {
-        reading.map(|letter| letter.unwrap().index).collect()
+    fn indexes(reader: LetterReader) -> Vec<u64> {
+        reader.map(|letter| letter.unwrap().index).collect()
     }
 
     #[test]
     fn what_is_put_aside_can_be_read() {
         let folder = tempfile::tempdir().unwrap();
-        let letters = Letters::open(folder.path(), "billing");
+        let letters = DeadLetters::open(folder.path(), "billing");
         assert_eq!(indexes(letters.read().unwrap()), [0_u64; 0]);
         assert!(letters.take().unwrap().is_none());
         assert!(!folder.path().join("dead").exists());
@@ -321,38 +317,38 @@ mod tests {
     #[test]
     fn damaged_and_half_lines_are_counted_and_spoil_no_other() {
         let folder = tempfile::tempdir().unwrap();
-        let letters = Letters::open(folder.path(), "billing");
+        let letters = DeadLetters::open(folder.path(), "billing");
         letters.append(&[entry(1)], "away").unwrap();
         let mut file = OpenOptions::new().append(true).open(letters.path()).unwrap();
         file.write_all(b"\xff\n{\"at\":\"2026-").unwrap();
         letters.append(&[entry(2)], "away").unwrap();
-        let mut reading = letters.read().unwrap();
-        let found: Vec<_> = reading.by_ref().map(|letter| letter.unwrap().index).collect();
-        assert_eq!((found, reading.damaged()), (vec![1, 2], 2));
-        // They do not go away unseen either.
+        let mut reader = letters.read().unwrap();
+        let found: Vec<_> = reader.by_ref().map(|letter| letter.unwrap().index).collect();
+        assert_eq!((found, reader.damaged()), (vec![1, 2], 2));
+        // A replay keeps them.
         letters.take().unwrap().unwrap().finish(|_| false).unwrap();
-        let mut reading = letters.read().unwrap();
-        assert_eq!((reading.by_ref().count(), reading.damaged()), (0, 2));
+        let mut reader = letters.read().unwrap();
+        assert_eq!((reader.by_ref().count(), reader.damaged()), (0, 2));
     }
 
     #[test]
     fn a_replay_loses_nothing_that_comes_meanwhile_or_is_left() {
         let folder = tempfile::tempdir().unwrap();
-        let letters = Letters::open(folder.path(), "billing");
+        let letters = DeadLetters::open(folder.path(), "billing");
         letters.append(&[entry(1), entry(2)], "away").unwrap();
-        let taken = letters.take().unwrap().unwrap();
-        assert_eq!(letters.take().unwrap_err().to_string(), "another replay is under way");
+        let replay = letters.take().unwrap().unwrap();
+        assert_eq!(letters.take().unwrap_err().to_string(), "another replay is running");
         letters.append(&[entry(3)], "away").unwrap();
-        assert_eq!(indexes(taken.read().unwrap()), [1, 2]);
+        assert_eq!(indexes(replay.read().unwrap()), [1, 2]);
         assert_eq!(indexes(letters.read().unwrap()), [1, 2, 3]);
 
-        // One that is interrupted is taken up again.
-        drop(taken);
-        let taken = letters.take().unwrap().unwrap();
-        assert_eq!(indexes(taken.read().unwrap()), [1, 2]);
+        // The next replay continues an interrupted one.
+        drop(replay);
+        let replay = letters.take().unwrap().unwrap();
+        assert_eq!(indexes(replay.read().unwrap()), [1, 2]);
         let size = |name: &str| fs::metadata(folder.path().join("dead").join(name)).unwrap().len();
         assert_eq!(letters.bytes(), size("billing.jsonl") + size("billing.replaying"));
-        taken.finish(|letter| letter.index == 2).unwrap();
+        replay.finish(|letter| letter.index == 2).unwrap();
         assert_eq!(letters.bytes(), size("billing.jsonl"));
         assert_eq!(indexes(letters.read().unwrap()), [3, 2]);
         letters.take().unwrap().unwrap().finish(|_| false).unwrap();
@@ -363,15 +359,15 @@ mod tests {
     #[test]
     fn letters_go_back_one_at_a_time_and_each_is_whole() {
         let folder = tempfile::tempdir().unwrap();
-        let letters = Letters::open(folder.path(), "billing");
+        let letters = DeadLetters::open(folder.path(), "billing");
         let all: Vec<_> = (0..5000).map(entry).collect();
         letters.append(&all, "away").unwrap();
         let before = fs::read_to_string(letters.path()).unwrap();
-        let taken = letters.take().unwrap().unwrap();
-        // When the second one is asked for, the first is not in memory any more.
+        let replay = letters.take().unwrap().unwrap();
+        // The letters go back one at a time: the first is written before the last is read.
         let path = letters.path();
         let mut written = Vec::new();
-        taken
+        replay
             .finish(|letter| {
                 written.push(fs::metadata(&path).map_or(0, |about| about.len()));
                 letter.index % 5 != 0
@@ -388,6 +384,6 @@ mod tests {
     fn what_cannot_be_written_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("dead"), "in the way").unwrap();
-        assert!(Letters::open(folder.path(), "billing").append(&[entry(1)], "away").is_err());
+        assert!(DeadLetters::open(folder.path(), "billing").append(&[entry(1)], "away").is_err());
     }
 }

@@ -1,38 +1,47 @@
-//! What an inference request asks for, and what both forms of its answer have in common.
+//! What an inference request asks the model to generate, and what streamed and plain answers share.
 
 use serde_json::{Value, json};
 
-use super::{Fail, chat::Call, control, text};
+use super::{
+    behaviour::Fail,
+    call::{EngineSlot, InferenceCall},
+    conn::{ClientGone, Conn},
+    text,
+};
 
-/// Of a vLLM that says what it is.
+/// `system_fingerprint` of the simulated vLLM.
 pub const FINGERPRINT: &str = "vllm-0.32.0-simulated";
 
-/// What every tool is called with, token by token.
+/// Seconds since 1970.
+pub fn unix_seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// The arguments of every tool call, token by token.
 const ARGUMENTS: [&str; 5] = ["{", "\"city\": ", "\"Paris\"", "", "}"];
 
-/// What is asked for.
-pub struct Ask<'a> {
-    pub call: &'a Call<'a>,
+/// What one request asks for.
+pub struct Generation<'a> {
+    pub call: &'a InferenceCall<'a>,
     pub chat: bool,
     pub id: String,
     pub created: u64,
     /// The prompt, as JSON.
     pub prompt: String,
-    /// What keeps the prompt's blocks in the prefix cache from others.
+    /// Separates the blocks of this prompt in the prefix cache from those of other tenants.
     pub salt: Option<String>,
     tokens: u64,
-    /// How many answers.
+    /// How many answers (`n`).
     pub choices: u64,
     finish: &'static str,
-    /// The name of the tool that is to be called.
+    /// The name of the tool to call.
     pub tool: Option<String>,
     pub include_usage: bool,
     pub continuous: bool,
 }
 
-impl<'a> Ask<'a> {
-    /// Reads a request.
-    pub fn new(call: &'a Call<'a>, body: &Value) -> Self {
+impl<'a> Generation<'a> {
+    pub fn new(call: &'a InferenceCall<'a>, body: &Value) -> Self {
         let behaviour = &call.setting.behaviour;
         let limit = body["max_completion_tokens"].as_u64().or(body["max_tokens"].as_u64());
         let tokens = limit.unwrap_or(u64::MAX).min(behaviour.tokens);
@@ -42,7 +51,7 @@ impl<'a> Ask<'a> {
         // `stream_options` alone ask for nothing (vLLM 0.32).
         let include_usage = options["include_usage"] == true;
         let suffix = call
-            .seen
+            .received
             .header("x-request-id")
             .map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
         let tool = (body["tool_choice"] != "none")
@@ -53,7 +62,7 @@ impl<'a> Ask<'a> {
             call,
             chat,
             id: format!("{}-{suffix}", if chat { "chatcmpl" } else { "cmpl" }),
-            created: control::now(),
+            created: unix_seconds(),
             prompt: prompt.map_or_else(String::new, Value::to_string),
             salt: body["cache_salt"].as_str().map(str::to_owned),
             tokens: if call.fail == Fail::AbortBeforeContent { 0 } else { tokens },
@@ -65,12 +74,11 @@ impl<'a> Ask<'a> {
         }
     }
 
-    /// The model's name.
     pub fn model(&self) -> &str {
         &self.call.model
     }
 
-    /// The words of an answer.
+    /// The text of an answer.
     pub fn content(&self) -> String {
         text::answer(self.tokens)
     }
@@ -80,17 +88,22 @@ impl<'a> Ask<'a> {
         self.call.setting.behaviour.inter_token_ms * self.generated().saturating_sub(1)
     }
 
+    /// Waits for a slot of the engine and for the prefill of this prompt.
+    pub async fn acquire_slot(&self, conn: &mut Conn) -> Result<EngineSlot<'a>, ClientGone> {
+        self.call.acquire_slot(conn, &self.prompt, self.salt.as_deref(), self.choices).await
+    }
+
     /// Tokens of one choice.
     pub fn generated(&self) -> u64 {
         if self.tool.is_some() { ARGUMENTS.len() as u64 + 1 } else { self.tokens }
     }
 
-    /// Why the answer ends when nothing is amiss.
+    /// `finish_reason` of a complete answer.
     pub fn finish_reason(&self) -> &'static str {
         if self.tool.is_some() { "tool_calls" } else { self.finish }
     }
 
-    /// The call of the tool, whole.
+    /// The complete tool call.
     pub fn tool_call(&self, name: &str) -> Value {
         json!([{"id": self.call_id(), "type": "function",
                 "function": {"name": name, "arguments": ARGUMENTS.concat()}}])
@@ -115,7 +128,7 @@ impl<'a> Ask<'a> {
         if self.chat { format!(r#"{{"content":{word}}}"#) } else { word.to_string() }
     }
 
-    /// The call's id, which is the same for the same answer.
+    /// The id of the tool call: the same in every event of one answer.
     fn call_id(&self) -> String {
         format!("chatcmpl-tool-{:016x}", xxhash_rust::xxh3::xxh3_64(self.id.as_bytes()))
     }

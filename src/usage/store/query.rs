@@ -1,18 +1,17 @@
-//! Questions about records, as SQL.
+//! Queries for usage records and their sums, as SQL.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use serde_json::{Value, json};
 
 use super::{
-    Place, Sums,
+    record_table::RecordTable,
     schema::{self, AT, DAY},
 };
 use crate::store::sql::{Driver, Row, Statement};
 
-/// A column by which records can be told apart.
+/// A column by which records can be filtered or grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "as in the record")]
 pub enum Column {
     KeyId,
     KeyName,
@@ -26,7 +25,6 @@ pub enum Column {
 }
 
 impl Column {
-    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::KeyId => "key_id",
@@ -41,7 +39,7 @@ impl Column {
         }
     }
 
-    /// What records can be grouped by: `key`, `user`, `team`, `model` or `day`.
+    /// From `key`, `user`, `team`, `model` or `day`.
     pub fn grouping(word: &str) -> Option<Self> {
         Some(match word {
             "key" => Self::KeyId,
@@ -54,20 +52,37 @@ impl Column {
     }
 }
 
-/// Which records.
+/// Which records to return.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filter {
-    /// Those that came at this moment or later: milliseconds since 1970.
+    /// Arrived at this time or later: milliseconds since 1970.
     pub from: Option<i64>,
-    /// Those that came before this moment: milliseconds since 1970.
+    /// Arrived before this time: milliseconds since 1970.
     pub to: Option<i64>,
-    /// Those with exactly these texts.
+    /// Columns that equal these texts, byte for byte.
     pub equal: Vec<(Column, String)>,
-    /// Streams, or all others.
+    /// Only streams, or only other requests.
     pub stream: Option<bool>,
 }
 
-/// A moment in milliseconds since 1970, from RFC 3339 or from a date, which begins at midnight, UTC.
+/// The sums over a group of records.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sums {
+    /// The values that the records share, in the order of the requested columns.
+    pub group: Vec<(Column, String)>,
+    pub requests: i64,
+    /// Requests whose outcome is not `complete`.
+    pub errors: i64,
+    pub prompt_tokens: i64,
+    pub completion_tokens: i64,
+    pub total_tokens: i64,
+    pub cached_tokens: i64,
+    pub reasoning_tokens: i64,
+    /// `None` if none of the models has a price.
+    pub cost: Option<f64>,
+}
+
+/// Milliseconds since 1970, from RFC 3339 or from a date, which begins at midnight, UTC.
 pub fn moment(text: &str) -> Option<i64> {
     let time = text.parse::<Timestamp>().ok().or_else(|| {
         let date = Some(text).filter(|text| text.len() == 10)?.parse::<Date>().ok()?;
@@ -76,18 +91,18 @@ pub fn moment(text: &str) -> Option<i64> {
     Some(time.as_millisecond())
 }
 
-/// The place in an answer where its next part begins. Places are told by what stands there, so that
-/// rows that come and go meanwhile shift nothing.
+/// Where the next page of a result begins. It names the last row, not a count, so that rows that come or
+/// go between two pages shift nothing.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Cursor {
-    /// After this record: its time, and its identity.
+pub enum PageCursor {
+    /// After this record: its time and its `record_id`.
     Record(i64, String),
     /// After this group.
     Group(Vec<(String, String)>),
 }
 
-impl Cursor {
-    /// As text for a URL.
+impl PageCursor {
+    /// As base64 for a URL.
     pub fn encode(&self) -> String {
         let value = match self {
             Self::Record(at, id) => json!([at, id]),
@@ -96,8 +111,8 @@ impl Cursor {
         BASE64_URL_SAFE_NO_PAD.encode(value.to_string())
     }
 
-    /// From text, for sums by these columns, or for records if there are none. `None` if it is no
-    /// cursor of such an answer.
+    /// From text, for sums grouped by these columns, or for records if there are none. `None` if it is
+    /// not a cursor of such a result.
     pub fn decode(text: &str, by: &[Column]) -> Option<Self> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
         if by.is_empty() {
@@ -113,80 +128,82 @@ impl Cursor {
 }
 
 /// The cursor after a record.
-pub fn after_record(row: &Row) -> Cursor {
+pub fn after_record(row: &Row) -> PageCursor {
     let at = row.get(AT).and_then(Value::as_i64).unwrap_or_default();
     let id = row.get("record_id").and_then(Value::as_str).unwrap_or_default();
-    Cursor::Record(at, id.to_owned())
+    PageCursor::Record(at, id.to_owned())
 }
 
 /// The cursor after a group.
-pub fn after_sums(group: &[(Column, String)]) -> Cursor {
-    Cursor::Group(group.iter().map(|(c, value)| (c.name().to_owned(), value.clone())).collect())
+pub fn after_sums(group: &[(Column, String)]) -> PageCursor {
+    PageCursor::Group(group.iter().map(|(c, value)| (c.name().to_owned(), value.clone())).collect())
 }
 
-/// Asks for records.
-pub fn records(place: &Place, filter: &Filter, after: Option<&Cursor>, limit: usize) -> Statement {
-    let (at, id) = (place.quote(AT), place.quote("record_id"));
-    let columns = schema::names().filter(|name| *name != "timestamp").chain([AT]);
-    let columns: Vec<_> = columns.map(|name| place.quote(name)).collect();
-    let mut ask = Statement::new(place.driver(), format!("SELECT {}", columns.join(", ")));
-    those(&mut ask, place, filter);
-    if let Some(Cursor::Record(time, last)) = after {
-        ask.push(&format!(" AND {at} <= ")).bind(*time);
-        ask.push(&format!(" AND ({at} < ")).bind(*time);
-        ask.push(&format!(" OR {id} < ")).bind(last.as_str()).push(")");
+pub fn records(
+    table: &RecordTable,
+    filter: &Filter,
+    after: Option<&PageCursor>,
+    limit: usize,
+) -> Statement {
+    let (at, id) = (table.quote(AT), table.quote("record_id"));
+    let columns = schema::field_names().filter(|name| *name != "timestamp").chain([AT]);
+    let columns: Vec<_> = columns.map(|name| table.quote(name)).collect();
+    let mut query = Statement::new(table.driver(), format!("SELECT {}", columns.join(", ")));
+    add_filter(&mut query, table, filter);
+    if let Some(PageCursor::Record(time, last)) = after {
+        query.push(&format!(" AND {at} <= ")).bind(*time);
+        query.push(&format!(" AND ({at} < ")).bind(*time);
+        query.push(&format!(" OR {id} < ")).bind(last.as_str()).push(")");
     }
-    ask.push(&format!(" ORDER BY {at} DESC, {id} DESC LIMIT {limit}"));
-    ask
+    query.push(&format!(" ORDER BY {at} DESC, {id} DESC LIMIT {limit}"));
+    query
 }
 
 const SUMS: [&str; 5] =
     ["prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"];
 
-/// Asks for sums.
 pub fn sums(
-    place: &Place,
+    table: &RecordTable,
     filter: &Filter,
     by: &[Column],
-    after: Option<&Cursor>,
+    after: Option<&PageCursor>,
     limit: usize,
 ) -> Statement {
-    let driver = place.driver();
+    let driver = table.driver();
     let sum = |what: String| match driver {
-        // SUM would be an error if it is too large, this is the largest number.
+        // SUM fails on overflow; TOTAL is cut to the largest integer.
         Driver::Sqlite => format!("CAST(TOTAL({what}) AS INTEGER)"),
-        // Both add up to decimals.
+        // SUM returns a decimal in both.
         Driver::Mysql => format!("CAST(LEAST(COALESCE(SUM({what}), 0), {}) AS SIGNED)", i64::MAX),
         Driver::Postgres => {
             format!("CAST(LEAST(COALESCE(SUM({what}), 0), {}) AS BIGINT)", i64::MAX)
         }
     };
-    let groups: Vec<_> = by.iter().map(|column| place.exact(column.name())).collect();
+    let groups: Vec<_> = by.iter().map(|column| table.exact(column.name())).collect();
     let mut parts: Vec<_> =
         groups.iter().enumerate().map(|(i, group)| format!("{group} AS group_{i}")).collect();
-    let failed = format!("CASE WHEN {} = 'complete' THEN 0 ELSE 1 END", place.quote("outcome"));
+    let failed = format!("CASE WHEN {} = 'complete' THEN 0 ELSE 1 END", table.quote("outcome"));
     parts.push("COUNT(*) AS requests".to_owned());
     parts.push(format!("{} AS errors", sum(failed)));
-    parts.extend(SUMS.map(|name| format!("{} AS sum_{name}", sum(place.quote(name)))));
-    parts.push(format!("SUM({}) AS sum_cost", place.quote("cost")));
-    let mut ask = Statement::new(driver, format!("SELECT {}", parts.join(", ")));
-    those(&mut ask, place, filter);
-    if let Some(Cursor::Group(values)) = after {
-        ask.push(&format!(" AND ({}) > (", groups.join(", ")));
+    parts.extend(SUMS.map(|name| format!("{} AS sum_{name}", sum(table.quote(name)))));
+    parts.push(format!("SUM({}) AS sum_cost", table.quote("cost")));
+    let mut query = Statement::new(driver, format!("SELECT {}", parts.join(", ")));
+    add_filter(&mut query, table, filter);
+    if let Some(PageCursor::Group(values)) = after {
+        query.push(&format!(" AND ({}) > (", groups.join(", ")));
         for (i, (_, value)) in values.iter().enumerate() {
-            ask.push(if i > 0 { ", " } else { "" });
-            bytes(&mut ask, driver, value);
+            query.push(if i > 0 { ", " } else { "" });
+            bind_exact(&mut query, driver, value);
         }
-        ask.push(")");
+        query.push(")");
     }
     let places: Vec<_> = (1..=by.len()).map(|i| i.to_string()).collect();
     let places = places.join(", ");
-    ask.push(&format!(" GROUP BY {places} ORDER BY {places} LIMIT {limit}"));
-    ask
+    query.push(&format!(" GROUP BY {places} ORDER BY {places} LIMIT {limit}"));
+    query
 }
 
-/// The sums of a row.
-pub fn summed(row: &Row, by: &[Column]) -> Sums {
+pub fn sums_of_row(row: &Row, by: &[Column]) -> Sums {
     let text = |i: usize| row.get(&format!("group_{i}")).and_then(Value::as_str);
     let number = |name: &str| row.get(name).and_then(Value::as_i64).unwrap_or_default();
     let group = |(i, column): (usize, &Column)| (*column, text(i).unwrap_or_default().to_owned());
@@ -205,55 +222,55 @@ pub fn summed(row: &Row, by: &[Column]) -> Sums {
     }
 }
 
-/// FROM and WHERE.
-fn those(ask: &mut Statement, place: &Place, filter: &Filter) {
-    let at = place.quote(AT);
-    ask.push(&format!(" FROM {} WHERE {at} IS NOT NULL", place.table));
+/// Adds FROM and WHERE.
+fn add_filter(query: &mut Statement, table: &RecordTable, filter: &Filter) {
+    let at = table.quote(AT);
+    query.push(&format!(" FROM {} WHERE {at} IS NOT NULL", table.quoted_name));
     if let Some(from) = filter.from {
-        ask.push(&format!(" AND {at} >= ")).bind(from);
+        query.push(&format!(" AND {at} >= ")).bind(from);
     }
     if let Some(to) = filter.to {
-        ask.push(&format!(" AND {at} < ")).bind(to);
+        query.push(&format!(" AND {at} < ")).bind(to);
     }
     for (column, text) in &filter.equal {
-        let name = place.quote(column.name());
-        let text = schema::held(column.name(), text);
+        let name = table.quote(column.name());
+        let text = schema::truncated(column.name(), text);
         if text.is_empty() {
-            ask.push(&format!(" AND ({name} = '' OR {name} IS NULL)"));
+            query.push(&format!(" AND ({name} = '' OR {name} IS NULL)"));
             continue;
         }
-        // By this it finds the index.
-        ask.push(&format!(" AND {name} = ")).bind(text);
-        if place.driver() == Driver::Mysql {
-            ask.push(&format!(" AND {} = ", place.exact(column.name())));
-            bytes(ask, Driver::Mysql, text);
+        // This comparison can use the index.
+        query.push(&format!(" AND {name} = ")).bind(text);
+        if table.driver() == Driver::Mysql {
+            query.push(&format!(" AND {} = ", table.exact(column.name())));
+            bind_exact(query, Driver::Mysql, text);
         }
     }
     if let Some(stream) = filter.stream {
-        let flag = place.quote("is_stream");
+        let flag = table.quote("is_stream");
         match stream {
-            true => ask.push(&format!(" AND {flag} = 1")),
-            false => ask.push(&format!(" AND ({flag} = 0 OR {flag} IS NULL)")),
+            true => query.push(&format!(" AND {flag} = 1")),
+            false => query.push(&format!(" AND ({flag} = 0 OR {flag} IS NULL)")),
         };
     }
 }
 
-/// A text to compare with [`Place::exact`].
-fn bytes(ask: &mut Statement, driver: Driver, text: &str) {
+/// Binds a text that is compared with [`RecordTable::exact`].
+fn bind_exact(query: &mut Statement, driver: Driver, text: &str) {
     match driver {
-        Driver::Mysql => ask.push("CAST(").bind(text).push(" AS BINARY)"),
-        Driver::Sqlite | Driver::Postgres => ask.bind(text),
+        Driver::Mysql => query.push("CAST(").bind(text).push(" AS BINARY)"),
+        Driver::Sqlite | Driver::Postgres => query.bind(text),
     };
 }
 
-impl Place {
-    /// A text column as an expression of which every difference counts, and that is never NULL.
+impl RecordTable {
+    /// A text column as an expression that compares byte for byte and is never NULL.
     fn exact(&self, column: &str) -> String {
         let name = self.quote(column);
         match self.driver() {
             Driver::Sqlite => format!("COALESCE({name}, '')"),
             Driver::Postgres => format!("COALESCE(CAST({name} AS TEXT), '')"),
-            // Columns of earlier versions may pass over case, all of them over spaces at the end.
+            // Collations of earlier columns may ignore case, and all ignore trailing spaces.
             Driver::Mysql => format!("CAST(CONVERT(COALESCE({name}, '') USING utf8mb4) AS BINARY)"),
         }
     }
@@ -272,12 +289,12 @@ mod tests {
         },
     };
 
-    fn place(driver: Driver) -> Arc<Place> {
+    fn table(driver: Driver) -> Arc<RecordTable> {
         let target = Target::Dsn(crate::base::Secret::new("nowhere"));
         let settings = Settings { driver, target, ..Settings::own_file("x".into()) };
         let table = "usage_records".to_owned();
         let plan = TablePlan { settings, table, batch_size: 1, retention: None, own: false };
-        Place::new(&plan, &Stores::default())
+        RecordTable::new(&plan, &Stores::default())
     }
 
     fn filter() -> Filter {
@@ -291,10 +308,10 @@ mod tests {
 
     #[test]
     fn records_are_asked_for_with_filters_and_a_place() {
-        let place = place(Driver::Postgres);
-        let after = Cursor::Record(9, "rec_9".to_owned());
-        let ask = records(&place, &filter(), Some(&after), 11);
-        let (columns, rest) = ask.sql().split_once(" FROM ").unwrap();
+        let table = table(Driver::Postgres);
+        let after = PageCursor::Record(9, "rec_9".to_owned());
+        let query = records(&table, &filter(), Some(&after), 11);
+        let (columns, rest) = query.sql().split_once(" FROM ").unwrap();
         assert!(columns.ends_with("\"usage_source\", \"at_ms\"") && !columns.contains("timestamp"));
         assert_eq!(
             rest,
@@ -308,14 +325,14 @@ mod tests {
 
     #[test]
     fn sums_are_asked_for_group_by_group() {
-        let place = place(Driver::Mysql);
+        let table = table(Driver::Mysql);
         let by = [Column::UserId, Column::Day];
         let after = after_sums(&[(Column::UserId, "u".into()), (Column::Day, "2026-11-21".into())]);
         let only = Filter { equal: vec![(Column::Model, "m".to_owned())], ..Filter::default() };
-        let ask = sums(&place, &only, &by, Some(&after), 3);
+        let query = sums(&table, &only, &by, Some(&after), 3);
         let exact = |name| format!("CAST(CONVERT(COALESCE(`{name}`, '') USING utf8mb4) AS BINARY)");
         let (user, day, model) = (exact("user_id"), exact("day"), exact("model"));
-        let (head, rest) = ask.sql().split_once(" FROM ").unwrap();
+        let (head, rest) = query.sql().split_once(" FROM ").unwrap();
         assert!(head.starts_with(&format!("SELECT {user} AS group_0, {day} AS group_1, COUNT(*)")));
         assert!(
             head.contains("CAST(LEAST(COALESCE(SUM(`cached_tokens`), 0), 9223372036854775807)")
@@ -333,17 +350,17 @@ mod tests {
 
     #[test]
     fn cursors_are_texts_and_belong_to_a_question() {
-        let record = Cursor::Record(-5, "rec_\u{e4}".to_owned());
+        let record = PageCursor::Record(-5, "rec_\u{e4}".to_owned());
         let group = after_sums(&[(Column::Team, "a,b".to_owned()), (Column::Day, String::new())]);
         let by = [Column::Team, Column::Day];
-        assert_eq!(Cursor::decode(&record.encode(), &[]), Some(record.clone()));
-        assert_eq!(Cursor::decode(&group.encode(), &by), Some(group.clone()));
-        assert_eq!(Cursor::decode(&group.encode(), &[]), None);
-        assert_eq!(Cursor::decode(&record.encode(), &by), None);
-        assert_eq!(Cursor::decode(&group.encode(), &[Column::Day, Column::Team]), None);
+        assert_eq!(PageCursor::decode(&record.encode(), &[]), Some(record.clone()));
+        assert_eq!(PageCursor::decode(&group.encode(), &by), Some(group.clone()));
+        assert_eq!(PageCursor::decode(&group.encode(), &[]), None);
+        assert_eq!(PageCursor::decode(&record.encode(), &by), None);
+        assert_eq!(PageCursor::decode(&group.encode(), &[Column::Day, Column::Team]), None);
         for wrong in ["", "a", "bm90aGluZw", "\u{e4}"] {
-            assert_eq!(Cursor::decode(wrong, &[]), None, "{wrong}");
-            assert_eq!(Cursor::decode(wrong, &by), None, "{wrong}");
+            assert_eq!(PageCursor::decode(wrong, &[]), None, "{wrong}");
+            assert_eq!(PageCursor::decode(wrong, &by), None, "{wrong}");
         }
     }
 

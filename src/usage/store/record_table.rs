@@ -1,4 +1,4 @@
-//! A table of records in a database: where it is, and making it what it should be.
+//! The table of usage records in a database: its connection, and bringing its schema up to date.
 
 use std::{
     future::Future,
@@ -18,166 +18,164 @@ use crate::{
     config::plan::TablePlan,
     store::{
         StoreError, Stores,
-        sql::{Driver, Settings, Sql, Statement, Trouble, quote, table_name},
+        sql::{Driver, Settings, Sql, SqlError, Statement, quote, table_name},
     },
 };
 
 /// Rows of earlier versions that are brought up to date at a time.
 const OLD_ROWS: u64 = 5000;
 
-/// How long it may take to look for them.
+/// How long the search for such rows may take.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// How long it may take to make a table what it should be: it may be large.
+/// How long preparing a table may take: it may be large.
 const PREPARATION: Duration = Duration::from_secs(3600);
 
-/// How long one caller waits for that: less than a delivery may take, so that it is told.
+/// How long one caller waits for that: less than a delivery may take, so that the caller gets an error of
+/// its own.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The places that someone has: what has to be done to a table is done once, whoever wants it.
-static PLACES: Mutex<Vec<Weak<Place>>> = Mutex::new(Vec::new());
+/// The tables in use: all users of a table share its preparation.
+static TABLES: Mutex<Vec<Weak<RecordTable>>> = Mutex::new(Vec::new());
 
 /// A table of records.
-pub struct Place {
+pub struct RecordTable {
     settings: Settings,
-    /// Its name as configured.
+    /// The name as configured.
     name: String,
-    /// Its name as the database quotes it.
-    pub table: String,
-    /// The database.
+    /// The name as the database quotes it.
+    pub quoted_name: String,
     pub sql: Arc<Sql>,
     runtime: Handle,
-    /// While the table is being made what it should be.
-    preparation: tokio::sync::Mutex<Option<JoinHandle<Result<Insert, Trouble>>>>,
+    /// The preparation that is running, if any.
+    preparation: tokio::sync::Mutex<Option<JoinHandle<Result<Insert, SqlError>>>>,
 }
 
-impl Place {
-    /// The table of a plan; the same place as long as someone has it. Nothing is connected.
+impl RecordTable {
+    /// The table of a plan, shared with all its users. Does not connect.
     pub fn new(plan: &TablePlan, stores: &Stores) -> Arc<Self> {
         let sql = stores.sql(&plan.settings);
-        let mut places = lock(&PLACES);
-        let same = |place: &Arc<Self>| Arc::ptr_eq(&place.sql, &sql) && place.name == plan.table;
-        if let Some(known) = places.iter().filter_map(Weak::upgrade).find(same) {
+        let mut tables = lock(&TABLES);
+        let same = |table: &Arc<Self>| Arc::ptr_eq(&table.sql, &sql) && table.name == plan.table;
+        if let Some(known) = tables.iter().filter_map(Weak::upgrade).find(same) {
             return known;
         }
         let table = table_name(plan.settings.driver, &plan.table);
-        let place = Arc::new(Self {
+        let table = Arc::new(Self {
             settings: plan.settings.clone(),
             name: plan.table.clone(),
             // The plan has been checked.
-            table: table.unwrap_or_default(),
+            quoted_name: table.unwrap_or_default(),
             sql,
             runtime: stores.handle(),
             preparation: tokio::sync::Mutex::default(),
         });
-        places.retain(|place| place.strong_count() > 0);
-        places.push(Arc::downgrade(&place));
-        place
+        tables.retain(|table| table.strong_count() > 0);
+        tables.push(Arc::downgrade(&table));
+        table
     }
 
-    /// The kind of database.
     pub fn driver(&self) -> Driver {
         self.settings.driver
     }
 
-    /// A name as the database quotes names.
     pub fn quote(&self, name: &str) -> String {
         quote(self.driver(), name).unwrap_or_default()
     }
 
-    /// Does work on the runtime of the stores, where connections live, for at most so long.
+    /// Runs work on the runtime of the stores, where connections live, for at most `patience`.
     ///
     /// # Errors
-    /// The work's own, or that it took too long.
+    /// The error of the work, or that it took too long.
     pub async fn work<T: Send + 'static>(
         &self,
         patience: Duration,
-        work: impl Future<Output = Result<T, Trouble>> + Send + 'static,
-    ) -> Result<T, Trouble> {
-        ended(self.begin(patience, work).await)
+        work: impl Future<Output = Result<T, SqlError>> + Send + 'static,
+    ) -> Result<T, SqlError> {
+        flatten(self.begin(patience, work).await)
     }
 
     fn begin<T: Send + 'static>(
         &self,
         limit: Duration,
-        work: impl Future<Output = Result<T, Trouble>> + Send + 'static,
-    ) -> JoinHandle<Result<T, Trouble>> {
+        work: impl Future<Output = Result<T, SqlError>> + Send + 'static,
+    ) -> JoinHandle<Result<T, SqlError>> {
         let _inside = self.runtime.enter();
         let work = timeout(limit, work);
         self.runtime.spawn(async move {
-            work.await.unwrap_or_else(|_| Err(away(format!("no answer within {limit:?}"))))
+            work.await.unwrap_or_else(|_| Err(unavailable(format!("no answer within {limit:?}"))))
         })
     }
 
-    /// Makes the table what it should be, and says how rows are put into it. What was begun goes on
-    /// when its caller has given up, and the next one waits for the same.
+    /// Brings the table up to date and returns its INSERT. The preparation continues after its caller
+    /// has given up; the next caller waits for the same one.
     ///
     /// # Errors
-    /// What making the table ready came to, or that it takes long.
-    pub async fn prepare(self: &Arc<Self>) -> Result<Insert, Trouble> {
+    /// Why the preparation failed, or that it has not ended yet.
+    pub async fn prepare(self: &Arc<Self>) -> Result<Insert, SqlError> {
         let done = timeout(PATIENCE, async {
             let mut preparation = self.preparation.lock().await;
-            let place = Arc::clone(self);
+            let table = Arc::clone(self);
             let work = preparation.get_or_insert_with(|| {
-                self.begin(PREPARATION, async move { place.ensure().await })
+                self.begin(PREPARATION, async move { table.ensure().await })
             });
             let done = work.await;
             *preparation = None;
-            ended(done)
+            flatten(done)
         });
         done.await.unwrap_or_else(|_| {
-            Err(away(format!(
-                "the table `{}` is still being prepared: indexes are made, or rows of an earlier version \
-                 brought up to date",
+            Err(unavailable(format!(
+                "the table `{}` is still being prepared: indexes are being created, or rows of an earlier \
+                 version are being converted",
                 self.name
             )))
         })
     }
 
-    /// Makes file, table, columns and indexes as far as they are not there, and brings rows of
-    /// earlier versions up to date.
+    /// Creates the file, table, columns and indexes that do not exist, and converts rows of earlier
+    /// versions.
     ///
     /// # Errors
-    /// If the database is away, does not allow it, or has a table that records do not fit into.
-    async fn ensure(&self) -> Result<Insert, Trouble> {
+    /// If the database is unavailable, does not allow it, or has a table that cannot hold records.
+    async fn ensure(&self) -> Result<Insert, SqlError> {
         self.sql.make_file(&self.settings).await?;
-        let found = self.sql.ensure(self.driver(), &schema::wish(&self.name)).await?;
+        let found = self.sql.ensure(self.driver(), &schema::definition(&self.name)).await?;
         for index in found.unique_without(&["id", "record_id"]) {
             log::warn!(
-                "the table `{}` has the unique index `{index}`: a record with the same values there as \
-                 an earlier one is refused and becomes a dead letter; drop the index unless that is meant",
+                "the table `{}` has the unique index `{index}`: a record with the same values in it as an \
+                 earlier record is rejected and becomes a dead letter; drop the index unless you want that",
                 self.name
             );
         }
         if found.column("id").is_some() {
-            self.renew(found.column("created_at").is_some()).await?;
+            self.convert_old_rows(found.column("created_at").is_some()).await?;
         }
-        Insert::new(self.driver(), &self.table, &found).map_err(away)
+        Insert::new(self.driver(), &self.quoted_name, &found).map_err(unavailable)
     }
 
-    /// Gives rows of LLMProxy 0.5, which have no identity of a record, what queries go by.
-    async fn renew(&self, made: bool) -> Result<(), Trouble> {
-        let (table, record) = (&self.table, self.quote("record_id"));
+    /// Fills in the columns that queries use in rows of LLMProxy 0.5, which have no `record_id`.
+    async fn convert_old_rows(&self, has_created_at: bool) -> Result<(), SqlError> {
+        let (table, record) = (&self.quoted_name, self.quote("record_id"));
         let old = format!("SELECT 1 AS old FROM {table} WHERE {record} IS NULL LIMIT 1");
         let statement = |sql: &str| Statement::new(self.driver(), sql);
-        // Looked first: the right to change rows is not needed where there are none.
+        // A look first: without such rows the right to UPDATE is not needed.
         if !self.sql.rows(statement(&old), LOOK).await?.is_empty() {
-            let renewal = self.renewal(made);
-            while self.sql.run(statement(&renewal)).await? >= OLD_ROWS {}
+            let conversion = self.conversion(has_created_at);
+            while self.sql.run(statement(&conversion)).await? >= OLD_ROWS {}
         }
         Ok(())
     }
 
-    /// The statement that does it for some rows.
-    fn renewal(&self, made: bool) -> String {
+    /// The statement that converts up to [`OLD_ROWS`] rows.
+    fn conversion(&self, has_created_at: bool) -> String {
         let q = |name: &str| self.quote(name);
         let (id, timestamp) = (q("id"), q("timestamp"));
-        let made = made.then(|| q("created_at"));
-        let times = || [Some(&timestamp), made.as_ref()].into_iter().flatten();
+        let has_created_at = has_created_at.then(|| q("created_at"));
+        let times = || [Some(&timestamp), has_created_at.as_ref()].into_iter().flatten();
         let each = |of: &dyn Fn(&String) -> String| times().map(of).collect::<Vec<_>>().join(", ");
         let (text, at, day) = match self.driver() {
             Driver::Sqlite => {
-                // A time as Go writes it may have a zone's name at its end.
+                // A time written by Go may end with the name of its zone.
                 let time =
                     each(&|c| format!("strftime('%s', {c}), strftime('%s', substr({c}, 1, 19))"));
                 let time = format!("COALESCE({time}, 0)");
@@ -219,10 +217,10 @@ impl Place {
         let sets = sets.iter().map(|(name, value)| format!("{} = {value}", q(name)));
         let mut sets: Vec<_> = sets.collect();
         if self.driver() == Driver::Mysql {
-            // A TIMESTAMP may be declared so that each UPDATE sets it anew.
+            // A TIMESTAMP may be declared ON UPDATE CURRENT_TIMESTAMP.
             sets.extend(times().map(|column| format!("{column} = {column}")));
         }
-        let (table, sets, record) = (&self.table, sets.join(", "), q("record_id"));
+        let (table, sets, record) = (&self.quoted_name, sets.join(", "), q("record_id"));
         match self.driver() {
             Driver::Mysql => {
                 format!("UPDATE {table} SET {sets} WHERE {record} IS NULL LIMIT {OLD_ROWS}")
@@ -235,10 +233,10 @@ impl Place {
     }
 }
 
-fn away(why: String) -> Trouble {
-    Trouble::Away(StoreError::new(why))
+fn unavailable(why: String) -> SqlError {
+    SqlError::Unavailable(StoreError::new(why))
 }
 
-fn ended<T>(done: Result<Result<T, Trouble>, JoinError>) -> Result<T, Trouble> {
-    done.unwrap_or_else(|e| Err(away(format!("the work has ended: {e}"))))
+fn flatten<T>(done: Result<Result<T, SqlError>, JoinError>) -> Result<T, SqlError> {
+    done.unwrap_or_else(|e| Err(unavailable(format!("the task of the query has ended: {e}"))))
 }

@@ -38,7 +38,7 @@ use crate::{
     },
     gateway::Gateway,
     listener::{self, Listener},
-    runtime::{Carry, Live, Outlets, Snapshot},
+    runtime::{Carry, Live, Receivers, Snapshot},
     store,
     tasks::{deadline, delivery, discovery, health, limits, load, operator, reconcile, reload},
     telemetry::logger,
@@ -207,7 +207,7 @@ struct Tasks {
 
 /// What the tasks take over when they start.
 struct Once {
-    outlets: Outlets,
+    outlets: Receivers,
     operator: Option<TcpListener>,
     admin: Option<TcpListener>,
 }

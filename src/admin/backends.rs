@@ -46,7 +46,7 @@ fn shown(endpoint: &Endpoint, healthy: bool) -> Backend {
     Backend {
         name: endpoint.name.clone(),
         url: endpoint.plan.url.to_string(),
-        addresses: vec![endpoint.place().to_string()],
+        addresses: vec![endpoint.current_address().to_string()],
         weight: endpoint.plan.weight,
         healthy,
         draining: endpoint.draining(),
@@ -103,7 +103,7 @@ fn switch(parts: &Parts, from: SocketAddr, name: &str, on: bool) -> Result<Json<
 fn switched(parts: &Parts, name: &str, on: bool) -> Option<Backend> {
     let snapshot = parts.live.load();
     if let Some(plan) = snapshot.backends.iter().find(|b| b.name == name) {
-        parts.carry.drained.set(name, on, || parts.live.load());
+        parts.carry.drained.set(name, on, || parts.live.load().endpoints.clone());
         let places = all(parts).into_iter().filter(|(e, _)| e.plan.name == name);
         let shown: Vec<_> = places.map(|(e, healthy)| shown(&e, healthy)).collect();
         return Some(Backend {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     auth::{Credential, Found},
-    balance::{Choice, Endpoint, Lease},
+    balance::{Endpoint, Lease, PickedBackend},
     base::{Fault, Principal, Rejection, RequestId},
     dialect::Route,
     route,
@@ -103,15 +103,15 @@ pub struct Way {
 
 impl Way {
     /// The next try goes to this backend.
-    pub fn choose(&mut self, choice: Choice) {
+    pub fn choose(&mut self, choice: PickedBackend) {
         self.lease = Some(choice.lease);
         self.endpoint = Some(choice.endpoint);
     }
 
     /// Takes the present try away, to be put back with [`Self::choose`] or given up.
-    pub fn put_aside(&mut self) -> Option<Choice> {
+    pub fn put_aside(&mut self) -> Option<PickedBackend> {
         let lease = self.lease.take()?;
-        Some(Choice { endpoint: self.endpoint.clone()?, lease })
+        Some(PickedBackend { endpoint: self.endpoint.clone()?, lease })
     }
 
     /// Its place at the present backend.

@@ -29,7 +29,7 @@ use super::{
     verdict::{self, Verdict},
 };
 use crate::{
-    balance::Choice,
+    balance::PickedBackend,
     base::{Fault, FaultKind, Side},
     dialect::Kind,
 };
@@ -66,7 +66,7 @@ fn delay(ctx: &Ctx) -> Option<Duration> {
 
 /// One try.
 struct Runner {
-    choice: Choice,
+    choice: PickedBackend,
     model: Option<Arc<str>>,
     since: Option<Instant>,
     /// Its place in the story.

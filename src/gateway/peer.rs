@@ -15,7 +15,7 @@ use super::{
     tries::{self, Next},
 };
 use crate::{
-    balance::Nobody,
+    balance::NoBackend,
     base::{Fault, Rejection, Side},
     runtime::watch::Connection,
 };
@@ -56,7 +56,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer
     }
 }
 
-fn rejection(ctx: &Ctx, nobody: Nobody) -> Rejection {
+fn rejection(ctx: &Ctx, nobody: NoBackend) -> Rejection {
     let probes = ctx.snapshot.plan.health_check.as_ref().map(|h| h.interval.as_secs().max(1));
     match nobody.retry_after {
         Some(wait) => Rejection::all_left_alone(wait.as_millis().div_ceil(1000).max(1) as u64),
@@ -95,7 +95,7 @@ pub fn connected(reused: bool, fd: RawFd, digest: Option<&Digest>, ctx: &mut Ctx
         watch.set_backend(Some((endpoint.id, tries::is_alone(ctx))));
     }
     let socket = digest.and_then(|d| d.socket_digest.as_ref());
-    let several = ctx.way.endpoint.as_ref().is_some_and(|e| e.places().len() > 1);
+    let several = ctx.way.endpoint.as_ref().is_some_and(|e| e.addresses().len() > 1);
     watch.set_connection(match several {
         // It may not be the address that Pingora asked for.
         true => Connection::of(fd),

@@ -103,7 +103,7 @@ pub fn of(response: &ResponseHeader, ctx: &Ctx) -> (Reading, Front) {
         Ok(coding) => coding,
         Err(name) => {
             if let Some(endpoint) = &ctx.way.endpoint
-                && endpoint.unread()
+                && endpoint.is_first_unreadable()
             {
                 log::warn!(
                     "backend {}: its answers are not metered: they are encoded as `{name}`, and only gzip and deflate can be decoded",

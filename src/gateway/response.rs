@@ -29,7 +29,7 @@ pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
     if let Some(load) = response.remove_header(&LOAD)
         && let (Some(endpoint), Ok(load)) = (&ctx.way.endpoint, load.to_str())
     {
-        endpoint.told_load(load, Instant::now());
+        endpoint.record_load_header(load, Instant::now());
     }
 }
 

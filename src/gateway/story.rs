@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::{ctx::Ctx, tries::Picked};
 use crate::{
-    balance::{Candidate, Pool, Wish},
-    runtime::explain::{self, Trace, Try},
+    balance::{Candidate, PickRequest, Pool},
+    runtime::explain::{self, AttemptTrace, Trace},
 };
 
 /// Backends of a pool of which it is told how they stood.
@@ -14,7 +14,7 @@ const CANDIDATES: usize = 16;
 /// The tries so far.
 #[derive(Default)]
 pub struct Story {
-    tries: Vec<Try>,
+    tries: Vec<AttemptTrace>,
     /// When each was begun; `None` once it has ended.
     since: Vec<Option<Instant>>,
     /// The one that is told of.
@@ -24,7 +24,7 @@ pub struct Story {
 }
 
 /// How the backends of a pool stand, if anybody may ask.
-pub fn candidates(ctx: &Ctx, pool: &Pool, wish: &Wish<'_>) -> Vec<Candidate> {
+pub fn candidates(ctx: &Ctx, pool: &Pool, wish: &PickRequest<'_>) -> Vec<Candidate> {
     if ctx.carry.explains.capacity() == 0 {
         return Vec::new();
     }
@@ -53,7 +53,7 @@ impl Story {
         let now = Instant::now();
         self.present = self.tries.len();
         self.since.push(Some(now));
-        self.tries.push(Try {
+        self.tries.push(AttemptTrace {
             at_ms: millis(now - arrived),
             tier: picked.tier,
             pool: picked.pool,
@@ -74,7 +74,7 @@ impl Story {
             return;
         }
         self.since.push(None);
-        self.tries.push(Try {
+        self.tries.push(AttemptTrace {
             at_ms: millis(arrived.elapsed()),
             tier: place.tier,
             pool: place.pool,
@@ -83,7 +83,7 @@ impl Story {
             candidates: told(place.candidates),
             first_byte_ms: None,
             took_ms: 0,
-            result: "nobody to choose".to_owned(),
+            result: "no backend available".to_owned(),
             hedge: false,
         });
     }
@@ -119,7 +119,7 @@ impl Story {
         self.present = place;
     }
 
-    fn open(&mut self) -> Option<(&mut Try, Instant)> {
+    fn open(&mut self) -> Option<(&mut AttemptTrace, Instant)> {
         let since = (*self.since.get(self.present)?)?;
         Some((self.tries.get_mut(self.present)?, since))
     }

@@ -14,7 +14,9 @@ use pingora_proxy::Session;
 
 use super::{affinity, body_in, cause::Cause, ctx::Ctx, story, tried::Tried, verdict::Verdict};
 use crate::{
-    balance::{Candidate, Choice, Endpoint, Evidence, Nobody, Suspicion, Wish},
+    balance::{
+        Candidate, Endpoint, Evidence, NoBackend, PickRequest, PickedBackend, UnsettledFailure,
+    },
     base::{Fault, FaultKind, Side},
     config::plan::{Backoff, PrefixPlan, Strategy},
     route::{Split, Tier},
@@ -54,7 +56,7 @@ pub struct Tries {
     /// Why the next one is made.
     reason: Option<&'static str>,
     /// Failures of which it is not known yet whether backend or request is at fault.
-    suspicions: Vec<Suspicion>,
+    suspicions: Vec<UnsettledFailure>,
     /// A backend has refused it without being at fault.
     doubtful: bool,
     /// Who calls, hashed, once that was asked.
@@ -132,7 +134,7 @@ fn is_spared(ctx: &Ctx) -> bool {
 /// The request has succeeded: those that have failed it before are at fault.
 pub fn succeeded(ctx: &mut Ctx) {
     for suspicion in std::mem::take(&mut ctx.way.tries.suspicions) {
-        suspicion.settle(Evidence::Compared);
+        suspicion.settle(Evidence::SucceededElsewhere);
     }
 }
 
@@ -143,7 +145,7 @@ pub fn ended(ctx: &mut Ctx) {
     let Some(first) = suspicions.first() else { return };
     let several = suspicions.iter().any(|other| !other.is_of_same(first));
     let several = several || ctx.way.tries.doubtful;
-    let evidence = if several { Evidence::Everywhere } else { Evidence::Open };
+    let evidence = if several { Evidence::FailedEverywhere } else { Evidence::Inconclusive };
     suspicions.into_iter().for_each(|suspicion| suspicion.settle(evidence));
 }
 
@@ -261,7 +263,7 @@ fn pause(backoff: &Backoff, rounds: u32, chance: f64) -> Duration {
 /// A backend, and how it was found.
 pub struct Picked {
     /// The backend.
-    pub choice: Choice,
+    pub choice: PickedBackend,
     /// The model's name there; `None`: as the client says.
     pub model: Option<Arc<str>>,
     /// Tiers before the one that it was found in.
@@ -279,7 +281,7 @@ pub enum Next {
     /// A pause.
     Pause(Duration),
     /// No further try.
-    Nobody(Nobody),
+    Nobody(NoBackend),
 }
 
 /// Looks for the backend of the next try.
@@ -295,7 +297,7 @@ pub fn next(session: &Session, ctx: &mut Ctx) -> Next {
                 ctx.way.tries.paying = Some(picked.pool);
                 ctx.snapshot.pools[picked.pool].earn();
             } else if !afford(ctx, picked.pool, now) {
-                return Next::Nobody(Nobody::default());
+                return Next::Nobody(NoBackend::default());
             }
             return Next::Try(Box::new(picked));
         }
@@ -348,7 +350,7 @@ pub fn second(session: &Session, ctx: &mut Ctx, tier: usize) -> Option<Box<Picke
 
 /// How long to wait when there is nobody to choose: until one of those that are left alone is tried
 /// again, or until those are that have failed this request. The try that follows was paid for.
-fn wait_for(ctx: &mut Ctx, nobody: Nobody) -> Option<Duration> {
+fn wait_for(ctx: &mut Ctx, nobody: NoBackend) -> Option<Duration> {
     let retry = &ctx.snapshot.plan.routing.retry;
     let tries = &mut ctx.way.tries;
     let backoff = retry.again.filter(|_| tries.waits < retry.max_retries)?;
@@ -362,9 +364,9 @@ fn wait_for(ctx: &mut Ctx, nobody: Nobody) -> Option<Duration> {
 }
 
 /// Picks a backend by the ways to the model: tier by tier, in each by chance and weight.
-fn pick(session: &Session, ctx: &mut Ctx, now: Instant) -> Result<Picked, Nobody> {
+fn pick(session: &Session, ctx: &mut Ctx, now: Instant) -> Result<Picked, NoBackend> {
     let Some(route) = ctx.way.route.clone() else {
-        return Err(Nobody::default());
+        return Err(NoBackend::default());
     };
     let tries = &ctx.way.tries;
     let tiers = route.tiers.len();
@@ -381,7 +383,7 @@ fn pick(session: &Session, ctx: &mut Ctx, now: Instant) -> Result<Picked, Nobody
             }
         }
     }
-    Err(Nobody { retry_after: soonest })
+    Err(NoBackend { retry_after: soonest })
 }
 
 /// Where the choice among the shares of a tier falls: requests that belong together take the same.
@@ -398,7 +400,7 @@ fn pick_of(
     ctx: &mut Ctx,
     now: Instant,
     (tier, split): (usize, &Split),
-) -> Result<Picked, Nobody> {
+) -> Result<Picked, NoBackend> {
     let snapshot = ctx.snapshot.clone();
     let pool = &snapshot.pools[split.pool];
     let balance = pool.balance();
@@ -413,13 +415,13 @@ fn pick_of(
     };
     let tried: Vec<u32> = ctx.way.tries.tried.with(split.model.as_deref()).collect();
     let blocks = ctx.way.tries.beginnings.as_ref();
-    let wish = Wish {
+    let wish = PickRequest {
         model,
         caller,
-        spare: is_spared(ctx),
+        ignore_ejections: is_spared(ctx),
         session: affinity::session(session, ctx, balance),
         blocks: blocks.map_or(&[], |(_, _, blocks)| blocks.as_slice()),
-        tried: &tried,
+        excluded: &tried,
         now,
     };
     // As they stand before one is chosen; of one that is alone it is told if it is not.

@@ -119,7 +119,7 @@ impl BackendState {
         self.refusals.fetch_add(1, Ordering::Relaxed) + 1 == REFUSALS
     }
 
-    /// Whether the last [`REFUSALS`] or more connections were refused.
+    /// Whether at least three consecutive connections were refused.
     pub fn is_refusing(&self) -> bool {
         self.refusals.load(Ordering::Relaxed) >= REFUSALS
     }

@@ -34,7 +34,7 @@ pub trait RuleSelection: BackendSelection<Config = Arc<Table>> {
     type Rule: Rule;
 }
 
-/// The key that makes a selection start with some members: their positions, [`NONE`] for none.
+/// The key that makes a selection start with some members: their positions, `NONE` for none.
 pub fn start_key(preferred: [Option<usize>; 2]) -> [u8; 8] {
     let [first, second] =
         preferred.map(|member| member.map_or(NONE, |member| member as u32).to_le_bytes());
@@ -56,3 +56,17 @@ pub fn start_members(key: &[u8]) -> [Option<usize>; 2] {
 }
 
 const NONE: u32 = u32::MAX;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_key_names_its_members_and_any_other_key_names_none() {
+        for members in [[None, None], [Some(0), None], [None, Some(7)], [Some(300), Some(2)]] {
+            assert_eq!(start_members(&start_key(members)), members);
+        }
+        assert_eq!(start_members(b""), [None, None]);
+        assert_eq!(start_members(b"a session"), [None, None]);
+    }
+}

@@ -436,7 +436,7 @@ fn print_selection() {
 /// Microseconds per selection among backends with one request each, with or without session affinity.
 fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
     use llmproxy::{
-        balance::{Endpoint, Pool, PoolParts, Wish, endpoint::Ids, heirs::Heritage},
+        balance::{Endpoint, PickRequest, Pool, PoolOptions, Predecessor, endpoint::BackendIds},
         config::{
             self,
             plan::{Affinity, BalancePlan},
@@ -449,14 +449,14 @@ fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
         (0..count).map(|n| format!("  - {{name: b{n}, url: \"{}\"}}\n", url(n))).collect();
     let text = format!("backends:\n{backends}");
     let plan = config::load_text(&text, Path::new("."), &|_| None).plan.unwrap();
-    let ids = Ids::new(&Metrics::new());
+    let ids = BackendIds::new(&Metrics::new());
     let member = |b: &config::plan::BackendPlan| {
         let address = b.literal().expect("the URL has an address");
-        (std::sync::Arc::new(Endpoint::new(ids.of(b), b.clone(), &[address], &plan.timeouts)), 1)
+        (std::sync::Arc::new(Endpoint::new(ids.get(b), b.clone(), &[address], &plan.timeouts)), 1)
     };
     let members: Vec<_> = plan.backends.iter().map(member).collect();
     let strategy = serde_json::from_value(strategy.into()).unwrap();
-    let parts = PoolParts {
+    let options = PoolOptions {
         balance: &BalancePlan {
             strategy,
             affinity: bound.then_some(Affinity::Key),
@@ -467,10 +467,10 @@ fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
         load_interval: Duration::from_secs(2),
         registry: &std::sync::Arc::default(),
         probed: true,
-        heritage: Heritage::default(),
+        predecessor: Predecessor::default(),
         seed: 1,
     };
-    let pool = Pool::new(members, &parts);
+    let pool = Pool::new(members, &options);
     let now = Instant::now();
     let mut n = 0u64;
     let mut choose = || {
@@ -478,16 +478,16 @@ fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
         n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let blocks: [u64; 16] =
             std::array::from_fn(|i| if i < 8 { n % 100 + i as u64 } else { n + i as u64 });
-        let wish = Wish {
+        let request = PickRequest {
             model: "m",
             caller: n,
-            spare: false,
+            ignore_ejections: false,
             session: Some(n),
             blocks: &blocks,
-            tried: &[],
+            excluded: &[],
             now,
         };
-        let mut choice = pool.pick(&wish).ok().unwrap();
+        let mut choice = pool.pick(&request).ok().unwrap();
         choice.lease.first_token(Duration::from_millis(100), true);
         choice.lease.good();
         choice.lease

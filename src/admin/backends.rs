@@ -47,7 +47,7 @@ fn shown(endpoint: &Endpoint, healthy: bool) -> Backend {
     Backend {
         name: endpoint.name.clone(),
         url: endpoint.plan.url.to_string(),
-        addresses: vec![endpoint.place().to_string()],
+        addresses: vec![endpoint.current_address().to_string()],
         weight: endpoint.plan.weight,
         healthy,
         draining: endpoint.draining(),
@@ -112,7 +112,7 @@ fn switch(
 fn switched(state: &AdminState, name: &str, on: bool) -> Option<Backend> {
     let snapshot = state.live.load();
     if let Some(plan) = snapshot.backends.iter().find(|b| b.name == name) {
-        state.carry.drained.set(name, on, || state.live.load());
+        state.carry.drained.set(name, on, || state.live.load().endpoints.clone());
         let places = all(state).into_iter().filter(|(e, _)| e.plan.name == name);
         let shown: Vec<_> = places.map(|(e, healthy)| shown(&e, healthy)).collect();
         return Some(Backend {

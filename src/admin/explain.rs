@@ -60,7 +60,7 @@ mod tests {
     use super::*;
     use crate::runtime::{
         Carry, Live, Snapshot,
-        explain::{Candidate, Try},
+        explain::{AttemptTrace, Candidate},
     };
 
     async fn explained(state: &AdminState, request_id: &str) -> (u16, Value) {
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!((status, &off["error"]["code"]), (404, &json!("explain_off")));
         state.carry.explains.resize(2);
         let candidate = Candidate { backend: "b".to_owned(), score: Some(1.5), barred: None };
-        let first = Try {
+        let first = AttemptTrace {
             at_ms: 1,
             tier: 0,
             pool: 0,

@@ -1,7 +1,8 @@
-//! How many retries a pool can afford, so that a fleet that fails is not asked twice as much.
+//! The retry budget of a pool, which keeps retries from doubling the load of a failing fleet.
 //!
-//! Every request earns a part of a retry, and a few a second are free. What is not used is kept:
-//! up to what ten seconds and a hundred requests bring, and at least one. A pool starts with that.
+//! Every request earns a fraction of a retry, and time earns a few per second. Unused retries
+//! accumulate, up to what ten seconds and a hundred requests earn, and at least one. A pool starts
+//! with a full budget.
 
 use std::{
     sync::{
@@ -13,102 +14,103 @@ use std::{
 
 use crate::config::plan::BudgetPlan;
 
-/// Retries are counted in millionths.
+/// One retry; balances are in millionths of a retry.
 const RETRY: f64 = 1e6;
 
-/// The budget of a pool.
 #[derive(Debug)]
 pub struct Budget {
-    /// Millionths of retries.
-    earned: i64,
-    /// The same, a microsecond.
+    /// Earned by one request, in millionths.
+    per_request: i64,
+    /// Earned in one microsecond, in millionths.
     per_microsecond: f64,
-    /// The most that is kept.
+    /// In millionths.
     capacity: i64,
-    purse: Arc<Purse>,
+    account: Arc<Account>,
 }
 
-/// What there is at present.
+/// The retries that are available.
 #[derive(Debug)]
-struct Purse {
-    kept: AtomicI64,
+struct Account {
+    /// In millionths.
+    balance: AtomicI64,
     began: Instant,
-    /// Until when, in microseconds from `began`, the free ones have been given.
-    given: AtomicU64,
+    /// Up to when earnings by time were credited, in microseconds from `began`.
+    credited: AtomicU64,
 }
 
 impl Budget {
-    /// A full one.
+    /// A full budget.
     pub fn new(plan: &BudgetPlan, now: Instant) -> Self {
         let capacity = (Self::capacity(plan) * RETRY) as i64;
         Self {
-            earned: (plan.ratio * RETRY) as i64,
+            per_request: (plan.ratio * RETRY) as i64,
             per_microsecond: plan.min_per_second,
             capacity,
-            purse: Arc::new(Purse::new(capacity, now)),
+            account: Arc::new(Account::new(capacity, now)),
         }
     }
 
-    /// Goes on with the budget of a pool whose place this one takes: both spend of the same, as long
-    /// as requests of the earlier pool are under way.
+    /// Shares the account of the pool that this one replaces: requests of the old pool that are under
+    /// way spend from it as well.
     #[must_use]
-    pub fn instead_of(self, old: &Self) -> Self {
-        Self { purse: Arc::clone(&old.purse), ..self }
+    pub fn shared_with(self, old: &Self) -> Self {
+        Self { account: Arc::clone(&old.account), ..self }
     }
 
-    /// Begins with as much as another one has.
+    /// Starts with the balance of another budget.
     #[must_use]
-    pub fn like(self, old: &Self, now: Instant) -> Self {
-        old.give(now);
-        let kept = old.purse.kept.load(Ordering::Relaxed).min(self.capacity);
-        Self { purse: Arc::new(Purse::new(kept, now)), ..self }
+    pub fn starting_as(self, old: &Self, now: Instant) -> Self {
+        old.credit(now);
+        let balance = old.account.balance.load(Ordering::Relaxed).min(self.capacity);
+        Self { account: Arc::new(Account::new(balance, now)), ..self }
     }
 
-    /// Retries that are kept at most.
+    /// The most retries that accumulate.
     pub fn capacity(plan: &BudgetPlan) -> f64 {
         let most = 10.0 * plan.min_per_second + 100.0 * plan.ratio;
-        // A whole one at least: else what is earned could never be spent.
+        // At least one: otherwise earnings could never be spent.
         if most > 0.0 { most.max(1.0) } else { 0.0 }
     }
 
-    /// A request has come.
+    /// Adds what one request earns.
     pub fn earn(&self) {
-        self.add(self.earned);
+        self.add(self.per_request);
     }
 
     /// Takes a retry, if there is one.
     pub fn afford(&self, now: Instant) -> bool {
-        self.give(now);
+        self.credit(now);
         let price = RETRY as i64;
-        let take = |kept: i64| (kept >= price).then_some(kept - price);
-        self.purse.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+        let take = |balance: i64| (balance >= price).then_some(balance - price);
+        self.account.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
-    /// Gives the free ones of the time that has passed. Of two that come at once, one gives.
-    fn give(&self, now: Instant) {
-        let Purse { began, given: last, .. } = &*self.purse;
+    /// Credits the earnings of the time that has passed. Of concurrent calls, one credits.
+    fn credit(&self, now: Instant) {
+        let Account { began, credited, .. } = &*self.account;
         let until = now.saturating_duration_since(*began).as_micros() as u64;
-        let given = last.load(Ordering::Relaxed);
-        // Not for less than a millisecond, so that no part of a millionth is lost each time.
-        if until < given.saturating_add(Duration::from_millis(1).as_micros() as u64) {
+        let last = credited.load(Ordering::Relaxed);
+        // Not for less than a millisecond, so that rounding loses nothing.
+        if until < last.saturating_add(Duration::from_millis(1).as_micros() as u64) {
             return;
         }
-        let (relaxed, mine) = (Ordering::Relaxed, (until - given) as f64);
-        if last.compare_exchange(given, until, relaxed, relaxed).is_ok() {
-            self.add((mine * self.per_microsecond).min(self.capacity as f64) as i64);
+        let (relaxed, passed) = (Ordering::Relaxed, (until - last) as f64);
+        if credited.compare_exchange(last, until, relaxed, relaxed).is_ok() {
+            self.add((passed * self.per_microsecond).min(self.capacity as f64) as i64);
         }
     }
 
     fn add(&self, more: i64) {
-        let add = |kept: i64| (kept < self.capacity).then(|| (kept + more).min(self.capacity));
-        // A full budget is only read.
-        self.purse.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok();
+        let add =
+            |balance: i64| (balance < self.capacity).then(|| (balance + more).min(self.capacity));
+        // A full account is only read.
+        self.account.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok();
     }
 }
 
-impl Purse {
-    fn new(kept: i64, began: Instant) -> Self {
-        Self { kept: AtomicI64::new(kept), began, given: AtomicU64::new(0) }
+impl Account {
+    fn new(balance: i64, began: Instant) -> Self {
+        Self { balance: AtomicI64::new(balance), began, credited: AtomicU64::new(0) }
     }
 }
 
@@ -131,14 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_is_built_anew_has_not_more_than_before() {
+    fn a_rebuilt_pool_has_no_more_than_before() {
         let now = Instant::now();
         let plan = BudgetPlan { ratio: 0.2, min_per_second: 1.0 };
         let old = Budget::new(&plan, now);
         assert_eq!((0..25).filter(|_| old.afford(now)).count(), 25);
-        let next = Budget::new(&plan, now).instead_of(&old);
+        let next = Budget::new(&plan, now).shared_with(&old);
         assert!((0..3).all(|_| next.afford(now)) && old.afford(now));
-        let beside = Budget::new(&plan, now).like(&old, now);
+        let beside = Budget::new(&plan, now).starting_as(&old, now);
         assert_eq!((0..9).filter(|_| beside.afford(now)).count(), 1);
         assert!(next.afford(now) && !old.afford(now) && !next.afford(now));
         let later = now + Duration::from_secs(2);

@@ -1,5 +1,5 @@
-//! When a backend that fails is left alone: the circuit of one backend and model. The clock is an
-//! argument.
+//! A circuit breaker: closed, open after failures, then half-open, when one trial at a time may pass.
+//! The clock is an argument.
 
 use std::time::{Duration, Instant};
 
@@ -8,136 +8,132 @@ use crate::config::plan::CircuitPlan;
 /// Parts of the window in which requests are counted.
 const SLOTS: usize = 10;
 
-/// What to tell those who come while another request tries the backend out.
-const WHILE_PROBED: Duration = Duration::from_secs(1);
+/// The wait to suggest while a trial is under way.
+const WHILE_TRIED: Duration = Duration::from_secs(1);
 
-/// A circuit.
 #[derive(Debug)]
 pub struct Circuit {
     stage: Stage,
-    /// Failures in a row.
-    row: u32,
+    /// Consecutive failures.
+    consecutive: u32,
     window: Window,
-    /// Numbers the probes, so that only the one that is out decides.
-    probes: u64,
+    /// The number of the last trial: only the trial under way decides.
+    trials: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stage {
     Closed,
     Open { since: Instant, until: Instant },
-    HalfOpen { since: Instant, probe: Option<u64> },
+    HalfOpen { since: Instant, trial: Option<u64> },
 }
 
-/// Whether a request may pass.
+/// Whether a request may pass the circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It may.
     Pass,
-    /// It may, and finds out whether the backend works again.
-    Probe(u64),
-    /// It may not, for so long.
-    Barred(Duration),
+    /// It may, as a trial with this number.
+    Trial(u64),
+    /// It may not, for this long.
+    Rejected(Duration),
 }
 
-/// What the outcome of a request has changed.
+/// How the outcome of a request has changed a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Nothing that others would see.
+pub enum Transition {
+    /// Neither opened nor closed.
     None,
-    /// The backend is left alone from now on.
     Opened,
-    /// It is used again.
     Closed,
 }
 
 impl Circuit {
-    /// A closed one.
+    /// A closed circuit.
     pub fn new(now: Instant) -> Self {
-        Self { stage: Stage::Closed, row: 0, window: Window::new(now), probes: 0 }
+        Self { stage: Stage::Closed, consecutive: 0, window: Window::new(now), trials: 0 }
     }
 
-    /// Whether a request would be barred, and for how long.
-    pub fn bars(&self, now: Instant) -> Option<Duration> {
+    /// How long a request would be rejected; `None`: it would pass.
+    pub fn remaining(&self, now: Instant) -> Option<Duration> {
         match self.stage {
             Stage::Open { until, .. } if now < until => Some(until - now),
-            Stage::HalfOpen { probe: Some(_), .. } => Some(WHILE_PROBED),
+            Stage::HalfOpen { trial: Some(_), .. } => Some(WHILE_TRIED),
             _ => None,
         }
     }
 
-    /// Lets a request pass or not. After the pause one passes at a time.
+    /// Admits a request or not. After the cooldown one trial at a time passes.
     pub fn admit(&mut self, now: Instant) -> Admission {
-        if let Some(wait) = self.bars(now) {
-            return Admission::Barred(wait);
+        if let Some(wait) = self.remaining(now) {
+            return Admission::Rejected(wait);
         }
         match self.stage {
             Stage::Closed => Admission::Pass,
             Stage::Open { since, .. } | Stage::HalfOpen { since, .. } => {
-                self.probes += 1;
-                self.stage = Stage::HalfOpen { since, probe: Some(self.probes) };
-                Admission::Probe(self.probes)
+                self.trials += 1;
+                self.stage = Stage::HalfOpen { since, trial: Some(self.trials) };
+                Admission::Trial(self.trials)
             }
         }
     }
 
-    /// A request went well.
-    pub fn good(&mut self, now: Instant, plan: &CircuitPlan, probe: Option<u64>) -> Change {
+    /// Records a request that succeeded.
+    pub fn good(&mut self, now: Instant, plan: &CircuitPlan, trial: Option<u64>) -> Transition {
         match self.stage {
             Stage::Closed => {
-                self.row = 0;
+                self.consecutive = 0;
                 self.window.count(now, plan.window, false);
-                Change::None
+                Transition::None
             }
-            Stage::HalfOpen { probe: Some(out), .. } if probe == Some(out) => {
+            Stage::HalfOpen { trial: Some(out), .. } if trial == Some(out) => {
                 self.stage = Stage::Closed;
-                self.row = 0;
+                self.consecutive = 0;
                 self.window = Window::new(now);
-                Change::Closed
+                Transition::Closed
             }
-            // It began before the circuit opened, or in spite of it.
-            _ => Change::None,
+            // It began before the circuit opened, or ignored it.
+            _ => Transition::None,
         }
     }
 
-    /// A request failed. `enough`: what is known of the failures says that they are the backend's.
-    /// Else they are only counted.
+    /// Records a failed request. `may_open`: the evidence is that the failures are the backend's fault;
+    /// otherwise they are only counted.
     pub fn failed(
         &mut self,
         now: Instant,
         plan: &CircuitPlan,
-        probe: Option<u64>,
-        enough: bool,
-    ) -> Change {
-        let Some(consecutive) = plan.consecutive else { return Change::None };
+        trial: Option<u64>,
+        may_open: bool,
+    ) -> Transition {
+        let Some(consecutive) = plan.consecutive else { return Transition::None };
         let until = now + plan.cooldown;
         match self.stage {
             Stage::Closed => {
-                self.row = self.row.saturating_add(1);
+                self.consecutive = self.consecutive.saturating_add(1);
                 self.window.count(now, plan.window, true);
                 let (requests, failures) = self.window.sum();
                 let often = requests >= plan.min_requests.max(1)
                     && f64::from(failures) >= plan.rate * f64::from(requests);
-                if !enough || self.row < consecutive && !often {
-                    return Change::None;
+                if !may_open || self.consecutive < consecutive && !often {
+                    return Transition::None;
                 }
                 self.stage = Stage::Open { since: now, until };
-                Change::Opened
+                Transition::Opened
             }
-            Stage::HalfOpen { since, probe: Some(out) } if probe == Some(out) => {
+            Stage::HalfOpen { since, trial: Some(out) } if trial == Some(out) => {
                 self.stage = Stage::Open { since, until };
-                Change::None
+                Transition::None
             }
-            _ => Change::None,
+            _ => Transition::None,
         }
     }
 
-    /// The request that was to find out did not.
-    pub fn release(&mut self, probe: u64) {
-        if let Stage::HalfOpen { since, probe: Some(out) } = self.stage
-            && out == probe
+    /// Releases a trial that came to no result.
+    pub fn release(&mut self, trial: u64) {
+        if let Stage::HalfOpen { since, trial: Some(out) } = self.stage
+            && out == trial
         {
-            self.stage = Stage::HalfOpen { since, probe: None };
+            self.stage = Stage::HalfOpen { since, trial: None };
         }
     }
 
@@ -149,15 +145,15 @@ impl Circuit {
         }
     }
 
-    /// Whether it remembers nothing that a new one would not know.
+    /// Whether it holds nothing that a new circuit would not.
     pub fn idle(&mut self, now: Instant, plan: &CircuitPlan) -> bool {
         self.window.roll(now, plan.window);
-        // A row is forgotten with its window: what failed an hour ago says nothing.
+        // Consecutive failures are forgotten with the window: what failed an hour ago says nothing.
         self.stage == Stage::Closed && self.window.sum().1 == 0
     }
 }
 
-/// Requests and failures of the last while.
+/// Requests and failures of a sliding window.
 #[derive(Debug)]
 struct Window {
     slots: [(u32, u32); SLOTS],
@@ -224,31 +220,34 @@ mod tests {
     fn failures_in_a_row_open_it() {
         let now = Instant::now();
         let mut circuit = Circuit::new(now);
-        assert_eq!(circuit.failed(now, &plan(), None, true), Change::None);
-        assert_eq!(circuit.failed(now, &plan(), None, true), Change::None);
+        assert_eq!(circuit.failed(now, &plan(), None, true), Transition::None);
+        assert_eq!(circuit.failed(now, &plan(), None, true), Transition::None);
         circuit.good(now, &plan(), None);
-        assert_eq!(circuit.failed(now, &plan(), None, true), Change::None);
-        assert_eq!(circuit.failed(now, &plan(), None, true), Change::None);
-        assert_eq!(circuit.failed(now, &plan(), None, true), Change::Opened);
-        assert_eq!(circuit.admit(now + 10 * SECOND), Admission::Barred(20 * SECOND));
+        assert_eq!(circuit.failed(now, &plan(), None, true), Transition::None);
+        assert_eq!(circuit.failed(now, &plan(), None, true), Transition::None);
+        assert_eq!(circuit.failed(now, &plan(), None, true), Transition::Opened);
+        assert_eq!(circuit.admit(now + 10 * SECOND), Admission::Rejected(20 * SECOND));
     }
 
     #[test]
     fn a_half_of_the_requests_opens_it_but_not_of_a_few() {
         let now = Instant::now();
         let mut circuit = Circuit::new(now);
-        let mut changes = Vec::new();
+        let mut transitions = Vec::new();
         for n in 0..5 {
-            changes.push(circuit.good(now + SECOND * n, &plan(), None));
-            changes.push(circuit.failed(now + SECOND * n, &plan(), None, true));
+            transitions.push(circuit.good(now + SECOND * n, &plan(), None));
+            transitions.push(circuit.failed(now + SECOND * n, &plan(), None, true));
         }
-        assert_eq!(changes.pop(), Some(Change::Opened));
-        assert!(changes.iter().all(|c| *c == Change::None));
+        assert_eq!(transitions.pop(), Some(Transition::Opened));
+        assert!(transitions.iter().all(|c| *c == Transition::None));
         // The same failures over a time longer than the window.
         let mut circuit = Circuit::new(now);
         for n in 0..20 {
             circuit.good(now + SECOND * 10 * n, &plan(), None);
-            assert_eq!(circuit.failed(now + SECOND * 10 * n, &plan(), None, true), Change::None);
+            assert_eq!(
+                circuit.failed(now + SECOND * 10 * n, &plan(), None, true),
+                Transition::None
+            );
         }
     }
 
@@ -257,16 +256,16 @@ mod tests {
         let now = Instant::now();
         let mut circuit = open(now);
         let later = now + 30 * SECOND;
-        let Admission::Probe(probe) = circuit.admit(later) else { panic!("no probe") };
-        assert!(matches!(circuit.admit(later), Admission::Barred(_)));
+        let Admission::Trial(trial) = circuit.admit(later) else { panic!("no trial") };
+        assert!(matches!(circuit.admit(later), Admission::Rejected(_)));
         // One that began earlier decides nothing.
-        assert_eq!(circuit.good(later, &plan(), None), Change::None);
-        circuit.failed(later, &plan(), Some(probe), true);
-        assert_eq!(circuit.admit(later + SECOND), Admission::Barred(29 * SECOND));
-        let Admission::Probe(probe) = circuit.admit(later + 30 * SECOND) else { panic!() };
-        circuit.release(probe);
-        let Admission::Probe(probe) = circuit.admit(later + 30 * SECOND) else { panic!() };
-        assert_eq!(circuit.good(later + 31 * SECOND, &plan(), Some(probe)), Change::Closed);
+        assert_eq!(circuit.good(later, &plan(), None), Transition::None);
+        circuit.failed(later, &plan(), Some(trial), true);
+        assert_eq!(circuit.admit(later + SECOND), Admission::Rejected(29 * SECOND));
+        let Admission::Trial(trial) = circuit.admit(later + 30 * SECOND) else { panic!() };
+        circuit.release(trial);
+        let Admission::Trial(trial) = circuit.admit(later + 30 * SECOND) else { panic!() };
+        assert_eq!(circuit.good(later + 31 * SECOND, &plan(), Some(trial)), Transition::Closed);
         assert_eq!(circuit.admit(later + 31 * SECOND), Admission::Pass);
         assert!(circuit.idle(later + 31 * SECOND, &plan()));
     }
@@ -276,15 +275,15 @@ mod tests {
         let now = Instant::now();
         let off = CircuitPlan { consecutive: None, ..plan() };
         let mut circuit = Circuit::new(now);
-        assert!((0..100).all(|_| circuit.failed(now, &off, None, true) == Change::None));
+        assert!((0..100).all(|_| circuit.failed(now, &off, None, true) == Transition::None));
         assert_eq!(circuit.admit(now), Admission::Pass);
     }
 
     proptest! {
-        /// Whatever comes in whatever order: there is at most one probe, and nobody passes before
-        /// the pause is over.
+        /// Whatever comes in whatever order: there is at most one trial, and none before the cooldown is
+        /// over.
         #[test]
-        fn never_two_probes(steps in prop::collection::vec((0u8..5, 0u64..20), 1..200)) {
+        fn never_two_trials(steps in prop::collection::vec((0u8..5, 0u64..20), 1..200)) {
             let mut now = Instant::now();
             let mut circuit = Circuit::new(now);
             let mut out: Option<u64> = None;
@@ -293,31 +292,31 @@ mod tests {
                 now += SECOND * seconds as u32;
                 match step {
                     0 | 1 => match circuit.admit(now) {
-                        Admission::Probe(probe) => {
+                        Admission::Trial(trial) => {
                             prop_assert_eq!(out, None);
                             prop_assert!(opened.is_some_and(|at| now >= at + plan().cooldown));
-                            out = Some(probe);
+                            out = Some(trial);
                         }
                         Admission::Pass => prop_assert_eq!(opened, None),
-                        Admission::Barred(_) => prop_assert!(opened.is_some()),
+                        Admission::Rejected(_) => prop_assert!(opened.is_some()),
                     },
                     2 => {
-                        let probe = out.take();
-                        if circuit.good(now, &plan(), probe) == Change::Closed {
-                            prop_assert!(probe.is_some());
+                        let trial = out.take();
+                        if circuit.good(now, &plan(), trial) == Transition::Closed {
+                            prop_assert!(trial.is_some());
                             opened = None;
                         }
                     }
                     3 => {
-                        let probe = out.take();
-                        let change = circuit.failed(now, &plan(), probe, true);
-                        if change == Change::Opened || probe.is_some() {
+                        let trial = out.take();
+                        let change = circuit.failed(now, &plan(), trial, true);
+                        if change == Transition::Opened || trial.is_some() {
                             opened = Some(now);
                         }
                     }
                     _ => {
-                        if let Some(probe) = out.take() {
-                            circuit.release(probe);
+                        if let Some(trial) = out.take() {
+                            circuit.release(trial);
                         }
                     }
                 }

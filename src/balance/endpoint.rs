@@ -1,4 +1,4 @@
-//! One backend at run time: what to send it and where it is.
+//! One backend at run time: its addresses, its connections and what is known of it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
     load::{self, Reading},
-    state::State,
+    state::BackendState,
 };
 use crate::{
     base::lock,
@@ -35,47 +35,46 @@ use crate::{
     telemetry::{Metrics, metrics::SuccessMetrics},
 };
 
-/// A backend.
 pub struct Endpoint {
     /// Identity of the backend; the same in every generation of the configuration that names it.
     pub id: u32,
-    /// Its own name: that of its backend, with the address if there are several.
+    /// The name of its backend; with the address if the backend has several endpoints.
     pub name: String,
-    /// Its backend, as configured.
+    /// The configuration of its backend.
     pub plan: BackendPlan,
-    /// What lives through reloads.
-    state: Arc<State>,
-    /// Where it is, or the proxy that leads to it.
+    /// Survives reloads.
+    state: Arc<BackendState>,
+    /// Its first address, or that of the proxy in front of it.
     pub address: SocketAddr,
-    /// All places where it may be; the first is `address`.
-    places: Arc<Addresses>,
-    /// For asking what a client for all cannot be told: an address of several, where the URL must
-    /// hold the name, or by way of a proxy.
+    /// All its addresses; the first is `address`.
+    addresses: Arc<Addresses>,
+    /// For requests that a shared client cannot make: to one of several addresses with the name in the
+    /// URL, or through a proxy.
     own_client: OnceLock<reqwest::Client>,
-    /// Counters of its usual requests, by the number of the operation and stream.
+    /// Counters of its usual requests: two for each operation, the second for streams.
     usual: Box<[OnceLock<SuccessMetrics>]>,
-    /// Each of its places, and a connection's settings.
+    /// A peer for each address.
     peers: Box<[HttpPeer]>,
 }
 
 impl Endpoint {
-    /// Makes an endpoint, called as its backend. `places` are where it may be, at least one; the
-    /// others are for when the first cannot be reached.
+    /// An endpoint with the name of its backend. `addresses` has at least one; the others are used when
+    /// the first cannot be reached.
     pub fn new(
         identity: Identity,
         plan: BackendPlan,
-        places: &[SocketAddr],
+        addresses: &[SocketAddr],
         timeouts: &TimeoutPlan,
     ) -> Self {
         let (id, state) = identity;
-        let addresses = Arc::new(Addresses::new(places.to_vec()));
-        let peer = |place: &SocketAddr| {
-            let mut peer = peer(*place, &plan, timeouts);
-            let addresses = Arc::clone(&addresses);
-            peer.options.custom_l4 =
-                dialler(&plan, FirstReachable { addresses, timeout: timeouts.connect });
+        let known = Arc::new(Addresses::new(addresses.to_vec()));
+        let peer = |address: &SocketAddr| {
+            let mut peer = peer(*address, &plan, timeouts);
+            let reachable =
+                FirstReachable { addresses: Arc::clone(&known), timeout: timeouts.connect };
+            peer.options.custom_l4 = dialler(&plan, reachable);
             if plan.proxy.is_some() {
-                // Connections by way of a proxy are not those to the proxy.
+                // Connections through a proxy must not be mixed with connections to the proxy.
                 peer.group_key = BEHIND_PROXY | u64::from(id);
             }
             peer
@@ -83,9 +82,9 @@ impl Endpoint {
         Self {
             id,
             name: plan.name.clone(),
-            address: places[0],
-            peers: places.iter().map(peer).collect(),
-            places: addresses,
+            address: addresses[0],
+            peers: addresses.iter().map(peer).collect(),
+            addresses: known,
             plan,
             state,
             own_client: OnceLock::new(),
@@ -93,122 +92,118 @@ impl Endpoint {
         }
     }
 
-    /// The place that is used now.
-    pub fn place(&self) -> SocketAddr {
-        self.places()[self.places.current()]
+    pub fn current_address(&self) -> SocketAddr {
+        self.addresses()[self.addresses.current()]
     }
 
-    /// All places where it may be.
-    pub fn places(&self) -> &[SocketAddr] {
-        self.places.list()
+    pub fn addresses(&self) -> &[SocketAddr] {
+        self.addresses.list()
     }
 
-    /// Gives it a name of its own.
+    /// Gives it a name different from its backend's.
     #[must_use]
-    pub fn called(self, name: String) -> Self {
+    pub fn with_name(self, name: String) -> Self {
         Self { name, ..self }
     }
 
-    /// It is in use from now on, under its name.
-    pub fn enter(&self) {
-        self.state.named(Some(&self.name));
+    /// Puts it into use, under its name.
+    pub fn activate(&self) {
+        self.state.set_name(Some(&self.name));
     }
 
-    /// It is not used any more: what its last requests find out is not to be seen in the metrics.
-    pub fn leave(&self) {
-        self.state.named(None);
+    /// Takes it out of use: what its last requests report no longer changes its metrics.
+    pub fn retire(&self) {
+        self.state.set_name(None);
     }
 
-    /// The counters of usual requests to a path.
+    /// The counters of usual requests of an operation.
     pub fn usual(&self, found: &Match, stream: bool, metrics: &Metrics) -> Option<&SuccessMetrics> {
         let slot = self.usual.get(2 * found.number + usize::from(stream))?;
         let word = if stream { "true" } else { "false" };
         Some(slot.get_or_init(|| metrics.success(found.label(), word, &self.plan.name)))
     }
 
-    /// What is known of it over all generations.
-    pub(super) fn state(&self) -> &Arc<State> {
+    pub(super) fn state(&self) -> &Arc<BackendState> {
         &self.state
     }
 
-    /// Requests that are with it now.
     pub fn in_flight(&self) -> usize {
         self.state.in_flight()
     }
 
-    /// Counts the tokens of a request that it has answered.
+    /// Adds the tokens of an answered request.
     pub fn meter(&self, prompt: u64, completion: u64) {
         self.state.meter(prompt, completion);
     }
 
-    /// Tokens of prompts and of answers that were metered at it, over all generations.
+    /// Metered tokens of prompts and of completions, across reloads.
     pub fn metered(&self) -> [u64; 2] {
         self.state.metered()
     }
 
-    /// Whether it gets no new requests, because an operator said so.
+    /// Whether an operator drains it: it gets no new requests.
     pub fn draining(&self) -> bool {
         self.state.draining.load(Ordering::Relaxed)
     }
 
-    /// Takes it out of use for new requests, or back in. Holds through reloads.
+    /// Starts or stops draining. Survives reloads.
     pub fn drain(&self, on: bool) {
         self.state.draining.store(on, Ordering::Relaxed);
     }
 
-    /// It has refused a connection. See [`State::refused`].
+    /// Counts a refused connection. See [`BackendState::refused`].
     pub fn refused(&self) -> bool {
         self.state.refused()
     }
 
-    /// Whether it refuses connections. See [`State::is_refusing`].
+    /// See [`BackendState::is_refusing`].
     pub fn is_refusing(&self) -> bool {
         self.state.is_refusing()
     }
 
-    /// It has accepted a connection.
+    /// See [`BackendState::connected`].
     pub fn connected(&self) {
         self.state.connected();
     }
 
-    /// It answers with what cannot be read. `true` the first time, to be logged once.
-    pub fn unread(&self) -> bool {
-        !self.state.unread.swap(true, Ordering::Relaxed)
+    /// Whether this is its first unreadable answer, which is logged.
+    pub fn is_first_unreadable(&self) -> bool {
+        !self.state.unreadable_logged.swap(true, Ordering::Relaxed)
     }
 
-    /// What an answer of the engine says of its load (vLLM's `endpoint-load-metrics`).
-    pub fn told_load(&self, header: &str, now: Instant) {
+    /// Records the load that a header of an answer reports (vLLM's `endpoint-load-metrics`).
+    pub fn record_load_header(&self, header: &str, now: Instant) {
         if let Some(reading) = load::header(header) {
-            self.state.told(reading, now);
+            self.state.record_load(reading, now);
         }
     }
 
-    /// What its engine's metrics say of its load; whether they say anything.
-    pub fn read_load(&self, metrics: &[u8], now: Instant) -> bool {
+    /// Records the load that the engine's metrics report; `false` if they report none.
+    pub fn record_load_metrics(&self, metrics: &[u8], now: Instant) -> bool {
         let reading = load::metrics(metrics);
         if let Some(reading) = reading {
-            self.state.told(reading, now);
+            self.state.record_load(reading, now);
         }
         reading.is_some()
     }
 
-    /// What its engine has last said of its load, and when.
+    /// The last reading of its load, and the time of the reading.
     pub fn load(&self) -> Option<(Reading, Instant)> {
         self.state.reading()
     }
 
-    /// Brings the gauge of its open circuits up to date.
-    pub fn show_circuits(&self) {
-        self.state.show();
+    /// Updates the gauge of its open circuits.
+    pub fn update_circuit_gauge(&self) {
+        self.state.update_gauge();
     }
 
     /// The peer to connect to.
     pub fn peer(&self) -> HttpPeer {
-        self.peers[self.places.current()].clone()
+        self.peers[self.addresses.current()].clone()
     }
 
-    /// A peer that shares no connection with any other request: for the attempt after a
-    /// kept-alive connection was found dead. `unique` must not be zero and not repeat soon.
+    /// A peer that shares no connection with any other request: for the attempt after a kept-alive
+    /// connection was dead. `unique` must not be zero or repeat soon.
     pub fn fresh_peer(&self, unique: u64) -> HttpPeer {
         let mut peer = self.peer();
         peer.group_key = unique;
@@ -216,51 +211,57 @@ impl Endpoint {
         peer
     }
 
-    /// A request of our own to one of the engine's own paths, `/health` for instance. It goes to the
-    /// address of this endpoint, wherever else the name leads.
+    /// A request of the gateway itself to one of the engine's own paths, `/health` for instance. It goes
+    /// to the address of this endpoint, even if the name has others.
     pub fn request(&self, client: &reqwest::Client, method: Method, path: &str) -> RequestBuilder {
-        self.ask(client, method, &self.plan.base.own(path))
+        self.build_request(client, method, &self.plan.base.own(path))
     }
 
-    /// The same to an endpoint of the API, `/models` for instance.
+    /// The same to a path of the API, `/models` for instance.
     pub fn api_request(
         &self,
         client: &reqwest::Client,
         method: Method,
         path: &str,
     ) -> RequestBuilder {
-        self.ask(client, method, &self.plan.base.endpoint(path))
+        self.build_request(client, method, &self.plan.base.endpoint(path))
     }
 
-    fn ask(&self, client: &reqwest::Client, method: Method, target: &str) -> RequestBuilder {
+    fn build_request(
+        &self,
+        client: &reqwest::Client,
+        method: Method,
+        target: &str,
+    ) -> RequestBuilder {
         let plan = &self.plan;
         let url = || format!("{}{target}", plan.origin());
         let request = match &plan.proxy {
             Some(proxy) => {
-                let own = || http::client_behind(proxy, self.places());
+                let own = || http::client_behind(proxy, self.addresses());
                 self.own_client.get_or_init(own).request(method, url())
             }
             None if plan.literal().is_some() => client.request(method, url()),
-            // The certificate is asked for by the name in the URL.
-            None if plan.tls || self.places().len() > 1 => {
-                let own = || http::client_at(&plan.host, self.places());
+            // The certificate is checked against the name in the URL.
+            None if plan.tls || self.addresses().len() > 1 => {
+                let own = || http::client_at(&plan.host, self.addresses());
                 self.own_client.get_or_init(own).request(method, url())
             }
             None => {
-                let request = client.request(method, format!("http://{}{target}", self.place()));
+                let request =
+                    client.request(method, format!("http://{}{target}", self.current_address()));
                 request.header(HOST, &plan.authority)
             }
         };
         plan.identity().fold(request, |request, (name, value)| request.header(name, value))
     }
 
-    /// The backend as pingora-load-balancing knows it. Its address is a name tag made from the
-    /// id, in the discard prefix 100::/64 (RFC 6666): two backends on one host stay two, and a
-    /// backend keeps its health when its name leads elsewhere.
+    /// The backend as pingora-load-balancing knows it. Its address is a tag made from the id, in the
+    /// discard prefix 100::/64 (RFC 6666): two backends on one host stay two, and a backend keeps its
+    /// health when its name resolves to another address.
     pub fn backend(&self, weight: u32) -> Backend {
         let [a, b] = [(self.id >> 16) as u16, self.id as u16];
         let tag = SocketAddr::from((Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, a, b), 1));
-        // Nothing is put into `ext`: it is copied with every choice.
+        // `ext` stays empty: it is copied with every pick.
         Backend { addr: tag.into(), weight: weight as usize, ext: Extensions::new() }
     }
 
@@ -269,16 +270,16 @@ impl Endpoint {
         plan.addresses == choices::Addresses::Each && plan.literal().is_none()
     }
 
-    /// A name tag, no address, that is the same in every process that knows this backend, made of what its id
-    /// stands for: its name, its URL, and its address where each is an endpoint of its own.
-    pub fn lasting_tag(&self) -> Ipv6Addr {
+    /// A tag in the form of an address that is the same in every process that knows this backend: a hash
+    /// of its name, its URL, and its address where each address is an endpoint of its own.
+    pub fn stable_tag(&self) -> Ipv6Addr {
         let BackendPlan { name, url, .. } = &self.plan;
         let own = if Self::each(&self.plan) { self.address.to_string() } else { String::new() };
         // None of these can have a zero in it.
         Ipv6Addr::from_bits(xxh3_128(format!("{name}\0{url}\0{own}").as_bytes()))
     }
 
-    /// The id on the name tag of a backend made by [`Self::backend`].
+    /// The id in the tag of a backend made by [`Self::backend`].
     pub fn id_of(backend: &Backend) -> u32 {
         match backend.addr.as_inet() {
             Some(SocketAddr::V6(tag)) => {
@@ -290,14 +291,15 @@ impl Endpoint {
     }
 }
 
-/// Marks the group of connections of a backend behind a proxy; numbers that are used once are smaller.
+/// Marks the connection group of a backend behind a proxy; the numbers of [`Endpoint::fresh_peer`] are
+/// smaller.
 const BEHIND_PROXY: u64 = 1 << 63;
 
-/// A backend at a place, or behind the proxy there.
-fn peer(place: SocketAddr, plan: &BackendPlan, timeouts: &TimeoutPlan) -> HttpPeer {
+/// A backend at an address, or behind the proxy there.
+fn peer(address: SocketAddr, plan: &BackendPlan, timeouts: &TimeoutPlan) -> HttpPeer {
     let sni = if plan.tls { plan.host.clone() } else { String::new() };
-    let mut peer = HttpPeer::new(place, plan.tls, sni);
-    // No path that the gateway serves can be upgraded to another protocol.
+    let mut peer = HttpPeer::new(address, plan.tls, sni);
+    // No path of the gateway can be upgraded to another protocol.
     peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
     peer.options.connection_timeout = timeouts.connect;
     peer.options.total_connection_timeout = timeouts.connect;
@@ -305,85 +307,87 @@ fn peer(place: SocketAddr, plan: &BackendPlan, timeouts: &TimeoutPlan) -> HttpPe
     peer
 }
 
-/// How connections to a backend are made, where Pingora's own way is not enough.
-fn dialler(plan: &BackendPlan, places: FirstReachable) -> Option<Arc<dyn L4Connect + Send + Sync>> {
-    // A plain request goes to the proxy itself, with the whole URL in it.
+/// How connections to a backend are made, where Pingora's own dialling is not enough.
+fn dialler(
+    plan: &BackendPlan,
+    reachable: FirstReachable,
+) -> Option<Arc<dyn L4Connect + Send + Sync>> {
+    // A request without TLS goes to the proxy itself, with an absolute URL.
     if let Some(proxy) = plan.proxy.as_ref().filter(|_| plan.tls) {
         let host = match plan.host.contains(':') {
             true => format!("[{}]", plan.host),
             false => plan.host.clone(),
         };
         return Some(Arc::new(Tunnel {
-            proxy: places,
+            proxy: reachable,
             target: format!("{host}:{}", plan.port),
             authorization: proxy.authorization.clone(),
         }));
     }
-    let several = places.addresses.list().len() > 1;
-    several.then(|| Arc::new(places) as Arc<dyn L4Connect + Send + Sync>)
+    let several = reachable.addresses.list().len() > 1;
+    several.then(|| Arc::new(reachable) as Arc<dyn L4Connect + Send + Sync>)
 }
 
-/// Hands out the same id for the same backend over all reloads.
-pub struct Ids {
+/// Assigns ids to backends; a backend keeps its id across reloads.
+pub struct BackendIds {
     known: Mutex<Identities>,
     metrics: Metrics,
-    /// From when the times of all of them are told.
+    /// Times of all backends count from here.
     epoch: Instant,
 }
 
 #[derive(Default)]
 struct Identities {
-    known: HashMap<Key, Known>,
+    known: HashMap<Key, KnownBackend>,
     last: u32,
 }
 
 /// Name, URL, and the address where each address of the backend is an endpoint of its own.
 type Key = (String, String, Option<SocketAddr>);
 
-struct Known {
+struct KnownBackend {
     identity: Identity,
     /// When it was last part of a configuration.
     used: Instant,
 }
 
-/// The id of a backend, and what is known of it.
-pub type Identity = (u32, Arc<State>);
+/// The id of a backend, and its state.
+pub type Identity = (u32, Arc<BackendState>);
 
-/// How long a backend is remembered that has gone: name servers may tell now of some of the
-/// addresses and now of others.
+/// How long a removed backend is remembered: name servers may return different addresses at different
+/// times.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-impl Ids {
-    /// None are known yet.
+impl BackendIds {
     pub fn new(metrics: &Metrics) -> Self {
         Self { known: Mutex::default(), metrics: metrics.clone(), epoch: Instant::now() }
     }
 
-    /// The id of the backend with this name and URL, and what is known of it.
-    pub fn of(&self, plan: &BackendPlan) -> Identity {
-        self.of_address(plan, None)
+    /// The identity of the backend with this name and URL.
+    pub fn get(&self, plan: &BackendPlan) -> Identity {
+        self.get_address(plan, None)
     }
 
     /// The same for one of its addresses.
-    pub fn of_address(&self, plan: &BackendPlan, address: Option<SocketAddr>) -> Identity {
+    pub fn get_address(&self, plan: &BackendPlan, address: Option<SocketAddr>) -> Identity {
         let ids = &mut *lock(&self.known);
         let last = &mut ids.last;
         let known = ids.known.entry((plan.name.clone(), plan.url.to_string(), address));
         let known = known.or_insert_with(|| {
             *last += 1;
-            let state = State::new(&plan.name, self.epoch, &self.metrics);
-            Known { identity: (*last, Arc::new(state)), used: Instant::now() }
+            let state = BackendState::new(&plan.name, self.epoch, &self.metrics);
+            KnownBackend { identity: (*last, Arc::new(state)), used: Instant::now() }
         });
         known.identity.clone()
     }
 
-    /// Forgets what is not in use any more, `now` or for a while: `current` are the ids in use.
+    /// Forgets backends that were not in use for a while; `current` are the ids in use.
     pub fn tidy(&self, current: &HashSet<u32>, now: Instant) {
         lock(&self.known).known.retain(|_, known| {
             if current.contains(&known.identity.0) {
                 known.used = now;
             }
-            // Requests under way hold their backend's state.
+            // Requests in flight hold the state of their backend.
             Arc::strong_count(&known.identity.1) > 1
                 || now.saturating_duration_since(known.used) < REMEMBERED
         });
@@ -403,15 +407,15 @@ mod tests {
         let loaded = load_text(text, std::path::Path::new("."), &|_| None);
         let plan = loaded.plan.unwrap().backends.remove(0);
         let at = |n: u8| Some(SocketAddr::from(([10, 0, 0, n], 80)));
-        let (ids, start) = (Ids::new(&Metrics::new()), Instant::now());
-        let id = |n| ids.of_address(&plan, at(n)).0;
+        let (ids, start) = (BackendIds::new(&Metrics::new()), Instant::now());
+        let id = |n| ids.get_address(&plan, at(n)).0;
         assert_eq!((id(1), id(2), id(1)), (1, 2, 1));
-        let held = ids.of_address(&plan, at(3));
+        let held = ids.get_address(&plan, at(3));
         ids.tidy(&HashSet::from([1]), start);
         assert_eq!(id(2), 2, "it may come back soon");
         let later = start + REMEMBERED + Duration::from_secs(1);
         ids.tidy(&HashSet::from([1]), later);
         assert_eq!((id(1), id(2)), (1, 4), "the one in use stays");
-        assert_eq!(id(3), held.0, "a request was with it");
+        assert_eq!(id(3), held.0, "a request held it");
     }
 }

@@ -13,18 +13,18 @@ use async_trait::async_trait;
 use pingora::{Error, ErrorType, Result};
 use pingora_load_balancing::{Backend, health_check::HealthCheck};
 
-use super::Endpoint;
+use super::endpoint::Endpoint;
 use crate::{base::lock, config::plan::HealthPlan, store::http};
 
 /// Probes backends as the current plan says.
 pub struct Probe {
     client: reqwest::Client,
     plan: ArcSwapOption<HealthPlan>,
-    /// The backends of the current configuration, by id.
+    /// The endpoints of the current configuration, by id.
     endpoints: ArcSwap<HashMap<u32, Arc<Endpoint>>>,
     /// Why the last probe of a backend failed, by id.
     failures: Mutex<HashMap<u32, String>>,
-    /// Ids of the endpoints that have been probed before.
+    /// Ids of the endpoints that were probed before.
     probed: Mutex<HashSet<u32>>,
     /// Since when endpoints refuse connections, by id.
     refusing: Mutex<HashMap<u32, Instant>>,
@@ -32,13 +32,13 @@ pub struct Probe {
 
 thread_local! {
     /// Whether the probe that this thread has just finished was the first of its backend.
-    /// pingora-load-balancing asks for the threshold right after the probe, without leaving the
-    /// thread in between, and does not say for which backend.
+    /// pingora-load-balancing asks for the threshold right after the probe, on the same thread, and
+    /// does not say for which backend.
     static WAS_FIRST: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Probe {
-    /// A probe without a plan: everything passes.
+    /// A probe without a plan: every backend passes.
     pub fn new(client: reqwest::Client) -> Self {
         Self {
             client,
@@ -54,7 +54,7 @@ impl Probe {
     pub fn set(&self, plan: Option<HealthPlan>, endpoints: &[Arc<Endpoint>]) {
         let by_id = endpoints.iter().map(|e| (e.id, Arc::clone(e))).collect();
         self.endpoints.store(Arc::new(by_id));
-        // A backend that went and comes back is a new one.
+        // A backend that was removed and comes back is new.
         let mut probed = lock(&self.probed);
         probed.retain(|id| endpoints.iter().any(|e| e.id == *id));
         drop(probed);
@@ -71,14 +71,14 @@ impl Probe {
         self.endpoint(backend).map_or_else(|| "?".to_owned(), |e| e.name.clone())
     }
 
-    /// Endpoints whose last probe found nothing that listens, and since when that has been so.
+    /// Endpoints whose probes find no listener, and since when.
     pub fn refusing(&self) -> Vec<(u32, Instant)> {
         lock(&self.refusing).iter().map(|(id, since)| (*id, *since)).collect()
     }
 
-    /// Each probe makes a connection of its own: a server that stops accepts no new ones, and may go
-    /// on answering on those that it has.
-    async fn ask(&self, endpoint: &Endpoint, plan: &HealthPlan) -> Result<(), String> {
+    /// Each probe opens its own connection: a stopping server accepts no new ones but may still answer
+    /// on those that it has.
+    async fn probe(&self, endpoint: &Endpoint, plan: &HealthPlan) -> Result<(), String> {
         let request = endpoint.request(&self.client, plan.method.clone(), &plan.path);
         let request = request.header(CONNECTION, "close").timeout(plan.timeout);
         let sent = request.send().await;
@@ -88,9 +88,9 @@ impl Probe {
             }
             _ => _ = lock(&self.refusing).remove(&endpoint.id),
         }
-        let answer = sent.map_err(http::cause)?;
-        let status = answer.status().as_u16();
-        answer.bytes().await.map_err(http::cause)?;
+        let response = sent.map_err(http::cause)?;
+        let status = response.status().as_u16();
+        response.bytes().await.map_err(http::cause)?;
         if status == plan.expected_status {
             return Ok(());
         }
@@ -99,17 +99,17 @@ impl Probe {
 }
 
 /// The probe as pingora-load-balancing runs it, shared with the reload that changes its plan.
-pub struct Shared(pub Arc<Probe>);
+pub struct SharedProbe(pub Arc<Probe>);
 
 #[async_trait]
-impl HealthCheck for Shared {
+impl HealthCheck for SharedProbe {
     async fn check(&self, target: &Backend) -> Result<()> {
         let (Some(plan), Some(endpoint)) = (self.0.plan.load_full(), self.0.endpoint(target))
         else {
             return Ok(());
         };
-        let answer = match endpoint.plan.probed {
-            true => self.0.ask(&endpoint, &plan).await,
+        let result = match endpoint.plan.probed {
+            true => self.0.probe(&endpoint, &plan).await,
             false => Ok(()),
         };
         let first = {
@@ -117,7 +117,7 @@ impl HealthCheck for Shared {
             probed.insert(endpoint.id)
         };
         WAS_FIRST.set(first);
-        answer.map_err(|why| {
+        result.map_err(|why| {
             log::debug!("probe of {} failed: {why}", endpoint.name);
             let mut failures = lock(&self.0.failures);
             failures.insert(endpoint.id, why.clone());
@@ -140,8 +140,7 @@ impl HealthCheck for Shared {
         format!("backend {}", self.0.name(target))
     }
 
-    /// The first probe of a backend decides at once: nothing is known of it that would have to
-    /// be outweighed.
+    /// The first probe of a backend decides at once: there is no earlier result to outweigh.
     fn health_threshold(&self, success: bool) -> usize {
         let plan = self.0.plan.load();
         match plan.as_ref() {

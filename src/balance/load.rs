@@ -1,15 +1,15 @@
-//! What an engine says of its load: in its metrics, or in a header of its answers.
+//! Readings of an engine's load, from its metrics or from a header of its answers.
 
 use crate::wire::samples;
 
-/// A reading.
+/// A reading of an engine's load.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Reading {
-    /// Requests that wait.
+    /// Waiting requests.
     pub waiting: f64,
-    /// Requests that run; `None` if it was not said.
+    /// Running requests; `None` if the engine did not report them.
     pub running: Option<f64>,
-    /// How full the KV cache is, 0 to 1.
+    /// Used share of the KV cache, 0 to 1.
     pub kv_cache: Option<f64>,
 }
 
@@ -20,7 +20,7 @@ enum Kind {
     KvCache,
 }
 
-/// The engines' names for it.
+/// The engines' names of their metrics.
 const NAMES: [(&[u8], Kind); 10] = [
     (b"vllm:num_requests_waiting", Kind::Waiting),
     (b"vllm:num_requests_running", Kind::Running),
@@ -35,16 +35,16 @@ const NAMES: [(&[u8], Kind); 10] = [
 ];
 
 /// Reads metrics in Prometheus' text format. Counts of several engines behind one address are
-/// added up; of their caches the fullest counts. `None` if nothing is said of requests.
+/// added up; the fullest of their caches counts. `None` if the text has no metric of requests.
 pub fn metrics(text: &[u8]) -> Option<Reading> {
-    let mut found = Found::default();
-    samples::each(text, &NAMES, |kind, value| found.add(kind, value));
-    found.reading()
+    let mut sums = Sums::default();
+    samples::each(text, &NAMES, |kind, value| sums.add(kind, value));
+    sums.reading()
 }
 
 /// Reads the value of an `endpoint-load-metrics` header, in the formats TEXT and JSON.
 pub fn header(value: &str) -> Option<Reading> {
-    let mut found = Found::default();
+    let mut sums = Sums::default();
     let value = value.trim();
     let value = value.strip_prefix("TEXT").or(value.strip_prefix("JSON")).unwrap_or(value).trim();
     if value.starts_with('{') {
@@ -52,20 +52,20 @@ pub fn header(value: &str) -> Option<Reading> {
         let named = all.get("named_metrics").and_then(|n| n.as_object());
         for (name, value) in all.as_object().into_iter().chain(named).flatten() {
             if let (Some(kind), Some(value)) = (kind(name), value.as_f64()) {
-                found.add(kind, value);
+                sums.add(kind, value);
             }
         }
     } else {
         for (name, value) in value.split(',').filter_map(|part| part.split_once('=')) {
             if let (Some(kind), Ok(value)) = (kind(name.trim()), value.trim().parse()) {
-                found.add(kind, value);
+                sums.add(kind, value);
             }
         }
     }
-    found.reading()
+    sums.reading()
 }
 
-/// What a metric of the header is, whatever stands before its name.
+/// The kind of a metric of the header, whatever prefix its name has.
 fn kind(name: &str) -> Option<Kind> {
     match name.rsplit(['.', ':']).next()? {
         "num_requests_waiting" => Some(Kind::Waiting),
@@ -76,13 +76,13 @@ fn kind(name: &str) -> Option<Kind> {
 }
 
 #[derive(Default)]
-struct Found {
+struct Sums {
     waiting: Option<f64>,
     running: Option<f64>,
     kv_cache: Option<f64>,
 }
 
-impl Found {
+impl Sums {
     fn add(&mut self, kind: Kind, value: f64) {
         if !value.is_finite() || value < 0.0 {
             return;
@@ -149,14 +149,14 @@ mod tests {
 
     #[test]
     fn headers_come_in_two_formats() {
-        let told = Some(Reading { waiting: 2.0, running: None, kv_cache: Some(0.3) });
+        let expected = Some(Reading { waiting: 2.0, running: None, kv_cache: Some(0.3) });
         let text =
             "TEXT named_metrics.kv_cache_usage_perc=0.3, named_metrics.num_requests_waiting=2.0";
-        assert_eq!(header(text), told);
-        assert_eq!(header("kv_cache_usage_perc=0.3,num_requests_waiting=2"), told);
+        assert_eq!(header(text), expected);
+        assert_eq!(header("kv_cache_usage_perc=0.3,num_requests_waiting=2"), expected);
         let json =
             r#"JSON {"named_metrics": {"kv_cache_usage_perc": 0.3, "num_requests_waiting": 2}}"#;
-        assert_eq!(header(json), told);
+        assert_eq!(header(json), expected);
         assert_eq!(header("nonsense"), None);
         assert_eq!(header("{"), None);
     }

@@ -1,24 +1,25 @@
-//! Backends and how one of them is chosen: pools on pingora-load-balancing, with health shared
-//! between all pools and carried over reloads.
+//! Backends and how one of them is picked: pools on pingora-load-balancing. All pools share the
+//! backends' health, which survives reloads.
 
-mod ask;
 mod budget;
 mod circuit;
+mod ejection;
 pub mod endpoint;
 pub mod health;
-pub mod heirs;
 pub mod load;
+mod pick;
 pub mod pool;
+pub mod pool_continuity;
 pub mod prefix;
 mod random;
 mod ring;
 pub mod state;
 pub mod strategy;
 mod table;
-mod trouble;
 
+pub use ejection::Evidence;
 pub use endpoint::Endpoint;
 pub use health::Probe;
-pub use pool::{Candidate, Choice, Nobody, Pool, PoolParts, Wish};
-pub use state::{Lease, Suspicion};
-pub use trouble::Evidence;
+pub use pick::{Candidate, NoBackend, PickRequest, PickedBackend};
+pub use pool::{Pool, PoolOptions, Predecessor};
+pub use state::{Lease, UnsettledFailure};

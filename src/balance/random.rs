@@ -1,11 +1,11 @@
-//! Chance without a lock: the numbers of a seed, one after the other, whoever asks.
+//! Random numbers without a lock: one sequence from a seed, shared by all threads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// 2^64 divided by the golden ratio: multiples of it are spread evenly.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A generator (SplitMix64 over a shared counter). Not for secrets.
+/// SplitMix64 over a shared counter. Not for secrets.
 #[derive(Debug, Default)]
 pub struct Random(AtomicU64);
 
@@ -15,23 +15,22 @@ impl Random {
         Self(AtomicU64::new(seed))
     }
 
-    /// Any number.
     pub fn number(&self) -> u64 {
         mix(self.0.fetch_add(GOLDEN, Ordering::Relaxed).wrapping_add(GOLDEN))
     }
 
-    /// A number below `end`, which is not zero.
+    /// A number below `end`, which must not be zero.
     pub fn below(&self, end: u64) -> u64 {
         scale(self.number(), end)
     }
 
-    /// Whether something happens that happens this often, 0 to 1.
-    pub fn happens(&self, often: f64) -> bool {
-        (self.number() >> 11) as f64 * (1.0 / (1u64 << 53) as f64) < often
+    /// `true` with this probability, 0 to 1.
+    pub fn happens(&self, probability: f64) -> bool {
+        (self.number() >> 11) as f64 * (1.0 / (1u64 << 53) as f64) < probability
     }
 }
 
-/// The `n`th of a sequence of numbers that are spread evenly.
+/// The `n`th number of an evenly spread sequence.
 pub fn spread(n: u64) -> u64 {
     n.wrapping_mul(GOLDEN)
 }

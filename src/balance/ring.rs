@@ -1,6 +1,6 @@
-//! Where sessions belong: a ring (Ketama), where few sessions move when a backend comes or goes. It
-//! is made of what all replicas of the gateway know of the backends, so that they agree, and a
-//! restart moves no session.
+//! Binds sessions to backends: a ring (Ketama), on which few sessions move when a backend is added or
+//! removed. It is built from what all replicas of the gateway know of the backends, so that they agree
+//! and a restart moves no session.
 
 use std::{
     collections::BTreeSet,
@@ -13,19 +13,18 @@ use pingora_load_balancing::{
     selection::{BackendIter, BackendSelection, consistent::KetamaHashing},
 };
 
-use super::Endpoint;
+use super::endpoint::Endpoint;
 
 /// The ring of a pool.
 pub struct Ring {
     points: Arc<KetamaHashing>,
-    /// The numbers of the members by their tags on the ring, sorted.
+    /// The members' tags on the ring with their numbers, sorted.
     members: Box<[(IpAddr, usize)]>,
 }
 
 impl Ring {
-    /// A ring of these members, with their weights.
     pub fn new(members: &[(Arc<Endpoint>, u32)]) -> Self {
-        let tags = members.iter().map(|(endpoint, _)| IpAddr::from(endpoint.lasting_tag()));
+        let tags = members.iter().map(|(endpoint, _)| IpAddr::from(endpoint.stable_tag()));
         let mut numbers: Box<[_]> = tags.enumerate().map(|(member, tag)| (tag, member)).collect();
         numbers.sort_unstable();
         let backend = |(tag, member): &(IpAddr, usize)| {
@@ -36,8 +35,8 @@ impl Ring {
         Self { points: Arc::new(KetamaHashing::build(&set)), members: numbers }
     }
 
-    /// The numbers of the members from where a session belongs, point by point. The same may come
-    /// several times.
+    /// The numbers of the members, point by point from the session's place on the ring. A number may
+    /// repeat.
     pub fn from(&self, session: u64) -> impl Iterator<Item = usize> {
         let mut points = self.points.iter(&session.to_le_bytes());
         std::iter::from_fn(move || {

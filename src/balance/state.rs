@@ -1,5 +1,4 @@
-//! What is known of a backend over all generations of the configuration, and the leases by which
-//! requests find it out.
+//! What is known of a backend across reloads, and the leases through which requests report it.
 
 use std::{
     sync::{
@@ -10,9 +9,9 @@ use std::{
 };
 
 use super::{
-    circuit::Change,
+    circuit::Transition,
+    ejection::{Ejections, Evidence, Scope, Transitions, Trials},
     load::Reading,
-    trouble::{Changes, Evidence, Matter, Probes, Troubles},
 };
 use crate::{
     base::lock,
@@ -20,69 +19,68 @@ use crate::{
     telemetry::{Metrics, metrics::BalanceMetrics},
 };
 
-/// How much the latest time to first token counts in the average.
-const ALPHA: f32 = 0.3;
+/// Weight of the latest time to first token in the moving average.
+const LATENCY_WEIGHT: f32 = 0.3;
 
-/// A KV cache that is fuller than this has no room for a further request.
-const FULL: f64 = 0.95;
+/// A KV cache above this share has no room for a further request.
+const KV_CACHE_FULL: f64 = 0.95;
 
-/// A count of running requests is kept for so long when a later reading says nothing of them.
-const RUNNING: Duration = Duration::from_secs(10);
+/// How long a count of running requests remains valid when later readings do not report one.
+const RUNNING_VALID: Duration = Duration::from_secs(10);
 
-/// Connections that must be refused in a row before that is taken for the end of the server.
+/// Consecutive refused connections after which the server counts as stopped.
 const REFUSALS: u32 = 3;
 
-/// What is known of a backend. What every choice looks at stands first, on one cache line.
+/// What is known of a backend. The fields that every pick reads stand first, on one cache line.
 #[repr(C, align(64))]
-pub struct State {
+pub struct BackendState {
     pub(super) in_flight: AtomicUsize,
     pub(super) draining: AtomicBool,
-    /// It was told of answers that cannot be read.
-    pub(super) unread: AtomicBool,
+    /// Its unreadable answers were logged.
+    pub(super) unreadable_logged: AtomicBool,
     /// Latency in microseconds: an `f32` in the lower half, and [`STREAM`] above it. 0: unknown.
     latency: AtomicU64,
-    /// The number of the last reading in the upper half, and the requests that have begun since and
-    /// are still in flight in the lower one.
+    /// The number of the last reading in the upper half; in the lower half, the requests that began
+    /// after it and are still in flight.
     since: AtomicU64,
-    /// When it was read, in milliseconds from `epoch`, plus 1; 0: never.
+    /// When the load was read, in milliseconds from `epoch`, plus 1; 0: never.
     read: AtomicU64,
-    /// What the reading comes to, an `f32`; without running requests if `as_we_know`.
+    /// The load by the reading, an `f32`; without running requests if `running_unknown`.
     load: AtomicU32,
-    as_we_know: AtomicBool,
-    pub(super) troubles: Troubles,
-    /// Connections that were refused in a row.
+    running_unknown: AtomicBool,
+    pub(super) ejections: Ejections,
+    /// Consecutive refused connections.
     refusals: AtomicU32,
     reading: Mutex<Option<(Reading, Instant)>>,
-    /// From when its times are told.
+    /// Times in milliseconds count from here.
     epoch: Instant,
-    /// Its backend, as configured.
+    /// The configured name of its backend.
     backend: Box<str>,
-    /// The name of the endpoint that is in use; `None`: none is.
+    /// The name of the endpoint in use; `None`: no endpoint is in use.
     name: Mutex<Option<Box<str>>>,
-    /// Tokens of prompts and of answers that were metered at it.
+    /// Metered tokens of prompts and of completions.
     metered: [AtomicU64; 2],
-    /// Looked up at each change, because a backend that is gone for a while loses its metrics.
+    /// Looked up at each change, because a removed backend loses its metrics.
     metrics: BalanceMetrics,
 }
 
-/// Marks a latency that streams have told.
+/// Marks a latency that was measured on streams.
 const STREAM: u64 = 1 << 32;
 
-impl State {
-    /// Of a backend of which nothing is known. Times are told from `epoch`.
+impl BackendState {
     pub fn new(backend: &str, epoch: Instant, metrics: &Metrics) -> Self {
-        // There from the start, so that a first time is seen as an increase.
+        // Created at 0, so that the first ejection is visible as an increase.
         metrics.balance.circuit_opened.with_label_values(&[backend]);
         Self {
             in_flight: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
-            unread: AtomicBool::new(false),
+            unreadable_logged: AtomicBool::new(false),
             latency: AtomicU64::new(0),
             since: AtomicU64::new(0),
             read: AtomicU64::new(0),
             load: AtomicU32::new(0),
-            as_we_know: AtomicBool::new(false),
-            troubles: Troubles::default(),
+            running_unknown: AtomicBool::new(false),
+            ejections: Ejections::default(),
             refusals: AtomicU32::new(0),
             reading: Mutex::default(),
             epoch,
@@ -93,17 +91,16 @@ impl State {
         }
     }
 
-    /// How it is called from now on; `None`: it is not in use.
-    pub fn named(&self, name: Option<&str>) {
+    /// Sets the name of the endpoint in use; `None`: no endpoint is in use.
+    pub fn set_name(&self, name: Option<&str>) {
         *lock(&self.name) = name.map(Into::into);
     }
 
-    /// From when its times are told.
     pub fn epoch(&self) -> Instant {
         self.epoch
     }
 
-    /// Counts the tokens of a request that it has answered.
+    /// Adds the tokens of an answered request.
     pub fn meter(&self, prompt: u64, completion: u64) {
         for (counter, tokens) in self.metered.iter().zip([prompt, completion]) {
             if tokens > 0 {
@@ -112,30 +109,28 @@ impl State {
         }
     }
 
-    /// Tokens of prompts and of answers that were metered at it since it has been known.
+    /// Metered tokens of prompts and of completions since the backend became known.
     pub fn metered(&self) -> [u64; 2] {
         [0, 1].map(|kind| self.metered[kind].load(Ordering::Relaxed))
     }
 
-    /// A connection was refused. `true` when that was so for the third time in a row: then it is not
-    /// by chance.
+    /// Counts a refused connection. `true` for the third consecutive one.
     pub fn refused(&self) -> bool {
         self.refusals.fetch_add(1, Ordering::Relaxed) + 1 == REFUSALS
     }
 
-    /// Whether connections are refused, and none was made since.
+    /// Whether at least three consecutive connections were refused.
     pub fn is_refusing(&self) -> bool {
         self.refusals.load(Ordering::Relaxed) >= REFUSALS
     }
 
-    /// A new connection was made.
+    /// Resets the count of refused connections.
     pub fn connected(&self) {
         if self.refusals.load(Ordering::Relaxed) > 0 {
             self.refusals.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Requests that are with it now.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
@@ -148,8 +143,8 @@ impl State {
         }
     }
 
-    /// Takes a time to first token into the average. Answers that are no streams take as long as
-    /// they are, and count only while nothing better is known.
+    /// Adds a time to first token to the average. An answer that is not streamed takes longer the longer
+    /// it is, so it only counts until a stream was measured.
     pub fn first_token(&self, after: Duration, stream: bool) {
         // Never zero, which is "unknown".
         let latest = (after.as_secs_f32() * 1e6).max(1.0);
@@ -159,7 +154,7 @@ impl State {
                 known if known == 0 || (known & STREAM == 0 && stream) => latest,
                 known => {
                     let known = f32::from_bits(known as u32);
-                    known + ALPHA * (latest - known)
+                    known + LATENCY_WEIGHT * (latest - known)
                 }
             };
             Some(u64::from(average.to_bits()) | if stream { STREAM } else { 0 })
@@ -167,27 +162,27 @@ impl State {
         self.latency.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).ok();
     }
 
-    /// Takes a reading of the engine's load.
-    pub fn told(&self, mut reading: Reading, now: Instant) {
+    /// Records a reading of the engine's load.
+    pub fn record_load(&self, mut reading: Reading, now: Instant) {
         let mut last = lock(&self.reading);
         let fresh = reading.running.is_some();
         let mut at = now;
         if let Some((known, before)) = *last
             && !fresh
             && known.running.is_some()
-            && now.saturating_duration_since(before) < RUNNING
+            && now.saturating_duration_since(before) < RUNNING_VALID
         {
-            // What is known of running requests grows no younger.
+            // The count of running requests keeps its age.
             reading.running = known.running;
             at = before;
         }
         let running = reading.running.unwrap_or(0.0);
         let mut load = 2.0 * reading.waiting + running;
-        if reading.kv_cache.is_some_and(|used| used > FULL) {
+        if reading.kv_cache.is_some_and(|used| used > KV_CACHE_FULL) {
             load += load.max(1.0);
         }
         self.load.store((load as f32).to_bits(), Ordering::Relaxed);
-        self.as_we_know.store(reading.running.is_none(), Ordering::Relaxed);
+        self.running_unknown.store(reading.running.is_none(), Ordering::Relaxed);
         if fresh {
             let next = (self.since.load(Ordering::Relaxed) >> 32).wrapping_add(1) as u32;
             self.since.store(u64::from(next) << 32, Ordering::Relaxed);
@@ -197,8 +192,9 @@ impl State {
         *last = Some((reading, at));
     }
 
-    /// What it has to do, if the engine has said so no longer than `stale` before `now` (in
-    /// milliseconds from the epoch): as read, and what has begun since. Else our own requests.
+    /// The load: the last reading and the requests that began since, if the reading is not older than
+    /// `stale`; otherwise our own requests in flight. `now` and `stale` are in milliseconds, `now` from
+    /// the epoch.
     pub fn load(&self, now: u64, stale: u64) -> f64 {
         let own = self.in_flight() as f64;
         let read = self.read.load(Ordering::Relaxed);
@@ -206,137 +202,138 @@ impl State {
             return own;
         }
         let load = f64::from(f32::from_bits(self.load.load(Ordering::Relaxed)));
-        if self.as_we_know.load(Ordering::Relaxed) {
+        if self.running_unknown.load(Ordering::Relaxed) {
             return load + own;
         }
         load + f64::from(self.since.load(Ordering::Relaxed) as u32)
     }
 
-    /// The last reading, and when it was taken.
+    /// The last reading and its time.
     pub fn reading(&self) -> Option<(Reading, Instant)> {
         *lock(&self.reading)
     }
 
-    /// Takes a place for a request of a caller (hashed).
+    /// A lease for a request for a model by a caller (hash).
     pub fn lease(
         self: &Arc<Self>,
         (model, caller): (&str, u64),
         plan: CircuitPlan,
-        probes: Probes,
+        trials: Trials,
     ) -> Lease {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let since = self.since.fetch_add(1, Ordering::Relaxed);
         let reading = (since >> 32) as u32;
-        Lease { state: Arc::clone(self), model: model.into(), caller, plan, probes, reading }
+        Lease { state: Arc::clone(self), model: model.into(), caller, plan, trials, reading }
     }
 
-    fn changed(&self, model: &str, changes: Changes) {
-        if changes == Changes::NONE {
+    fn log_transitions(&self, model: &str, transitions: Transitions) {
+        if transitions == Transitions::NONE {
             return;
         }
         let name = || lock(&self.name).clone().unwrap_or_else(|| self.backend.clone());
-        for (change, whose) in [(changes.all, ""), (changes.own, " for one caller")] {
-            match change {
-                Change::None => {}
-                Change::Opened => {
+        for (transition, suffix) in [(transitions.all, ""), (transitions.own, ", for one caller")] {
+            match transition {
+                Transition::None => {}
+                Transition::Opened => {
                     self.metrics.circuit_opened.with_label_values(&[&self.backend]).inc();
                     let name = name();
-                    log::warn!("backend {name} fails: it gets no requests for {model} now{whose}");
+                    log::warn!("backend {name} fails: it is ejected for {model}{suffix}");
                 }
-                Change::Closed => {
-                    log::info!("backend {} serves {model} again{whose}", name());
+                Transition::Closed => {
+                    log::info!("backend {} serves {model} again{suffix}", name());
                 }
             }
         }
-        self.show();
+        self.update_gauge();
     }
 
-    /// Brings the gauge of open circuits up to date, if the backend is in use.
-    pub fn show(&self) {
-        // Under the lock: the gauge of one that leaves is removed after this, or not made again.
+    /// Updates the gauge of open circuits, if the backend is in use.
+    pub fn update_gauge(&self) {
+        // Under the lock: the gauge of a removed backend is removed after this, or not created again.
         if let Some(name) = &*lock(&self.name) {
             let open = self.metrics.circuit_open.with_label_values(&[name]);
-            open.set(self.troubles.open() as i64);
+            open.set(self.ejections.open() as i64);
         }
     }
 }
 
-/// A request's place at a backend; given back when dropped. What the request finds out about the
-/// backend is told here; a lease that is dropped without a word says nothing about it.
+/// A request's lease on a backend: it counts as in flight until the lease is dropped. The outcome of the
+/// request is reported to the lease; a lease that is dropped without a report says nothing about the
+/// backend.
 pub struct Lease {
-    state: Arc<State>,
+    state: Arc<BackendState>,
     model: Box<str>,
-    /// Who calls, hashed.
+    /// Hash of the caller.
     caller: u64,
     plan: CircuitPlan,
-    /// The circuits for which it is to find out whether the backend works again.
-    probes: Probes,
-    /// Number of the reading after which it began.
+    /// The half-open circuits for which the request is a trial.
+    trials: Trials,
+    /// Number of the load reading after which the request began.
     reading: u32,
 }
 
 impl Lease {
-    /// The first token of a stream has come. That is enough to know that a backend works again which
-    /// was left alone; others do not wait for the end.
+    /// Reports the first token of a stream. For a trial that is a success already: other requests do not
+    /// have to wait for its end.
     pub fn began(&mut self) {
-        if self.probes.any() {
+        if self.trials.any() {
             self.good();
         }
     }
 
-    /// It has answered: with a whole stream or document, or a refusal that is the client's own fault.
+    /// Reports a complete answer, or a rejection that is the client's own fault.
     pub fn good(&mut self) {
-        if self.state.troubles.any() {
+        if self.state.ejections.any() {
             self.good_at(Instant::now());
         }
     }
 
-    /// It has no room now, and is not broken. `pause`: for how long, if it says so.
+    /// Reports that the backend has no room now. `pause`: for how long, if it says so.
     pub fn busy(&mut self, pause: Option<Duration>) {
         self.busy_at(pause, Instant::now());
     }
 
-    /// No connection could be made.
+    /// Reports that no connection could be made.
     pub fn unreachable(&mut self) {
         self.unreachable_at(Instant::now());
     }
 
-    /// It has failed the request. Whether that counts against it shows when the request has ended.
-    pub fn failed(&mut self) -> Suspicion {
+    /// Reports a failure. Whether it counts against the backend is known when the request has ended.
+    pub fn failed(&mut self) -> UnsettledFailure {
         self.failed_at(Instant::now())
     }
 
-    /// The time from the sending of the request to the first token (of a stream), or to the head of
-    /// any other answer.
+    /// Reports the time from sending the request to the first token of a stream, or to the head of any
+    /// other answer.
     pub fn first_token(&mut self, after: Duration, stream: bool) {
         self.state.first_token(after, stream);
     }
 
-    fn matter(&self, now: Instant) -> Matter<'_> {
-        Matter { model: &self.model, caller: self.caller, now }
+    fn scope(&self, now: Instant) -> Scope<'_> {
+        Scope { model: &self.model, caller: self.caller, now }
     }
 
     pub(super) fn good_at(&mut self, now: Instant) {
-        let probes = std::mem::take(&mut self.probes);
-        let changes = self.state.troubles.good(&self.matter(now), &self.plan, probes);
-        self.state.changed(&self.model, changes);
+        let trials = std::mem::take(&mut self.trials);
+        let transitions = self.state.ejections.good(&self.scope(now), &self.plan, trials);
+        self.state.log_transitions(&self.model, transitions);
     }
 
     pub(super) fn busy_at(&mut self, pause: Option<Duration>, now: Instant) {
-        self.state.troubles.busy(&self.matter(now), pause);
+        self.state.ejections.busy(&self.scope(now), pause);
         self.release();
     }
 
     pub(super) fn unreachable_at(&mut self, now: Instant) {
-        self.probe_failed(now, true);
-        let matter = self.matter(now);
-        let changes = self.state.troubles.failed(&matter, &self.plan, Evidence::Unreachable);
-        self.state.changed(&self.model, changes);
+        self.trial_failed(now, true);
+        let scope = self.scope(now);
+        let transitions = self.state.ejections.failed(&scope, &self.plan, Evidence::Unreachable);
+        self.state.log_transitions(&self.model, transitions);
     }
 
-    pub(super) fn failed_at(&mut self, now: Instant) -> Suspicion {
-        self.probe_failed(now, false);
-        Suspicion {
+    pub(super) fn failed_at(&mut self, now: Instant) -> UnsettledFailure {
+        self.trial_failed(now, false);
+        UnsettledFailure {
             state: Arc::clone(&self.state),
             model: self.model.clone(),
             caller: self.caller,
@@ -344,46 +341,46 @@ impl Lease {
         }
     }
 
-    fn probe_failed(&mut self, now: Instant, unreachable: bool) {
-        let probes = std::mem::take(&mut self.probes);
-        if probes.any() {
-            let matter = self.matter(now);
-            self.state.troubles.probe_failed(&matter, &self.plan, probes, unreachable);
+    fn trial_failed(&mut self, now: Instant, unreachable: bool) {
+        let trials = std::mem::take(&mut self.trials);
+        if trials.any() {
+            let scope = self.scope(now);
+            self.state.ejections.trial_failed(&scope, &self.plan, trials, unreachable);
         }
     }
 
     fn release(&mut self) {
-        let probes = std::mem::take(&mut self.probes);
-        if probes.any() {
-            self.state.troubles.release(&self.model, self.caller, probes);
+        let trials = std::mem::take(&mut self.trials);
+        if trials.any() {
+            self.state.ejections.release(&self.model, self.caller, trials);
         }
     }
 }
 
-/// A backend has failed a request. What that says about it is known when the request has ended.
-#[must_use = "a failure that is not settled does not count"]
-pub struct Suspicion {
-    state: Arc<State>,
+/// A failure of a backend. What it says about the backend is known when the request has ended.
+#[must_use = "an unsettled failure does not count"]
+pub struct UnsettledFailure {
+    state: Arc<BackendState>,
     model: Box<str>,
     caller: u64,
     plan: CircuitPlan,
 }
 
-impl Suspicion {
-    /// Whether another one is about the same backend.
+impl UnsettledFailure {
+    /// Whether another failure is of the same backend.
     pub fn is_of_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.state, &other.state)
     }
 
-    /// What the end of the request has shown.
+    /// Counts the failure, by the evidence at the end of the request.
     pub fn settle(self, evidence: Evidence) {
         self.settle_at(evidence, Instant::now());
     }
 
     pub(super) fn settle_at(self, evidence: Evidence, now: Instant) {
-        let matter = Matter { model: &self.model, caller: self.caller, now };
-        let changes = self.state.troubles.failed(&matter, &self.plan, evidence);
-        self.state.changed(&self.model, changes);
+        let scope = Scope { model: &self.model, caller: self.caller, now };
+        let transitions = self.state.ejections.failed(&scope, &self.plan, evidence);
+        self.state.log_transitions(&self.model, transitions);
     }
 }
 
@@ -405,13 +402,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn state() -> (Arc<State>, Instant) {
+    fn state() -> (Arc<BackendState>, Instant) {
         let now = Instant::now();
-        (Arc::new(State::new("b", now, &Metrics::new())), now)
+        (Arc::new(BackendState::new("b", now, &Metrics::new())), now)
     }
 
-    fn lease(state: &Arc<State>) -> Lease {
-        state.lease(("m", 1), CircuitPlan::default(), Probes::default())
+    fn lease(state: &Arc<BackendState>) -> Lease {
+        state.lease(("m", 1), CircuitPlan::default(), Trials::default())
     }
 
     fn reading(waiting: f64, running: Option<f64>, kv_cache: Option<f64>) -> Reading {
@@ -424,9 +421,9 @@ mod tests {
         let mut leases: Vec<_> = (0..5).map(|_| lease(&state)).collect();
         assert_eq!(state.in_flight(), 5);
         leases[0].good();
-        leases[1].failed().settle(Evidence::Open);
+        leases[1].failed().settle(Evidence::Inconclusive);
         leases[2].busy(None);
-        state.told(reading(0.0, Some(4.0), None), now);
+        state.record_load(reading(0.0, Some(4.0), None), now);
         leases.push(lease(&state));
         assert_eq!(state.load(0, 6000), 5.0);
         drop(leases);
@@ -443,28 +440,28 @@ mod tests {
         assert_eq!(state.metrics.circuit_open.with_label_values(&["b"]).get(), 1);
         assert_eq!(state.metrics.circuit_opened.with_label_values(&["b"]).get(), 1);
         let later = now + 40 * SECOND;
-        let probe = |now| {
-            let matter = Matter { model: "m", caller: 1, now };
-            state.troubles.admit(&matter, true).ok().filter(|probes| probes.any())
+        let trial = |now| {
+            let scope = Scope { model: "m", caller: 1, now };
+            state.ejections.admit(&scope, true).ok().filter(|trials| trials.any())
         };
         let plan = CircuitPlan::default();
         for end in 0..2 {
-            let mut lease = state.lease(("m", 1), plan, probe(later).unwrap());
-            assert_eq!(probe(later), None);
+            let mut lease = state.lease(("m", 1), plan, trial(later).unwrap());
+            assert_eq!(trial(later), None);
             if end == 1 {
                 lease.busy_at(Some(Duration::ZERO), later);
             }
         }
-        let mut last = state.lease(("m", 1), plan, probe(later).unwrap());
+        let mut last = state.lease(("m", 1), plan, trial(later).unwrap());
         last.good_at(later);
         assert_eq!(state.metrics.circuit_open.with_label_values(&["b"]).get(), 0);
-        assert!(!state.troubles.any());
+        assert!(!state.ejections.any());
     }
 
     #[test]
     fn first_tokens_of_streams_count_more_than_other_answers() {
         let (state, _) = state();
-        let millis = |state: &State| state.latency().map(|l| (l / 1000.0).round());
+        let millis = |state: &BackendState| state.latency().map(|l| (l / 1000.0).round());
         assert_eq!(millis(&state), None);
         state.first_token(9 * SECOND, false);
         assert_eq!(millis(&state), Some(9000.0));
@@ -493,17 +490,17 @@ mod tests {
         let (state, now) = state();
         let _ours = lease(&state);
         assert_eq!(state.load(0, 6000), 1.0);
-        state.told(reading(3.0, Some(4.0), Some(0.5)), now);
+        state.record_load(reading(3.0, Some(4.0), Some(0.5)), now);
         assert_eq!(state.load(5000, 6000), 10.0);
         assert_eq!(state.load(7000, 6000), 1.0);
-        state.told(reading(3.0, Some(4.0), Some(0.99)), now + SECOND);
+        state.record_load(reading(3.0, Some(4.0), Some(0.99)), now + SECOND);
         assert_eq!(state.load(1000, 6000), 20.0);
         // A header that does not say what runs leaves what was read.
-        state.told(reading(1.0, None, None), now + 2 * SECOND);
+        state.record_load(reading(1.0, None, None), now + 2 * SECOND);
         assert_eq!(state.load(2000, 6000), 6.0);
         assert_eq!(state.load(8000, 6000), 1.0);
         // Without a reading of the metrics, our own requests stand for those that run.
-        state.told(reading(1.0, None, None), now + 60 * SECOND);
+        state.record_load(reading(1.0, None, None), now + 60 * SECOND);
         assert_eq!(state.load(60_000, 6000), 3.0);
     }
 }

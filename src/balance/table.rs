@@ -1,5 +1,5 @@
-//! The members of a pool as strategies see them: in the order of their ids, with what every choice
-//! looks at side by side.
+//! The members of a pool as strategies see them: in the order of their ids, with the data that every
+//! pick reads in adjacent memory.
 
 use std::{
     sync::{
@@ -13,103 +13,102 @@ use arc_swap::ArcSwapOption;
 use pingora_load_balancing::{Backend, selection::BackendIter};
 
 use super::{
-    Endpoint,
-    ask::Ask,
-    prefix::Memory,
+    ejection::{Ejection, Trials},
+    endpoint::Endpoint,
+    pick::Pick,
+    prefix::PrefixMemory,
     random::{Random, scale, spread},
     ring::Ring,
-    state::State,
-    trouble::{Bar, Probes},
+    state::BackendState,
 };
 
-/// How often health is copied from the registry, in milliseconds. The copy only orders the
-/// candidates; a choice asks the registry itself.
-const LOOK: u64 = 100;
+/// Milliseconds between two copies of the registry's health. The copy only orders the candidates; a
+/// pick asks the registry itself.
+const HEALTH_REFRESH: u64 = 100;
 
-/// Points of the ring that are looked at before a session goes to the least loaded.
-const STEPS: usize = 256;
+/// Points of the ring that are examined before a session goes to the least loaded member.
+const RING_STEPS: usize = 256;
 
-/// Requests that are never too many for a member: where there is little to do, a share of it is less
-/// than one, and what is under way would send the session's next request elsewhere.
-const ALWAYS: f64 = 2.0;
+/// Requests that a member may always have. In an idle pool a member's share is less than one, so
+/// without this a request in flight would send the session's next request elsewhere.
+const MIN_BOUND: f64 = 2.0;
 
-/// Picks for each member until the counts of recent picks are halved.
-const RECENT: u64 = 64;
+/// Picks per member after which the counts of recent picks are halved.
+const RECENT_PICKS: u64 = 64;
 
-/// A crowd that was counted holds for a sixteenth as many choices as there are members, and not for
-/// longer than so many milliseconds: a bound of 1.25 on the average moves by less than a tenth of a
-/// request meanwhile. The crowd of a small pool is counted for each choice.
-const COUNTED: (u64, u64) = (16, 5);
+/// A cached pool load serves a sixteenth as many picks as there are members, and at most this many
+/// milliseconds: a bound of 1.25 on the average moves by less than a tenth of a request meanwhile.
+/// Pools with fewer members compute the load for each pick.
+const CACHED_LOAD: (u64, u64) = (16, 5);
 
-/// The members of a pool. A position in it is a member's number.
+/// The members of a pool. A member's number is its position in the table.
 pub struct Table {
     /// The members, by id.
     pub members: Box<[Arc<Endpoint>]>,
     /// The same, as pingora-load-balancing knows them.
     pub backends: Box<[Backend]>,
-    /// Their ids.
     ids: Box<[u32]>,
-    seats: Box<[Seat]>,
-    /// Whether they were healthy when last looked at.
+    states: Box<[MemberState]>,
+    /// The copy of the registry's health.
     up: Box<[AtomicBool]>,
-    looked: AtomicU64,
-    /// Sums of the weights up to each of them, and whether all are equal.
+    /// When health was last copied, in milliseconds since the epoch.
+    refreshed: AtomicU64,
+    /// Running sums of the weights, and whether all weights are equal.
     sums: Box<[u64]>,
     equal: bool,
     turn: AtomicU64,
-    /// How often each was chosen of late, and how often any was.
+    /// Recent picks of each member, and all picks.
     recent: Box<[AtomicU32]>,
     picks: AtomicU64,
-    /// From when times are told.
+    /// Times in milliseconds count from here.
     pub epoch: Instant,
-    /// Chance.
     pub random: Random,
-    /// How far above the average a member may be loaded.
+    /// Bound of a member's load as a multiple of the average.
     bound: f64,
-    /// When readings of the load are stale, in milliseconds.
+    /// Age at which load readings are stale, in milliseconds.
     pub stale: u64,
-    /// Members that may be left alone at once.
-    max_open: usize,
+    /// Members that may be ejected at the same time.
+    max_ejected: usize,
     ring: Option<Ring>,
-    /// Who has seen what.
-    pub memory: Option<Arc<Memory>>,
-    /// The crowd as it was last counted, and how often it was asked for.
-    counted: ArcSwapOption<Counted>,
-    asked: AtomicU64,
+    /// Which member has seen which beginning of a conversation.
+    pub memory: Option<Arc<PrefixMemory>>,
+    cached_load: ArcSwapOption<CachedLoad>,
+    /// How often the pool load was asked for.
+    load_requests: AtomicU64,
 }
 
-struct Counted {
-    crowd: Crowd,
-    /// The question that it was counted for, and when that was.
-    asked: u64,
+struct CachedLoad {
+    load: PoolLoad,
+    /// The number of the load request that computed it.
+    request: u64,
     millis: u64,
 }
 
-/// What every choice looks at.
-struct Seat {
-    state: Arc<State>,
+/// The part of a member that every pick reads.
+struct MemberState {
+    backend: Arc<BackendState>,
     weight: f64,
-    /// One by the weight.
-    per: f64,
+    /// 1 / weight.
+    inverse_weight: f64,
 }
 
-/// What a table is made with.
-pub struct Rules {
-    /// How far above the average a member may be loaded.
+/// The settings of a table.
+pub struct TableOptions {
+    /// Bound of a member's load as a multiple of the average.
     pub bound: f64,
-    /// When readings of the load are stale.
+    /// Age at which load readings are stale.
     pub stale: Duration,
-    /// Share of the members that may be left alone at once.
+    /// Share of the members that may be ejected at the same time.
     pub max_ejected: f64,
     /// Whether sessions are bound to members.
     pub ring: bool,
-    /// Where chance begins.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
-/// How much the members that can be chosen have to do.
+/// Sums over the members that can be picked.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Crowd {
+pub struct PoolLoad {
     in_flight: f64,
     weight: f64,
     recent: f64,
@@ -118,18 +117,23 @@ pub struct Crowd {
 
 impl Default for Table {
     fn default() -> Self {
-        let rules =
-            Rules { bound: 1.0, stale: Duration::ZERO, max_ejected: 1.0, ring: false, seed: 0 };
-        Self::new(Vec::new(), &rules, None)
+        let options = TableOptions {
+            bound: 1.0,
+            stale: Duration::ZERO,
+            max_ejected: 1.0,
+            ring: false,
+            seed: 0,
+        };
+        Self::new(Vec::new(), &options, None)
     }
 }
 
 impl Table {
-    /// A table of members with their weights. One that is named twice has both weights.
+    /// A table of members with their weights. The weights of a member that is named twice are added.
     pub fn new(
         mut members: Vec<(Arc<Endpoint>, u32)>,
-        rules: &Rules,
-        memory: Option<Arc<Memory>>,
+        options: &TableOptions,
+        memory: Option<Arc<PrefixMemory>>,
     ) -> Self {
         members.sort_by_key(|(e, _)| e.id);
         members.dedup_by(|again, first| {
@@ -139,46 +143,45 @@ impl Table {
         });
         members.iter_mut().for_each(|(_, weight)| *weight = (*weight).max(1));
         let backends: Box<[_]> = members.iter().map(|(e, weight)| e.backend(*weight)).collect();
-        let seat = |(e, weight): &(Arc<Endpoint>, u32)| {
+        let state = |(e, weight): &(Arc<Endpoint>, u32)| {
             let weight = f64::from(*weight);
-            Seat { state: Arc::clone(e.state()), weight, per: 1.0 / weight }
+            MemberState { backend: Arc::clone(e.state()), weight, inverse_weight: 1.0 / weight }
         };
         let sum = |sum: &mut u64, (_, weight): &(_, u32)| {
             *sum += u64::from(*weight);
             Some(*sum)
         };
-        let share = rules.max_ejected * members.len() as f64;
-        let max_open = if rules.max_ejected > 0.0 { (share as usize).max(1) } else { 0 };
+        let share = options.max_ejected * members.len() as f64;
+        let max_ejected = if options.max_ejected > 0.0 { (share as usize).max(1) } else { 0 };
         Self {
             backends,
             ids: members.iter().map(|(e, _)| e.id).collect(),
-            seats: members.iter().map(seat).collect(),
+            states: members.iter().map(state).collect(),
             up: members.iter().map(|_| AtomicBool::new(true)).collect(),
-            looked: AtomicU64::new(0),
+            refreshed: AtomicU64::new(0),
             sums: members.iter().scan(0, sum).collect(),
             equal: members.iter().all(|(_, weight)| *weight == members[0].1),
             turn: AtomicU64::new(0),
             recent: members.iter().map(|_| AtomicU32::new(0)).collect(),
             picks: AtomicU64::new(0),
             epoch: members.first().map_or_else(Instant::now, |(e, _)| e.state().epoch()),
-            random: Random::new(rules.seed),
-            bound: rules.bound,
-            stale: rules.stale.as_millis() as u64,
-            max_open,
-            ring: rules.ring.then(|| Ring::new(&members)),
+            random: Random::new(options.seed),
+            bound: options.bound,
+            stale: options.stale.as_millis() as u64,
+            max_ejected,
+            ring: options.ring.then(|| Ring::new(&members)),
             memory,
-            counted: ArcSwapOption::empty(),
-            asked: AtomicU64::new(0),
+            cached_load: ArcSwapOption::empty(),
+            load_requests: AtomicU64::new(0),
             members: members.into_iter().map(|(e, _)| e).collect(),
         }
     }
 
-    /// Their ids, sorted.
+    /// The members' ids, sorted.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    /// How many there are.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
@@ -188,12 +191,12 @@ impl Table {
         self.ids.binary_search(&id).ok()
     }
 
-    /// Copies their health, now and then.
-    pub fn look(&self, now: Instant, healthy: impl Fn(&Backend) -> bool) {
-        let now = now.saturating_duration_since(self.epoch).as_millis() as u64 + LOOK;
-        let (looked, relaxed) = (self.looked.load(Ordering::Relaxed), Ordering::Relaxed);
-        if now < looked.saturating_add(LOOK)
-            || self.looked.compare_exchange(looked, now, relaxed, relaxed).is_err()
+    /// Copies the registry's health if the copy is too old.
+    pub fn refresh_health(&self, now: Instant, healthy: impl Fn(&Backend) -> bool) {
+        let now = now.saturating_duration_since(self.epoch).as_millis() as u64 + HEALTH_REFRESH;
+        let (last, relaxed) = (self.refreshed.load(Ordering::Relaxed), Ordering::Relaxed);
+        if now < last.saturating_add(HEALTH_REFRESH)
+            || self.refreshed.compare_exchange(last, now, relaxed, relaxed).is_err()
         {
             return;
         }
@@ -202,121 +205,125 @@ impl Table {
         }
     }
 
-    /// Requests that are with a member.
+    /// Requests that a member is serving.
     pub fn in_flight(&self, member: usize) -> f64 {
-        self.seats[member].state.in_flight() as f64
+        self.states[member].backend.in_flight() as f64
     }
 
-    /// What is known of a member.
-    pub fn state(&self, member: usize) -> &State {
-        &self.seats[member].state
+    pub fn state(&self, member: usize) -> &BackendState {
+        &self.states[member].backend
     }
 
-    /// A score in relation to a member's weight.
+    /// A score divided by a member's weight.
     pub fn by_weight(&self, member: usize, score: f64) -> f64 {
-        score * self.seats[member].per
+        score * self.states[member].inverse_weight
     }
 
-    /// Requests in flight in relation to the weight.
+    /// Requests in flight divided by the weight.
     #[inline]
     pub fn load(&self, member: usize) -> f64 {
         self.by_weight(member, self.in_flight(member))
     }
 
-    /// Whether a member can be chosen, as far as can be told at a glance.
+    /// Whether a member can be picked, by its copied health and its circuits. The pick itself decides
+    /// by the registry's health and by admission.
     #[inline]
-    pub fn fit(&self, member: usize, ask: &Ask<'_>) -> bool {
-        let state = &self.seats[member].state;
+    pub fn is_eligible(&self, member: usize, pick: &Pick<'_>) -> bool {
+        let state = &self.states[member].backend;
         let gone = !self.up[member].load(Ordering::Relaxed)
             || state.draining.load(Ordering::Relaxed)
-            || ask.tried(self.ids[member]);
-        !gone && (!state.troubles.any() || self.bars(member, ask).is_none())
+            || pick.excludes(self.ids[member]);
+        !gone && (!state.ejections.any() || self.ejection(member, pick).is_none())
     }
 
-    /// Why a member is left alone, if it is.
+    /// Why a member is ejected, if it is.
     #[inline]
-    pub fn bars(&self, member: usize, ask: &Ask<'_>) -> Option<Bar> {
-        if ask.spare {
+    pub fn ejection(&self, member: usize, pick: &Pick<'_>) -> Option<Ejection> {
+        if pick.request.ignore_ejections {
             return None;
         }
-        let troubles = &self.seats[member].state.troubles;
-        match troubles.bars(&ask.matter(), true)? {
-            Bar::Open(_) if !self.kept(member, ask) => None,
-            bar => Some(bar),
+        let ejections = &self.states[member].backend.ejections;
+        match ejections.ejection(&pick.scope(), true)? {
+            Ejection::Open(_) if !self.may_eject(member, pick) => None,
+            ejection => Some(ejection),
         }
     }
 
-    /// Lets a request through to a member, or not.
+    /// Admits a request to a member.
     ///
     /// # Errors
-    /// Why not.
-    pub fn admit(&self, member: usize, ask: &Ask<'_>) -> Result<Probes, Bar> {
-        let troubles = &self.seats[member].state.troubles;
-        if ask.spare || !troubles.any() {
-            return Ok(Probes::default());
+    /// Why the member is ejected.
+    pub fn admit(&self, member: usize, pick: &Pick<'_>) -> Result<Trials, Ejection> {
+        let ejections = &self.states[member].backend.ejections;
+        if pick.request.ignore_ejections || !ejections.any() {
+            return Ok(Trials::default());
         }
-        troubles.admit(&ask.matter(), self.kept(member, ask))
+        ejections.admit(&pick.scope(), self.may_eject(member, pick))
     }
 
-    /// Whether the open circuit of a member is kept open. Of too many, the first ones are.
+    /// Whether the open circuit of a member ejects it: among too many, those that opened first do.
     #[inline]
-    fn kept(&self, member: usize, ask: &Ask<'_>) -> bool {
-        if self.max_open >= self.len() {
+    fn may_eject(&self, member: usize, pick: &Pick<'_>) -> bool {
+        if self.max_ejected >= self.len() {
             return true;
         }
-        let Some(since) = self.seats[member].state.troubles.since(ask.model, ask.caller) else {
+        let open_since = |state: &MemberState| {
+            state.backend.ejections.since(pick.request.model, pick.request.caller)
+        };
+        let Some(since) = open_since(&self.states[member]) else {
             return true;
         };
-        let last = ask.last_kept.get_or_init(|| {
-            let since = |(seat, id): (&Seat, &u32)| {
-                Some((seat.state.troubles.since(ask.model, ask.caller)?, *id))
-            };
-            let mut open: Vec<_> = self.seats.iter().zip(&self.ids).filter_map(since).collect();
+        let last = pick.last_ejecting.get_or_init(|| {
+            let since = |(state, id): (&MemberState, &u32)| Some((open_since(state)?, *id));
+            let mut open: Vec<_> = self.states.iter().zip(&self.ids).filter_map(since).collect();
             open.sort_unstable();
-            open.get(self.max_open.checked_sub(1)?).or(open.last()).copied()
+            open.get(self.max_ejected.checked_sub(1)?).or(open.last()).copied()
         });
         last.is_some_and(|last| (since, self.ids[member]) <= last)
     }
 
-    /// The member that can be chosen with the lowest score; of equal ones the first from `start`.
+    /// The eligible member with the lowest score; among equal ones the first from `start`.
     #[inline]
     pub fn least(
         &self,
         start: usize,
-        ask: &Ask<'_>,
+        pick: &Pick<'_>,
         score: impl Fn(usize) -> f64,
     ) -> Option<usize> {
         let mut best = None;
         let mut lowest = f64::INFINITY;
         self.from(start).for_each(|member| {
             let score = score(member);
-            if score < lowest && self.fit(member, ask) {
+            if score < lowest && self.is_eligible(member, pick) {
                 (best, lowest) = (Some(member), score);
             }
         });
         best
     }
 
-    /// The one that can be chosen with the least to do; equal ones take turns.
-    pub fn least_loaded(&self, ask: &Ask<'_>) -> Option<usize> {
-        self.least(self.turn_fit(ask), ask, |member| self.load(member))
+    /// The eligible member with the lowest load; equal ones take turns.
+    pub fn least_loaded(&self, pick: &Pick<'_>) -> Option<usize> {
+        self.least(self.next_eligible(pick), pick, |member| self.load(member))
     }
 
-    /// All members, in a circle. To be gone through by `for_each`, which makes two plain loops of it.
+    /// All members, beginning at `start`. Use it with `for_each`, which compiles to two plain loops.
     #[inline]
     pub fn from(&self, start: usize) -> impl Iterator<Item = usize> {
         (start..self.len()).chain(0..start)
     }
 
-    /// Whose turn it is, of those that can be chosen: else the neighbours of those that cannot would
-    /// have their turns as well.
-    pub fn turn_fit(&self, ask: &Ask<'_>) -> usize {
-        let mut turns = (0..8 * self.len().min(1)).map(|_| self.turn());
-        turns.find(|member| self.fit(*member, ask)).or_else(|| self.draw_fit(ask)).unwrap_or(0)
+    /// The eligible member whose turn it is. An ineligible member's turns are spread over all others;
+    /// otherwise its neighbour would get them.
+    pub fn next_eligible(&self, pick: &Pick<'_>) -> usize {
+        let mut turns = (0..8 * self.len().min(1)).map(|_| self.next_turn());
+        turns
+            .find(|member| self.is_eligible(*member, pick))
+            .or_else(|| self.draw_eligible(pick))
+            .unwrap_or(0)
     }
 
-    /// Whose turn it is: each in proportion to its weight, evenly spread.
-    fn turn(&self) -> usize {
+    /// The member whose turn it is: each in proportion to its weight, evenly spread.
+    fn next_turn(&self) -> usize {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         if self.equal {
             return (turn % self.len().max(1) as u64) as usize;
@@ -324,7 +331,7 @@ impl Table {
         self.at(scale(spread(turn), self.sums.last().copied().unwrap_or(1)))
     }
 
-    /// A member by chance, in proportion to the weights.
+    /// A random member, in proportion to the weights.
     fn draw(&self) -> usize {
         let end = self.sums.last().copied().unwrap_or(1);
         if self.equal {
@@ -333,83 +340,85 @@ impl Table {
         self.at(self.random.below(end))
     }
 
-    /// The same, of those that can be chosen, if a few attempts find one.
-    pub fn draw_fit(&self, ask: &Ask<'_>) -> Option<usize> {
-        (0..8 * self.len().min(1)).map(|_| self.draw()).find(|member| self.fit(*member, ask))
+    /// A random eligible member, if a few draws find one.
+    pub fn draw_eligible(&self, pick: &Pick<'_>) -> Option<usize> {
+        (0..8 * self.len().min(1))
+            .map(|_| self.draw())
+            .find(|member| self.is_eligible(*member, pick))
     }
 
     fn at(&self, point: u64) -> usize {
         self.sums.partition_point(|sum| *sum <= point).min(self.len().saturating_sub(1))
     }
 
-    /// How much the members that can be chosen have to do: of a large pool nearly so.
-    pub fn crowd(&self, ask: &Ask<'_>) -> Crowd {
-        // What another try leaves out is not what all others see.
-        if ask.again() {
-            return self.count(ask).0;
+    /// The load of the pool. In a large pool it may be a few picks old.
+    pub fn pool_load(&self, pick: &Pick<'_>) -> PoolLoad {
+        // A retry excludes backends that other requests see.
+        if !pick.request.excluded.is_empty() {
+            return self.compute_load(pick).0;
         }
-        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
-        let (choices, millis) = (self.len() as u64 / COUNTED.0, COUNTED.1);
-        let counted = self.counted.load();
-        if let Some(counted) = &*counted {
-            let since = asked.saturating_sub(counted.asked);
-            if since < choices && ask.millis <= counted.millis + millis {
-                // Those that asked have been sent somewhere.
+        let request = self.load_requests.fetch_add(1, Ordering::Relaxed);
+        let (most, millis) = (self.len() as u64 / CACHED_LOAD.0, CACHED_LOAD.1);
+        let cached = self.cached_load.load();
+        if let Some(cached) = &*cached {
+            let since = request.saturating_sub(cached.request);
+            if since < most && pick.millis <= cached.millis + millis {
+                // Each of the picks since then has added a request.
                 let since = since as f64;
-                let Crowd { in_flight, recent, .. } = counted.crowd;
+                let PoolLoad { in_flight, recent, .. } = cached.load;
                 let (in_flight, recent) = (in_flight + since, recent + since);
-                return Crowd { in_flight, recent, ..counted.crowd };
+                return PoolLoad { in_flight, recent, ..cached.load };
             }
         }
-        let (crowd, barred) = self.count(ask);
-        // Nor what is left alone for the sake of one model, if that is much.
-        if choices > 0 && barred as u64 <= choices {
-            let counted = Counted { crowd, asked, millis: ask.millis };
-            self.counted.store(Some(Arc::new(counted)));
+        let (load, ejected) = self.compute_load(pick);
+        // Members that are ejected for one model only distort the load for others if they are many.
+        if most > 0 && ejected as u64 <= most {
+            let cached = CachedLoad { load, request, millis: pick.millis };
+            self.cached_load.store(Some(Arc::new(cached)));
         }
-        crowd
+        load
     }
 
-    /// The same, counted now, and how many are left alone.
-    pub fn count(&self, ask: &Ask<'_>) -> (Crowd, usize) {
-        let (mut crowd, mut barred) = (Crowd::default(), 0);
-        for (member, seat) in self.seats.iter().enumerate() {
-            if !self.fit(member, ask) {
-                barred += usize::from(seat.state.troubles.any());
+    /// The load of the pool now, and how many members are not eligible because of failures.
+    pub fn compute_load(&self, pick: &Pick<'_>) -> (PoolLoad, usize) {
+        let (mut load, mut ejected) = (PoolLoad::default(), 0);
+        for (member, state) in self.states.iter().enumerate() {
+            if !self.is_eligible(member, pick) {
+                ejected += usize::from(state.backend.ejections.any());
                 continue;
             }
-            crowd.in_flight += seat.state.in_flight() as f64;
-            crowd.weight += seat.weight;
-            crowd.recent += f64::from(self.recent[member].load(Ordering::Relaxed));
-            crowd.members += 1.0;
+            load.in_flight += state.backend.in_flight() as f64;
+            load.weight += state.weight;
+            load.recent += f64::from(self.recent[member].load(Ordering::Relaxed));
+            load.members += 1.0;
         }
-        (crowd, barred)
+        (load, ejected)
     }
 
     /// Whether a member would still be within the bound with one request more.
     #[inline]
-    pub fn within(&self, member: usize, crowd: &Crowd) -> bool {
-        let share = self.seats[member].weight / crowd.weight;
-        let most = (self.bound * (crowd.in_flight + 1.0) * share).ceil();
-        self.in_flight(member) < most.max(ALWAYS)
+    pub fn is_within_bound(&self, member: usize, load: &PoolLoad) -> bool {
+        let share = self.states[member].weight / load.weight;
+        let most = (self.bound * (load.in_flight + 1.0) * share).ceil();
+        self.in_flight(member) < most.max(MIN_BOUND)
     }
 
-    /// Whether a member has not been chosen too often of late. Only a busy pool cares: an engine that
-    /// answers sooner, because it has seen the prompts, has few requests in flight and would be
-    /// chosen for that.
+    /// Whether a member has not had more than its share of the recent picks. Only checked in a busy
+    /// pool: an engine that answers sooner, because it has cached the prompts, has few requests in
+    /// flight and would get even more for that.
     #[inline]
-    pub fn rested(&self, member: usize, crowd: &Crowd) -> bool {
-        if crowd.in_flight < crowd.members {
+    pub fn is_within_recent_share(&self, member: usize, load: &PoolLoad) -> bool {
+        if load.in_flight < load.members {
             return true;
         }
-        let share = self.seats[member].weight / crowd.weight;
+        let share = self.states[member].weight / load.weight;
         // A little less than the bound, because counts that are halved lag behind.
         let bound = 1.0 + (self.bound - 1.0) * 0.9;
         let recent = f64::from(self.recent[member].load(Ordering::Relaxed));
-        recent < bound * (crowd.recent + 1.0) * share
+        recent < bound * (load.recent + 1.0) * share
     }
 
-    /// Goes on where the table of the generation before has been.
+    /// Continues the turns and recent picks of the table of the previous generation.
     pub fn inherit(&self, old: &Self) {
         let relaxed = Ordering::Relaxed;
         self.turn.store(old.turn.load(relaxed), relaxed);
@@ -419,11 +428,11 @@ impl Table {
         }
     }
 
-    /// A member has been chosen.
-    pub fn chosen(&self, member: usize) {
+    /// Counts a pick of a member.
+    pub fn count_pick(&self, member: usize) {
         self.recent[member].fetch_add(1, Ordering::Relaxed);
         let picks = self.picks.fetch_add(1, Ordering::Relaxed) + 1;
-        if picks.is_multiple_of(RECENT * self.len() as u64) {
+        if picks.is_multiple_of(RECENT_PICKS * self.len() as u64) {
             for recent in &self.recent {
                 let seen = recent.load(Ordering::Relaxed);
                 recent.fetch_sub(seen / 2, Ordering::Relaxed);
@@ -431,34 +440,34 @@ impl Table {
         }
     }
 
-    /// Where a session belongs, of those that can be chosen and that `wanted` takes.
-    pub fn home(&self, ask: &Ask<'_>, wanted: impl Fn(usize) -> bool) -> Option<usize> {
-        let mut points = self.ring.as_ref()?.from(ask.session?).take(STEPS);
-        points.find(|member| self.fit(*member, ask) && wanted(*member))
+    /// The first member on the ring, from the session's point on, that is eligible and `accepted`.
+    pub fn ring_member(&self, pick: &Pick<'_>, accepted: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut points = self.ring.as_ref()?.from(pick.request.session?).take(RING_STEPS);
+        points.find(|member| self.is_eligible(*member, pick) && accepted(*member))
     }
 }
 
-/// What a strategy offers: its choices, then all members, those that look well first.
+/// The backends that a strategy offers: those that it prefers, then all members, the healthy and
+/// least loaded first.
 pub struct Offers {
     table: Arc<Table>,
-    choices: [Option<usize>; 2],
-    /// By what the others are sorted.
+    preferred: [Option<usize>; 2],
+    /// The others are sorted by it.
     score: fn(&Table, usize) -> f64,
     step: usize,
     others: Vec<usize>,
 }
 
 impl Offers {
-    /// Offers of one or two choices, and then of the others by a score.
     pub fn new(
         table: &Arc<Table>,
-        choices: [Option<usize>; 2],
+        preferred: [Option<usize>; 2],
         score: fn(&Table, usize) -> f64,
     ) -> Self {
-        Self { table: Arc::clone(table), choices, score, step: 0, others: Vec::new() }
+        Self { table: Arc::clone(table), preferred, score, step: 0, others: Vec::new() }
     }
 
-    /// Sorts the others: seldom needed, because the first choice is nearly always taken.
+    /// Sorts the others. Rarely needed, because the first offer is nearly always accepted.
     fn sort(&mut self) {
         let table = &*self.table;
         let first = table.draw();
@@ -475,13 +484,13 @@ impl Offers {
 
 impl BackendIter for Offers {
     fn next(&mut self) -> Option<&Backend> {
-        while let Some(choice) = self.choices.get(self.step) {
+        while let Some(preferred) = self.preferred.get(self.step) {
             self.step += 1;
-            if let Some(member) = *choice {
+            if let Some(member) = *preferred {
                 return self.table.backends.get(member);
             }
         }
-        let other = self.step - self.choices.len();
+        let other = self.step - self.preferred.len();
         if other == 0 {
             self.sort();
         }

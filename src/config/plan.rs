@@ -31,8 +31,8 @@ use self::planner::Planner;
 pub(super) use self::server::own_url;
 pub use self::{
     auth::{
-        AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, RejectionResponse,
-        RejectionResponses, Source,
+        AuthPlan, CachePlan, KeyPlan, ProviderPlan, Reason, RejectionResponse, RejectionResponses,
+        Source,
     },
     backend::BackendPlan,
     base_path::BasePath,

@@ -8,7 +8,7 @@ use super::{
     meter::{Meter, Metering, Progress},
     preprocess::{self, Declared, Preprocessed, Preprocessor},
 };
-use crate::wire::{inflate::Trouble, sniff::Kind};
+use crate::wire::{inflate::InflateError, sniff::Kind};
 
 /// How the body of an answer goes to the client, and what is known of it.
 #[derive(Default)]
@@ -179,7 +179,11 @@ impl Passage {
     ///
     /// # Errors
     /// If it cannot be decoded.
-    pub fn push(&mut self, piece: Option<Bytes>, end_of_stream: bool) -> Result<Pushed, Trouble> {
+    pub fn push(
+        &mut self,
+        piece: Option<Bytes>,
+        end_of_stream: bool,
+    ) -> Result<Pushed, InflateError> {
         let (piece, reformed) = match self.preprocess.take(piece, end_of_stream)? {
             Preprocessed::Piece(piece) => (piece, false),
             Preprocessed::Known(kind, piece) => {

@@ -6,7 +6,7 @@ use http::header;
 use pingora::http::ResponseHeader;
 
 use crate::wire::{
-    inflate::{Coding, Inflater, Trouble},
+    inflate::{Coding, InflateError, Inflater},
     sniff::{Kind, Sniffed, Sniffer},
 };
 
@@ -43,7 +43,7 @@ impl Preprocessor {
         &mut self,
         piece: Option<Bytes>,
         end_of_stream: bool,
-    ) -> Result<Preprocessed, Trouble> {
+    ) -> Result<Preprocessed, InflateError> {
         let piece = match &mut self.inflater {
             Some(inflater) => inflated(inflater, piece, end_of_stream)?,
             None => piece,
@@ -82,7 +82,7 @@ fn inflated(
     inflater: &mut Inflater,
     piece: Option<Bytes>,
     end_of_stream: bool,
-) -> Result<Option<Bytes>, Trouble> {
+) -> Result<Option<Bytes>, InflateError> {
     let piece = piece.map(|bytes| inflater.push(&bytes)).transpose()?;
     if end_of_stream {
         inflater.finish()?;

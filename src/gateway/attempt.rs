@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use pingora::http::ResponseHeader;
 
 use crate::{
-    balance::{Choice, Endpoint, Lease},
+    balance::{Endpoint, Lease, PickedBackend},
     base::Fault,
     dialect::{Passage, Progress, UsageRequest},
 };
@@ -81,7 +81,12 @@ pub struct Answer {
 
 impl Attempt {
     /// An attempt that begins now.
-    pub fn new(choice: Choice, model: Option<Arc<str>>, tier: usize, span: Option<usize>) -> Self {
+    pub fn new(
+        choice: PickedBackend,
+        model: Option<Arc<str>>,
+        tier: usize,
+        span: Option<usize>,
+    ) -> Self {
         Self { lease: Some(choice.lease), model, tier, span, ..Self::answered(choice.endpoint) }
     }
 

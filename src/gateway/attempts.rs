@@ -7,7 +7,7 @@ use pingora_proxy::Session;
 use super::{
     ctx::{Attempts, Ctx},
     end::End,
-    retry::{Circumstances, Decision, Outcome, PickedBackend},
+    retry::{Circumstances, Decision, Outcome, PlannedAttempt},
 };
 use crate::base::Fault;
 
@@ -46,7 +46,7 @@ pub fn decide(session: &mut Session, ctx: &mut Ctx, outcome: Outcome<'_>) -> Dec
 }
 
 /// The attempt at a picked backend begins.
-pub fn start(session: &Session, ctx: &mut Ctx, picked: PickedBackend) {
+pub fn start(session: &Session, ctx: &mut Ctx, picked: PlannedAttempt) {
     let Attempts { policy, attempt, timeline, view } = ctx.attempts(session);
     *attempt = Some(policy.start(picked, &view, timeline));
 }

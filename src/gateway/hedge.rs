@@ -25,7 +25,7 @@ use super::{
     ctx::{Attempts, Ctx},
     direct::{Exchange, Finished, Response, Rest},
     outbound, passing, response,
-    retry::{self, Concurrent, Decision, Next, Outcome, PickedBackend},
+    retry::{self, Concurrent, Decision, Next, Outcome, PlannedAttempt},
     stop::Stop,
     wait::{WaitFor, wait},
 };
@@ -130,7 +130,7 @@ async fn run(session: &mut Session, ctx: &mut Ctx, delay: Duration) -> Result<bo
 fn begin(
     session: &Session,
     ctx: &mut Ctx,
-    picked: PickedBackend,
+    picked: PlannedAttempt,
 ) -> Result<Option<RunningAttempt>> {
     let endpoint = picked.choice.endpoint.clone();
     let peer = endpoint.peer();

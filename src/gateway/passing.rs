@@ -208,9 +208,10 @@ fn read(
 ) -> Result<PieceKind> {
     heartbeat::recall(ctx);
     let Some(attempt) = &mut ctx.attempt else { return Ok(PieceKind::Part) };
-    let pushed = attempt.answer.passage.push(body.take(), end_of_stream).map_err(|trouble| {
-        Error::explain(ErrorType::InvalidHTTPHeader, trouble.word()).into_up()
-    })?;
+    let pushed =
+        attempt.answer.passage.push(body.take(), end_of_stream).map_err(|error| {
+            Error::explain(ErrorType::InvalidHTTPHeader, error.word()).into_up()
+        })?;
     *body = pushed.bytes;
     if pushed.reformed {
         hold_back(session, ctx);

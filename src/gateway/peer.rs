@@ -18,7 +18,7 @@ use super::{
     stop::Stop,
     wait::{WaitFor, wait},
 };
-use crate::{balance::Nobody, base::Rejection, runtime::watch::Connection};
+use crate::{balance::NoBackend, base::Rejection, runtime::watch::Connection};
 
 /// Seconds after which a client may try again when no backend is healthy and nothing is probed.
 const RETRY_AFTER: u64 = 5;
@@ -52,7 +52,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer
     }
 }
 
-fn rejection(ctx: &Ctx, none: Nobody) -> Rejection {
+fn rejection(ctx: &Ctx, none: NoBackend) -> Rejection {
     let probes = ctx.snapshot.plan.health_check.as_ref().map(|h| h.interval.as_secs().max(1));
     match none.retry_after {
         Some(wait) => Rejection::all_left_alone(wait.as_millis().div_ceil(1000).max(1) as u64),
@@ -85,7 +85,7 @@ pub fn connected(
     let Some(watch) = &ctx.watch else { return Ok(()) };
     watch.set_backend(Some((endpoint.id, alone)));
     let socket = digest.and_then(|d| d.socket_digest.as_ref());
-    watch.set_connection(match endpoint.places().len() > 1 {
+    watch.set_connection(match endpoint.addresses().len() > 1 {
         // It may not be the address that Pingora asked for.
         true => Connection::of(fd),
         false => socket.and_then(|s| early::connection(fd, s.local_addr(), s.peer_addr())),

@@ -33,7 +33,7 @@ pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
     if let Some(load) = response.remove_header(&LOAD)
         && let Ok(load) = load.to_str()
     {
-        attempt.endpoint.told_load(load, Instant::now());
+        attempt.endpoint.record_load_header(load, Instant::now());
     }
 }
 
@@ -140,7 +140,7 @@ fn prepare(response: &ResponseHeader, ctx: &mut Ctx) {
     let (passage, coding) = Passage::new(response, language, metering, attempt.answer.promised);
     attempt.answer.passage = passage;
     if let Some(coding) = coding
-        && attempt.endpoint.unread()
+        && attempt.endpoint.is_first_unreadable()
     {
         log::warn!(
             "backend {}: its answers are not metered: they are encoded as `{coding}`, and only gzip and deflate can be decoded",

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    balance::{Candidate, Pool, Wish},
-    runtime::explain::{self, Explains, Try},
+    balance::{Candidate, PickRequest, Pool},
+    runtime::explain::{self, AttemptTrace, RecentTraces},
 };
 
 /// Backends of a pool whose states are written down.
@@ -14,7 +14,7 @@ const CANDIDATES: usize = 16;
 /// The attempts so far.
 #[derive(Default)]
 pub struct Timeline {
-    spans: Vec<Try>,
+    spans: Vec<AttemptTrace>,
     /// When each began; `None` once it has ended.
     since: Vec<Option<Instant>>,
     /// How long the request waited for a slot.
@@ -34,8 +34,8 @@ pub struct Search {
 }
 
 impl Search {
-    fn span(self, arrived: Instant, backend: &str) -> Try {
-        Try {
+    fn span(self, arrived: Instant, backend: &str) -> AttemptTrace {
+        AttemptTrace {
             at_ms: millis(arrived.elapsed()),
             tier: self.tier,
             pool: self.pool,
@@ -55,7 +55,7 @@ impl Search {
 }
 
 /// The states of the backends of a pool, if anything is kept.
-pub fn candidates(explains: &Explains, pool: &Pool, wish: &Wish<'_>) -> Vec<Candidate> {
+pub fn candidates(explains: &RecentTraces, pool: &Pool, wish: &PickRequest<'_>) -> Vec<Candidate> {
     if explains.capacity() == 0 {
         return Vec::new();
     }
@@ -77,8 +77,8 @@ impl Timeline {
             return;
         }
         self.since.push(None);
-        let result = "nobody to choose".to_owned();
-        self.spans.push(Try { result, ..search.span(arrived, "") });
+        let result = "no backend available".to_owned();
+        self.spans.push(AttemptTrace { result, ..search.span(arrived, "") });
     }
 
     /// The first byte of an answer came at `at`.
@@ -95,7 +95,7 @@ impl Timeline {
         }
     }
 
-    fn open(&mut self, span: Option<usize>) -> Option<(&mut Try, Instant)> {
+    fn open(&mut self, span: Option<usize>) -> Option<(&mut AttemptTrace, Instant)> {
         let span = span?;
         let since = (*self.since.get(span)?)?;
         Some((self.spans.get_mut(span)?, since))
@@ -111,7 +111,7 @@ impl Timeline {
     }
 
     /// All spans.
-    pub fn take(&mut self) -> Vec<Try> {
+    pub fn take(&mut self) -> Vec<AttemptTrace> {
         std::mem::take(&mut self.spans)
     }
 }

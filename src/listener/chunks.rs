@@ -1,60 +1,60 @@
-//! Watches the lines of chunked bodies as they come over the wire.
+//! Checks the line endings of chunked request bodies as they arrive.
 //!
-//! Pingora reads over chunk extensions up to CR LF, and takes an LF in them for a part of them. A proxy
-//! before the gateway that ends lines at an LF sees other chunks in the same bytes, and that is how
-//! requests are smuggled. RFC 9112 wants CR LF, and so does nginx.
+//! Pingora skips chunk extensions up to CR LF and accepts an LF inside of them. A proxy in front of the
+//! gateway that ends lines at LF sees other chunks in the same bytes, which allows request smuggling.
+//! RFC 9112 requires CR LF, and nginx enforces it.
 
 use memchr::memchr;
 
-/// The field that announces chunks, at the beginning of a line.
+/// The beginning of the header line that announces chunks.
 const FIELD: &[u8; 18] = b"transfer-encoding:";
 
 /// Follows the bytes of one request from its first.
 #[derive(Default)]
 pub struct ChunkLines {
     state: State,
-    /// How the present line of the head begins, and how long it is.
+    /// The beginning of the current line of the head, and the line's length.
     begin: [u8; FIELD.len()],
     length: usize,
-    /// The head has a line that is not empty.
+    /// Whether the head had a non-empty line.
     begun: bool,
     chunked: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// Nothing to see: there are no chunks, or the last one has begun.
+    /// Nothing to check: there are no chunks, or the last one has begun.
     #[default]
     Off,
     Head,
-    /// The line before a chunk: its size as far as it has come, whether more digits may come, and
-    /// whether the last byte was a CR.
+    /// The line before a chunk: the size read so far, whether more digits may follow, and whether the last
+    /// byte was a CR.
     Line {
         size: u64,
         digits: bool,
         cr: bool,
     },
-    /// Bytes of a chunk that are still to come, CR LF included.
+    /// The remaining bytes of a chunk, including CR LF.
     Data(u64),
 }
 
 impl ChunkLines {
-    /// A new request begins.
+    /// Starts a new request.
     pub fn begin(&mut self) {
         *self = Self { state: State::Head, ..Self::default() };
     }
 
-    /// Whether it looks at bytes at all.
+    /// Whether it checks bytes at all.
     pub fn is_on(&self) -> bool {
         self.state != State::Off
     }
 
-    /// Whether chunks follow the head of the request, once that has come.
+    /// Whether the request has a chunked body, once its head is complete.
     pub fn is_chunked(&self) -> bool {
         self.chunked && self.state != State::Head
     }
 
-    /// Takes the next bytes. `false` if the line before a chunk ends without CR.
+    /// Checks the next bytes. `false` if the line before a chunk ends without CR.
     pub fn push(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             match self.state {
@@ -92,7 +92,7 @@ impl ChunkLines {
         true
     }
 
-    /// Takes bytes of the head, up to the end of a line; returns the others.
+    /// Reads bytes of the head up to the end of a line; returns the rest.
     fn head<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
         let end = memchr(b'\n', bytes);
         let part = &bytes[..end.unwrap_or(bytes.len())];
@@ -121,7 +121,7 @@ fn read_size(mut size: u64, mut digits: bool, bytes: &[u8]) -> (u64, bool) {
             digits = false;
             break;
         };
-        // What is too large Pingora refuses.
+        // Pingora rejects sizes that are too large.
         size = size.saturating_mul(16).saturating_add(u64::from(digit));
     }
     (size, digits)

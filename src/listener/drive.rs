@@ -1,4 +1,4 @@
-//! Runs a connection until it ends by itself, or its deadline has passed.
+//! Runs a connection until it ends by itself or its deadline passes.
 
 use std::{
     future::{Future, poll_fn},
@@ -7,13 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::runtime::connections::{ClientConnection, Overdue};
+use crate::runtime::connections::{ClientConnection, DeadlineAction};
 
-/// Far enough ahead for a timer that has not been set yet.
+/// Where a timer stands that has not been set yet.
 const FAR: Duration = Duration::from_secs(24 * 3600);
 
-/// Runs `serving`. One timer serves for all deadlines of the connection: it is set anew only if it
-/// has fired, or a deadline is earlier than it.
+/// Runs `serving`. One timer serves all deadlines of the connection: it is only reset when it has fired
+/// or a deadline is earlier.
 pub async fn run(serving: impl Future<Output = ()>, connection: &ClientConnection) {
     let mut serving = pin!(serving);
     let mut timer = pin!(tokio::time::sleep(FAR));
@@ -34,12 +34,12 @@ pub async fn run(serving: impl Future<Output = ()>, connection: &ClientConnectio
             set_to = None;
             match connection.overdue() {
                 None => {}
-                Some(Overdue::Close) => return Poll::Ready(()),
-                // What has happened is noticed only by those who ask again.
-                Some(Overdue::Continue) if serving.as_mut().poll(cx).is_ready() => {
+                Some(DeadlineAction::Close) => return Poll::Ready(()),
+                // Only another poll lets `serving` see what has happened.
+                Some(DeadlineAction::Continue) if serving.as_mut().poll(cx).is_ready() => {
                     return Poll::Ready(());
                 }
-                Some(Overdue::Continue) => {}
+                Some(DeadlineAction::Continue) => {}
             }
         }
         Poll::Pending
@@ -59,7 +59,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        runtime::connections::{ConnectionLimits, Connections, Places},
+        runtime::connections::{ConnectionLimits, Connections, MaxConnections},
         telemetry::Metrics,
     };
 
@@ -71,7 +71,7 @@ mod tests {
             write: Some(Duration::from_secs(3600)),
             head_size: 1000,
         };
-        all.admit(None, Places { total: 0, per_address: 0 }, limits).unwrap()
+        all.admit(None, MaxConnections { total: 0, per_address: 0 }, limits).unwrap()
     }
 
     #[tokio::test]
@@ -85,7 +85,7 @@ mod tests {
         let connection = connection(Duration::from_millis(20), Duration::from_millis(20));
         let request = connection.begin();
         let turns = AtomicU32::new(0);
-        // Ends by itself: no deadline holds while the request is under way.
+        // Ends by itself: there is no deadline while a request is in flight.
         let serving = async {
             for _ in 0..20 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -94,7 +94,7 @@ mod tests {
         };
         run(serving, &connection).await;
         assert_eq!(turns.load(Ordering::Relaxed), 20);
-        // Ended by another task, as by HTTP/2, while this one sleeps without a deadline.
+        // Another task ends the request, as with HTTP/2, while this one sleeps without a deadline.
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(50)).await;
             drop(request);

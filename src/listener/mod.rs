@@ -1,8 +1,8 @@
-//! The listener for clients: accepts connections as long as there is room for them, and gives each
-//! to Pingora's HTTP proxy, with a time limit for every state that it can be in.
+//! The listener for clients: accepts connections up to the configured limits, and passes each to
+//! Pingora's HTTP proxy, with a time limit for every phase.
 //!
-//! Pingora's own listening service has no limits of this kind: it waits for ever for an HTTP/2
-//! preface, and does not count connections.
+//! Pingora's own listening service has no such limits: it waits forever for an HTTP/2 preface, and does
+//! not count connections.
 
 mod chunks;
 mod drive;
@@ -36,24 +36,26 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, sync::watch};
 
 pub use self::socket::{Bound, bind, listen};
-use self::stream::{Answers, ClientStream};
+use self::stream::{ClientStream, HeadFailureResponse};
 use crate::{
     base::{Rejection, ip},
     config::choices::ErrorFormat,
     dialect::{DIALECTS, ErrorWording},
     runtime::{
         Carry, Live,
-        connections::{ClientConnection, ConnectionLimits, Full, HeadFailure, Places},
+        connections::{
+            ClientConnection, ConnectionLimits, HeadFailure, MaxConnections, ReachedLimit,
+        },
     },
 };
 
-/// How long accepting rests when the system has no file descriptor or memory for a connection.
-const REST: Duration = Duration::from_millis(100);
+/// Pause before accepting again when the system has no file descriptor or memory for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Milliseconds between two warnings about refused connections.
 const WARN_EVERY: u64 = 10_000;
 
-/// Seconds after which a client may try again when there is no room for its connection.
+/// `Retry-After` in seconds of a connection refused because of a limit.
 const RETRY_AFTER: u64 = 1;
 
 /// The listener, as a service of Pingora's server.
@@ -67,7 +69,7 @@ pub struct Listener<A> {
 }
 
 impl<A> Listener<A> {
-    /// Serves `app` on an address that was bound before.
+    /// A listener that serves `app` on a bound address.
     pub fn new(
         app: A,
         bound: Bound,
@@ -86,7 +88,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for Listener<A> {
         let (Some(app), Some(bound)) = (self.app.take(), self.bound.take()) else {
             return;
         };
-        let parts = Arc::new(Parts {
+        let server = Arc::new(ConnectionServer {
             app: Arc::new(app),
             tls: self.tls.take().map(TlsSettings::build),
             h2c: self.h2c,
@@ -94,17 +96,17 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for Listener<A> {
             carry: Arc::clone(&self.carry),
             started: Instant::now(),
             warned: AtomicU64::new(0),
-            answers: answers(&self.live),
+            head_failure_response: head_failure_response(&self.live),
         });
         let listener = match bound.listen().and_then(from_std) {
             Ok(listener) => listener,
             Err(e) => {
-                log::error!("the listener broke: {e}");
+                log::error!("the listener failed: {e}");
                 return;
             }
         };
-        accept(listener, &parts, shutdown).await;
-        parts.app.http_cleanup().await;
+        accept(listener, &server, shutdown).await;
+        server.app.http_cleanup().await;
     }
 
     fn name(&self) -> &str {
@@ -117,22 +119,22 @@ fn from_std(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
     tokio::net::TcpListener::from_std(listener)
 }
 
-/// What all connections share.
-struct Parts<A> {
+/// Serves connections; shared by all of them.
+struct ConnectionServer<A> {
     app: Arc<A>,
     tls: Option<Acceptor>,
     h2c: bool,
     live: Arc<Live>,
     carry: Arc<Carry>,
     started: Instant,
-    /// When a refused connection was last warned of, in milliseconds from the start.
+    /// When a refused connection was last logged, in milliseconds since `started`.
     warned: AtomicU64,
-    answers: Answers,
+    head_failure_response: HeadFailureResponse,
 }
 
 async fn accept<A: HttpServerApp + Send + Sync + 'static>(
     listener: tokio::net::TcpListener,
-    parts: &Arc<Parts<A>>,
+    server: &Arc<ConnectionServer<A>>,
     mut shutdown: ShutdownWatch,
 ) {
     loop {
@@ -146,50 +148,52 @@ async fn accept<A: HttpServerApp + Send + Sync + 'static>(
             }
         };
         match accepted {
-            Ok((stream, peer)) => parts.admit(stream, peer, &shutdown),
+            Ok((stream, peer)) => server.admit(stream, peer, &shutdown),
             Err(e) if is_of_one_client(&e) => {}
             Err(e) => {
                 log::error!("cannot accept connections: {e}");
-                tokio::time::sleep(REST).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// The client has gone before it was accepted: nothing of ours is broken.
+/// Whether only one connection is affected: the client closed it before it was accepted.
 fn is_of_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
+impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer<A> {
     fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, shutdown: &ShutdownWatch) {
         let snapshot = self.live.load();
         let plan = &snapshot.plan;
         let address = peer.ip().to_canonical();
         let limited = (!ip::within(&plan.trusted_proxies, address)).then_some(address);
-        let places =
-            Places { total: plan.max_connections, per_address: plan.max_connections_per_ip };
-        match self.carry.connections.admit(limited, places, ConnectionLimits::of(plan)) {
+        let max = MaxConnections {
+            total: plan.max_connections,
+            per_address: plan.max_connections_per_ip,
+        };
+        match self.carry.connections.admit(limited, max, ConnectionLimits::of(plan)) {
             Ok(connection) => {
-                let (parts, shutdown) = (Arc::clone(self), shutdown.clone());
+                let (server, shutdown) = (Arc::clone(self), shutdown.clone());
                 let transport = transport(stream, peer);
                 tokio::spawn(async move {
-                    let serving = parts.serve(transport, &connection, &shutdown);
+                    let serving = server.serve(transport, &connection, &shutdown);
                     drive::run(serving, &connection).await;
                 });
             }
-            Err(full) => {
-                self.warn(full, address);
+            Err(limit) => {
+                self.warn(limit, address);
                 if self.tls.is_none() {
-                    let no = Rejection::too_many_connections(RETRY_AFTER);
-                    refuse(&stream, &answer(plan.error_format, &no));
+                    let rejection = Rejection::too_many_connections(RETRY_AFTER);
+                    refuse(&stream, &response(plan.error_format, &rejection));
                 }
             }
         }
     }
 
-    fn warn(&self, full: Full, address: IpAddr) {
+    fn warn(&self, limit: ReachedLimit, address: IpAddr) {
         let now = self.started.elapsed().as_millis() as u64 + WARN_EVERY;
         let last = self.warned.load(Ordering::Relaxed);
         if now.saturating_sub(last) < WARN_EVERY
@@ -200,19 +204,19 @@ impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
         {
             return;
         }
-        match full {
-            Full::Total => log::warn!(
+        match limit {
+            ReachedLimit::Total => log::warn!(
                 "connections are refused: {} are open, as many as server.max_connections allows",
                 self.carry.connections.open()
             ),
-            Full::Address => log::warn!(
+            ReachedLimit::Address => log::warn!(
                 "connections of {address} are refused: server.max_connections_per_ip is reached"
             ),
         }
     }
 
-    /// Serves one connection to its end. What takes room only for a while, or only for some
-    /// connections, is in boxes of its own: there are many connections.
+    /// Serves one connection to its end. State that is only needed for a while, or only by some connections,
+    /// is boxed separately, because there are many connections.
     fn serve<'a>(
         &'a self,
         transport: TcpTransport,
@@ -229,7 +233,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
             match tls.tls_handshake(transport).await {
                 Ok(transport) => self.wrapped(transport, connection),
                 Err(e) => {
-                    log::debug!("no TLS: {e}");
+                    log::debug!("TLS handshake failed: {e}");
                     None
                 }
             }
@@ -250,10 +254,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
         transport: T,
         connection: &Arc<ClientConnection>,
     ) -> Option<Box<ClientStream<T>>> {
-        ClientStream::new(transport, Arc::clone(connection), Arc::clone(&self.answers))
-            .map(Box::new)
-            .inspect_err(|e| log::error!("a connection cannot be served: {e}"))
-            .ok()
+        ClientStream::new(
+            transport,
+            Arc::clone(connection),
+            Arc::clone(&self.head_failure_response),
+        )
+        .map(Box::new)
+        .inspect_err(|e| log::error!("a connection cannot be served: {e}"))
+        .ok()
     }
 
     async fn serve_plain(
@@ -276,7 +284,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
         }
     }
 
-    /// HTTP/1.1, one request after the other, as Pingora's own service has it.
+    /// HTTP/1.1, one request after the other, as Pingora's own service does it.
     async fn http1(&self, stream: Stream, shutdown: &ShutdownWatch) {
         let mut reused = self.first(stream, shutdown).await;
         while let Some(stream) = reused {
@@ -290,7 +298,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
         shutdown: &'a ShutdownWatch,
     ) -> BoxFuture<'a, Option<ReusedHttpStream>> {
         let mut session = ServerSession::new_http1(stream);
-        // 0: no time limit of Pingora's for the head; the connection has its own.
+        // 0: Pingora sets no time limit for the head; the connection has its own.
         session.set_keepalive((!*shutdown.borrow()).then_some(0));
         self.app.process_new_http(session, shutdown)
     }
@@ -308,14 +316,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> Parts<A> {
         self.app.process_new_http(session, shutdown)
     }
 
-    /// HTTP/2: Pingora ends it when it is told that the server shuts down, or only this
-    /// connection.
+    /// HTTP/2. Pingora ends it gracefully when the server shuts down, or when only this connection is to
+    /// end; both are signalled over the same channel.
     async fn http2(&self, stream: Stream, connection: &ClientConnection, shutdown: &ShutdownWatch) {
         let mut shutdown = shutdown.clone();
-        let (goaway, told) = watch::channel(*shutdown.borrow());
+        let (goaway, end) = watch::channel(*shutdown.borrow());
         let server = goaway.clone();
         connection.set_http2(goaway);
-        let mut serving = self.app.process_new(stream, &told);
+        let mut serving = self.app.process_new(stream, &end);
         let changed = tokio::select! {
             biased;
             _ = &mut serving => return,
@@ -337,42 +345,43 @@ fn transport(stream: TcpStream, peer: SocketAddr) -> TcpTransport {
     transport
 }
 
-/// What is answered to heads that never become requests.
-fn answers(live: &Arc<Live>) -> Answers {
+/// Responds to heads that never become requests.
+fn head_failure_response(live: &Arc<Live>) -> HeadFailureResponse {
     let live = Arc::clone(live);
     Arc::new(move |failure| {
         let plan = &live.load().plan;
-        let no = match failure {
+        let rejection = match failure {
             HeadFailure::Timeout => Rejection::head_timeout(),
             HeadFailure::TooLarge => Rejection::headers_too_large(plan.max_header_size),
         };
-        answer(plan.error_format, &no)
+        response(plan.error_format, &rejection)
     })
 }
 
-/// Answers a connection for which there is no room, if that is possible without waiting.
-fn refuse(stream: &TcpStream, answer: &[u8]) {
-    if stream.try_write(answer).is_ok() {
+/// Responds to a refused connection, if that is possible without waiting.
+fn refuse(stream: &TcpStream, response: &[u8]) {
+    if stream.try_write(response).is_ok() {
         SockRef::from(stream).shutdown(Shutdown::Write).ok();
     }
 }
 
-/// A whole answer of HTTP/1.1, after which the connection is closed.
-fn answer(format: ErrorFormat, no: &Rejection) -> Vec<u8> {
+/// A complete HTTP/1.1 response, after which the connection is closed.
+fn response(format: ErrorFormat, rejection: &Rejection) -> Vec<u8> {
     let flat = format == ErrorFormat::Simple;
-    let body = ErrorWording::new(DIALECTS[0], flat).rejection(no);
-    let reason = http::StatusCode::from_u16(no.status).ok().and_then(|s| s.canonical_reason());
-    let mut answer = format!(
+    let body = ErrorWording::new(DIALECTS[0], flat).rejection(rejection);
+    let reason =
+        http::StatusCode::from_u16(rejection.status).ok().and_then(|s| s.canonical_reason());
+    let mut response = format!(
         "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n",
-        no.status,
+        rejection.status,
         reason.unwrap_or_default(),
         body.len()
     );
-    if let Some(seconds) = no.retry_after {
-        answer.push_str(&format!("Retry-After: {seconds}\r\n"));
+    if let Some(seconds) = rejection.retry_after {
+        response.push_str(&format!("Retry-After: {seconds}\r\n"));
     }
-    answer.push_str("\r\n");
-    let mut answer = answer.into_bytes();
-    answer.extend_from_slice(&body);
-    answer
+    response.push_str("\r\n");
+    let mut response = response.into_bytes();
+    response.extend_from_slice(&body);
+    response
 }

@@ -1,4 +1,4 @@
-//! Sockets to listen on.
+//! Listening sockets.
 
 use std::{
     io,
@@ -8,16 +8,15 @@ use std::{
 
 use socket2::{Domain, Socket, TcpKeepalive, Type};
 
-/// Connections that the system completes before they are accepted; it bounds the number itself
+/// Connections that the system completes before they are accepted; the system caps it
 /// (`net.core.somaxconn`).
 const BACKLOG: i32 = 65535;
 
-/// After how long without a byte the system asks whether the other side is still there, and how
-/// long it waits for an answer before it asks again. A client that vanished without a word, with
-/// its machine or the way to it, is noticed by this.
+/// TCP keep-alive: the idle time before the first probe, and the time between probes. It detects clients
+/// that vanish without closing their connection.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15));
 
-/// An address that is taken, but not listened on yet.
+/// A socket that is bound, but does not listen yet.
 pub struct Bound(Socket);
 
 impl Bound {
@@ -31,14 +30,14 @@ impl Bound {
     }
 }
 
-/// Takes an address. Nobody can connect yet. `[::]` stands for all addresses of both families, or
-/// for those of IPv4 on a machine without IPv6.
+/// Binds an address without listening on it. `[::]` stands for all addresses of both families, or for
+/// those of IPv4 on a machine without IPv6.
 ///
 /// # Errors
-/// If that cannot be; the text names the address.
+/// If that fails; the text names the address.
 pub fn bind(address: SocketAddr) -> io::Result<Bound> {
     let bound = match attempt(address) {
-        Err(e) if address.ip() == Ipv6Addr::UNSPECIFIED && !is_about_the_port(&e) => {
+        Err(e) if address.ip() == Ipv6Addr::UNSPECIFIED && !is_about_port(&e) => {
             attempt((Ipv4Addr::UNSPECIFIED, address.port()).into())
         }
         result => result,
@@ -48,15 +47,15 @@ pub fn bind(address: SocketAddr) -> io::Result<Bound> {
         .map_err(|e| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
 }
 
-/// Listens on an address, as [`bind`] takes it.
+/// Binds an address, as [`bind`] does, and listens on it.
 ///
 /// # Errors
-/// If that cannot be; the text names the address.
+/// If that fails; the text names the address.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     bind(address)?.listen()
 }
 
-fn is_about_the_port(error: &io::Error) -> bool {
+fn is_about_port(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
 }
 

@@ -1,5 +1,5 @@
-//! A client's connection as Pingora gets it: it tells when bytes come and writes are blocked,
-//! knows the two protocols apart by the first bytes, and answers what never becomes a request.
+//! A client's connection as Pingora gets it: it reports received bytes and blocked writes, detects
+//! HTTP/2 by the first bytes, and answers heads that never become requests.
 
 use std::{
     fmt, io,
@@ -24,14 +24,14 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use super::chunks::ChunkLines;
 use crate::runtime::connections::{ClientConnection, HeadFailure, Phase};
 
-/// What every connection of HTTP/2 begins with (RFC 9113, section 3.4).
+/// The connection preface of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Bytes of answers that are gathered for one segment or TLS record.
+/// Bytes of answers that are collected for one segment or TLS record.
 const WRITE_BUFFER: usize = 4096;
 
-/// Makes the answer to a request that never becomes one.
-pub type Answers = Arc<dyn Fn(HeadFailure) -> Vec<u8> + Send + Sync>;
+/// Makes the response to a head that never becomes a request.
+pub type HeadFailureResponse = Arc<dyn Fn(HeadFailure) -> Vec<u8> + Send + Sync>;
 
 /// A client's connection.
 pub struct ClientStream<T: IO> {
@@ -40,26 +40,26 @@ pub struct ClientStream<T: IO> {
     connection: Arc<ClientConnection>,
     /// Made once: Pingora asks for it with each request.
     digest: Arc<ProxyDigest>,
-    answers: Answers,
+    head_failure_response: HeadFailureResponse,
     /// Bytes that were read to find out which protocol it is.
     first: [u8; PREFACE.len()],
-    /// How many of them there are, and how many have been given on.
+    /// How many of them were read, and how many were passed on.
     peeked: usize,
-    given: usize,
+    passed_on: usize,
     http2: bool,
-    last: Option<LastWords>,
+    last: Option<LastResponse>,
 }
 
-/// An answer that is the last of its connection.
-struct LastWords {
-    answer: Vec<u8>,
+/// The last response of a connection.
+struct LastResponse {
+    bytes: Vec<u8>,
     written: usize,
     closed: bool,
 }
 
 impl<T: IO> Drop for ClientStream<T> {
-    /// Sends what has been written, as far as that goes at once. A connection is closed in the middle of
-    /// an answer if there is no more of it; its reader has to see how far it came.
+    /// Sends buffered bytes as far as possible without waiting. When an answer breaks off, its reader must
+    /// see everything that arrived before.
     fn drop(&mut self) {
         if !self.io.buffer().is_empty() {
             let flushed =
@@ -76,13 +76,12 @@ impl<T: IO> fmt::Debug for ClientStream<T> {
 }
 
 impl<T: IO> ClientStream<T> {
-    /// Over this transport.
     pub fn new(
         io: T,
         connection: Arc<ClientConnection>,
-        answers: Answers,
+        head_failure_response: HeadFailureResponse,
     ) -> pingora::Result<Self> {
-        // The one thing of ours that Pingora carries from a connection to each of its requests.
+        // The only custom value that Pingora passes from a connection to each of its requests.
         let head = Box::new(ResponseHeader::build(200, Some(0))?);
         let data = Box::new(Arc::clone(&connection));
         Ok(Self {
@@ -90,22 +89,22 @@ impl<T: IO> ClientStream<T> {
             digest: Arc::new(ProxyDigest::new(head, Some(data))),
             connection,
             chunks: ChunkLines::default(),
-            answers,
+            head_failure_response,
             first: [0; PREFACE.len()],
             peeked: 0,
-            given: 0,
+            passed_on: 0,
             http2: false,
             last: None,
         })
     }
 
-    /// HTTP/2 was agreed upon.
+    /// Switches to HTTP/2, which was negotiated.
     pub fn set_http2(&mut self) {
         self.http2 = true;
         self.chunks = ChunkLines::default();
     }
 
-    /// Whether it begins as HTTP/2 does. Reads no more than is needed to say no.
+    /// Whether it begins with the preface of HTTP/2. Stops reading at the first different byte.
     ///
     /// # Errors
     /// If nothing can be read.
@@ -132,7 +131,7 @@ impl<T: IO> ClientStream<T> {
         Poll::Ready(Ok(read))
     }
 
-    /// Reads from the client, and tells of it.
+    /// Reads from the client and reports the bytes to the connection.
     fn poll_receive(
         &mut self,
         cx: &mut Context<'_>,
@@ -145,7 +144,7 @@ impl<T: IO> ClientStream<T> {
             self.fail(failure);
         }
         if self.last.is_some() {
-            return self.poll_last_words(cx);
+            return self.poll_last_response(cx);
         }
         if self.connection.has_bad_chunks() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "bad chunks")));
@@ -180,18 +179,18 @@ impl<T: IO> ClientStream<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the connection with an answer instead of a request.
+    /// Ends the connection with a response to the failed head.
     fn fail(&mut self, failure: HeadFailure) {
-        let answer = (self.answers)(failure);
+        let bytes = (self.head_failure_response)(failure);
         self.connection.finish();
-        self.last = Some(LastWords { answer, written: 0, closed: false });
+        self.last = Some(LastResponse { bytes, written: 0, closed: false });
     }
 
-    /// Writes the answer, closes this side, and reads what the client still sends: closing at
-    /// once would reset the connection, and destroy the answer on its way.
-    fn poll_last_words(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Poll::Ready(over) = self.poll_farewell(cx) {
-            if let Err(e) = over {
+    /// Writes the last response, closes the sending side, and reads what the client still sends: closing at
+    /// once would reset the connection and destroy the response.
+    fn poll_last_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(result) = self.poll_write_and_drain(cx) {
+            if let Err(e) = result {
                 log::debug!("cannot answer: {e}");
             }
             self.connection.close();
@@ -199,11 +198,11 @@ impl<T: IO> ClientStream<T> {
         Poll::Pending
     }
 
-    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_and_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(last) = &mut self.last else {
             return Poll::Ready(Ok(()));
         };
-        while let Some(rest) = last.answer.get(last.written..).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = last.bytes.get(last.written..).filter(|rest| !rest.is_empty()) {
             match ready!(Pin::new(&mut self.io).poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => last.written += written,
@@ -214,9 +213,9 @@ impl<T: IO> ClientStream<T> {
             ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
             last.closed = true;
         }
-        let mut waste = [0; 1024];
+        let mut discarded = [0; 1024];
         loop {
-            let mut buffer = ReadBuf::new(&mut waste);
+            let mut buffer = ReadBuf::new(&mut discarded);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
             if buffer.filled().is_empty() {
                 return Poll::Ready(Ok(()));
@@ -224,8 +223,8 @@ impl<T: IO> ClientStream<T> {
         }
     }
 
-    /// Notes whether a write is blocked.
-    fn noted<R>(&self, result: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+    /// Reports whether a write is blocked.
+    fn report_write<R>(&self, result: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         self.connection.set_blocked(result.is_pending());
         result
     }
@@ -245,11 +244,11 @@ impl<T: IO> AsyncRead for ClientStream<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.given < this.peeked && this.last.is_none() {
-            let bytes = &this.first[this.given..this.peeked];
+        if this.passed_on < this.peeked && this.last.is_none() {
+            let bytes = &this.first[this.passed_on..this.peeked];
             let bytes = &bytes[..bytes.len().min(buf.remaining())];
             buf.put_slice(bytes);
-            this.given += bytes.len();
+            this.passed_on += bytes.len();
             return Poll::Ready(Ok(()));
         }
         this.poll_receive(cx, buf)
@@ -266,7 +265,7 @@ impl<T: IO> AsyncWrite for ClientStream<T> {
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
         // Bytes that only went into the buffer say nothing about the client.
         if result.is_pending() || self.io.buffer().is_empty() {
-            return self.noted(result);
+            return self.report_write(result);
         }
         result
     }
@@ -274,13 +273,13 @@ impl<T: IO> AsyncWrite for ClientStream<T> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_write()?;
         let result = Pin::new(&mut self.io).poll_flush(cx);
-        self.noted(result)
+        self.report_write(result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_write()?;
         let result = Pin::new(&mut self.io).poll_shutdown(cx);
-        self.noted(result)
+        self.report_write(result)
     }
 
     fn poll_write_vectored(
@@ -290,7 +289,7 @@ impl<T: IO> AsyncWrite for ClientStream<T> {
     ) -> Poll<io::Result<usize>> {
         self.check_write()?;
         let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.noted(result)
+        self.report_write(result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -309,9 +308,9 @@ impl<T: IO> Shutdown for ClientStream<T> {
 
 #[async_trait]
 impl<T: IO> Peek for ClientStream<T> {
-    /// Only for the preface of HTTP/2, which has been read by then.
+    /// Only used for the preface of HTTP/2, which was read before.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        let fits = self.given == 0 && self.peeked == buf.len();
+        let fits = self.passed_on == 0 && self.peeked == buf.len();
         if fits {
             buf.copy_from_slice(&self.first);
         }

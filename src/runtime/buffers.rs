@@ -1,58 +1,57 @@
-//! The memory of all request bodies that are held at the same time.
+//! The total memory of all request bodies that are held.
 
 use std::sync::Arc;
 
 use prometheus::IntGauge;
 
-/// Counts the bytes that are held.
+/// Counts the held bytes of all requests.
 pub struct Buffers {
     held: IntGauge,
 }
 
 impl Buffers {
-    /// Counts in this gauge.
     pub fn new(held: IntGauge) -> Self {
         Self { held }
     }
 
-    /// A share, with nothing in it yet.
+    /// An empty share.
     pub fn share(self: &Arc<Self>) -> Share {
         Share { all: Arc::clone(self), bytes: 0 }
     }
 }
 
-/// What one request holds; given back when dropped.
+/// The bytes that one request holds; released when dropped.
 pub struct Share {
     all: Arc<Buffers>,
     bytes: i64,
 }
 
 impl Share {
-    /// Takes more, if all shares together then hold no more than `limit`.
+    /// Takes more, unless all shares together would then hold more than `limit`.
     #[must_use]
     pub fn try_take(&mut self, bytes: usize, limit: u64) -> bool {
         self.take(bytes);
         let fits = self.all.held.get() <= i64::try_from(limit).unwrap_or(i64::MAX);
         if !fits {
-            self.give_back(bytes);
+            self.release(bytes);
         }
         fits
     }
 
-    /// Takes more, whatever the others hold.
+    /// Takes more, without a limit.
     pub fn take(&mut self, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.bytes += bytes;
         self.all.held.add(bytes);
     }
 
-    fn give_back(&mut self, bytes: usize) {
+    fn release(&mut self, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.bytes -= bytes;
         self.all.held.sub(bytes);
     }
 
-    /// Gives everything back.
+    /// Releases everything.
     pub fn clear(&mut self) {
         self.all.held.sub(std::mem::take(&mut self.bytes));
     }

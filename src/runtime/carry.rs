@@ -1,10 +1,10 @@
-//! What outlives a reload: health, counters, connections, records that wait.
+//! What survives a reload: health, counters, connections, waiting usage records.
 
 use std::{
     path::PathBuf,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64},
     },
 };
 
@@ -13,102 +13,93 @@ use pingora_load_balancing::{Backend, HealthRegistry};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
-    Explains, Snapshot,
-    buffers::Buffers,
-    connections::Connections,
-    discovery::{Drained, Found},
-    watch::Watches,
+    buffers::Buffers, connections::Connections, discovery::DiscoveryState, drained::Drained,
+    explain::RecentTraces, watch::Watches,
 };
 use crate::{
     auth::{KeyStore, Resources},
-    balance::{Endpoint, Probe, endpoint::Ids, health},
+    balance::{Endpoint, Probe, endpoint::BackendIds, health},
     limit,
     store::{self, Stores},
     telemetry::Metrics,
     usage::Outbox,
 };
 
-/// Asks for a reload; told the new generation, or everything that is wrong with the file.
+/// A request for a reload; it is answered with the new generation, or with all problems of the file.
 pub type ReloadRequest = oneshot::Sender<Result<u64, Vec<String>>>;
 
-/// Where what requests and operators put in comes out again.
-pub struct Outlets {
-    /// Wishes for a reload.
+/// The receiving ends of the channels in [`Carry`].
+pub struct Receivers {
     pub reloads: mpsc::UnboundedReceiver<ReloadRequest>,
 }
 
-/// The lasting parts of a gateway.
+/// The parts of a gateway that survive reloads.
 pub struct Carry {
-    /// All metrics.
     pub metrics: Metrics,
     /// Health of the backends.
     pub health: Arc<HealthRegistry>,
-    /// How they are probed.
     pub probe: Arc<Probe>,
-    /// Wakes the task that probes: the configuration has changed.
+    /// Wakes the task that probes, because the configuration has changed.
     pub probe_now: Notify,
-    /// Identities of the backends.
-    pub ids: Ids,
-    /// Where they are.
-    pub found: Found,
-    /// Those that get no new requests.
+    pub ids: BackendIds,
+    /// Backends from discovery sources, and the addresses of names.
+    pub discovered: DiscoveryState,
     pub drained: Drained,
-    /// Wakes the task that finds backends: the configuration has changed.
+    /// Wakes the task that discovers backends, because the configuration has changed.
     pub discover_now: Notify,
-    /// For asking backends what is not a client's request.
+    /// For the gateway's own requests to backends.
     pub client: reqwest::Client,
-    /// Connections to backends for requests that are tried at two of them at the same time. Made
-    /// when the first one needs it.
+    /// Connections to backends for hedged requests. Made when the first one needs it.
     pub connector: LazyLock<Connector>,
-    /// For everything outside of the fleet.
+    /// For requests to other servers than backends.
     pub outside: reqwest::Client,
     /// Redis and SQL connections.
     pub stores: Stores,
     /// The keys of the admin API.
     pub keys: Arc<KeyStore>,
-    /// Asks the task that reloads to do so now.
+    /// Requests a reload.
     pub reload: mpsc::UnboundedSender<ReloadRequest>,
-    /// Limits: what is taken and held, and what was spent.
+    /// The state of the limits: what is taken, held and spent.
     pub limits: Arc<limit::Shared>,
-    /// Usage records on their way.
+    /// Usage records on their way to the reporters.
     pub usage: Outbox,
-    /// Wakes the task that delivers them: the configuration has changed.
+    /// Wakes the task that delivers them, because the configuration has changed.
     pub deliver_now: Notify,
-    /// The ways of the last requests. Written by the gateway, read by the admin API.
-    pub explains: Explains,
-    /// Deadlines of the requests under way.
+    /// Traces of the last requests. Written by the gateway, read by the admin API.
+    pub explains: RecentTraces,
+    /// Deadlines of the requests in flight.
     pub watches: Arc<Watches>,
     /// Connections of clients.
     pub connections: Arc<Connections>,
     /// The memory of request bodies.
     pub buffers: Arc<Buffers>,
-    /// The process is about to end: `/ready` says so.
+    /// The process is about to end: `/ready` reports it.
     pub draining: AtomicBool,
-    /// For connections that must not be shared.
+    /// Source of the connection groups of [`Endpoint::fresh_peer`].
     pub unique: AtomicU64,
 }
 
-/// Idle connections that are kept for requests that are tried at two backends, for each thread.
-const KEPT: usize = 128;
+/// Idle connections that are kept for hedged requests, for each thread.
+const IDLE_CONNECTIONS: usize = 128;
 
 impl Carry {
-    /// Starts with nothing known. `keys_db` is the file of the admin API's keys, `limits_db` that
-    /// of what was spent, `spool` the folder of usage records.
+    /// `keys_db` is the file of the admin API's keys, `limits_db` the file of what was spent, `spool`
+    /// the folder of usage records.
     pub fn new(
         keys_db: PathBuf,
         limits_db: PathBuf,
         spool: Option<PathBuf>,
-    ) -> (Arc<Self>, Outlets) {
+    ) -> (Arc<Self>, Receivers) {
         let client = store::http::client();
         let probe = Arc::new(Probe::new(client.clone()));
         // A backend keeps its health when its weight changes.
         let key = |backend: &Backend| u64::from(Endpoint::id_of(backend));
         let registry = Arc::new(HealthRegistry::with_equivalence(key));
-        registry.set_health_check(Box::new(health::Shared(Arc::clone(&probe))));
+        registry.set_health_check(Box::new(health::SharedProbe(Arc::clone(&probe))));
         let metrics = Metrics::new();
         let (reload, reloads) = mpsc::unbounded_channel();
         let limits = Arc::new(limit::Shared::new(limits_db, &metrics));
-        let ids = Ids::new(&metrics);
+        let ids = BackendIds::new(&metrics);
         let usage = metrics.usage.clone();
         let connections = Arc::new(Connections::new(metrics.connections.clone()));
         let buffers = Arc::new(Buffers::new(metrics.buffered.clone()));
@@ -118,11 +109,13 @@ impl Carry {
             probe,
             probe_now: Notify::new(),
             ids,
-            found: Found::default(),
+            discovered: DiscoveryState::default(),
             drained: Drained::default(),
             discover_now: Notify::new(),
             client,
-            connector: LazyLock::new(|| Connector::new(Some(store::tls::connector(KEPT)))),
+            connector: LazyLock::new(|| {
+                Connector::new(Some(store::tls::connector(IDLE_CONNECTIONS)))
+            }),
             outside: store::http::outside(),
             stores: Stores::default(),
             keys: Arc::new(KeyStore::new(keys_db)),
@@ -130,38 +123,25 @@ impl Carry {
             limits,
             usage: Outbox::new(spool, usage),
             deliver_now: Notify::new(),
-            explains: Explains::default(),
+            explains: RecentTraces::default(),
             watches: Arc::default(),
             connections,
             buffers,
             draining: AtomicBool::new(false),
             unique: AtomicU64::new(1),
         };
-        (Arc::new(carry), Outlets { reloads })
+        (Arc::new(carry), Receivers { reloads })
     }
 }
 
 impl Carry {
-    /// What auth providers are made with.
+    /// What auth providers are built with.
     pub fn resources(&self) -> Resources<'_> {
         Resources {
             stores: &self.stores,
             client: &self.outside,
             keys: &self.keys,
             metrics: &self.metrics,
-        }
-    }
-
-    /// Whether new traffic is welcome.
-    ///
-    /// # Errors
-    /// Why not, in two words.
-    pub fn ready(&self, snapshot: &Snapshot) -> Result<(), &'static str> {
-        match () {
-            () if self.draining.load(Ordering::Relaxed) => Err("draining\n"),
-            () if self.usage.refuses() => Err("no room for usage records\n"),
-            () if !snapshot.ready() => Err("no healthy backend\n"),
-            () => Ok(()),
         }
     }
 }

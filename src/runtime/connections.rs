@@ -1,10 +1,8 @@
-//! Clients' connections: how many there are, in which state each is, and until when it may stay
-//! in it.
+//! Clients' connections: how many there are, which phase each is in, and the deadline of that phase.
 //!
-//! A connection costs a file descriptor and memory whether anything comes over it or not. So
-//! every state has a time limit, apart from a request under way, which has limits of its own.
-//! `listener` tells when bytes come and enforces the limits; `gateway` tells when requests begin
-//! and end.
+//! A connection costs a file descriptor and memory even if it is silent. So every phase has a time
+//! limit, except a request in flight, which has its own limits. `listener` reports received bytes and
+//! enforces the deadlines; `gateway` reports when requests begin and end.
 
 use std::{
     collections::HashMap,
@@ -29,32 +27,31 @@ use crate::{
 /// No deadline.
 pub const NEVER: u64 = u64::MAX;
 
-/// How long a connection may live on that has been told to end: the last answers are written, and
-/// what the client still sends is read, so that closing does not destroy them.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a connection that is ending may stay open: the last answers are written, and what the client
+/// still sends is read, because closing with unread data would reset the connection and destroy them.
+const CLOSING_TIME: Duration = Duration::from_secs(5);
 
-/// How long connections are kept idle while three quarters of all places are taken.
+/// The idle timeout while more than three quarters of all connection slots are taken.
 const IDLE_UNDER_PRESSURE: Duration = Duration::from_secs(5);
 
-/// Limits of one connection.
+/// The limits of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// For a TLS handshake, an HTTP/2 preface, or the head of a request.
+    /// Timeout of a TLS handshake, an HTTP/2 preface, or the head of a request.
     pub head: Option<Duration>,
-    /// Between requests.
+    /// Timeout between requests.
     pub idle: Option<Duration>,
-    /// For the client to take some of what is sent to it.
+    /// Timeout of a blocked write.
     pub write: Option<Duration>,
-    /// Bytes of a request's head as it comes over the wire.
+    /// The largest head of a request, in bytes on the wire.
     pub head_size: usize,
 }
 
 impl ConnectionLimits {
-    /// What is added to `server.max_header_size` for what is not counted there: method, version,
-    /// white space, and the empty line.
+    /// Added to `server.max_header_size`, which does not count method, version, white space and the empty
+    /// line.
     const HEAD_ROOM: usize = 4096;
 
-    /// Those of a configuration.
     pub fn of(plan: &Plan) -> Self {
         Self {
             head: plan.timeouts.client_head,
@@ -65,25 +62,22 @@ impl ConnectionLimits {
     }
 }
 
-/// How many connections there may be; 0 means any number.
+/// The most connections; 0 means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Places {
-    /// In total.
+pub struct MaxConnections {
     pub total: usize,
     /// From one address, or from one /64 network of IPv6.
     pub per_address: u32,
 }
 
-/// Why a connection is refused.
+/// The limit because of which a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Full {
-    /// There are as many as there may be.
+pub enum ReachedLimit {
     Total,
-    /// The address has as many as it may have.
     Address,
 }
 
-impl Full {
+impl ReachedLimit {
     /// The `reason` label of `llmproxy_connections_refused_total`.
     pub fn word(self) -> &'static str {
         match self {
@@ -97,14 +91,13 @@ impl Full {
 pub struct Connections {
     start: Instant,
     open: AtomicUsize,
-    /// How many there may be, by the configuration in force; 0 means any number.
+    /// The limit of the configuration in force; 0 means none.
     total: AtomicUsize,
     addresses: Mutex<HashMap<IpAddr, u32>>,
     metrics: ConnectionMetrics,
 }
 
 impl Connections {
-    /// Starts with none.
     pub fn new(metrics: ConnectionMetrics) -> Self {
         Self {
             start: Instant::now(),
@@ -115,38 +108,37 @@ impl Connections {
         }
     }
 
-    /// Takes a place for a connection. `address` is `None` for those that are not limited by
-    /// address.
+    /// Takes a slot for a connection. `address` is `None` for connections without a limit by address.
     ///
     /// # Errors
     /// Which limit is reached.
     pub fn admit(
         self: &Arc<Self>,
         address: Option<IpAddr>,
-        places: Places,
+        max: MaxConnections,
         limits: ConnectionLimits,
-    ) -> Result<Arc<ClientConnection>, Full> {
-        self.total.store(places.total, Ordering::Relaxed);
+    ) -> Result<Arc<ClientConnection>, ReachedLimit> {
+        self.total.store(max.total, Ordering::Relaxed);
         let before = self.open.fetch_add(1, Ordering::Relaxed);
-        let mut place = Place { all: Arc::clone(self), address: None };
+        let mut slot = Slot { all: Arc::clone(self), address: None };
         self.metrics.open.inc();
-        if places.total != 0 && before >= places.total {
-            return Err(self.refuse(Full::Total));
+        if max.total != 0 && before >= max.total {
+            return Err(self.refuse(ReachedLimit::Total));
         }
-        if let Some(address) = address.filter(|_| places.per_address != 0) {
+        if let Some(address) = address.filter(|_| max.per_address != 0) {
             let address = ip::network(address);
             let mut addresses = lock(&self.addresses);
             let count = addresses.entry(address).or_default();
-            if *count >= places.per_address {
-                return Err(self.refuse(Full::Address));
+            if *count >= max.per_address {
+                return Err(self.refuse(ReachedLimit::Address));
             }
             *count += 1;
             drop(addresses);
-            place.address = Some(address);
+            slot.address = Some(address);
         }
         let connection = ClientConnection {
             limits: Mutex::new(limits),
-            place,
+            slot,
             phase: AtomicU8::new(Phase::Opening as u8),
             deadline: AtomicU64::new(NEVER),
             write_deadline: AtomicU64::new(NEVER),
@@ -164,19 +156,18 @@ impl Connections {
         Ok(Arc::new(connection))
     }
 
-    /// How many there are.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
-    fn crowded(&self) -> bool {
+    fn is_crowded(&self) -> bool {
         let total = self.total.load(Ordering::Relaxed);
         total != 0 && self.open() > total - total.div_ceil(4)
     }
 
-    fn refuse(&self, full: Full) -> Full {
-        self.metrics.refused.with_label_values(&[full.word()]).inc();
-        full
+    fn refuse(&self, limit: ReachedLimit) -> ReachedLimit {
+        self.metrics.refused.with_label_values(&[limit.word()]).inc();
+        limit
     }
 
     fn millis(&self, at: Instant) -> u64 {
@@ -184,13 +175,13 @@ impl Connections {
     }
 }
 
-/// A place among the connections; given back when dropped.
-struct Place {
+/// A slot of a connection; released when dropped.
+struct Slot {
     all: Arc<Connections>,
     address: Option<IpAddr>,
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.all.open.fetch_sub(1, Ordering::Relaxed);
         self.all.metrics.open.dec();
@@ -205,57 +196,54 @@ impl Drop for Place {
     }
 }
 
-/// What a connection is waited on for.
+/// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
-    /// Nothing has come yet, or TLS is being negotiated.
+    /// The first bytes, or the end of the TLS handshake.
     Opening,
-    /// The beginning of a request has come, or of an HTTP/2 preface.
+    /// The rest of a request's head, or of an HTTP/2 preface.
     Head,
-    /// Requests are under way.
+    /// The end of the requests in flight.
     Busy,
-    /// Between requests.
+    /// The next request.
     Idle,
-    /// It has been told to end.
+    /// Its end.
     Ending,
 }
 
 /// What to do with a connection whose deadline has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overdue {
-    /// Close it.
+pub enum DeadlineAction {
     Close,
-    /// Call it again: its next read or write learns what has happened.
+    /// Poll it again: its next read or write sees what has happened.
     Continue,
 }
 
 /// Why the head of a request never becomes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadFailure {
-    /// It took too long.
     Timeout,
-    /// It is too large.
     TooLarge,
 }
 
 /// One connection of a client.
 pub struct ClientConnection {
     limits: Mutex<ConnectionLimits>,
-    place: Place,
+    slot: Slot,
     phase: AtomicU8,
-    /// Milliseconds from the start of the process.
+    /// In milliseconds from the start of the process.
     deadline: AtomicU64,
-    /// Likewise; for a write that is blocked.
+    /// Likewise; of a blocked write.
     write_deadline: AtomicU64,
     write_failed: AtomicBool,
     head_timed_out: AtomicBool,
     bad_chunks: AtomicBool,
-    /// Requests with chunked bodies whose lines are watched, and those that have come.
+    /// Requests with chunked bodies whose chunk lines are watched, and all with chunked bodies.
     watched: AtomicU32,
     chunked: AtomicU32,
     requests: AtomicU32,
-    /// Bytes of the head at hand.
+    /// Bytes of the head that is being received.
     head: AtomicUsize,
     /// Set for HTTP/2; `true` makes Pingora send GOAWAY.
     http2: OnceLock<watch::Sender<bool>>,
@@ -264,7 +252,6 @@ pub struct ClientConnection {
 }
 
 impl ClientConnection {
-    /// What it is waited on for.
     pub fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Opening,
@@ -275,7 +262,7 @@ impl ClientConnection {
         }
     }
 
-    /// Limits of the configuration in force; they hold from the next wait on.
+    /// Sets the limits of the configuration in force; they apply from the next phase on.
     pub fn set_limits(&self, limits: ConnectionLimits) {
         *lock(&self.limits) = limits;
     }
@@ -284,10 +271,12 @@ impl ClientConnection {
         *lock(&self.limits)
     }
 
-    /// How long it may be idle now.
+    /// The present idle timeout.
     fn idle(&self) -> Option<Duration> {
         let idle = self.limits().idle;
-        idle.map(|idle| if self.place.all.crowded() { idle.min(IDLE_UNDER_PRESSURE) } else { idle })
+        idle.map(
+            |idle| if self.slot.all.is_crowded() { idle.min(IDLE_UNDER_PRESSURE) } else { idle },
+        )
     }
 
     fn enter(&self, phase: Phase, wait: Option<Duration>) {
@@ -296,11 +285,11 @@ impl ClientConnection {
     }
 
     fn set_deadline(&self, wait: Option<Duration>) {
-        let due = wait.map_or(NEVER, |wait| self.place.all.millis(Instant::now() + wait));
+        let due = wait.map_or(NEVER, |wait| self.slot.all.millis(Instant::now() + wait));
         self.deadline.store(due, Ordering::Release);
     }
 
-    /// Bytes have come; not to be called while requests are under way.
+    /// Counts received bytes of a head. Must not be called while requests are in flight.
     pub fn received(&self, bytes: usize) {
         if matches!(self.phase(), Phase::Opening | Phase::Idle) {
             self.head.store(0, Ordering::Relaxed);
@@ -309,8 +298,8 @@ impl ClientConnection {
         self.head.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Whether to go on reading the head of a request. To be asked before a read: what has come
-    /// so far is known not to be a whole head then.
+    /// Whether to give up on the head of a request. Call it before a read, when the bytes so far are
+    /// known not to be a whole head.
     pub fn head_failure(&self) -> Option<HeadFailure> {
         if self.head_timed_out.load(Ordering::Acquire) {
             return Some(HeadFailure::Timeout);
@@ -318,7 +307,7 @@ impl ClientConnection {
         if self.phase() != Phase::Head || self.head_bytes() < self.limits().head_size {
             return None;
         }
-        self.place.all.metrics.closed.with_label_values(&["head_size"]).inc();
+        self.slot.all.metrics.closed.with_label_values(&["head_size"]).inc();
         Some(HeadFailure::TooLarge)
     }
 
@@ -327,32 +316,31 @@ impl ClientConnection {
         self.head.load(Ordering::Relaxed)
     }
 
-    /// The lines of a chunked body are watched from here on.
+    /// Notes that the chunk lines of a body are watched.
     pub fn watch_chunks(&self) {
         self.watched.fetch_add(1, Ordering::Release);
     }
 
-    /// The lines of a chunked body do not end as they must: nothing more is read.
+    /// Notes a chunk line with a wrong ending: nothing more is read.
     pub fn set_bad_chunks(&self) {
         self.bad_chunks.store(true, Ordering::Release);
     }
 
-    /// Whether that is so.
     pub fn has_bad_chunks(&self) -> bool {
         self.bad_chunks.load(Ordering::Acquire)
     }
 
-    /// HTTP/2 is spoken from here on. The sender makes it end gracefully.
+    /// Switches to HTTP/2. The sender ends it gracefully.
     pub fn set_http2(&self, goaway: watch::Sender<bool>) {
         self.http2.set(goaway).ok();
     }
 
-    /// The preface of HTTP/2 is complete.
+    /// Notes that the preface of HTTP/2 is complete.
     pub fn ready(&self) {
         self.enter(Phase::Idle, self.idle());
     }
 
-    /// A request begins. The connection has no deadline until the last one has ended.
+    /// Begins a request. The connection has no deadline until its last request has ended.
     pub fn begin(self: &Arc<Self>) -> ActiveRequest {
         self.requests.fetch_add(1, Ordering::AcqRel);
         if self.phase() == Phase::Ending {
@@ -368,35 +356,35 @@ impl ClientConnection {
             return;
         }
         if self.phase() == Phase::Ending {
-            self.set_deadline(Some(LAST_WORDS));
+            self.set_deadline(Some(CLOSING_TIME));
         } else {
             self.enter(Phase::Idle, self.idle());
         }
-        // Another request may have begun meanwhile, on another thread.
+        // Another thread may have begun a request meanwhile.
         if self.requests.load(Ordering::Acquire) > 0 {
             self.set_deadline(None);
         }
-        // By HTTP/2 this is another task than the connection's.
+        // With HTTP/2 this is not the connection's own task.
         self.driver.wake();
     }
 
-    /// The connection ends as soon as what is under way on it has ended.
+    /// Ends the connection as soon as its requests have ended.
     pub fn finish(&self) {
-        self.enter(Phase::Ending, Some(LAST_WORDS));
+        self.enter(Phase::Ending, Some(CLOSING_TIME));
     }
 
-    /// The client has closed its side: nothing is to be waited for.
+    /// Ends the connection at once: the client has closed its side.
     pub fn close(&self) {
         self.phase.store(Phase::Ending as u8, Ordering::Release);
         self.deadline.store(0, Ordering::Release);
     }
 
-    /// A write is blocked (`true`), or has made progress.
+    /// Notes that a write is blocked (`true`) or has made progress.
     pub fn set_blocked(&self, blocked: bool) {
         let known = self.write_deadline.load(Ordering::Relaxed) != NEVER;
         if blocked && !known {
             if let Some(wait) = self.limits().write {
-                let due = self.place.all.millis(Instant::now() + wait);
+                let due = self.slot.all.millis(Instant::now() + wait);
                 self.write_deadline.store(due, Ordering::Release);
             }
         } else if !blocked && known {
@@ -404,82 +392,82 @@ impl ClientConnection {
         }
     }
 
-    /// The client has taken nothing for too long.
+    /// Whether a write was blocked for too long.
     pub fn write_failed(&self) -> bool {
         self.write_failed.load(Ordering::Acquire)
     }
 
-    /// When it has to be looked at again, or `None`.
+    /// The next deadline.
     pub fn due(&self) -> Option<Instant> {
         let due = self.deadline.load(Ordering::Acquire);
         let due = due.min(self.write_deadline.load(Ordering::Acquire));
-        (due != NEVER).then(|| self.place.all.start + Duration::from_millis(due))
+        (due != NEVER).then(|| self.slot.all.start + Duration::from_millis(due))
     }
 
-    /// Who is to be woken when the deadline has changed.
+    /// Registers the task to wake when the deadline has changed.
     pub fn register(&self, waker: &Waker) {
         self.driver.register(waker);
     }
 
-    /// What to do, if a deadline has passed.
-    pub fn overdue(&self) -> Option<Overdue> {
-        let now = self.place.all.millis(Instant::now());
-        let closed = &self.place.all.metrics.closed;
+    /// What to do if a deadline has passed.
+    pub fn overdue(&self) -> Option<DeadlineAction> {
+        let now = self.slot.all.millis(Instant::now());
+        let closed = &self.slot.all.metrics.closed;
         if self.write_deadline.load(Ordering::Acquire) <= now {
-            // The request, or the connection of HTTP/2, learns it from its write.
+            // The request, or the HTTP/2 connection, sees it at its next write.
             closed.with_label_values(&["write"]).inc();
             self.write_failed.store(true, Ordering::Release);
             self.write_deadline.store(NEVER, Ordering::Release);
             if self.requests.load(Ordering::Acquire) == 0 {
-                return Some(Overdue::Close);
+                return Some(DeadlineAction::Close);
             }
-            return Some(Overdue::Continue);
+            return Some(DeadlineAction::Continue);
         }
         if self.deadline.load(Ordering::Acquire) > now {
             return None;
         }
         let http2 = self.http2.get();
         Some(match self.phase() {
-            // Requests that crossed with the end are served.
+            // Requests that arrived while the connection was ending are served.
             Phase::Ending if self.requests.load(Ordering::Acquire) > 0 => {
                 self.set_deadline(None);
-                Overdue::Continue
+                DeadlineAction::Continue
             }
-            Phase::Ending => Overdue::Close,
+            Phase::Ending => DeadlineAction::Close,
             // A request began at the same moment.
-            Phase::Busy => Overdue::Continue,
+            Phase::Busy => DeadlineAction::Continue,
             Phase::Opening => {
                 closed.with_label_values(&["opening"]).inc();
-                Overdue::Close
+                DeadlineAction::Close
             }
             Phase::Head => {
                 closed.with_label_values(&["head"]).inc();
                 self.finish();
                 self.head_timed_out.store(true, Ordering::Release);
-                if http2.is_some() { Overdue::Close } else { Overdue::Continue }
+                if http2.is_some() { DeadlineAction::Close } else { DeadlineAction::Continue }
             }
             Phase::Idle => {
                 closed.with_label_values(&["idle"]).inc();
-                let Some(goaway) = http2 else { return Some(Overdue::Close) };
+                let Some(goaway) = http2 else { return Some(DeadlineAction::Close) };
                 self.finish();
                 goaway.send_replace(true);
-                Overdue::Continue
+                DeadlineAction::Continue
             }
         })
     }
 }
 
-/// A request under way; its end is told when this is dropped.
+/// A request in flight; dropping it ends the request.
 pub struct ActiveRequest(Arc<ClientConnection>);
 
 impl ActiveRequest {
-    /// Its body is chunked. Whether the lines of the chunks are watched: those of one that came together
-    /// with the request before it are not.
+    /// Counts a request with a chunked body; whether its chunk lines are watched. They are not if the
+    /// request arrived together with the one before it.
     pub fn is_watched(&self) -> bool {
         self.0.chunked.fetch_add(1, Ordering::Relaxed) < self.0.watched.load(Ordering::Acquire)
     }
 
-    /// Whether the lines of its chunked body do not end as they must.
+    /// Whether a chunk line of its body had a wrong ending.
     pub fn has_bad_chunks(&self) -> bool {
         self.0.has_bad_chunks()
     }
@@ -492,115 +480,4 @@ impl Drop for ActiveRequest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::telemetry::Metrics;
-
-    const LIMITS: ConnectionLimits = ConnectionLimits {
-        head: Some(Duration::from_secs(1000)),
-        idle: Some(Duration::from_secs(3000)),
-        write: Some(Duration::from_secs(2000)),
-        head_size: 100,
-    };
-
-    fn connections() -> (Arc<Connections>, Metrics) {
-        let metrics = Metrics::new();
-        (Arc::new(Connections::new(metrics.connections.clone())), metrics)
-    }
-
-    fn seconds(connection: &ClientConnection) -> Option<u64> {
-        let left = connection.due()?.saturating_duration_since(Instant::now());
-        // To the nearest hundred: the clock runs.
-        Some((left.as_secs() + 50) / 100 * 100)
-    }
-
-    #[test]
-    fn each_phase_has_its_deadline() {
-        let (all, _) = connections();
-        let places = Places { total: 0, per_address: 0 };
-        let connection = all.admit(None, places, LIMITS).unwrap();
-        assert_eq!((connection.phase(), seconds(&connection)), (Phase::Opening, Some(1000)));
-        connection.received(60);
-        assert_eq!((connection.phase(), seconds(&connection)), (Phase::Head, Some(1000)));
-        assert_eq!(connection.head_failure(), None);
-        connection.received(60);
-        assert_eq!(connection.head_failure(), Some(HeadFailure::TooLarge));
-        let (first, second) = (connection.begin(), connection.begin());
-        assert_eq!((connection.phase(), connection.due()), (Phase::Busy, None));
-        connection.set_blocked(true);
-        assert_eq!(seconds(&connection), Some(2000));
-        connection.set_blocked(false);
-        drop(first);
-        assert_eq!((connection.phase(), connection.due()), (Phase::Busy, None));
-        drop(second);
-        assert_eq!((connection.phase(), seconds(&connection)), (Phase::Idle, Some(3000)));
-        // The next head is counted anew.
-        connection.received(60);
-        assert_eq!((connection.phase(), connection.head_failure()), (Phase::Head, None));
-        connection.close();
-        assert_eq!(connection.overdue(), Some(Overdue::Close));
-    }
-
-    #[test]
-    fn places_are_given_back() {
-        let (all, metrics) = connections();
-        let places = Places { total: 3, per_address: 2 };
-        let admit = |address: &str| all.admit(Some(address.parse().unwrap()), places, LIMITS);
-        let first = admit("192.0.2.1").unwrap();
-        let second = admit("::ffff:192.0.2.1").unwrap();
-        assert_eq!(admit("192.0.2.1").err(), Some(Full::Address));
-        let third = admit("192.0.2.2").unwrap();
-        assert_eq!(admit("192.0.2.3").err(), Some(Full::Total));
-        assert_eq!((all.open(), metrics.connections.open.get()), (3, 3));
-        drop((first, third));
-        assert!(admit("192.0.2.1").is_ok());
-        drop(second);
-        assert_eq!((all.open(), metrics.connections.open.get()), (0, 0));
-        assert!(lock(&all.addresses).is_empty());
-        for (reason, count) in [("address", 1), ("total", 1)] {
-            assert_eq!(metrics.connections.refused.with_label_values(&[reason]).get(), count);
-        }
-    }
-
-    #[test]
-    fn a_network_of_ipv6_counts_as_one_address() {
-        let (all, _) = connections();
-        let places = Places { total: 0, per_address: 1 };
-        let admit = |address: &str| all.admit(Some(address.parse().unwrap()), places, LIMITS);
-        let _first = admit("2001:db8::1").unwrap();
-        assert_eq!(admit("2001:db8::ffff:1").err(), Some(Full::Address));
-        assert!(admit("2001:db8:0:1::1").is_ok());
-        // A trusted proxy has no limit of its own.
-        assert!(all.admit(None, places, LIMITS).is_ok());
-    }
-
-    #[test]
-    fn idle_connections_make_room_when_places_are_short() {
-        let (all, _) = connections();
-        let places = Places { total: 4, per_address: 0 };
-        let mut open: Vec<_> = (0..4).map(|_| all.admit(None, places, LIMITS).unwrap()).collect();
-        for (count, idle) in [(4, 0), (3, 3000)] {
-            open.truncate(count);
-            drop(open[0].begin());
-            assert_eq!(seconds(&open[0]), Some(idle), "{count} of 4 places");
-        }
-    }
-
-    #[test]
-    fn a_connection_of_http2_is_told_before_it_is_closed() {
-        let (all, _) = connections();
-        let limits = ConnectionLimits { idle: Some(Duration::ZERO), ..LIMITS };
-        let connection = all.admit(None, Places { total: 0, per_address: 0 }, limits).unwrap();
-        let (goaway, told) = watch::channel(false);
-        connection.set_http2(goaway);
-        connection.ready();
-        assert_eq!(connection.overdue(), Some(Overdue::Continue));
-        assert!(*told.borrow());
-        assert_eq!((connection.phase(), connection.overdue()), (Phase::Ending, None));
-        // A request that crossed with it is served to its end.
-        let request = connection.begin();
-        assert_eq!(connection.due(), None);
-        drop(request);
-        assert!(connection.due().is_some());
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Why requests went where they went: the last ones, by their ids.
+//! Traces of the last requests, which show why each went where it went.
 
 use std::{
     collections::VecDeque,
@@ -14,10 +14,10 @@ use utoipa::ToSchema;
 
 use crate::{balance, base::lock};
 
-/// Bytes of a model's name that are kept: clients choose it.
-const LONGEST: usize = 200;
+/// Bytes of a model's name that are kept: clients choose the name.
+const MODEL_BYTES: usize = 200;
 
-/// What became of one request.
+/// The trace of one request.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Trace {
     /// Its id, as in `X-Request-Id`.
@@ -26,59 +26,60 @@ pub struct Trace {
     #[serde(serialize_with = "text")]
     #[schema(value_type = String, format = DateTime)]
     pub time: Timestamp,
-    /// The model that was asked for.
+    /// The requested model.
     pub model: String,
-    /// Identity of the caller's key; empty if there is none. Never the key.
+    /// Identity of the caller's key; empty if there is none. Never the key itself.
     pub key_id: String,
-    /// Whose key it is; empty if nobody said.
+    /// The user of the key; empty if unknown.
     pub user_id: String,
-    /// The tries, in the order in which they began.
-    pub tries: Vec<Try>,
+    /// The attempts, in the order in which they began.
+    pub tries: Vec<AttemptTrace>,
     /// `complete`, `client_aborted`, `upstream_error` or `rejected`.
     pub outcome: String,
     /// Status of the answer.
     pub status: u16,
     /// From its arrival to the end of the answer.
     pub duration_ms: u64,
-    /// How long it waited for a slot; `null` if it did not.
+    /// How long it waited for a slot; `null` if it did not wait.
     pub queued_ms: Option<u64>,
 }
 
-/// One try.
+/// One attempt.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
-pub struct Try {
+pub struct AttemptTrace {
     /// When it began, from the arrival of the request.
     pub at_ms: u64,
-    /// How many tiers of the model's ways stand before the one that was chosen from: 0 is the first
-    /// choice, others are fallbacks.
+    /// The tier of the model's route that the backend was picked from: 0 is the first, higher ones are
+    /// fallbacks.
     pub tier: usize,
-    /// The pool, by its place among the pools of the configuration.
+    /// The pool, by its position among the pools of the configuration.
     pub pool: usize,
     /// The model, by the name that the backend knows.
     pub model: String,
-    /// The backend; empty if there was none to choose, which the candidates explain.
+    /// The backend; empty if none was available, which the candidates explain.
     pub backend: String,
-    /// How the backends of the pool stood then; of a single one only if it was not chosen.
+    /// The state of the pool's backends at that time; for a pool of one backend only if it was not
+    /// picked.
     pub candidates: Vec<Candidate>,
-    /// When the first byte of its answer came, from its beginning; `null` if none came.
+    /// Time from the start of the attempt to the first byte of the answer; `null` if none came.
     pub first_byte_ms: Option<u64>,
     /// How long it took.
     pub took_ms: u64,
-    /// What came of it: `ok`, `connect_failure`, `status 500`, `busy`,
-    /// `connection_broken before content`, `nobody to choose`.
+    /// Its result: `ok`, `connect_failure`, `status 500`, `busy`,
+    /// `connection_broken before content`, `no backend available`.
     pub result: String,
-    /// It was made at the same time as another one.
+    /// Whether it ran in parallel to another attempt.
     pub hedge: bool,
 }
 
-/// How one backend stood when a choice was made.
+/// The state of one backend at the time of a pick.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Candidate {
     /// Its name.
     pub backend: String,
-    /// By what the strategy compares, lower is better; `null` where it compares nothing.
+    /// The strategy's score, lower is better; `null` if the strategy does not compare.
     pub score: Option<f64>,
-    /// Why it could not be chosen; `null`: it could.
+    /// Why it could not be picked; `null`: it could.
     pub barred: Option<&'static str>,
 }
 
@@ -95,24 +96,24 @@ fn text<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Erro
 
 /// The traces of the last requests.
 #[derive(Default)]
-pub struct Explains {
+pub struct RecentTraces {
     capacity: AtomicUsize,
     ring: Mutex<Ring>,
 }
 
-/// From the oldest to the newest. Each request adds one and hardly anybody asks, so they are looked
-/// through for an id instead of being indexed by it.
+/// From the oldest to the newest. Each request adds one and look-ups are rare, so there is no index by
+/// id.
 type Ring = VecDeque<Arc<Trace>>;
 
-impl Explains {
-    /// How many are kept; 0: none, and nobody need make any.
+impl RecentTraces {
+    /// How many are kept; 0: none, and no traces need to be made.
     pub fn capacity(&self) -> usize {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Keeps so many from now on.
+    /// Sets how many are kept.
     pub fn resize(&self, capacity: usize) {
-        // Under the lock, so that no trace is added by the old figure after it.
+        // Under the lock, so that no trace is added by the old capacity afterwards.
         let mut ring = lock(&self.ring);
         self.capacity.store(capacity, Ordering::Relaxed);
         let surplus = ring.len().saturating_sub(capacity);
@@ -121,7 +122,7 @@ impl Explains {
         drop(dropped);
     }
 
-    /// Keeps a trace. The oldest one goes, if there are too many.
+    /// Keeps a trace, and drops the oldest one if there are too many.
     pub fn put(&self, mut trace: Trace) {
         shorten(&mut trace.model);
         let trace = Arc::new(trace);
@@ -133,21 +134,21 @@ impl Explains {
         let oldest = if ring.len() >= capacity { ring.pop_front() } else { None };
         ring.push_back(trace);
         drop(ring);
-        // Given back to memory without the lock.
+        // Freed without the lock.
         drop(oldest);
     }
 
-    /// The newest trace with this id: clients choose ids, and may use one twice.
+    /// The newest trace with this id: clients choose ids and may reuse one.
     pub fn find(&self, request_id: &str) -> Option<Arc<Trace>> {
-        // Looked through without the lock.
+        // Searched without the lock.
         let traces: Vec<_> = lock(&self.ring).iter().cloned().collect();
         traces.into_iter().rev().find(|trace| trace.request_id == request_id)
     }
 }
 
 fn shorten(name: &mut String) {
-    if name.len() > LONGEST {
-        name.truncate(name.floor_char_boundary(LONGEST));
+    if name.len() > MODEL_BYTES {
+        name.truncate(name.floor_char_boundary(MODEL_BYTES));
         name.push('…');
         name.shrink_to_fit();
     }
@@ -176,7 +177,7 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_unless_it_is_asked_for() {
-        let explains = Explains::default();
+        let explains = RecentTraces::default();
         explains.put(trace("a", 200));
         assert!(explains.find("a").is_none());
         explains.resize(2);
@@ -193,13 +194,13 @@ mod tests {
 
     #[test]
     fn names_that_clients_make_long_are_cut() {
-        let explains = Explains::default();
+        let explains = RecentTraces::default();
         explains.resize(1);
         explains.put(Trace { model: "ä".repeat(10_001), ..trace("a", 200) });
         let kept = explains.find("a").unwrap();
-        assert!(kept.model.starts_with("ää") && kept.model.len() <= LONGEST + 3);
-        let told = serde_json::to_value(&*kept).unwrap();
-        assert_eq!(told["time"], "1970-01-01T00:00:00.000Z");
+        assert!(kept.model.starts_with("ää") && kept.model.len() <= MODEL_BYTES + 3);
+        let json = serde_json::to_value(&*kept).unwrap();
+        assert_eq!(json["time"], "1970-01-01T00:00:00.000Z");
     }
 
     proptest! {
@@ -207,7 +208,7 @@ mod tests {
         fn the_newest_of_an_id_is_found_as_long_as_it_is_kept(
             steps in prop::collection::vec((0_usize..30, 0_u8..6), 0..100)
         ) {
-            let explains = Explains::default();
+            let explains = RecentTraces::default();
             let (mut kept, mut capacity) = (Vec::new(), 0);
             for (n, (size, id)) in steps.into_iter().enumerate() {
                 if size < 8 {

@@ -4,20 +4,19 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 
-use super::{Carry, Snapshot, discovery};
+use super::{carry::Carry, handover, snapshot::Snapshot};
 use crate::base::lock;
 
 /// Holds the snapshot that new requests get.
 pub struct Live {
     current: ArcSwap<Snapshot>,
-    /// One is built at a time, from the one that it takes the place of.
+    /// Snapshots are built one at a time, each from the one that it replaces.
     building: Mutex<()>,
 }
 
 impl Live {
-    /// Starts with a first snapshot.
     pub fn new(first: Snapshot) -> Self {
-        first.endpoints.iter().for_each(|endpoint| endpoint.enter());
+        first.endpoints.iter().for_each(|endpoint| endpoint.activate());
         Self { current: ArcSwap::from_pointee(first), building: Mutex::default() }
     }
 
@@ -26,14 +25,14 @@ impl Live {
         self.current.load_full()
     }
 
-    /// Does something that must be over before another snapshot takes this one's place.
-    pub fn steady<T>(&self, work: impl FnOnce(&Snapshot) -> T) -> T {
+    /// Runs `work` with the current snapshot, which is not replaced before `work` returns.
+    pub fn while_current<T>(&self, work: impl FnOnce(&Snapshot) -> T) -> T {
         let _building = lock(&self.building);
         work(&self.load())
     }
 
-    /// Builds the next snapshot from the current one and puts it in its place, if there is a next
-    /// one. Requests under way keep theirs.
+    /// Builds the next snapshot from the current one and replaces the current one with it. Requests in
+    /// flight keep theirs. `None`: there is no next one.
     pub fn replace(
         &self,
         carry: &Carry,
@@ -44,7 +43,7 @@ impl Live {
         let next = Arc::new(next(&old)?);
         carry.probe.set(next.plan.health_check.clone(), &next.endpoints);
         self.current.store(Arc::clone(&next));
-        discovery::took_over(&old, &next, carry);
+        handover::finish(&old, &next, carry);
         Some(next)
     }
 }

@@ -1,4 +1,4 @@
-//! Listeners for operators: few connections, each with a time limit.
+//! Serves the listeners for operators: few connections, each with a time limit.
 
 use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
@@ -10,34 +10,33 @@ use hyper_util::{
 };
 use tokio::sync::Semaphore;
 
-/// Connections at a time: whoever reaches the port without a token must not use up all that there
-/// is.
+/// Connections at a time: a client without a token must not use up all resources.
 const CONNECTIONS: usize = 256;
 
-/// How long accepting rests when the system has no file descriptor for a connection.
-const REST: Duration = Duration::from_millis(100);
+/// Pause before accepting again when the system has no file descriptor for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves for ever. `head` is how long a client may take for the head of a request, the time without a
-/// request before it included. Handlers find the client's address in [`ConnectInfo`].
+/// Serves until the listener breaks. `head` is how long a client may take for the head of a request,
+/// including the idle time before it. Handlers find the client's address in [`ConnectInfo`].
 ///
 /// # Errors
 /// If the listener breaks.
 pub async fn run(listener: TcpListener, name: &str, head: Duration, app: Router) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
+        let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
         let (stream, mut from) = match listener.accept().await {
             Ok(connection) => connection,
-            // Out of file descriptors, or a client that has gone again.
+            // No file descriptors, or a client that has closed the connection already.
             Err(e) => {
                 log::warn!("{name}: {e}");
-                tokio::time::sleep(REST).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        // As it is where only IPv4 is spoken.
+        // IPv4-mapped addresses as IPv4.
         from.set_ip(from.ip().to_canonical());
         let service = TowerToHyperService::new(app.clone().layer(Extension(ConnectInfo(from))));
         let connection = http1::Builder::new()
@@ -46,7 +45,7 @@ pub async fn run(listener: TcpListener, name: &str, head: Duration, app: Router)
             .serve_connection(TokioIo::new(stream), service);
         tokio::spawn(async move {
             connection.await.ok();
-            drop(place);
+            drop(slot);
         });
     }
 }
@@ -71,10 +70,10 @@ mod tests {
         for begin in ["", "GET / HT", request] {
             let mut client = TcpStream::connect(address).await.unwrap();
             client.write_all(begin.as_bytes()).await.unwrap();
-            let mut came = Vec::new();
+            let mut received = Vec::new();
             // Ends only because the server closes.
-            client.read_to_end(&mut came).await.unwrap();
-            assert_eq!(came.ends_with(b"OK"), begin == request, "{begin}");
+            client.read_to_end(&mut received).await.unwrap();
+            assert_eq!(received.ends_with(b"OK"), begin == request, "{begin}");
         }
     }
 }

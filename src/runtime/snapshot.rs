@@ -5,52 +5,54 @@ use std::{
     sync::Arc,
 };
 
-use super::{Carry, Tiers, discovery};
+use super::{
+    carry::Carry,
+    endpoints::{self, EarlierEndpoints},
+    tiers::Tiers,
+};
 use crate::{
     auth::Auth,
-    balance::{
-        Endpoint, Pool, PoolParts,
-        heirs::{Heritage, heirs},
-    },
+    balance::{Endpoint, Pool, PoolOptions, Predecessor, pool_continuity},
     config::{Plan, choices::Ready, plan::BackendPlan},
     limit::Limiter,
-    route::{Place, PoolSpec, Route, Router},
+    route::{PoolSpec, Route, RouteTarget, Router},
 };
 
 /// One generation of the configuration, ready for use.
 pub struct Snapshot {
     /// Counts the loads of this process, and the changes of the backends, from 1.
     pub generation: u64,
-    /// What the file means.
     pub plan: Arc<Plan>,
-    /// Who may call; `None`: everybody.
+    /// `None`: every caller is allowed.
     pub auth: Option<Arc<Auth>>,
-    /// How much one may call.
     pub limits: Arc<Limiter>,
-    /// What callers are given before others.
     pub tiers: Arc<Tiers>,
-    /// From a model to a pool.
+    /// From a model to pools.
     pub router: Router,
     /// The pools that the router names.
     pub pools: Vec<Pool>,
-    /// All backends: those of the file, in its order, and those that other places told of.
+    /// All backends: those of the file, in its order, then those of the discovery sources.
     pub backends: Vec<BackendPlan>,
-    /// Where they are, in the same order: none, one or several for each.
+    /// The endpoints of the backends, in the same order: none, one or several for each.
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 
 impl Snapshot {
-    /// Builds the generation after `earlier` whole. What lives on comes from there and from
-    /// `carry`.
+    /// Builds the whole generation after `earlier`. What survives comes from there and from `carry`.
     pub fn build(plan: Plan, earlier: Option<&Self>, carry: &Carry) -> Self {
-        let known = earlier.and_then(|e| e.auth.as_deref());
-        let auth = plan.auth.as_ref().map(|auth| Auth::new(auth, &carry.resources(), known));
-        let known = earlier.map(|e| &*e.limits);
-        let limits = Limiter::new(plan.limits.clone(), &carry.limits, &carry.stores, known);
+        let before = earlier.and_then(|e| e.auth.as_deref());
+        let auth = plan.auth.as_ref().map(|auth| Auth::new(auth, &carry.resources(), before));
+        let before = earlier.map(|e| &*e.limits);
+        let limits = Limiter::new(plan.limits.clone(), &carry.limits, &carry.stores, before);
         let tiers = Tiers::new(plan.tiers.clone());
         carry.explains.resize(plan.routing.explain);
-        let backends = carry.found.backends(&plan);
-        let endpoints = discovery::endpoints(&backends, &plan.timeouts, carry, earlier);
+        let backends = carry.discovered.backends(&plan);
+        let endpoints = endpoints::build(
+            &backends,
+            &plan.timeouts,
+            carry,
+            earlier.map(Self::earlier_endpoints),
+        );
         let old = earlier.map_or(&[][..], |e| &e.pools);
         let (router, pools) = pools(&plan, &backends, &endpoints, old, carry);
         Self {
@@ -66,10 +68,11 @@ impl Snapshot {
         }
     }
 
-    /// The next generation by the same plan, if the backends have changed.
+    /// The next generation with the same plan, if the backends have changed.
     pub fn with_new_backends(&self, carry: &Carry) -> Option<Self> {
-        let backends = carry.found.backends(&self.plan);
-        let endpoints = discovery::endpoints(&backends, &self.plan.timeouts, carry, Some(self));
+        let backends = carry.discovered.backends(&self.plan);
+        let endpoints =
+            endpoints::build(&backends, &self.plan.timeouts, carry, Some(self.earlier_endpoints()));
         let same = endpoints.len() == self.endpoints.len()
             && endpoints.iter().zip(&self.endpoints).all(|(a, b)| Arc::ptr_eq(a, b));
         if same && backends == self.backends {
@@ -89,7 +92,11 @@ impl Snapshot {
         })
     }
 
-    /// The backends with their health, each once.
+    fn earlier_endpoints(&self) -> EarlierEndpoints<'_> {
+        EarlierEndpoints { endpoints: &self.endpoints, timeouts: &self.plan.timeouts }
+    }
+
+    /// The backends with their health, without duplicates.
     pub fn health(&self) -> Vec<(Arc<Endpoint>, bool)> {
         let mut found: Vec<(Arc<Endpoint>, bool)> = Vec::new();
         for (endpoint, healthy) in self.pools.iter().flat_map(Pool::health) {
@@ -100,7 +107,7 @@ impl Snapshot {
         found
     }
 
-    /// Whether there are backends, and as many of them are healthy as `server.ready` wants.
+    /// Whether there are backends, and enough of them are healthy for `server.ready`.
     pub fn ready(&self) -> bool {
         let ready = |route: &Route| route.pools().any(|id| self.pools[id].ready());
         let enough = match self.plan.ready {
@@ -111,9 +118,8 @@ impl Snapshot {
     }
 }
 
-/// The ways to the models, and the pools that they lead to, which go on from the `old` ones. A
-/// backend that is nowhere yet has a place all the same: its models are known, and have nobody to
-/// serve them.
+/// The router, and the pools that it names, which continue the `old` pools. A backend without an
+/// address still has a target: its models are known, and no backend is available for them.
 fn pools(
     plan: &Plan,
     backends: &[BackendPlan],
@@ -121,46 +127,48 @@ fn pools(
     old: &[Pool],
     carry: &Carry,
 ) -> (Router, Vec<Pool>) {
-    let mut known: HashMap<&str, Vec<&Arc<Endpoint>>> = HashMap::new();
+    let mut by_name: HashMap<&str, Vec<&Arc<Endpoint>>> = HashMap::new();
     for endpoint in endpoints {
-        known.entry(&endpoint.plan.name).or_default().push(endpoint);
+        by_name.entry(&endpoint.plan.name).or_default().push(endpoint);
     }
-    let place = |b: &BackendPlan| known.get(b.name.as_str()).cloned().unwrap_or_default();
-    let mut places = Vec::new();
+    let endpoints_of = |b: &BackendPlan| by_name.get(b.name.as_str()).cloned().unwrap_or_default();
+    let mut targets = Vec::new();
+    let mut target_endpoints = Vec::new();
     for backend in backends {
-        let found = place(backend);
-        let nowhere = found.is_empty().then_some(None);
-        places.extend(found.into_iter().map(Some).chain(nowhere).map(|e| (backend, e)));
+        let found = endpoints_of(backend);
+        let none = found.is_empty().then_some(None);
+        for endpoint in found.into_iter().map(Some).chain(none) {
+            let BackendPlan { name, weight, models, .. } = backend;
+            targets.push(RouteTarget { backend: name, weight: *weight, models });
+            target_endpoints.push(endpoint);
+        }
     }
-    let told: Vec<_> = places
-        .iter()
-        .map(|(b, _)| Place { backend: &b.name, weight: b.weight, models: &b.models })
-        .collect();
-    let (router, specs) = Router::new(&plan.routing, &told);
+    let (router, specs) = Router::new(&plan.routing, &targets);
     let routing = &plan.routing;
     let members = |spec: &PoolSpec| -> Vec<(Arc<Endpoint>, u32)> {
-        let member = |(i, weight): &(usize, u32)| Some((Arc::clone(places[*i].1?), *weight));
+        let member =
+            |(i, weight): &(usize, u32)| Some((Arc::clone(target_endpoints[*i]?), *weight));
         spec.members.iter().filter_map(member).collect()
     };
     let ids = |spec: &PoolSpec| {
         let ids: BTreeSet<_> = members(spec).iter().map(|(e, _)| e.id).collect();
         ids.into_iter().collect()
     };
-    let told: Vec<_> = specs.iter().map(|spec| (ids(spec), &spec.balance)).collect();
-    let heritages = heirs(old, &told);
-    let pool = |(spec, heritage): (&PoolSpec, Heritage<'_>)| {
-        let parts = PoolParts {
+    let new: Vec<_> = specs.iter().map(|spec| (ids(spec), &spec.balance)).collect();
+    let predecessors = pool_continuity::predecessors(old, &new);
+    let pool = |(spec, predecessor): (&PoolSpec, Predecessor<'_>)| {
+        let options = PoolOptions {
             balance: &spec.balance,
             circuit: &routing.circuit,
             budget: &routing.retry.budget,
             load_interval: routing.load.interval,
             registry: &carry.health,
             probed: plan.health_check.is_some(),
-            heritage,
+            predecessor,
             seed: rand::random(),
         };
-        Pool::new(members(spec), &parts)
+        Pool::new(members(spec), &options)
     };
-    let pools = specs.iter().zip(heritages).map(pool).collect();
+    let pools = specs.iter().zip(predecessors).map(pool).collect();
     (router, pools)
 }

@@ -1,11 +1,11 @@
-//! Deadlines of requests under way.
+//! Deadlines of the requests in flight.
 //!
-//! While Pingora waits for a backend's next byte, no hook of ours runs, and its one read timeout
-//! cannot tell the wait for a first byte from a pause later on. So a request that waits is
-//! entered here, and a task looks through the entries every few milliseconds. When a deadline has
-//! passed it shuts the connection to the backend down; the pending read then ends, and the
-//! request learns from its entry why. A second later it shuts the client's connection down as
-//! well, if the request is still there.
+//! While Pingora waits for a backend's next byte, no hook of the gateway runs, and Pingora's single
+//! read timeout cannot tell the wait for the first byte from a later pause. So a waiting request has
+//! an entry here, and a task checks the entries every few milliseconds. When a deadline has passed,
+//! the task shuts down the connection to the backend; the pending read then ends, and the request
+//! finds the reason in its entry. A second later the task also shuts down the client's connection, if
+//! the request is still there.
 
 use std::{
     net::{Shutdown, SocketAddr, TcpStream},
@@ -19,13 +19,13 @@ use std::{
 
 use crate::base::{FaultKind, lock};
 
-/// How often the entries are looked through: what a deadline may be late by.
+/// Time between two checks of the entries: how late a deadline may fire.
 pub const SWEEP: Duration = Duration::from_millis(20);
 
 const SHARDS: usize = 16;
 const NEVER: u64 = u64::MAX;
 
-/// All entries.
+/// The entries of all requests.
 pub struct Watches {
     start: Instant,
     shards: [Mutex<Shard>; SHARDS],
@@ -38,49 +38,49 @@ impl Default for Watches {
     }
 }
 
-/// Some of the entries, each in a place of its own.
+/// A part of the entries.
 #[derive(Default)]
 struct Shard {
-    places: Vec<Option<Arc<Watch>>>,
+    slots: Vec<Option<Arc<Watch>>>,
     free: Vec<usize>,
 }
 
 impl Shard {
     fn all(&self) -> impl Iterator<Item = &Arc<Watch>> {
-        self.places.iter().flatten()
+        self.slots.iter().flatten()
     }
 }
 
-/// One request's deadlines.
+/// The deadlines of one request.
 pub struct Watch {
-    /// Milliseconds from the start of the process; the phase at hand and the whole request.
+    /// In milliseconds from the start of the process: of the present phase and of the whole request.
     phase: AtomicU64,
     whole: AtomicU64,
-    /// What it means when the phase's deadline passes.
+    /// The kind of the phase's deadline.
     phase_kind: AtomicU8,
+    /// The kind of the deadline that has passed; 0: none.
     fired: AtomicU8,
-    /// When, in the same milliseconds.
+    /// When it was noticed, in the same milliseconds.
     fired_at: AtomicU64,
-    /// The backend that has not given the client anything yet, by its id; 0: none.
+    /// The id of the backend of which nothing has gone to the client yet; 0: none.
     backend: AtomicU32,
-    /// No other backend can be asked.
+    /// No other backend can be tried.
     alone: AtomicBool,
     connection: Mutex<Option<Connection>>,
     client: Mutex<Option<Connection>>,
 }
 
-/// A connection, and how to recognise it.
+/// A connection, and what identifies it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
-    /// Its file descriptor.
     pub fd: RawFd,
     /// Its two ends.
     pub ends: (SocketAddr, SocketAddr),
 }
 
-/// Milliseconds that a client has, after its request was ended, to take what is still sent to it.
-/// Then its connection is shut down too, so that a client that does not read holds nothing up.
-const LAST_WORDS: u64 = 1000;
+/// Milliseconds that a client has to read the end of its answer after its request was ended. Then its
+/// connection is shut down too, so that a client that does not read blocks nothing.
+const CLIENT_GRACE: u64 = 1000;
 
 const FIRST_BYTE: u8 = 1;
 const CHUNK: u8 = 2;
@@ -89,12 +89,12 @@ const SHUTDOWN: u8 = 4;
 const REFUSING: u8 = 5;
 const LAST: u8 = 6;
 
-/// How long a request that no other backend can take is left with one that accepts no connections: it
-/// may be finishing its work before it ends.
+/// How long a request that no other backend can serve waits for a backend that refuses connections: the
+/// backend may be finishing its requests before it stops.
 pub const LAST_CHANCE: Duration = Duration::from_secs(30);
 
 impl Watches {
-    /// Enters a request; it stays until the entry is dropped.
+    /// Adds an entry for a request; dropping the entry removes it.
     pub fn enter(self: &Arc<Self>) -> Entry {
         let shard = self.next.fetch_add(1, Ordering::Relaxed) as usize % SHARDS;
         let watch = Arc::new(Watch {
@@ -109,13 +109,13 @@ impl Watches {
             client: Mutex::new(None),
         });
         let mut entries = lock(&self.shards[shard]);
-        let place = entries.free.pop().unwrap_or_else(|| {
-            entries.places.push(None);
-            entries.places.len() - 1
+        let slot = entries.free.pop().unwrap_or_else(|| {
+            entries.slots.push(None);
+            entries.slots.len() - 1
         });
-        entries.places[place] = Some(Arc::clone(&watch));
+        entries.slots[slot] = Some(Arc::clone(&watch));
         drop(entries);
-        Entry { watches: Arc::clone(self), shard, place, watch }
+        Entry { watches: Arc::clone(self), shard, slot, watch }
     }
 
     /// Ends the wait of every request whose deadline has passed at `now`.
@@ -130,8 +130,8 @@ impl Watches {
         }
     }
 
-    /// Ends the wait of requests of which a backend has answered nothing: it has accepted no
-    /// connections for so long, and a server that stops may leave those that it has open and silent.
+    /// Ends the wait of requests that a backend has not answered at all. It has refused connections for
+    /// `refused_for`, and a stopping server may leave its open connections silent.
     pub fn abandon(&self, backend: u32, refused_for: Duration, now: Instant) {
         let now = self.millis(now);
         let given_up = |watch: &&Arc<Watch>| {
@@ -166,19 +166,19 @@ impl Watches {
 impl Watch {
     fn is_late(&self, now: u64) -> bool {
         if self.fired.load(Ordering::Relaxed) != 0 {
-            return self.fired_at.load(Ordering::Relaxed).saturating_add(LAST_WORDS) <= now;
+            return self.fired_at.load(Ordering::Relaxed).saturating_add(CLIENT_GRACE) <= now;
         }
         let due = self.phase.load(Ordering::Relaxed).min(self.whole.load(Ordering::Relaxed));
         due <= now
     }
 
     fn fire(&self, now: u64) {
-        // Since it was looked at, another wait may have begun.
+        // Another phase may have begun since the check.
         if !self.is_late(now) {
             return;
         }
         if self.fired.load(Ordering::Relaxed) != 0 {
-            // The client has had its time to take the last words.
+            // The client's grace time is over.
             self.fired_at.store(NEVER, Ordering::Relaxed);
             let client = *lock(&self.client);
             if let Some(client) = client {
@@ -191,7 +191,7 @@ impl Watch {
     }
 
     fn end(&self, kind: u8, now: u64) {
-        // A client that reads slowly is still taking an answer that is complete.
+        // The answer is complete: a slow client may go on reading it.
         self.fired_at.store(if kind == LAST { NEVER } else { now }, Ordering::Relaxed);
         self.fired.store(kind, Ordering::Release);
         let connection = *lock(&self.connection);
@@ -202,7 +202,7 @@ impl Watch {
 }
 
 impl Connection {
-    /// The connection of a descriptor that is open.
+    /// The connection of an open descriptor.
     pub fn of(fd: RawFd) -> Option<Self> {
         // SAFETY: the descriptor is only duplicated.
         let copy = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
@@ -210,11 +210,11 @@ impl Connection {
         Some(Self { fd, ends: (stream.local_addr().ok()?, stream.peer_addr().ok()?) })
     }
 
-    /// Shuts the connection down, unless the descriptor has come to mean another one.
+    /// Shuts the connection down, unless the descriptor now belongs to another one.
     fn shut_down(self) {
-        // SAFETY: the descriptor is only duplicated. If it was closed in the meantime, that fails
-        // or yields another file, which is told apart below by its addresses; the duplicate is
-        // ours, so nobody can change what it means while we look.
+        // SAFETY: the descriptor is only duplicated. If it was closed in the meantime, that fails or
+        // yields another file, which the check of the addresses below recognises. The duplicate is
+        // owned here, so it cannot change during the check.
         let copy = unsafe { BorrowedFd::borrow_raw(self.fd) }.try_clone_to_owned();
         let Ok(stream) = copy.map(TcpStream::from) else {
             return;
@@ -226,32 +226,32 @@ impl Connection {
     }
 }
 
-/// A request's place among the watches; gives it back when dropped.
+/// A request's entry; removed when dropped.
 pub struct Entry {
     watches: Arc<Watches>,
     shard: usize,
-    place: usize,
+    slot: usize,
     watch: Arc<Watch>,
 }
 
 impl Entry {
-    /// The whole request must end by then.
+    /// Sets the deadline of the whole request.
     pub fn set_whole(&self, deadline: Instant) {
         self.watch.whole.store(self.watches.millis(deadline), Ordering::Relaxed);
     }
 
-    /// The first byte must come by then.
+    /// Sets the deadline of the first byte.
     pub fn set_first_byte(&self, deadline: Option<Instant>) {
         self.set_phase(FIRST_BYTE, deadline);
     }
 
-    /// The next bytes must come by then.
+    /// Sets the deadline of the next bytes.
     pub fn set_chunk(&self, deadline: Option<Instant>) {
         self.set_phase(CHUNK, deadline);
     }
 
-    /// The backend must end its answer by then, of which the client has or gets all: only the
-    /// connection to the backend is at stake.
+    /// Sets the deadline of the end of an answer of which the client gets everything: when it passes,
+    /// only the connection to the backend is shut down.
     pub fn set_last(&self, deadline: Option<Instant>) {
         self.set_phase(LAST, deadline);
     }
@@ -262,8 +262,8 @@ impl Entry {
         self.watch.phase.store(due, Ordering::Relaxed);
     }
 
-    /// Another backend is waited for: what one of them missed is forgotten. The end of the whole
-    /// request is not.
+    /// Prepares the wait for another backend: forgets a missed deadline, except that of the whole
+    /// request.
     pub fn rearm(&self) {
         self.set_backend(None);
         if matches!(self.watch.fired.load(Ordering::Acquire), FIRST_BYTE | CHUNK | REFUSING) {
@@ -273,25 +273,25 @@ impl Entry {
         }
     }
 
-    /// The connection that is waited on; `None` when there is none.
+    /// Sets the connection to the backend, `None` if there is none.
     pub fn set_connection(&self, connection: Option<Connection>) {
         *lock(&self.watch.connection) = connection;
     }
 
-    /// The backend that is waited for, by its id, and whether no other one can be asked; `None` once
-    /// something of its answer has gone to the client.
+    /// Sets the id of the awaited backend, and whether no other one can be tried; `None` once a part of
+    /// its answer has gone to the client.
     pub fn set_backend(&self, backend: Option<(u32, bool)>) {
         let (backend, alone) = backend.unwrap_or_default();
         self.watch.alone.store(alone, Ordering::Relaxed);
         self.watch.backend.store(backend, Ordering::Relaxed);
     }
 
-    /// The client's own connection, if it serves this request alone.
+    /// Sets the client's connection, if it serves only this request.
     pub fn set_client(&self, connection: Option<Connection>) {
         *lock(&self.watch.client) = connection;
     }
 
-    /// Which deadline has passed, if one has.
+    /// The deadline that has passed, if any.
     pub fn fired(&self) -> Option<FaultKind> {
         match self.watch.fired.load(Ordering::Acquire) {
             FIRST_BYTE => Some(FaultKind::FirstByteTimeout),
@@ -307,8 +307,8 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let mut entries = lock(&self.watches.shards[self.shard]);
-        entries.places[self.place] = None;
-        entries.free.push(self.place);
+        entries.slots[self.slot] = None;
+        entries.free.push(self.slot);
     }
 }
 
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn another_connection_with_the_same_descriptor_is_left_alone() {
+    fn another_connection_with_the_same_descriptor_is_not_touched() {
         let watches = Arc::<Watches>::default();
         let (near, _far) = pair();
         let (other, _other_far) = pair();
@@ -376,7 +376,7 @@ mod tests {
         watches.abandon(7, Duration::from_secs(1), now);
         assert_eq!(fired(), [true, false, false, false]);
         assert_eq!(entries[0].fired(), Some(FaultKind::Refusing));
-        // It goes on with another one, which is well.
+        // It continues with another backend, which is healthy.
         entries[0].rearm();
         watches.abandon(7, LAST_CHANCE, now);
         assert_eq!(fired(), [false, true, false, false]);

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, oneshot};
 
 use crate::{
     admin,
-    runtime::{Carry, Live, Outlets},
+    runtime::{Carry, Live, Receivers},
     tasks::{deadline, delivery, discovery, health, limits, load, operator, reconcile, reload},
 };
 
@@ -27,7 +27,7 @@ pub struct Background {
 
 /// What the tasks own from their start on.
 pub struct Inputs {
-    pub outlets: Outlets,
+    pub outlets: Receivers,
     pub operator: Option<TcpListener>,
     pub admin: Option<TcpListener>,
 }

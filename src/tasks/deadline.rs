@@ -1,10 +1,10 @@
-//! Looks through the deadlines of the requests under way.
+//! Checks the deadlines of the requests in flight.
 
 use std::{sync::Arc, time::Instant};
 
 use crate::runtime::{Carry, watch::SWEEP};
 
-/// Runs for ever.
+/// Runs until the process ends.
 pub async fn run(carry: Arc<Carry>) {
     let mut turn = tokio::time::interval(SWEEP);
     turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

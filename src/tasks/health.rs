@@ -1,4 +1,4 @@
-//! Probes the backends, and keeps `llmproxy_backend_up` true.
+//! Probes the backends, and keeps `llmproxy_backend_up` up to date.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,36 +7,36 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::runtime::{Carry, Live, Snapshot};
 
-/// How often it is shown what is in use when nothing is probed.
-const SHOW: Duration = Duration::from_secs(30);
+/// How often the gauges are updated when nothing is probed.
+const UPDATE: Duration = Duration::from_secs(30);
 
-/// How long the first round waits for backends that are still to be found: those that are known
-/// want to be probed.
-const FIND: Duration = Duration::from_millis(500);
+/// How long the first round waits for discovery. The backends that are already known must be probed
+/// soon.
+const DISCOVERY_WAIT: Duration = Duration::from_millis(500);
 
-/// Runs for ever. The first round begins when the backends are `found`. `first` is called after it,
-/// or after a second if all that takes longer: from then on requests may come.
+/// Runs until the process ends. The first round begins when the backends are `discovered`. `ready` is
+/// called after it, or after one second if it takes longer: from then on requests may come.
 pub async fn run(
     live: Arc<Live>,
     carry: Arc<Carry>,
-    found: oneshot::Receiver<()>,
-    first: impl FnOnce(),
+    discovered: oneshot::Receiver<()>,
+    ready: impl FnOnce(),
 ) {
-    let found = found.map(drop).shared();
+    let discovered = discovered.map(drop).shared();
     let end = Instant::now() + Duration::from_secs(1);
     let round = async {
-        tokio::time::timeout(FIND, found.clone()).await.ok();
+        tokio::time::timeout(DISCOVERY_WAIT, discovered.clone()).await.ok();
         round(&live, &carry).await;
     };
     tokio::pin!(round);
     let late = tokio::time::timeout_at(end, &mut round).await.is_err();
-    tokio::time::timeout_at(end, found.clone()).await.ok();
-    first();
+    tokio::time::timeout_at(end, discovered.clone()).await.ok();
+    ready();
     if late {
         round.await;
     }
     loop {
-        let interval = live.load().plan.health_check.as_ref().map_or(SHOW, |h| h.interval);
+        let interval = live.load().plan.health_check.as_ref().map_or(UPDATE, |h| h.interval);
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
             () = carry.probe_now.notified() => {}
@@ -58,11 +58,11 @@ async fn round(live: &Live, carry: &Carry) {
             }
         }
     }
-    // The configuration may have changed meanwhile: show the health of what is in use now.
-    live.steady(|snapshot| show(snapshot, carry));
+    // The configuration may have changed meanwhile.
+    live.while_current(|snapshot| update_gauges(snapshot, carry));
 }
 
-fn show(snapshot: &Snapshot, carry: &Carry) {
+fn update_gauges(snapshot: &Snapshot, carry: &Carry) {
     for (endpoint, healthy) in snapshot.health() {
         let gauge = carry.metrics.backend_up.with_label_values(&[&endpoint.name]);
         gauge.set(i64::from(healthy && !endpoint.draining()));

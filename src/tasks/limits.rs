@@ -1,4 +1,4 @@
-//! Keeps limits tidy: forgets buckets that are full, and writes down what was spent.
+//! Maintains the limits: removes full buckets, and writes spent amounts to disk.
 
 use std::{
     sync::Arc,
@@ -7,20 +7,20 @@ use std::{
 
 use crate::runtime::Carry;
 
-/// From one look at what was spent to the next: what a process that is killed forgets.
+/// Time between two writes: what a killed process loses.
 const WRITE: Duration = Duration::from_secs(1);
 
-/// Looks until the buckets are swept.
+/// Writes between two sweeps of the buckets.
 const SWEEP: u32 = 5;
 
-/// For so long the same failure is not told of again.
-const QUIET: Duration = Duration::from_secs(60);
+/// Time between two log lines about failed writes.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Runs for ever.
+/// Runs until the process ends.
 pub async fn run(carry: Arc<Carry>) {
     let mut turn = tokio::time::interval(WRITE);
     turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut told: Option<Instant> = None;
+    let mut logged: Option<Instant> = None;
     for n in 1u32.. {
         turn.tick().await;
         if n % SWEEP == 0 {
@@ -28,13 +28,13 @@ pub async fn run(carry: Arc<Carry>) {
         }
         match carry.limits.ledger.write().await {
             Ok(()) => {
-                if told.take().is_some() {
-                    log::info!("what was spent is written again");
+                if logged.take().is_some() {
+                    log::info!("spent amounts are written again");
                 }
             }
-            Err(why) if told.is_none_or(|at| at.elapsed() > QUIET) => {
-                log::error!("what was spent cannot be written, and is kept in memory: {why}");
-                told = Some(Instant::now());
+            Err(why) if logged.is_none_or(|at| at.elapsed() > LOG_INTERVAL) => {
+                log::error!("spent amounts cannot be written and are kept in memory: {why}");
+                logged = Some(Instant::now());
             }
             Err(_) => {}
         }

@@ -1,5 +1,5 @@
-//! Reads the engines' load for the pools that balance by it, and keeps the metrics of balancing
-//! true.
+//! Reads the engines' load for the pools that balance by it, and keeps the balancing metrics up to
+//! date.
 
 use std::{
     collections::HashSet,
@@ -17,17 +17,17 @@ use crate::{
     telemetry::metrics::BalanceMetrics,
 };
 
-/// How often the metrics are brought up to date.
-const SHOW: Duration = Duration::from_secs(1);
+/// How often the metrics are updated.
+const UPDATE: Duration = Duration::from_secs(1);
 
-/// Runs for ever.
+/// Runs until the process ends.
 pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
-    tokio::join!(read_for_ever(&live, &carry), show_for_ever(&live, &carry));
+    tokio::join!(read_loads(&live, &carry), update_metrics(&live, &carry));
 }
 
-async fn read_for_ever(live: &Live, carry: &Carry) {
-    // Those that could not be read last time: told once.
-    let mut silent = HashSet::new();
+async fn read_loads(live: &Live, carry: &Carry) {
+    // Endpoints whose load could not be read last time; each is logged once.
+    let mut unreadable = HashSet::new();
     loop {
         let began = Instant::now();
         let snapshot = live.load();
@@ -36,37 +36,42 @@ async fn read_for_ever(live: &Live, carry: &Carry) {
         let wanted = wanted(&snapshot);
         drop(snapshot);
         let reads = wanted.iter().map(|endpoint| read(endpoint, &plan, &carry.client));
-        let found = join_all(reads).await;
-        silent.retain(|id| wanted.iter().any(|e| e.id == *id));
-        for (endpoint, outcome) in wanted.iter().zip(found) {
+        let results = join_all(reads).await;
+        unreadable.retain(|id| wanted.iter().any(|e| e.id == *id));
+        for (endpoint, result) in wanted.iter().zip(results) {
             let name = &endpoint.name;
-            match outcome {
-                Ok(()) if silent.remove(&endpoint.id) => {
+            match result {
+                Ok(()) if unreadable.remove(&endpoint.id) => {
                     log::info!("the load of backend {name} is read again");
                 }
-                Err(why) if silent.insert(endpoint.id) => {
+                Err(why) if unreadable.insert(endpoint.id) => {
                     log::warn!("the load of backend {name} cannot be read: {why}");
                 }
                 _ => {}
             }
         }
-        wait(live, generation, began, plan.interval).await;
+        wait_for_turn(live, generation, began, plan.interval).await;
     }
 }
 
-/// Waits for the next turn, after one that was made by this generation. Looks at the configuration meanwhile, so that a reload that asks for
-/// readings, or for more of them, need not wait for a long interval to end.
-pub(super) async fn wait(live: &Live, generation: u64, began: Instant, interval: Duration) {
+/// Waits for the next turn: `interval` after `began`, or until the configuration is no longer of this
+/// generation, so that a reload with a shorter interval applies at once.
+pub(super) async fn wait_for_turn(
+    live: &Live,
+    generation: u64,
+    began: Instant,
+    interval: Duration,
+) {
     loop {
         let left = interval.saturating_sub(began.elapsed());
         if left.is_zero() || live.load().generation != generation {
             return;
         }
-        tokio::time::sleep(left.min(SHOW)).await;
+        tokio::time::sleep(left.min(UPDATE)).await;
     }
 }
 
-/// The backends of the pools that go by their load, each once.
+/// The endpoints of the pools that balance by load, without duplicates.
 fn wanted(snapshot: &Snapshot) -> Vec<Arc<Endpoint>> {
     let mut seen = HashSet::new();
     let pools = snapshot.pools.iter().filter(|p| p.balance().strategy == Strategy::LeastLoad);
@@ -80,29 +85,29 @@ async fn read(
     client: &reqwest::Client,
 ) -> Result<(), String> {
     let text = scrape::metrics(endpoint, client, &plan.path, plan.timeout).await?;
-    if endpoint.read_load(&text, Instant::now()) {
+    if endpoint.record_load_metrics(&text, Instant::now()) {
         return Ok(());
     }
-    Err(format!("{} tells of no requests that wait or run", plan.path))
+    Err(format!("{} has no metric of waiting or running requests", plan.path))
 }
 
-async fn show_for_ever(live: &Live, carry: &Carry) {
-    let mut turn = tokio::time::interval(SHOW);
+async fn update_metrics(live: &Live, carry: &Carry) {
+    let mut turn = tokio::time::interval(UPDATE);
     turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         turn.tick().await;
-        // What goes with the next configuration is removed after this.
-        live.steady(|snapshot| {
+        // The gauges of removed backends are removed after this.
+        live.while_current(|snapshot| {
             let (metrics, now) = (&carry.metrics.balance, Instant::now());
-            snapshot.endpoints.iter().for_each(|endpoint| show(metrics, endpoint, now));
+            snapshot.endpoints.iter().for_each(|endpoint| update(metrics, endpoint, now));
         });
     }
 }
 
-fn show(metrics: &BalanceMetrics, endpoint: &Endpoint, now: Instant) {
+fn update(metrics: &BalanceMetrics, endpoint: &Endpoint, now: Instant) {
     let name = endpoint.name.as_str();
     metrics.in_flight.with_label_values(&[name]).set(endpoint.in_flight() as i64);
-    endpoint.show_circuits();
+    endpoint.update_circuit_gauge();
     let Some((reading, at)) = endpoint.load() else { return };
     let age = now.saturating_duration_since(at).as_secs_f64();
     metrics.load_age.with_label_values(&[name]).set(age);

@@ -1,5 +1,5 @@
-//! What runs beside the requests: probes, searches for backends, reloads, deliveries, deadlines. Each task reads the
-//! current snapshot at every turn, so that a reload reaches it.
+//! Background tasks: probes, discovery, reloads, delivery, deadlines. Each task reads the current
+//! snapshot in every turn, so that it follows a reload.
 
 pub mod deadline;
 pub mod delivery;

@@ -1,5 +1,5 @@
-//! The operator's own listener: `/metrics`, `/health` and `/ready` on an address that clients do
-//! not reach. It answers until the process ends, so that `/ready` can say that it is draining.
+//! The operator listener: `/metrics`, `/health` and `/ready` on an address that clients cannot reach.
+//! It answers until the process ends, so that `/ready` can report the draining.
 
 use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
@@ -10,13 +10,13 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// How long a client may take for the head of a request: longer than the time from one scrape to the
-/// next, so that Prometheus keeps its connection.
+/// How long a client may take for the head of a request: longer than a scrape interval, so that
+/// Prometheus keeps its connection.
 const HEAD: Duration = Duration::from_secs(150);
 
-type Parts = (Arc<Live>, Arc<Carry>);
+type AppState = (Arc<Live>, Arc<Carry>);
 
-/// Serves for ever.
+/// Serves until the listener breaks.
 ///
 /// # Errors
 /// If the listener breaks.
@@ -29,7 +29,7 @@ pub async fn run(listener: TcpListener, live: Arc<Live>, carry: Arc<Carry>) -> i
     serve::run(listener, "operator", HEAD, app).await
 }
 
-async fn ready(State((live, carry)): State<Parts>) -> (StatusCode, &'static str) {
+async fn ready(State((live, carry)): State<AppState>) -> (StatusCode, &'static str) {
     match carry.ready(&live.load()) {
         Ok(()) => (StatusCode::OK, "OK"),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
@@ -37,7 +37,7 @@ async fn ready(State((live, carry)): State<Parts>) -> (StatusCode, &'static str)
 }
 
 async fn metrics(
-    State((_, carry)): State<Parts>,
+    State((_, carry)): State<AppState>,
 ) -> ([(header::HeaderName, &'static str); 1], Vec<u8>) {
     ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], carry.metrics.render())
 }

@@ -1,21 +1,20 @@
-//! Reconciliation: compares the tokens that were metered at each vLLM with those that it has counted
-//! itself, and shows the drift.
+//! Reconciliation: compares the tokens that were metered for each vLLM backend with the engine's own
+//! counters, and exports the drift.
 //!
-//! Both sides are read every `interval`, and begin at 0 with the first reading. What the engine has
-//! counted and nobody was billed for is drift: answers that a retry or a hedge has thrown away,
-//! tokens that were made for a client who had left, requests that others have sent to the engine
-//! past this gateway. vLLM counts what it found in its prefix cache as well, as its `usage` does.
-//! It counts a prompt once for every choice (`n`), which its `usage` does not.
+//! Both sides are read every `interval`, and start at 0 with the first reading. Drift is what the
+//! engine has counted and no request was billed for: answers that a retry or a hedge discarded, tokens
+//! generated for a client that had left, requests that reached the engine past this gateway. vLLM also
+//! counts tokens from its prefix cache, as its `usage` does. It counts a prompt once for every choice
+//! (`n`), which its `usage` does not.
 //!
-//! - An engine counts while it generates, a request is metered when it has ended. So under load the
-//!   drift is never 0: it swings by what is in flight at the two ends of the window.
-//! - An engine that was restarted counts from 0 again. What it had counted since the last reading is
-//!   not known, so the time between two readings in which it was restarted is left out, on both
-//!   sides; what was counted before stays.
-//! - Behind each address must stand one engine: readings that come from now one and now another
-//!   look like restarts. Addresses that a name leads to are told apart with `addresses: each`.
-//! - Several gateways before the same fleet each show the whole of the engine's drift, the others'
-//!   requests included. Together they show it by
+//! - An engine counts while it generates; a request is metered when it has ended. So under load the
+//!   drift is never 0: it varies by what is in flight at the two ends of the window.
+//! - A restarted engine counts from 0 again. What it had counted since the last reading is unknown, so
+//!   the interval with the restart is left out on both sides; earlier counts stay.
+//! - There must be one engine behind each address: readings from alternating engines look like
+//!   restarts. `addresses: each` separates the addresses of a name.
+//! - Several gateways in front of the same fleet each show the engine's whole drift, including the
+//!   others' requests. Together they show the true drift with
 //!
 //!   ```text
 //!     max by (backend, type) (increase(llmproxy_usage_engine_tokens_total[10m]))
@@ -39,16 +38,16 @@ use crate::{
     wire::samples,
 };
 
-/// From one look at the configuration to the next while nothing is compared.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two checks of the configuration while reconciliation is off.
+const CHECK: Duration = Duration::from_secs(1);
 
-/// The words for the two sides, in their order.
+/// The `type` label of each element of [`Tokens`].
 const TYPES: [&str; 2] = ["prompt", "completion"];
 
-/// Tokens of prompts and of answers.
+/// Tokens of prompts and of completions.
 type Tokens = [f64; 2];
 
-/// Runs for ever.
+/// Runs until the process ends.
 pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
     let metrics = &carry.metrics.usage.drift;
     let mut tracks: HashMap<u32, Track> = HashMap::new();
@@ -61,58 +60,58 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
             drop(snapshot);
             on = false;
             keep(&mut tracks, &[], metrics);
-            load::wait(&live, generation, began, LOOK).await;
+            load::wait_for_turn(&live, generation, began, CHECK).await;
             continue;
         };
-        let asking = snapshot.plan.routing.load.clone();
+        let scrape = snapshot.plan.routing.load.clone();
         let wanted = wanted(&snapshot);
         drop(snapshot);
         keep(&mut tracks, &wanted, metrics);
-        let found = join_all(wanted.iter().map(|e| read(e, &asking, &carry.client))).await;
+        let readings = join_all(wanted.iter().map(|e| read(e, &scrape, &carry.client))).await;
         let now = Instant::now();
-        for (endpoint, pair) in wanted.iter().zip(found) {
+        for (endpoint, reading) in wanted.iter().zip(readings) {
             let new = || Track { name: endpoint.name.clone(), ..Track::default() };
             let track = tracks.entry(endpoint.id).or_insert_with(new);
-            if let Some((told, metered)) = pair {
-                track.add(now, told, metered);
+            if let Some((counted, metered)) = reading {
+                track.add(now, counted, metered);
             }
-            track.look_back(now, plan.window);
-            track.show(metrics);
+            track.drop_old(now, plan.window);
+            track.export(metrics);
         }
         if !std::mem::replace(&mut on, true) {
             let n = wanted.len();
             log::info!("metered tokens are compared with the counters of vLLM; backends: {n}");
         }
-        load::wait(&live, generation, began, plan.interval).await;
+        load::wait_for_turn(&live, generation, began, plan.interval).await;
     }
 }
 
-/// The backends with such counters.
+/// The endpoints with such counters.
 fn wanted(snapshot: &Snapshot) -> Vec<Arc<Endpoint>> {
     let vllm = snapshot.endpoints.iter().filter(|e| e.plan.engine == Engine::Vllm);
     vllm.map(Arc::clone).collect()
 }
 
-/// Forgets the backends that are not wanted any more, and their gauges.
+/// Removes the tracks of all other endpoints, and their gauges.
 fn keep(tracks: &mut HashMap<u32, Track>, wanted: &[Arc<Endpoint>], metrics: &DriftMetrics) {
     let ids: HashSet<_> = wanted.iter().map(|e| e.id).collect();
-    let gone = tracks.extract_if(|id, _| !ids.contains(id));
-    let names: Vec<String> = gone.map(|(_, track)| track.name).collect();
+    let removed = tracks.extract_if(|id, _| !ids.contains(id));
+    let names: Vec<String> = removed.map(|(_, track)| track.name).collect();
     for name in names {
-        // Another backend may have the name now.
+        // Another endpoint may have the name now.
         if !wanted.iter().any(|e| e.name == name) {
             metrics.forget(&name);
         }
     }
 }
 
-/// What an engine has counted, and what was metered at it; `None` if it does not tell.
+/// The counters of an engine, and the tokens metered for it; `None` if the counters cannot be read.
 async fn read(
     endpoint: &Endpoint,
     plan: &LoadPlan,
     client: &reqwest::Client,
-) -> Option<(Told, Tokens)> {
-    // Before the engine is asked: it is always the first to count a token.
+) -> Option<(Counters, Tokens)> {
+    // Read before the engine's counters, because the engine always counts a token first.
     let metered = endpoint.metered().map(|n| n as f64);
     let text = match scrape::metrics(endpoint, client, &plan.path, plan.timeout).await {
         Ok(text) => text,
@@ -121,51 +120,52 @@ async fn read(
             return None;
         }
     };
-    Some((Told::by(&text)?, metered))
+    Some((Counters::parse(&text)?, metered))
 }
 
-/// What an engine tells.
+/// The counters of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Told {
-    /// What it has counted, for all models and engines behind the address.
+struct Counters {
+    /// Sums over all models and engines behind the address.
     tokens: Tokens,
-    /// When its counters were made, added up: another number after a restart. 0 if it does not say.
-    made: f64,
+    /// Sum of the creation times of its counters: it differs after a restart. 0 if unknown.
+    created: f64,
 }
 
 #[derive(Clone, Copy)]
-enum Counter {
+enum CounterKind {
     Prompt,
     Completion,
-    Made,
+    Created,
 }
 
-impl Told {
+impl Counters {
     /// `None` if the text is not vLLM's.
-    fn by(text: &[u8]) -> Option<Self> {
-        let wanted: [(&[u8], Counter); 3] = [
-            (b"vllm:prompt_tokens_total", Counter::Prompt),
-            (b"vllm:generation_tokens_total", Counter::Completion),
-            (b"vllm:generation_tokens_created", Counter::Made),
+    fn parse(text: &[u8]) -> Option<Self> {
+        let wanted: [(&[u8], CounterKind); 3] = [
+            (b"vllm:prompt_tokens_total", CounterKind::Prompt),
+            (b"vllm:generation_tokens_total", CounterKind::Completion),
+            (b"vllm:generation_tokens_created", CounterKind::Created),
         ];
         let mut tokens = [None::<f64>; 2];
-        let mut made = 0.0;
+        let mut created = 0.0;
         samples::each(text, &wanted, |counter, value| {
             if !value.is_finite() || value < 0.0 {
                 return;
             }
             match counter {
-                Counter::Prompt => *tokens[0].get_or_insert(0.0) += value,
-                Counter::Completion => *tokens[1].get_or_insert(0.0) += value,
-                Counter::Made => made += value,
+                CounterKind::Prompt => *tokens[0].get_or_insert(0.0) += value,
+                CounterKind::Completion => *tokens[1].get_or_insert(0.0) += value,
+                CounterKind::Created => created += value,
             }
         });
-        Some(Self { tokens: [tokens[0]?, tokens[1]?], made })
+        Some(Self { tokens: [tokens[0]?, tokens[1]?], created })
     }
 
     /// Whether the engine was restarted between an `earlier` reading and this one.
-    fn is_anew(&self, earlier: &Self) -> bool {
-        self.made != earlier.made || (0..2).any(|kind| self.tokens[kind] < earlier.tokens[kind])
+    fn was_restarted_since(&self, earlier: &Self) -> bool {
+        self.created != earlier.created
+            || (0..2).any(|kind| self.tokens[kind] < earlier.tokens[kind])
     }
 }
 
@@ -176,36 +176,36 @@ struct Sums {
     metered: Tokens,
 }
 
-/// What is known of one backend.
+/// The readings of one endpoint.
 #[derive(Default)]
 struct Track {
     name: String,
-    /// The last reading, as it was told.
-    last: Option<(Told, Tokens)>,
+    /// The last reading.
+    last: Option<(Counters, Tokens)>,
     sums: Sums,
-    /// What of the sums the counters show.
-    shown: Sums,
+    /// The part of the sums that was exported.
+    exported: Sums,
     /// The sums at the readings within the window, and at the last one before it.
     readings: VecDeque<(Instant, Sums)>,
 }
 
 impl Track {
-    /// Takes a reading in.
-    fn add(&mut self, now: Instant, told: Told, metered: Tokens) {
-        if let Some((before, metered_before)) = self.last.replace((told, metered))
-            && !told.is_anew(&before)
+    /// Adds a reading.
+    fn add(&mut self, now: Instant, counted: Counters, metered: Tokens) {
+        if let Some((before, metered_before)) = self.last.replace((counted, metered))
+            && !counted.was_restarted_since(&before)
         {
             for kind in 0..2 {
-                self.sums.engine[kind] += told.tokens[kind] - before.tokens[kind];
+                self.sums.engine[kind] += counted.tokens[kind] - before.tokens[kind];
                 self.sums.metered[kind] += metered[kind] - metered_before[kind];
             }
         }
         self.readings.push_back((now, self.sums));
     }
 
-    /// Forgets readings that the window does not reach back to; all of them, if it begins after the
-    /// last: nothing is known then rather than something old.
-    fn look_back(&mut self, now: Instant, window: Duration) {
+    /// Drops readings from before the window; all of them if the last is that old, so that no outdated
+    /// drift is exported.
+    fn drop_old(&mut self, now: Instant, window: Duration) {
         let old = |at: Instant| now.saturating_duration_since(at) >= window;
         while self.readings.get(1).is_some_and(|(at, _)| old(*at)) {
             self.readings.pop_front();
@@ -216,8 +216,8 @@ impl Track {
     }
 
     /// The drift over the window, in tokens and as a share of what the engine has counted; `None`
-    /// without two readings. Where the engine has counted nothing, the share is 0, or -1 if something
-    /// was metered.
+    /// without two readings. If the engine has counted nothing, the share is 0, or -1 if something was
+    /// metered.
     fn drift(&self, kind: usize) -> Option<(f64, f64)> {
         let (_, first) = self.readings.front()?;
         let (_, last) = self.readings.back().filter(|_| self.readings.len() > 1)?;
@@ -231,20 +231,24 @@ impl Track {
         })
     }
 
-    fn show(&mut self, metrics: &DriftMetrics) {
+    fn export(&mut self, metrics: &DriftMetrics) {
         if self.last.is_none() {
             return;
         }
         for (kind, word) in TYPES.iter().enumerate() {
             let labels = [self.name.as_str(), word];
-            for (counters, sum, shown) in [
-                (&metrics.engine_tokens, self.sums.engine[kind], &mut self.shown.engine[kind]),
-                (&metrics.metered_tokens, self.sums.metered[kind], &mut self.shown.metered[kind]),
+            for (counters, sum, exported) in [
+                (&metrics.engine_tokens, self.sums.engine[kind], &mut self.exported.engine[kind]),
+                (
+                    &metrics.metered_tokens,
+                    self.sums.metered[kind],
+                    &mut self.exported.metered[kind],
+                ),
             ] {
-                // Whole tokens; what is less is shown once it is one.
-                let more = (sum - *shown).max(0.0).floor();
+                // Whole tokens; fractions are kept for later.
+                let more = (sum - *exported).max(0.0).floor();
                 counters.with_label_values(&labels).inc_by(more as u64);
-                *shown += more;
+                *exported += more;
             }
             if let Some((tokens, ratio)) = self.drift(kind) {
                 metrics.drift_tokens.with_label_values(&labels).set(tokens);
@@ -261,60 +265,60 @@ impl Track {
 mod tests {
     use super::*;
 
-    fn told(prompt: f64, completion: f64, made: f64) -> Told {
-        Told { tokens: [prompt, completion], made }
+    fn counted(prompt: f64, completion: f64, created: f64) -> Counters {
+        Counters { tokens: [prompt, completion], created }
     }
 
     #[test]
     fn a_real_vllm_is_understood_and_engines_add_up() {
         let text = include_bytes!("../../tests/fixtures/vllm/metrics.txt");
-        let Told { tokens, made } = Told::by(text).unwrap();
+        let Counters { tokens, created } = Counters::parse(text).unwrap();
         assert_eq!(tokens, [8292.0, 4199.0]);
-        assert!(made > 1e9);
+        assert!(created > 1e9);
         let two = b"vllm:prompt_tokens_total{engine=\"0\",model_name=\"a\"} 3\n\
             vllm:prompt_tokens_total{engine=\"1\",model_name=\"a\"} 4\n\
             vllm:prompt_tokens_total{engine=\"1\",model_name=\"b\"} NaN\n\
             vllm:generation_tokens_total{engine=\"0\"} 5\n";
-        assert_eq!(Told::by(two), Some(told(7.0, 5.0, 0.0)));
-        assert_eq!(Told::by(b"vllm:prompt_tokens_total 3\n"), None);
-        assert_eq!(Told::by(b"llamacpp:prompt_tokens_total 3\n"), None);
+        assert_eq!(Counters::parse(two), Some(counted(7.0, 5.0, 0.0)));
+        assert_eq!(Counters::parse(b"vllm:prompt_tokens_total 3\n"), None);
+        assert_eq!(Counters::parse(b"llamacpp:prompt_tokens_total 3\n"), None);
     }
 
     #[test]
-    fn drift_is_what_the_engine_has_counted_and_nobody_was_billed_for() {
+    fn drift_is_what_the_engine_has_counted_and_was_not_billed() {
         let (mut track, now) = (Track::default(), Instant::now());
         let at = |seconds: u64| now + Duration::from_secs(seconds);
-        track.add(at(0), told(1000.0, 500.0, 1.0), [70.0, 7.0]);
+        track.add(at(0), counted(1000.0, 500.0, 1.0), [70.0, 7.0]);
         assert_eq!(track.drift(0), None, "one reading is no comparison");
-        track.add(at(10), told(1100.0, 500.0, 1.0), [150.0, 7.0]);
+        track.add(at(10), counted(1100.0, 500.0, 1.0), [150.0, 7.0]);
         assert_eq!((track.drift(0), track.drift(1)), (Some((20.0, 0.2)), Some((0.0, 0.0))));
         // What was in flight is metered.
-        track.add(at(20), told(1100.0, 500.0, 1.0), [170.0, 9.0]);
+        track.add(at(20), counted(1100.0, 500.0, 1.0), [170.0, 9.0]);
         assert_eq!((track.drift(0), track.drift(1)), (Some((0.0, 0.0)), Some((-2.0, -1.0))));
-        track.look_back(at(24), Duration::from_secs(15));
+        track.drop_old(at(24), Duration::from_secs(15));
         assert_eq!(track.drift(0), Some((0.0, 0.0)), "the window begins after the first reading");
-        track.look_back(at(25), Duration::from_secs(15));
+        track.drop_old(at(25), Duration::from_secs(15));
         assert_eq!(track.drift(0), Some((-20.0, -1.0)), "and with the second");
-        track.look_back(at(40), Duration::from_secs(15));
+        track.drop_old(at(40), Duration::from_secs(15));
         assert_eq!(track.drift(0), None);
-        track.add(at(50), told(1200.0, 500.0, 1.0), [170.0, 9.0]);
+        track.add(at(50), counted(1200.0, 500.0, 1.0), [170.0, 9.0]);
         assert_eq!(track.sums, Sums { engine: [200.0, 0.0], metered: [100.0, 2.0] });
     }
 
     #[test]
     fn the_time_of_a_restart_is_left_out_and_what_was_before_stays() {
         let now = Instant::now();
-        // A smaller counter tells it, or another time at which the counters were made: the engine may
+        // A smaller counter reveals it, or another creation time of the counters: the engine may
         // have counted more since than before.
-        for after in [told(30.0, 600.0, 1.0), told(5000.0, 600.0, 2.0)] {
+        for after in [counted(30.0, 600.0, 1.0), counted(5000.0, 600.0, 2.0)] {
             let mut track = Track::default();
-            track.add(now, told(1000.0, 500.0, 1.0), [0.0, 0.0]);
-            track.add(now, told(1100.0, 510.0, 1.0), [100.0, 10.0]);
+            track.add(now, counted(1000.0, 500.0, 1.0), [0.0, 0.0]);
+            track.add(now, counted(1100.0, 510.0, 1.0), [100.0, 10.0]);
             track.add(now, after, [160.0, 90.0]);
             assert_eq!(track.sums, Sums { engine: [100.0, 10.0], metered: [100.0, 10.0] });
             assert_eq!(track.drift(0), Some((0.0, 0.0)));
             let [prompt, completion] = after.tokens;
-            track.add(now, told(prompt + 7.0, completion, after.made), [165.0, 90.0]);
+            track.add(now, counted(prompt + 7.0, completion, after.created), [165.0, 90.0]);
             assert_eq!(track.sums.engine, [107.0, 10.0]);
             assert_eq!(track.drift(0).unwrap().0, 2.0);
         }
@@ -328,16 +332,16 @@ mod tests {
         let metered = || metrics.metered_tokens.with_label_values(&["b0", "completion"]).get();
         for round in 1..3 {
             let mut track = Track { name: "b0".to_owned(), ..Track::default() };
-            track.add(now, told(1000.0, 500.0, 1.0), [0.0, 3.0]);
-            track.show(&metrics);
-            track.add(now, told(1040.5, 500.0, 1.0), [0.0, 10.0]);
-            track.show(&metrics);
-            track.show(&metrics);
+            track.add(now, counted(1000.0, 500.0, 1.0), [0.0, 3.0]);
+            track.export(&metrics);
+            track.add(now, counted(1040.5, 500.0, 1.0), [0.0, 10.0]);
+            track.export(&metrics);
+            track.export(&metrics);
             assert_eq!((engine(), metered()), (41 * round - 1, 7 * round));
-            track.add(now, told(1041.0, 500.0, 1.0), [0.0, 10.0]);
+            track.add(now, counted(1041.0, 500.0, 1.0), [0.0, 10.0]);
             // A restart takes nothing back.
-            track.add(now, told(3.0, 5.0, 2.0), [0.0, 10.0]);
-            track.show(&metrics);
+            track.add(now, counted(3.0, 5.0, 2.0), [0.0, 10.0]);
+            track.export(&metrics);
             assert_eq!((engine(), metered()), (41 * round, 7 * round));
         }
         metrics.forget("b0");

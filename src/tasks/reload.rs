@@ -1,4 +1,4 @@
-//! Reloads the configuration on SIGHUP and when its file changes: whole, or not at all.
+//! Reloads the configuration on SIGHUP, on request and when its file changes: completely or not at all.
 
 use std::{
     collections::HashMap,
@@ -19,49 +19,49 @@ use crate::{
     telemetry::logger,
 };
 
-/// How often the file is looked at. Asking for its content, and not for events of the file
-/// system, also sees the symbolic links move by which Kubernetes replaces a ConfigMap.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the file is read. Reading it, instead of waiting for events of the file system, also notices
+/// the symbolic links that Kubernetes moves when it replaces a ConfigMap.
+const CHECK: Duration = Duration::from_secs(1);
 
-/// Runs for ever.
+/// Runs until the process ends.
 pub async fn run(
     file: PathBuf,
     live: Arc<Live>,
     carry: Arc<Carry>,
-    mut wishes: mpsc::UnboundedReceiver<ReloadRequest>,
+    mut requests: mpsc::UnboundedReceiver<ReloadRequest>,
 ) {
     let mut hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
         Err(e) => return log::error!("cannot listen for SIGHUP, reloading is off: {e}"),
     };
     let mut known: Contents = contents(&file, &live).into_iter().collect();
-    let mut missed = false;
+    let mut was_missing = false;
     loop {
-        let (why, wish) = tokio::select! {
+        let (why, request) = tokio::select! {
             _ = hangup.recv() => (Some(" on SIGHUP"), None),
-            wish = wishes.recv() => (Some(" by the admin API"), wish),
-            () = tokio::time::sleep(LOOK) => (None, None),
+            request = requests.recv() => (Some(" by the admin API"), request),
+            () = tokio::time::sleep(CHECK) => (None, None),
         };
-        // Read before the load: what is written meanwhile is a further change.
+        // Read before the reload: what is written meanwhile is another change.
         let found = contents(&file, &live);
-        let gone = found.first().is_none_or(|(_, text)| text.is_none());
+        let missing = found.first().is_none_or(|(_, text)| text.is_none());
         let changed = |(path, text): &(PathBuf, Option<Vec<u8>>)| {
             known.get(path).is_some_and(|before| before != text)
         };
         let changed = found.iter().any(changed);
-        if gone && !missed {
+        if missing && !was_missing {
             log::warn!("{} cannot be read; the configuration in force stays", file.display());
         }
-        missed = gone;
-        // A file that is gone for the moment is being replaced.
-        if why.is_some() || (!gone && changed) {
+        was_missing = missing;
+        // A missing file is probably being replaced.
+        if why.is_some() || (!missing && changed) {
             log::info!("reloading {}{}", file.display(), why.unwrap_or(": it has changed"));
-            let done = reload(&file, &live, &carry).await;
-            if let Some(wish) = wish {
-                wish.send(done).ok();
+            let result = reload(&file, &live, &carry).await;
+            if let Some(request) = request {
+                request.send(result).ok();
             }
         }
-        if !gone {
+        if !missing {
             known.extend(found);
         }
     }
@@ -69,7 +69,7 @@ pub async fn run(
 
 type Contents = HashMap<PathBuf, Option<Vec<u8>>>;
 
-/// What stands in the file, and in those that it names.
+/// The contents of the file and of the files that it names; `None` for one that cannot be read.
 fn contents(file: &Path, live: &Live) -> Vec<(PathBuf, Option<Vec<u8>>)> {
     let snapshot = live.load();
     let named = snapshot.plan.files.iter().map(PathBuf::as_path);
@@ -77,7 +77,7 @@ fn contents(file: &Path, live: &Live) -> Vec<(PathBuf, Option<Vec<u8>>)> {
     all.map(|path| (path.to_owned(), std::fs::read(path).ok())).collect()
 }
 
-/// Loads the file; the new generation, or everything that is wrong.
+/// Loads the file; the new generation, or all problems.
 async fn reload(file: &Path, live: &Live, carry: &Arc<Carry>) -> Result<u64, Vec<String>> {
     let old = live.load();
     let refused = |why: Vec<String>| {

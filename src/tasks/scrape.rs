@@ -1,4 +1,4 @@
-//! Asks an engine for its metrics.
+//! Reads the metrics of an engine.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use reqwest::Method;
 
 use crate::{balance::Endpoint, store::http};
 
-/// What is read of an engine's metrics at most.
-const MOST: usize = 1 << 20;
+/// The largest metrics that are read, in bytes.
+const MAX_BYTES: usize = 1 << 20;
 
 /// The metrics of a backend, in Prometheus' text format.
 ///
 /// # Errors
-/// Why there are none, for the log.
+/// Why they cannot be read, for the log.
 pub async fn metrics(
     endpoint: &Endpoint,
     client: &reqwest::Client,
@@ -20,13 +20,13 @@ pub async fn metrics(
     timeout: Duration,
 ) -> Result<Vec<u8>, String> {
     let request = endpoint.request(client, Method::GET, path);
-    let mut answer = request.timeout(timeout).send().await.map_err(http::cause)?;
-    if !answer.status().is_success() {
-        return Err(format!("{path} answered {}", answer.status().as_u16()));
+    let mut response = request.timeout(timeout).send().await.map_err(http::cause)?;
+    if !response.status().is_success() {
+        return Err(format!("{path} answered {}", response.status().as_u16()));
     }
     let mut text = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(http::cause)? {
-        if text.len() + chunk.len() > MOST {
+    while let Some(chunk) = response.chunk().await.map_err(http::cause)? {
+        if text.len() + chunk.len() > MAX_BYTES {
             return Err(format!("{path} is larger than 1 MiB"));
         }
         text.extend_from_slice(&chunk);

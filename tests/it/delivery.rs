@@ -189,7 +189,7 @@ async fn a_receiver_that_is_gone_is_left_alone_until_it_moves() {
     ask(&gateway, 1).await;
     let disabled = "llmproxy_usage_reporter_disabled{reporter=\"billing\"}";
     eventually("disabled", async || gateway.metric(disabled).await == 1.0).await;
-    gateway.logs("usage reporter billing: answered 410 Gone: nothing is sent there any more").await;
+    gateway.logs("usage reporter billing: answered 410 Gone: no more records are sent there").await;
     ask(&gateway, 4).await;
     let waiting = "llmproxy_usage_waiting{reporter=\"billing\"}";
     eventually("five wait", async || gateway.metric(waiting).await == 5.0).await;

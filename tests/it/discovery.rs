@@ -236,8 +236,8 @@ async fn backends_come_from_a_service() {
     registry.respond(200, "[]");
     // Logged twice.
     eventually("none is left", async || ask(&gateway).await == 503).await;
-    gateway.logs("tells an empty list once").await;
-    gateway.logs("tells of no backend any more").await;
+    gateway.logs("returned an empty list once").await;
+    gateway.logs("lists no backends any more").await;
     assert_eq!(gateway.client().await.get("/ready").await.status, 503);
     registry.respond(200, json!({"services": [entry("b", &b)]}));
     eventually("one is back", async || only(&gateway, [&a, &b], [false, true]).await).await;

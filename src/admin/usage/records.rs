@@ -136,7 +136,8 @@ pub async fn list(
     let (filter, by, limit) =
         (query.filter()?, groups(query.group_by.as_deref())?, query.limit as usize);
     let cursor = query.cursor.as_deref().map(|text| {
-        PageCursor::decode(text, &by).ok_or_else(|| invalid("`cursor` does not belong to this query"))
+        PageCursor::decode(text, &by)
+            .ok_or_else(|| invalid("`cursor` does not belong to this query"))
     });
     let cursor = cursor.transpose()?;
     let store = store(&state)?;

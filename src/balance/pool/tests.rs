@@ -1,12 +1,13 @@
-//! Pools with each strategy, with chance from a seed.
+//! Pools with each strategy, with random numbers from a seed.
 
 use std::{collections::HashMap, path::Path};
 
 use super::*;
 use crate::{
     balance::{
-        endpoint::Ids,
-        trouble::{Evidence, Probes},
+        ejection::{Evidence, Trials},
+        endpoint::BackendIds,
+        state::Lease,
     },
     config,
     telemetry::Metrics,
@@ -22,13 +23,13 @@ struct Bed {
     now: Instant,
 }
 
-fn endpoints(ids: &Ids, count: usize) -> Vec<Arc<Endpoint>> {
+fn endpoints(ids: &BackendIds, count: usize) -> Vec<Arc<Endpoint>> {
     let backends: String =
         (0..count).map(|n| format!("  - {{name: b{n}, url: \"http://10.0.0.1:{n}\"}}\n")).collect();
     let text = format!("backends:\n{}", backends.replace(":0\"", ":9999\""));
     let plan = config::load_text(&text, Path::new("."), &|_| None).plan.unwrap();
     let one = |b: &config::plan::BackendPlan| {
-        Arc::new(Endpoint::new(ids.of(b), b.clone(), &[b.literal().unwrap()], &plan.timeouts))
+        Arc::new(Endpoint::new(ids.get(b), b.clone(), &[b.literal().unwrap()], &plan.timeouts))
     };
     plan.backends.iter().map(one).collect()
 }
@@ -43,38 +44,38 @@ impl Bed {
     }
 
     fn with(balance: &BalancePlan, circuit: &CircuitPlan, weights: &[u32]) -> Self {
-        let ids = Ids::new(&Metrics::new());
+        let ids = BackendIds::new(&Metrics::new());
         let endpoints = endpoints(&ids, weights.len());
         let registry = Arc::new(HealthRegistry::with_equivalence(|backend| {
             u64::from(Endpoint::id_of(backend))
         }));
         let members = endpoints.iter().cloned().zip(weights.iter().copied()).collect();
-        let pool = pool(members, balance, circuit, Heritage::default(), &registry);
+        let pool = pool(members, balance, circuit, Predecessor::default(), &registry);
         Self { pool, registry, endpoints, now: Instant::now() }
     }
 
-    fn wish(&self) -> Wish<'static> {
-        Wish {
+    fn request(&self) -> PickRequest<'static> {
+        PickRequest {
             model: "m",
             caller: 1,
-            spare: false,
+            ignore_ejections: false,
             session: None,
             blocks: &[],
-            tried: &[],
+            excluded: &[],
             now: self.now,
         }
     }
 
-    fn pick(&self, wish: &Wish<'_>) -> (usize, Lease) {
-        let choice = self.pool.pick(wish).expect("somebody can be chosen");
-        let at = self.endpoints.iter().position(|e| e.id == choice.endpoint.id);
-        (at.unwrap(), choice.lease)
+    fn pick(&self, request: &PickRequest<'_>) -> (usize, Lease) {
+        let picked = self.pool.pick(request).expect("a backend is available");
+        let at = self.endpoints.iter().position(|e| e.id == picked.endpoint.id);
+        (at.unwrap(), picked.lease)
     }
 
     /// How often each is chosen, if every request ends at once.
     fn counts(&self, picks: usize) -> Vec<usize> {
         let mut counts = vec![0; self.endpoints.len()];
-        (0..picks).for_each(|_| counts[self.pick(&self.wish()).0] += 1);
+        (0..picks).for_each(|_| counts[self.pick(&self.request()).0] += 1);
         counts
     }
 
@@ -82,7 +83,7 @@ impl Bed {
     fn occupy(&self, backend: usize, requests: usize) -> Vec<Lease> {
         let state = self.endpoints[backend].state();
         (0..requests)
-            .map(|_| state.lease(("m", 1), CircuitPlan::default(), Probes::default()))
+            .map(|_| state.lease(("m", 1), CircuitPlan::default(), Trials::default()))
             .collect()
     }
 
@@ -90,7 +91,7 @@ impl Bed {
         for _ in 0..5 {
             let state = self.endpoints[backend].state();
             state
-                .lease(("m", 1), CircuitPlan::default(), Probes::default())
+                .lease(("m", 1), CircuitPlan::default(), Trials::default())
                 .unreachable_at(self.now);
         }
     }
@@ -100,20 +101,20 @@ fn pool(
     members: Vec<(Arc<Endpoint>, u32)>,
     balance: &BalancePlan,
     circuit: &CircuitPlan,
-    heritage: Heritage<'_>,
+    predecessor: Predecessor<'_>,
     registry: &Arc<HealthRegistry>,
 ) -> Pool {
-    let parts = PoolParts {
+    let options = PoolOptions {
         balance,
         circuit,
         budget: &BudgetPlan::default(),
         load_interval: 2 * SECOND,
         registry,
         probed: false,
-        heritage,
+        predecessor,
         seed: 42,
     };
-    Pool::new(members, &parts)
+    Pool::new(members, &options)
 }
 
 const ALL: [Strategy; 8] = [
@@ -133,22 +134,33 @@ fn no_strategy_chooses_who_cannot_be_chosen() {
         let mut bed = Bed::new(&plan(strategy), &[1, 2, 3, 4, 5]);
         bed.endpoints[0].drain(true);
         bed.fail(1);
-        bed.pick(&Wish { tried: &[0, 1, 2, 4, 5], ..bed.wish() }).1.busy_at(None, bed.now);
-        let tried = [bed.endpoints[3].id];
+        bed.pick(&PickRequest { excluded: &[0, 1, 2, 4, 5], ..bed.request() })
+            .1
+            .busy_at(None, bed.now);
+        let excluded = [bed.endpoints[3].id];
         for session in 0..200 {
-            let wish =
-                Wish { session: Some(session * 77), blocks: &[1, 2], tried: &tried, ..bed.wish() };
-            assert_eq!(bed.pick(&wish).0, 4, "{strategy:?}");
+            let request = PickRequest {
+                session: Some(session * 77),
+                blocks: &[1, 2],
+                excluded: &excluded,
+                ..bed.request()
+            };
+            assert_eq!(bed.pick(&request).0, 4, "{strategy:?}");
         }
         let all: Vec<_> = bed.endpoints.iter().map(|e| e.id).collect();
-        let nobody = bed.pool.pick(&Wish { tried: &all, ..bed.wish() }).err();
-        assert_eq!(nobody, Some(Nobody::default()), "{strategy:?}");
+        let unavailable = bed.pool.pick(&PickRequest { excluded: &all, ..bed.request() }).err();
+        assert_eq!(unavailable, Some(NoBackend::default()), "{strategy:?}");
         // All that are left will come back: the busy one first.
-        let tried = [all[3], all[4]];
-        let nobody = bed.pool.pick(&Wish { tried: &tried, ..bed.wish() }).err();
-        assert_eq!(nobody, Some(Nobody { retry_after: Some(SECOND) }), "{strategy:?}");
+        let excluded = [all[3], all[4]];
+        let unavailable =
+            bed.pool.pick(&PickRequest { excluded: &excluded, ..bed.request() }).err();
+        assert_eq!(unavailable, Some(NoBackend { retry_after: Some(SECOND) }), "{strategy:?}");
         bed.now += SECOND;
-        assert_eq!(bed.pick(&Wish { tried: &tried, ..bed.wish() }).0, 2, "{strategy:?}");
+        assert_eq!(
+            bed.pick(&PickRequest { excluded: &excluded, ..bed.request() }).0,
+            2,
+            "{strategy:?}"
+        );
         assert!(bed.endpoints.iter().all(|e| e.in_flight() == 0), "{strategy:?}");
     }
 }
@@ -172,7 +184,7 @@ fn weights_count_with_every_strategy() {
     // Requests that stay: loads in proportion to the weights.
     for strategy in [Strategy::LeastConnections, Strategy::P2c, Strategy::LeastLoad] {
         let bed = Bed::new(&plan(strategy), &[5, 3, 2]);
-        let leases: Vec<_> = (0..1000).map(|_| bed.pick(&bed.wish()).1).collect();
+        let leases: Vec<_> = (0..1000).map(|_| bed.pick(&bed.request()).1).collect();
         for (endpoint, share) in bed.endpoints.iter().zip([500usize, 300, 200]) {
             assert!(endpoint.in_flight().abs_diff(share) < 20, "{strategy:?}");
         }
@@ -190,18 +202,18 @@ fn the_idle_is_preferred_and_equal_ones_take_turns() {
     let bed = Bed::new(&plan(Strategy::P2c), &[1, 1, 1, 1]);
     let _busy = bed.occupy(0, 3);
     let counts = bed.counts(1000);
-    // Chosen only if chance names nobody else.
+    // Picked only if no other backend is drawn.
     assert!(counts[0] < 5 && counts[1] > 250, "{counts:?}");
 }
 
 #[test]
-fn telling_how_they_stand_takes_nobodys_turn() {
+fn listing_candidates_takes_no_turn() {
     for strategy in [Strategy::PrefixAffinity, Strategy::LeastConnections] {
         let bed = Bed::new(&plan(strategy), &[1, 1]);
         let mut counts = [0, 0];
         for _ in 0..100 {
-            bed.pool.candidates(&bed.wish(), 16);
-            counts[bed.pick(&bed.wish()).0] += 1;
+            bed.pool.candidates(&bed.request(), 16);
+            counts[bed.pick(&bed.request()).0] += 1;
         }
         assert_eq!(counts, [50, 50], "{strategy:?}");
     }
@@ -210,7 +222,7 @@ fn telling_how_they_stand_takes_nobodys_turn() {
 #[test]
 fn the_faster_is_preferred_and_the_others_are_tried_now_and_then() {
     let bed = Bed::new(&plan(Strategy::LatencyBased), &[1, 1, 1]);
-    // Not measured yet: each gets some, although none has told anything.
+    // Not measured yet: each gets some requests.
     assert_eq!(bed.counts(30), [10, 10, 10]);
     for (endpoint, millis) in bed.endpoints.iter().zip([300, 100, 500]) {
         endpoint.state().first_token(Duration::from_millis(millis), true);
@@ -218,7 +230,7 @@ fn the_faster_is_preferred_and_the_others_are_tried_now_and_then() {
     let counts = bed.counts(3000);
     assert!(counts[1] > 2800, "{counts:?}");
     assert!(counts[0] > 20 && counts[2] > 20, "{counts:?}");
-    // It has become fast, which one of the tries finds out.
+    // It has become fast, which one of its few requests shows.
     (0..20).for_each(|_| bed.endpoints[2].state().first_token(Duration::from_millis(10), true));
     let counts = bed.counts(1000);
     assert!(counts[2] > 900, "{counts:?}");
@@ -231,7 +243,7 @@ fn the_faster_is_preferred_and_the_others_are_tried_now_and_then() {
 fn a_backend_that_is_new_does_not_get_everything() {
     let bed = Bed::new(&plan(Strategy::LatencyBased), &[1, 1]);
     bed.endpoints[0].state().first_token(Duration::from_millis(100), true);
-    let leases: Vec<_> = (0..100).map(|_| bed.pick(&bed.wish()).1).collect();
+    let leases: Vec<_> = (0..100).map(|_| bed.pick(&bed.request()).1).collect();
     let new = bed.endpoints[1].in_flight();
     assert!((30..70).contains(&new), "{new}");
     drop(leases);
@@ -240,15 +252,15 @@ fn a_backend_that_is_new_does_not_get_everything() {
 #[test]
 fn the_engine_that_says_it_is_idle_is_preferred() {
     let mut bed = Bed::new(&plan(Strategy::LeastLoad), &[1, 1]);
-    let told = |backend: usize, waiting: u32, at| {
+    let report = |backend: usize, waiting: u32, at| {
         let text = format!("vllm:num_requests_waiting {waiting}\nvllm:num_requests_running 1\n");
-        assert!(bed.endpoints[backend].read_load(text.as_bytes(), at));
+        assert!(bed.endpoints[backend].record_load_metrics(text.as_bytes(), at));
     };
-    told(0, 10, bed.now);
-    told(1, 0, bed.now);
+    report(0, 10, bed.now);
+    report(1, 0, bed.now);
     assert_eq!(bed.counts(10), [0, 10]);
     // What was sent since the reading counts, until both have as much to do.
-    let leases: Vec<_> = (0..40).map(|_| bed.pick(&bed.wish()).1).collect();
+    let leases: Vec<_> = (0..40).map(|_| bed.pick(&bed.request()).1).collect();
     assert_eq!(bed.endpoints[0].in_flight(), 10);
     drop(leases);
     // What it said long ago does not count.
@@ -257,7 +269,7 @@ fn the_engine_that_says_it_is_idle_is_preferred() {
 }
 
 fn home(bed: &Bed, session: u64) -> usize {
-    bed.pick(&Wish { session: Some(session), ..bed.wish() }).0
+    bed.pick(&PickRequest { session: Some(session), ..bed.request() }).0
 }
 
 #[test]
@@ -276,7 +288,7 @@ fn sessions_stay_where_they_are() {
     let rest = bed.endpoints.iter().filter(|e| e.id != bed.endpoints[3].id);
     let members = rest.map(|e| (Arc::clone(e), 1)).collect();
     let (balance, circuit) = (plan(Strategy::ConsistentHash), CircuitPlan::default());
-    let smaller = pool(members, &balance, &circuit, Heritage::default(), &bed.registry);
+    let smaller = pool(members, &balance, &circuit, Predecessor::default(), &bed.registry);
     let smaller = Bed { pool: smaller, ..bed };
     let moved =
         sessions.iter().zip(&before).filter(|(s, was)| home(&smaller, **s) != **was).count();
@@ -285,14 +297,14 @@ fn sessions_stay_where_they_are() {
 
 #[test]
 fn replicas_agree_where_a_session_belongs() {
-    let ids = Ids::new(&Metrics::new());
+    let ids = BackendIds::new(&Metrics::new());
     let here = endpoints(&ids, 12);
     // The other one has known other backends before, and these in another order.
-    let other = Ids::new(&Metrics::new());
-    endpoints(&other, 40).iter().rev().for_each(|e| _ = other.of(&e.plan));
+    let other = BackendIds::new(&Metrics::new());
+    endpoints(&other, 40).iter().rev().for_each(|e| _ = other.get(&e.plan));
     other.tidy(&Default::default(), Instant::now() + 1000 * SECOND);
     for endpoint in here[..7].iter().rev() {
-        other.of(&endpoint.plan);
+        other.get(&endpoint.plan);
     }
     let there = endpoints(&other, 12);
     assert!(here.iter().zip(&there).all(|(a, b)| a.name == b.name && a.id != b.id));
@@ -303,20 +315,20 @@ fn replicas_agree_where_a_session_belongs() {
         let weight = |e: &Arc<Endpoint>| 1 + e.plan.port as u32 % 3;
         let made = |members: &mut dyn Iterator<Item = &Arc<Endpoint>>| {
             let members = members.map(|e| (Arc::clone(e), weight(e))).collect();
-            pool(members, &balance, &CircuitPlan::default(), Heritage::default(), &registry)
+            pool(members, &balance, &CircuitPlan::default(), Predecessor::default(), &registry)
         };
         let pools = [made(&mut here.iter()), made(&mut there.iter().rev())];
         for session in (0..500).map(crate::balance::random::mix) {
-            let wish = Wish {
+            let request = PickRequest {
                 model: "m",
                 caller: 1,
-                spare: false,
+                ignore_ejections: false,
                 session: Some(session),
                 blocks: &[],
-                tried: &[],
+                excluded: &[],
                 now: Instant::now(),
             };
-            let [one, two] = pools.each_ref().map(|pool| pool.pick(&wish).ok().unwrap());
+            let [one, two] = pools.each_ref().map(|pool| pool.pick(&request).ok().unwrap());
             assert_eq!(one.endpoint.name, two.endpoint.name, "{strategy:?}");
         }
     }
@@ -327,11 +339,11 @@ fn a_session_stays_while_there_is_little_to_do() {
     let key = Some(config::plan::Affinity::Key);
     for (strategy, affinity) in [(Strategy::ConsistentHash, None), (Strategy::LeastLoad, key)] {
         let bed = Bed::new(&BalancePlan { affinity, ..plan(strategy) }, &[1; 3]);
-        let wish = Wish { session: Some(7), ..bed.wish() };
-        let (at, _first) = bed.pick(&wish);
-        let (next, _second) = bed.pick(&wish);
+        let request = PickRequest { session: Some(7), ..bed.request() };
+        let (at, _first) = bed.pick(&request);
+        let (next, _second) = bed.pick(&request);
         assert_eq!(next, at);
-        let (third, _third) = bed.pick(&wish);
+        let (third, _third) = bed.pick(&request);
         assert_ne!(third, at, "two are enough while others have nothing to do");
     }
 }
@@ -346,12 +358,14 @@ fn a_session_leaves_an_overloaded_backend() {
         let bed = Bed::new(&BalancePlan { affinity, ..plan(strategy) }, &[1; 4]);
         let at = home(&bed, 7);
         assert!((0..20).all(|_| home(&bed, 7) == at), "{strategy:?}");
-        let leases: Vec<_> =
-            (0..400).map(|_| bed.pick(&Wish { session: Some(7), ..bed.wish() }).1).collect();
+        let leases: Vec<_> = (0..400)
+            .map(|_| bed.pick(&PickRequest { session: Some(7), ..bed.request() }).1)
+            .collect();
         let most = bed.endpoints.iter().map(|e| e.in_flight()).max().unwrap();
         assert!((120..=126).contains(&most), "{strategy:?} {most}");
         let more = bed.occupy(at, 50);
-        let candidates = bed.pool.candidates(&Wish { session: Some(7), ..bed.wish() }, 10);
+        let candidates =
+            bed.pool.candidates(&PickRequest { session: Some(7), ..bed.request() }, 10);
         assert_eq!(candidates[at].barred, Some("overloaded"), "{strategy:?}");
         drop((leases, more));
         assert_eq!(home(&bed, 7), at);
@@ -371,7 +385,7 @@ fn prompts_that_begin_alike_go_together() {
     for n in 0..500 {
         let beginning = n % 20;
         let blocks = conversation(beginning, n + 1);
-        let (backend, _lease) = bed.pick(&Wish { blocks: &blocks, ..bed.wish() });
+        let (backend, _lease) = bed.pick(&PickRequest { blocks: &blocks, ..bed.request() });
         assert_eq!(*at.entry(beginning).or_insert(backend), backend, "beginning {beginning}");
     }
     let mut used: Vec<_> = at.into_values().collect();
@@ -384,31 +398,32 @@ fn prompts_that_begin_alike_go_together() {
 fn a_pool_goes_on_where_the_one_before_it_was() {
     let bed = Bed::new(&plan(Strategy::PrefixAffinity), &[1; 5]);
     let blocks = |n| conversation(n, n + 1000);
-    let pick = |bed: &Bed, n| bed.pick(&Wish { blocks: &blocks(n), ..bed.wish() }).0;
+    let pick = |bed: &Bed, n| bed.pick(&PickRequest { blocks: &blocks(n), ..bed.request() }).0;
     let before: Vec<_> = (0..50).map(|n| pick(&bed, n)).collect();
-    // One of five has gone, and later it is back.
+    // One of five is removed, and later it is back.
     let (balance, circuit) = (plan(Strategy::PrefixAffinity), CircuitPlan::default());
-    let anew = |bed: Bed, count: usize| {
+    let rebuild = |bed: Bed, count: usize| {
         let members: Vec<_> = bed.endpoints[..count].iter().map(|e| (Arc::clone(e), 1)).collect();
         let ids = members.iter().map(|(e, _)| e.id).collect();
         let old = std::slice::from_ref(&bed.pool);
-        let heritage = crate::balance::heirs::heirs(old, &[(ids, &balance)]).remove(0);
-        let pool = pool(members, &balance, &circuit, heritage, &bed.registry);
+        let predecessor =
+            crate::balance::pool_continuity::predecessors(old, &[(ids, &balance)]).remove(0);
+        let pool = pool(members, &balance, &circuit, predecessor, &bed.registry);
         Bed { pool, ..bed }
     };
-    let bed = anew(bed, 4);
+    let bed = rebuild(bed, 4);
     for (n, was) in (0..50).zip(&before).filter(|(_, was)| **was < 4) {
         assert_eq!(pick(&bed, n), *was);
     }
-    // Who has been chosen a lot of late is still known to have been.
+    // The counts of recent picks are kept.
     let home = pick(&bed, 1);
     let _busy: Vec<_> = (0..5).map(|backend| bed.occupy(backend, 1)).collect();
     (0..400).for_each(|_| _ = pick(&bed, 1));
-    let bed = anew(bed, 5);
+    let bed = rebuild(bed, 5);
     assert!((0..10).all(|_| pick(&bed, 1) != home));
     // The retries that were spent are spent.
     while bed.pool.afford_retry(bed.now) {}
-    let bed = anew(bed, 4);
+    let bed = rebuild(bed, 4);
     assert!(!bed.pool.afford_retry(bed.now));
 }
 
@@ -417,10 +432,10 @@ fn the_bound_holds_in_a_large_pool() {
     for strategy in [Strategy::ConsistentHash, Strategy::PrefixAffinity] {
         let bed = Bed::new(&plan(strategy), &[1; 200]);
         let blocks = conversation(1, 2);
-        let wish = Wish { session: Some(7), blocks: &blocks, ..bed.wish() };
+        let request = PickRequest { session: Some(7), blocks: &blocks, ..bed.request() };
         let mut leases = std::collections::VecDeque::new();
         for n in 0..10_000 {
-            leases.push_back(bed.pick(&wish).1);
+            leases.push_back(bed.pick(&request).1);
             if n >= 4000 {
                 leases.pop_front();
             }
@@ -445,7 +460,7 @@ fn a_popular_beginning_spreads() {
             // Nine of ten requests begin alike, and those that hit a cache end sooner.
             let beginning = if chance.happens(0.9) { 1 } else { 2 + chance.below(50) };
             let blocks = conversation(beginning, n as u64 + 1);
-            let (backend, lease) = bed.pick(&Wish { blocks: &blocks, ..bed.wish() });
+            let (backend, lease) = bed.pick(&PickRequest { blocks: &blocks, ..bed.request() });
             let hit = known.insert(beginning * 10 + backend as u64, ()).is_some();
             counts[backend] += 1;
             open.push((n + if hit && backend == 0 { 5 } else { 40 }, lease));
@@ -467,21 +482,21 @@ fn a_circuit_lets_one_request_find_out() {
         let mut bed = Bed::new(&plan(strategy), &[1, 1]);
         bed.fail(0);
         assert_eq!(bed.counts(20), [0, 20], "{strategy:?}");
-        let tried = [bed.endpoints[1].id];
-        let first = Wish { tried: &tried, ..bed.wish() };
-        let nobody = bed.pool.pick(&first).err().unwrap();
-        assert_eq!(nobody.retry_after, Some(30 * SECOND));
+        let excluded = [bed.endpoints[1].id];
+        let first = PickRequest { excluded: &excluded, ..bed.request() };
+        let unavailable = bed.pool.pick(&first).err().unwrap();
+        assert_eq!(unavailable.retry_after, Some(30 * SECOND));
         // Another model is not concerned.
-        assert_eq!(bed.pick(&Wish { model: "other", ..first }).0, 0);
+        assert_eq!(bed.pick(&PickRequest { model: "other", ..first }).0, 0);
         bed.now += 30 * SECOND;
-        let first = Wish { tried: &tried, ..bed.wish() };
+        let first = PickRequest { excluded: &excluded, ..bed.request() };
         let (_, mut probe) = bed.pick(&first);
         assert!(bed.pool.pick(&first).is_err(), "{strategy:?}");
         probe.unreachable_at(bed.now);
         drop(probe);
         assert!(bed.pool.pick(&first).is_err(), "{strategy:?}");
         bed.now += 30 * SECOND;
-        let first = Wish { tried: &tried, ..bed.wish() };
+        let first = PickRequest { excluded: &excluded, ..bed.request() };
         // Dropped without a word: the next one finds out.
         drop(bed.pick(&first));
         let (_, mut probe) = bed.pick(&first);
@@ -515,11 +530,12 @@ fn candidates_say_how_the_backends_stand() {
     let _busy = bed.occupy(2, 3);
     bed.endpoints[3]
         .state()
-        .lease(("m", 1), CircuitPlan::default(), Probes::default())
+        .lease(("m", 1), CircuitPlan::default(), Trials::default())
         .busy_at(None, bed.now);
-    let tried = [bed.endpoints[4].id];
-    let candidates = bed.pool.candidates(&Wish { tried: &tried, ..bed.wish() }, 10);
-    let told: Vec<_> = candidates.iter().map(|c| (c.backend.as_str(), c.score, c.barred)).collect();
+    let excluded = [bed.endpoints[4].id];
+    let candidates = bed.pool.candidates(&PickRequest { excluded: &excluded, ..bed.request() }, 10);
+    let actual: Vec<_> =
+        candidates.iter().map(|c| (c.backend.as_str(), c.score, c.barred)).collect();
     let expected = [
         ("b0", Some(0.0), Some("draining")),
         ("b1", Some(0.0), Some("open")),
@@ -527,8 +543,8 @@ fn candidates_say_how_the_backends_stand() {
         ("b3", Some(0.0), Some("busy")),
         ("b4", Some(0.0), Some("tried")),
     ];
-    assert_eq!(told, expected);
-    assert_eq!(bed.pool.candidates(&bed.wish(), 2).len(), 2);
+    assert_eq!(actual, expected);
+    assert_eq!(bed.pool.candidates(&bed.request(), 2).len(), 2);
     assert!(bed.pool.ready());
 }
 
@@ -542,14 +558,17 @@ fn leases_of_many_threads_all_come_back() {
                 scope.spawn(move || {
                     for n in 0..2000u64 {
                         let blocks = [n % 50, n];
-                        let wish =
-                            Wish { session: Some(n * thread), blocks: &blocks, ..bed.wish() };
-                        let Ok(mut choice) = bed.pool.pick(&wish) else { continue };
+                        let request = PickRequest {
+                            session: Some(n * thread),
+                            blocks: &blocks,
+                            ..bed.request()
+                        };
+                        let Ok(mut picked) = bed.pool.pick(&request) else { continue };
                         match n % 7 {
-                            0 => choice.lease.failed().settle(Evidence::Open),
-                            1 => choice.lease.busy(Some(Duration::ZERO)),
-                            2 => choice.lease.first_token(SECOND, true),
-                            _ => choice.lease.good(),
+                            0 => picked.lease.failed().settle(Evidence::Inconclusive),
+                            1 => picked.lease.busy(Some(Duration::ZERO)),
+                            2 => picked.lease.first_token(SECOND, true),
+                            _ => picked.lease.good(),
                         }
                     }
                 });

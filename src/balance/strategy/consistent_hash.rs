@@ -1,26 +1,26 @@
-//! Requests of one session to one backend, as long as it is not overloaded: a ring (Ketama), where
-//! few sessions move when a backend comes or goes. A session whose backend is above the bound goes to
-//! the next one on the ring. A request without a session goes anywhere.
+//! The requests of one session go to one backend, as long as it is not overloaded. The backends stand
+//! on a ring (Ketama), so few sessions move when a backend is added or removed. A session whose
+//! backend is above the bound goes to the next one on the ring. A request without a session goes to a
+//! random backend.
 
 use super::{
-    super::{ask::Ask, table::Table},
-    selection::Rule,
+    super::{pick::Pick, table::Table},
+    rule::Rule,
 };
 
-/// The strategy.
 pub struct ConsistentHash;
 
 impl Rule for ConsistentHash {
-    fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-        if ask.session.is_none() {
-            return [table.draw_fit(ask), table.draw_fit(ask)];
+    fn choose(table: &Table, pick: &Pick<'_>) -> [Option<usize>; 2] {
+        if pick.request.session.is_none() {
+            return [table.draw_eligible(pick), table.draw_eligible(pick)];
         }
-        let crowd = table.crowd(ask);
-        let home = table.home(ask, |member| table.within(member, &crowd));
-        [home.or_else(|| table.least_loaded(ask)), None]
+        let load = table.pool_load(pick);
+        let member = table.ring_member(pick, |member| table.is_within_bound(member, &load));
+        [member.or_else(|| table.least_loaded(pick)), None]
     }
 
-    fn score(table: &Table, member: usize, _ask: &Ask<'_>) -> Option<f64> {
+    fn score(table: &Table, member: usize, _pick: &Pick<'_>) -> Option<f64> {
         Some(table.load(member))
     }
 }

@@ -1,19 +1,18 @@
-//! The backend with the fewest requests in flight in proportion to its weight. Equal ones take turns.
+//! The backend with the fewest requests in flight, divided by its weight. Equal ones take turns.
 
 use super::{
-    super::{ask::Ask, table::Table},
-    selection::Rule,
+    super::{pick::Pick, table::Table},
+    rule::Rule,
 };
 
-/// The strategy.
 pub struct LeastConnections;
 
 impl Rule for LeastConnections {
-    fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-        [table.least_loaded(ask), None]
+    fn choose(table: &Table, pick: &Pick<'_>) -> [Option<usize>; 2] {
+        [table.least_loaded(pick), None]
     }
 
-    fn score(table: &Table, member: usize, _ask: &Ask<'_>) -> Option<f64> {
+    fn score(table: &Table, member: usize, _pick: &Pick<'_>) -> Option<f64> {
         Some(table.load(member))
     }
 }

@@ -1,26 +1,25 @@
-//! The engine that has the least to do, by its own metrics: what waits counts twice, because it has
-//! yet to be run through; what we have sent since the reading is added. An engine whose KV cache is
-//! nearly full counts twice, because it will have to push requests out. Where there is no fresh
-//! reading, our own requests count.
+//! The engine with the lowest load by its own metrics. Waiting requests count twice, because they
+//! still have to run; requests sent since the reading are added. The load of an engine whose KV cache
+//! is nearly full is doubled, because it will have to evict requests. Without a fresh reading, the
+//! gateway's own requests in flight count.
 
 use super::{
-    super::{ask::Ask, table::Table},
-    selection::Rule,
+    super::{pick::Pick, table::Table},
+    rule::Rule,
 };
 
-/// The strategy.
 pub struct LeastLoad;
 
 impl Rule for LeastLoad {
-    fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-        [table.least(table.turn_fit(ask), ask, |member| load(table, member, ask)), None]
+    fn choose(table: &Table, pick: &Pick<'_>) -> [Option<usize>; 2] {
+        [table.least(table.next_eligible(pick), pick, |member| load(table, member, pick)), None]
     }
 
-    fn score(table: &Table, member: usize, ask: &Ask<'_>) -> Option<f64> {
-        Some(load(table, member, ask))
+    fn score(table: &Table, member: usize, pick: &Pick<'_>) -> Option<f64> {
+        Some(load(table, member, pick))
     }
 }
 
-fn load(table: &Table, member: usize, ask: &Ask<'_>) -> f64 {
-    table.by_weight(member, table.state(member).load(ask.millis, table.stale))
+fn load(table: &Table, member: usize, pick: &Pick<'_>) -> f64 {
+    table.by_weight(member, table.state(member).load(pick.millis, table.stale))
 }

@@ -1,5 +1,5 @@
-//! Balancing strategies, each a selection of pingora-load-balancing. One file a strategy, with its
-//! rule; a new one gets its line in `balancer`.
+//! Balancing strategies, each a selection of pingora-load-balancing. Each strategy is one file with
+//! its rule; a new one gets its line in `balancer`.
 
 mod consistent_hash;
 mod latency_based;
@@ -9,64 +9,57 @@ mod p2c;
 mod prefix_affinity;
 mod random;
 mod round_robin;
+mod rule;
 mod selection;
 
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use pingora_load_balancing::{
-    Backend, Backends, LoadBalancer,
-    selection::{BackendIter, BackendSelection},
-};
+use pingora_load_balancing::{Backend, Backends, LoadBalancer, selection::BackendIter};
 
 use self::{
-    consistent_hash::ConsistentHash, latency_based::LatencyBased,
-    least_connections::LeastConnections, least_load::LeastLoad, p2c::P2c,
-    prefix_affinity::PrefixAffinity, random::Random, round_robin::RoundRobin, selection::Selection,
+    consistent_hash::ConsistentHash,
+    latency_based::LatencyBased,
+    least_connections::LeastConnections,
+    least_load::LeastLoad,
+    p2c::P2c,
+    prefix_affinity::PrefixAffinity,
+    random::Random,
+    round_robin::RoundRobin,
+    rule::{Rule, RuleSelection, start_key},
+    selection::Selection,
 };
-use super::{ask::Ask, table::Table};
+use super::{pick::Pick, table::Table};
 use crate::config::plan::Strategy;
 
-/// Offers that a strategy may make before it goes through all backends.
-pub(super) const CHOICES: usize = 16;
+/// Offers that a strategy may make before it offers every member once.
+const EXTRA_OFFERS: usize = 16;
 
-/// A selection that knows the pool's members. What the request brings comes with the key.
-trait Ranking: BackendSelection<Config = Arc<Table>> {
-    /// By what a member is compared with the others; lower is better.
-    fn score(_table: &Table, _member: usize, _ask: &Ask<'_>) -> Option<f64> {
-        None
-    }
-
-    /// A member has been chosen.
-    fn chosen(_table: &Table, _member: usize, _ask: &Ask<'_>) {}
-}
-
-/// A strategy at work on a pool's backends.
+/// The strategy of a pool, with the pool's backends.
 pub(super) trait Balancer: Send + Sync {
-    /// Takes the backends in.
+    /// Reads the list of backends.
     fn start(&self) -> BoxFuture<'_, pingora::Result<()>>;
 
-    /// The first backend that is accepted, told its health.
+    /// The first backend offered that `accept` takes. `accept` gets a backend and whether it is healthy.
     fn select(
         &self,
-        key: &[u8],
-        most: usize,
+        table: &Table,
+        pick: &Pick<'_>,
         accept: &dyn Fn(&Backend, bool) -> bool,
     ) -> Option<Backend>;
 
-    /// What probes have found.
-    fn healthy(&self, backend: &Backend) -> bool;
+    /// Whether a backend is healthy, by its probes.
+    fn is_healthy(&self, backend: &Backend) -> bool;
 
-    /// By what a member is compared with the others.
-    fn score(&self, table: &Table, member: usize, ask: &Ask<'_>) -> Option<f64>;
+    fn score(&self, table: &Table, member: usize, pick: &Pick<'_>) -> Option<f64>;
 
-    /// A member has been chosen.
-    fn chosen(&self, table: &Table, member: usize, ask: &Ask<'_>);
+    /// Learns which member was picked.
+    fn picked(&self, table: &Table, member: usize, pick: &Pick<'_>);
 }
 
 impl<S> Balancer for LoadBalancer<S>
 where
-    S: Ranking + Send + Sync + 'static,
+    S: RuleSelection + Send + Sync + 'static,
     S::Iter: BackendIter,
 {
     fn start(&self) -> BoxFuture<'_, pingora::Result<()>> {
@@ -75,35 +68,36 @@ where
 
     fn select(
         &self,
-        key: &[u8],
-        most: usize,
+        table: &Table,
+        pick: &Pick<'_>,
         accept: &dyn Fn(&Backend, bool) -> bool,
     ) -> Option<Backend> {
-        self.select_with(key, most, accept)
+        let start = start_key(S::Rule::choose(table, pick));
+        self.select_with(&start, table.len() + EXTRA_OFFERS, accept)
     }
 
-    fn healthy(&self, backend: &Backend) -> bool {
+    fn is_healthy(&self, backend: &Backend) -> bool {
         self.backends().ready(backend)
     }
 
-    fn score(&self, table: &Table, member: usize, ask: &Ask<'_>) -> Option<f64> {
-        S::score(table, member, ask)
+    fn score(&self, table: &Table, member: usize, pick: &Pick<'_>) -> Option<f64> {
+        S::Rule::score(table, member, pick)
     }
 
-    fn chosen(&self, table: &Table, member: usize, ask: &Ask<'_>) {
-        S::chosen(table, member, ask);
+    fn picked(&self, table: &Table, member: usize, pick: &Pick<'_>) {
+        S::Rule::picked(table, member, pick);
     }
 }
 
 fn make<S>(backends: Backends, table: &Arc<Table>) -> Box<dyn Balancer>
 where
-    S: Ranking + Send + Sync + 'static,
+    S: RuleSelection + Send + Sync + 'static,
     S::Iter: BackendIter,
 {
     Box::new(LoadBalancer::<S>::from_backends_with_config(backends, Some(Arc::clone(table))))
 }
 
-/// The strategies, by the words of the configuration.
+/// The strategies, by their names in the configuration.
 pub(super) fn balancer(
     strategy: Strategy,
     backends: Backends,

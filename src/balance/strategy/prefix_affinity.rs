@@ -1,81 +1,82 @@
-//! Prompts that begin alike to one backend, so that its KV cache has their beginning: the longest
+//! Prompts with the same beginning go to the same backend, whose KV cache then has it. The longest
 //! known beginning wins, among the backends that are not overloaded. A popular beginning spreads,
-//! because several may know it; what nobody knows goes to the least loaded.
+//! because several backends may know it; an unknown one goes to the least loaded backend.
 
 use super::{
     super::{
-        ask::Ask,
-        table::{Crowd, Table},
+        pick::Pick,
+        table::{PoolLoad, Table},
     },
-    selection::Rule,
+    rule::Rule,
 };
 
-/// The strategy.
 pub struct PrefixAffinity;
 
 impl Rule for PrefixAffinity {
-    fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-        let crowd = table.crowd(ask);
-        let open = |member: usize| table.within(member, &crowd) && table.rested(member, &crowd);
-        let knows = |block| {
+    fn choose(table: &Table, pick: &Pick<'_>) -> [Option<usize>; 2] {
+        let load = table.pool_load(pick);
+        let has_room = |member: usize| {
+            table.is_within_bound(member, &load) && table.is_within_recent_share(member, &load)
+        };
+        let holder = |block: &u64| {
             let memory = table.memory.as_ref()?;
-            let members = memory.who(block).filter_map(|id| table.number(id));
-            let fit = members.filter(|member| table.fit(*member, ask) && open(*member));
-            fit.min_by(|a, b| table.load(*a).total_cmp(&table.load(*b)))
+            let members = memory.holders(*block).filter_map(|id| table.number(id));
+            let members = members.filter(|m| table.is_eligible(*m, pick) && has_room(*m));
+            members.min_by(|a, b| table.load(*a).total_cmp(&table.load(*b)))
         };
         // From the longest to the shortest.
-        let known = ask.blocks().rev().find_map(knows);
-        [known.or_else(|| idlest(table, ask, &crowd)), None]
+        let member = pick.request.blocks.iter().rev().find_map(holder);
+        [member.or_else(|| least_loaded(table, pick, &load)), None]
     }
 
-    fn score(table: &Table, member: usize, _ask: &Ask<'_>) -> Option<f64> {
+    fn score(table: &Table, member: usize, _pick: &Pick<'_>) -> Option<f64> {
         Some(table.load(member))
     }
 
-    fn chosen(table: &Table, member: usize, ask: &Ask<'_>) {
-        table.chosen(member);
+    fn picked(table: &Table, member: usize, pick: &Pick<'_>) {
+        table.count_pick(member);
         if let Some(memory) = &table.memory {
             let id = table.members[member].id;
-            ask.blocks().for_each(|block| memory.remember(block, id));
+            pick.request.blocks.iter().for_each(|block| memory.remember(*block, id));
         }
     }
 }
 
-/// Members of a large pool that are looked at for a prompt that nobody knows.
-const SOME: usize = 64;
+/// Members of a large pool that are compared for a prompt with an unknown beginning.
+const SAMPLE: usize = 64;
 
-/// The least loaded one of those that have not been chosen too often of late, if there is any. In a
-/// large pool it is the least loaded of some, which take turns.
-fn idlest(table: &Table, ask: &Ask<'_>, crowd: &Crowd) -> Option<usize> {
-    let start = table.turn_fit(ask);
-    if table.len() > 2 * SOME {
-        let some = least_of(table.from(start).take(SOME), table, ask, crowd);
-        if some.0.is_some() {
-            return some.0;
+/// The least loaded member among those within their share of the recent picks; without any, among
+/// all. In a large pool a sample is compared, and samples take turns.
+fn least_loaded(table: &Table, pick: &Pick<'_>, load: &PoolLoad) -> Option<usize> {
+    let start = table.next_eligible(pick);
+    if table.len() > 2 * SAMPLE {
+        let sample = least_of(table.from(start).take(SAMPLE), table, pick, load);
+        if sample.0.is_some() {
+            return sample.0;
         }
     }
-    let (rested, any) = least_of(table.from(start), table, ask, crowd);
-    rested.or(any)
+    let (within_share, any) = least_of(table.from(start), table, pick, load);
+    within_share.or(any)
 }
 
-/// The least loaded of those that are rested, and of all.
+/// The least loaded member among those within their share of the recent picks, and among all.
 fn least_of(
     members: impl Iterator<Item = usize>,
     table: &Table,
-    ask: &Ask<'_>,
-    crowd: &Crowd,
+    pick: &Pick<'_>,
+    pool: &PoolLoad,
 ) -> (Option<usize>, Option<usize>) {
-    let (mut rested, mut any) = ((None, f64::INFINITY), (None, f64::INFINITY));
+    let (mut within_share, mut any) = ((None, f64::INFINITY), (None, f64::INFINITY));
     members.for_each(|member| {
         let load = table.load(member);
-        if load < rested.1 && table.fit(member, ask) {
+        if load < within_share.1 && table.is_eligible(member, pick) {
             if load < any.1 {
                 any = (Some(member), load);
             }
-            if table.rested(member, crowd) {
-                rested = (Some(member), load);
+            if table.is_within_recent_share(member, pool) {
+                within_share = (Some(member), load);
             }
         }
     });
-    (rested.0, any.0)
+    (within_share.0, any.0)
 }

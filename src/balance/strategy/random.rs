@@ -1,15 +1,14 @@
-//! By chance, in proportion to the weights.
+//! A random backend, in proportion to the weights.
 
 use super::{
-    super::{ask::Ask, table::Table},
-    selection::Rule,
+    super::{pick::Pick, table::Table},
+    rule::Rule,
 };
 
-/// The strategy.
 pub struct Random;
 
 impl Rule for Random {
-    fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2] {
-        [table.draw_fit(ask), table.draw_fit(ask)]
+    fn choose(table: &Table, pick: &Pick<'_>) -> [Option<usize>; 2] {
+        [table.draw_eligible(pick), table.draw_eligible(pick)]
     }
 }

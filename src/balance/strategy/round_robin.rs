@@ -14,9 +14,12 @@ use pingora_load_balancing::{
     selection::{BackendIter, BackendSelection},
 };
 
-use super::{super::table::Table, Ranking};
+use super::{
+    super::table::Table,
+    rule::{Rule, RuleSelection},
+};
 
-/// The strategy. The turns of a whole round are computed once; choosing is one atomic increment.
+/// The turns of a whole round are computed once; a pick is one atomic increment.
 pub struct RoundRobin {
     backends: Box<[Backend]>,
     /// Indices into `backends`, one for each request of a round.
@@ -24,13 +27,17 @@ pub struct RoundRobin {
     next: AtomicUsize,
 }
 
-/// How many turns are tried before the backends are offered one after the other.
-const WEIGHTED_TRIES: usize = 8;
+/// Turns that are offered before the backends are offered one after the other.
+const WEIGHTED_OFFERS: usize = 8;
 
-/// Turns of a round at most. Weights whose round would be longer are rounded.
+/// The most turns of a round. Weights whose round would be longer are rounded.
 const LONGEST: i64 = 1 << 16;
 
-impl Ranking for RoundRobin {}
+impl Rule for RoundRobin {}
+
+impl RuleSelection for RoundRobin {
+    type Rule = Self;
+}
 
 impl BackendSelection for RoundRobin {
     type Iter = Turn;
@@ -44,24 +51,24 @@ impl BackendSelection for RoundRobin {
 
     fn iter(self: &Arc<Self>, _key: &[u8]) -> Turn {
         let start = self.next.fetch_add(1, Ordering::Relaxed);
-        Turn { of: Arc::clone(self), start, step: 0 }
+        Turn { selection: Arc::clone(self), start, step: 0 }
     }
 }
 
-/// The candidates of one choice: the backend whose turn it is; if it cannot be used, those of a
-/// few turns far apart, so that its share is spread over the others by their weights; then all.
+/// The offers of one pick: the backend whose turn it is; if it is not accepted, those of a few turns
+/// far apart, so that its share is spread over the others by their weights; then all.
 pub struct Turn {
-    of: Arc<RoundRobin>,
+    selection: Arc<RoundRobin>,
     start: usize,
     step: usize,
 }
 
 impl BackendIter for Turn {
     fn next(&mut self) -> Option<&Backend> {
-        let RoundRobin { backends, turns, .. } = &*self.of;
+        let RoundRobin { backends, turns, .. } = &*self.selection;
         let step = self.step;
         self.step += 1;
-        let index = match step.checked_sub(WEIGHTED_TRIES) {
+        let index = match step.checked_sub(WEIGHTED_OFFERS) {
             // 0x9e37... spreads consecutive numbers evenly (Fibonacci hashing).
             None if step > 0 => {
                 let far = (self.start + step).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;

@@ -1,31 +1,13 @@
-//! A selection of pingora-load-balancing that offers what a rule chooses.
+//! A selection of pingora-load-balancing that offers what a rule prefers, then all other members.
 
 use std::{collections::BTreeSet, marker::PhantomData, sync::Arc};
 
 use pingora_load_balancing::{Backend, selection::BackendSelection};
 
 use super::{
-    super::{
-        ask::Ask,
-        table::{Offers, Table},
-    },
-    Ranking,
+    super::table::{Offers, Table},
+    rule::{Rule, RuleSelection, start_members},
 };
-
-/// What a strategy goes by.
-pub trait Rule: Send + Sync + 'static {
-    /// One or two members to offer first, before all others are offered. `None`: nobody that it
-    /// would choose.
-    fn choose(table: &Table, ask: &Ask<'_>) -> [Option<usize>; 2];
-
-    /// By what a member is compared with the others; lower is better. `None`: it compares nothing.
-    fn score(_table: &Table, _member: usize, _ask: &Ask<'_>) -> Option<f64> {
-        None
-    }
-
-    /// A member has been chosen.
-    fn chosen(_table: &Table, _member: usize, _ask: &Ask<'_>) {}
-}
 
 /// The selection by a rule.
 pub struct Selection<R>(Arc<Table>, PhantomData<R>);
@@ -38,25 +20,16 @@ impl<R: Rule> BackendSelection for Selection<R> {
         Self(Arc::clone(table), PhantomData)
     }
 
-    /// Without a table there is nobody to choose.
+    /// Without a table there are no backends.
     fn build(_backends: &BTreeSet<Backend>) -> Self {
         Self(Arc::default(), PhantomData)
     }
 
     fn iter(self: &Arc<Self>, key: &[u8]) -> Offers {
-        let table = &self.0;
-        let ask = Ask::read(key, table.epoch);
-        let choices = ask.map_or([None, None], |ask| R::choose(table, &ask));
-        Offers::new(table, choices, Table::load)
+        Offers::new(&self.0, start_members(key), Table::load)
     }
 }
 
-impl<R: Rule> Ranking for Selection<R> {
-    fn score(table: &Table, member: usize, ask: &Ask<'_>) -> Option<f64> {
-        R::score(table, member, ask)
-    }
-
-    fn chosen(table: &Table, member: usize, ask: &Ask<'_>) {
-        R::chosen(table, member, ask);
-    }
+impl<R: Rule> RuleSelection for Selection<R> {
+    type Rule = R;
 }

@@ -16,7 +16,7 @@ use http::HeaderMap;
 
 pub use self::{
     cause::Cause,
-    pick::{Next, PickedBackend, has_several},
+    pick::{Next, PlannedAttempt, has_several},
     verdict::{MOST as LONGEST_INSPECTED, is_redirect, wants_body},
 };
 use self::{excluded::Excluded, verdict::Verdict};
@@ -26,7 +26,7 @@ use super::{
     inbound::{Caller, Request},
 };
 use crate::{
-    balance::{Evidence, Suspicion},
+    balance::{Evidence, UnsettledFailure},
     base::{Fault, FaultKind, Side},
     config::plan::{Backoff, PrefixPlan},
     route::Route,
@@ -65,7 +65,7 @@ pub struct RetryPolicy {
     /// Why the next attempt is made: a label of `llmproxy_retries_total`.
     reason: Option<&'static str>,
     /// Failures of which it is not known yet whether the backend or the request is at fault.
-    suspicions: Vec<Suspicion>,
+    suspicions: Vec<UnsettledFailure>,
     /// A backend has refused the request without being at fault.
     doubtful: bool,
     /// The caller, hashed, once that was asked.
@@ -253,7 +253,7 @@ impl RetryPolicy {
     /// The request has succeeded: backends that have failed it before are at fault.
     pub fn succeeded(&mut self) {
         for suspicion in std::mem::take(&mut self.suspicions) {
-            suspicion.settle(Evidence::Compared);
+            suspicion.settle(Evidence::SucceededElsewhere);
         }
     }
 
@@ -265,7 +265,7 @@ impl RetryPolicy {
         let Some(first) = suspicions.first() else { return };
         let several = suspicions.iter().any(|other| !other.is_of_same(first));
         let several = several || self.doubtful;
-        let evidence = if several { Evidence::Everywhere } else { Evidence::Open };
+        let evidence = if several { Evidence::FailedEverywhere } else { Evidence::Inconclusive };
         suspicions.into_iter().for_each(|suspicion| suspicion.settle(evidence));
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::{RequestView, RetryPolicy, pause};
 use crate::{
-    balance::{Candidate, Choice, Nobody, Wish},
+    balance::{Candidate, NoBackend, PickRequest, PickedBackend},
     config::plan::{PrefixPlan, Strategy},
     gateway::{
         affinity,
@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// A backend, and how it was found.
-pub struct PickedBackend {
+pub struct PlannedAttempt {
     /// The backend.
-    pub choice: Choice,
+    pub choice: PickedBackend,
     /// The model's name there; `None`: as the client says.
     pub model: Option<Arc<str>>,
     /// Tiers before the one that it was found in.
@@ -34,11 +34,11 @@ pub struct PickedBackend {
 /// What comes next.
 pub enum Next {
     /// An attempt at this backend.
-    Attempt(Box<PickedBackend>),
+    Attempt(Box<PlannedAttempt>),
     /// A pause.
     Pause(Duration),
     /// No further attempt.
-    NoBackend(Nobody),
+    NoBackend(NoBackend),
 }
 
 impl RetryPolicy {
@@ -54,7 +54,7 @@ impl RetryPolicy {
                     self.paying = Some(picked.pool);
                     view.snapshot.pools[picked.pool].earn();
                 } else if !self.afford(view, picked.pool, now) {
-                    return Next::NoBackend(Nobody::default());
+                    return Next::NoBackend(NoBackend::default());
                 }
                 return Next::Attempt(Box::new(picked));
             }
@@ -78,7 +78,7 @@ impl RetryPolicy {
         present: &Attempt,
         view: &RequestView<'_>,
         timeline: &mut Timeline,
-    ) -> Option<Box<PickedBackend>> {
+    ) -> Option<Box<PlannedAttempt>> {
         self.exclude(present, false);
         let now = Instant::now();
         let picked = self.pick(view, timeline, now).ok()?;
@@ -92,11 +92,11 @@ impl RetryPolicy {
     /// The picked backend gets its attempt.
     pub fn start(
         &mut self,
-        picked: PickedBackend,
+        picked: PlannedAttempt,
         view: &RequestView<'_>,
         timeline: &mut Timeline,
     ) -> Attempt {
-        let PickedBackend { choice, model, tier, pool, candidates } = picked;
+        let PlannedAttempt { choice, model, tier, pool, candidates } = picked;
         let explains = view.carry.explains.capacity() > 0;
         let span = explains.then(|| {
             let asked = view.request.model.as_deref();
@@ -127,7 +127,7 @@ impl RetryPolicy {
     /// How long to wait when no backend is available: until one of those that are cooling down is
     /// tried again, or until those are that have failed this request. The attempt that follows was
     /// paid for.
-    fn wait_for(&mut self, view: &RequestView<'_>, none: Nobody) -> Option<Duration> {
+    fn wait_for(&mut self, view: &RequestView<'_>, none: NoBackend) -> Option<Duration> {
         let retry = &view.snapshot.plan.routing.retry;
         let backoff = retry.again.filter(|_| self.waits < retry.max_retries)?;
         let round =
@@ -146,9 +146,9 @@ impl RetryPolicy {
         view: &RequestView<'_>,
         timeline: &mut Timeline,
         now: Instant,
-    ) -> Result<PickedBackend, Nobody> {
+    ) -> Result<PlannedAttempt, NoBackend> {
         let Some(Route { tiers, .. }) = view.route else {
-            return Err(Nobody::default());
+            return Err(NoBackend::default());
         };
         // The last attempt goes to the next tier, if that has not been asked yet.
         let last = self.begun > 0 && self.left == 0 && self.tier + 1 < tiers.len();
@@ -163,7 +163,7 @@ impl RetryPolicy {
                 }
             }
         }
-        Err(Nobody { retry_after: soonest })
+        Err(NoBackend { retry_after: soonest })
     }
 
     /// Picks a backend of one split of a tier.
@@ -173,7 +173,7 @@ impl RetryPolicy {
         timeline: &mut Timeline,
         now: Instant,
         (tier, split): (usize, &Split),
-    ) -> Result<PickedBackend, Nobody> {
+    ) -> Result<PlannedAttempt, NoBackend> {
         let pool = &view.snapshot.pools[split.pool];
         let balance = pool.balance();
         if balance.strategy == Strategy::PrefixAffinity {
@@ -187,13 +187,13 @@ impl RetryPolicy {
         };
         let excluded: Vec<u32> = self.excluded.with(split.model.as_deref()).collect();
         let blocks = self.beginnings.as_ref();
-        let wish = Wish {
+        let wish = PickRequest {
             model,
             caller,
-            spare: self.is_spared(view),
+            ignore_ejections: self.is_spared(view),
             session: affinity::session(view.headers, view.caller, view.request, balance),
             blocks: blocks.map_or(&[], |(_, _, blocks)| blocks.as_slice()),
-            tried: &excluded,
+            excluded: &excluded,
             now,
         };
         let explains = &view.carry.explains;
@@ -205,7 +205,7 @@ impl RetryPolicy {
         match pool.pick(&wish) {
             Ok(choice) => {
                 let (pool, model) = (split.pool, split.model.clone());
-                Ok(PickedBackend { choice, tier, pool, model, candidates })
+                Ok(PlannedAttempt { choice, tier, pool, model, candidates })
             }
             Err(none) => {
                 if candidates.is_empty() {

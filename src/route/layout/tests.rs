@@ -1,10 +1,10 @@
-//! Ways, as an operator would write them down: tiers of `places:weights` and names.
+//! Routes, as an operator would write them down: tiers of `targets:weights` and names.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Backends by name: weight, places, models.
+/// Backends by name: weight, number of targets, models.
 type Backends<'a> = &'a [(&'a str, u32, usize, &'a [&'a str])];
 
 fn pattern(text: &str) -> ModelPattern {
@@ -41,18 +41,18 @@ fn rule(models: &[&str], primary: &str, fallback: &[&str]) -> RulePlan {
 
 fn router(backends: Backends<'_>, plan: &RoutingPlan) -> (Router, Vec<PoolSpec>) {
     let models: Vec<_> = backends.iter().map(|b| patterns(b.3)).collect();
-    let places: Vec<_> = backends
+    let targets: Vec<_> = backends
         .iter()
         .zip(&models)
         .flat_map(|((backend, weight, count, _), models)| {
-            std::iter::repeat_n(Place { backend, weight: *weight, models }, *count)
+            std::iter::repeat_n(RouteTarget { backend, weight: *weight, models }, *count)
         })
         .collect();
-    Router::new(plan, &places)
+    Router::new(plan, &targets)
 }
 
-/// `0:95,1:5=qwen@100` is a split of weight 100 between two places, which are asked for `qwen`;
-/// splits are parted by `|`, tiers by a space.
+/// `0:95,1:5=qwen@100` is a split of weight 100 between two targets, which are asked for `qwen`;
+/// splits are separated by `|`, tiers by a space.
 fn show((router, pools): &(Router, Vec<PoolSpec>), asked: Option<&str>) -> String {
     let split = |s: &Split| {
         let members = pools[s.pool].members.iter().map(|(i, w)| format!("{i}:{w}"));
@@ -70,9 +70,9 @@ fn show((router, pools): &(Router, Vec<PoolSpec>), asked: Option<&str>) -> Strin
 
 fn check(backends: Backends<'_>, plan: &RoutingPlan, expected: &[(&str, &str)]) {
     let made = router(backends, plan);
-    for (asked, ways) in expected {
+    for (asked, route) in expected {
         let asked = (!asked.is_empty()).then_some(*asked);
-        assert_eq!(show(&made, asked), *ways, "{asked:?}");
+        assert_eq!(show(&made, asked), *route, "{asked:?}");
     }
 }
 
@@ -130,7 +130,7 @@ fn aliases_lead_where_they_say() {
             ("canary", "0:1=qwen@95|2:1=next@5"),
             ("same", "0:19,1:1=qwen@100"),
             ("ranks", "0:1=qwen 2:1"),
-            // An alias goes before the backends' own names; the longest prefix counts.
+            // An alias takes precedence over the backends' own names; the longest prefix applies.
             ("gpt-mini", "1:1"),
             ("gpt-4o", "0:1=qwen"),
             ("gpt-3", "1:1"),
@@ -276,9 +276,10 @@ prop_compose! {
 }
 
 proptest! {
-    /// Whatever stands in the file, with circles or not: ways end, none is empty, none comes twice.
+    /// With any configuration, even with circular fallbacks, a route is finite, without empty tiers or
+    /// duplicate splits.
     #[test]
-    fn ways_end_and_differ(
+    fn routes_are_finite_and_without_duplicates(
         mut models in prop::collection::vec(any_model(), 0..6),
         rules in prop::collection::vec(any_rule(), 0..3),
         served in prop::collection::vec(
@@ -302,8 +303,8 @@ proptest! {
         for route in router.routes() {
             prop_assert!(!route.tiers.is_empty());
             let splits: Vec<_> = route.tiers.iter().flat_map(|t| &t.splits).collect();
-            let ways: HashSet<_> = splits.iter().map(|s| (s.pool, &s.model)).collect();
-            prop_assert_eq!(ways.len(), splits.len());
+            let distinct: HashSet<_> = splits.iter().map(|s| (s.pool, &s.model)).collect();
+            prop_assert_eq!(distinct.len(), splits.len());
             prop_assert!(splits.iter().all(|s| s.weight > 0 && s.pool < pools.len()));
             prop_assert!(route.tiers.iter().all(|t| !t.splits.is_empty()));
         }

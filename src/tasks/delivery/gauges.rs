@@ -1,4 +1,4 @@
-//! What is measured of reporters from the outside, so that it also moves while one is stuck.
+//! The gauges of reporters, updated from outside of them, so that they also change while one is stuck.
 
 use std::{
     collections::HashMap,
@@ -17,37 +17,37 @@ use crate::{
     usage::{ReporterState, ReporterStatus, dead_letters::DeadLetters},
 };
 
-/// A reporter lags with more records than this, of which the oldest is older than that.
+/// A reporter lags with more waiting records than this, if the oldest is older than this many seconds.
 const LAG: (u64, f64) = (1000, 60.0);
 
-/// How often it is looked how much was put aside.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the sizes of dead letter files are read.
+const SIZE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a reporter lags before the first warning: after an outage it needs a while.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a reporter lags before the first warning: after an outage it needs time to catch up.
+const WARN_AFTER: Duration = Duration::from_secs(60);
 
-/// From one warning that a reporter lags to the next.
-const QUIET: Duration = Duration::from_secs(300);
+/// Time between two warnings that a reporter lags.
+const WARN_INTERVAL: Duration = Duration::from_secs(300);
 
-/// What was found before.
 #[derive(Default)]
 pub struct Gauges {
-    known: HashMap<String, Known>,
-    sizes: Sizes,
+    /// By the reporter's name.
+    lags: HashMap<String, Lag>,
+    sizes: DeadLetterSizes,
 }
 
-/// Looks how large the files of dead letters are: a replay takes letters away, and is another
-/// process.
+/// Reads the sizes of the dead letter files, because a replay, which is another process, shrinks them.
 #[derive(Default)]
-struct Sizes {
-    /// A look that is under way, on a thread that may wait for the disk.
-    look: Option<JoinHandle<Vec<(String, u64)>>>,
-    looked: Option<Instant>,
+struct DeadLetterSizes {
+    /// The read under way, on a thread that may wait for the disk.
+    read: Option<JoinHandle<Vec<(String, u64)>>>,
+    began: Option<Instant>,
 }
 
+/// How long a reporter has lagged.
 #[derive(Default)]
-struct Known {
-    /// When to warn that it lags, if it still does then.
+struct Lag {
+    /// When to warn, if it still lags then.
     warn_at: Option<Instant>,
 }
 
@@ -56,15 +56,15 @@ impl Gauges {
     pub fn set(&mut self, carry: &Carry) {
         let Some(spool) = carry.usage.spool() else { return };
         let standings = carry.usage.reporters();
-        self.known.retain(|name, _| standings.iter().any(|s| s.name == *name));
+        self.lags.retain(|name, _| standings.iter().any(|s| s.name == *name));
         let metrics = carry.usage.metrics();
         let mut webhooks = 0;
-        // One that has not begun yet has no place.
+        // A reporter that has not started yet has no position.
         for standing in standings.iter().filter(|s| s.next() != u64::MAX) {
             let waiting = spool.behind(standing.next());
-            let known = self.known.entry(standing.name.clone()).or_default();
+            let lag = self.lags.entry(standing.name.clone()).or_default();
             let age = age(standing, waiting);
-            if known.lags(standing.state(), (waiting, age), Instant::now()) {
+            if lag.is_to_warn(standing.state(), (waiting, age), Instant::now()) {
                 log::warn!(
                     "usage reporter {} does not keep up: {waiting} records wait, the oldest for \
                      {age:.0}s; a larger batch_size or concurrency would help",
@@ -80,9 +80,9 @@ impl Gauges {
         }
         metrics.webhook_queue.set(webhooks.cast_signed());
         if let Some(folder) = carry.usage.folder() {
-            for (name, bytes) in self.sizes.found(folder, &standings) {
-                // One that has gone meanwhile has no gauge.
-                if self.known.contains_key(&name) {
+            for (name, bytes) in self.sizes.poll(folder, &standings) {
+                // A reporter that was removed meanwhile has no gauge.
+                if self.lags.contains_key(&name) {
                     metrics.dead_bytes.with_label_values(&[&name]).set(bytes.cast_signed());
                 }
             }
@@ -90,43 +90,51 @@ impl Gauges {
     }
 }
 
-impl Sizes {
-    /// What the last look has found, if there is something new. Begins another one when it is time.
-    fn found(&mut self, folder: &Path, standings: &[Arc<ReporterStatus>]) -> Vec<(String, u64)> {
-        let done = self.look.take_if(|look| look.is_finished());
-        let found = done.and_then(|look| look.now_or_never()?.ok()).unwrap_or_default();
+impl DeadLetterSizes {
+    /// The result of a read that has completed since the last call. Begins another read when it is time.
+    fn poll(&mut self, folder: &Path, standings: &[Arc<ReporterStatus>]) -> Vec<(String, u64)> {
+        let done = self.read.take_if(|read| read.is_finished());
+        let sizes = done.and_then(|read| read.now_or_never()?.ok()).unwrap_or_default();
         let now = Instant::now();
-        if self.look.is_none() && self.looked.is_none_or(|at| now.duration_since(at) >= LOOK) {
-            self.looked = Some(now);
-            let letter =
+        if self.read.is_none()
+            && self.began.is_none_or(|at| now.duration_since(at) >= SIZE_INTERVAL)
+        {
+            self.began = Some(now);
+            let letters =
                 |s: &Arc<ReporterStatus>| (s.name.clone(), DeadLetters::open(folder, &s.name));
-            let all: Vec<_> = standings.iter().map(letter).collect();
-            let look = move || all.into_iter().map(|(name, of)| (name, of.bytes())).collect();
-            self.look = Some(spawn_blocking(look));
+            let all: Vec<_> = standings.iter().map(letters).collect();
+            let read =
+                move || all.into_iter().map(|(name, letters)| (name, letters.bytes())).collect();
+            self.read = Some(spawn_blocking(read));
         }
-        found
+        sizes
     }
 }
 
-/// The age in seconds of the first record that a reporter has not delivered, as it has read it: the
-/// spool is not read for this, which on disk might mean a whole segment.
+/// The age in seconds of the first record that a reporter has read and not delivered. The spool is not
+/// read for this: on disk that might mean a whole segment.
 fn age(standing: &ReporterStatus, waiting: u64) -> f64 {
     let oldest = standing.oldest().filter(|_| waiting > 0);
     let now = Timestamp::now().as_millisecond();
     oldest.map_or(0.0, |time| now.saturating_sub(time).max(0) as f64 / 1000.0)
 }
 
-impl Known {
-    /// Whether to warn of a reporter that works but does not keep up: so many records wait, and the
-    /// oldest of them is so many seconds old.
-    fn lags(&mut self, state: ReporterState, (waiting, age): (u64, f64), now: Instant) -> bool {
+impl Lag {
+    /// Whether to warn of a reporter that works but does not keep up: this many records wait, and the
+    /// oldest is this many seconds old.
+    fn is_to_warn(
+        &mut self,
+        state: ReporterState,
+        (waiting, age): (u64, f64),
+        now: Instant,
+    ) -> bool {
         if state != ReporterState::Delivering || waiting <= LAG.0 || age <= LAG.1 {
             self.warn_at = None;
             return false;
         }
-        let due = now >= *self.warn_at.get_or_insert(now + PATIENCE);
+        let due = now >= *self.warn_at.get_or_insert(now + WARN_AFTER);
         if due {
-            self.warn_at = Some(now + QUIET);
+            self.warn_at = Some(now + WARN_INTERVAL);
         }
         due
     }
@@ -149,7 +157,7 @@ mod tests {
             standing.has_read(&Entry { index, time, json: "{}".into() });
         };
         standing.set_next(4);
-        assert_eq!(age(&standing, 10), 0.0, "nothing is known of them");
+        assert_eq!(age(&standing, 10), 0.0, "none of them was read");
         read(4, 9000);
         read(6, 5000);
         read(4, 9000);
@@ -167,9 +175,9 @@ mod tests {
     #[test]
     fn warns_of_one_that_lags_for_a_minute_and_then_every_five() {
         let start = Instant::now();
-        let mut known = Known::default();
+        let mut lag = Lag::default();
         let mut lags = |seconds: u64, waiting: u64, age: f64| {
-            known.lags(
+            lag.is_to_warn(
                 ReporterState::Delivering,
                 (waiting, age),
                 start + Duration::from_secs(seconds),
@@ -181,7 +189,7 @@ mod tests {
         assert!(!lags(61, 5000, 120.0));
         assert!(!lags(359, 5000, 400.0));
         assert!(lags(360, 5000, 400.0));
-        // It catches up, or there are few, or they are young: that begins anew.
+        // It catches up, or few records wait, or they are recent: the time starts again.
         for (waiting, age) in [(1000, 400.0), (5000, 60.0)] {
             assert!(!lags(400, waiting, age));
             assert!(!lags(700, 5000, 400.0));
@@ -189,8 +197,8 @@ mod tests {
         }
         let later = start + Duration::from_secs(9000);
         assert!(
-            !known.lags(ReporterState::Waiting, (5000, 400.0), later),
-            "of that it is told already"
+            !lag.is_to_warn(ReporterState::Waiting, (5000, 400.0), later),
+            "a failing reporter is already logged"
         );
     }
 }

@@ -1,7 +1,7 @@
-//! Delivers usage records: a task for each reporter, which goes along the spool at its own pace.
+//! Delivers usage records: a task for each reporter, which reads the spool at its own pace.
 
+mod failure_log;
 mod gauges;
-mod mood;
 mod reader;
 mod reporter;
 mod settle;
@@ -21,16 +21,16 @@ use crate::{
     usage::Spool,
 };
 
-/// How often gauges are set.
+/// Time between two updates of the gauges.
 const TICK: Duration = Duration::from_millis(250);
 
-/// After a panic.
+/// Pause after a panic.
 const REST: Duration = Duration::from_secs(5);
 
-/// The reporters that run.
+/// The running reporters, by name.
 type Running = HashMap<String, (ReporterPlan, JoinHandle<()>)>;
 
-/// Runs for ever: starts, changes and ends the reporters as the configuration says.
+/// Runs until the process ends: starts, changes and stops reporters as configured.
 pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
     let mut running = Running::new();
     let mut gauges = Gauges::default();
@@ -42,7 +42,7 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
             follow(&plan.usage.reporters, &mut running, &carry).await;
             gauges.set(&carry);
         };
-        if !unharmed("the delivery of usage records", turn).await {
+        if !survives_panic("the delivery of usage records", turn).await {
             sleep(REST).await;
         }
         tokio::select! {
@@ -52,16 +52,15 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
     }
 }
 
-/// Ends reporters that are not wanted any more or not as they are, and starts those that are
-/// missing.
+/// Stops reporters that were removed or changed, and starts those that do not run.
 async fn follow(wanted: &[ReporterPlan], running: &mut Running, carry: &Arc<Carry>) {
-    let gone = |(name, (plan, task)): (&String, &(ReporterPlan, JoinHandle<()>))| {
+    let stopped = |(name, (plan, task)): (&String, &(ReporterPlan, JoinHandle<()>))| {
         (!wanted.contains(plan) || task.is_finished()).then(|| name.clone())
     };
-    let gone: Vec<_> = running.iter().filter_map(gone).collect();
-    for name in gone {
+    let stopped: Vec<_> = running.iter().filter_map(stopped).collect();
+    for name in stopped {
         let Some((_, task)) = running.remove(&name) else { continue };
-        // A call that is under way may be made once more by its successor.
+        // The next task of the reporter may repeat a call that is under way.
         task.abort();
         task.await.ok();
         if !wanted.iter().any(|plan| plan.name == name) {
@@ -77,20 +76,20 @@ async fn follow(wanted: &[ReporterPlan], running: &mut Running, carry: &Arc<Carr
     }
 }
 
-/// One reporter, for ever: a defect of its own does not end it.
+/// Runs a reporter, and restarts it after a panic.
 async fn report(plan: ReporterPlan, spool: Arc<Spool>, carry: Arc<Carry>) {
     loop {
-        let life = async { Reporter::new(&plan, &spool, &carry).run().await };
-        unharmed(&format!("usage reporter {}", plan.name), life).await;
+        let work = async { Reporter::new(&plan, &spool, &carry).run().await };
+        survives_panic(&format!("usage reporter {}", plan.name), work).await;
         sleep(REST).await;
     }
 }
 
-/// Waits for something that may panic, which must not end what comes after it; whether it did not.
-async fn unharmed(what: &str, work: impl Future<Output = ()>) -> bool {
+/// Runs something that may panic, without ending the caller; `false` if it has panicked.
+async fn survives_panic(what: &str, work: impl Future<Output = ()>) -> bool {
     let done = AssertUnwindSafe(work).catch_unwind().await;
     if done.is_err() {
-        log::error!("{what}: it panicked, and begins anew");
+        log::error!("{what}: it panicked and is restarted");
     }
     done.is_ok()
 }
@@ -102,8 +101,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_ends_nothing_but_itself() {
-        assert!(unharmed("a test", async {}).await);
-        assert!(!unharmed("a test", async { panic!("as the test wants") }).await);
+        assert!(survives_panic("a test", async {}).await);
+        assert!(!survives_panic("a test", async { panic!("for the test") }).await);
     }
 
     #[tokio::test]

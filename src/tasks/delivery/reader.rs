@@ -1,4 +1,4 @@
-//! Reads along the spool and makes batches.
+//! Reads the spool and forms batches.
 
 use std::{
     collections::VecDeque,
@@ -18,36 +18,36 @@ use crate::{
     usage::{Entry, ReporterStatus, Spool, sink::Pace},
 };
 
-/// Records that are read at a time when batches are smaller.
+/// Records that are read at a time, if batches are not larger.
 const AHEAD: usize = 256;
 
-/// The longest wait until the reader looks again by itself.
-const LOOK: Duration = Duration::from_secs(1);
+/// The longest wait before the reader checks the spool by itself.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// Records that are delivered together.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// None if none of them could be read.
+    /// Empty if none of them could be read.
     pub entries: Vec<Entry>,
-    /// The place after them.
+    /// The index after them.
     pub next: u64,
 }
 
-/// The part of the spool that comes next.
+/// Reads the spool from a position on.
 pub struct Reader {
     spool: Arc<Spool>,
     carry: Arc<Carry>,
-    /// Is told which record comes first: nobody else needs to read it for its age.
+    /// Gets the first record, so that its age is known without another read.
     standing: Arc<ReporterStatus>,
     pace: Pace,
     ends: watch::Receiver<u64>,
     read: VecDeque<Entry>,
-    /// The place after what was read.
+    /// The index after the last read record.
     next: u64,
 }
 
 impl Reader {
-    /// Begins at a place of a reporter.
+    /// Starts at the index `next`.
     pub fn new(
         spool: &Arc<Spool>,
         carry: &Arc<Carry>,
@@ -64,7 +64,7 @@ impl Reader {
     pub async fn batch(&mut self) -> Batch {
         while self.read.is_empty() {
             if !self.read_on().await {
-                self.wait(LOOK).await;
+                self.wait(CHECK).await;
             } else if self.read.is_empty() {
                 return Batch { entries: Vec::new(), next: self.next };
             }
@@ -73,12 +73,12 @@ impl Reader {
         let size = self.pace.batch.max(1).min(self.read.len());
         let entries = self.read.drain(..size).collect();
         let next = self.read.front().map_or(self.next, |entry| entry.index);
-        self.tell();
+        self.report_first();
         Batch { entries, next }
     }
 
-    /// Waits until a batch is full, but for no longer than `linger` since its first record was made;
-    /// not at all when the process is about to end.
+    /// Waits until a batch is full, but no longer than `linger` after its first record was written; not at
+    /// all when the process is about to end.
     async fn gather(&mut self) {
         let Some(first) = self.read.front().filter(|_| self.pace.batch > 1) else { return };
         let age = Timestamp::now().as_millisecond().saturating_sub(first.time).max(0);
@@ -96,7 +96,7 @@ impl Reader {
         }
     }
 
-    fn tell(&self) {
+    fn report_first(&self) {
         if let Some(first) = self.read.front() {
             self.standing.has_read(first);
         }
@@ -104,12 +104,12 @@ impl Reader {
 
     async fn wait(&mut self, longest: Duration) {
         if let Ok(Err(_)) = timeout(longest, self.ends.changed()).await {
-            // Nobody will ever add anything.
+            // The sender is gone: no record will be added.
             sleep(longest).await;
         }
     }
 
-    /// Reads on, if there is something to read; whether that led any further.
+    /// Reads more records, if there are any; whether the position has advanced.
     async fn read_on(&mut self) -> bool {
         if self.spool.end() <= self.next {
             return false;
@@ -117,22 +117,22 @@ impl Reader {
         let most = self.pace.batch.max(AHEAD).saturating_sub(self.read.len());
         match read(&self.spool, self.next, most).await {
             Some((entries, next)) => {
-                let further = next > self.next;
+                let advanced = next > self.next;
                 self.read.extend(entries);
                 self.next = next;
-                self.tell();
-                further
+                self.report_first();
+                advanced
             }
             None => {
-                sleep(5 * LOOK).await;
+                sleep(5 * CHECK).await;
                 false
             }
         }
     }
 }
 
-/// Reads records, on a thread that may wait for the disk. `None`: they cannot be read now, which
-/// was logged.
+/// Reads records, on a thread that may wait for the disk. `None`: they cannot be read now; the error is
+/// logged.
 pub async fn read(spool: &Arc<Spool>, from: u64, most: usize) -> Option<(Vec<Entry>, u64)> {
     let log = Arc::clone(spool);
     let read = spawn_blocking(move || log.read(from, most)).await;

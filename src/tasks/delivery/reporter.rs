@@ -1,4 +1,4 @@
-//! One reporter: the way of its records from the spool to its sink, and what it knows on that way.
+//! One reporter: takes its records from the spool to its sink.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    mood::Mood,
+    failure_log::FailureLog,
     reader::{self, Reader},
 };
 use crate::{
@@ -31,46 +31,45 @@ use crate::{
     },
 };
 
-/// How often a sink tidies up, and how long that may take.
+/// How often a sink cleans up, and how long that may take.
 const TIDY: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(600));
 
-/// How long after the start a sink tidies up for the first time.
+/// Time from the start to the first clean-up of a sink.
 const FIRST_TIDY: Duration = Duration::from_secs(60);
 
-/// How often a reporter that is disabled looks for records that are too old: at least.
-const LOOK: Duration = Duration::from_secs(60);
+/// The longest time between two searches of a disabled reporter for records that are too old.
+const AGE_CHECK: Duration = Duration::from_secs(60);
 
-/// How often it looks whether the spool is short of room.
-const SHORT_LOOK: Duration = Duration::from_secs(1);
+/// How often it checks whether the spool is short of space.
+const SPACE_CHECK: Duration = Duration::from_secs(1);
 
-/// A reporter.
 pub struct Reporter {
     pub plan: ReporterPlan,
     pub pace: Pace,
     pub sink: Arc<dyn Sink>,
-    /// How long one call to the sink may take, whatever its own timeouts.
-    pub patience: Duration,
+    /// How long one call to the sink may take, whatever the sink's own timeouts.
+    pub call_timeout: Duration,
     pub standing: Arc<ReporterStatus>,
     /// Where records are put aside; `None`: they are given up instead.
     pub letters: Option<DeadLetters>,
-    pub mood: Mood,
-    /// The receiver has answered 410.
+    pub failures: FailureLog,
+    /// Notified when the receiver has answered 410.
     pub gone: Notify,
     spool: Arc<Spool>,
     carry: Arc<Carry>,
-    /// Its place. Kept by threads that may wait for the disk.
+    /// Its position in the spool. Saved by threads that may wait for the disk.
     cursor: Arc<Mutex<Cursor>>,
 }
 
 impl Reporter {
-    /// A reporter at its place.
+    /// A reporter at its saved position.
     pub fn new(plan: &ReporterPlan, spool: &Arc<Spool>, carry: &Arc<Carry>) -> Self {
         let standing = carry.usage.reporter(&plan.name, plan.to.word());
         let with = Resources { client: &carry.outside, stores: &carry.stores };
         let cursor = spool.cursor(&plan.name);
         standing.set_next(cursor.next());
         standing.delivers();
-        let patience = match &plan.to {
+        let call_timeout = match &plan.to {
             Destination::Webhook(webhook) => webhook.timeout.saturating_add(Duration::from_secs(5)),
             _ => Duration::from_secs(60),
         };
@@ -78,10 +77,10 @@ impl Reporter {
             plan: plan.clone(),
             pace: Pace::of(plan),
             sink: sink::make(plan, with),
-            patience,
+            call_timeout,
             standing,
             letters: carry.usage.folder().map(|folder| DeadLetters::open(folder, &plan.name)),
-            mood: Mood::default(),
+            failures: FailureLog::default(),
             gone: Notify::new(),
             spool: Arc::clone(spool),
             carry: Arc::clone(carry),
@@ -95,19 +94,19 @@ impl Reporter {
         reporter
     }
 
-    /// Delivers, for ever.
+    /// Delivers until it is dropped.
     pub async fn run(&self) {
         let deliver = async {
             tokio::select! {
                 () = self.deliver() => {}
-                // Whatever is under way is dropped with the other branch.
+                // Deliveries under way are dropped with the other branch.
                 () = self.gone.notified() => self.park().await,
             }
         };
         tokio::join!(deliver, self.tidy());
     }
 
-    /// Delivers what there is, in order; several batches at a time if that is wanted.
+    /// Delivers all records in order, several batches at a time if so configured.
     async fn deliver(&self) {
         let reader = self.reader();
         let batches = stream::unfold(reader, async |mut reader| {
@@ -115,11 +114,11 @@ impl Reporter {
             Some((batch, reader))
         });
         let at_a_time = self.pace.concurrency.max(1);
-        // In the order of the batches: the place moves over what is settled without a gap.
+        // In the order of the batches, so that the position never skips an unsettled one.
         let settled = batches.map(|batch| self.settle(batch)).buffered(at_a_time);
         let mut settled = pin!(settled.ready_chunks(at_a_time));
-        while let Some(places) = settled.next().await {
-            if let Some(next) = places.last() {
+        while let Some(positions) = settled.next().await {
+            if let Some(next) = positions.last() {
                 self.advance(*next).await;
             }
         }
@@ -130,9 +129,9 @@ impl Reporter {
         Reader::new(&self.spool, &self.carry, &self.standing, self.pace, next)
     }
 
-    /// The receiver wants nothing any more: nothing is sent. Records wait where they are until they
-    /// are too old, or the spool is short of room: what nobody wants must not stop the gateway.
-    /// Without a spool on disk they are given up as they come.
+    /// Sends nothing, because the receiver has answered 410. Records stay in the spool until they are too
+    /// old or the spool is short of space, because they must not stop the gateway. Without a spool on
+    /// disk they are given up at once.
     async fn park(&self) {
         let why = self.standing.failure().map(|(_, why)| why).unwrap_or_default();
         if self.letters.is_none() {
@@ -143,19 +142,19 @@ impl Reporter {
                 self.advance(batch.next).await;
             }
         }
-        let look = (self.plan.max_age / 4).clamp(Duration::from_millis(100), LOOK);
-        let mut looked = Instant::now();
+        let check = (self.plan.max_age / 4).clamp(Duration::from_millis(100), AGE_CHECK);
+        let mut checked = Instant::now();
         loop {
-            sleep(look.min(SHORT_LOOK)).await;
+            sleep(check.min(SPACE_CHECK)).await;
             let short = self.spool.is_half_full();
-            if short || looked.elapsed() >= look {
+            if short || checked.elapsed() >= check {
                 while self.put_some_aside(short, &why).await {}
-                looked = Instant::now();
+                checked = Instant::now();
             }
         }
     }
 
-    /// Puts records aside, those that are too old or all, some at a time; whether there may be more.
+    /// Puts one portion of records aside, those that are too old or all; whether there may be more.
     async fn put_some_aside(&self, all: bool, why: &str) -> bool {
         let from = lock(&self.cursor).next();
         if self.spool.end() <= from {
@@ -176,7 +175,7 @@ impl Reporter {
         true
     }
 
-    /// How many records at the beginning are older than they may be.
+    /// How many records at the beginning are older than `max_age`.
     pub fn too_old(&self, entries: &[Entry]) -> usize {
         let now = Timestamp::now().as_millisecond();
         let most = self.plan.max_age.as_millis();
@@ -184,26 +183,29 @@ impl Reporter {
         entries.iter().take_while(|entry| u128::from(age(entry)) > most).count()
     }
 
-    /// Everything before `next` is settled.
+    /// Saves that everything before `next` is settled.
     async fn advance(&self, next: u64) {
         let cursor = Arc::clone(&self.cursor);
-        let kept = spawn_blocking(move || {
+        let saved = spawn_blocking(move || {
             let mut cursor = lock(&cursor);
             match next > cursor.next() {
                 true => cursor.advance(next),
                 false => Ok(()),
             }
         });
-        if let Err(why) = kept.await.unwrap_or_else(|e| Err(e.to_string()))
-            && self.mood.unkept(Instant::now())
+        if let Err(why) = saved.await.unwrap_or_else(|e| Err(e.to_string()))
+            && self.failures.logs_unsaved_cursor(Instant::now())
         {
-            log::error!("the usage spool: the place of {} is not kept: {why}", self.plan.name);
+            log::error!(
+                "the usage spool: the position of reporter {} cannot be saved: {why}",
+                self.plan.name
+            );
         }
         self.standing.set_next(next);
     }
 
-    /// Lets the sink do what it does from time to time, for ever; not at once, when there is enough
-    /// to do, and what was never used need not be opened.
+    /// Lets the sink clean up periodically, until it is dropped. Not at once: at the start there is enough
+    /// to do, and an unused sink need not be opened.
     async fn tidy(&self) {
         sleep(FIRST_TIDY).await;
         loop {
@@ -214,29 +216,28 @@ impl Reporter {
                 Err(_) => Err(format!("it took longer than {:?}", TIDY.1)),
             };
             if let Err(why) = done {
-                log::error!("usage reporter {}: cannot tidy up: {why}", self.plan.name);
+                log::error!("usage reporter {}: cannot clean up: {why}", self.plan.name);
             }
             sleep(TIDY.0).await;
         }
     }
 
-    /// Records that wait for it.
+    /// The number of records that wait for it.
     pub fn waiting(&self) -> u64 {
         self.spool.behind(self.standing.next())
     }
 
-    /// Whether there is a counter of its kind besides.
+    /// Whether it is a webhook, which has counters of its own.
     pub fn is_webhook(&self) -> bool {
         matches!(self.plan.to, Destination::Webhook(_))
     }
 
-    /// The metrics of usage.
     pub fn metrics(&self) -> &UsageMetrics {
         self.carry.usage.metrics()
     }
 
     /// For how long attempts have failed, and why the last one did.
     pub fn failing(&self) -> Option<(Duration, String)> {
-        self.mood.failing(Instant::now())
+        self.failures.failing(Instant::now())
     }
 }

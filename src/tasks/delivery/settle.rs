@@ -1,4 +1,4 @@
-//! Brings a batch to its end: delivered, put aside with the dead letters, or given up.
+//! Settles a batch: its records are delivered, put aside as dead letters, or given up.
 
 use std::{
     borrow::Cow,
@@ -19,23 +19,21 @@ use crate::usage::{Entry, sink::DeliveryError};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// The longest pause that a receiver may ask for.
-const LONGEST_WISH: Duration = Duration::from_secs(3600);
+/// The longest `Retry-After` of a receiver that is respected.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// Attempts have to fail for so long, or for as long as records may be old, until one is put aside
-/// for its age: after a long halt a receiver may come up later than the gateway.
+/// Attempts have to fail for this long, or for `max_age` if that is shorter, before a record is put aside
+/// for its age: after a long stop the receiver may start later than the gateway.
 const GRACE: Duration = Duration::from_secs(300);
 
-/// The longest pause between attempts for a record that is refused as such: meanwhile it holds the
-/// others up.
-const LONGEST_REFUSAL: Duration = Duration::from_secs(10);
+/// The longest pause between attempts for a refused record, because it delays the others.
+const MAX_REFUSAL_PAUSE: Duration = Duration::from_secs(10);
 
-/// Request ids that are named in one line of the log.
-const NAMED: usize = 10;
+/// The most request ids in one log line.
+const MAX_NAMED: usize = 10;
 
 impl Reporter {
-    /// Brings a batch to its end; returns the place after it. Does not return once the receiver
-    /// wants nothing any more.
+    /// Settles a batch; returns the index after it. Does not return once the receiver has answered 410.
     pub async fn settle(&self, batch: Batch) -> u64 {
         let mut parts = vec![batch.entries];
         while let Some(part) = parts.pop() {
@@ -43,17 +41,17 @@ impl Reporter {
                 parts.extend([second, first]);
             }
         }
-        // Also when the last of them was put aside: there is nothing that it would wait for.
+        // Even if the last record was put aside: the reporter waits for nothing.
         self.standing.delivers();
         batch.next
     }
 
-    /// Brings records to their end. If they are refused together, they come back as two parts: so
-    /// the one that is at fault is found, and does not hold the others up.
+    /// Settles records. If they are refused together, they are returned as two halves, so that the record
+    /// at fault is found and does not delay the others.
     async fn settle_part(&self, mut part: Vec<Entry>) -> Option<(Vec<Entry>, Vec<Entry>)> {
         let (mut attempts, mut refusals) = (0, 0);
         loop {
-            self.put_hopeless_aside(&mut part).await;
+            self.put_expired_aside(&mut part).await;
             if part.is_empty() {
                 return None;
             }
@@ -66,7 +64,7 @@ impl Reporter {
             if let DeliveryError::Gone { why } = &failure {
                 return self.disable(why).await;
             }
-            self.tell(&failure);
+            self.log_failure(&failure);
             if matches!(failure, DeliveryError::Refused { .. }) {
                 if part.len() > 1 {
                     let second = part.split_off(part.len() / 2);
@@ -85,10 +83,10 @@ impl Reporter {
             }
             let pause = pause(attempts - 1, self.plan.max_backoff, rand::random());
             let pause = match failure {
-                DeliveryError::Unavailable { retry_after: Some(wish), .. } => {
-                    pause.max(wish.min(LONGEST_WISH))
+                DeliveryError::Unavailable { retry_after: Some(wait), .. } => {
+                    pause.max(wait.min(MAX_RETRY_AFTER))
                 }
-                DeliveryError::Refused { .. } => pause.min(LONGEST_REFUSAL),
+                DeliveryError::Refused { .. } => pause.min(MAX_REFUSAL_PAUSE),
                 _ => pause,
             };
             self.standing.failed(why, Some(Timestamp::now() + pause));
@@ -96,14 +94,14 @@ impl Reporter {
         }
     }
 
-    /// One call to the sink, which may neither hang nor take the reporter with it.
+    /// One call to the sink, guarded against hanging and panics.
     async fn attempt(&self, part: &[Entry]) -> Result<(), DeliveryError> {
         let call = AssertUnwindSafe(self.sink.deliver(part)).catch_unwind();
-        match timeout(self.patience, call).await {
+        match timeout(self.call_timeout, call).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(DeliveryError::unavailable("panicked")),
             Err(_) => {
-                Err(DeliveryError::unavailable(format!("took longer than {:?}", self.patience)))
+                Err(DeliveryError::unavailable(format!("took longer than {:?}", self.call_timeout)))
             }
         }
     }
@@ -115,34 +113,34 @@ impl Reporter {
             self.metrics().webhook_success.inc_by(records);
         }
         self.standing.delivers();
-        if self.mood.worked() {
+        if self.failures.delivered() {
             let waiting = self.waiting();
             log::info!("usage reporter {} works again; {waiting} records wait", self.plan.name);
         }
     }
 
-    fn tell(&self, failure: &DeliveryError) {
-        if let Some(text) = self.mood.failed(failure.why(), Instant::now()) {
+    fn log_failure(&self, failure: &DeliveryError) {
+        if let Some(text) = self.failures.attempt_failed(failure.why(), Instant::now()) {
             let waiting = self.waiting();
             log::warn!("usage reporter {}: {text}; {waiting} records wait", self.plan.name);
         }
     }
 
-    /// Nothing is sent any more. Does not return: the reporter drops what it does.
+    /// Disables the reporter. Does not return: the reporter drops the delivery.
     async fn disable<T>(&self, why: &str) -> T {
         self.standing.failed(why, None);
         self.metrics().disabled.with_label_values(&[&self.plan.name]).set(1);
         log::error!(
-            "usage reporter {}: {why}: nothing is sent there any more, until its configuration \
-             changes or the gateway starts anew",
+            "usage reporter {}: {why}: no more records are sent there until its configuration \
+             changes or the gateway restarts",
             self.plan.name
         );
         self.gone.notify_one();
         std::future::pending().await
     }
 
-    /// Takes those out that are too old, if attempts have failed for a while.
-    async fn put_hopeless_aside(&self, part: &mut Vec<Entry>) {
+    /// Puts records aside that are too old, if attempts have failed for a while.
+    async fn put_expired_aside(&self, part: &mut Vec<Entry>) {
         if self.letters.is_none() {
             return;
         }
@@ -153,7 +151,7 @@ impl Reporter {
         }
     }
 
-    /// Puts records aside; whether they are safe there. If not they stay where they are.
+    /// Puts records aside; whether that succeeded. If not, they stay where they are.
     pub async fn put_aside(&self, records: &[Entry], why: &str) -> bool {
         let Some(letters) = self.letters.clone() else { return false };
         if records.is_empty() {
@@ -168,7 +166,7 @@ impl Reporter {
                 size.set(bytes.cast_signed());
             }
             Err(e) => {
-                if self.mood.not_aside(Instant::now()) {
+                if self.failures.logs_failed_append(Instant::now()) {
                     let name = &self.plan.name;
                     log::error!(
                         "usage reporter {name}: cannot put {n} records aside, they wait: {e}"
@@ -178,24 +176,24 @@ impl Reporter {
             }
         }
         self.metrics().dead.with_label_values(&[&self.plan.name]).inc_by(n as u64);
-        self.failed(n);
-        if let Some(n) = self.mood.dead(n, Instant::now()) {
+        self.count_failed(n);
+        if let Some(n) = self.failures.put_aside(n, Instant::now()) {
             let (name, path) = (&self.plan.name, path.display());
             log::error!("usage reporter {name}: {n} records put aside in {path}: {why}");
         }
         true
     }
 
-    /// Gives records up: they are lost.
+    /// Gives up records: they are lost.
     pub fn give_up(&self, records: &[Entry], attempts: u32, why: &str) {
         if records.is_empty() {
             return;
         }
         let n = records.len();
         self.metrics().lost.with_label_values(&["given_up"]).inc_by(n as u64);
-        self.failed(n);
-        let ids: Vec<_> = records.iter().take(NAMED).map(request_id).collect();
-        let more = match n.saturating_sub(NAMED) {
+        self.count_failed(n);
+        let ids: Vec<_> = records.iter().take(MAX_NAMED).map(request_id).collect();
+        let more = match n.saturating_sub(MAX_NAMED) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
@@ -206,7 +204,7 @@ impl Reporter {
         );
     }
 
-    fn failed(&self, records: usize) {
+    fn count_failed(&self, records: usize) {
         if self.is_webhook() {
             self.metrics().webhook_failure.inc_by(records as u64);
         }
@@ -215,19 +213,19 @@ impl Reporter {
 
 fn request_id(entry: &Entry) -> Cow<'_, str> {
     #[derive(Deserialize)]
-    struct Named<'a> {
+    struct WithRequestId<'a> {
         #[serde(borrow)]
         request_id: Cow<'a, str>,
     }
-    let named: Result<Named<'_>, _> = serde_json::from_slice(&entry.json);
+    let named: Result<WithRequestId<'_>, _> = serde_json::from_slice(&entry.json);
     named.map_or("unknown".into(), |named| named.request_id)
 }
 
-/// The pause after an attempt: doubled each time, and shortened by up to a half at random (`dice`
-/// from 0 to 1), so that many do not come back together.
-fn pause(attempt: u32, longest: Duration, dice: f64) -> Duration {
+/// The pause after an attempt: doubled each time, and shortened by up to a half by `random` (0 to 1), so
+/// that many reporters do not retry together.
+fn pause(attempt: u32, longest: Duration, random: f64) -> Duration {
     let full = FIRST_PAUSE.saturating_mul(1 << attempt.min(16)).min(longest);
-    full.mul_f64(1.0 - dice / 2.0)
+    full.mul_f64(1.0 - random / 2.0)
 }
 
 #[cfg(test)]
@@ -250,7 +248,7 @@ mod tests {
     type Behaviour =
         Box<dyn Fn(usize, &[Entry]) -> Option<Result<(), DeliveryError>> + Send + Sync>;
 
-    /// A sink that notes which records it was called with.
+    /// A sink that records its calls.
     struct Fake {
         behaviour: Behaviour,
         calls: Mutex<Vec<Vec<u64>>>,
@@ -275,7 +273,7 @@ mod tests {
         DeliveryError::Refused { why: "answered 422".to_owned() }
     }
 
-    /// A reporter with a sink of ours, and what that is called with.
+    /// A reporter with a fake sink.
     fn reporter(folder: &Path, behaviour: Behaviour) -> (Reporter, Arc<Fake>) {
         let text = "backends: [{url: \"http://127.0.0.1:1\"}]
 usage:
@@ -290,7 +288,7 @@ usage:
         let mut reporter = Reporter::new(&plan.usage.reporters[0], &spool, &carry);
         let fake = Arc::new(Fake { behaviour, calls: Mutex::default() });
         reporter.sink = Arc::<Fake>::clone(&fake);
-        reporter.patience = Duration::from_millis(500);
+        reporter.call_timeout = Duration::from_millis(500);
         (reporter, fake)
     }
 
@@ -304,7 +302,7 @@ usage:
     async fn a_sink_that_panics_or_hangs_is_called_again() {
         let folder = tempfile::tempdir().unwrap();
         let behaviour = |n: usize, _: &[Entry]| match n {
-            1 => panic!("as the test wants"),
+            1 => panic!("for the test"),
             2 => None,
             _ => Some(Ok(())),
         };

@@ -1,7 +1,7 @@
-//! Finds backends while the gateway runs: looks names up again when their addresses end, asks the
-//! sources of `discovery`, and puts a new snapshot in place when the answers differ.
+//! Discovers backends while the gateway runs: resolves names again when their addresses expire, queries
+//! the sources of `discovery`, and installs a new snapshot when the answers have changed.
 
-mod ask;
+mod query;
 mod schedule;
 
 use std::{
@@ -16,7 +16,7 @@ use futures::{
 use tokio::sync::oneshot;
 
 use self::{
-    ask::{Item, Outcome, ask, doubles},
+    query::{Query, QueryOutcome, log_duplicates},
     schedule::Schedule,
 };
 use crate::{
@@ -27,18 +27,18 @@ use crate::{
     runtime::{Carry, Live, Snapshot},
 };
 
-/// From one change of the backends to the next, at least.
+/// The shortest time between two changes of the backends.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a change waits for what it has brought up: the names of new backends.
+/// How long a change waits for the addresses of new backends.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// Runs for ever. `first` is told when everything has been asked for once.
-pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: oneshot::Sender<()>) {
-    let mut first = Some(first);
+/// Runs until the process ends. `completed` is sent when every query has completed once.
+pub async fn run(live: Arc<Live>, carry: Arc<Carry>, completed: oneshot::Sender<()>) {
+    let mut completed = Some(completed);
     let mut schedule = Schedule::default();
-    let mut asked = FuturesUnordered::new();
-    // When something was found out that is not in force yet.
+    let mut running = FuturesUnordered::new();
+    // When the first change was found that is not in force yet.
     let mut changed: Option<Instant> = None;
     let mut last: Option<Instant> = None;
     let mut plan = Arc::clone(&live.load().plan);
@@ -50,14 +50,14 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: oneshot::Sender<()>)
             if before.discovery.dns_servers != plan.discovery.dns_servers {
                 schedule = Schedule::default();
             }
-            schedule.keep(items(&plan, &carry.found.backends(&plan)), now);
-            doubles(&plan, &carry);
+            schedule.keep(queries(&plan, &carry.discovered.backends(&plan)), now);
+            log_duplicates(&plan, &carry);
         }
-        for item in schedule.take(now) {
-            asked.push(look(item, Arc::clone(&plan), Arc::clone(&carry)));
+        for query in schedule.take(now) {
+            running.push(run_query(query, Arc::clone(&plan), Arc::clone(&carry)));
         }
         let due = changed.map(|at| {
-            let complete = if schedule.all_known() { at } else { at + WAIT };
+            let complete = if schedule.all_completed() { at } else { at + WAIT };
             last.map_or(complete, |last| complete.max(last + PAUSE))
         });
         if due.is_some_and(|due| due <= now) {
@@ -67,20 +67,22 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: oneshot::Sender<()>)
             }
             continue;
         }
-        if schedule.all_known() && changed.is_none() {
-            first.take().map(|first| first.send(()));
+        if schedule.all_completed() && changed.is_none() {
+            completed.take().map(|completed| completed.send(()));
         }
         let next = due.into_iter().chain(schedule.next()).min();
         let sleep: OptionFuture<_> = next.map(|at| tokio::time::sleep_until(at.into())).into();
         tokio::select! {
-            Some((item, outcome)) = asked.next() => {
-                schedule.done(&item, Instant::now() + outcome.again);
-                if let Item::Source(source) = &item {
-                    live.steady(|snapshot| show(source, outcome.answered, snapshot, &carry));
+            Some((query, outcome)) = running.next() => {
+                schedule.done(&query, Instant::now() + outcome.next_after);
+                if let Query::Source(source) = &query {
+                    live.while_current(|snapshot| {
+                        update_gauges(source, outcome.answered, snapshot, &carry);
+                    });
                 }
-                if outcome.news {
-                    // Another list has other names.
-                    stale = matches!(item, Item::Source(_));
+                if outcome.changed {
+                    // A changed list may have other names to resolve.
+                    stale = matches!(query, Query::Source(_));
                     changed = changed.or(Some(Instant::now()));
                 }
             }
@@ -90,55 +92,55 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>, first: oneshot::Sender<()>)
     }
 }
 
-/// Finds out what a plan that is not in force yet will need and that is not known, as far as that
-/// is possible in a few seconds.
-async fn learn(plan: &Arc<Plan>, carry: &Arc<Carry>) {
+/// Runs the queries of a plan that is not in force yet whose answers are unknown, for at most [`WAIT`].
+async fn prepare(plan: &Arc<Plan>, carry: &Arc<Carry>) {
     let all = async {
-        // Sources first: they tell of names.
+        // Sources first: they list the backends whose names are resolved.
         for sources in [true, false] {
-            let backends = carry.found.backends(plan);
-            let unknown = items(plan, &backends).filter(|item| match item {
-                Item::Source(source) => sources && carry.found.text(source).is_none(),
-                Item::Name(host) => !sources && !carry.found.knows(host),
+            let backends = carry.discovered.backends(plan);
+            let unknown = queries(plan, &backends).filter(|query| match query {
+                Query::Source(source) => sources && carry.discovered.last_text(source).is_none(),
+                Query::Name(host) => !sources && !carry.discovered.knows_name(host),
             });
-            join_all(unknown.map(|item| look(item, Arc::clone(plan), Arc::clone(carry)))).await;
+            join_all(unknown.map(|query| run_query(query, Arc::clone(plan), Arc::clone(carry))))
+                .await;
         }
     };
     tokio::time::timeout(WAIT, all).await.ok();
 }
 
-async fn look(item: Item, plan: Arc<Plan>, carry: Arc<Carry>) -> (Item, Outcome) {
-    let outcome = ask(&item, &plan, &carry).await;
-    (item, outcome)
+async fn run_query(query: Query, plan: Arc<Plan>, carry: Arc<Carry>) -> (Query, QueryOutcome) {
+    let outcome = query::run(&query, &plan, &carry).await;
+    (query, outcome)
 }
 
-/// Shows how a source stands, if it is still one.
-fn show(source: &SourcePlan, up: bool, snapshot: &Snapshot, carry: &Carry) {
+/// Updates the gauges of a source, if it is still configured.
+fn update_gauges(source: &SourcePlan, up: bool, snapshot: &Snapshot, carry: &Carry) {
     if snapshot.plan.discovery.sources.contains(source) {
-        let told = i64::try_from(carry.found.told(source)).unwrap_or(i64::MAX);
+        let count = i64::try_from(carry.discovered.listed_count(source)).unwrap_or(i64::MAX);
         carry.metrics.discovery_up.with_label_values(&[&source.name]).set(i64::from(up));
-        carry.metrics.discovery_backends.with_label_values(&[&source.name]).set(told);
+        carry.metrics.discovery_backends.with_label_values(&[&source.name]).set(count);
     }
 }
 
-/// What there is to ask for.
-fn items(plan: &Plan, backends: &[BackendPlan]) -> impl Iterator<Item = Item> {
+/// The queries of a plan with these backends.
+fn queries(plan: &Plan, backends: &[BackendPlan]) -> impl Iterator<Item = Query> {
     let names = backends.iter().filter(|b| b.literal().is_none());
-    let names: Vec<_> = names.map(|b| Item::Name(b.dialled().0.to_owned())).collect();
-    let sources = plan.discovery.sources.iter().cloned().map(Item::Source);
+    let names: Vec<_> = names.map(|b| Query::Name(b.dialled().0.to_owned())).collect();
+    let sources = plan.discovery.sources.iter().cloned().map(Query::Source);
     sources.chain(names).collect::<Vec<_>>().into_iter()
 }
 
-/// Reloads: the generation that follows `live` by this plan.
+/// Installs the generation of a new plan.
 pub async fn reload(plan: Plan, live: &Live, carry: &Arc<Carry>) -> Arc<Snapshot> {
     let plan = Arc::new(plan);
-    carry.found.learning(true);
-    learn(&plan, carry).await;
+    carry.discovered.set_reloading(true);
+    prepare(&plan, carry).await;
     let plan = Arc::unwrap_or_clone(plan);
     let next = live.replace(carry, |old| Some(Snapshot::build(plan, Some(old), carry)));
-    carry.found.learning(false);
+    carry.discovered.set_reloading(false);
     let next = next.unwrap_or_else(|| live.load());
-    carry.found.tidy(&next.plan, &next.backends);
+    carry.discovered.tidy(&next.plan, &next.backends);
     carry.discover_now.notify_one();
     next
 }

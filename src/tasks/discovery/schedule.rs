@@ -1,17 +1,17 @@
-//! What is to be asked when.
+//! When each query is due.
 
 use std::{collections::HashMap, hash::Hash, time::Instant};
 
-/// Times of questions.
+/// Queries with their due times.
 pub struct Schedule<K> {
     entries: HashMap<K, Entry>,
 }
 
 struct Entry {
-    /// When it is asked next; `None`: it is being asked.
+    /// When it is due; `None`: it is under way.
     due: Option<Instant>,
-    /// It has been answered once.
-    known: bool,
+    /// It has completed once.
+    completed: bool,
 }
 
 impl<K> Default for Schedule<K> {
@@ -21,17 +21,17 @@ impl<K> Default for Schedule<K> {
 }
 
 impl<K: Clone + Eq + Hash> Schedule<K> {
-    /// Asks from now on for these: for new ones at once, for others not any more.
+    /// Replaces the set of queries: new ones are due at once, others are dropped.
     pub fn keep(&mut self, wanted: impl Iterator<Item = K>, now: Instant) {
         let mut before = std::mem::take(&mut self.entries);
         for key in wanted {
-            let entry = before.remove(&key).unwrap_or(Entry { due: Some(now), known: false });
-            // One name may stand in several backends.
+            let entry = before.remove(&key).unwrap_or(Entry { due: Some(now), completed: false });
+            // Several backends may have the same name.
             self.entries.entry(key).or_insert(entry);
         }
     }
 
-    /// Those that are due; they are being asked from now on.
+    /// Takes the due queries; they are under way from now on.
     pub fn take(&mut self, now: Instant) -> Vec<K> {
         let due = self.entries.iter_mut().filter(|(_, e)| e.due.is_some_and(|due| due <= now));
         due.map(|(key, entry)| {
@@ -41,21 +41,21 @@ impl<K: Clone + Eq + Hash> Schedule<K> {
         .collect()
     }
 
-    /// One has been answered, and is due again at `next`.
+    /// Completes a query, which is due again at `next`.
     pub fn done(&mut self, key: &K, next: Instant) {
         if let Some(entry) = self.entries.get_mut(key) {
-            *entry = Entry { due: Some(next), known: true };
+            *entry = Entry { due: Some(next), completed: true };
         }
     }
 
-    /// When the next is due.
+    /// When the next query is due.
     pub fn next(&self) -> Option<Instant> {
         self.entries.values().filter_map(|e| e.due).min()
     }
 
-    /// Whether each has been answered once.
-    pub fn all_known(&self) -> bool {
-        self.entries.values().all(|e| e.known)
+    /// Whether each query has completed once.
+    pub fn all_completed(&self) -> bool {
+        self.entries.values().all(|e| e.completed)
     }
 }
 
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_asked_once_at_a_time_and_again_when_it_is_due() {
+    fn each_runs_once_at_a_time_and_again_when_it_is_due() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut schedule = Schedule::default();
@@ -76,16 +76,16 @@ mod tests {
         assert_eq!(first, ["a", "b"]);
         assert_eq!((schedule.take(at(9)), schedule.next()), (vec![], None));
         schedule.done(&"a", at(10));
-        assert!(!schedule.all_known());
+        assert!(!schedule.all_completed());
         schedule.done(&"b", at(20));
-        assert!(schedule.all_known());
+        assert!(schedule.all_completed());
         schedule.keep(["a", "b"].into_iter(), at(5));
         assert_eq!((schedule.take(at(9)), schedule.next()), (vec![], Some(at(10))));
         assert_eq!(schedule.take(at(10)), ["a"]);
-        // One that is not wanted any more, and is answered all the same.
+        // One that was dropped completes.
         schedule.keep(["b", "c"].into_iter(), at(10));
         schedule.done(&"a", at(11));
         assert_eq!(schedule.take(at(11)), ["c"]);
-        assert!(!schedule.all_known());
+        assert!(!schedule.all_completed());
     }
 }

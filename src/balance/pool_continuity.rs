@@ -1,36 +1,27 @@
-//! Which pools of one generation go on from which of the one before. Pools have no names, and the
-//! models that they serve may change with their backends: what makes a pool the same is that it has
-//! the same backends, or many of them. What pools remember is of use as far as that.
+//! Finds which pool of the previous generation each new pool continues. Pools have no names, and the
+//! models that they serve may change with their backends, so a pool is recognised by its backends:
+//! all the same, or many of them. To that extent the old pool's memory is still useful.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Pool;
+use super::pool::{Pool, Predecessor};
 use crate::config::plan::BalancePlan;
 
-/// The pools that a new one goes on from.
-#[derive(Clone, Copy, Default)]
-pub struct Heritage<'a> {
-    /// The one that is most like it. Others may go on from it as well.
-    pub closest: Option<&'a Pool>,
-    /// The one whose place it takes, alone.
-    pub sole: Option<&'a Pool>,
-}
-
-/// Finds what each of the new pools goes on from. A new pool is told by the ids of its backends,
-/// sorted and each once, and by how it balances.
-pub fn heirs<'a>(old: &'a [Pool], new: &[(Vec<u32>, &BalancePlan)]) -> Vec<Heritage<'a>> {
+/// The predecessor of each new pool. A new pool is given by the ids of its backends, sorted and
+/// without duplicates, and by its balancing.
+pub fn predecessors<'a>(old: &'a [Pool], new: &[(Vec<u32>, &BalancePlan)]) -> Vec<Predecessor<'a>> {
     let before: Vec<&[u32]> = old.iter().map(Pool::ids).collect();
     let after: Vec<&[u32]> = new.iter().map(|(ids, _)| ids.as_slice()).collect();
     let alike = |n: usize, o: usize| new[n].1 == old[o].balance();
-    let heritage = |(closest, sole): (Option<usize>, Option<usize>)| Heritage {
+    let predecessor = |(closest, replaced): (Option<usize>, Option<usize>)| Predecessor {
         closest: closest.map(|o| &old[o]),
-        sole: sole.map(|o| &old[o]),
+        replaced: replaced.map(|o| &old[o]),
     };
-    matches(&before, &after, alike).into_iter().map(heritage).collect()
+    matches(&before, &after, alike).into_iter().map(predecessor).collect()
 }
 
-/// For each of `new`, the closest of `old` and the one whose place it takes, by their numbers. Those
-/// that balance alike go first, then those that have most in common.
+/// For each of `new`, the closest of `old` and the one that it replaces, by their indices. Pools with
+/// the same balancing match first, then those with the most backends in common.
 fn matches(
     old: &[&[u32]],
     new: &[&[u32]],
@@ -51,15 +42,15 @@ fn matches(
             (alike(n, o), common as f64 / all as f64, n, o)
         }));
     }
-    // Stable, so that of equal ones the first go together.
+    // Stable: among equal pairs the first ones match.
     pairs.sort_by(|a, b| b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)));
     let mut found = vec![(None, None); new.len()];
     let mut taken = vec![false; old.len()];
     for (_, _, n, o) in pairs {
-        let (closest, sole) = &mut found[n];
+        let (closest, replaced) = &mut found[n];
         closest.get_or_insert(o);
-        if sole.is_none() && !taken[o] {
-            (*sole, taken[o]) = (Some(o), true);
+        if replaced.is_none() && !taken[o] {
+            (*replaced, taken[o]) = (Some(o), true);
         }
     }
     found
@@ -111,15 +102,15 @@ mod tests {
             let before: Vec<_> = before.iter().map(Vec::as_slice).collect();
             let after: Vec<_> = after.iter().map(Vec::as_slice).collect();
             let found = matches(&before, &after, |n, o| (n + o).is_multiple_of(2));
-            let mut soles: Vec<_> = found.iter().filter_map(|(_, sole)| *sole).collect();
-            let count = soles.len();
-            soles.sort_unstable();
-            soles.dedup();
-            prop_assert_eq!(soles.len(), count);
-            for (n, (closest, sole)) in found.iter().enumerate() {
+            let mut replaced_pools: Vec<_> = found.iter().filter_map(|(_, replaced)| *replaced).collect();
+            let count = replaced_pools.len();
+            replaced_pools.sort_unstable();
+            replaced_pools.dedup();
+            prop_assert_eq!(replaced_pools.len(), count);
+            for (n, (closest, replaced)) in found.iter().enumerate() {
                 let common = old.iter().any(|o| !o.is_disjoint(&new[n]));
                 prop_assert_eq!(closest.is_some(), common);
-                for o in closest.iter().chain(sole) {
+                for o in closest.iter().chain(replaced) {
                     prop_assert!(!old[*o].is_disjoint(&new[n]));
                 }
             }

@@ -80,7 +80,7 @@ impl Found {
         name.doubted = false;
         let set = |list: &[IpAddr]| list.iter().copied().collect::<BTreeSet<_>>();
         let mut changed = false;
-        let now = [&answer.addresses, &answer.further];
+        let now = [&answer.addresses, &answer.extra_ipv6];
         for (known, now) in [&mut name.addresses, &mut name.further].into_iter().zip(now) {
             if set(known) != set(now) {
                 known.clone_from(now);
@@ -426,7 +426,7 @@ mod tests {
         let stays = ["10.0.0.2:443", "10.0.0.3:443", "10.0.0.1:443"];
         assert_eq!(places(1, Some("10.0.0.2:443")), stays);
         let mut both = answer(&[1]);
-        both.further = vec!["2001:db8::1".parse().unwrap()];
+        both.extra_ipv6 = vec!["2001:db8::1".parse().unwrap()];
         assert!(found.name("n", &both));
         assert_eq!(places(1, None), ["10.0.0.1:443", "[2001:db8::1]:443"]);
         assert_eq!(places(0, None), ["10.0.0.1:80"], "one host, not two servers");

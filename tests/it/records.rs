@@ -290,7 +290,7 @@ fn the_schema_in_the_repository_is_that_of_the_records() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/usage-record.schema.json");
     assert!(
         printed.stdout == std::fs::read(file).unwrap(),
-        "make it anew: cargo run -- schema --usage-record > docs/usage-record.schema.json"
+        "regenerate it: cargo run -- schema --usage-record > docs/usage-record.schema.json"
     );
     let printed: Value = serde_json::from_slice(&printed.stdout).unwrap();
     assert_eq!(printed, record::schema());

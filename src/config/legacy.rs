@@ -36,9 +36,16 @@ pub const KEYS: [(&str, Now); 43] = [
     ("server.tls.client_auth", Gone("it had no effect: clients use keys, not certificates")),
     (
         "log.output",
-        Gone("the log is written to stderr; let the service manager write it to a file"),
+        Gone(
+            "the log is written to standard error (stderr); let the service manager write it to a file",
+        ),
     ),
-    ("log.file", Gone("the log is written to stderr; let the service manager write it to a file")),
+    (
+        "log.file",
+        Gone(
+            "the log is written to standard error (stderr); let the service manager write it to a file",
+        ),
+    ),
     ("logging.access.enabled", Moved("log.access")),
     (
         "logging",

@@ -47,15 +47,15 @@ fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
         }
     }
     for (fields, expected) in [
-        ("total_quota: -1", "`total_quota` is negative: 0, or no value, means no limit"),
+        ("total_quota: -1", "`total_quota` is negative: 0, or nothing, is no limit"),
         ("total_quota: -0.001", "`total_quota` is negative"),
         ("total_quota: .inf", "is not a finite number"),
         ("total_quota: -.inf", "is not a finite number"),
         ("balance: .nan", "is not a finite number"),
         ("used_quota: .inf, total_quota: 5", "is not a finite number"),
-        ("limits: {requests_per_minute: -1}", "is not a number of 0 or more"),
-        ("limits: {per_user: {max_concurrent: -3}}", "is not a number of 0 or more"),
-        ("limits: {budget: -0.5}", "is not a number of 0 or more"),
+        ("limits: {requests_per_minute: -1}", "is not a number from 0 on"),
+        ("limits: {per_user: {max_concurrent: -3}}", "is not a number from 0 on"),
+        ("limits: {budget: -0.5}", "is not a number from 0 on"),
     ] {
         let all = problems(&with_key(fields));
         assert!(all.iter().any(|one| one.contains(expected)), "{fields}: {all:?}");
@@ -106,7 +106,7 @@ async fn the_admin_api_refuses_implausible_values_with_a_hint() {
     assert_eq!(status, 201, "{made}");
     let mut wrong: Vec<(Value, &str)> = vec![
         (json!({"total_quota": -1}), "`total_quota` is negative"),
-        (json!({"limits": {"requests_per_minute": -5}}), "is not a number of 0 or more"),
+        (json!({"limits": {"requests_per_minute": -5}}), "is not a number from 0 on"),
     ];
     for field in ["starts_at", "expires_at"] {
         for number in NO_SECONDS {

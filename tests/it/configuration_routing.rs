@@ -205,26 +205,32 @@ fallback: {alias_fallback: {qwen: [llama-3], \"llama-*\": [gpt]}}",
 #[test]
 fn what_may_not_be_meant_is_told() {
     for (text, expected) in [
-        ("detection: {error_codes: [4xx]}", Some("detection.error_codes[0]: a client's own")),
-        ("detection: {error_codes: [5xx, 404]}", Some("detection.error_codes[1]: a client's own")),
-        ("detection: {error_codes: [5xx, 429]}", None),
-        ("models: {x: {routes: [{backend: off}]}}", Some("models.x: none of its routes is used")),
-        ("models: {x: {enabled: false, routes: [{backend: off}]}}", None),
         (
-            "routing: {fallback: [{primary: off}]}",
-            Some("routing.fallback[0]: none of its backends"),
+            "detection: {error_codes: [4xx]}",
+            Some("detection.error_codes[0]: a request with a client's error"),
         ),
         (
+            "detection: {error_codes: [5xx, 404]}",
+            Some("detection.error_codes[1]: a request with a client's error"),
+        ),
+        ("detection: {error_codes: [5xx, 429]}", None),
+        (
+            "models: {x: {routes: [{backend: off}]}}",
+            Some("models.x: all of its routes are disabled"),
+        ),
+        ("models: {x: {enabled: false, routes: [{backend: off}]}}", None),
+        ("routing: {fallback: [{primary: off}]}", Some("routing.fallback[0]: all of its backends")),
+        (
             "fallback: {circuit_success_threshold: 2}",
-            Some("circuit_success_threshold: means nothing"),
+            Some("circuit_success_threshold: has no effect"),
         ),
         (
             "fallback: {circuit_failure_threshold: 2}",
-            Some("circuit_failure_threshold: means nothing"),
+            Some("circuit_failure_threshold: has no effect"),
         ),
         (
             "routing: {retry: {}}\nfallback: {enable_backoff: true}",
-            Some("fallback.enable_backoff: means nothing beside"),
+            Some("fallback.enable_backoff: has no effect, because"),
         ),
     ] {
         let told = warnings(text);

@@ -128,7 +128,7 @@ fn moved_keys_are_where_they_belong_and_the_others_in_comments() {
         "# logging: ",
         "# rate_limit.script: ",
         "# routing.timeout: ",
-        "# routing.fallback[0].fallback[1]: it is no backend",
+        "# routing.fallback[0].fallback[1]: it is not a backend",
         "# health_check.script: ",
         "# metrics: ",
         "# hooks: ",

@@ -380,10 +380,10 @@ fn problems_in_the_section_are_reported() {
     let expected = [
         "line 2: discovery.interval: is shorter than 100ms",
         "line 3: discovery.dns_servers[1]: `ns.example.com` is not an address",
-        "line 5: discovery.sources[0].type: there are no sources of type `kubernetes` (hint: name a headless service",
-        "line 6: discovery.sources[1].type: there are no sources of type `consul` (hint: write `http://SERVICE.service.consul",
+        "line 5: discovery.sources[0].type: sources of type `kubernetes` are not supported (hint: name a headless service",
+        "line 6: discovery.sources[1].type: sources of type `consul` are not supported (hint: write `http://SERVICE.service.consul",
         "line 7: discovery.sources[2]: a source of type `http` needs a section `http`",
-        "line 9: discovery.sources[4]: has the same name as an earlier one: `file`",
+        "line 9: discovery.sources[4]: has the same name as an earlier source: `file`",
         "line 10: discovery.sources[5].http.url: is not an http or https URL",
         "line 10: discovery.sources[5].http.interval: is shorter than 100ms",
     ];

@@ -192,7 +192,7 @@ async fn a_second_signal_ends_the_process_immediately() {
     client.post(PATH, chat(true)).await;
     client.head().await;
     gateway.signal("INT");
-    gateway.logs("may go on").await;
+    gateway.logs("to finish").await;
     gateway.signal("INT");
     assert!(gateway.ended().await.success());
 }

@@ -130,10 +130,7 @@ fn an_unclosed_variable_is_not_printed() {
         ] {
             let loaded = load(place, secret, Some("VERYSECRET"));
             let found = problems(&loaded);
-            assert!(
-                found.iter().any(|f| f.contains(&format!("{path}: holds a `${{"))),
-                "{found:?}"
-            );
+            assert!(found.iter().any(|f| f.contains(&format!("{path}: has a `${{"))), "{found:?}");
             assert!(!found.iter().any(|f| f.contains("VERY")), "{path} {secret}: {found:?}");
         }
     }

@@ -269,7 +269,7 @@ async fn the_service_starts_reloads_and_drains() {
     let first = stream.chunk().await.unwrap();
     assert!(first.starts_with(b"data: "), "{}", String::from_utf8_lossy(&first));
     machine.stop();
-    machine.logs("may go on").await;
+    machine.logs("to finish").await;
     let mut rest = Vec::new();
     while let Some(chunk) = stream.chunk().await.filter(|chunk| !chunk.is_empty()) {
         rest.extend(chunk);

@@ -75,7 +75,7 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     announce(&plan);
     open_keys(&plan, &carry)?;
     carry.usage.open(&plan.usage).map_err(io::Error::other)?;
-    let spent = carry.stores.handle().block_on(carry.limits.ledger.load());
+    let spent = carry.stores.handle().block_on(carry.limits.ledger().load());
     spent.map_err(|e| io::Error::other(e.to_string()))?;
     let first = Snapshot::build(plan, None, &carry);
     carry.probe.set(first.plan.health_check.clone(), &first.endpoints);
@@ -328,14 +328,14 @@ fn drain(live: &Live, carry: &Carry, patience: Duration, hurry: &AtomicBool) {
         if let Some(redis) = live.load().limits.redis() {
             redis.give_back();
         }
-        let told = carry.limits.ledger.waiting() == 0 && counting() <= 0 && pending() <= 0;
+        let told = carry.limits.ledger().waiting() == 0 && counting() <= 0 && pending() <= 0;
         told && !carry.usage.busy()
     });
     if pending() > 0 {
         log::error!("Redis could not be told of {} requests that have ended", pending());
     }
-    if carry.limits.ledger.waiting() > 0 {
-        let lost = carry.limits.ledger.waiting();
+    if carry.limits.ledger().waiting() > 0 {
+        let lost = carry.limits.ledger().waiting();
         log::error!("what {lost} callers have spent last could not be written");
     }
     if counting() > 0 {

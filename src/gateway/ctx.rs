@@ -11,7 +11,7 @@ use super::{
     body_in::Body, held::Home, limits::Limits, story::Story, stream::Answer, tries::Tries,
 };
 use crate::{
-    auth::{Credential, Found},
+    auth::{Credential, IdentifiedKey},
     balance::{Choice, Endpoint, Lease},
     base::{Fault, Principal, Rejection, RequestId},
     dialect::Route,
@@ -66,7 +66,7 @@ pub struct Who {
     /// The key that was shown.
     pub shown: Option<Credential>,
     /// Whose key it is, before anything was decided.
-    pub found: Option<Found>,
+    pub found: Option<IdentifiedKey>,
     /// The caller, as far as it is known; `None` where no key is needed.
     pub principal: Option<Arc<Principal>>,
 }

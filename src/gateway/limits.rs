@@ -18,12 +18,15 @@ use super::{
     logging,
 };
 use crate::{
-    auth::{Auth, Used as Spent},
-    base::{Fault, Outcome, Rejection, Side, TokenCounts, UsageSource, limits::Standings},
+    auth::Auth,
+    base::{
+        Fault, KeyUsage, Outcome, Rejection, Side, TokenCounts, UsageSource, limits::Standings,
+    },
     dialect::{self, Kind},
     limit::{
-        Ask, Came, Denial, Limiter, No, Seen, Ticket, Wish,
-        queue::{Place, Turn},
+        AdmissionRequest, Consumption, CountSource, Denial, Limiter, Rejected, RequestFacts,
+        Ticket,
+        queue::{QueuePlace, Turn},
     },
     wire::peek::Peek,
 };
@@ -90,11 +93,11 @@ pub async fn admit(
             enter(ctx, ticket);
             return Ok(Ok(()));
         }
-        Err(No::Slot { bucket, otherwise }) if limiter.queue().size > 0 => {
+        Err(Rejected::NoSlot { bucket, denial }) if limiter.queue().size > 0 => {
             let waiting = Waiting {
                 limiter: Arc::clone(&limiter),
                 wish: &mut wish,
-                otherwise,
+                denial,
                 bucket,
                 pause: FIRST_PAUSE,
             };
@@ -107,8 +110,8 @@ pub async fn admit(
                 Err(no) => no,
             }
         }
-        Err(No::Slot { otherwise, .. }) => otherwise,
-        Err(No::Refused(no)) => no,
+        Err(Rejected::NoSlot { denial, .. }) => denial,
+        Err(Rejected::Denied(no)) => no,
     };
     limiter.count_refusal(&no);
     ctx.limits.refused = no.is_known();
@@ -120,9 +123,9 @@ pub async fn admit(
 }
 
 /// What a request claims by these limits; `None` if no rule matches it.
-fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<Wish> {
-    let ask = Ask {
-        who: ctx.who.principal.as_deref(),
+fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<AdmissionRequest> {
+    let ask = RequestFacts {
+        principal: ctx.who.principal.as_deref(),
         address: ctx.call.client,
         model: ctx.call.model.as_deref(),
         now: jiff::Timestamp::now().as_second(),
@@ -130,8 +133,8 @@ fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<Wish> {
         enforce_quotas: ctx.snapshot.auth.as_deref().is_none_or(Auth::enforces_quotas),
     };
     let (bytes, max_tokens) = ctx.limits.asked.unwrap_or_default();
-    let mut wish = limiter.wish(&ask, bytes, max_tokens)?;
-    wish.class = ctx.snapshot.tiers.of(ask.who).queue_class;
+    let mut wish = limiter.prepare(&ask, bytes, max_tokens)?;
+    wish.class = ctx.snapshot.tiers.of(ask.principal).queue_class;
     Some(wish)
 }
 
@@ -157,7 +160,7 @@ pub fn settle(ctx: &mut Ctx, counts: TokenCounts, source: UsageSource, outcome: 
         return;
     }
     let came = came(ctx, counts, source, outcome);
-    if let Came::Tokens { counts, credit, .. } = came {
+    if let Consumption::Tokens { counts, credit, .. } = came {
         spend(ctx, &counts, credit);
     }
     if let Some(ticket) = ctx.limits.ticket.take() {
@@ -165,22 +168,22 @@ pub fn settle(ctx: &mut Ctx, counts: TokenCounts, source: UsageSource, outcome: 
     }
 }
 
-fn came(ctx: &Ctx, counts: TokenCounts, source: UsageSource, outcome: Outcome) -> Came {
+fn came(ctx: &Ctx, counts: TokenCounts, source: UsageSource, outcome: Outcome) -> Consumption {
     let limiter = &ctx.snapshot.limits;
     let model = ctx.call.model.as_deref().unwrap_or_default();
     let whole = outcome == Outcome::Complete;
     let streamed = ctx.answer.streamed();
     let (counts, seen) = match (source, ctx.limits.asked) {
-        (UsageSource::Final, _) if whole => (counts, Seen::Whole),
-        (UsageSource::Final | UsageSource::Partial, _) => (counts, Seen::Part),
+        (UsageSource::Final, _) if whole => (counts, CountSource::Complete),
+        (UsageSource::Final | UsageSource::Partial, _) => (counts, CountSource::Partial),
         // What nobody meters is not for nothing.
         (UsageSource::None, Some((bytes, max_tokens))) if whole || streamed > 0 => {
-            (limiter.assume(model, bytes, max_tokens, streamed), Seen::Guessed)
+            (limiter.assume(model, bytes, max_tokens, streamed), CountSource::Estimated)
         }
-        (UsageSource::None, _) => return Came::Nothing,
+        (UsageSource::None, _) => return Consumption::Nothing,
     };
     let (cost, credit) = limiter.cost(model, counts);
-    Came::Tokens { counts, cost, credit, seen }
+    Consumption::Tokens { counts, cost, credit, source: seen }
 }
 
 /// Counts what was used against quota and balance of the key.
@@ -191,16 +194,16 @@ fn spend(ctx: &Ctx, counts: &TokenCounts, credit: f64) {
     // Embeddings report the prompt and the total.
     let tokens = counts.prompt.saturating_add(counts.completion).max(counts.total) as f64;
     if tokens > 0.0 {
-        auth.count(found, ctx.who.shown.as_ref(), Spent { tokens, credit });
+        auth.count(found, ctx.who.shown.as_ref(), KeyUsage { tokens, credit });
     }
 }
 
 /// A request in the queue.
 struct Waiting<'a> {
     limiter: Arc<Limiter>,
-    wish: &'a mut Wish,
+    wish: &'a mut AdmissionRequest,
     /// What it is told if it waits in vain.
-    otherwise: Denial,
+    denial: Denial,
     /// What it lacks a slot of.
     bucket: u64,
     pause: Duration,
@@ -212,8 +215,8 @@ impl Waiting<'_> {
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> Result<Result<Ticket, Denial>> {
-        let Ok(place) = self.limiter.enter(self.wish, self.bucket) else {
-            return Ok(Err(self.otherwise));
+        let Ok(place) = self.limiter.enqueue(self.wish, self.bucket) else {
+            return Ok(Err(self.denial));
         };
         let since = Instant::now();
         let end = since + self.limiter.queue().timeout;
@@ -224,7 +227,7 @@ impl Waiting<'_> {
                 // A request that waits is not held to limits that hold no longer.
                 *self.wish = wish(ctx, &latest).unwrap_or_default();
                 self.limiter = latest;
-                if !self.limiter.enter_again(self.wish, &place) {
+                if !self.limiter.requeue(self.wish, &place) {
                     match self.attempt(&place).await {
                         Some(ticket) => break ("admitted", Some(ticket)),
                         None => break ("refused", None),
@@ -240,7 +243,7 @@ impl Waiting<'_> {
                 },
                 Turn::Wait if Instant::now() >= end => break ("timeout", None),
                 Turn::Wait => {}
-                Turn::PushedOut => break ("refused", None),
+                Turn::Evicted => break ("refused", None),
             }
             let look_up = Instant::now() + if turn == Turn::Try { self.pause } else { LOOK_UP };
             let next = comment.map_or(end, |at| at.min(end)).min(look_up);
@@ -277,17 +280,17 @@ impl Waiting<'_> {
         Ok(ticket.ok_or_else(|| self.in_vain()))
     }
 
-    async fn attempt(&mut self, place: &Place) -> Option<Ticket> {
+    async fn attempt(&mut self, place: &QueuePlace) -> Option<Ticket> {
         match self.limiter.admit(self.wish, false).await {
             Ok(ticket) => return Some(ticket),
-            Err(No::Slot { bucket, otherwise }) => {
-                (self.bucket, self.otherwise) = (bucket, otherwise);
-                place.waits_for(bucket);
+            Err(Rejected::NoSlot { bucket, denial }) => {
+                (self.bucket, self.denial) = (bucket, denial);
+                place.wait_for(bucket);
             }
             // Since it has come other requests may have used a limit up: it waits for that too.
-            Err(No::Refused(otherwise)) => {
-                self.otherwise = otherwise;
-                place.yields(self.pause);
+            Err(Rejected::Denied(denial)) => {
+                self.denial = denial;
+                place.park(self.pause);
             }
         }
         self.pause = self.pause.mul_f64(1.5).min(LONGEST_PAUSE);
@@ -296,9 +299,9 @@ impl Waiting<'_> {
 
     /// The refusal of one that has waited: for what it lacks now, as things stand now.
     fn in_vain(self) -> Denial {
-        match self.otherwise.is_for_slot() {
-            true => self.limiter.no_slot(self.wish, self.bucket).unwrap_or(self.otherwise),
-            false => self.otherwise,
+        match self.denial.is_for_slot() {
+            true => self.limiter.no_slot(self.wish, self.bucket).unwrap_or(self.denial),
+            false => self.denial,
         }
     }
 }

@@ -12,7 +12,7 @@ use http::Method;
 use pingora_proxy::Session;
 
 use super::ctx::Ctx;
-use crate::{auth::Call, base::Rejection};
+use crate::{auth::RequestView, base::Rejection};
 
 /// What a model is asked for at, as far as the list of models is concerned.
 const CHAT: &str = "/v1/chat/completions";
@@ -48,7 +48,7 @@ pub async fn decide(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
         return Ok(());
     };
     let header = session.req_header();
-    let call = Call {
+    let call = RequestView {
         method: &header.method,
         path: header.uri.path(),
         ip: ctx.call.client,
@@ -69,14 +69,18 @@ pub async fn refused(session: &Session, ctx: &Ctx, models: &[String]) -> HashSet
     let (Some(auth), Some(found)) = (&ctx.snapshot.auth, &ctx.who.found) else {
         return refused;
     };
-    if auth.skips(CHAT) || !auth.may_ask_for_the_model(found) {
+    if auth.skips(CHAT) || !auth.depends_on_model(found) {
         return refused;
     }
     let key = ctx.who.key().unwrap_or_default();
     let would_allow = |model| {
         let headers = &session.req_header().headers;
         let (method, ip) = (&Method::POST, ctx.call.client);
-        auth.would_allow(found, key, Call { method, path: CHAT, ip, headers, model, stream: false })
+        auth.would_allow(
+            found,
+            key,
+            RequestView { method, path: CHAT, ip, headers, model, stream: false },
+        )
     };
     let until = Instant::now() + PATIENCE;
     let mut allowed = false;

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
-use llmproxy::base::{period::now, terms::moment};
+use llmproxy::base::{period::now, terms::time_seconds};
 use serde_json::{Value, json};
 
 use super::{
@@ -65,11 +65,11 @@ async fn counts(gateway: &Gateway, read: Read<'_>) {
     // The period from two days ago on is over, and so is the next.
     let before = two_days_ago();
     uses(gateway, read, "sk-daily", "used_quota", CHAT).await;
-    let reset = moment(&Value::from(read("sk-daily", "last_reset_at"))).unwrap();
+    let reset = time_seconds(&Value::from(read("sk-daily", "last_reset_at"))).unwrap();
     let moved = reset - before;
     assert!((2 * DAY - 60..=2 * DAY + 60).contains(&moved), "{moved}");
     uses(gateway, read, "sk-daily", "used_quota", 2.0 * CHAT).await;
-    assert_eq!(moment(&Value::from(read("sk-daily", "last_reset_at"))), Ok(reset));
+    assert_eq!(time_seconds(&Value::from(read("sk-daily", "last_reset_at"))), Ok(reset));
     refused("sk-daily").await;
     let log = gateway.log();
     assert!(!log.contains("sk-") && !log.contains("counted"), "{log}");
@@ -124,7 +124,7 @@ async fn redis_counts_in_json() {
     set(
         "sk-daily",
         json!({"total_quota": 30, "used_quota": 30, "quota_reset_period": "daily",
-            "last_reset_at": llmproxy::base::terms::moment_text(two_days_ago())}),
+            "last_reset_at": llmproxy::base::terms::time_text(two_days_ago())}),
     );
     let address = redis.address;
     let provider =

@@ -2,6 +2,7 @@
 
 pub mod counts;
 pub mod document;
+pub mod errors;
 pub mod model_name;
 pub mod stream;
 
@@ -27,7 +28,7 @@ pub static ROUTES: [Route; 5] = [
 
 /// The body of a refusal.
 pub fn rejection(no: &Rejection) -> Vec<u8> {
-    body(&no.message, no.kind, no.param, no.code.as_deref())
+    body(&no.message, errors::error_type(no.kind), no.param, no.code.as_deref())
 }
 
 /// The body of an error that is nobody's refusal; as an event of a stream, the SDKs raise it.

@@ -230,7 +230,7 @@ async fn postgresql_counts() {
     let provider = format!("{{type: database, database: {{driver: postgres, dsn: \"{dsn}\"}}}}");
     let gateway = with_provider(&sim.url(), &provider).await;
     assert_eq!(gateway.ask_as("sk-read").await.status, 200);
-    gateway.logs("usage cannot be counted for now: the database refused: permission denied").await;
+    gateway.logs("usage cannot be counted at present: the database refused: permission denied").await;
     assert_eq!(gateway.metric("llmproxy_quota_counting").await, 1.0);
 }
 
@@ -395,7 +395,7 @@ async fn a_count_waits_for_a_store_that_is_away() {
     for _ in 0..2 {
         assert_eq!(gateway.ask_as("sk-away-00001").await.status, 200);
     }
-    gateway.logs("usage cannot be counted for now").await;
+    gateway.logs("usage cannot be counted at present").await;
     let settled = async || gateway.log().matches("ACCESS").count() == 3;
     eventually("all requests are settled", settled).await;
     // What is not yet counted is known here all the same.

@@ -128,7 +128,7 @@ impl Rejection {
         rejection
     }
 
-    /// 400: the body is not a JSON object; `why` says where it stops being one.
+    /// 400: the body is not a JSON object; `why` gives the position of the problem.
     pub fn not_json(why: impl std::fmt::Display) -> Self {
         Self::new(
             400,

@@ -379,7 +379,7 @@ mod tests {
         }
         assert_eq!(check(json!({"expires_at": 0})), Ok(()));
         assert_eq!(check(json!({"expires_at": "soon"})), Err(KeyInvalid::Disabled));
-        // Long ago is not "never", but for those who have no other word for it.
+        // A time long ago is not "never", except the first second of the year 1.
         assert_eq!(check(json!({"expires_at": "1969-12-31T23:59:59Z"})), Err(KeyInvalid::Expired));
         assert_eq!(check(json!({"expires_at": "1970-01-01"})), Err(KeyInvalid::Expired));
         assert_eq!(check(json!({"starts_at": "1900-01-01"})), Ok(()));

@@ -96,9 +96,9 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Event {
         Take(u64),
-        /// Held now, and later settled with so much.
+        /// Held now, and later settled with the second amount.
         Reserve(u64, u64),
-        /// Ends the oldest reservation: with what it came to, or with nothing.
+        /// Ends the oldest reservation: with its used amount, or with nothing.
         Settle,
         Abandon,
     }
@@ -178,7 +178,7 @@ mod tests {
             prop_assert_eq!(with, without);
         }
 
-        /// What is told to be left can be taken, and no more.
+        /// The reported rest can be taken, and no more.
         #[test]
         fn what_is_left_can_be_taken(taken in 0..30u64, held in 0..30u64, pause in 0..SECOND * 2) {
             let rate = Rate::new(7.0, SECOND, 30.0);
@@ -192,7 +192,7 @@ mod tests {
             if left < rate.capacity {
                 let wait = bucket.wait(rate, left + 1, pause);
                 prop_assert!(wait > 0);
-                // And it is there after the wait that was told, if nothing is held.
+                // It is available after the reported wait, if nothing is held.
                 bucket.release(held);
                 let wait = bucket.wait(rate, left + 1, pause);
                 prop_assert_eq!(bucket.wait(rate, left + 1, pause + wait), 0);

@@ -183,7 +183,7 @@ mod tests {
             estimates.learn("m", 400, counts(100, 1), true, Some(1));
         }
         assert_eq!(estimates.estimate("m", 400, None).completion, 256);
-        // One that ended by itself does, and one that was cut later than usual tells of long ones.
+        // An answer that ended by itself does; one that was cut off late raises the average.
         estimates.learn("m", 400, counts(100, 100), true, Some(1000));
         assert_eq!(estimates.estimate("m", 400, None).completion, 241);
         estimates.learn("m", 400, counts(100, 1000), true, Some(1000));

@@ -230,7 +230,9 @@ async fn postgresql_counts() {
     let provider = format!("{{type: database, database: {{driver: postgres, dsn: \"{dsn}\"}}}}");
     let gateway = with_provider(&sim.url(), &provider).await;
     assert_eq!(gateway.ask_as("sk-read").await.status, 200);
-    gateway.logs("usage cannot be counted at present: the database refused: permission denied").await;
+    gateway
+        .logs("usage cannot be counted at present: the database refused: permission denied")
+        .await;
     assert_eq!(gateway.metric("llmproxy_quota_counting").await, 1.0);
 }
 

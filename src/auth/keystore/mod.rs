@@ -382,7 +382,7 @@ mod tests {
         };
         let renamed = store.update(&made.id, change(json!({"name": "n"}))).await.unwrap();
         assert_eq!((renamed.spec.used_quota, renamed.last_reset_at), (25.0, midnight));
-        // What an operator says counts in the present period.
+        // A number that an operator sets is about the current period.
         let pool = store.open().await.unwrap();
         let back = sqlx::query("UPDATE api_keys SET last_reset_at = ?");
         back.bind(now() - 2 * 24 * 3600 - 60).execute(pool).await.unwrap();

@@ -99,7 +99,7 @@ fn who_comes_late_goes_before_lower_classes_wherever_they_wait() {
     let (queue, own, model) = (queue(), 1, 2);
     let low = queue.enter(QueueKey { class: -1, key: 1 }, vec![model], 10).unwrap();
     let high = queue.enter(QueueKey { class: 5, key: 2 }, vec![own, model], 10).unwrap();
-    // It waits for a slot of its own key; the model's next slot is the other's all the same.
+    // It waits for a slot of its own key; the model's next slot is still the other's.
     assert_eq!((low.turn(), high.turn()), (Turn::Try, Turn::Try));
     high.wait_for(model);
     assert_eq!((low.turn(), high.turn()), (Turn::Wait, Turn::Try));
@@ -132,7 +132,7 @@ fn a_full_queue_makes_room_for_a_key_with_fewer() {
     assert_eq!((many[0].turn(), other.turn()), (Turn::Try, Turn::Wait));
     let second = queue.enter(key_of(2), vec![BUCKET], 4);
     assert!(second.is_ok() && many[2].turn() == Turn::Evicted);
-    // Two each: nobody has to go for one more.
+    // Two each: no waiter is evicted for one more.
     assert!(queue.enter(key_of(2), vec![BUCKET], 4).is_err());
     drop(many);
     assert_eq!(other.turn(), Turn::Try);
@@ -146,7 +146,7 @@ fn who_lacks_something_else_lets_others_go_first() {
     let pause = Duration::from_secs(60);
     first.park(pause);
     assert_eq!((first.turn(), second.turn()), (Turn::Wait, Turn::Try));
-    // Who comes now is not kept waiting either.
+    // A new waiter does not have to wait either.
     let third = queue.enter(key_of(3), vec![BUCKET], 10).unwrap();
     second.park(pause);
     assert_eq!((second.turn(), third.turn()), (Turn::Wait, Turn::Try));
@@ -164,7 +164,7 @@ fn who_waits_for_one_bucket_takes_nothing_from_those_who_wait_for_another() {
     assert_eq!((many[0].turn(), other.turn()), (Turn::Wait, Turn::Try));
     assert_eq!(queue.waited_for([model].into_iter()), Some(model));
     drop(other);
-    // Its own key's others, who are younger, do not stand in its way.
+    // Younger waiters of its own key do not block it.
     assert_eq!((many[0].turn(), many[1].turn()), (Turn::Try, Turn::Try));
     many[0].wait_for(own);
     assert_eq!((many[0].turn(), many[1].turn()), (Turn::Try, Turn::Wait));

@@ -514,7 +514,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Event {
         Reserve(u64),
-        /// Ends the oldest reservation with so much.
+        /// Ends the oldest reservation with this amount.
         Settle(u64),
         /// A request that another limit refuses.
         Undo(u64),

@@ -1,6 +1,6 @@
 //! Quota and balance: how much a key may use.
 
-use super::ResetPeriod;
+use super::period::ResetPeriod;
 
 /// Tokens that a key may use in a period.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -7,11 +7,12 @@ use std::net::IpAddr;
 use serde_json::{Map, Value};
 
 use super::{
-    Allowance, KeyUsage, ResetPeriod,
-    allowance::Quota,
+    allowance::{Allowance, Quota},
     ip::{self, IpRules},
     limits::OwnLimits,
     number::number,
+    period::ResetPeriod,
+    usage::KeyUsage,
 };
 
 /// Removes empty values: scripts test `if data.x then`, and an empty string or table is true in Lua.

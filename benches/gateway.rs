@@ -362,7 +362,7 @@ fn print_decision() {
     use llmproxy::{
         base::{TokenCounts, limits::Standings},
         config, dialect,
-        limit::{Ask, Came, Limiter, Seen, Shared},
+        limit::{Consumption, CountSource, Limiter, RequestFacts, Shared},
         store::Stores,
         telemetry::Metrics,
     };
@@ -378,21 +378,21 @@ fn print_decision() {
     let counts = TokenCounts { prompt: 9, completion: 16, total: 25, ..TokenCounts::default() };
     let mut standings = Standings::default();
     let mut decide = || {
-        let ask = Ask {
-            who: None,
+        let ask = RequestFacts {
+            principal: None,
             address: Some(Ipv4Addr::LOCALHOST.into()),
             model: Some("sim-model"),
             now: 0,
             only_requests: false,
             enforce_quotas: true,
         };
-        let mut wish = limiter.wish(&ask, 1024, Some(16)).unwrap();
+        let mut wish = limiter.prepare(&ask, 1024, Some(16)).unwrap();
         let ticket = futures::executor::block_on(limiter.admit(&mut wish, true));
         let ticket = ticket.ok().unwrap();
         standings = ticket.standings().unwrap();
         ticket.settle(
             "sim-model",
-            Came::Tokens { counts, cost: 0.0, credit: 0.0, seen: Seen::Whole },
+            Consumption::Tokens { counts, cost: 0.0, credit: 0.0, source: CountSource::Complete },
         );
     };
     println!("deciding and settling with 8 limits: {:.2} µs", micros(CALLS, &mut decide));
@@ -566,7 +566,7 @@ fn ratio_to_plain(targets: &[Target], name: &str) -> Option<f64> {
 /// Prints the time of one call of a small script: build the tables, run it, read the result.
 fn print_script() {
     use llmproxy::{
-        auth::decision::{Call, Question},
+        auth::decision::{RequestView, ScriptInput},
         lua::{Limits, Script},
     };
     const CALLS: u32 = 200_000;
@@ -574,7 +574,7 @@ fn print_script() {
     let data = serde_json::json!({"status": "active", "balance": "1000", "user_id": "user_001"});
     let (data, metadata) = (data.as_object().unwrap(), serde_json::Map::new());
     let headers = http::HeaderMap::new();
-    let call = Call {
+    let call = RequestView {
         method: &http::Method::POST,
         path: "/v1/chat/completions",
         ip: None,
@@ -582,7 +582,7 @@ fn print_script() {
         model: Some("sim-model"),
         stream: false,
     };
-    let question = Question { key: KEY, data, call, metadata: &metadata };
+    let question = ScriptInput { key: KEY, data, request: call, metadata: &metadata };
     let took = micros(CALLS, &mut || assert!(script.run_here(&question).0.unwrap().allow));
     let verdict = if took < 3.0 { "reached" } else { "missed" };
     println!("aim: a call of a small script in less than 3 µs: {verdict} ({took:.2} µs)");

@@ -1,13 +1,13 @@
--- Refuses a caller whose balance is missing, not a number, or used up.
+-- Rejects a caller whose balance is missing, not a number, or used up.
 --
--- Reads  data.balance   a number, also as text
---        data.status    active (or 0, or nothing) passes, anything else is refused
+-- Reads  data.balance   a number, or a number as text
+--        data.status    active (or 0, or nothing) passes, anything else is rejected
 --        data.user_id   passed on to usage records and logs
 -- Data   {"status": "active", "balance": 12.5, "user_id": "user_001"}
 --        HSET llmproxy:key:sk-... status active balance 12.5 user_id user_001
 -- Use    lua: {name: balance}
 --
--- A script is the whole decision. This one does not look at expires_at, quotas or addresses.
+-- A script is the whole decision. This one does not check expires_at, quotas or addresses.
 
 local status = tostring(data.status or ""):lower()
 if status ~= "" and status ~= "active" and tonumber(status) ~= 0 then

@@ -1,17 +1,17 @@
--- Lets callers in from Monday to Friday, 9:00 to 18:00.
+-- Accepts callers from Monday to Friday, 9:00 to 18:00.
 --
--- Reads  data.utc_offset_hours   hours east of UTC, 0 without it; 5.5 is possible, there is no
---                                daylight saving time
---        data.open_hour          9 without it
---        data.close_hour         18 without it; 24 is the end of the day
+-- Reads  data.utc_offset_hours   hours east of UTC, default 0; fractions such as 5.5 are possible;
+--                                no daylight saving time
+--        data.open_hour          default 9
+--        data.close_hour         default 18; 24 is the end of the day
 --        data.always             true: this key passes at any time
---        data.status             active (or 0, or nothing) passes, anything else is refused
---        All but status may also stand in data.metadata.
+--        data.status             active (or 0, or nothing) passes, anything else is rejected
+--        All fields except status may also be in data.metadata.
 -- Data   {"utc_offset_hours": 8, "open_hour": 8, "close_hour": 20}   {"always": true}
 --        HSET llmproxy:key:sk-... status active utc_offset_hours 8
 -- Use    lua: {name: business_hours}
 --
--- A script is the whole decision. This one does not look at expires_at, quotas or addresses.
+-- A script is the whole decision. This one does not check expires_at, quotas or addresses.
 
 local status = tostring(data.status or ""):lower()
 if status ~= "" and status ~= "active" and tonumber(status) ~= 0 then

@@ -1,15 +1,15 @@
--- Lets a key in only from the addresses that are listed for it.
+-- Accepts a key only from the addresses in its list.
 --
 -- Reads  data.allowed_ips   addresses, and IPv4 networks like 10.0.0.0/8: a list, the JSON text of
 --                           one, or a text with commas; IPv6 only as whole addresses. Without a
---                           list nobody is let in: that is the difference to the default rules
---        data.status        active (or 0, or nothing) passes, anything else is refused
+--                           list every address is rejected, unlike with the default rules
+--        data.status        active (or 0, or nothing) passes, anything else is rejected
 --        request.ip         the client's address; behind a proxy see server.trusted_proxies
 -- Data   {"allowed_ips": ["10.0.0.0/8", "192.0.2.7"]}
 --        HSET llmproxy:key:sk-... status active allowed_ips 10.0.0.0/8,192.0.2.7
 -- Use    lua: {name: ip_allow_list}
 --
--- A script is the whole decision. This one does not look at expires_at, quotas or balance.
+-- A script is the whole decision. This one does not check expires_at, quotas or balance.
 
 local status = tostring(data.status or ""):lower()
 if status ~= "" and status ~= "active" and tonumber(status) ~= 0 then

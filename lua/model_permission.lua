@@ -1,16 +1,16 @@
--- Lets a key call only the models that are listed for it.
+-- Accepts only requests for the models in the list of the key.
 --
 -- Reads  data.models or data.allowed_models, else the same in data.metadata: names, or prefixes
 --                        with * at the end; a list, the JSON text of one, or a text with commas.
---                        No list, or an empty one: every model
---        data.status     active (or 0, or nothing) passes, anything else is refused
+--                        Without a list, or with an empty one, every model is allowed
+--        data.status     active (or 0, or nothing) passes, anything else is rejected
 --        request.model   nil with GET /v1/models, which passes. A POST without a model, for which
---                        an engine takes its own, is refused if there is a list
+--                        an engine uses its default, is rejected if there is a list
 -- Data   {"models": ["qwen-7b", "llama-*"]}   {"metadata": {"models": ["qwen-7b"]}}
 --        HSET llmproxy:key:sk-... status active models qwen-7b,llama-*
 -- Use    lua: {name: model_permission}
 --
--- A script is the whole decision. This one does not look at expires_at, quotas or addresses.
+-- A script is the whole decision. This one does not check expires_at, quotas or addresses.
 
 local status = tostring(data.status or ""):lower()
 if status ~= "" and status ~= "active" and tonumber(status) ~= 0 then
@@ -20,7 +20,7 @@ end
 local function decoded(value)
   if type(value) ~= "string" or not value:match("^%s*[%[{]") then return value end
   local read, result = pcall(json.decode, value)
-  return read and result -- false: what cannot be read allows nothing
+  return read and result -- false: an unreadable list allows nothing
 end
 
 local more = decoded(data.metadata)

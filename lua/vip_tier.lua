@@ -1,17 +1,17 @@
 -- Gives each caller a tier: one of `tiers` in the configuration, if it is there; metadata.tier, a
--- tag, and limits. Refuses nobody who is active.
+-- tag, and limits. Accepts every active caller.
 --
 -- Reads  data.tier or data.level, else the same in data.metadata (also as JSON text), else
 --        metadata.tier of an earlier script; names and numbers as below, unknown ones are standard
---        data.status   active (or 0, or nothing) passes, anything else is refused
+--        data.status   active (or 0, or nothing) passes, anything else is rejected
 -- Data   {"level": 1}   {"tier": "enterprise"}   {"metadata": {"tier": "vip"}}
 --        HSET llmproxy:key:sk-... status active level 1
--- Use    lua: {name: vip_tier}; with figures of your own: copy it to lua/vip_tier.lua beside the
+-- Use    lua: {name: vip_tier}; to change the figures, copy it to lua/vip_tier.lua beside the
 --        configuration
 --
--- The limits are the caller's own: they go before rate_limit.per_key of the configuration, field by
--- field, and in place of `limits` in its data. A script is the whole decision. This one does not look
--- at expires_at, quotas or addresses.
+-- These are per-key limits: each field takes precedence over rate_limit.per_key of the configuration,
+-- and together they replace `limits` in the key's data. A script is the whole decision. This one does
+-- not check expires_at, quotas or addresses.
 
 local limits = {
   standard = {requests_per_minute = 60, tokens_per_minute = 100000, max_concurrent = 4},

@@ -1,10 +1,10 @@
--- Reads the answer of a webhook that says yes or no in its body, as {"code": 0, ...}.
+-- Reads the answer of a webhook that accepts or rejects a key in its body, as {"code": 0, ...}.
 --
--- Reads  data._http_status   status of the webhook's answer; anything but 2xx is refused (the
---                            gateway itself takes 401, 403 and 404 as "not known" and other
---                            failures as "cannot be asked", so that this is a second lock)
---        data.code           0 or nothing: yes; anything else: no
---        data.message        with a no: the sentence that the client gets
+-- Reads  data._http_status   status of the webhook's answer; anything except 2xx is rejected (the
+--                            gateway itself treats 401, 403 and 404 as "unknown key" and other
+--                            failures as "unavailable", so this is only a second check)
+--        data.code           0 or nothing accepts, anything else rejects
+--        data.message        the message to the client if the key is rejected
 --        data.user_id        passed on to usage records and logs
 -- Data   {"code": 0, "user_id": "user_001"}   {"code": 1001, "message": "Please top up"}
 -- Use    type: webhook, with lua: {name: webhook_result}

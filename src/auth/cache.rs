@@ -1,5 +1,5 @@
-//! What providers have answered, for a while. One question for each key is under way at a time;
-//! who wants to know the same waits for its answer.
+//! Caches the answers of a provider. For each key one lookup at a time is under way; other requests
+//! with the same key wait for its answer.
 
 use std::{
     future::Future,
@@ -8,237 +8,249 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use quick_cache::sync::Cache as Map;
+use quick_cache::sync::Cache as Entries;
 
-use serde_json::{Map as Fields, Value};
+use serde_json::{Map, Value};
 
-use super::{credential::KeyDigest, provider::KeyRecord, tally::Tally};
+use super::{
+    credential::KeyDigest,
+    provider::KeyRecord,
+    tally::{CountObserver, Tally},
+};
 use crate::{
     base::{
         lock,
+        number::number,
         period::now as unix_now,
-        terms::{COUNTED, moment, number},
+        terms::{COUNTED, time_seconds},
     },
     config::plan::CachePlan,
     store::StoreError,
 };
 
-/// After a failure the provider is not asked for the same key for so long.
+/// Time without lookups of a key after a failed one.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Answers of one provider, by the digests of the keys.
 pub struct Cache {
     plan: CachePlan,
-    slots: Map<KeyDigest, Arc<Slot>>,
-    /// What the provider may not know yet.
+    entries: Entries<KeyDigest, Arc<Entry>>,
+    /// Usage that the provider may not know yet.
     tally: Arc<Tally>,
 }
 
-/// All that is remembered of one key.
 #[derive(Default)]
-struct Slot {
-    answer: ArcSwapOption<Answer>,
-    /// Held by the one who asks. Nobody waits here who can be answered from `answer`.
+struct Entry {
+    answer: ArcSwapOption<CachedRecord>,
+    /// Held during a lookup. A request that can be answered from `answer` does not wait here.
     asking: tokio::sync::Mutex<()>,
     failure: Mutex<Option<(Instant, StoreError)>>,
-    /// What the provider said last after a count, and when. Held by whoever replaces `answer`.
-    counted: Mutex<Option<(Instant, Fields<String, Value>)>>,
+    /// The fields after the last count, and when it ended. Held while `answer` is replaced.
+    counted: Mutex<Option<(Instant, Map<String, Value>)>>,
 }
 
-struct Answer {
+struct CachedRecord {
+    /// `None`: the provider does not know the key.
     record: Option<Arc<KeyRecord>>,
     at: Instant,
-    /// How often the place had changed when it was asked.
+    /// The provider's number of changes when it was asked.
     changes: u64,
 }
 
-/// Where an answer came from.
+/// The answer of a lookup.
 #[derive(Debug)]
-pub struct Told {
-    /// What is known of the key.
+pub struct LookupResult {
+    /// `None`: the provider does not know the key.
     pub record: Option<Arc<KeyRecord>>,
-    /// Why the provider could not be asked, if the answer is an old one therefore.
+    /// Set if the answer is stale: why the provider could not be asked.
     pub stale: Option<StoreError>,
 }
 
 impl Cache {
-    /// An empty one, of a place at which `tally` is counted.
+    /// `tally` is the one of the provider's store.
     pub fn new(plan: CachePlan, tally: Arc<Tally>) -> Self {
-        Self { plan, slots: Map::new(plan.size), tally }
+        Self { plan, entries: Entries::new(plan.size), tally }
     }
 
-    /// What the provider may not know yet.
+    /// Usage that the provider may not know yet.
     pub fn tally(&self) -> &Arc<Tally> {
         &self.tally
     }
 
-    /// Replaces what is known of a key. It holds no longer for that.
+    /// Changes the cached record of a key. Its age stays the same.
     pub fn amend(&self, digest: &KeyDigest, change: impl FnOnce(&KeyRecord) -> KeyRecord) {
-        if let Some(slot) = self.slots.get(digest) {
-            let _turn = lock(&slot.counted);
-            slot.amend(change);
+        if let Some(entry) = self.entries.get(digest) {
+            let _replacing = lock(&entry.counted);
+            entry.amend(change);
         }
     }
 
-    /// The provider has counted for a key, and told the fields as they now stand.
-    pub fn counted(&self, digest: &KeyDigest, fields: &Fields<String, Value>) {
-        let Some(slot) = self.slots.get(digest) else { return };
-        let mut counted = lock(&slot.counted);
-        let waiting = self.tally.pending(digest).waiting;
-        *counted = Some((Instant::now(), fields.clone()));
-        slot.amend(|record| {
-            record.amended(|data| overlay(data, fields)).after(waiting, unix_now())
-        });
-    }
-
-    /// Keeps an answer to a question that was put at this time.
+    /// Stores the answer to a lookup that was sent at this time.
     fn keep(
         &self,
-        slot: &Slot,
+        entry: &Entry,
         digest: &KeyDigest,
         record: Option<KeyRecord>,
         (at, changes): (Instant, u64),
     ) -> Option<Arc<KeyRecord>> {
-        let counted = lock(&slot.counted);
+        let counted = lock(&entry.counted);
         let pending = self.tally.pending(digest);
         let record = record.map(|mut record| {
-            // A count that ended after the question was put knows better.
+            // A count that ended after the lookup was sent is more recent.
             if let Some((_, fields)) = counted.as_ref().filter(|(when, _)| *when >= at) {
-                record = record.amended(|data| overlay(data, fields));
+                record = record.with_data(|data| overlay(data, fields));
             }
-            if !pending.waiting.is_nothing() {
-                record = record.after(pending.waiting, unix_now());
+            if !pending.waiting.is_zero() {
+                record = record.after_usage(pending.waiting, unix_now());
             }
-            // Whether the answer has in it what is being counted nobody knows. What was known
-            // before has it in.
-            let known = slot.answer.load_full().and_then(|answer| answer.record.clone());
-            if let (false, Some(known)) = (pending.sent.is_nothing(), known) {
-                record = record.amended(|data| not_less_used(data, &known.data));
+            // The answer may or may not include usage that is being counted. The previous record
+            // includes it.
+            let known = entry.answer.load_full().and_then(|answer| answer.record.clone());
+            if let (false, Some(known)) = (pending.sent.is_zero(), known) {
+                record = record.with_data(|data| not_less_used(data, &known.data));
             }
             Arc::new(record)
         });
-        slot.answer.store(Some(Arc::new(Answer { record: record.clone(), at, changes })));
+        let answer = CachedRecord { record: record.clone(), at, changes };
+        entry.answer.store(Some(Arc::new(answer)));
         record
     }
 
-    /// What is known and still holds at `now`; `None` if the provider must be asked.
+    /// The answer that is valid at `now`; `None` if the provider must be asked.
     pub fn fresh(
         &self,
         digest: &KeyDigest,
         changes: u64,
         now: Instant,
     ) -> Option<Option<Arc<KeyRecord>>> {
-        let slot = self.slots.get(digest)?;
-        self.holding(&slot, changes, now)
+        let entry = self.entries.get(digest)?;
+        self.valid(&entry, changes, now)
     }
 
-    fn holding(&self, slot: &Slot, changes: u64, now: Instant) -> Option<Option<Arc<KeyRecord>>> {
-        let answer = slot.answer.load();
+    fn valid(&self, entry: &Entry, changes: u64, now: Instant) -> Option<Option<Arc<KeyRecord>>> {
+        let answer = entry.answer.load();
         let answer = answer.as_ref()?;
         let ttl = match answer.record {
             Some(_) => self.plan.ttl,
             None => self.plan.negative_ttl,
         };
-        let holds = answer.changes == changes && now.saturating_duration_since(answer.at) < ttl;
-        holds.then(|| answer.record.clone())
+        let valid = answer.changes == changes && now.saturating_duration_since(answer.at) < ttl;
+        valid.then(|| answer.record.clone())
     }
 
-    /// Asks, unless somebody else has just done so. `changes` is read before each question, so
-    /// that an answer from before a change is known as such.
+    /// Asks the provider, unless another request has just done so. `changes` is read before each
+    /// lookup, so that an answer from before a change is recognised.
     ///
     /// # Errors
-    /// If the provider cannot be asked and no old answer may be used.
+    /// If the provider cannot be asked and no stale answer may be used.
     pub async fn ask<F>(
         &self,
         digest: &KeyDigest,
         changes: impl Fn() -> u64,
-        question: impl FnOnce() -> F,
-    ) -> Result<Told, StoreError>
+        lookup: impl FnOnce() -> F,
+    ) -> Result<LookupResult, StoreError>
     where
         F: Future<Output = Result<Option<KeyRecord>, StoreError>>,
     {
-        let came = Instant::now();
-        let Ok(slot) = self.slots.get_or_insert_with(digest, || Ok::<_, ()>(Arc::default())) else {
+        let arrived = Instant::now();
+        let found = self.entries.get_or_insert_with(digest, || Ok::<_, ()>(Arc::default()));
+        let Ok(entry) = found else {
             return Err(StoreError::new("no memory for the key"));
         };
-        let _turn = match slot.asking.try_lock() {
-            Ok(turn) => turn,
+        let _asking = match entry.asking.try_lock() {
+            Ok(asking) => asking,
             Err(_) => {
-                // While a place is away nobody waits who has an old answer.
-                let failed = lock(&slot.failure).clone();
+                // During an outage a request with a stale answer does not wait.
+                let failed = lock(&entry.failure).clone();
                 if let Some((_, why)) = failed
-                    && let Ok(told) = self.old(&slot, changes(), why)
+                    && let Ok(result) = self.stale(&entry, changes(), why)
                 {
-                    return Ok(told);
+                    return Ok(result);
                 }
-                slot.asking.lock().await
+                entry.asking.lock().await
             }
         };
-        if let Some(record) = self.holding(&slot, changes(), Instant::now()) {
-            return Ok(Told { record, stale: None });
+        if let Some(record) = self.valid(&entry, changes(), Instant::now()) {
+            return Ok(LookupResult { record, stale: None });
         }
-        // An answer to a question that was put after this one came is as good as one's own.
-        if let Some(answer) = slot.answer.load_full()
-            && answer.at >= came
+        // A lookup that was sent after this request arrived is as good as its own.
+        if let Some(answer) = entry.answer.load_full()
+            && answer.at >= arrived
             && answer.changes == changes()
         {
-            return Ok(Told { record: answer.record.clone(), stale: None });
+            return Ok(LookupResult { record: answer.record.clone(), stale: None });
         }
-        // Whoever waited for a question that failed does not put it once more, and a place that is
-        // away is not asked for the same key all the time.
-        let failed = lock(&slot.failure).clone();
-        let failed = failed.filter(|(at, _)| *at >= came || at.elapsed() < PAUSE);
+        // A request that waited for a failed lookup does not repeat it, and during an outage the same
+        // key is not looked up all the time.
+        let failed = lock(&entry.failure).clone();
+        let failed = failed.filter(|(at, _)| *at >= arrived || at.elapsed() < PAUSE);
         let result = match failed {
             Some((_, why)) => Err(why),
             None => {
                 let (changes, at) = (changes(), Instant::now());
-                let result = question().await;
-                match result {
+                match lookup().await {
                     Ok(record) => {
-                        let record = self.keep(&slot, digest, record, (at, changes));
-                        *lock(&slot.failure) = None;
-                        return Ok(Told { record, stale: None });
+                        let record = self.keep(&entry, digest, record, (at, changes));
+                        *lock(&entry.failure) = None;
+                        return Ok(LookupResult { record, stale: None });
                     }
                     Err(why) => {
-                        *lock(&slot.failure) = Some((Instant::now(), why.clone()));
+                        *lock(&entry.failure) = Some((Instant::now(), why.clone()));
                         Err(why)
                     }
                 }
             }
         };
-        result.or_else(|why| self.old(&slot, changes(), why))
+        result.or_else(|why| self.stale(&entry, changes(), why))
     }
 
-    /// An old answer in place of one that cannot be had.
-    fn old(&self, slot: &Slot, changes: u64, why: StoreError) -> Result<Told, StoreError> {
-        let answer = slot.answer.load_full();
+    /// A stale answer in place of a failed lookup.
+    fn stale(
+        &self,
+        entry: &Entry,
+        changes: u64,
+        why: StoreError,
+    ) -> Result<LookupResult, StoreError> {
+        let answer = entry.answer.load_full();
         match (answer, self.plan.stale) {
-            // What was changed by this process since is known to be wrong.
-            (Some(answer), Some(most))
-                if answer.changes == changes && answer.at.elapsed() < most =>
+            // An answer from before a change by this process is known to be wrong.
+            (Some(answer), Some(limit))
+                if answer.changes == changes && answer.at.elapsed() < limit =>
             {
-                Ok(Told { record: answer.record.clone(), stale: Some(why) })
+                Ok(LookupResult { record: answer.record.clone(), stale: Some(why) })
             }
             _ => Err(why),
         }
     }
 }
 
-impl Slot {
-    /// Replaces the record, with the lock held; the age of the answer stays.
+impl CountObserver for Cache {
+    fn counted(&self, digest: &KeyDigest, fields: &Map<String, Value>) {
+        let Some(entry) = self.entries.get(digest) else { return };
+        let mut counted = lock(&entry.counted);
+        let waiting = self.tally.pending(digest).waiting;
+        *counted = Some((Instant::now(), fields.clone()));
+        entry.amend(|record| {
+            record.with_data(|data| overlay(data, fields)).after_usage(waiting, unix_now())
+        });
+    }
+}
+
+impl Entry {
+    /// Replaces the record; the caller holds the lock. The age of the answer stays the same.
     fn amend(&self, change: impl FnOnce(&KeyRecord) -> KeyRecord) {
         if let Some(answer) = self.answer.load_full()
             && let Some(record) = &answer.record
         {
             let record = Some(Arc::new(change(record)));
-            let answer = Answer { record, at: answer.at, changes: answer.changes };
+            let answer = CachedRecord { record, at: answer.at, changes: answer.changes };
             self.answer.store(Some(Arc::new(answer)));
         }
     }
 }
 
-/// Takes over what counting has changed.
-fn overlay(data: &mut Fields<String, Value>, fields: &Fields<String, Value>) {
+/// Copies the fields that counting changes.
+fn overlay(data: &mut Map<String, Value>, fields: &Map<String, Value>) {
     for name in COUNTED {
         match fields.get(name) {
             None | Some(Value::Null) => data.shift_remove(name),
@@ -247,11 +259,11 @@ fn overlay(data: &mut Fields<String, Value>, fields: &Fields<String, Value>) {
     }
 }
 
-/// Of two accounts of the same key, takes over what more was used by the other.
-fn not_less_used(data: &mut Fields<String, Value>, other: &Fields<String, Value>) {
-    let read = |data: &Fields<String, Value>, name| data.get(name).and_then(number);
+/// Copies usage from another record of the same key where that has more.
+fn not_less_used(data: &mut Map<String, Value>, other: &Map<String, Value>) {
+    let read = |data: &Map<String, Value>, name| data.get(name).and_then(number);
     let last =
-        |data: &Fields<String, Value>| data.get("last_reset_at").and_then(|v| moment(v).ok());
+        |data: &Map<String, Value>| data.get("last_reset_at").and_then(|v| time_seconds(v).ok());
     let used = read(other, "used_quota") > read(data, "used_quota");
     if used && last(other) == last(data) {
         data.insert("used_quota".to_owned(), other["used_quota"].clone());
@@ -270,14 +282,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::base::Used;
+    use crate::base::KeyUsage;
 
     fn cache(ttl: Duration, stale: Option<Duration>) -> Cache {
         Cache::new(CachePlan { ttl, negative_ttl: ttl, size: 100, stale }, Arc::default())
     }
 
     fn known() -> KeyRecord {
-        KeyRecord::new(serde_json::Map::new(), String::new)
+        KeyRecord::new(Map::new(), String::new)
     }
 
     const KEY: KeyDigest = [7; 32];
@@ -297,7 +309,7 @@ mod tests {
                 },
             )
         });
-        assert!(join_all(all).await.into_iter().all(|told| told.unwrap().record.is_some()));
+        assert!(join_all(all).await.into_iter().all(|result| result.unwrap().record.is_some()));
         assert_eq!(asked.load(Ordering::Relaxed), 1);
         assert!(cache.fresh(&KEY, 0, Instant::now()).is_some());
     }
@@ -317,7 +329,7 @@ mod tests {
                 },
             )
         });
-        assert!(join_all(all).await.into_iter().all(|told| told.is_err()));
+        assert!(join_all(all).await.into_iter().all(|result| result.is_err()));
         assert_eq!(asked.load(Ordering::Relaxed), 1);
         assert!(cache.ask(&KEY, || 0, async || Ok(Some(known()))).await.is_err());
         tokio::time::sleep(PAUSE).await;
@@ -355,8 +367,8 @@ mod tests {
         for (stale, serves) in [(None, false), (Some(Duration::from_secs(60)), true)] {
             let cache = cache(Duration::ZERO, stale);
             cache.ask(&KEY, || 0, async || Ok(Some(known()))).await.unwrap();
-            let told = cache.ask(&KEY, || 0, async || Err(StoreError::new("down"))).await;
-            assert_eq!(told.is_ok_and(|t| t.record.is_some() && t.stale.is_some()), serves);
+            let result = cache.ask(&KEY, || 0, async || Err(StoreError::new("down"))).await;
+            assert_eq!(result.is_ok_and(|t| t.record.is_some() && t.stale.is_some()), serves);
         }
     }
 
@@ -375,7 +387,7 @@ mod tests {
                 },
             )
         });
-        assert!(join_all(all).await.into_iter().all(|told| told.is_ok()));
+        assert!(join_all(all).await.into_iter().all(|result| result.is_ok()));
         // The first question was put when it came; the others came before the second.
         assert!(asked.load(Ordering::Relaxed) <= 2, "{}", asked.load(Ordering::Relaxed));
     }
@@ -384,8 +396,8 @@ mod tests {
     async fn what_was_changed_is_not_revived() {
         let cache = cache(Duration::from_secs(60), Some(Duration::from_secs(60)));
         cache.ask(&KEY, || 1, async || Ok(Some(known()))).await.unwrap();
-        let told = cache.ask(&KEY, || 2, async || Err(StoreError::new("down"))).await;
-        assert!(told.is_err());
+        let result = cache.ask(&KEY, || 2, async || Err(StoreError::new("down"))).await;
+        assert!(result.is_err());
     }
 
     #[tokio::test]
@@ -398,8 +410,8 @@ mod tests {
         let slow = cache.ask(&KEY, || 0, async || std::future::pending().await);
         tokio::pin!(slow);
         assert!(futures::poll!(&mut slow).is_pending());
-        let told = cache.ask(&KEY, || 0, down).await.unwrap();
-        assert!(told.stale.is_some());
+        let result = cache.ask(&KEY, || 0, down).await.unwrap();
+        assert!(result.stale.is_some());
     }
 
     fn quota(used: u64, balance: i64) -> KeyRecord {
@@ -412,14 +424,14 @@ mod tests {
         (data["used_quota"].clone(), data["balance"].clone())
     }
 
-    const USED: Used = Used { tokens: 5.0, credit: 1.0 };
+    const USED: KeyUsage = KeyUsage { tokens: 5.0, credit: 1.0 };
 
     #[tokio::test]
     async fn what_is_amended_keeps_its_age() {
         let cache = cache(Duration::from_millis(50), None);
         cache.ask(&KEY, || 3, async || Ok(Some(quota(10, 9)))).await.unwrap();
         let asked = Instant::now();
-        cache.amend(&KEY, |record| record.after(USED, 0));
+        cache.amend(&KEY, |record| record.after_usage(USED, 0));
         cache.amend(&[8; 32], |_| panic!("it is not known"));
         let known = cache.fresh(&KEY, 3, asked).unwrap();
         assert_eq!(amounts(known), (15.into(), 8.into()));
@@ -437,7 +449,7 @@ mod tests {
             amounts(cache.ask(&KEY, || 0, question).await.unwrap().record)
         };
         assert_eq!(ask(10, 9).await, (10.into(), 9.into()));
-        cache.amend(&KEY, |record| record.after(USED, 0));
+        cache.amend(&KEY, |record| record.after_usage(USED, 0));
         cache.tally().add(&KEY, USED, &cache);
         assert_eq!(ask(10, 9).await, (15.into(), 8.into()));
         // On its way: the store may have it, or not.
@@ -457,8 +469,8 @@ mod tests {
             cache.counted(&KEY, fields.as_object().unwrap());
             Ok(Some(quota(10, 9)))
         };
-        let told = cache.ask(&KEY, || 0, question).await.unwrap();
-        let data = &told.record.unwrap().data;
+        let result = cache.ask(&KEY, || 0, question).await.unwrap();
+        let data = &result.record.unwrap().data;
         assert_eq!(data["used_quota"], "35");
         assert_eq!((data.get("balance"), &data["last_reset_at"]), (None, &json!(7)));
     }
@@ -471,6 +483,6 @@ mod tests {
             key[..4].copy_from_slice(&n.to_le_bytes());
             cache.ask(&key, || 0, async || Ok(None)).await.unwrap();
         }
-        assert!(cache.slots.len() <= 100, "{}", cache.slots.len());
+        assert!(cache.entries.len() <= 100, "{}", cache.entries.len());
     }
 }

@@ -1,24 +1,23 @@
-//! The key that a request shows.
+//! The API key of a request.
 
 use std::ops::Range;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sha2::{Digest, Sha256};
 
-/// How the value of `Authorization` begins.
 const BEARER: &str = "bearer ";
 
-/// A key, in the header field in which it came: shared, not copied.
+/// A key inside of its header field, which is shared and not copied.
 pub struct Credential {
     field: HeaderValue,
-    /// Where the key is in the field.
+    /// Position of the key in the field.
     range: Range<usize>,
 }
 
 impl Credential {
     /// The key in the first of these fields that holds one. `Authorization` holds it as a bearer
-    /// token, every other field bare. A field may stand several times, or hold several values, as
-    /// proxies join them: the first that is a key counts.
+    /// token, every other field holds it bare. A field may occur several times or hold several
+    /// values, because proxies join them: the first key is used.
     pub fn find(headers: &HeaderMap, names: &[HeaderName]) -> Option<Self> {
         names.iter().find_map(|name| {
             let bearer = *name == header::AUTHORIZATION;
@@ -35,14 +34,14 @@ impl Credential {
         &self.field.to_str().unwrap_or_default()[self.range.clone()]
     }
 
-    /// The SHA-256 of the key: under this it is looked up and remembered.
+    /// The SHA-256 of the key, for lookups and caches.
     pub fn digest(&self) -> KeyDigest {
         digest(self.expose())
     }
 }
 
-/// The places of the values that a field holds. A comma may be part of a key: it separates values only
-/// before another scheme, or before a space where there are no schemes.
+/// Positions of the values in a field. A comma may be part of a key: it separates values only before
+/// another scheme, or before a space where there are no schemes.
 fn values(text: &str, schemes: bool) -> impl Iterator<Item = Range<usize>> {
     let mut start = Some(0);
     std::iter::from_fn(move || {
@@ -61,7 +60,7 @@ fn values(text: &str, schemes: bool) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// Whether a value begins with the name of a scheme: a word before a space.
+/// Whether a value begins with an authentication scheme: a word before a space.
 fn is_scheme(value: &str) -> bool {
     let Some((word, _)) = value.split_once(' ') else {
         return false;
@@ -69,7 +68,7 @@ fn is_scheme(value: &str) -> bool {
     !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
-/// Where the key of a value is; `None` if it holds none.
+/// Position of the key in a value; `None` if it holds none.
 fn key(text: &str, value: Range<usize>, bearer: bool) -> Option<Range<usize>> {
     let untrimmed = &text[value.clone()];
     let mut start = value.start + (untrimmed.len() - untrimmed.trim_start().len());
@@ -89,12 +88,12 @@ fn key(text: &str, value: Range<usize>, bearer: bool) -> Option<Range<usize>> {
 /// The SHA-256 of a key.
 pub type KeyDigest = [u8; 32];
 
-/// The SHA-256 of a key. To look a key up by it tells nothing about other keys by the time it takes.
+/// The SHA-256 of a key. The time of a lookup by digest reveals nothing about other keys.
 pub fn digest(key: impl AsRef<[u8]>) -> KeyDigest {
     Sha256::digest(key).into()
 }
 
-/// Identity of a key that has none: enough of its digest to tell keys apart.
+/// The id of a key whose data has none: a part of its digest.
 pub fn key_id(digest: &KeyDigest) -> String {
     let hex: String = digest[..8].iter().map(|b| format!("{b:02x}")).collect();
     format!("key_{hex}")

@@ -1,4 +1,4 @@
-//! What a script says about a caller.
+//! The decision of a script about a caller: its input and its verdict.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -10,19 +10,18 @@ use crate::{
     lua::{self, Globals, Job, json},
 };
 
-/// Bytes of what a script may tell about a caller.
+/// Largest size of a field of a verdict, in bytes.
 const LARGEST: usize = 64 << 10;
 
-/// Fields that an answer may have, known ones and others.
+/// Largest number of fields of a verdict, known ones and others.
 const MOST_FIELDS: usize = 100;
 
-/// Characters of a message to a client.
+/// Longest message to a client, in characters.
 const LONGEST: usize = 1000;
 
-/// The request, as a script sees it.
+/// What a script sees of the request. The fields are those of the script's global `request`.
 #[derive(Clone, Copy)]
-#[expect(missing_docs, reason = "the names are those of the script's `request`")]
-pub struct Call<'a> {
+pub struct RequestView<'a> {
     pub method: &'a Method,
     pub path: &'a str,
     pub ip: Option<IpAddr>,
@@ -32,19 +31,18 @@ pub struct Call<'a> {
 }
 
 /// What a script decides about.
-pub struct Question<'a> {
-    /// The key.
+pub struct ScriptInput<'a> {
+    /// The API key.
     pub key: &'a str,
-    /// What the provider knows of it.
+    /// The key's data from the provider.
     pub data: &'a Map<String, Value>,
-    /// The request.
-    pub call: Call<'a>,
-    /// What earlier scripts have told.
+    pub request: RequestView<'a>,
+    /// Metadata from earlier scripts.
     pub metadata: &'a Map<String, Value>,
 }
 
-/// The same, for another thread.
-pub struct OwnedQuestion {
+/// A copy of [`ScriptInput`] for another thread.
+pub struct OwnedScriptInput {
     key: String,
     data: Map<String, Value>,
     method: Method,
@@ -56,30 +54,28 @@ pub struct OwnedQuestion {
     metadata: Map<String, Value>,
 }
 
-/// What a script decided.
+/// The decision of a script.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdict {
-    /// The caller is let in.
     pub allow: bool,
-    /// Why not, for the caller.
+    /// The reason for a denial, for the caller.
     pub message: Option<String>,
-    /// HTTP status of the refusal.
+    /// HTTP status of a denial.
     pub status: Option<u16>,
-    /// What later scripts, records and hooks should know.
+    /// For later scripts, usage records and logs.
     pub metadata: Map<String, Value>,
-    /// Limits of this caller alone, as they were told.
+    /// Limits of this caller alone, as the script returned them.
     pub limits: Option<Value>,
-    /// The same, understood.
+    /// The same, parsed.
     pub own_limits: Option<Arc<OwnLimits>>,
-    /// Labels.
     pub tags: Vec<String>,
-    /// The tier, in place of the one that the data tells; empty: none.
+    /// Replaces the tier in the key's data; empty: none.
     pub tier: Option<String>,
 }
 
-impl Job for Question<'_> {
+impl Job for ScriptInput<'_> {
     type Answer = Verdict;
-    type Owned = OwnedQuestion;
+    type Owned = OwnedScriptInput;
 
     fn globals(&self, globals: &Globals<'_>) -> lua::Result<()> {
         let (lua, table) = (globals.lua, globals.table);
@@ -100,7 +96,7 @@ impl Job for Question<'_> {
             table.raw_set("metadata", json::object(lua, self.metadata)?)?;
         }
         if globals.wants("request") {
-            table.raw_set("request", request(globals, &self.call)?)?;
+            table.raw_set("request", request_table(globals, &self.request)?)?;
         }
         Ok(())
     }
@@ -110,31 +106,31 @@ impl Job for Question<'_> {
             lua::Value::Nil => Ok(Verdict { allow: true, ..Verdict::default() }),
             lua::Value::Boolean(allow) => Ok(Verdict { allow, ..Verdict::default() }),
             lua::Value::Table(table) => verdict(&table),
-            other => Err(format!("a {} is no decision", other.type_name())),
+            other => Err(format!("a {} is not a decision", other.type_name())),
         }
     }
 
-    fn own(&self) -> OwnedQuestion {
-        OwnedQuestion {
+    fn own(&self) -> OwnedScriptInput {
+        OwnedScriptInput {
             key: self.key.to_owned(),
             data: self.data.clone(),
-            method: self.call.method.clone(),
-            path: self.call.path.to_owned(),
-            ip: self.call.ip,
-            headers: self.call.headers.clone(),
-            model: self.call.model.map(str::to_owned),
-            stream: self.call.stream,
+            method: self.request.method.clone(),
+            path: self.request.path.to_owned(),
+            ip: self.request.ip,
+            headers: self.request.headers.clone(),
+            model: self.request.model.map(str::to_owned),
+            stream: self.request.stream,
             metadata: self.metadata.clone(),
         }
     }
 }
 
-impl OwnedQuestion {
-    fn borrowed(&self) -> Question<'_> {
-        Question {
+impl OwnedScriptInput {
+    fn borrowed(&self) -> ScriptInput<'_> {
+        ScriptInput {
             key: &self.key,
             data: &self.data,
-            call: Call {
+            request: RequestView {
                 method: &self.method,
                 path: &self.path,
                 ip: self.ip,
@@ -147,7 +143,7 @@ impl OwnedQuestion {
     }
 }
 
-impl Job for OwnedQuestion {
+impl Job for OwnedScriptInput {
     type Answer = Verdict;
     type Owned = Self;
 
@@ -164,21 +160,21 @@ impl Job for OwnedQuestion {
     }
 }
 
-fn request(globals: &Globals<'_>, call: &Call<'_>) -> lua::Result<lua::Table> {
+fn request_table(globals: &Globals<'_>, request: &RequestView<'_>) -> lua::Result<lua::Table> {
     let table = globals.lua.create_table_with_capacity(0, 6)?;
-    table.raw_set("method", call.method.as_str())?;
-    table.raw_set("path", call.path)?;
-    if let Some(ip) = call.ip {
+    table.raw_set("method", request.method.as_str())?;
+    table.raw_set("path", request.path)?;
+    if let Some(ip) = request.ip {
         table.raw_set("ip", ip.to_string())?;
     }
-    if let Some(model) = call.model {
+    if let Some(model) = request.model {
         table.raw_set("model", model)?;
     }
-    table.raw_set("stream", call.stream)?;
-    let headers = globals.lua.create_table_with_capacity(0, call.headers.keys_len())?;
-    for name in call.headers.keys() {
-        // The first of several fields with one name.
-        if let Some(value) = call.headers.get(name) {
+    table.raw_set("stream", request.stream)?;
+    let headers = globals.lua.create_table_with_capacity(0, request.headers.keys_len())?;
+    for name in request.headers.keys() {
+        // Of several fields with the same name the first is used.
+        if let Some(value) = request.headers.get(name) {
             let name = lua::canonical(name.as_str().as_bytes());
             headers.raw_set(
                 globals.lua.create_string(name)?,
@@ -212,9 +208,9 @@ fn verdict(table: &lua::Table) -> Result<Verdict, String> {
 }
 
 impl Verdict {
-    /// Reads one field; those that mean nothing here are passed over.
+    /// Reads one field; unknown fields are ignored.
     fn read(&mut self, name: &[u8], value: &lua::Value) -> Result<(), String> {
-        let told =
+        let json =
             |name: &str| json::from_lua(value, LARGEST).map_err(|e| format!("`{name}`: {e}"));
         match (name, value) {
             (b"allow", lua::Value::Boolean(allow)) => self.allow = *allow,
@@ -236,21 +232,21 @@ impl Verdict {
             (b"status", _) => {
                 return Err("`status` is not a number between 400 and 599".to_owned());
             }
-            (b"metadata", _) => match told("metadata")? {
+            (b"metadata", _) => match json("metadata")? {
                 Value::Object(map) => self.metadata = map,
-                // What some languages write for a table without names.
+                // An empty Lua table may become an empty list.
                 Value::Array(empty) if empty.is_empty() => {}
-                _ => return Err("`metadata` is not a table with names".to_owned()),
+                _ => return Err("`metadata` is not a table with string keys".to_owned()),
             },
             (b"limits", _) => {
-                let limits = match told("limits")? {
+                let limits = match json("limits")? {
                     Value::Array(empty) if empty.is_empty() => Map::new().into(),
                     limits => limits,
                 };
                 let own = OwnLimits::read(&limits).map_err(|e| format!("`limits`: {e}"))?;
                 (self.limits, self.own_limits) = (Some(limits), Some(Arc::new(own)));
             }
-            (b"tags", _) => self.tags = tags(told("tags")?)?,
+            (b"tags", _) => self.tags = tags(json("tags")?)?,
             (b"tier", lua::Value::String(name)) => self.tier = Some(name.to_string_lossy()),
             (b"tier", other) => {
                 return Err(format!("`tier` is a {}, not a string", other.type_name()));
@@ -261,10 +257,11 @@ impl Verdict {
     }
 }
 
-fn tags(told: Value) -> Result<Vec<String>, String> {
-    let word =
-        |tag: &Value| super::provider::words(tag).ok_or("`tags` holds something else than strings");
-    match told {
+fn tags(value: Value) -> Result<Vec<String>, String> {
+    let word = |tag: &Value| {
+        super::provider::as_text(tag).ok_or("`tags` contains something other than strings")
+    };
+    match value {
         Value::Object(empty) if empty.is_empty() => Ok(Vec::new()),
         Value::Array(tags) => Ok(tags.iter().map(word).collect::<Result<_, _>>()?),
         _ => Err("`tags` is not a list of strings".to_owned()),

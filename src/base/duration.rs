@@ -1,4 +1,4 @@
-//! Durations as people write them: `500ms`, `10s`, `1.5m`, `2h`.
+//! Durations as text: `500ms`, `10s`, `1.5m`, `2h`.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// each other (`1m30s`). A bare `0` is zero.
 ///
 /// # Errors
-/// A sentence that says what is wrong.
+/// The problem, as a sentence.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     if text == "0" {

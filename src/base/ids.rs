@@ -1,22 +1,22 @@
-//! Request identifiers: taken over from the client when they are harmless, made otherwise.
+//! Request ids: taken from the client when they are harmless, generated otherwise.
 
 use std::fmt;
 
 use http::HeaderValue;
 
-/// The longest client-supplied `X-Request-Id` that is taken over, in bytes.
+/// The longest client-supplied `X-Request-Id` that is accepted, in bytes.
 pub const MAX_LEN: usize = 128;
 
 /// The id of one request: sent to the backend, echoed to the client, and written into the
-/// access log and the usage record. It is kept as a header value, which is shared and not copied.
+/// access log and the usage record. It is stored as a header value, which is shared and not copied.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId(HeaderValue);
 
 impl RequestId {
-    /// Takes the client's value when it is 1 to [`MAX_LEN`] bytes of `[A-Za-z0-9._:-]`.
+    /// Accepts the client's value if it is 1 to [`MAX_LEN`] bytes of `[A-Za-z0-9._:-]`.
     ///
-    /// Anything else (control characters, quotes, spaces, non-ASCII) could break out of a log
-    /// line or of a header further on and is not accepted.
+    /// Anything else (control characters, quotes, spaces, non-ASCII) could break out of a log line
+    /// or of a header and is not accepted.
     pub fn accept(value: &[u8]) -> Option<Self> {
         let harmless = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
         if value.is_empty() || value.len() > MAX_LEN || !value.iter().all(harmless) {
@@ -25,7 +25,7 @@ impl RequestId {
         HeaderValue::from_bytes(value).ok().map(Self)
     }
 
-    /// Makes an id from 128 random bits: `req_` and 32 hexadecimal digits.
+    /// An id of 128 random bits: `req_` and 32 hexadecimal digits.
     pub fn from_random(bits: u128) -> Self {
         let mut text = Vec::with_capacity(36);
         text.extend_from_slice(b"req_");

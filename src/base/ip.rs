@@ -1,4 +1,4 @@
-//! Rules about addresses.
+//! IP addresses and networks, and rules about them.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 pub fn parse(text: &str) -> Option<IpNet> {
     let text = text.trim();
     let net = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok()?;
-    // `::ffff:10.0.0.0/104` is a network of IPv4, as callers' addresses are told here.
+    // `::ffff:10.0.0.0/104` is an IPv4 network; callers' addresses are canonical here.
     match net {
         IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.addr().to_ipv4_mapped() {
             Some(v4) => IpNet::new(v4.into(), v6.prefix_len() - 96).ok(),
@@ -18,13 +18,13 @@ pub fn parse(text: &str) -> Option<IpNet> {
     }
 }
 
-/// Whether one of the networks holds the address.
+/// Whether one of the networks contains the address.
 pub fn within(nets: &[IpNet], address: IpAddr) -> bool {
     nets.iter().any(|net| net.contains(&address))
 }
 
-/// What an address stands for where callers are told apart by theirs: one customer of IPv6 has a /64
-/// network at least, and may use any address in it.
+/// What identifies a caller by its address: the IPv4 address or the IPv6 /64 network, because one
+/// IPv6 customer has at least a /64 and may use any address in it.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -34,18 +34,18 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Addresses that are allowed, and others that are not.
+/// Allowed and denied addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IpRules {
-    /// Only these, if there are any.
+    /// If not empty, only these.
     pub allowed: Vec<IpNet>,
-    /// Not these, even if they are allowed.
+    /// Takes precedence over `allowed`.
     pub denied: Vec<IpNet>,
 }
 
 impl IpRules {
-    /// Whether a caller with this address is let in. Nobody knows the address of some callers:
-    /// they are let in only if every address is.
+    /// Whether a caller with this address is allowed. A caller whose address is unknown is allowed
+    /// only if every address is.
     pub fn allow(&self, address: Option<IpAddr>) -> bool {
         match address {
             Some(address) => {

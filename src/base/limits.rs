@@ -1,4 +1,4 @@
-//! How much one may call: the words in which rules, keys and scripts say it.
+//! Limits as rules, keys and scripts state them, and the current state of a request's limits.
 
 use std::time::Duration;
 
@@ -6,29 +6,24 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{model::ModelPattern, period::ResetPeriod, terms::number};
+use super::{model::ModelPattern, number::number, period::ResetPeriod};
 
-/// Whom a rule counts together.
+/// Which requests a rule counts together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// All requests.
     Global,
-    /// Those of one key.
     Key,
-    /// Those from one address; of IPv6 from one /64 network.
+    /// An IPv4 address or an IPv6 /64 network.
     Ip,
-    /// Those of one user.
     User,
-    /// Those of one team.
     Team,
-    /// Those for one model.
     Model,
-    /// Those of one key for one model.
+    /// One key with one model.
     KeyModel,
 }
 
 impl Scope {
-    /// All of them, in the order in which they are looked at.
+    /// In the order in which they are checked.
     pub const ALL: [Self; 7] =
         [Self::Global, Self::Key, Self::Ip, Self::User, Self::Team, Self::Model, Self::KeyModel];
 
@@ -45,51 +40,50 @@ impl Scope {
         }
     }
 
-    /// Its place in [`Self::ALL`].
+    /// Its index in [`Self::ALL`].
     pub fn index(self) -> usize {
         self as usize
     }
 }
 
-/// How much a rule lets pass. What is not said is not limited; `0` lifts a limit that another
-/// place sets.
+/// The limits of one rule. An absent limit is unlimited; `0` removes a limit that another rule sets.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Whether the rule holds at all.
+    /// Whether the rule applies at all.
     pub enabled: Option<bool>,
-    /// Requests in a second, on average; `0.5` is one every two seconds.
+    /// Requests per second on average; `0.5` is one every two seconds.
     pub requests_per_second: Option<f64>,
-    /// Requests that may come at once, with `requests_per_second`; twice that without it.
+    /// Requests that may arrive at once, with `requests_per_second`; the default is twice that rate.
     pub burst_size: Option<f64>,
-    /// Requests in a minute. As many may come at once.
+    /// Requests per minute. As many may arrive at once.
     pub requests_per_minute: Option<f64>,
-    /// Tokens in a minute, of prompts and answers together.
+    /// Tokens per minute, of prompts and answers together.
     pub tokens_per_minute: Option<f64>,
-    /// Tokens of prompts in a minute.
+    /// Prompt tokens per minute.
     pub input_tokens_per_minute: Option<f64>,
-    /// Tokens of answers in a minute.
+    /// Answer tokens per minute.
     pub output_tokens_per_minute: Option<f64>,
-    /// Requests at the same time.
+    /// Concurrent requests.
     pub max_concurrent: Option<f64>,
-    /// What may be spent in a period, by the prices of `rate_limit.prices`.
+    /// Money that may be spent in a period, by the prices of `rate_limit.prices`.
     pub budget: Option<f64>,
-    /// The period of `budget`; `monthly` without it.
+    /// The period of `budget`; the default is `monthly`.
     pub budget_period: Option<ResetPeriod>,
 }
 
 impl Limits {
-    /// These limits, where they say nothing those of `other`.
+    /// These limits; absent ones are taken from `other`.
     pub fn or(&self, other: &Self) -> Self {
         if other.enabled == Some(false) && self.enabled.is_none() {
-            // What is switched off elsewhere does not switch off what is said here.
-            let says = self.clone().amounts().iter().any(|(_, amount)| amount.is_some());
-            return if says { self.clone() } else { other.clone() };
+            // A rule that is disabled elsewhere does not disable limits that are set here.
+            let sets_any = self.clone().amounts().iter().any(|(_, amount)| amount.is_some());
+            return if sets_any { self.clone() } else { other.clone() };
         }
         Self {
             enabled: self.enabled.or(other.enabled),
             requests_per_second: self.requests_per_second.or(other.requests_per_second),
-            // A burst belongs to the rate that it was given with.
+            // A burst belongs to the rate that it was set with.
             burst_size: match self.requests_per_second {
                 Some(_) => self.burst_size,
                 None => self.burst_size.or(other.burst_size),
@@ -106,7 +100,6 @@ impl Limits {
         }
     }
 
-    /// The amounts with their names.
     fn amounts(&mut self) -> [(&'static str, &mut Option<f64>); 8] {
         [
             ("requests_per_second", &mut self.requests_per_second),
@@ -120,7 +113,7 @@ impl Limits {
         ]
     }
 
-    /// What is wrong with the amounts: the name, and why.
+    /// An invalid amount: its name and the problem.
     pub fn problem(&self) -> Option<(&'static str, &'static str)> {
         let mut copy = self.clone();
         let amounts = copy.amounts().map(|(name, amount)| (name, *amount));
@@ -140,34 +133,35 @@ impl Limits {
                 return Some((name, "is not between 0.0001 and 1000000"));
             }
         }
-        // Longer than anybody counts.
+        // Seconds until a burst is available again.
         const LONGEST: f64 = 366.0 * 24.0 * 3600.0;
         match (self.requests_per_second, self.burst_size) {
             (Some(rate), Some(burst)) if rate > 0.0 && burst / rate > LONGEST => {
-                Some(("burst_size", "takes longer than a year to come"))
+                Some(("burst_size", "takes longer than a year to refill"))
             }
             _ => None,
         }
     }
 
-    /// Reads one field out of a key's data or a script's answer.
+    /// Reads one field of a key's data or a script's result.
     fn read(&mut self, name: &str, value: &Value) -> Result<(), String> {
         if value.is_null() {
             return Ok(());
         }
         match name {
             "enabled" => {
-                let on = value.as_bool().ok_or("`enabled` is neither true nor false")?;
+                let on = value.as_bool().ok_or("`enabled` is not true or false")?;
                 self.enabled = Some(on);
             }
             "budget_period" => {
                 let period = serde_json::from_value(value.clone());
-                self.budget_period = Some(period.map_err(|_| "`budget_period` is no period")?);
+                self.budget_period =
+                    Some(period.map_err(|_| "`budget_period` is not a known period")?);
             }
             _ => {
                 let mut amounts = self.amounts();
                 let known = amounts.iter_mut().find(|(known, _)| *known == name);
-                let (_, amount) = known.ok_or_else(|| format!("`{name}` is no limit"))?;
+                let (_, amount) = known.ok_or_else(|| format!("`{name}` is not a known limit"))?;
                 let n = number(value).ok_or_else(|| format!("`{name}` is not a number"))?;
                 **amount = Some(n);
             }
@@ -192,11 +186,11 @@ impl Limits {
 }
 
 fn object(value: &Value) -> Result<&Map<String, Value>, String> {
-    value.as_object().ok_or_else(|| "limits are an object with names".to_owned())
+    value.as_object().ok_or_else(|| "limits must be an object".to_owned())
 }
 
-/// Limits of one caller, as its key's data or a script told them. They go before the rules of the
-/// configuration, field by field.
+/// Limits of one caller, from its key's data or a script. Each field takes precedence over the same
+/// field of the rules in the configuration.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OwnLimits {
     /// By [`Scope::index`].
@@ -206,28 +200,28 @@ pub struct OwnLimits {
 }
 
 impl OwnLimits {
-    /// Reads what a key's data or a script says: the fields of [`Limits`] for the key itself,
-    /// and under the names of other rules (`per_user`, `global`, ...) the same for those;
-    /// `models` holds limits of the key for single models. A text is read as JSON.
+    /// Reads the fields of [`Limits`] for the key itself; under the names of other rules
+    /// (`per_user`, `global`, ...) the same fields for those; and in `models` the key's limits for
+    /// single models. A text is read as JSON.
     ///
     /// # Errors
-    /// What cannot be understood: a lock that cannot be read is locked.
+    /// The field that is malformed.
     pub fn read(value: &Value) -> Result<Self, String> {
         if let Value::String(text) = value {
-            let parsed = serde_json::from_str::<Value>(text).map_err(|_| "they are not JSON")?;
+            let parsed = serde_json::from_str::<Value>(text).map_err(|_| "the text is not JSON")?;
             return Self::read(&parsed);
         }
         let mut own = Self::default();
         for (name, value) in object(value)? {
             if let Some(scope) = Scope::ALL.iter().find(|s| s.word() == name) {
-                let said = Limits::from_value(value).map_err(|e| format!("{name}: {e}"))?;
+                let limits = Limits::from_value(value).map_err(|e| format!("{name}: {e}"))?;
                 let known = &mut own.scopes[scope.index()];
-                *known = said.or(known);
+                *known = limits.or(known);
             } else if name == "models" {
                 for (model, value) in object(value)? {
                     let pattern = ModelPattern::parse(model).map_err(str::to_owned)?;
-                    let said = Limits::from_value(value).map_err(|e| format!("{model}: {e}"))?;
-                    own.models.push((pattern, said));
+                    let limits = Limits::from_value(value).map_err(|e| format!("{model}: {e}"))?;
+                    own.models.push((pattern, limits));
                 }
             } else {
                 own.scopes[Scope::Key.index()].read(name, value)?;
@@ -238,37 +232,35 @@ impl OwnLimits {
         Ok(own)
     }
 
-    /// Whether they name a budget.
     pub fn has_budget(&self) -> bool {
         let models = self.models.iter().map(|(_, limits)| limits);
         self.scopes.iter().chain(models).any(|limits| limits.budget.is_some_and(|b| b > 0.0))
     }
 
-    /// What they say about a rule; `None` if that is nothing.
-    pub fn of(&self, scope: Scope, model: &str) -> Option<Limits> {
-        let said = &self.scopes[scope.index()];
+    /// The limits for a scope; `None` if it has none.
+    pub fn for_scope(&self, scope: Scope, model: &str) -> Option<Limits> {
+        let limits = &self.scopes[scope.index()];
         if scope == Scope::KeyModel
             && let Some(closest) = ModelPattern::closest(&self.models, model)
         {
-            return Some(closest.or(said));
+            return Some(closest.or(limits));
         }
-        (*said != Limits::default()).then(|| said.clone())
+        (*limits != Limits::default()).then(|| limits.clone())
     }
 }
 
-/// How a limit stands after a decision.
+/// The state of one limit after a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// How much there is.
+    /// The configured amount.
     pub limit: u64,
-    /// How much of it is left.
     pub left: u64,
-    /// Until all of it is there again.
+    /// Time until all of it is available again.
     pub reset: Duration,
 }
 
 impl Standing {
-    /// Of two limits the one that is closer to being used up.
+    /// The one of two limits with the smaller part left.
     pub fn tighter(self, other: Option<Self>) -> Self {
         match other {
             Some(other)
@@ -282,16 +274,13 @@ impl Standing {
     }
 }
 
-/// How the limits of a request stand, for the headers of its answer: of each kind the tightest.
+/// The state of a request's limits, for the headers of its answer: the tightest of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standings {
-    /// Requests.
     pub requests: Option<Standing>,
-    /// Tokens of prompts and answers.
+    /// Tokens of prompts and answers together.
     pub tokens: Option<Standing>,
-    /// Tokens of prompts.
     pub input_tokens: Option<Standing>,
-    /// Tokens of answers.
     pub output_tokens: Option<Standing>,
 }
 
@@ -310,14 +299,17 @@ mod tests {
         });
         let read = OwnLimits::read(&own).unwrap();
         assert_eq!(OwnLimits::read(&own.to_string().into()).unwrap(), read);
-        let key = read.of(Scope::Key, "m").unwrap();
+        let key = read.for_scope(Scope::Key, "m").unwrap();
         assert_eq!((key.requests_per_minute, key.max_concurrent), (Some(60.0), Some(3.0)));
-        assert_eq!(read.of(Scope::User, "m").unwrap().tokens_per_minute, Some(1000.0));
-        assert_eq!(read.of(Scope::Global, "m").unwrap().enabled, Some(false));
-        assert_eq!(read.of(Scope::KeyModel, "qwen-7b").unwrap().requests_per_minute, Some(5.0));
-        assert_eq!(read.of(Scope::KeyModel, "qwen-72b").unwrap().budget, Some(1.5));
-        assert_eq!(read.of(Scope::KeyModel, "llama"), None);
-        assert_eq!(read.of(Scope::Ip, "m"), None);
+        assert_eq!(read.for_scope(Scope::User, "m").unwrap().tokens_per_minute, Some(1000.0));
+        assert_eq!(read.for_scope(Scope::Global, "m").unwrap().enabled, Some(false));
+        assert_eq!(
+            read.for_scope(Scope::KeyModel, "qwen-7b").unwrap().requests_per_minute,
+            Some(5.0)
+        );
+        assert_eq!(read.for_scope(Scope::KeyModel, "qwen-72b").unwrap().budget, Some(1.5));
+        assert_eq!(read.for_scope(Scope::KeyModel, "llama"), None);
+        assert_eq!(read.for_scope(Scope::Ip, "m"), None);
     }
 
     #[test]

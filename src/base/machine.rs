@@ -1,11 +1,11 @@
-//! What the machine, or the container, lets the process have.
+//! Limits that the machine or the container sets for the process: memory and open files.
 
 use std::{fs, path::Path};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Bytes of memory that the process may use: the limit of its control group, or what the machine
-/// has. `None` where neither is known.
+/// Bytes of memory that the process may use: the limit of its control group, or the memory of the
+/// machine. `None` if neither is known.
 pub fn memory() -> Option<u64> {
     let group = || {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -24,7 +24,7 @@ pub fn memory() -> Option<u64> {
     .min()
 }
 
-/// `max` stands for none.
+/// Reads a limit of a control group; `max` means none.
 fn limit(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
@@ -43,13 +43,13 @@ pub fn open_files() -> usize {
     usize::try_from(most).unwrap_or(usize::MAX)
 }
 
-/// Raises the limit of open files as far as the process itself may. The lower one that is in force
-/// at the start is there for programs that use `select`, which takes no larger numbers.
+/// Raises the soft limit of open files to the hard limit. The soft limit is low by default for
+/// programs that use `select`, which cannot handle larger numbers.
 pub fn raise_open_files() {
     let limits = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limits.maximum, ..limits };
     if let Err(e) = setrlimit(Resource::Nofile, raised) {
-        log::warn!("the limit of open files cannot be raised: {e}");
+        log::warn!("cannot raise the limit of open files: {e}");
     }
 }
 

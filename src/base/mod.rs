@@ -1,9 +1,10 @@
-//! Words that every other module speaks: ids, refusals, faults, usage counts, secrets.
+//! Types that every other module uses: ids, rejections, faults, usage counts, secrets.
 //!
-//! Nothing here knows about HTTP servers, configuration files or Pingora.
+//! Nothing here depends on HTTP servers, configuration files or Pingora.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub mod allowance;
 pub mod duration;
 pub mod fault;
 pub mod ids;
@@ -11,6 +12,7 @@ pub mod ip;
 pub mod limits;
 pub mod machine;
 pub mod model;
+pub mod number;
 pub mod period;
 pub mod principal;
 pub mod rejection;
@@ -19,18 +21,19 @@ pub mod terms;
 pub mod text;
 pub mod usage;
 
+pub use allowance::{Allowance, Quota};
 pub use fault::{Fault, FaultKind, Side};
 pub use ids::RequestId;
 pub use model::ModelPattern;
 pub use period::ResetPeriod;
-pub use principal::{Allowance, Principal};
-pub use rejection::Rejection;
+pub use principal::Principal;
+pub use rejection::{Rejection, RejectionKind};
 pub use secret::Secret;
 pub use text::without_mark;
-pub use usage::{Outcome, TokenCounts, UsageSource, Used};
+pub use usage::{KeyUsage, Outcome, TokenCounts, UsageSource};
 
-/// Takes a lock. What it protects here is whole after every statement, so that a panic elsewhere
-/// is no reason to stop.
+/// Takes a lock and ignores poisoning: in this program protected data is consistent after every
+/// statement, so a panic elsewhere is no reason to stop.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

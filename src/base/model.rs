@@ -1,11 +1,9 @@
-//! Names of models, and patterns of them.
+//! Patterns of model names.
 
-/// A name, or a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ModelPattern {
-    /// This model.
     Exact(String),
-    /// Every model whose name starts so.
+    /// Every model whose name starts with this.
     Prefix(String),
 }
 
@@ -13,18 +11,17 @@ impl ModelPattern {
     /// Reads `name` or `prefix*`.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The problem.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         match text.strip_suffix('*') {
             _ if text.is_empty() => Err("a model name is empty"),
-            Some(prefix) if prefix.contains('*') => Err("`*` may stand only at the end"),
+            Some(prefix) if prefix.contains('*') => Err("`*` is allowed only at the end"),
             Some(prefix) => Ok(Self::Prefix(prefix.to_owned())),
-            None if text.contains('*') => Err("`*` may stand only at the end"),
+            None if text.contains('*') => Err("`*` is allowed only at the end"),
             None => Ok(Self::Exact(text.to_owned())),
         }
     }
 
-    /// Whether the model is meant.
     pub fn matches(&self, model: &str) -> bool {
         match self {
             Self::Exact(name) => name == model,
@@ -32,8 +29,7 @@ impl ModelPattern {
         }
     }
 
-    /// How closely it describes a model that it matches: an exact name before a prefix, and a long
-    /// prefix before a short one.
+    /// Larger is more specific: an exact name before a prefix, a long prefix before a short one.
     fn closeness(&self) -> usize {
         match self {
             Self::Exact(_) => usize::MAX,
@@ -41,7 +37,7 @@ impl ModelPattern {
         }
     }
 
-    /// Of the entries that match, the one that describes the model most closely.
+    /// The most specific entry that matches the model.
     pub fn closest<'a, T>(entries: &'a [(Self, T)], model: &str) -> Option<&'a T> {
         let matching = entries.iter().filter(|(pattern, _)| pattern.matches(model));
         matching.max_by_key(|(pattern, _)| pattern.closeness()).map(|(_, entry)| entry)

@@ -1,4 +1,4 @@
-//! Periods after which a quota begins anew.
+//! Periods after which a quota is reset.
 
 use jiff::{Timestamp, ToSpan, civil::DateTime, tz::TimeZone};
 use schemars::JsonSchema;
@@ -8,12 +8,11 @@ use utoipa::ToSchema;
 const DAY: i64 = 24 * 3600;
 const WEEK: i64 = 7 * DAY;
 
-/// When a quota begins anew.
+/// How often a quota is reset.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum ResetPeriod {
     Daily,
     Weekly,
@@ -22,13 +21,13 @@ pub enum ResetPeriod {
     Never,
 }
 
-/// Unix seconds of this moment.
+/// The current time in Unix seconds.
 pub fn now() -> i64 {
     Timestamp::now().as_second()
 }
 
 impl ResetPeriod {
-    /// Its name.
+    /// The word in configuration and data.
     pub fn word(self) -> &'static str {
         match self {
             Self::Daily => "daily",
@@ -38,7 +37,7 @@ impl ResetPeriod {
         }
     }
 
-    /// The period of this name, in any case.
+    /// The period of this name; not case-sensitive.
     pub fn named(word: &str) -> Option<Self> {
         const WORDS: [(&str, ResetPeriod); 4] = [
             ("daily", ResetPeriod::Daily),
@@ -50,11 +49,11 @@ impl ResetPeriod {
     }
 
     /// The start of the period that contains `now`, in Unix seconds; `None` if there are no
-    /// periods. They are counted from `anchor`, the last reset, and without one as the calendar
-    /// has them in UTC: from midnight, from Monday, from the first of the month.
+    /// periods. Periods are counted from `anchor`, the last reset. Without one they follow the
+    /// calendar in UTC: they start at midnight, on Monday, on the first of the month.
     pub fn start(self, now: i64, anchor: Option<i64>) -> Option<i64> {
         match anchor {
-            // A reset that lies ahead is the present one.
+            // A reset in the future starts the current period.
             Some(anchor) if now <= anchor => (self != Self::Never).then_some(anchor),
             Some(anchor) => match self {
                 Self::Daily => Some(multiple(now, anchor, DAY)),
@@ -74,9 +73,9 @@ impl ResetPeriod {
 }
 
 impl ResetPeriod {
-    /// When the period after the one that contains `now` begins; `None` if there are no periods.
+    /// When the period after the one that contains `now` starts; `None` if there are no periods.
     pub fn end(self, now: i64, anchor: Option<i64>) -> Option<i64> {
-        // Longer than the longest month, and shorter than the shortest two.
+        // Longer than the longest month and shorter than the two shortest.
         const LONG: i64 = 32 * DAY;
         let start = self.start(now, anchor)?;
         match self {
@@ -88,14 +87,14 @@ impl ResetPeriod {
     }
 }
 
-/// The last moment not after `now` that lies whole multiples of `length` from `anchor`.
+/// The last time not after `now` that is a whole number of `length` away from `anchor`.
 fn multiple(now: i64, anchor: i64, length: i64) -> i64 {
     let past = now.saturating_sub(anchor);
     anchor.saturating_add(past.div_euclid(length).saturating_mul(length))
 }
 
-/// The last moment not after `now` that lies whole months after `anchor`. Each is counted from the
-/// anchor: a month that is too short does not shorten those after it.
+/// The last time not after `now` that is whole months after `anchor`. Each is counted from the
+/// anchor: a short month does not shorten those after it.
 fn months_after(now: i64, anchor: i64) -> Option<i64> {
     let (from, to) = (utc(anchor)?, utc(now)?);
     let years = i32::from(to.year()) - i32::from(from.year());

@@ -1,44 +1,30 @@
-//! Who is calling.
+//! The caller of a request.
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{limits::OwnLimits, terms::Quota};
+use super::{allowance::Allowance, limits::OwnLimits};
 
-/// The caller, as the auth pipeline found out: read by limits, routing, hooks, usage records and
-/// logs.
+/// The caller, as the auth pipeline identified it. Limits, routing, usage records and logs read it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Principal {
     /// Identity of the key, never the key itself.
     pub key_id: String,
-    /// Whose key it is; empty if nobody said.
+    /// The owner of the key; empty if unknown.
     pub user_id: String,
-    /// Name of the key; empty if it has none.
+    /// Name of the key; may be empty.
     pub name: String,
-    /// The team that it belongs to; empty for none.
+    /// May be empty.
     pub team: String,
-    /// The tier that it belongs to; empty for none.
+    /// May be empty.
     pub tier: String,
-    /// Whatever else the key's data or a script told.
+    /// Further fields of the key's data or of a script's result.
     pub metadata: Map<String, Value>,
-    /// Limits of this key alone, as its data or a script gave them.
+    /// Limits of this caller alone, from its key's data or a script.
     pub limits: Option<Arc<OwnLimits>>,
-    /// Labels that a script gave.
+    /// Labels that a script set.
     pub tags: Vec<String>,
-    /// What the key may use, where the place that it comes from cannot count it.
+    /// Set where the gateway itself must count the key's usage.
     pub allowance: Option<Arc<Allowance>>,
-}
-
-/// Quota and balance of a key that stands in the configuration: nobody but the gateway itself
-/// counts them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Allowance {
-    /// Tokens, as configured; `None`: no quota.
-    pub quota: Option<Quota>,
-    /// Money or credits, as configured; `None`: not looked at.
-    pub balance: Option<f64>,
-    /// Whether the key is refused once they are used up. If not they are only counted: a script
-    /// decides about it.
-    pub enforced: bool,
 }

@@ -1,52 +1,92 @@
-//! A refusal: the gateway said no. It is a value, not an error; its status and its words stand
-//! beside the rule that refuses.
+//! A rejection: the gateway refuses a request. It is a value, not an error. Each rejection has its
+//! status and message here; each API language words its kind.
 
 use std::borrow::Cow;
 
-/// A refusal, ready to be written in the client's dialect.
+/// What kind of rejection it is, independent of any API language.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectionKind {
+    /// The request is malformed or asks for something that is not possible.
+    InvalidRequest,
+    /// No API key, or one that is not valid.
+    Authentication,
+    /// The caller is known and may not do this.
+    PermissionDenied,
+    /// The path or the model does not exist.
+    NotFound,
+    /// The body or the headers are larger than allowed.
+    TooLarge,
+    /// The client took too long to send its request.
+    Timeout,
+    /// A quota, a balance or a budget is used up.
+    QuotaExceeded,
+    /// A rate limit on requests is reached.
+    RequestLimit,
+    /// A rate limit on tokens is reached.
+    TokenLimit,
+    /// A limit on concurrent requests is reached.
+    ConcurrencyLimit,
+    /// The gateway or its backends cannot serve the request at present.
+    Unavailable,
+    /// The gateway failed.
+    ServerError,
+}
+
+impl RejectionKind {
+    /// The kind of a rejection whose status an operator chose.
+    fn of_status(status: u16) -> Self {
+        match status {
+            401 => Self::Authentication,
+            403 => Self::PermissionDenied,
+            404 => Self::NotFound,
+            402 | 429 => Self::QuotaExceeded,
+            503 => Self::Unavailable,
+            500.. => Self::ServerError,
+            _ => Self::InvalidRequest,
+        }
+    }
+}
+
+/// A rejection, ready to be written in the client's dialect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
     /// HTTP status, 4xx or 503.
     pub status: u16,
-    /// What the client is told, one sentence.
+    /// One sentence for the client.
     pub message: String,
-    /// The error class in OpenAI's words (`invalid_request_error`, ...).
-    pub kind: &'static str,
+    pub kind: RejectionKind,
     /// A machine-readable code (`model_not_found`, ...).
     pub code: Option<Cow<'static, str>>,
-    /// The request parameter at fault, when there is one.
+    /// The request parameter at fault, if any.
     pub param: Option<&'static str>,
     /// Seconds for `Retry-After`.
     pub retry_after: Option<u64>,
     /// Value for `Allow` (405 only).
     pub allow: Option<&'static str>,
-    /// The connection cannot carry another request, for instance because an unread body is on it.
+    /// Whether the connection must be closed, for instance because an unread body is on it.
     pub close: bool,
 }
 
-/// What a client is told of a limit that it has reached.
+/// A limit that a client has reached, for its error message.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "as in `Rejection`")]
 pub struct OverLimit<'a> {
     /// `Rate limit reached`
     pub what: &'static str,
     pub status: u16,
-    pub kind: &'static str,
+    pub kind: RejectionKind,
     pub code: &'static str,
     /// `per_key.requests_per_minute`
     pub rule: &'a str,
-    /// How much it lets pass.
+    /// The configured limit.
     pub allows: f64,
-    /// Tokens that the request is thought to come to, where that counts.
+    /// Estimated tokens of the request; only for limits on tokens.
     pub estimate: Option<u64>,
     /// Seconds.
     pub retry_after: u64,
 }
 
-const INVALID: &str = "invalid_request_error";
-
 impl Rejection {
-    fn new(status: u16, kind: &'static str, message: impl Into<String>) -> Self {
+    fn new(status: u16, kind: RejectionKind, message: impl Into<String>) -> Self {
         Self {
             status,
             message: message.into(),
@@ -72,37 +112,42 @@ impl Rejection {
     /// 404: the path is not on the allow-list.
     pub fn unknown_path(method: &str, path: &str) -> Self {
         let shown: String = path.chars().take(200).collect();
-        Self::new(404, INVALID, format!("Invalid URL ({method} {shown})")).code("unknown_url")
+        Self::new(404, RejectionKind::NotFound, format!("Invalid URL ({method} {shown})"))
+            .code("unknown_url")
     }
 
     /// 405: the path exists, but not with this method.
     pub fn wrong_method(method: &str, path: &str, allow: &'static str) -> Self {
-        let mut no = Self::new(
+        let mut rejection = Self::new(
             405,
-            INVALID,
+            RejectionKind::InvalidRequest,
             format!("Not allowed to {method} on {path} (HINT: use {allow})"),
         )
         .code("method_not_supported");
-        no.allow = Some(allow);
-        no
+        rejection.allow = Some(allow);
+        rejection
     }
 
-    /// 400: the body is not a JSON object; `why` says where it stops being one.
+    /// 400: the body is not a JSON object; `why` gives the position of the problem.
     pub fn not_json(why: impl std::fmt::Display) -> Self {
-        Self::new(400, INVALID, format!("We could not parse the JSON body of your request: {why}"))
-            .code("invalid_json")
+        Self::new(
+            400,
+            RejectionKind::InvalidRequest,
+            format!("We could not parse the JSON body of your request: {why}"),
+        )
+        .code("invalid_json")
     }
 
-    /// 400: a field has a value that cannot be meant.
+    /// 400: a field has an invalid value.
     pub fn bad_field(param: &'static str, why: &str) -> Self {
-        Self::new(400, INVALID, format!("Invalid '{param}': {why}"))
+        Self::new(400, RejectionKind::InvalidRequest, format!("Invalid '{param}': {why}"))
             .param(param)
             .code("invalid_value")
     }
 
     /// 400: no `model`, where the configuration needs one to choose a backend.
     pub fn missing_model() -> Self {
-        Self::new(400, INVALID, "You must provide a model parameter")
+        Self::new(400, RejectionKind::InvalidRequest, "You must provide a model parameter")
             .param("model")
             .code("missing_model")
     }
@@ -110,108 +155,118 @@ impl Rejection {
     /// 404: no backend serves this model.
     pub fn unknown_model(model: &str) -> Self {
         let shown: String = model.chars().take(200).collect();
-        Self::new(404, INVALID, format!("The model `{shown}` does not exist"))
+        Self::new(404, RejectionKind::NotFound, format!("The model `{shown}` does not exist"))
             .param("model")
             .code("model_not_found")
     }
 
     /// 413: the body is larger than `limit` bytes.
     pub fn body_too_large(limit: u64) -> Self {
-        let mut no = Self::new(
+        let mut rejection = Self::new(
             413,
-            INVALID,
+            RejectionKind::TooLarge,
             format!("The request body is larger than the limit of {limit} bytes"),
         )
         .code("request_too_large");
-        no.close = true;
-        no
+        rejection.close = true;
+        rejection
     }
 
-    /// 415: the body is compressed, and the gateway reads it.
+    /// 415: the body is compressed, and the gateway has to read it.
     pub fn compressed_body(coding: &str) -> Self {
         let shown: String = coding.chars().take(50).collect();
         let message = format!(
             "The request body has the Content-Encoding `{shown}` (HINT: send it uncompressed)"
         );
-        let mut no = Self::new(415, INVALID, message).code("unsupported_content_encoding");
-        no.close = true;
-        no
+        let mut rejection = Self::new(415, RejectionKind::InvalidRequest, message)
+            .code("unsupported_content_encoding");
+        rejection.close = true;
+        rejection
     }
 
     /// 431: the header fields together are larger than `limit` bytes.
     pub fn headers_too_large(limit: usize) -> Self {
-        let mut no = Self::new(
+        let mut rejection = Self::new(
             431,
-            INVALID,
+            RejectionKind::TooLarge,
             format!("The request headers are larger than the limit of {limit} bytes"),
         )
         .code("headers_too_large");
-        no.close = true;
-        no
+        rejection.close = true;
+        rejection
     }
 
-    /// 400: `Content-Length` cannot be read, or says two things.
+    /// 400: `Content-Length` is invalid, or there are two different ones.
     pub fn bad_length() -> Self {
-        let mut no = Self::new(400, INVALID, "The Content-Length of the request is not valid")
-            .code("invalid_content_length");
-        no.close = true;
-        no
+        let mut rejection = Self::new(
+            400,
+            RejectionKind::InvalidRequest,
+            "The Content-Length of the request is not valid",
+        )
+        .code("invalid_content_length");
+        rejection.close = true;
+        rejection
     }
 
     /// 400: HTTP/1.1 without one valid `Host`.
     pub fn bad_host(why: &str) -> Self {
         let message = format!("The Host of the request is not valid: {why}");
-        let mut no = Self::new(400, INVALID, message).code("invalid_host");
-        no.close = true;
-        no
+        let mut rejection =
+            Self::new(400, RejectionKind::InvalidRequest, message).code("invalid_host");
+        rejection.close = true;
+        rejection
     }
 
-    /// 400: a `Connection` field that names what is not the connection's.
+    /// 400: a `Connection` field names an end-to-end field.
     pub fn bad_connection(why: &str) -> Self {
         let message = format!("The Connection field of the request is not valid: {why}");
-        let mut no = Self::new(400, INVALID, message).code("invalid_connection");
-        no.close = true;
-        no
+        let mut rejection =
+            Self::new(400, RejectionKind::InvalidRequest, message).code("invalid_connection");
+        rejection.close = true;
+        rejection
     }
 
-    /// 400: the chunks of the body are not as HTTP has them.
+    /// 400: the chunked encoding of the body is invalid.
     pub fn bad_chunk() -> Self {
-        let mut no = Self::new(400, INVALID, "The chunked body of the request is not valid")
-            .code("invalid_chunk");
-        no.close = true;
-        no
+        let mut rejection = Self::new(
+            400,
+            RejectionKind::InvalidRequest,
+            "The chunked body of the request is not valid",
+        )
+        .code("invalid_chunk");
+        rejection.close = true;
+        rejection
     }
 
     /// 408: the client did not send the head of its request in time.
     pub fn head_timeout() -> Self {
-        let mut no = Self::new(408, INVALID, "Timed out while waiting for the request headers")
-            .code("request_timeout");
-        no.close = true;
-        no
+        let mut rejection = Self::new(
+            408,
+            RejectionKind::Timeout,
+            "Timed out while waiting for the request headers",
+        )
+        .code("request_timeout");
+        rejection.close = true;
+        rejection
     }
 
     /// 408: the client did not send its body in time.
     pub fn body_timeout() -> Self {
-        let mut no = Self::new(408, INVALID, "Timed out while waiting for the request body")
-            .code("request_timeout");
-        no.close = true;
-        no
+        let mut rejection =
+            Self::new(408, RejectionKind::Timeout, "Timed out while waiting for the request body")
+                .code("request_timeout");
+        rejection.close = true;
+        rejection
     }
 
-    /// The caller is not let in: status, code and sentence are the operator's.
-    pub fn not_let_in(status: u16, code: impl Into<Cow<'static, str>>, message: &str) -> Self {
-        let kind = match status {
-            402 | 429 => "insufficient_quota",
-            500.. => "server_error",
-            _ => INVALID,
-        };
-        let mut no = Self::new(status, kind, message);
-        no.code = Some(code.into());
-        no
+    /// The caller is denied access: the operator chooses status, code and message.
+    pub fn denied(status: u16, code: impl Into<Cow<'static, str>>, message: &str) -> Self {
+        let mut rejection = Self::new(status, RejectionKind::of_status(status), message);
+        rejection.code = Some(code.into());
+        rejection
     }
 
-    /// A limit is reached. `rule` says which, `allows` how much it lets pass; `status` is 429, or
-    /// 503 where the configuration says so for a full queue.
+    /// A limit is reached. `status` is 429, or what the configuration sets for a full queue.
     pub fn over_limit(over: &OverLimit<'_>) -> Self {
         let OverLimit { what, status, kind, code, rule, allows, estimate, retry_after } = *over;
         let estimate = match estimate {
@@ -220,72 +275,81 @@ impl Rejection {
         };
         let message =
             format!("{what}: {rule} allows {allows}{estimate}. Try again in {retry_after}s.");
-        let mut no = Self::new(status, kind, message).code(code);
-        no.retry_after = Some(retry_after);
-        no
+        let mut rejection = Self::new(status, kind, message).code(code);
+        rejection.retry_after = Some(retry_after);
+        rejection
     }
 
-    /// 503: limits cannot be looked at, and the configuration lets nobody pass without.
+    /// 503: the limits cannot be checked, and the configuration rejects requests in that case.
     pub fn limits_unavailable(retry_after: u64) -> Self {
-        let mut no = Self::new(503, "server_error", "The limits cannot be checked at the moment")
-            .code("limits_unavailable");
-        no.retry_after = Some(retry_after);
-        no
+        let mut rejection = Self::new(
+            503,
+            RejectionKind::Unavailable,
+            "The limits cannot be checked at the moment",
+        )
+        .code("limits_unavailable");
+        rejection.retry_after = Some(retry_after);
+        rejection
     }
 
     /// 403: the client's address is not allowed.
     pub fn address_not_allowed() -> Self {
-        Self::not_let_in(403, "IP_NOT_ALLOWED", "This address may not call the gateway")
+        Self::denied(403, "IP_NOT_ALLOWED", "This address may not call the gateway")
     }
 
-    /// 503: every backend that serves the model is left alone for now, because it is busy or has failed.
-    pub fn all_left_alone(retry_after: u64) -> Self {
-        let mut no = Self::new(
+    /// 503: every backend that serves the model is ejected: it is overloaded or has failed recently.
+    pub fn all_ejected(retry_after: u64) -> Self {
+        let mut rejection = Self::new(
             503,
-            "server_error",
-            "Every backend for this model is busy or has failed of late",
+            RejectionKind::Unavailable,
+            "Every backend for this model is busy or has failed recently",
         )
         .code("no_healthy_backend");
-        no.retry_after = Some(retry_after);
-        no
+        rejection.retry_after = Some(retry_after);
+        rejection
     }
 
-    /// 503: there would be no room for the usage record of this request.
+    /// 503: the spool has no room for the usage record of this request.
     pub fn usage_spool_full(retry_after: u64) -> Self {
-        let mut no = Self::new(
+        let mut rejection = Self::new(
             503,
-            "server_error",
+            RejectionKind::Unavailable,
             "The gateway cannot record usage at present, try again later",
         )
         .code("usage_spool_full");
-        no.retry_after = Some(retry_after);
-        no
+        rejection.retry_after = Some(retry_after);
+        rejection
     }
 
-    /// 503: there is no room for another connection.
+    /// 503: the limit of open connections is reached.
     pub fn too_many_connections(retry_after: u64) -> Self {
-        let mut no = Self::new(503, "server_error", "The gateway has too many open connections")
-            .code("too_many_connections");
-        no.retry_after = Some(retry_after);
-        no.close = true;
-        no
+        let mut rejection =
+            Self::new(503, RejectionKind::Unavailable, "The gateway has too many open connections")
+                .code("too_many_connections");
+        rejection.retry_after = Some(retry_after);
+        rejection.close = true;
+        rejection
     }
 
     /// 503: there is no memory for the body of the request.
     pub fn buffers_full(retry_after: u64) -> Self {
         let message = "The gateway has no room for the request body at present, try again later";
-        let mut no = Self::new(503, "server_error", message).code("buffers_full");
-        no.retry_after = Some(retry_after);
-        no.close = true;
-        no
+        let mut rejection =
+            Self::new(503, RejectionKind::Unavailable, message).code("buffers_full");
+        rejection.retry_after = Some(retry_after);
+        rejection.close = true;
+        rejection
     }
 
     /// 503: every backend that serves the model is down.
     pub fn no_healthy_backend(retry_after: u64) -> Self {
-        let mut no =
-            Self::new(503, "server_error", "No healthy backend is available for this model")
-                .code("no_healthy_backend");
-        no.retry_after = Some(retry_after);
-        no
+        let mut rejection = Self::new(
+            503,
+            RejectionKind::Unavailable,
+            "No healthy backend is available for this model",
+        )
+        .code("no_healthy_backend");
+        rejection.retry_after = Some(retry_after);
+        rejection
     }
 }

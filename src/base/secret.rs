@@ -2,25 +2,25 @@
 
 use std::fmt;
 
-/// A secret value: `Debug` and `Display` show nothing of it.
+/// A secret value: `Debug` and `Display` do not show it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Wraps a value, without what files and variables put around it: white space at both ends, and
-    /// a byte order mark.
+    /// Wraps a value without what files and variables add at its ends: white space and a byte order
+    /// mark.
     pub fn new(value: impl Into<String>) -> Self {
         let value = value.into();
         let bare = trimmed(&value);
         Self(if bare.len() == value.len() { value } else { bare.to_owned() })
     }
 
-    /// Why it cannot be a key in a header field, if it cannot.
+    /// Why it cannot be sent as a key in a header field, if it cannot.
     pub fn unsendable(&self) -> Option<&'static str> {
         unsendable(&self.0)
     }
 
-    /// The value itself, for the one place that sends or compares it.
+    /// The value itself, for the code that sends or compares it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -38,27 +38,27 @@ impl fmt::Display for Secret {
     }
 }
 
-/// A secret without white space and byte order marks at its ends: those come from files and variables,
-/// and no client sends them.
+/// A secret without white space and byte order marks at its ends: these come from files and
+/// variables, and clients do not send them.
 pub fn trimmed(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || matches!(c, '\u{feff}' | '\u{200b}' | '\0'))
 }
 
-/// Why a text cannot be a key in a header field, if it cannot.
+/// Why a text cannot be sent as a key in a header field, if it cannot.
 pub fn unsendable(text: &str) -> Option<&'static str> {
     match () {
         () if text.is_empty() => Some("it is empty"),
         () if text.chars().any(char::is_control) => {
-            Some("it has a line end or another control character")
+            Some("it contains a line end or another control character")
         }
-        () if !text.is_ascii() => Some("it has characters that are not ASCII"),
-        () if text.contains(' ') => Some("it has a space"),
+        () if !text.is_ascii() => Some("it contains characters that are not ASCII"),
+        () if text.contains(' ') => Some("it contains a space"),
         () => None,
     }
 }
 
-/// Shows enough of a key to recognise it: the first four and the last four characters, and
-/// nothing of keys shorter than sixteen.
+/// The first four and the last four characters of a key, to recognise it; nothing of a key shorter
+/// than sixteen characters.
 pub fn mask(key: &str) -> String {
     if key.len() < 16 || key.chars().count() < 16 {
         return "***".to_owned();

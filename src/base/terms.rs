@@ -1,18 +1,21 @@
-//! The terms on which a key is good, as its data states them: the default rules of the auth
-//! pipeline. Every store tells the same things in forms of its own (a hash of Redis has nothing but
-//! strings), and they mean the same everywhere.
+//! The terms under which a key is valid, as its data states them: the default rules of the auth
+//! pipeline. Stores write the same facts in different forms (a Redis hash holds only strings); the
+//! meaning is the same for all of them.
 
 use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
 use super::{
-    Allowance, ResetPeriod, Used,
+    allowance::{Allowance, Quota},
     ip::{self, IpRules},
     limits::OwnLimits,
+    number::number,
+    period::ResetPeriod,
+    usage::KeyUsage,
 };
 
-/// Takes out what says nothing: scripts ask `if data.x then`, and empty is not nothing to them.
+/// Removes empty values: scripts test `if data.x then`, and an empty string or table is true in Lua.
 pub fn drop_empty(data: &mut Map<String, Value>) {
     data.retain(|_, value| match value {
         Value::Null => false,
@@ -23,26 +26,24 @@ pub fn drop_empty(data: &mut Map<String, Value>) {
     });
 }
 
-/// Why a key is not good.
+/// Why a key is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfit {
-    /// It is disabled, or its data cannot be understood.
+pub enum KeyInvalid {
+    /// It is disabled, or its data is malformed.
     Disabled,
-    /// It is too late.
     Expired,
-    /// It is too early.
     NotYetValid,
-    /// Not from this address.
+    /// The client's address is not allowed.
     Address,
-    /// Quota or balance are used up.
+    /// Quota or balance is used up.
     Exhausted,
 }
 
 /// The terms of one key.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Terms {
-    /// What its status says, if not `active`.
-    status: Option<Unfit>,
+    /// `None`: active.
+    status: Option<KeyInvalid>,
     starts_at: Option<i64>,
     expires_at: Option<i64>,
     addresses: IpRules,
@@ -50,66 +51,32 @@ pub struct Terms {
     balance: Option<f64>,
 }
 
-/// Tokens that may be used.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Quota {
-    used: f64,
-    total: f64,
-    /// When it begins anew.
-    pub period: ResetPeriod,
-    /// When it last did.
-    pub last_reset_at: Option<i64>,
-}
-
-impl Quota {
-    /// When it began anew, if it has since its last reset.
-    fn anew(&self, now: i64) -> Option<i64> {
-        let last = self.last_reset_at?;
-        self.period.start(now, Some(last)).filter(|start| *start > last)
-    }
-
-    fn used(&self, now: i64) -> f64 {
-        if self.anew(now).is_some() { 0.0 } else { self.used }
-    }
-
-    /// Tokens that are left in the present period.
-    pub fn left(&self, now: i64) -> f64 {
-        self.total - self.used(now)
-    }
-
-    /// When the next period begins, if there is one.
-    pub fn renews_at(&self, now: i64) -> Option<i64> {
-        self.period.end(now, self.last_reset_at)
-    }
-}
-
-/// The fields that counting changes.
+/// The fields of a key that usage changes.
 pub const COUNTED: [&str; 3] = ["used_quota", "balance", "last_reset_at"];
 
-/// What counting changes in the data of a key. A field of which nothing is said stays.
+/// The change that usage makes to the data of a key. A field that is `None` stays as it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Change {
+pub struct UsageChange {
     /// Added to `used_quota`.
     pub tokens: Option<f64>,
-    /// `used_quota` begins at 0 before.
-    pub anew: bool,
-    /// `last_reset_at` from now on.
+    /// Set `used_quota` to 0 before adding.
+    pub reset: bool,
+    /// The new `last_reset_at`.
     pub reset_at: Option<i64>,
-    /// Taken from `balance`.
+    /// Subtracted from `balance`.
     pub credit: Option<f64>,
 }
 
-impl Change {
-    /// Makes the change.
+impl UsageChange {
     pub fn apply(&self, data: &mut Map<String, Value>) {
         let before = |data: &Map<_, _>, name| data.get(name).and_then(number).unwrap_or(0.0);
         if let Some(tokens) = self.tokens {
-            let used = if self.anew { 0.0 } else { before(data, "used_quota") };
+            let used = if self.reset { 0.0 } else { before(data, "used_quota") };
             data.insert("used_quota".to_owned(), amount(used + tokens));
         }
         if let Some(at) = self.reset_at {
-            let moment = moment_like(data.get("last_reset_at"), at);
-            data.insert("last_reset_at".to_owned(), moment);
+            let time = time_like(data.get("last_reset_at"), at);
+            data.insert("last_reset_at".to_owned(), time);
         }
         if let Some(credit) = self.credit {
             let left = before(data, "balance") - credit;
@@ -118,26 +85,26 @@ impl Change {
     }
 }
 
-/// A number, whole if it can be.
+/// A JSON number, an integer where possible.
 fn amount(number: f64) -> Value {
     let whole = number.fract() == 0.0 && number.abs() < 9e15;
     if whole { Value::from(number as i64) } else { Value::from(number) }
 }
 
-/// A moment in the form that an earlier one has: Unix seconds, the same as text, or a date and
+/// A time in the same form as an earlier value: Unix seconds as a number or as text, or a date and
 /// time.
-pub fn moment_like(earlier: Option<&Value>, at: i64) -> Value {
+pub fn time_like(earlier: Option<&Value>, at: i64) -> Value {
     match earlier {
         Some(Value::String(text)) if !text.trim().is_empty() => match text.trim().parse::<f64>() {
             Ok(_) => at.to_string().into(),
-            Err(_) => moment_text(at).into(),
+            Err(_) => time_text(at).into(),
         },
         _ => at.into(),
     }
 }
 
-/// A moment as text, like `2026-12-31T23:59:59Z`.
-pub fn moment_text(at: i64) -> String {
+/// A time as text, like `2026-12-31T23:59:59Z`.
+pub fn time_text(at: i64) -> String {
     jiff::Timestamp::from_second(at).map_or_else(|_| at.to_string(), |t| t.to_string())
 }
 
@@ -145,20 +112,19 @@ impl Terms {
     /// Reads the terms out of a key's data.
     ///
     /// # Errors
-    /// What cannot be understood. Such a key is not good: a lock that cannot be read is locked.
+    /// The field that is malformed. Such a key must be rejected.
     pub fn read(data: &Map<String, Value>) -> Result<Self, String> {
-        let get =
-            |names: &[&str]| names.iter().filter_map(|n| data.get(*n)).find(|v| !is_nothing(v));
+        let get = |names: &[&str]| names.iter().filter_map(|n| data.get(*n)).find(|v| !is_empty(v));
         let named = |name: &str, why: &str| format!("`{name}` {why}");
         let time = |names: &[&str]| {
-            // `expires_at: 0` says nothing, and must not hide an `expired_at`.
+            // `expires_at: 0` means no limit, and must not hide an `expired_at`.
             let names: Vec<_> = names
                 .iter()
                 .copied()
                 .filter(|n| data.get(*n).and_then(number) != Some(0.0))
                 .collect();
-            let said = names.iter().find(|n| data.get(**n).is_some_and(|v| !is_nothing(v)));
-            said.map(|name| moment(&data[*name]).map_err(|why| named(name, why))).transpose()
+            let name = names.iter().find(|n| data.get(**n).is_some_and(|v| !is_empty(v)));
+            name.map(|name| time_seconds(&data[*name]).map_err(|why| named(name, why))).transpose()
         };
         let amount = |name: &str| {
             get(&[name])
@@ -192,46 +158,46 @@ impl Terms {
         })
     }
 
-    /// Whether the key is good at this moment (Unix seconds) and from this address. A reason that
-    /// is `tolerated` is passed over, and it alone.
+    /// Whether the key is valid at this time (Unix seconds) and from this address. Reasons that are
+    /// `tolerated` are ignored.
     ///
     /// # Errors
-    /// The first reason why it is not.
+    /// The first reason that is not tolerated.
     pub fn check(
         &self,
         now: i64,
         address: Option<IpAddr>,
-        tolerated: impl Fn(Unfit) -> bool,
-    ) -> Result<(), Unfit> {
-        let fit = |good: bool, why| if good || tolerated(why) { Ok(()) } else { Err(why) };
-        self.status.map_or(Ok(()), |why| fit(false, why))?;
-        fit(self.starts_at.is_none_or(|t| now >= t), Unfit::NotYetValid)?;
-        fit(self.expires_at.is_none_or(|t| now < t), Unfit::Expired)?;
-        fit(self.addresses.allow(address), Unfit::Address)?;
+        tolerated: impl Fn(KeyInvalid) -> bool,
+    ) -> Result<(), KeyInvalid> {
+        let check = |valid: bool, why| if valid || tolerated(why) { Ok(()) } else { Err(why) };
+        self.status.map_or(Ok(()), |why| check(false, why))?;
+        check(self.starts_at.is_none_or(|t| now >= t), KeyInvalid::NotYetValid)?;
+        check(self.expires_at.is_none_or(|t| now < t), KeyInvalid::Expired)?;
+        check(self.addresses.allow(address), KeyInvalid::Address)?;
         let left = |quota: &Quota| quota.used(now) < quota.total;
-        fit(self.quota.as_ref().is_none_or(left), Unfit::Exhausted)?;
-        fit(self.balance.is_none_or(|b| b > 0.0), Unfit::Exhausted)
+        check(self.quota.as_ref().is_none_or(left), KeyInvalid::Exhausted)?;
+        check(self.balance.is_none_or(|b| b > 0.0), KeyInvalid::Exhausted)
     }
 
-    /// Whether there is something to count: a quota or a balance.
+    /// Whether usage must be counted: there is a quota or a balance.
     pub fn counted(&self) -> bool {
         self.quota.is_some() || self.balance.is_some()
     }
 
-    /// What changes when so much has been used.
-    pub fn change(&self, used: Used, now: i64) -> Change {
-        let anew = self.quota.as_ref().and_then(|quota| quota.anew(now));
-        // A quota that was never reset counts from the present period of the calendar on.
+    /// How this usage changes the key's data.
+    pub fn change(&self, usage: KeyUsage, now: i64) -> UsageChange {
+        let due = self.quota.as_ref().and_then(|quota| quota.due_reset(now));
+        // A quota that was never reset starts with the current calendar period.
         let first = self.quota.as_ref().filter(|quota| quota.last_reset_at.is_none());
-        Change {
-            tokens: self.quota.as_ref().map(|_| used.tokens),
-            anew: anew.is_some(),
-            reset_at: anew.or_else(|| first.and_then(|quota| quota.period.start(now, None))),
-            credit: self.balance.map(|_| used.credit),
+        UsageChange {
+            tokens: self.quota.as_ref().map(|_| usage.tokens),
+            reset: due.is_some(),
+            reset_at: due.or_else(|| first.and_then(|quota| quota.period.start(now, None))),
+            credit: self.balance.map(|_| usage.credit),
         }
     }
 
-    /// Quota and balance, for somebody else to count; `None` if there is neither.
+    /// Quota and balance, for the gateway to count; `None` if there is neither.
     pub fn allowance(&self) -> Option<Allowance> {
         self.counted().then_some(Allowance {
             quota: self.quota,
@@ -240,23 +206,23 @@ impl Terms {
         })
     }
 
-    /// When the quota begins anew, if it does.
+    /// When the quota is next reset (Unix seconds), if ever.
     pub fn renews_at(&self, now: i64) -> Option<i64> {
         self.quota.as_ref()?.renews_at(now)
     }
 }
 
-/// Limits of the key's own, if it has any.
+/// Per-key limits in the data of a key.
 ///
 /// # Errors
-/// If they cannot be understood.
+/// If they are malformed.
 pub fn own_limits(data: &Map<String, Value>) -> Result<Option<OwnLimits>, String> {
-    let said = data.get("limits").filter(|value| !is_nothing(value));
-    said.map(OwnLimits::read).transpose().map_err(|why| format!("`limits`: {why}"))
+    let limits = data.get("limits").filter(|value| !is_empty(value));
+    limits.map(OwnLimits::read).transpose().map_err(|why| format!("`limits`: {why}"))
 }
 
-/// Stores write "nothing" in many ways.
-fn is_nothing(value: &Value) -> bool {
+/// Stores write an absent value as null or as white space.
+fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::String(text) => text.trim().is_empty(),
@@ -264,7 +230,7 @@ fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// The number of a status word, if it is one: 0 active, 1 disabled, 2 quota_exceeded, 3 expired.
+/// A status as a number: 0 active, 1 disabled, 2 quota_exceeded, 3 expired.
 pub fn status_number(value: &Value) -> Option<i64> {
     const WORDS: [&str; 4] = ["active", "disabled", "quota_exceeded", "expired"];
     let number = match value {
@@ -280,46 +246,39 @@ pub fn status_number(value: &Value) -> Option<i64> {
     number.filter(|n| (0..4).contains(n))
 }
 
-fn status(value: &Value) -> Result<Option<Unfit>, String> {
+fn status(value: &Value) -> Result<Option<KeyInvalid>, String> {
     match status_number(value) {
         Some(0) => Ok(None),
-        Some(1) => Ok(Some(Unfit::Disabled)),
-        Some(2) => Ok(Some(Unfit::Exhausted)),
-        Some(3) => Ok(Some(Unfit::Expired)),
-        _ => Err("`status` is none that is known".to_owned()),
+        Some(1) => Ok(Some(KeyInvalid::Disabled)),
+        Some(2) => Ok(Some(KeyInvalid::Exhausted)),
+        Some(3) => Ok(Some(KeyInvalid::Expired)),
+        _ => Err("`status` is not a known status".to_owned()),
     }
 }
 
-/// A number, also as text.
-pub fn number(value: &Value) -> Option<f64> {
-    match value {
-        Value::String(text) => text.trim().parse().ok().filter(|n: &f64| n.is_finite()),
-        other => other.as_f64(),
-    }
-}
+/// The problem with a negative amount, which other gateways take for "no limit".
+pub const NEGATIVE: &str = "is negative: for no limit, write 0 or leave it out";
 
-/// What is wrong with an amount below 0, which others take for "without a limit".
-pub const NEGATIVE: &str = "is negative: 0, or nothing, is no limit";
-
-/// The last second that has a date with four digits. Milliseconds of any date since 1978 are more.
+/// The last second of the year 9999. Milliseconds of any date since 1978 are larger.
 const LAST: f64 = 253_402_300_799.0;
 
-/// The first second of the year 1, which programs write that know no other way to say "never".
+/// The first second of the year 1, which some programs write for "never".
 const NO_TIME: i64 = -62_135_596_800;
 
-/// A time as Unix seconds: a number, also as text, or a date with or without time and zone.
+/// A time in Unix seconds, read from a number, a number as text, or a date with or without time and
+/// zone.
 ///
 /// # Errors
-/// What is wrong with it, and what to write in its place.
-pub fn moment(value: &Value) -> Result<i64, &'static str> {
-    const WRONG: &str = "is not a time: write Unix seconds, or a date as 2026-12-31T23:59:59Z";
+/// The problem and how to fix it.
+pub fn time_seconds(value: &Value) -> Result<i64, &'static str> {
+    const WRONG: &str = "is not a time: write Unix seconds, or a date such as 2026-12-31T23:59:59Z";
     if let Some(number) = number(value) {
         return match number.floor() {
             seconds if seconds < 0.0 => {
                 Err("is a negative number: write Unix seconds, or 0 for no limit")
             }
             seconds if seconds > LAST => Err(
-                "is far behind the year 9999, and looks like milliseconds: write Unix seconds, or a date \
+                "is after the year 9999 and looks like milliseconds: write Unix seconds, or a date such \
                  as 2026-12-31T23:59:59Z",
             ),
             seconds => Ok(seconds as i64),
@@ -333,8 +292,8 @@ pub fn moment(value: &Value) -> Result<i64, &'static str> {
     let zoned = |civil: jiff::civil::DateTime| civil.to_zoned(jiff::tz::TimeZone::UTC);
     match civil(text).and_then(zoned) {
         Ok(zoned) => Ok(zoned.timestamp().as_second()),
-        // The last day that has a date is "never" to many, and no instant to the library, which
-        // leaves room for every zone.
+        // Databases write the last day of 9999 for "never". `jiff` rejects it as an instant, because
+        // it leaves room for every time zone.
         Err(_) if text.starts_with("9999-12-3") => {
             let date = text.get(..19).or(text.get(..10)).unwrap_or_default();
             civil(date).map(|_| LAST as i64).map_err(|_| WRONG)
@@ -343,7 +302,7 @@ pub fn moment(value: &Value) -> Result<i64, &'static str> {
     }
 }
 
-/// Networks: a list, the JSON text of one, or a text with commas.
+/// Networks: a list, a list as JSON text, or text with separators.
 fn nets(value: &Value) -> Option<Vec<ipnet::IpNet>> {
     match value {
         Value::Array(items) => items.iter().map(|i| ip::parse(i.as_str()?)).collect(),
@@ -366,8 +325,8 @@ mod tests {
 
     const NOW: i64 = 1_800_000_000;
 
-    fn check(data: Value) -> Result<(), Unfit> {
-        let terms = Terms::read(data.as_object().unwrap()).map_err(|_| Unfit::Disabled)?;
+    fn check(data: Value) -> Result<(), KeyInvalid> {
+        let terms = Terms::read(data.as_object().unwrap()).map_err(|_| KeyInvalid::Disabled)?;
         terms.check(NOW, "10.1.2.3".parse().ok(), |_| false)
     }
 
@@ -375,20 +334,21 @@ mod tests {
     fn what_is_tolerated_is_passed_over_alone() {
         let data = json!({"expires_at": 1, "balance": 0});
         let terms = Terms::read(data.as_object().unwrap()).unwrap();
-        let check = |tolerated: &[Unfit]| terms.check(NOW, None, |why| tolerated.contains(&why));
-        assert_eq!(check(&[]), Err(Unfit::Expired));
-        assert_eq!(check(&[Unfit::Expired]), Err(Unfit::Exhausted));
-        assert_eq!(check(&[Unfit::Expired, Unfit::Exhausted]), Ok(()));
+        let check =
+            |tolerated: &[KeyInvalid]| terms.check(NOW, None, |why| tolerated.contains(&why));
+        assert_eq!(check(&[]), Err(KeyInvalid::Expired));
+        assert_eq!(check(&[KeyInvalid::Expired]), Err(KeyInvalid::Exhausted));
+        assert_eq!(check(&[KeyInvalid::Expired, KeyInvalid::Exhausted]), Ok(()));
     }
 
     #[test]
     fn a_status_means_the_same_as_number_and_as_word() {
         for (forms, expected) in [
             ([json!(0), json!("0"), json!("active")], Ok(())),
-            ([json!(1), json!("1"), json!("disabled")], Err(Unfit::Disabled)),
-            ([json!(2), json!("2"), json!("quota_exceeded")], Err(Unfit::Exhausted)),
-            ([json!(3), json!("3"), json!("Expired")], Err(Unfit::Expired)),
-            ([json!(9), json!("paused"), json!(true)], Err(Unfit::Disabled)),
+            ([json!(1), json!("1"), json!("disabled")], Err(KeyInvalid::Disabled)),
+            ([json!(2), json!("2"), json!("quota_exceeded")], Err(KeyInvalid::Exhausted)),
+            ([json!(3), json!("3"), json!("Expired")], Err(KeyInvalid::Expired)),
+            ([json!(9), json!("paused"), json!(true)], Err(KeyInvalid::Disabled)),
         ] {
             for form in forms {
                 assert_eq!(check(json!({"status": form})), expected, "{form}");
@@ -408,17 +368,21 @@ mod tests {
             (json!("2027-01-15T08:59:59+01:00"), json!("2027-01-15T09:00:01+01:00")),
             (json!("2027-01-15"), json!("2027-01-16")),
         ] {
-            assert_eq!(check(json!({"expires_at": past})), Err(Unfit::Expired), "{past}");
-            assert_eq!(check(json!({"expired_at": past})), Err(Unfit::Expired), "{past}");
+            assert_eq!(check(json!({"expires_at": past})), Err(KeyInvalid::Expired), "{past}");
+            assert_eq!(check(json!({"expired_at": past})), Err(KeyInvalid::Expired), "{past}");
             assert_eq!(check(json!({"expires_at": future})), Ok(()), "{future}");
             assert_eq!(check(json!({"starts_at": past})), Ok(()), "{past}");
-            assert_eq!(check(json!({"starts_at": future})), Err(Unfit::NotYetValid), "{future}");
+            assert_eq!(
+                check(json!({"starts_at": future})),
+                Err(KeyInvalid::NotYetValid),
+                "{future}"
+            );
         }
         assert_eq!(check(json!({"expires_at": 0})), Ok(()));
-        assert_eq!(check(json!({"expires_at": "soon"})), Err(Unfit::Disabled));
-        // Long ago is not "never", but for those who have no other word for it.
-        assert_eq!(check(json!({"expires_at": "1969-12-31T23:59:59Z"})), Err(Unfit::Expired));
-        assert_eq!(check(json!({"expires_at": "1970-01-01"})), Err(Unfit::Expired));
+        assert_eq!(check(json!({"expires_at": "soon"})), Err(KeyInvalid::Disabled));
+        // A time long ago is not "never", except the first second of the year 1.
+        assert_eq!(check(json!({"expires_at": "1969-12-31T23:59:59Z"})), Err(KeyInvalid::Expired));
+        assert_eq!(check(json!({"expires_at": "1970-01-01"})), Err(KeyInvalid::Expired));
         assert_eq!(check(json!({"starts_at": "1900-01-01"})), Ok(()));
         assert_eq!(check(json!({"expires_at": "0001-01-01T00:00:00Z"})), Ok(()));
     }
@@ -463,11 +427,14 @@ mod tests {
         for total in [json!(-1), json!(-0.5), json!("-1"), json!(" -1e9 ")] {
             let data = json!({"total_quota": total, "used_quota": 5});
             let why = Terms::read(data.as_object().unwrap()).unwrap_err();
-            assert!(why.contains("`total_quota` is negative: 0, or nothing, is no limit"), "{why}");
-            assert_eq!(check(data), Err(Unfit::Disabled));
+            assert!(
+                why.contains("`total_quota` is negative: for no limit, write 0 or leave it out"),
+                "{why}"
+            );
+            assert_eq!(check(data), Err(KeyInvalid::Disabled));
         }
         // Below 0 are a balance that is overdrawn, and tokens that were given back.
-        assert_eq!(check(json!({"balance": -1})), Err(Unfit::Exhausted));
+        assert_eq!(check(json!({"balance": -1})), Err(KeyInvalid::Exhausted));
         assert_eq!(check(json!({"total_quota": 5, "used_quota": -1})), Ok(()));
         assert_eq!(check(json!({"total_quota": -0.0})), Ok(()));
     }
@@ -476,14 +443,14 @@ mod tests {
     fn quota_and_balance_run_out() {
         for (data, expected) in [
             (json!({"total_quota": 10, "used_quota": 9}), Ok(())),
-            (json!({"total_quota": "10", "used_quota": "10"}), Err(Unfit::Exhausted)),
+            (json!({"total_quota": "10", "used_quota": "10"}), Err(KeyInvalid::Exhausted)),
             (json!({"total_quota": 0, "used_quota": 10}), Ok(())),
             (json!({"used_quota": 10}), Ok(())),
             (json!({"balance": "0.01"}), Ok(())),
-            (json!({"balance": 0}), Err(Unfit::Exhausted)),
-            (json!({"balance": "-3.5"}), Err(Unfit::Exhausted)),
-            (json!({"balance": "much"}), Err(Unfit::Disabled)),
-            (json!({"balance": "NaN"}), Err(Unfit::Disabled)),
+            (json!({"balance": 0}), Err(KeyInvalid::Exhausted)),
+            (json!({"balance": "-3.5"}), Err(KeyInvalid::Exhausted)),
+            (json!({"balance": "much"}), Err(KeyInvalid::Disabled)),
+            (json!({"balance": "NaN"}), Err(KeyInvalid::Disabled)),
         ] {
             assert_eq!(check(data.clone()), expected, "{data}");
         }
@@ -499,21 +466,21 @@ mod tests {
         };
         assert_eq!(used(json!("daily"), json!(NOW - DAY)), Ok(()));
         assert_eq!(used(json!(" Daily "), json!("2027-01-14T08:00:00Z")), Ok(()));
-        assert_eq!(used(json!("daily"), json!(NOW - DAY + 1)), Err(Unfit::Exhausted));
-        assert_eq!(used(json!("weekly"), json!(NOW - DAY)), Err(Unfit::Exhausted));
+        assert_eq!(used(json!("daily"), json!(NOW - DAY + 1)), Err(KeyInvalid::Exhausted));
+        assert_eq!(used(json!("weekly"), json!(NOW - DAY)), Err(KeyInvalid::Exhausted));
         assert_eq!(used(json!("monthly"), json!(NOW - 31 * DAY)), Ok(()));
-        assert_eq!(used(json!("never"), json!(1)), Err(Unfit::Exhausted));
-        assert_eq!(used(json!(null), json!(1)), Err(Unfit::Exhausted));
-        assert_eq!(used(json!("daily"), json!(null)), Err(Unfit::Exhausted));
-        assert_eq!(used(json!("daily"), json!(0)), Err(Unfit::Exhausted));
-        assert_eq!(used(json!("yearly"), json!(1)), Err(Unfit::Disabled));
-        assert_eq!(used(json!(1), json!(1)), Err(Unfit::Disabled));
-        assert_eq!(used(json!("daily"), json!("once")), Err(Unfit::Disabled));
+        assert_eq!(used(json!("never"), json!(1)), Err(KeyInvalid::Exhausted));
+        assert_eq!(used(json!(null), json!(1)), Err(KeyInvalid::Exhausted));
+        assert_eq!(used(json!("daily"), json!(null)), Err(KeyInvalid::Exhausted));
+        assert_eq!(used(json!("daily"), json!(0)), Err(KeyInvalid::Exhausted));
+        assert_eq!(used(json!("yearly"), json!(1)), Err(KeyInvalid::Disabled));
+        assert_eq!(used(json!(1), json!(1)), Err(KeyInvalid::Disabled));
+        assert_eq!(used(json!("daily"), json!("once")), Err(KeyInvalid::Disabled));
     }
 
     #[test]
     fn counting_changes_what_is_counted() {
-        let used = Used { tokens: 25.0, credit: 0.5 };
+        let used = KeyUsage { tokens: 25.0, credit: 0.5 };
         let counted = |data: Value| {
             let mut data = data.as_object().unwrap().clone();
             let terms = Terms::read(&data).unwrap();
@@ -567,12 +534,12 @@ mod tests {
             (json!("[\"10.1.2.3\"]"), json!("[\"192.0.2.1\"]")),
         ] {
             assert_eq!(check(json!({"allowed_ips": here})), Ok(()), "{here}");
-            assert_eq!(check(json!({"denied_ips": here})), Err(Unfit::Address), "{here}");
-            assert_eq!(check(json!({"allowed_ips": elsewhere})), Err(Unfit::Address));
+            assert_eq!(check(json!({"denied_ips": here})), Err(KeyInvalid::Address), "{here}");
+            assert_eq!(check(json!({"allowed_ips": elsewhere})), Err(KeyInvalid::Address));
             assert_eq!(check(json!({"denied_ips": elsewhere})), Ok(()));
         }
         assert_eq!(check(json!({"allowed_ips": []})), Ok(()));
-        assert_eq!(check(json!({"allowed_ips": ["office"]})), Err(Unfit::Disabled));
-        assert_eq!(check(json!({"allowed_ips": 7})), Err(Unfit::Disabled));
+        assert_eq!(check(json!({"allowed_ips": ["office"]})), Err(KeyInvalid::Disabled));
+        assert_eq!(check(json!({"allowed_ips": 7})), Err(KeyInvalid::Disabled));
     }
 }

@@ -1,4 +1,4 @@
-//! Token counts and how a request ended: the words of metering.
+//! Token counts and outcomes: the types of metering.
 
 use std::ops::AddAssign;
 
@@ -8,35 +8,32 @@ use serde::{Deserialize, Serialize};
 /// Token counts as an engine reported them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenCounts {
-    /// Tokens of the prompt.
     pub prompt: u64,
-    /// Tokens generated.
     pub completion: u64,
-    /// Their sum as the engine says it (embeddings report only this and `prompt`).
+    /// As the engine reported it (embeddings report only this and `prompt`).
     pub total: u64,
-    /// Of the tokens of the prompt, those that the engine had in its cache; `None`: not told.
+    /// Prompt tokens that the engine had in its cache; `None`: not reported.
     pub cached: Option<u64>,
-    /// Of the tokens generated, those of the reasoning; `None`: not told.
+    /// Completion tokens that were reasoning; `None`: not reported.
     pub reasoning: Option<u64>,
 }
 
-/// What a request has used up of its key's quota and balance.
+/// What a request has used of its key's quota and balance.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Used {
-    /// For the quota.
+pub struct KeyUsage {
+    /// Counts against the quota.
     pub tokens: f64,
-    /// For the balance.
+    /// Counts against the balance: money, or tokens where nothing has a price.
     pub credit: f64,
 }
 
-impl Used {
-    /// Both are 0.
-    pub fn is_nothing(self) -> bool {
+impl KeyUsage {
+    pub fn is_zero(self) -> bool {
         self == Self::default()
     }
 }
 
-impl AddAssign for Used {
+impl AddAssign for KeyUsage {
     fn add_assign(&mut self, more: Self) {
         self.tokens += more.tokens;
         self.credit += more.credit;
@@ -47,13 +44,13 @@ impl AddAssign for Used {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The whole answer reached the client.
+    /// The client received the whole answer.
     Complete,
-    /// The client went away before the answer was whole.
+    /// The client went away before the answer was complete.
     ClientAborted,
     /// The backend failed, aborted the generation, or answered 5xx.
     UpstreamError,
-    /// The gateway or the backend refused the request (4xx, or no backend was free).
+    /// The gateway or the backend rejected the request (4xx, or no backend was available).
     Rejected,
 }
 
@@ -73,12 +70,12 @@ impl Outcome {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageSource {
-    /// The engine reported nothing: the counts are zero and unknown.
+    /// The engine reported nothing: the counts are zero and mean unknown.
     #[default]
     None,
     /// The engine's final figures.
     Final,
-    /// The last running figures of a stream that did not end.
+    /// The last running figures of a stream that broke off.
     Partial,
 }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    auth::decision::{Call, Question, Verdict},
+    auth::decision::{RequestView, ScriptInput, Verdict},
     base::duration,
     config::plan::SHIPPED,
     lua::{Limits, Script},
@@ -93,7 +93,7 @@ fn test(args: &TestArgs) -> Result<bool, String> {
     let method = Method::from_bytes(request.method.as_bytes())
         .map_err(|_| "--request: `method` is not an HTTP method".to_owned())?;
     let headers = headers(&request.headers)?;
-    let call = Call {
+    let call = RequestView {
         method: &method,
         path: &request.path,
         ip: request.ip,
@@ -101,7 +101,7 @@ fn test(args: &TestArgs) -> Result<bool, String> {
         model: request.model.as_deref(),
         stream: request.stream,
     };
-    let question = Question { key: &args.key, data: &data, call, metadata: &metadata };
+    let question = ScriptInput { key: &args.key, data: &data, request: call, metadata: &metadata };
     // The first call creates the interpreter, which is not part of the script's time.
     script.run_here(&question).0.ok();
     let (result, account) = script.run_here(&question);

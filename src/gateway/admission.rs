@@ -19,8 +19,8 @@ use crate::{
     base::Rejection,
     dialect::Glance,
     limit::{
-        Ask, Denial, Limiter, No, Ticket, Wish,
-        queue::{Place, Turn},
+        AdmissionRequest, Denial, Limiter, Rejected, RequestFacts, Ticket,
+        queue::{QueuePlace, Turn},
     },
 };
 
@@ -63,11 +63,11 @@ pub async fn admit(
             enter(ctx, ticket);
             return Ok(());
         }
-        Err(No::Slot { bucket, otherwise }) if limiter.queue().size > 0 => {
+        Err(Rejected::NoSlot { bucket, denial }) if limiter.queue().size > 0 => {
             let waiting = Waiting {
                 limiter: Arc::clone(&limiter),
                 wish: &mut wish,
-                otherwise,
+                denial,
                 bucket,
                 pause: FIRST_PAUSE,
             };
@@ -80,8 +80,8 @@ pub async fn admit(
                 Err(denial) => denial,
             }
         }
-        Err(No::Slot { otherwise, .. }) => otherwise,
-        Err(No::Refused(denial)) => denial,
+        Err(Rejected::NoSlot { denial, .. }) => denial,
+        Err(Rejected::Denied(denial)) => denial,
     };
     limiter.count_refusal(&denial);
     ctx.limits.refused = denial.is_known();
@@ -93,9 +93,9 @@ pub async fn admit(
 }
 
 /// What a request claims by these limits; `None` if no rule matches it.
-fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<Wish> {
-    let ask = Ask {
-        who: ctx.caller.principal.as_deref(),
+fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<AdmissionRequest> {
+    let ask = RequestFacts {
+        principal: ctx.caller.principal.as_deref(),
         address: ctx.request.client,
         model: ctx.request.model.as_deref(),
         now: jiff::Timestamp::now().as_second(),
@@ -103,8 +103,8 @@ fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<Wish> {
         enforce_quotas: ctx.snapshot.auth.as_deref().is_none_or(Auth::enforces_quotas),
     };
     let (bytes, max_tokens) = ctx.limits.asked.unwrap_or_default();
-    let mut wish = limiter.wish(&ask, bytes, max_tokens)?;
-    wish.class = ctx.snapshot.tiers.of(ask.who).queue_class;
+    let mut wish = limiter.prepare(&ask, bytes, max_tokens)?;
+    wish.class = ctx.snapshot.tiers.of(ask.principal).queue_class;
     Some(wish)
 }
 
@@ -116,9 +116,9 @@ fn enter(ctx: &mut Ctx, ticket: Ticket) {
 /// A request in the queue.
 struct Waiting<'a> {
     limiter: Arc<Limiter>,
-    wish: &'a mut Wish,
+    wish: &'a mut AdmissionRequest,
     /// The refusal if it waits without success.
-    otherwise: Denial,
+    denial: Denial,
     /// The bucket that it lacks a slot of.
     bucket: u64,
     pause: Duration,
@@ -130,8 +130,8 @@ impl Waiting<'_> {
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> Result<Result<Ticket, Denial>, Stop> {
-        let Ok(place) = self.limiter.enter(self.wish, self.bucket) else {
-            return Ok(Err(self.otherwise));
+        let Ok(place) = self.limiter.enqueue(self.wish, self.bucket) else {
+            return Ok(Err(self.denial));
         };
         let since = Instant::now();
         let (result, ticket) = self.wait_in(&place, since, session, ctx).await?;
@@ -143,7 +143,7 @@ impl Waiting<'_> {
     /// Waits at a place of the queue. The result is a label of the metrics.
     async fn wait_in(
         &mut self,
-        place: &Place,
+        place: &QueuePlace,
         since: Instant,
         session: &mut Session,
         ctx: &Ctx,
@@ -156,7 +156,7 @@ impl Waiting<'_> {
                 // A request that waits is not held to limits that do not apply any more.
                 *self.wish = wish(ctx, &latest).unwrap_or_default();
                 self.limiter = latest;
-                if !self.limiter.enter_again(self.wish, place) {
+                if !self.limiter.requeue(self.wish, place) {
                     return Ok(match self.attempt(place).await {
                         Some(ticket) => ("admitted", Some(ticket)),
                         None => ("refused", None),
@@ -167,7 +167,7 @@ impl Waiting<'_> {
             let ticket = match turn {
                 Turn::Try => self.attempt(place).await,
                 Turn::Wait => None,
-                Turn::PushedOut => return Ok(("refused", None)),
+                Turn::Evicted => return Ok(("refused", None)),
             };
             if ticket.is_some() {
                 return Ok(("admitted", ticket));
@@ -208,17 +208,17 @@ impl Waiting<'_> {
         Ok(sent?)
     }
 
-    async fn attempt(&mut self, place: &Place) -> Option<Ticket> {
+    async fn attempt(&mut self, place: &QueuePlace) -> Option<Ticket> {
         match self.limiter.admit(self.wish, false).await {
             Ok(ticket) => return Some(ticket),
-            Err(No::Slot { bucket, otherwise }) => {
-                (self.bucket, self.otherwise) = (bucket, otherwise);
-                place.waits_for(bucket);
+            Err(Rejected::NoSlot { bucket, denial }) => {
+                (self.bucket, self.denial) = (bucket, denial);
+                place.wait_for(bucket);
             }
             // Since it has come other requests may have used a limit up: it waits for that too.
-            Err(No::Refused(otherwise)) => {
-                self.otherwise = otherwise;
-                place.yields(self.pause);
+            Err(Rejected::Denied(denial)) => {
+                self.denial = denial;
+                place.park(self.pause);
             }
         }
         self.pause = self.pause.mul_f64(1.5).min(LONGEST_PAUSE);
@@ -227,9 +227,9 @@ impl Waiting<'_> {
 
     /// The refusal of a request that has waited: for what it lacks now.
     fn denial(self) -> Denial {
-        match self.otherwise.is_for_slot() {
-            true => self.limiter.no_slot(self.wish, self.bucket).unwrap_or(self.otherwise),
-            false => self.otherwise,
+        match self.denial.is_for_slot() {
+            true => self.limiter.no_slot(self.wish, self.bucket).unwrap_or(self.denial),
+            false => self.denial,
         }
     }
 }

@@ -12,7 +12,7 @@ use http::Method;
 use pingora_proxy::Session;
 
 use super::ctx::Ctx;
-use crate::{auth::Call, base::Rejection};
+use crate::{auth::RequestView, base::Rejection};
 
 /// Decisions that a list of models may take, and how long all of them.
 const MOST: usize = 200;
@@ -45,7 +45,7 @@ pub async fn decide(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
         return Ok(());
     };
     let header = session.req_header();
-    let call = Call {
+    let call = RequestView {
         method: &header.method,
         path: header.uri.path(),
         ip: ctx.request.client,
@@ -69,14 +69,18 @@ pub async fn refused(session: &Session, ctx: &Ctx, models: &[String]) -> HashSet
     };
     // A list of models is for those that generate text.
     let path = ctx.request.language().usual_path();
-    if auth.skips(path) || !auth.may_ask_for_the_model(found) {
+    if auth.skips(path) || !auth.depends_on_model(found) {
         return refused;
     }
     let key = ctx.caller.key().unwrap_or_default();
     let would_allow = |model| {
         let headers = &session.req_header().headers;
         let (method, ip) = (&Method::POST, ctx.request.client);
-        auth.would_allow(found, key, Call { method, path, ip, headers, model, stream: false })
+        auth.would_allow(
+            found,
+            key,
+            RequestView { method, path, ip, headers, model, stream: false },
+        )
     };
     let until = Instant::now() + PATIENCE;
     let mut allowed = false;

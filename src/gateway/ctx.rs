@@ -15,7 +15,7 @@ use super::{
     end::End,
     inbound::{Caller, Request},
     request_limits::RequestLimits,
-    retry::{RequestView, RetryPolicy},
+    retry::{RetryPolicy, RoutingView},
     timeline::Timeline,
 };
 use crate::{
@@ -90,7 +90,7 @@ pub struct Attempts<'a> {
     /// The attempts so far.
     pub timeline: &'a mut Timeline,
     /// The rest of the request.
-    pub view: RequestView<'a>,
+    pub view: RoutingView<'a>,
 }
 
 impl Ctx {
@@ -141,7 +141,7 @@ impl Ctx {
             policy: &mut self.retry,
             attempt: &mut self.attempt,
             timeline: &mut self.timeline,
-            view: RequestView {
+            view: RoutingView {
                 snapshot: &self.snapshot,
                 carry: &self.carry,
                 route: self.route.as_deref(),

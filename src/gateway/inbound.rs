@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use crate::{
-    auth::{Credential, Found},
+    auth::{Credential, IdentifiedKey},
     base::{Principal, RequestId},
     dialect::{DIALECTS, Dialect, Match, UsageRequest},
 };
@@ -62,7 +62,7 @@ pub struct Caller {
     /// The key that was shown.
     pub shown: Option<Credential>,
     /// Whose key it is, before anything was decided.
-    pub found: Option<Found>,
+    pub found: Option<IdentifiedKey>,
     /// The caller, as far as it is known; `None` where no key is needed.
     pub principal: Option<Arc<Principal>>,
 }

@@ -55,7 +55,7 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer
 fn rejection(ctx: &Ctx, none: NoBackend) -> Rejection {
     let probes = ctx.snapshot.plan.health_check.as_ref().map(|h| h.interval.as_secs().max(1));
     match none.retry_after {
-        Some(wait) => Rejection::all_left_alone(wait.as_millis().div_ceil(1000).max(1) as u64),
+        Some(wait) => Rejection::all_ejected(wait.as_millis().div_ceil(1000).max(1) as u64),
         None => Rejection::no_healthy_backend(probes.unwrap_or(RETRY_AFTER)),
     }
 }

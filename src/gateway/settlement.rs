@@ -9,9 +9,8 @@ use pingora::{Error, ErrorSource};
 
 use super::{attempts, ctx::Ctx};
 use crate::{
-    auth::Used as Spent,
-    base::{Outcome, Side, TokenCounts, UsageSource},
-    limit::{Came, Seen},
+    base::{KeyUsage, Outcome, Side, TokenCounts, UsageSource},
+    limit::{Consumption, CountSource},
 };
 
 /// How the request has ended, as far as is known. `error`: Pingora's, at its end.
@@ -50,7 +49,7 @@ pub fn settle(ctx: &mut Ctx, error: Option<&Error>) {
         return;
     }
     let consumed = consumed(ctx, error);
-    if let Came::Tokens { counts, credit, .. } = consumed {
+    if let Consumption::Tokens { counts, credit, .. } = consumed {
         spend(ctx, &counts, credit);
     }
     if let Some(ticket) = ctx.limits.ticket.take() {
@@ -58,23 +57,23 @@ pub fn settle(ctx: &mut Ctx, error: Option<&Error>) {
     }
 }
 
-fn consumed(ctx: &Ctx, error: Option<&Error>) -> Came {
+fn consumed(ctx: &Ctx, error: Option<&Error>) -> Consumption {
     let limiter = &ctx.snapshot.limits;
     let model = ctx.request.model.as_deref().unwrap_or_default();
     let whole = outcome(ctx, error) == Outcome::Complete;
     let parts = ctx.attempt.as_ref().map_or(0, |attempt| attempt.answer.unmetered_parts());
     let (counts, source) = usage(ctx);
     let (counts, seen) = match (source, ctx.limits.asked) {
-        (UsageSource::Final, _) if whole => (counts, Seen::Whole),
-        (UsageSource::Final | UsageSource::Partial, _) => (counts, Seen::Part),
+        (UsageSource::Final, _) if whole => (counts, CountSource::Complete),
+        (UsageSource::Final | UsageSource::Partial, _) => (counts, CountSource::Partial),
         // What is not metered is not free.
         (UsageSource::None, Some((bytes, max_tokens))) if whole || parts > 0 => {
-            (limiter.assume(model, bytes, max_tokens, parts), Seen::Guessed)
+            (limiter.assume(model, bytes, max_tokens, parts), CountSource::Estimated)
         }
-        (UsageSource::None, _) => return Came::Nothing,
+        (UsageSource::None, _) => return Consumption::Nothing,
     };
     let (cost, credit) = limiter.cost(model, counts);
-    Came::Tokens { counts, cost, credit, seen }
+    Consumption::Tokens { counts, cost, credit, source: seen }
 }
 
 /// Counts what was used against quota and balance of the key.
@@ -85,6 +84,6 @@ fn spend(ctx: &Ctx, counts: &TokenCounts, credit: f64) {
     // Embeddings report the prompt and the total.
     let tokens = counts.prompt.saturating_add(counts.completion).max(counts.total) as f64;
     if tokens > 0.0 {
-        auth.count(found, ctx.caller.shown.as_ref(), Spent { tokens, credit });
+        auth.count(found, ctx.caller.shown.as_ref(), KeyUsage { tokens, credit });
     }
 }

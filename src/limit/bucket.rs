@@ -1,35 +1,35 @@
 //! A token bucket as pure arithmetic: the clock is an argument.
 //!
-//! What a bucket remembers is the moment when it would be full again (GCRA's "theoretical arrival
-//! time"), so that its memory is two numbers and a change of rate or capacity needs no conversion.
-//! What is only held, because it is not yet known how much of it will be used, is kept apart from
-//! what was taken: giving it back is exact, whatever happened in between.
+//! A bucket stores the time at which it will be full again (GCRA's "theoretical arrival time"), so
+//! that it needs only two numbers and a change of rate or capacity needs no conversion. Held units,
+//! of which the used part is not known yet, are stored apart from taken units, so that releasing
+//! them is exact whatever happened in between.
 
-/// Time, in sixteenths of a nanosecond from a moment that the owner of the clock chose: fine enough
-/// for rates of a billion in a minute, and good for 36 years.
+/// Time in sixteenths of a nanosecond since an origin that the owner of the clock chooses: precise
+/// enough for rates of a billion per minute, and sufficient for 36 years.
 pub type Ticks = u64;
 
-/// Ticks of a second.
+/// Ticks per second.
 pub const SECOND: Ticks = 16_000_000_000;
 
-/// How fast a bucket fills, and how much is in it when it is full.
+/// How fast a bucket fills, and its capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Time in which one unit comes.
+    /// Time per unit.
     pub interval: Ticks,
-    /// Units that it holds.
+    /// Units in a full bucket.
     pub capacity: u64,
 }
 
 impl Rate {
-    /// `amount` units come in `period` ticks; `capacity` may be taken at once.
+    /// `amount` units per `period` ticks; `capacity` may be taken at once.
     pub fn new(amount: f64, period: Ticks, capacity: f64) -> Self {
-        // Rounded up: never faster than was said.
+        // Rounded up: never faster than configured.
         let interval = (period as f64 / amount).ceil().max(1.0) as Ticks;
         Self { interval, capacity: (capacity.round() as u64).max(1) }
     }
 
-    /// The time in which so many units come.
+    /// The time in which this many units are added.
     pub fn span(self, units: u64) -> Ticks {
         self.interval.saturating_mul(units)
     }
@@ -40,51 +40,47 @@ impl Rate {
 pub struct Bucket {
     /// When it is full again, if nothing more is taken.
     full_at: Ticks,
-    /// Units that are held.
     held: u64,
 }
 
 impl Bucket {
-    /// How long until `amount` units are there and not held; zero if they are. Nothing is taken.
-    /// More than the capacity is as much as the capacity.
+    /// Time until `amount` units are available (and not held); zero if they are. Nothing is taken. An
+    /// amount above the capacity is treated as the capacity.
     pub fn wait(&self, rate: Rate, amount: u64, now: Ticks) -> Ticks {
         let amount = amount.min(rate.capacity);
         let missing = self.missing(now).saturating_add(rate.span(self.held.saturating_add(amount)));
         missing.saturating_sub(rate.span(rate.capacity))
     }
 
-    /// Takes units, also those that are not there: then it owes them.
+    /// Takes units. Units that are not available become a debt.
     pub fn take(&mut self, rate: Rate, amount: u64, now: Ticks) {
         self.full_at = self.full_at.max(now).saturating_add(rate.span(amount));
     }
 
-    /// Holds units.
     pub fn hold(&mut self, amount: u64) {
         self.held = self.held.saturating_add(amount);
     }
 
-    /// Ends a hold.
     pub fn release(&mut self, amount: u64) {
         self.held = self.held.saturating_sub(amount);
     }
 
-    /// Units that are held.
     pub fn held(&self) -> u64 {
         self.held
     }
 
-    /// Units that are there and not held.
+    /// Units that are available and not held.
     pub fn left(&self, rate: Rate, now: Ticks) -> u64 {
-        let there = rate.span(rate.capacity).saturating_sub(self.missing(now)) / rate.interval;
-        there.saturating_sub(self.held)
+        let available = rate.span(rate.capacity).saturating_sub(self.missing(now)) / rate.interval;
+        available.saturating_sub(self.held)
     }
 
-    /// The time until it is full, held units apart.
+    /// The time until it is full, held units not counted.
     pub fn missing(&self, now: Ticks) -> Ticks {
         self.full_at.saturating_sub(now)
     }
 
-    /// Whether it is like a new one.
+    /// Whether it equals a new bucket.
     pub fn idle(&self, now: Ticks) -> bool {
         self.held == 0 && self.full_at <= now
     }
@@ -100,9 +96,9 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Event {
         Take(u64),
-        /// Held now, and later settled with so much.
+        /// Held now, and later settled with the second amount.
         Reserve(u64, u64),
-        /// Ends the oldest reservation: with what it came to, or with nothing.
+        /// Ends the oldest reservation: with its used amount, or with nothing.
         Settle,
         Abandon,
     }
@@ -182,7 +178,7 @@ mod tests {
             prop_assert_eq!(with, without);
         }
 
-        /// What is told to be left can be taken, and no more.
+        /// The reported rest can be taken, and no more.
         #[test]
         fn what_is_left_can_be_taken(taken in 0..30u64, held in 0..30u64, pause in 0..SECOND * 2) {
             let rate = Rate::new(7.0, SECOND, 30.0);
@@ -196,7 +192,7 @@ mod tests {
             if left < rate.capacity {
                 let wait = bucket.wait(rate, left + 1, pause);
                 prop_assert!(wait > 0);
-                // And it is there after the wait that was told, if nothing is held.
+                // It is available after the reported wait, if nothing is held.
                 bucket.release(held);
                 let wait = bucket.wait(rate, left + 1, pause);
                 prop_assert_eq!(bucket.wait(rate, left + 1, pause + wait), 0);

@@ -1,4 +1,4 @@
-//! What a request claims of the rules that match it.
+//! The claims of a request on the limits that match it.
 
 use std::time::Duration;
 
@@ -8,28 +8,24 @@ use crate::base::limits::{Scope, Standing, Standings};
 /// What a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dim {
-    /// Requests, by the second.
     RequestsPerSecond,
-    /// Requests, by the minute.
     RequestsPerMinute,
     /// Tokens of prompts and answers.
     Tokens,
-    /// Tokens of prompts.
     InputTokens,
-    /// Tokens of answers.
     OutputTokens,
-    /// Requests at the same time.
+    /// Concurrent requests.
     Concurrent,
 }
 
 /// How a limit is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Taken when the request is let in.
+pub enum ClaimKind {
+    /// Taken at admission.
     Take,
-    /// Held when it is let in, and taken as metered when it has ended.
+    /// An estimate is held from admission on; the metered amount is taken when the request ends.
     Reserve,
-    /// Held while it lasts.
+    /// Held while the request lasts.
     Slot,
 }
 
@@ -46,34 +42,31 @@ impl Dim {
         }
     }
 
-    /// How it is counted.
-    pub fn kind(self) -> Kind {
+    pub fn kind(self) -> ClaimKind {
         match self {
-            Self::RequestsPerSecond | Self::RequestsPerMinute => Kind::Take,
-            Self::Tokens | Self::InputTokens | Self::OutputTokens => Kind::Reserve,
-            Self::Concurrent => Kind::Slot,
+            Self::RequestsPerSecond | Self::RequestsPerMinute => ClaimKind::Take,
+            Self::Tokens | Self::InputTokens | Self::OutputTokens => ClaimKind::Reserve,
+            Self::Concurrent => ClaimKind::Slot,
         }
     }
 }
 
-/// One limit that a request must keep.
+/// A claim on one bucket.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claim {
-    /// Which bucket in memory: a hash of rule, kind of limit and whom it is about.
+    /// The bucket in memory: a hash of rule, dimension and identity.
     pub id: u64,
-    /// Which bucket in Redis, without the prefix; empty where there is none.
+    /// The bucket in Redis, without the prefix; empty without Redis.
     pub name: String,
-    /// The rule.
     pub scope: Scope,
-    /// What is counted.
     pub dim: Dim,
-    /// How much there is. Of [`Dim::Concurrent`] only the capacity means something.
+    /// For [`Dim::Concurrent`] only the capacity is used.
     pub rate: Rate,
-    /// How much is wanted.
+    /// Units wanted.
     pub amount: u64,
-    /// Units left after the decision; written by whoever decides.
+    /// Units left; set by the decision.
     pub left: u64,
-    /// Time until all of it is there again; written by whoever decides.
+    /// Time until the bucket is full; set by the decision.
     pub reset: Ticks,
 }
 
@@ -83,7 +76,7 @@ impl Claim {
         format!("{}.{}", self.scope.word(), self.dim.word())
     }
 
-    /// One of five, for tests.
+    /// A claim of one unit of five, for tests.
     #[cfg(test)]
     pub fn of_five(dim: Dim) -> Self {
         Self {
@@ -98,10 +91,10 @@ impl Claim {
         }
     }
 
-    /// How much the rule lets pass, as it says it.
+    /// The limit as the rule states it.
     pub fn allows(&self) -> f64 {
         match self.dim {
-            // The capacity is the burst. Intervals are whole ticks: four digits are true.
+            // The capacity is the burst. Intervals are whole ticks: four digits are exact.
             Dim::RequestsPerSecond => {
                 let rate = SECOND as f64 / self.rate.interval as f64;
                 (rate * 1e4).round() / 1e4
@@ -111,7 +104,7 @@ impl Claim {
     }
 }
 
-/// What is spent of a budget, a quota or a balance.
+/// What an amount is counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unit {
     /// Money, by the price table: `budget`.
@@ -133,21 +126,19 @@ impl Unit {
     }
 }
 
-/// An amount that may be spent, counted after each request and looked at before the next.
+/// A claim on an amount that may be spent: a budget, a quota or a balance. Usage is added after each
+/// request and compared with the limit before the next.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spend {
-    /// What it is counted under: `per_key/budget/key_1`.
+    /// The name of the counter: `per_key/budget/key_1`.
     pub subject: String,
-    /// The rule.
     pub scope: Scope,
-    /// What is counted.
     pub unit: Unit,
-    /// How much may be spent.
     pub limit: f64,
-    /// When the present period began, in Unix seconds; 0 if there are no periods. What was spent
-    /// in an earlier one does not count.
+    /// Start of the current period in Unix seconds; 0 if there are no periods. Amounts of earlier
+    /// periods do not count.
     pub start: i64,
-    /// When the next one begins.
+    /// Start of the next period.
     pub end: Option<i64>,
 }
 
@@ -158,22 +149,22 @@ impl Spend {
     }
 }
 
-/// What a request came to.
+/// What a request is charged when it ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Used {
-    /// Tokens of the prompt.
+pub struct Charge {
+    /// Prompt tokens.
     pub input: u64,
-    /// Tokens of the answer.
+    /// Answer tokens.
     pub output: u64,
-    /// By the price table.
+    /// Money, by the price table.
     pub cost: f64,
-    /// What is taken from a balance.
+    /// Subtracted from a balance.
     pub credit: f64,
 }
 
-impl Used {
-    /// What is taken of a reservation.
-    pub fn of(&self, dim: Dim) -> u64 {
+impl Charge {
+    /// Units taken from a bucket in place of a reservation.
+    pub fn units(&self, dim: Dim) -> u64 {
         match dim {
             Dim::Tokens => self.input.saturating_add(self.output),
             Dim::InputTokens => self.input,
@@ -182,8 +173,8 @@ impl Used {
         }
     }
 
-    /// What is spent.
-    pub fn spent(&self, unit: Unit) -> f64 {
+    /// Units added to an amount.
+    pub fn amount(&self, unit: Unit) -> f64 {
         match unit {
             Unit::Cost => self.cost,
             Unit::Quota => self.input.saturating_add(self.output) as f64,
@@ -192,12 +183,12 @@ impl Used {
     }
 }
 
-/// All that a request claims.
+/// All claims of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Claims {
-    /// Of buckets.
+    /// On buckets.
     pub takes: Vec<Claim>,
-    /// Of amounts.
+    /// On amounts.
     pub spends: Vec<Spend>,
 }
 
@@ -207,44 +198,43 @@ impl Claims {
         self.takes.is_empty() && self.spends.is_empty()
     }
 
-    /// The buckets of which a slot is needed.
+    /// The buckets from which the request needs a slot.
     pub fn slots(&self) -> impl Iterator<Item = u64> {
         self.takes.iter().filter(|claim| claim.dim == Dim::Concurrent).map(|claim| claim.id)
     }
 
-    /// How the limits stand, of each kind the tightest.
+    /// The state of the limits: the tightest of each kind.
     pub fn standings(&self) -> Standings {
         let mut all = Standings::default();
         for claim in &self.takes {
             let reset = Duration::from_nanos(claim.reset / (SECOND / 1_000_000_000));
             let standing = Standing { limit: claim.rate.capacity, left: claim.left, reset };
-            let place = match claim.dim {
+            let known = match claim.dim {
                 Dim::RequestsPerSecond | Dim::RequestsPerMinute => &mut all.requests,
                 Dim::Tokens => &mut all.tokens,
                 Dim::InputTokens => &mut all.input_tokens,
                 Dim::OutputTokens => &mut all.output_tokens,
                 Dim::Concurrent => continue,
             };
-            *place = Some(standing.tighter(*place));
+            *known = Some(standing.tighter(*known));
         }
         all
     }
 }
 
-/// Which of the claims failed.
+/// The claim that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failed {
-    /// One of a bucket.
-    Take(Refusal),
-    /// The amount with this number is spent.
-    Spent(usize),
+pub enum FailedClaim {
+    Bucket(Shortfall),
+    /// The amount at this index of [`Claims::spends`] is used up.
+    Amount(usize),
 }
 
-/// Why a bucket does not give what is claimed.
+/// A bucket that does not have the claimed units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The number of the claim that failed.
+pub struct Shortfall {
+    /// Index in [`Claims::takes`].
     pub index: usize,
-    /// How long until it might succeed; zero if nobody knows.
+    /// Time until the claim can succeed; zero if unknown.
     pub wait: Ticks,
 }

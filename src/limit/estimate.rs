@@ -1,5 +1,5 @@
-//! How many tokens a request will come to, guessed before it is sent: from the bytes of its body
-//! and from what earlier requests for the same model came to. No tokenizer is asked.
+//! Estimates the tokens of a request before it is sent, from the size of its body and from earlier
+//! requests for the same model. No tokenizer is used.
 
 use std::sync::{
     Arc,
@@ -8,43 +8,40 @@ use std::sync::{
 
 use quick_cache::sync::Cache;
 
-use super::claim::Used;
+use super::claim::Charge;
 use crate::{base::TokenCounts, telemetry::Metrics};
 
-/// Models that are remembered.
+/// Largest number of models with averages.
 const MODELS: usize = 1024;
 
-/// Bytes of a body for a token of its prompt, as long as nothing is known of the model: English in
-/// JSON.
+/// Bytes of a body per prompt token for an unknown model: English text in JSON.
 const BYTES: f32 = 4.0;
 
-/// Tokens of an answer, as long as nothing is known of the model.
+/// Tokens of an answer of an unknown model.
 const COMPLETION: f32 = 256.0;
 
-/// How much a request weighs against those before it.
+/// Weight of a request in the averages.
 const WEIGHT: f32 = 0.1;
 
-/// By which factor what a request shows of the bytes of a token may differ from what is known, to
-/// count in full: an image has many bytes for its tokens, and says nothing about text.
+/// The largest factor by which the bytes per token of one request may differ from the average; more
+/// is cut off, because an image has many bytes per token and says nothing about text.
 const FACTOR: f32 = 4.0;
 
-/// Tokens that a request is thought to come to.
+/// Estimated tokens of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Guess {
-    /// Of the prompt.
+pub struct Estimate {
     pub prompt: u64,
-    /// Of the answer.
     pub completion: u64,
 }
 
-impl Guess {
-    /// As if it were the truth.
-    pub fn used(self) -> Used {
-        Used { input: self.prompt, output: self.completion, ..Used::default() }
+impl Estimate {
+    /// The charge if the estimate were exact.
+    pub fn charge(self) -> Charge {
+        Charge { input: self.prompt, output: self.completion, ..Charge::default() }
     }
 }
 
-/// What is known of each model.
+/// Averages of each model.
 pub struct Estimates {
     models: Cache<String, Arc<Model>>,
 }
@@ -68,10 +65,10 @@ fn read(average: &AtomicU32) -> f32 {
     f32::from_bits(average.load(Ordering::Relaxed))
 }
 
-/// Of two threads that do this at once one may be overheard: it is an average.
-fn learn(average: &AtomicU32, seen: f32) {
+/// Two threads that do this at once may lose one update, which an average can bear.
+fn learn(average: &AtomicU32, observed: f32) {
     let known = read(average);
-    average.store((known + WEIGHT * (seen - known)).to_bits(), Ordering::Relaxed);
+    average.store((known + WEIGHT * (observed - known)).to_bits(), Ordering::Relaxed);
 }
 
 impl Default for Estimates {
@@ -81,26 +78,27 @@ impl Default for Estimates {
 }
 
 impl Estimates {
-    /// Guesses. `bytes` is the size of the body, `max_tokens` what the client allows.
-    pub fn guess(&self, model: &str, bytes: usize, max_tokens: Option<u64>) -> Guess {
+    /// `bytes` is the size of the body, `max_tokens` the client's limit.
+    pub fn estimate(&self, model: &str, bytes: usize, max_tokens: Option<u64>) -> Estimate {
         let known = self.models.get(model);
         let (per_token, completion) =
             known.map_or((BYTES, COMPLETION), |m| (read(&m.bytes_per_token), read(&m.completion)));
         let completion = completion.ceil() as u64;
-        Guess {
+        Estimate {
             prompt: (bytes as f32 / per_token).ceil() as u64,
             completion: max_tokens.map_or(completion, |most| most.min(completion)),
         }
     }
 
-    /// Learns from what a request came to. `whole`: its answer was not broken off. An answer of as
-    /// many tokens as its client allowed was cut there, and does not show that answers are shorter than they are known to be.
+    /// Updates the averages with a finished request. `complete`: its answer did not break off. An
+    /// answer with as many tokens as the client allowed was cut off there, so it cannot lower the
+    /// average.
     pub fn learn(
         &self,
         model: &str,
         bytes: usize,
         counts: TokenCounts,
-        whole: bool,
+        complete: bool,
         max_tokens: Option<u64>,
     ) {
         let known = match self.models.get(model) {
@@ -113,28 +111,28 @@ impl Estimates {
         };
         if counts.prompt > 0 {
             let average = read(&known.bytes_per_token);
-            let seen = bytes as f32 / counts.prompt as f32;
-            let seen = seen.clamp(average / FACTOR, average * FACTOR);
-            learn(&known.bytes_per_token, seen.clamp(0.1, 1000.0));
+            let observed = bytes as f32 / counts.prompt as f32;
+            let observed = observed.clamp(average / FACTOR, average * FACTOR);
+            learn(&known.bytes_per_token, observed.clamp(0.1, 1000.0));
         }
         let cut = max_tokens.is_some_and(|most| counts.completion >= most);
-        if whole && !(cut && (counts.completion as f32) < read(&known.completion)) {
+        if complete && !(cut && (counts.completion as f32) < read(&known.completion)) {
             learn(&known.completion, counts.completion as f32);
         }
     }
 }
 
-/// Shows how good a guess was.
-pub fn observe(metrics: &Metrics, guess: Guess, counts: TokenCounts, whole: bool) {
-    let show = |kind: &str, guessed: u64, metered: u64| {
+/// Records the accuracy of an estimate.
+pub fn observe(metrics: &Metrics, estimate: Estimate, counts: TokenCounts, complete: bool) {
+    let show = |kind: &str, estimated: u64, metered: u64| {
         if metered > 0 {
-            let ratio = guessed as f64 / metered as f64;
+            let ratio = estimated as f64 / metered as f64;
             metrics.limits.estimates.with_label_values(&[kind]).observe(ratio);
         }
     };
-    show("prompt", guess.prompt, counts.prompt);
-    if whole {
-        show("completion", guess.completion, counts.completion);
+    show("prompt", estimate.prompt, counts.prompt);
+    if complete {
+        show("completion", estimate.completion, counts.completion);
     }
 }
 
@@ -149,15 +147,15 @@ mod tests {
     #[test]
     fn guesses_come_close_to_what_is_seen() {
         let estimates = Estimates::default();
-        assert_eq!(estimates.guess("m", 400, None), Guess { prompt: 100, completion: 256 });
-        assert_eq!(estimates.guess("m", 400, Some(16)).completion, 16);
+        assert_eq!(estimates.estimate("m", 400, None), Estimate { prompt: 100, completion: 256 });
+        assert_eq!(estimates.estimate("m", 400, Some(16)).completion, 16);
         for _ in 0..100 {
             estimates.learn("m", 600, counts(300, 40), true, None);
         }
-        let guess = estimates.guess("m", 600, Some(1000));
-        assert!((295..=305).contains(&guess.prompt), "{guess:?}");
-        assert!((39..=42).contains(&guess.completion), "{guess:?}");
-        assert_eq!(estimates.guess("other", 400, None).prompt, 100);
+        let estimate = estimates.estimate("m", 600, Some(1000));
+        assert!((295..=305).contains(&estimate.prompt), "{estimate:?}");
+        assert!((39..=42).contains(&estimate.completion), "{estimate:?}");
+        assert_eq!(estimates.estimate("other", 400, None).prompt, 100);
     }
 
     #[test]
@@ -166,7 +164,7 @@ mod tests {
         for _ in 0..100 {
             estimates.learn("m", 400, counts(100, 3), false, None);
         }
-        assert_eq!(estimates.guess("m", 400, None).completion, 256);
+        assert_eq!(estimates.estimate("m", 400, None).completion, 256);
     }
 
     #[test]
@@ -184,12 +182,12 @@ mod tests {
         for _ in 0..100 {
             estimates.learn("m", 400, counts(100, 1), true, Some(1));
         }
-        assert_eq!(estimates.guess("m", 400, None).completion, 256);
-        // One that ended by itself does, and one that was cut later than usual tells of long ones.
+        assert_eq!(estimates.estimate("m", 400, None).completion, 256);
+        // An answer that ended by itself does; one that was cut off late raises the average.
         estimates.learn("m", 400, counts(100, 100), true, Some(1000));
-        assert_eq!(estimates.guess("m", 400, None).completion, 241);
+        assert_eq!(estimates.estimate("m", 400, None).completion, 241);
         estimates.learn("m", 400, counts(100, 1000), true, Some(1000));
-        assert_eq!(estimates.guess("m", 400, None).completion, 317);
+        assert_eq!(estimates.estimate("m", 400, None).completion, 317);
     }
 
     #[test]
@@ -197,14 +195,14 @@ mod tests {
         let estimates = Estimates::default();
         // An image: 10 MB, 1000 tokens.
         estimates.learn("m", 10_000_000, counts(1000, 256), true, None);
-        assert!(estimates.guess("m", 400, None).prompt >= 75);
+        assert!(estimates.estimate("m", 400, None).prompt >= 75);
         let estimates = Estimates::default();
         estimates.learn("m", 1, counts(1_000_000, 256), true, None);
-        assert!(estimates.guess("m", 400, None).prompt <= 110);
+        assert!(estimates.estimate("m", 400, None).prompt <= 110);
         // What is usual is still found.
         for _ in 0..200 {
             estimates.learn("m", 10_000, counts(100, 256), true, None);
         }
-        assert!((100..=101).contains(&estimates.guess("m", 10_000, None).prompt));
+        assert!((100..=101).contains(&estimates.estimate("m", 10_000, None).prompt));
     }
 }

@@ -1,13 +1,13 @@
-//! What was spent, counted in this process: budgets, and the quotas of keys that stand in the
-//! configuration. It is written to a file about once a second, so that a restart forgets nothing.
-//! What was spent in a period that is over is forgotten some time later, here and in the file.
+//! Amounts spent, counted in this process: budgets, and the quotas and balances of keys in the
+//! configuration. They are written to a file about once a second, so that they survive a restart.
+//! Amounts of past periods are removed later, here and in the file.
 
 use std::{collections::HashMap, path::PathBuf, sync::Mutex};
 
 use sqlx::SqlitePool;
 use tokio::sync::OnceCell;
 
-use super::claim::{Spend, Used};
+use super::claim::{Charge, Spend};
 use crate::{
     base::lock,
     store::{StoreError, file},
@@ -23,42 +23,42 @@ const SCHEMA: [&str; 1] = ["
     CREATE INDEX spent_finish ON spent (finish);
 "];
 
-/// For how many seconds an amount is kept whose period is over: clocks may be set back.
+/// Seconds for which an amount of a past period is kept: clocks may be set back.
 const GRACE: i64 = 24 * 3600;
 
-/// Seconds from one search for amounts whose periods are over to the next.
+/// Seconds between two searches for amounts of past periods.
 const PRUNE: i64 = 3600;
 
-/// Amounts by their subjects.
+/// Amounts by subject.
 pub struct Ledger {
     path: PathBuf,
     pool: OnceCell<SqlitePool>,
-    book: Mutex<Book>,
+    entries: Mutex<Entries>,
 }
 
 #[derive(Default)]
-struct Book {
-    spent: HashMap<String, Spent>,
-    /// Subjects of which something is not yet written.
+struct Entries {
+    spent: HashMap<String, Entry>,
+    /// Subjects with unwritten amounts.
     dirty: Vec<String>,
-    /// How many subjects are being written.
+    /// Number of subjects that are being written.
     writing: usize,
-    /// When it was last looked for amounts whose periods are over, in Unix seconds.
+    /// Unix seconds of the last search for amounts of past periods.
     pruned: i64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Spent {
+struct Entry {
     start: i64,
-    /// When its period is over, in Unix seconds; `None`: never.
+    /// End of its period in Unix seconds; `None`: never.
     end: Option<i64>,
     amount: f64,
-    /// How much of it is not yet written.
+    /// The part that is not yet written to the file.
     unwritten: f64,
 }
 
-impl Book {
-    /// Counts an amount; a new period begins at 0.
+impl Entries {
+    /// Adds an amount; a new period begins at 0.
     fn add(&mut self, spend: &Spend, amount: f64) {
         let spent = match self.spent.get_mut(&spend.subject) {
             Some(spent) => spent,
@@ -68,9 +68,9 @@ impl Book {
             self.dirty.push(spend.subject.clone());
         }
         if spent.start < spend.start {
-            *spent = Spent { start: spend.start, ..Spent::default() };
+            *spent = Entry { start: spend.start, ..Entry::default() };
         }
-        // A request that began in the period before does not tell when this one is over.
+        // A request that began in the previous period does not know the end of this one.
         if spent.start == spend.start {
             spent.end = spend.end;
         }
@@ -78,8 +78,8 @@ impl Book {
         spent.unwritten += amount;
     }
 
-    /// What is to be written.
-    fn take(&mut self) -> Vec<(String, Spent)> {
+    /// Takes the unwritten amounts.
+    fn take(&mut self) -> Vec<(String, Entry)> {
         let dirty = std::mem::take(&mut self.dirty);
         self.writing += dirty.len();
         let news = dirty.into_iter().filter_map(|subject| {
@@ -91,8 +91,8 @@ impl Book {
         news.collect()
     }
 
-    /// What could not be written.
-    fn put_back(&mut self, news: Vec<(String, Spent)>) {
+    /// Puts back amounts that could not be written.
+    fn put_back(&mut self, news: Vec<(String, Entry)>) {
         for (subject, old) in news {
             let Some(spent) = self.spent.get_mut(&subject).filter(|s| s.start == old.start) else {
                 continue;
@@ -104,9 +104,9 @@ impl Book {
         }
     }
 
-    /// Forgets amounts whose periods are over, now and then; returns whether it was time for that.
+    /// Removes amounts of past periods from time to time; returns whether it did.
     fn prune(&mut self, now: i64) -> bool {
-        // A clock that was set back far does not put it off.
+        // The range also covers a clock that was set back far.
         if (self.pruned..self.pruned + PRUNE).contains(&now) {
             return false;
         }
@@ -120,9 +120,9 @@ impl Book {
 }
 
 impl Ledger {
-    /// A ledger with this file, which is made when something is spent.
+    /// The file is created when something is spent.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, pool: OnceCell::new(), book: Mutex::default() }
+        Self { path, pool: OnceCell::new(), entries: Mutex::default() }
     }
 
     async fn open(&self) -> Result<&SqlitePool, StoreError> {
@@ -135,10 +135,10 @@ impl Ledger {
         self.pool.get_or_try_init(|| file::open(&self.path, &SCHEMA)).await.map_err(cannot)
     }
 
-    /// Reads what an earlier process has written and is not over.
+    /// Reads the amounts that an earlier process has written and whose periods are not over.
     ///
     /// # Errors
-    /// If there is a file and it cannot be read.
+    /// If the file exists and cannot be read.
     pub async fn load(&self) -> Result<(), StoreError> {
         self.load_at(now()).await
     }
@@ -152,57 +152,57 @@ impl Ledger {
         );
         let rows: Vec<(String, i64, Option<i64>, f64)> =
             rows.bind(now).fetch_all(self.open().await?).await.map_err(StoreError::new)?;
-        let mut book = lock(&self.book);
+        let mut entries = lock(&self.entries);
         for (subject, start, end, amount) in rows {
-            book.spent.insert(subject, Spent { start, end, amount, unwritten: 0.0 });
+            entries.spent.insert(subject, Entry { start, end, amount, unwritten: 0.0 });
         }
         Ok(())
     }
 
-    /// The number of the first amount that is spent.
+    /// The index of the first amount that is used up.
     pub fn used_up(&self, spends: &[Spend]) -> Option<usize> {
         if spends.is_empty() {
             return None;
         }
-        let book = lock(&self.book);
+        let entries = lock(&self.entries);
         spends.iter().position(|spend| {
-            let spent = book.spent.get(&spend.subject).filter(|s| s.start >= spend.start);
+            let spent = entries.spent.get(&spend.subject).filter(|s| s.start >= spend.start);
             spent.map_or(0.0, |s| s.amount) >= spend.limit
         })
     }
 
-    /// Counts what a request has come to.
-    pub fn add(&self, spends: &[Spend], used: &Used) {
+    /// Adds what a request is charged.
+    pub fn add(&self, spends: &[Spend], charge: &Charge) {
         if spends.is_empty() {
             return;
         }
-        let mut book = lock(&self.book);
+        let mut entries = lock(&self.entries);
         for spend in spends {
-            let amount = used.spent(spend.unit);
+            let amount = charge.amount(spend.unit);
             if amount > 0.0 {
-                book.add(spend, amount);
+                entries.add(spend, amount);
             }
         }
     }
 
-    /// How many subjects are not yet written, those included that are being written.
+    /// Number of subjects that are not yet written, including those that are being written.
     pub fn waiting(&self) -> usize {
-        let book = lock(&self.book);
-        book.dirty.len() + book.writing
+        let entries = lock(&self.entries);
+        entries.dirty.len() + entries.writing
     }
 
-    /// Writes what has been counted since it was last called, and now and then forgets what is
-    /// over.
+    /// Writes the amounts added since the last call, and from time to time removes those of past
+    /// periods.
     ///
     /// # Errors
-    /// If the file cannot be written; it will be tried again.
+    /// If the file cannot be written. The next call tries again.
     pub async fn write(&self) -> Result<(), StoreError> {
         self.write_at(now()).await
     }
 
     async fn write_at(&self, now: i64) -> Result<(), StoreError> {
         let written = if self.waiting() > 0 { self.write_news().await } else { Ok(()) };
-        if lock(&self.book).prune(now) && self.path.exists() {
+        if lock(&self.entries).prune(now) && self.path.exists() {
             let over = sqlx::query("DELETE FROM spent WHERE finish <= ?").bind(now - GRACE);
             over.execute(self.open().await?).await.map_err(StoreError::new)?;
         }
@@ -212,15 +212,15 @@ impl Ledger {
     async fn write_news(&self) -> Result<(), StoreError> {
         let pool = self.open().await?;
         let (news, taken) = {
-            let mut book = lock(&self.book);
-            let before = book.writing;
-            (book.take(), book.writing - before)
+            let mut entries = lock(&self.entries);
+            let before = entries.writing;
+            (entries.take(), entries.writing - before)
         };
         let written = write(pool, &news).await;
-        let mut book = lock(&self.book);
-        book.writing -= taken;
+        let mut entries = lock(&self.entries);
+        entries.writing -= taken;
         if written.is_err() {
-            book.put_back(news);
+            entries.put_back(news);
         }
         written.map_err(StoreError::new)
     }
@@ -230,8 +230,8 @@ fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// Adds to what is there: while one process ends and the next has begun, both may write.
-async fn write(pool: &SqlitePool, news: &[(String, Spent)]) -> Result<(), sqlx::Error> {
+/// Adds to the stored amounts: during a restart the old and the new process may both write.
+async fn write(pool: &SqlitePool, news: &[(String, Entry)]) -> Result<(), sqlx::Error> {
     const ADD: &str = "INSERT INTO spent (subject, start, finish, amount) VALUES (?1, ?2, ?3, ?4)
         ON CONFLICT (subject) DO UPDATE SET
             amount = CASE WHEN start >= ?2 THEN amount + ?4 ELSE ?4 END,
@@ -260,8 +260,8 @@ mod tests {
         [Spend { subject, scope: Scope::Key, unit: Unit::Cost, limit, start, end: None }]
     }
 
-    fn cost(cost: f64) -> Used {
-        Used { cost, ..Used::default() }
+    fn cost(cost: f64) -> Charge {
+        Charge { cost, ..Charge::default() }
     }
 
     #[tokio::test]
@@ -322,7 +322,7 @@ mod tests {
     }
 
     fn subjects(ledger: &Ledger) -> Vec<String> {
-        let mut all: Vec<String> = lock(&ledger.book).spent.keys().cloned().collect();
+        let mut all: Vec<String> = lock(&ledger.entries).spent.keys().cloned().collect();
         all.sort();
         all
     }
@@ -367,8 +367,8 @@ mod tests {
         ledger.write_at(901).await.unwrap();
         let next = Ledger::new(path);
         next.load_at(1500).await.unwrap();
-        let spent = Spent { start: 1000, end: Some(2000), amount: 1.0, unwritten: 0.0 };
-        assert_eq!(lock(&next.book).spent["day"], spent);
+        let spent = Entry { start: 1000, end: Some(2000), amount: 1.0, unwritten: 0.0 };
+        assert_eq!(lock(&next.entries).spent["day"], spent);
     }
 
     #[tokio::test]
@@ -376,14 +376,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let ledger = Ledger::new(folder.path().join("limits.db"));
         ledger.add(&spend(3.0, 100), &cost(2.0));
-        let news = lock(&ledger.book).take();
+        let news = lock(&ledger.entries).take();
         assert_eq!((news.len(), ledger.waiting()), (1, 1));
         ledger.add(&spend(3.0, 100), &cost(2.0));
         assert_eq!(ledger.waiting(), 2);
         {
-            let mut book = lock(&ledger.book);
-            book.writing -= 1;
-            book.put_back(news);
+            let mut entries = lock(&ledger.entries);
+            entries.writing -= 1;
+            entries.put_back(news);
         }
         assert_eq!(ledger.waiting(), 1);
         ledger.write().await.unwrap();

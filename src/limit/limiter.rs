@@ -1,29 +1,27 @@
-//! Limits at work: claims are taken when a request is let in, and settled when it has ended.
+//! Applies the limits of a configuration: claims are taken when a request is admitted and settled
+//! when it ends.
 
 use std::{
     collections::hash_map::RandomState,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, Weak},
     time::Instant,
 };
 
 use super::{
-    bucket::{SECOND, Ticks},
-    claim::{Claims, Dim, Failed, Kind, Refusal, Unit},
-    estimate::{Estimates, Guess},
+    admission::{AdmissionRequest, Denial, REDIS, Rejected},
+    bucket::SECOND,
+    claim::{ClaimKind, Claims, Dim, FailedClaim, Shortfall, Unit},
+    counters::Counters,
     ledger::Ledger,
     price,
-    queue::{Full, Place, Queue, Whose},
+    queue::{QueueFull, QueueKey, QueuePlace},
     redis::{self, RedisCounter},
-    rules::{Ask, Rules, fair_key},
-    table::Table,
-    ticket::{By, Ticket},
+    rules::{RequestFacts, Rules, fair_key},
+    ticket::{Holder, Ticket, TicketSource},
 };
 use crate::{
-    base::{Rejection, TokenCounts, limits::Standings, lock, rejection::OverLimit},
+    base::{Rejection, RejectionKind, TokenCounts, limits::Standings, lock, rejection::OverLimit},
     config::{
         choices::OnRedisError,
         plan::{LimitPlan, QueuePlan, SharedPlan},
@@ -32,60 +30,41 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Seconds after which a client may try again, if nobody knows better.
+/// `Retry-After` of a used-up budget that is never reset, in seconds.
 const LATER: u64 = 3600;
 
-/// The rule of refusals because Redis is away.
-const REDIS: &str = "redis";
-
-/// The same, while the limits cannot be looked at.
+/// `Retry-After` while the limits cannot be checked, in seconds.
 const SOON: u64 = 2;
 
 /// The longest `Retry-After` for a slot, in seconds.
 const LONGEST: f64 = 600.0;
 
-/// What all generations of the configuration share.
+/// State that all generations of the configuration share.
 pub struct Shared {
     hash: RandomState,
-    pub(super) table: Table,
-    pub(super) queue: Arc<Queue>,
-    pub(super) estimates: Estimates,
-    /// What was spent.
-    pub ledger: Ledger,
-    start: Instant,
-    /// Seconds that a request holds a slot, on average, as bits.
-    pub(super) duration: AtomicU64,
-    pub(super) metrics: Metrics,
+    counters: Arc<Counters>,
     /// The limits of the latest configuration.
     latest: Mutex<Weak<Limiter>>,
 }
 
 impl Shared {
-    /// Nothing has been taken. `ledger` is the file of what was spent.
+    /// Nothing is taken yet. `ledger` is the file of amounts spent.
     pub fn new(ledger: PathBuf, metrics: &Metrics) -> Self {
         Self {
             hash: RandomState::new(),
-            table: Table::default(),
-            queue: Arc::new(Queue::new(metrics.limits.queue.clone())),
-            estimates: Estimates::default(),
-            ledger: Ledger::new(ledger),
-            start: Instant::now(),
-            duration: AtomicU64::new(1f64.to_bits()),
-            metrics: metrics.clone(),
+            counters: Arc::new(Counters::new(ledger, metrics)),
             latest: Mutex::default(),
         }
     }
 
-    /// Ticks since the process has started.
-    pub(super) fn now(&self) -> Ticks {
-        // Sixteenths of a nanosecond, for 36 years.
-        (self.start.elapsed().as_nanos() as u64).saturating_mul(16)
+    /// Amounts spent.
+    pub fn ledger(&self) -> &Ledger {
+        &self.counters.ledger
     }
 
-    /// Forgets buckets that are full again.
+    /// Removes buckets that are full again.
     pub fn sweep(&self) {
-        self.table.sweep(self.now());
-        self.metrics.limits.buckets.set(self.table.buckets() as i64);
+        self.counters.sweep();
     }
 }
 
@@ -93,74 +72,27 @@ impl Shared {
 pub struct Limiter {
     plan: LimitPlan,
     rules: Rules,
-    pub(super) shared: Arc<Shared>,
+    shared: Arc<Shared>,
     redis: Option<Arc<RedisCounter>>,
 }
 
-/// A request that has not been let in yet.
-#[derive(Default)]
-pub struct Wish {
-    pub(super) claims: Claims,
-    pub(super) guess: Option<Guess>,
-    pub(super) bytes: usize,
-    pub(super) max_tokens: Option<u64>,
-    fair: u64,
-    /// Its place in the queue; larger goes first.
-    pub class: i32,
-}
-
-/// A refusal, and the rule that refuses: `per_key.requests_per_minute`.
-pub struct Denial {
-    /// What the client is told.
-    pub rejection: Rejection,
-    /// Quota or balance of a key are used up, and when the quota begins anew, if it does: whoever
-    /// knows keys has words of his own for that.
-    pub quota: Option<Option<i64>>,
-    rule: String,
-}
-
-impl Denial {
-    /// Whether somebody has looked at the limits.
-    pub fn is_known(&self) -> bool {
-        self.rule != REDIS
-    }
-
-    /// Whether only a slot was missing.
-    pub fn is_for_slot(&self) -> bool {
-        self.rule.ends_with(Dim::Concurrent.word())
-    }
-}
-
-/// Why a request is not let in.
-pub enum No {
-    /// It is refused.
-    Refused(Denial),
-    /// Only a slot is missing, of the bucket that is named.
-    Slot {
-        /// The bucket.
-        bucket: u64,
-        /// What to say if it does not wait.
-        otherwise: Denial,
-    },
-}
-
 impl Limiter {
-    /// Limits by this plan. What `earlier` holds in the same Redis is kept.
+    /// The counter of `earlier` is kept if it uses the same Redis.
     pub fn new(
         plan: LimitPlan,
         shared: &Arc<Shared>,
         stores: &Stores,
         earlier: Option<&Self>,
     ) -> Arc<Self> {
-        let redis = plan.shared.as_ref().map(|there| {
-            let kept = earlier.filter(|e| {
+        let redis = plan.shared.as_ref().map(|new| {
+            let same = earlier.filter(|e| {
                 e.plan
                     .shared
                     .as_ref()
-                    .is_some_and(|s| SharedPlan { on_error: there.on_error, ..s.clone() } == *there)
+                    .is_some_and(|s| SharedPlan { on_error: new.on_error, ..s.clone() } == *new)
             });
-            let kept = kept.and_then(|e| e.redis.clone());
-            kept.unwrap_or_else(|| counter(there, stores, &shared.metrics))
+            let kept = same.and_then(|e| e.redis.clone());
+            kept.unwrap_or_else(|| counter(new, stores, &shared.counters.metrics))
         });
         let shared = Arc::clone(shared);
         let limiter = Arc::new(Self { rules: Rules::new(&plan), plan, shared, redis });
@@ -168,151 +100,184 @@ impl Limiter {
         limiter
     }
 
-    /// The limits that a reload has put in the place of these, if one has.
+    /// The limits that have replaced these after a reload, if any.
     pub fn replaced(&self) -> Option<Arc<Self>> {
         let latest = lock(&self.shared.latest).upgrade()?;
         (!std::ptr::eq(&*latest, self)).then_some(latest)
     }
 
-    /// Where requests wait.
     pub fn queue(&self) -> QueuePlan {
         self.plan.queue
     }
 
-    /// What a request claims; `None` if no rule matches. `bytes` is the size of its body.
-    pub fn wish(&self, ask: &Ask<'_>, bytes: usize, max_tokens: Option<u64>) -> Option<Wish> {
+    /// The claims of a request; `None` if no rule matches. `bytes` is the size of its body.
+    pub fn prepare(
+        &self,
+        facts: &RequestFacts<'_>,
+        bytes: usize,
+        max_tokens: Option<u64>,
+    ) -> Option<AdmissionRequest> {
         if self.rules.is_empty()
-            && ask.who.is_none_or(|who| who.limits.is_none() && who.allowance.is_none())
+            && facts.principal.is_none_or(|p| p.limits.is_none() && p.allowance.is_none())
         {
             return None;
         }
         let hash = &self.shared.hash;
-        let model = ask.model.unwrap_or_default();
-        let guess = || self.shared.estimates.guess(model, bytes, max_tokens);
-        let (claims, guess) = self.rules.claims(ask, hash, guess);
-        let fair = match claims.takes.iter().any(|c| c.dim == Dim::Concurrent) {
-            true => fair_key(ask, hash),
+        let model = facts.model.unwrap_or_default();
+        let estimate = || self.shared.counters.estimates.estimate(model, bytes, max_tokens);
+        let (claims, estimate) = self.rules.claims(facts, hash, estimate);
+        let fair_key = match claims.takes.iter().any(|c| c.dim == Dim::Concurrent) {
+            true => fair_key(facts, hash),
             false => 0,
         };
-        (!claims.is_empty()).then_some(Wish { claims, guess, bytes, max_tokens, fair, class: 0 })
+        (!claims.is_empty()).then_some(AdmissionRequest {
+            claims,
+            estimate,
+            bytes,
+            max_tokens,
+            fair_key,
+            class: 0,
+        })
     }
 
-    /// Lets a request in, or not. `first`: it does not come from the queue, and must not go before
-    /// those who wait there.
-    pub async fn admit(self: &Arc<Self>, wish: &mut Wish, first: bool) -> Result<Ticket, No> {
-        let ahead = match first {
-            true => self.shared.queue.ahead(wish.claims.slots()),
+    /// Takes the claims of a request. `first`: the request does not come from the queue, and must not
+    /// overtake the requests that wait there.
+    ///
+    /// # Errors
+    /// If a limit is reached. Then nothing is taken.
+    pub async fn admit(
+        &self,
+        request: &mut AdmissionRequest,
+        first: bool,
+    ) -> Result<Ticket, Rejected> {
+        let waited_for = match first {
+            true => self.shared.counters.queue.waited_for(request.claims.slots()),
             false => None,
         };
-        let taken = match ahead {
-            Some(bucket) => self.look(&mut wish.claims, bucket).await,
-            None => self.take(&mut wish.claims).await,
+        let taken = match waited_for {
+            Some(bucket) => self.check_without_slot(&mut request.claims, bucket).await,
+            None => self.take(&mut request.claims).await,
         };
         let failed = match taken {
-            Ok(Ok(by)) => return Ok(Ticket::new(self, wish, by)),
+            Ok(Ok(holder)) => return Ok(self.ticket(request, holder)),
             Ok(Err(failed)) => failed,
-            Err(no) => return Err(No::Refused(no)),
+            Err(denial) => return Err(Rejected::Denied(denial)),
         };
-        let otherwise = self.refusal(&wish.claims, failed);
+        let denial = self.denial(&request.claims, failed);
         match failed {
-            Failed::Take(Refusal { index, .. })
-                if wish.claims.takes[index].dim == Dim::Concurrent =>
+            FailedClaim::Bucket(Shortfall { index, .. })
+                if request.claims.takes[index].dim == Dim::Concurrent =>
             {
-                Err(No::Slot { bucket: wish.claims.takes[index].id, otherwise })
+                Err(Rejected::NoSlot { bucket: request.claims.takes[index].id, denial })
             }
-            _ => Err(No::Refused(otherwise)),
+            _ => Err(Rejected::Denied(denial)),
         }
     }
 
-    /// As if there were no slot of this bucket: tells whether anything else is missing, and takes
-    /// nothing.
-    async fn look(&self, claims: &mut Claims, bucket: u64) -> Result<Result<By, Failed>, Denial> {
+    fn ticket(&self, request: &mut AdmissionRequest, holder: Holder) -> Ticket {
+        let source = TicketSource {
+            counters: Arc::clone(&self.shared.counters),
+            redis: self.redis.clone(),
+            headers: self.plan.headers,
+        };
+        Ticket::new(source, request, holder)
+    }
+
+    /// Checks the claims as if this bucket had no slot: finds out whether anything else is missing,
+    /// and takes nothing.
+    async fn check_without_slot(
+        &self,
+        claims: &mut Claims,
+        bucket: u64,
+    ) -> Result<Result<Holder, FailedClaim>, Denial> {
         let Some(index) = claims.takes.iter().position(|claim| claim.id == bucket) else {
             return self.take(claims).await;
         };
         let slots = std::mem::replace(&mut claims.takes[index].rate.capacity, 0);
-        let looked = self.take(claims).await;
+        let checked = self.take(claims).await;
         claims.takes[index].rate.capacity = slots;
-        looked
+        checked
     }
 
-    async fn take(&self, claims: &mut Claims) -> Result<Result<By, Failed>, Denial> {
+    async fn take(&self, claims: &mut Claims) -> Result<Result<Holder, FailedClaim>, Denial> {
         let Some(redis) = &self.redis else {
-            return Ok(self.take_here(claims));
+            return Ok(self.take_locally(claims));
         };
-        // The counter itself tells what went wrong. Boxed: requests that are decided here do not
-        // carry the room for a question.
+        // The counter logs its own failures. Boxed: requests that are decided locally do not carry
+        // the memory for a call to Redis.
         if let Ok(taken) = Box::pin(redis.take(claims)).await {
-            return Ok(taken.map(By::Redis));
+            return Ok(taken.map(Holder::Redis));
         }
         match self.plan.shared.as_ref().map(|s| s.on_error) {
-            Some(OnRedisError::Allow) => Ok(Ok(By::Nobody)),
+            Some(OnRedisError::Allow) => Ok(Ok(Holder::Unchecked)),
             Some(OnRedisError::Deny) => {
                 let rejection = Rejection::limits_unavailable(SOON);
                 Err(Denial { rejection, quota: None, rule: REDIS.to_owned() })
             }
-            Some(OnRedisError::Local) | None => Ok(self.take_here(claims)),
+            Some(OnRedisError::Local) | None => Ok(self.take_locally(claims)),
         }
     }
 
-    fn take_here(&self, claims: &mut Claims) -> Result<By, Failed> {
-        let now = self.shared.now();
-        if let Some(index) = self.shared.ledger.used_up(&claims.spends) {
-            self.shared.table.look(&mut claims.takes, now);
-            return Err(Failed::Spent(index));
+    fn take_locally(&self, claims: &mut Claims) -> Result<Holder, FailedClaim> {
+        let counters = &self.shared.counters;
+        let now = counters.now();
+        if let Some(index) = counters.ledger.used_up(&claims.spends) {
+            counters.table.observe(&mut claims.takes, now);
+            return Err(FailedClaim::Amount(index));
         }
-        let taken = self.shared.table.take(&mut claims.takes, now, self.plan.max_buckets);
-        taken.map(|()| By::Memory).map_err(Failed::Take)
+        let taken = counters.table.take(&mut claims.takes, now, self.plan.max_buckets);
+        taken.map(|()| Holder::Memory).map_err(FailedClaim::Bucket)
     }
 
-    /// A place in the queue.
+    /// Adds a request to the queue.
     ///
     /// # Errors
-    /// If there is none.
-    pub fn enter(&self, wish: &Wish, bucket: u64) -> Result<Place, Full> {
-        let others = wish.claims.slots().filter(|id| *id != bucket);
+    /// If the queue is full.
+    pub fn enqueue(
+        &self,
+        request: &AdmissionRequest,
+        bucket: u64,
+    ) -> Result<QueuePlace, QueueFull> {
+        let others = request.claims.slots().filter(|id| *id != bucket);
         let all = std::iter::once(bucket).chain(others).collect();
-        let whose = Whose { class: wish.class, key: wish.fair };
-        self.shared.queue.enter(whose, all, self.plan.queue.size)
+        let key = QueueKey { class: request.class, key: request.fair_key };
+        self.shared.counters.queue.enter(key, all, self.plan.queue.size)
     }
 
-    /// The same request in its place, by limits that have changed since. `false`: it needs no slot
+    /// Updates the place of a request whose limits a reload has changed. `false`: it needs no slot
     /// any more.
-    pub fn enter_again(&self, wish: &Wish, place: &Place) -> bool {
-        let slots: Vec<u64> = wish.claims.slots().collect();
+    pub fn requeue(&self, request: &AdmissionRequest, place: &QueuePlace) -> bool {
+        let slots: Vec<u64> = request.claims.slots().collect();
         let waits = !slots.is_empty();
-        place.needs(slots);
+        place.set_slots(slots);
         waits
     }
 
-    /// Whether what a request may take, or costs, depends on a model that it must name therefore.
+    /// Whether limits or prices depend on the model, so that a request must name one.
     pub fn needs_model(&self) -> bool {
         let plan = &self.plan;
         !(plan.models.is_empty() && plan.key_models.is_empty() && plan.prices.is_empty())
     }
 
-    /// The refusal of a request that has waited for a slot of this bucket in vain.
-    pub fn no_slot(&self, wish: &Wish, bucket: u64) -> Option<Denial> {
-        let index = wish.claims.takes.iter().position(|claim| claim.id == bucket)?;
-        Some(self.refusal(&wish.claims, Failed::Take(Refusal { index, wait: 0 })))
+    /// The denial of a request that has waited for a slot of this bucket without success.
+    pub fn no_slot(&self, request: &AdmissionRequest, bucket: u64) -> Option<Denial> {
+        let index = request.claims.takes.iter().position(|claim| claim.id == bucket)?;
+        let failed = FailedClaim::Bucket(Shortfall { index, wait: 0 });
+        Some(self.denial(&request.claims, failed))
     }
 
-    /// How the limits of a request stand; `None` if clients are not told.
-    pub fn standings(&self, wish: &Wish) -> Option<Standings> {
-        self.told(&wish.claims)
+    /// The state of a request's limits; `None` if the configuration does not send it to clients.
+    pub fn standings(&self, request: &AdmissionRequest) -> Option<Standings> {
+        self.plan.headers.then(|| request.claims.standings())
     }
 
-    pub(super) fn told(&self, claims: &Claims) -> Option<Standings> {
-        self.plan.headers.then(|| claims.standings())
-    }
-
-    /// What these tokens cost by the price table; `None` if the model has no price.
+    /// The price of these tokens; `None` if the model has none.
     pub fn price(&self, model: &str, counts: TokenCounts) -> Option<f64> {
         price::cost(&self.plan.prices, model, counts)
     }
 
-    /// What a request has cost, and what is taken of its key's balance: the cost too, or the tokens
-    /// where nothing has a price.
+    /// The cost of a request, and what is subtracted from its key's balance: the cost too, or the
+    /// tokens if nothing has a price.
     pub fn cost(&self, model: &str, counts: TokenCounts) -> (f64, f64) {
         let cost = self.price(model, counts);
         let credit = match self.plan.prices.is_empty() {
@@ -322,8 +287,8 @@ impl Limiter {
         (cost.unwrap_or(0.0), credit)
     }
 
-    /// What a request is taken to have come to whose engine has reported nothing: a prompt as it was
-    /// guessed, and an answer of so many pieces of a stream, or if it was none, as it was guessed.
+    /// The assumed usage of a request whose engine has reported none: the estimated prompt, and the
+    /// pieces streamed, or the estimated answer if it was no stream.
     pub fn assume(
         &self,
         model: &str,
@@ -331,15 +296,15 @@ impl Limiter {
         max_tokens: Option<u64>,
         streamed: u64,
     ) -> TokenCounts {
-        let guess = self.shared.estimates.guess(model, bytes, max_tokens);
-        let completion = if streamed > 0 { streamed } else { guess.completion };
-        let total = guess.prompt.saturating_add(completion);
-        TokenCounts { prompt: guess.prompt, completion, total, ..TokenCounts::default() }
+        let estimate = self.shared.counters.estimates.estimate(model, bytes, max_tokens);
+        let completion = if streamed > 0 { streamed } else { estimate.completion };
+        let total = estimate.prompt.saturating_add(completion);
+        TokenCounts { prompt: estimate.prompt, completion, total, ..TokenCounts::default() }
     }
 
-    fn refusal(&self, claims: &Claims, failed: Failed) -> Denial {
+    fn denial(&self, claims: &Claims, failed: FailedClaim) -> Denial {
         let (rule, over) = match failed {
-            Failed::Spent(index) => {
+            FailedClaim::Amount(index) => {
                 let spend = &claims.spends[index];
                 let now = jiff::Timestamp::now().as_second();
                 let retry_after =
@@ -347,7 +312,7 @@ impl Limiter {
                 let over = OverLimit {
                     what: "Budget used up",
                     status: 429,
-                    kind: "insufficient_quota",
+                    kind: RejectionKind::QuotaExceeded,
                     code: "budget_exceeded",
                     rule: "",
                     allows: spend.limit,
@@ -356,7 +321,7 @@ impl Limiter {
                 };
                 (spend.rule(), over)
             }
-            Failed::Take(Refusal { index, wait }) => {
+            FailedClaim::Bucket(Shortfall { index, wait }) => {
                 let claim = &claims.takes[index];
                 let slot = claim.dim == Dim::Concurrent;
                 let seconds = match slot {
@@ -370,7 +335,7 @@ impl Limiter {
                     code: if slot { "concurrency_limit_exceeded" } else { "rate_limit_exceeded" },
                     rule: "",
                     allows: claim.allows(),
-                    estimate: (claim.dim.kind() == Kind::Reserve).then_some(claim.amount),
+                    estimate: (claim.dim.kind() == ClaimKind::Reserve).then_some(claim.amount),
                     retry_after: seconds.ceil().max(1.0) as u64,
                 };
                 (claim.rule(), over)
@@ -378,7 +343,7 @@ impl Limiter {
         };
         let rejection = Rejection::over_limit(&OverLimit { rule: &rule, ..over });
         let quota = match failed {
-            Failed::Spent(index) if claims.spends[index].unit != Unit::Cost => {
+            FailedClaim::Amount(index) if claims.spends[index].unit != Unit::Cost => {
                 Some(claims.spends[index].end)
             }
             _ => None,
@@ -386,46 +351,48 @@ impl Limiter {
         Denial { rejection, quota, rule }
     }
 
-    /// Counts a refusal that was told to a client.
+    /// Counts a denial that was sent to a client.
     pub fn count_refusal(&self, denial: &Denial) {
-        self.shared.metrics.limits.refused.with_label_values(&[denial.rule.as_str()]).inc();
+        let refused = &self.shared.counters.metrics.limits.refused;
+        refused.with_label_values(&[denial.rule.as_str()]).inc();
     }
 
-    /// Shows how long a request has waited, and how that ended.
+    /// Records how long a request has waited in the queue, and the result.
     pub fn waited(&self, since: Instant, result: &str) {
         let seconds = since.elapsed().as_secs_f64();
-        self.shared.metrics.limits.waits.with_label_values(&[result]).observe(seconds);
+        let waits = &self.shared.counters.metrics.limits.waits;
+        waits.with_label_values(&[result]).observe(seconds);
     }
 
-    /// Seconds until one who comes now would have a slot: as those who wait have seen slots become
-    /// free, or as long as requests have lasted of late.
+    /// Seconds until a request that arrives now would have a slot: from the rate at which slots have
+    /// become free, or else from the recent duration of requests.
     fn slot_in(&self, bucket: u64, slots: u64) -> f64 {
-        let duration = f64::from_bits(self.shared.duration.load(Ordering::Relaxed));
-        let seen = self.shared.queue.outlook(bucket);
-        seen.map_or(duration / slots as f64, |d| d.as_secs_f64()).min(LONGEST)
+        let counters = &self.shared.counters;
+        let expected = counters.queue.expected_wait(bucket);
+        let fallback = counters.slot_seconds() / slots as f64;
+        expected.map_or(fallback, |d| d.as_secs_f64()).min(LONGEST)
     }
 
-    /// Where limits are counted, if that is in Redis.
+    /// Set if the limits are counted in Redis.
     pub fn redis(&self) -> Option<&Arc<RedisCounter>> {
         self.redis.as_ref()
     }
 }
 
-fn counter(there: &SharedPlan, stores: &Stores, metrics: &Metrics) -> Arc<RedisCounter> {
+fn counter(plan: &SharedPlan, stores: &Stores, metrics: &Metrics) -> Arc<RedisCounter> {
     let settings = redis::Settings {
-        prefix: there.prefix.clone(),
-        ttl: there.ttl,
-        timeout: there.timeout,
-        lease: there.lease.map(|(share, lifetime)| redis::Lease { share, lifetime }),
+        prefix: plan.prefix.clone(),
+        ttl: plan.ttl,
+        timeout: plan.timeout,
+        lease: plan.lease.map(|(share, lifetime)| redis::Lease { share, lifetime }),
     };
-    RedisCounter::new(stores.redis(&there.server), settings, stores.handle(), metrics)
+    RedisCounter::new(stores.redis(&plan.server), settings, stores.handle(), metrics)
 }
 
-/// OpenAI's word for what was exceeded.
-fn kind(dim: Dim) -> &'static str {
+fn kind(dim: Dim) -> RejectionKind {
     match dim {
-        Dim::RequestsPerSecond | Dim::RequestsPerMinute => "requests",
-        Dim::Tokens | Dim::InputTokens | Dim::OutputTokens => "tokens",
-        Dim::Concurrent => "concurrency",
+        Dim::RequestsPerSecond | Dim::RequestsPerMinute => RejectionKind::RequestLimit,
+        Dim::Tokens | Dim::InputTokens | Dim::OutputTokens => RejectionKind::TokenLimit,
+        Dim::Concurrent => RejectionKind::ConcurrencyLimit,
     }
 }

@@ -1,10 +1,12 @@
-//! How much one may call: requests, tokens, requests at the same time, budgets.
+//! Limits: requests, tokens, concurrent requests, budgets.
 //!
 //! A request's [`claim::Claims`] follow from the rules that match it. All of them are taken at once
 //! or none is, by [`table`] in this process or by [`redis`] for all replicas.
 
+mod admission;
 pub mod bucket;
 pub mod claim;
+mod counters;
 pub mod estimate;
 pub mod ledger;
 pub mod limiter;
@@ -15,6 +17,7 @@ pub mod rules;
 pub mod table;
 pub mod ticket;
 
-pub use limiter::{Denial, Limiter, No, Shared, Wish};
-pub use rules::Ask;
-pub use ticket::{Came, Seen, Ticket};
+pub use admission::{AdmissionRequest, Denial, Rejected};
+pub use limiter::{Limiter, Shared};
+pub use rules::RequestFacts;
+pub use ticket::{Consumption, CountSource, Ticket};

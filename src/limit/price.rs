@@ -1,14 +1,14 @@
-//! What tokens cost.
+//! The price of tokens.
 
 use crate::{
     base::{ModelPattern, TokenCounts},
     config::plan::Price,
 };
 
-/// Prices are for so many tokens.
+/// Prices are per this number of tokens.
 const UNIT: f64 = 1e6;
 
-/// What a request for this model has cost; `None` if the model has no price.
+/// The cost of a request for this model; `None` if the model has no price.
 pub fn cost(prices: &[(ModelPattern, Price)], model: &str, counts: TokenCounts) -> Option<f64> {
     let price = ModelPattern::closest(prices, model)?;
     let cached = counts.cached.unwrap_or(0).min(counts.prompt);

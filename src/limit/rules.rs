@@ -1,4 +1,4 @@
-//! From rules to the claims of one request.
+//! Derives the claims of a request from the rules.
 
 use std::{
     borrow::Cow,
@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::{
     bucket::{Rate, SECOND},
-    claim::{Claim, Claims, Dim, Kind, Spend, Unit},
-    estimate::Guess,
+    claim::{Claim, ClaimKind, Claims, Dim, Spend, Unit},
+    estimate::Estimate,
     table,
 };
 use crate::{
@@ -23,47 +23,48 @@ use crate::{
     config::plan::LimitPlan,
 };
 
-/// A request, as rules see it.
-pub struct Ask<'a> {
-    /// The caller, if it is known.
-    pub who: Option<&'a Principal>,
-    /// Its address.
+/// The facts about a request that rules match on.
+pub struct RequestFacts<'a> {
+    /// The caller, if known.
+    pub principal: Option<&'a Principal>,
+    /// The client's address.
     pub address: Option<IpAddr>,
-    /// The model asked for.
     pub model: Option<&'a str>,
     /// Unix seconds.
     pub now: i64,
-    /// Only requests are counted: nothing will be generated.
+    /// Count only requests: nothing will be generated.
     pub only_requests: bool,
-    /// Callers are refused whose quota or balance is used up. It is counted in any case.
+    /// Reject callers whose quota or balance is used up. It is counted in any case.
     pub enforce_quotas: bool,
 }
 
-/// One limit of a rule.
+/// One limit of a rule that is counted in a bucket.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Gauge {
+struct RateLimit {
     dim: Dim,
     rate: Rate,
 }
 
-/// A rule, ready for use.
+/// A rule, prepared for use.
 #[derive(Clone, Debug, Default)]
 struct Rule {
     limits: Limits,
-    gauges: Vec<Gauge>,
+    rate_limits: Vec<RateLimit>,
     budget: Option<(f64, ResetPeriod)>,
 }
 
 impl Rule {
     fn new(limits: Limits) -> Self {
         let some = |amount: Option<f64>| amount.filter(|n| *n > 0.0);
-        let mut gauges = Vec::new();
+        let mut rate_limits = Vec::new();
         let mut budget = None;
         if limits.enabled != Some(false) {
             if let Some(n) = some(limits.requests_per_second) {
                 let burst = some(limits.burst_size).unwrap_or(2.0 * n);
-                gauges
-                    .push(Gauge { dim: Dim::RequestsPerSecond, rate: Rate::new(n, SECOND, burst) });
+                rate_limits.push(RateLimit {
+                    dim: Dim::RequestsPerSecond,
+                    rate: Rate::new(n, SECOND, burst),
+                });
             }
             for (dim, amount) in [
                 (Dim::RequestsPerMinute, limits.requests_per_minute),
@@ -72,11 +73,11 @@ impl Rule {
                 (Dim::OutputTokens, limits.output_tokens_per_minute),
             ] {
                 if let Some(n) = some(amount) {
-                    gauges.push(Gauge { dim, rate: Rate::new(n, 60 * SECOND, n) });
+                    rate_limits.push(RateLimit { dim, rate: Rate::new(n, 60 * SECOND, n) });
                 }
             }
             if let Some(n) = some(limits.max_concurrent) {
-                gauges.push(Gauge {
+                rate_limits.push(RateLimit {
                     dim: Dim::Concurrent,
                     rate: Rate { interval: 1, capacity: n as u64 },
                 });
@@ -84,11 +85,11 @@ impl Rule {
             let period = limits.budget_period.unwrap_or(ResetPeriod::Monthly);
             budget = some(limits.budget).map(|amount| (amount, period));
         }
-        Self { limits, gauges, budget }
+        Self { limits, rate_limits, budget }
     }
 
     fn is_empty(&self) -> bool {
-        self.gauges.is_empty() && self.budget.is_none()
+        self.rate_limits.is_empty() && self.budget.is_none()
     }
 }
 
@@ -98,14 +99,15 @@ pub struct Rules {
     scopes: Vec<Rule>,
     models: Vec<(ModelPattern, Rule)>,
     key_models: Vec<(ModelPattern, Rule)>,
-    /// Scopes without any rule are passed over, unless a caller has limits of its own.
+    /// Scopes with rules. The others are checked only for callers with limits of their own.
     used: Vec<Scope>,
+    /// Whether claims get names, for a store outside of this process.
     named: bool,
     enabled: bool,
 }
 
 impl Rules {
-    /// Prepares the rules. `named`: claims get names, for a store outside.
+    /// Prepares the rules.
     pub fn new(plan: &LimitPlan) -> Self {
         let models = |list: &[(ModelPattern, Limits)]| -> Vec<_> {
             list.iter().map(|(p, limits)| (p.clone(), Rule::new(limits.clone()))).collect()
@@ -137,42 +139,42 @@ impl Rules {
         special.unwrap_or(&self.scopes[scope.index()])
     }
 
-    /// Whether nobody is limited but by limits of its own.
+    /// Whether only callers with limits of their own are limited.
     pub fn is_empty(&self) -> bool {
         self.used.is_empty()
     }
 
-    /// What a request claims. `hash` makes identities of buckets; `guess` is asked at most once,
+    /// The claims of a request. `hash` makes the ids of buckets; `estimate` is called at most once,
     /// if tokens are limited.
     pub fn claims(
         &self,
-        ask: &Ask<'_>,
+        facts: &RequestFacts<'_>,
         hash: &RandomState,
-        guess: impl FnOnce() -> Guess,
-    ) -> (Claims, Option<Guess>) {
-        let own = ask.who.and_then(|who| who.limits.as_deref()).filter(|_| self.enabled);
+        estimate: impl FnOnce() -> Estimate,
+    ) -> (Claims, Option<Estimate>) {
+        let own = facts.principal.and_then(|p| p.limits.as_deref()).filter(|_| self.enabled);
         let mut claims = Claims::default();
         let scopes: &[Scope] = if own.is_some() { &Scope::ALL } else { &self.used };
-        let model = ask.model.unwrap_or_default();
+        let model = facts.model.unwrap_or_default();
         for scope in scopes.iter().copied() {
             let rule = self.rule(scope, model);
-            let own = own.and_then(|own| own.of(scope, model));
+            let own = own.and_then(|own| own.for_scope(scope, model));
             let merged = own.map(|own| Rule::new(own.or(&rule.limits)));
             let rule = merged.as_ref().unwrap_or(rule);
             if !rule.is_empty()
-                && let Some(whose) = identity(scope, ask)
+                && let Some(identity) = identity_of(scope, facts)
             {
-                // A rate of one's own for what others share is counted by itself: a bucket knows one
-                // rate.
+                // A caller's own rate for a shared scope gets its own bucket, because a bucket has
+                // one rate.
                 let own = merged.is_some() && !matches!(scope, Scope::Key | Scope::KeyModel);
-                self.add(&mut claims, rule, (scope, own), &short(whose), (ask, hash));
+                self.add(&mut claims, rule, (scope, own), &short(identity), (facts, hash));
             }
         }
-        if !ask.only_requests {
-            allowance(&mut claims, ask);
+        if !facts.only_requests {
+            allowance(&mut claims, facts);
         }
-        let guess = reserve(&mut claims, guess);
-        (claims, guess)
+        let estimate = reserve(&mut claims, estimate);
+        (claims, estimate)
     }
 
     fn add(
@@ -180,26 +182,26 @@ impl Rules {
         claims: &mut Claims,
         rule: &Rule,
         (scope, own): (Scope, bool),
-        whose: &str,
-        (ask, hash): (&Ask<'_>, &RandomState),
+        identity: &str,
+        (facts, hash): (&RequestFacts<'_>, &RandomState),
     ) {
         let mut hasher = hash.build_hasher();
         hasher.write_u8(scope as u8);
-        hasher.write(whose.as_bytes());
+        hasher.write(identity.as_bytes());
         let id = hasher.finish();
-        for gauge in &rule.gauges {
-            if ask.only_requests && gauge.dim.kind() != Kind::Take {
+        for rate_limit in &rule.rate_limits {
+            if facts.only_requests && rate_limit.dim.kind() != ClaimKind::Take {
                 continue;
             }
-            // Limits of one rule differ by an odd multiple: a bijection for each of them.
-            let salt = (gauge.dim as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            let Rate { interval, capacity } = gauge.rate;
-            let apart = own && gauge.dim.kind() != Kind::Slot;
+            // The ids of one rule differ by odd multiples: a bijection for each dimension.
+            let salt = (rate_limit.dim as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let Rate { interval, capacity } = rate_limit.rate;
+            let apart = own && rate_limit.dim.kind() != ClaimKind::Slot;
             let name = match (self.named, apart) {
-                (true, false) => format!("{}/{}/{whose}", scope.word(), gauge.dim.word()),
+                (true, false) => format!("{}/{}/{identity}", scope.word(), rate_limit.dim.word()),
                 (true, true) => {
-                    let (scope, dim) = (scope.word(), gauge.dim.word());
-                    format!("{scope}/{dim}@{interval}x{capacity}/{whose}")
+                    let (scope, dim) = (scope.word(), rate_limit.dim.word());
+                    format!("{scope}/{dim}@{interval}x{capacity}/{identity}")
                 }
                 (false, _) => String::new(),
             };
@@ -212,110 +214,111 @@ impl Rules {
                 },
                 name,
                 scope,
-                dim: gauge.dim,
-                rate: gauge.rate,
+                dim: rate_limit.dim,
+                rate: rate_limit.rate,
                 amount: 1,
                 left: 0,
                 reset: 0,
             });
         }
         if let Some((limit, period)) = rule.budget
-            && !ask.only_requests
+            && !facts.only_requests
         {
             let unit = Unit::Cost;
             claims.spends.push(Spend {
-                // What is spent in a month is not what is spent in a day.
-                subject: format!("{}/{}/{}/{whose}", scope.word(), unit.word(), period.word()),
+                // Each period has its own amount.
+                subject: format!("{}/{}/{}/{identity}", scope.word(), unit.word(), period.word()),
                 scope,
                 unit,
                 limit,
-                start: period.start(ask.now, None).unwrap_or(0),
-                end: period.end(ask.now, None),
+                start: period.start(facts.now, None).unwrap_or(0),
+                end: period.end(facts.now, None),
             });
         }
     }
 }
 
-/// More than anybody has.
-const BOUNDLESS: f64 = 1e300;
+/// Larger than any quota: the amount is only counted.
+const UNLIMITED: f64 = 1e300;
 
-/// Quota and balance of a key that nobody else counts.
-fn allowance(claims: &mut Claims, ask: &Ask<'_>) {
-    let Some(who) = ask.who else { return };
-    let Some(allowance) = &who.allowance else { return };
-    let enforced = ask.enforce_quotas && allowance.enforced;
+/// Adds the quota and balance of a key that the gateway itself counts.
+fn allowance(claims: &mut Claims, facts: &RequestFacts<'_>) {
+    let Some(principal) = facts.principal else { return };
+    let Some(allowance) = &principal.allowance else { return };
+    let enforced = facts.enforce_quotas && allowance.enforced;
     let mut add = |unit: Unit, limit: f64, start, end| {
         claims.spends.push(Spend {
-            subject: format!("{}/{}/{}", Scope::Key.word(), unit.word(), who.key_id),
+            subject: format!("{}/{}/{}", Scope::Key.word(), unit.word(), principal.key_id),
             scope: Scope::Key,
             unit,
-            limit: if enforced { limit } else { BOUNDLESS },
+            limit: if enforced { limit } else { UNLIMITED },
             start,
             end,
         });
     };
     if let Some(quota) = &allowance.quota {
         let anchor = quota.last_reset_at;
-        let start = quota.period.start(ask.now, anchor).unwrap_or(0);
-        add(Unit::Quota, quota.left(ask.now), start, quota.renews_at(ask.now));
+        let start = quota.period.start(facts.now, anchor).unwrap_or(0);
+        add(Unit::Quota, quota.left(facts.now), start, quota.renews_at(facts.now));
     }
     if let Some(balance) = allowance.balance {
         add(Unit::Balance, balance, 0, None);
     }
 }
 
-/// Reservations of tokens, as large as the guess.
-fn reserve(claims: &mut Claims, guess: impl FnOnce() -> Guess) -> Option<Guess> {
-    let mut tokens = claims.takes.iter_mut().filter(|c| c.dim.kind() == Kind::Reserve).peekable();
+/// Sets the amounts of token reservations to the estimate.
+fn reserve(claims: &mut Claims, estimate: impl FnOnce() -> Estimate) -> Option<Estimate> {
+    let mut tokens =
+        claims.takes.iter_mut().filter(|c| c.dim.kind() == ClaimKind::Reserve).peekable();
     tokens.peek()?;
-    let guess = guess();
+    let estimate = estimate();
     for claim in tokens {
-        claim.amount = guess.used().of(claim.dim);
+        claim.amount = estimate.charge().units(claim.dim);
     }
-    // Embeddings have no answer in tokens: a limit of those does not concern them.
+    // Embeddings have no answer tokens: a limit on those does not apply to them.
     claims.takes.retain(|claim| claim.amount > 0);
-    Some(guess)
+    Some(estimate)
 }
 
-/// Whom a rule counts this request with; `None` if the rule does not concern it.
-fn identity<'a>(scope: Scope, ask: &Ask<'a>) -> Option<Cow<'a, str>> {
-    let key = ask.who.map(|who| who.key_id.as_str()).filter(|id| !id.is_empty());
-    // Who shows no key is told apart by its address.
-    let key = || key.map_or_else(|| address(ask.address).into(), Cow::from);
-    let model = ask.model.unwrap_or_default();
+/// The identity by which a rule counts this request; `None` if the rule does not apply to it.
+fn identity_of<'a>(scope: Scope, facts: &RequestFacts<'a>) -> Option<Cow<'a, str>> {
+    let key = facts.principal.map(|p| p.key_id.as_str()).filter(|id| !id.is_empty());
+    // A caller without a key is identified by its address.
+    let key = || key.map_or_else(|| address(facts.address).into(), Cow::from);
+    let model = facts.model.unwrap_or_default();
     match scope {
         Scope::Global => Some("all".into()),
         Scope::Key => Some(key()),
-        Scope::Ip => Some(address(ask.address).into()),
+        Scope::Ip => Some(address(facts.address).into()),
         Scope::User => {
-            let user = ask.who.map(|who| who.user_id.as_str()).filter(|id| !id.is_empty());
-            // A key of nobody is a user of its own, which no user can be called like.
+            let user = facts.principal.map(|p| p.user_id.as_str()).filter(|id| !id.is_empty());
+            // A key without a user counts as a user of its own; the prefix avoids clashes with user ids.
             Some(user.map_or_else(|| format!("key:{}", key()).into(), Cow::from))
         }
         Scope::Team => {
-            ask.who.map(|who| who.team.as_str()).filter(|t| !t.is_empty()).map(Cow::from)
+            facts.principal.map(|p| p.team.as_str()).filter(|t| !t.is_empty()).map(Cow::from)
         }
-        // A list of models is for no model.
-        Scope::Model | Scope::KeyModel if ask.only_requests => None,
+        // A request for the list of models is for no model.
+        Scope::Model | Scope::KeyModel if facts.only_requests => None,
         Scope::Model => Some(model.into()),
         Scope::KeyModel => Some(format!("{}/{model}", key()).into()),
     }
 }
 
-/// Bytes of an identity that names hold.
-const LONGEST: usize = 200;
+/// The longest identity that is used in a name, in bytes.
+const MAX_IDENTITY: usize = 200;
 
-/// The identity itself, or in place of a long one its digest: clients choose the names of models.
-fn short(whose: Cow<'_, str>) -> Cow<'_, str> {
-    if whose.len() <= LONGEST {
-        return whose;
+/// The identity, or its digest if it is long: clients choose the names of models.
+fn short(identity: Cow<'_, str>) -> Cow<'_, str> {
+    if identity.len() <= MAX_IDENTITY {
+        return identity;
     }
     let digest: String =
-        Sha256::digest(whose.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        Sha256::digest(identity.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digest}").into()
 }
 
-/// An address, or of IPv6 the /64 network, which is what one customer gets at least.
+/// An IPv4 address or an IPv6 /64 network, which is the least that one customer gets.
 fn address(address: Option<IpAddr>) -> String {
     match address.map(|ip| ip.to_canonical()) {
         None => "unknown".to_owned(),
@@ -327,9 +330,9 @@ fn address(address: Option<IpAddr>) -> String {
     }
 }
 
-/// Who waits in turn with others: the key, or the address of who has none.
-pub fn fair_key(ask: &Ask<'_>, hash: &RandomState) -> u64 {
-    hash.hash_one(identity(Scope::Key, ask).unwrap_or_default())
+/// Identifies the caller for fairness in the queue: its key, or its address if it has none.
+pub fn fair_key(facts: &RequestFacts<'_>, hash: &RandomState) -> u64 {
+    hash.hash_one(identity_of(Scope::Key, facts).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -339,9 +342,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{base::limits::OwnLimits, limit::estimate::Guess};
+    use crate::{base::limits::OwnLimits, limit::estimate::Estimate};
 
-    const GUESS: Guess = Guess { prompt: 10, completion: 20 };
+    const ESTIMATE: Estimate = Estimate { prompt: 10, completion: 20 };
 
     fn plan(rules: &[(Scope, serde_json::Value)]) -> LimitPlan {
         let text = "backends: [{url: \"http://x\"}]";
@@ -353,13 +356,20 @@ mod tests {
         plan
     }
 
-    fn ask<'a>(who: Option<&'a Principal>, address: &str, model: &'a str) -> Ask<'a> {
+    fn facts<'a>(who: Option<&'a Principal>, address: &str, model: &'a str) -> RequestFacts<'a> {
         let address = address.parse().ok();
-        Ask { who, address, model: Some(model), now: 0, only_requests: false, enforce_quotas: true }
+        RequestFacts {
+            principal: who,
+            address,
+            model: Some(model),
+            now: 0,
+            only_requests: false,
+            enforce_quotas: true,
+        }
     }
 
-    fn takes(rules: &Rules, ask: &Ask<'_>, hash: &RandomState) -> Vec<Claim> {
-        rules.claims(ask, hash, || GUESS).0.takes
+    fn takes(rules: &Rules, facts: &RequestFacts<'_>, hash: &RandomState) -> Vec<Claim> {
+        rules.claims(facts, hash, || ESTIMATE).0.takes
     }
 
     fn principal(key: &str, limits: Option<serde_json::Value>) -> Principal {
@@ -373,7 +383,7 @@ mod tests {
         let rules = Rules::new(&plan(&Scope::ALL.map(|scope| (scope, all.clone()))));
         let hash = RandomState::new();
         let ids = |who: &Principal, ip: &str, model: &str| {
-            let claims = takes(&rules, &ask(Some(who), ip, model), &hash);
+            let claims = takes(&rules, &facts(Some(who), ip, model), &hash);
             claims.iter().map(|c| (c.scope, c.id)).collect::<Vec<_>>()
         };
         let who = |key: &str, user: &str, team: &str| Principal {
@@ -419,7 +429,7 @@ mod tests {
         let rules = Rules::new(&plan);
         let hash = RandomState::new();
         let name =
-            |model: &str| takes(&rules, &ask(None, "10.0.0.1", model), &hash)[0].name.clone();
+            |model: &str| takes(&rules, &facts(None, "10.0.0.1", model), &hash)[0].name.clone();
         assert_eq!(name("qwen"), "per_model/requests_per_minute/qwen");
         let long = "a".repeat(1 << 20);
         assert!(name(&long).len() < 120);
@@ -432,7 +442,7 @@ mod tests {
         let rules = Rules::new(&plan(&[(Scope::Key, all.clone()), (Scope::Ip, all)]));
         let hash = RandomState::new();
         let ids = |ip: &str| {
-            let claims = takes(&rules, &ask(None, ip, "m"), &hash);
+            let claims = takes(&rules, &facts(None, ip, "m"), &hash);
             claims.iter().map(|c| c.id).collect::<Vec<_>>()
         };
         assert_eq!(ids("2001:db8:1:2::7"), ids("2001:db8:1:2:ffff::1"));
@@ -448,7 +458,7 @@ mod tests {
         let hash = RandomState::new();
         let of = |limits: serde_json::Value| {
             let who = principal("k", Some(limits));
-            let claims = takes(&rules, &ask(Some(&who), "10.0.0.1", "m"), &hash);
+            let claims = takes(&rules, &facts(Some(&who), "10.0.0.1", "m"), &hash);
             claims.iter().map(|c| (c.scope, c.dim, c.rate.capacity)).collect::<Vec<_>>()
         };
         assert_eq!(
@@ -468,8 +478,8 @@ mod tests {
             "output_tokens_per_minute": 100, "requests_per_second": 0.5, "max_concurrent": 1});
         let rules = Rules::new(&plan(&[(Scope::Global, rule)]));
         let hash = RandomState::new();
-        let mut ask = ask(None, "10.0.0.1", "m");
-        let (claims, guess) = rules.claims(&ask, &hash, || GUESS);
+        let mut facts = facts(None, "10.0.0.1", "m");
+        let (claims, estimate) = rules.claims(&facts, &hash, || ESTIMATE);
         let amounts: Vec<_> = claims.takes.iter().map(|c| (c.dim, c.amount)).collect();
         assert_eq!(
             amounts,
@@ -481,10 +491,10 @@ mod tests {
                 (Dim::Concurrent, 1)
             ]
         );
-        assert_eq!(guess, Some(GUESS));
-        ask.only_requests = true;
-        let (claims, guess) = rules.claims(&ask, &hash, || unreachable!());
-        assert_eq!((claims.takes.len(), guess), (1, None));
+        assert_eq!(estimate, Some(ESTIMATE));
+        facts.only_requests = true;
+        let (claims, estimate) = rules.claims(&facts, &hash, || unreachable!());
+        assert_eq!((claims.takes.len(), estimate), (1, None));
         assert_eq!(claims.takes[0].rate.capacity, 1);
     }
 }

@@ -1,8 +1,8 @@
 //! The buckets of this process.
 //!
-//! A request's claims are decided together: all of them are looked at, then all are taken, under
-//! the locks of the shards that they are in. So a refusal has taken nothing. Nobody waits under a
-//! lock.
+//! A request's claims are decided together: under the locks of their shards all claims are checked
+//! first and then taken. So a rejected request consumes nothing. No thread waits for anything else
+//! while it holds a lock.
 
 use std::{
     collections::HashMap,
@@ -12,20 +12,20 @@ use std::{
 
 use super::{
     bucket::{Bucket, Ticks},
-    claim::{Claim, Kind, Refusal},
+    claim::{Claim, ClaimKind, Shortfall},
 };
 use crate::base::lock;
 
 const SHARDS: usize = 64;
 
-/// Buckets that are compared when one must go.
+/// Number of buckets that are compared when one must be removed.
 const CANDIDATES: usize = 16;
 
-/// The keys are hashes already.
+/// The keys are already hashes.
 #[derive(Default)]
-struct Same(u64);
+struct IdentityHasher(u64);
 
-impl Hasher for Same {
+impl Hasher for IdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -37,9 +37,9 @@ impl Hasher for Same {
     }
 }
 
-type Shard = HashMap<u64, Bucket, BuildHasherDefault<Same>>;
+type Shard = HashMap<u64, Bucket, BuildHasherDefault<IdentityHasher>>;
 
-/// All buckets. One that is not there is full.
+/// All buckets. A bucket that is not in the table is full.
 pub struct Table {
     shards: Vec<Mutex<Shard>>,
 }
@@ -50,12 +50,12 @@ impl Default for Table {
     }
 }
 
-/// Marks the identity of a bucket that many callers share.
+/// Marks the id of a bucket that many callers share.
 pub fn shared(id: u64) -> u64 {
     id | 1
 }
 
-/// Marks the identity of a bucket of a single caller.
+/// Marks the id of a bucket of a single caller.
 pub fn single(id: u64) -> u64 {
     id & !1
 }
@@ -64,12 +64,12 @@ fn is_shared(id: u64) -> bool {
     id & 1 == 1
 }
 
-/// The shard of a bucket: by other bits than those by which the maps sort.
+/// The shard of a bucket: selected by other bits than the ones that the maps use.
 fn shard_of(id: u64) -> usize {
     (id >> 32) as usize % SHARDS
 }
 
-/// The shards of some claims, locked; always in the same order, so that nobody waits for ever.
+/// The locked shards of some claims; always locked in the same order, to avoid deadlocks.
 struct Locked<'a> {
     shards: Vec<(usize, MutexGuard<'a, Shard>)>,
 }
@@ -77,8 +77,8 @@ struct Locked<'a> {
 impl Locked<'_> {
     fn shard(&mut self, id: u64) -> &mut Shard {
         let wanted = shard_of(id);
-        let place = self.shards.iter().position(|(n, _)| *n == wanted).unwrap_or_default();
-        &mut self.shards[place].1
+        let at = self.shards.iter().position(|(n, _)| *n == wanted).unwrap_or_default();
+        &mut self.shards[at].1
     }
 
     fn bucket(&mut self, id: u64) -> Bucket {
@@ -94,68 +94,73 @@ impl Table {
         Locked { shards: numbers.into_iter().map(|n| (n, lock(&self.shards[n]))).collect() }
     }
 
-    /// Takes all claims, or none. `most` is how many buckets there may be.
+    /// Takes all claims or none. `max_buckets` is the largest number of buckets.
     ///
     /// # Errors
-    /// The claim that fails: of several the one that takes longest, a slot after all others.
-    pub fn take(&self, claims: &mut [Claim], now: Ticks, most: usize) -> Result<(), Refusal> {
+    /// The claim that fails: of several the one with the longest wait, a slot after all others.
+    pub fn take(
+        &self,
+        claims: &mut [Claim],
+        now: Ticks,
+        max_buckets: usize,
+    ) -> Result<(), Shortfall> {
         let mut locked = self.lock(claims);
-        let mut refusal: Option<(bool, Refusal)> = None;
+        let mut shortfall: Option<(bool, Shortfall)> = None;
         for (index, claim) in claims.iter_mut().enumerate() {
             let bucket = locked.bucket(claim.id);
-            let slot = claim.dim.kind() == Kind::Slot;
+            let slot = claim.dim.kind() == ClaimKind::Slot;
             let wait = match claim.dim.kind() {
-                Kind::Slot => {
+                ClaimKind::Slot => {
                     let free = bucket.held().saturating_add(claim.amount) <= claim.rate.capacity;
                     if free { 0 } else { 1 }
                 }
-                Kind::Take | Kind::Reserve => bucket.wait(claim.rate, claim.amount, now),
+                ClaimKind::Take | ClaimKind::Reserve => bucket.wait(claim.rate, claim.amount, now),
             };
-            claim.look(&bucket, now);
-            let longer = |(known, told): &(bool, Refusal)| match (slot, known) {
+            claim.observe(&bucket, now);
+            let longer = |(known_slot, known): &(bool, Shortfall)| match (slot, known_slot) {
                 (true, false) => false,
                 (false, true) => true,
-                _ => wait > told.wait,
+                _ => wait > known.wait,
             };
-            if wait > 0 && refusal.as_ref().is_none_or(longer) {
-                refusal = Some((slot, Refusal { index, wait: if slot { 0 } else { wait } }));
+            if wait > 0 && shortfall.as_ref().is_none_or(longer) {
+                shortfall = Some((slot, Shortfall { index, wait: if slot { 0 } else { wait } }));
             }
         }
-        if let Some((_, refusal)) = refusal {
-            return Err(refusal);
+        if let Some((_, shortfall)) = shortfall {
+            return Err(shortfall);
         }
         for claim in claims {
             let shard = locked.shard(claim.id);
-            if shard.len() >= most / SHARDS && !shard.contains_key(&claim.id) {
+            if shard.len() >= max_buckets / SHARDS && !shard.contains_key(&claim.id) {
                 make_room(shard);
             }
             let bucket = shard.entry(claim.id).or_default();
             match claim.dim.kind() {
-                Kind::Take => bucket.take(claim.rate, claim.amount, now),
-                Kind::Reserve | Kind::Slot => bucket.hold(claim.amount),
+                ClaimKind::Take => bucket.take(claim.rate, claim.amount, now),
+                ClaimKind::Reserve | ClaimKind::Slot => bucket.hold(claim.amount),
             }
-            claim.look(bucket, now);
+            claim.observe(bucket, now);
         }
         Ok(())
     }
 
-    /// Notes how the claims stand, and takes nothing.
-    pub fn look(&self, claims: &mut [Claim], now: Ticks) {
+    /// Records in the claims what is left, and takes nothing.
+    pub fn observe(&self, claims: &mut [Claim], now: Ticks) {
         let mut locked = self.lock(claims);
         for claim in claims {
             let bucket = locked.bucket(claim.id);
-            claim.look(&bucket, now);
+            claim.observe(&bucket, now);
         }
     }
 
-    /// Ends what was held, and takes what `used` says of each reservation.
+    /// Releases what is held, and takes `used` units in place of each reservation.
     pub fn settle(&self, claims: &[Claim], used: impl Fn(&Claim) -> u64, now: Ticks) {
         let mut locked = self.lock(claims);
-        for claim in claims.iter().filter(|c| c.dim.kind() != Kind::Take) {
+        for claim in claims.iter().filter(|c| c.dim.kind() != ClaimKind::Take) {
             let shard = locked.shard(claim.id);
             let bucket = shard.entry(claim.id).or_default();
             bucket.release(claim.amount);
-            if claim.dim.kind() == Kind::Reserve {
+            if claim.dim.kind() == ClaimKind::Reserve {
                 bucket.take(claim.rate, used(claim), now);
             }
             if bucket.idle(now) {
@@ -164,7 +169,7 @@ impl Table {
         }
     }
 
-    /// Forgets buckets that are full: a new one is the same.
+    /// Removes buckets that are full: a new one is the same.
     pub fn sweep(&self, now: Ticks) {
         for shard in &self.shards {
             let mut shard = lock(shard);
@@ -176,14 +181,14 @@ impl Table {
         }
     }
 
-    /// How many buckets there are.
+    /// Number of buckets.
     pub fn buckets(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 }
 
-/// Drops, of a few buckets of single callers in which nothing is held, the one that is closest to
-/// being full: whose owner gains least by it. Buckets that many share are few, and stay.
+/// Removes one of a few buckets of single callers in which nothing is held: the fullest one, whose
+/// owner gains least by it. Buckets that many callers share are few, and stay.
 fn make_room(shard: &mut Shard) {
     let mut free = shard.iter().filter(|(id, bucket)| bucket.held() == 0 && !is_shared(**id));
     let free = free.by_ref().take(CANDIDATES);
@@ -194,11 +199,11 @@ fn make_room(shard: &mut Shard) {
 }
 
 impl Claim {
-    /// Notes what is left.
-    fn look(&mut self, bucket: &Bucket, now: Ticks) {
+    /// Records what is left.
+    fn observe(&mut self, bucket: &Bucket, now: Ticks) {
         (self.left, self.reset) = match self.dim.kind() {
-            Kind::Slot => (self.rate.capacity.saturating_sub(bucket.held()), 0),
-            Kind::Take | Kind::Reserve => (
+            ClaimKind::Slot => (self.rate.capacity.saturating_sub(bucket.held()), 0),
+            ClaimKind::Take | ClaimKind::Reserve => (
                 bucket.left(self.rate, now),
                 bucket.missing(now).saturating_add(self.rate.span(bucket.held())),
             ),
@@ -238,7 +243,7 @@ mod tests {
             claim(2, Dim::Concurrent, 1, 1),
         ];
         for _ in 0..20 {
-            assert_eq!(table.take(&mut second, 0, MOST), Err(Refusal { index: 2, wait: 0 }));
+            assert_eq!(table.take(&mut second, 0, MOST), Err(Shortfall { index: 2, wait: 0 }));
         }
         assert_eq!((second[0].left, second[1].left), (4, 100));
         table.settle(&first, |_| 0, 0);
@@ -258,7 +263,7 @@ mod tests {
         };
         table.take(&mut all(1), 0, MOST).unwrap();
         let refusal = table.take(&mut all(1), 0, MOST).unwrap_err();
-        assert_eq!(refusal, Refusal { index: 2, wait: 3 * SECOND });
+        assert_eq!(refusal, Shortfall { index: 2, wait: 3 * SECOND });
     }
 
     #[test]

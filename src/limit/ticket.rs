@@ -1,154 +1,153 @@
-//! What a request holds that was let in, and how that ends.
+//! What an admitted request holds of its limits, and how that is settled.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use super::{
-    claim::{Claims, Kind, Used},
-    estimate::{self, Guess},
-    limiter::{Limiter, Wish},
-    redis::Held,
+    admission::AdmissionRequest,
+    claim::{Charge, ClaimKind, Claims},
+    counters::Counters,
+    estimate::{self, Estimate},
+    redis::{RedisCounter, Reservation},
 };
 use crate::base::{TokenCounts, limits::Standings};
 
-/// How much a request weighs in the average duration against those before it.
-const WEIGHT: f64 = 0.1;
-
-/// Who has taken what a request claims.
-pub enum By {
-    /// This process.
+/// Where the claims of a request are held.
+pub enum Holder {
+    /// In this process.
     Memory,
-    /// Redis.
-    Redis(Held),
-    /// Nobody: Redis is away, and requests pass all the same.
-    Nobody,
+    Redis(Reservation),
+    /// Nowhere: Redis cannot be reached, and the configuration admits requests in that case.
+    Unchecked,
 }
 
-/// What a request came to, for its limits.
+/// What a request consumed of its limits.
 #[derive(Clone, Copy, Debug)]
-pub enum Came {
-    /// Nothing was generated, as far as anybody knows.
+pub enum Consumption {
+    /// As far as is known nothing was generated.
     Nothing,
-    /// So many tokens.
     Tokens {
-        /// The tokens.
         counts: TokenCounts,
-        /// What they cost.
         cost: f64,
-        /// What is taken of a balance.
+        /// Subtracted from a balance.
         credit: f64,
-        /// Where the number comes from.
-        seen: Seen,
+        source: CountSource,
     },
 }
 
-/// Where a number of tokens comes from.
+/// Where token counts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// The engine told it, of a whole answer.
-    Whole,
-    /// The engine told it, of an answer that was broken off.
-    Part,
-    /// Nobody told it.
-    Guessed,
+pub enum CountSource {
+    /// The engine reported them, for a complete answer.
+    Complete,
+    /// The engine reported them, for an answer that broke off.
+    Partial,
+    /// The gateway estimated them.
+    Estimated,
 }
 
-/// What a request that was let in holds. It is given back once: when the request is settled, or
-/// when it is dropped without that.
+/// What a ticket needs of its limiter.
+pub struct TicketSource {
+    pub counters: Arc<Counters>,
+    pub redis: Option<Arc<RedisCounter>>,
+    /// Whether clients get headers about their limits.
+    pub headers: bool,
+}
+
+/// What an admitted request holds. It is given back once: when the request is settled, or when the
+/// ticket is dropped before that.
 pub struct Ticket {
-    limiter: Arc<Limiter>,
+    source: TicketSource,
     claims: Claims,
-    guess: Option<Guess>,
+    estimate: Option<Estimate>,
     bytes: usize,
     max_tokens: Option<u64>,
     since: Instant,
-    /// Who holds it; nobody any more, once it is settled.
-    by: Option<By>,
+    /// `None` once it is settled.
+    holder: Option<Holder>,
 }
 
 impl Ticket {
-    /// What `by` holds for a request.
-    pub fn new(limiter: &Arc<Limiter>, wish: &mut Wish, by: By) -> Self {
+    /// Takes over the claims of the request.
+    pub fn new(source: TicketSource, request: &mut AdmissionRequest, holder: Holder) -> Self {
         Self {
-            limiter: Arc::clone(limiter),
-            claims: std::mem::take(&mut wish.claims),
-            guess: wish.guess,
-            bytes: wish.bytes,
-            max_tokens: wish.max_tokens,
+            source,
+            claims: std::mem::take(&mut request.claims),
+            estimate: request.estimate,
+            bytes: request.bytes,
+            max_tokens: request.max_tokens,
             since: Instant::now(),
-            by: Some(by),
+            holder: Some(holder),
         }
     }
 
-    /// How the limits of the request stand; `None` if clients are not told, or nobody has looked.
+    /// The state of the request's limits; `None` if the configuration does not send it to clients or
+    /// the limits were not checked.
     pub fn standings(&self) -> Option<Standings> {
-        let looked = !matches!(self.by, Some(By::Nobody));
-        self.limiter.told(&self.claims).filter(|_| looked)
+        let checked = !matches!(self.holder, Some(Holder::Unchecked));
+        (self.source.headers && checked).then(|| self.claims.standings())
     }
 
-    /// Ends what was held, and counts what the request came to.
-    pub fn settle(mut self, model: &str, came: Came) {
-        let used = match came {
-            Came::Nothing => Used::default(),
-            Came::Tokens { counts, cost, credit, seen } => {
-                let whole = seen == Seen::Whole;
-                if let Some(guess) = self.guess.filter(|_| seen != Seen::Guessed) {
-                    estimate::observe(&self.limiter.shared.metrics, guess, counts, whole);
-                    let estimates = &self.limiter.shared.estimates;
-                    estimates.learn(model, self.bytes, counts, whole, self.max_tokens);
+    /// Ends what is held, and counts what the request consumed.
+    pub fn settle(mut self, model: &str, consumption: Consumption) {
+        let charge = match consumption {
+            Consumption::Nothing => Charge::default(),
+            Consumption::Tokens { counts, cost, credit, source } => {
+                let complete = source == CountSource::Complete;
+                let reported = source != CountSource::Estimated;
+                if let Some(estimate) = self.estimate.filter(|_| reported) {
+                    let counters = &self.source.counters;
+                    estimate::observe(&counters.metrics, estimate, counts, complete);
+                    let estimates = &counters.estimates;
+                    estimates.learn(model, self.bytes, counts, complete, self.max_tokens);
                 }
-                Used { input: counts.prompt, output: counts.completion, cost, credit }
+                Charge { input: counts.prompt, output: counts.completion, cost, credit }
             }
         };
-        self.close(&used);
+        self.close(&charge);
     }
 
-    fn close(&mut self, used: &Used) {
-        let Some(by) = self.by.take() else {
+    fn close(&mut self, charge: &Charge) {
+        let Some(holder) = self.holder.take() else {
             return;
         };
-        let shared = &self.limiter.shared;
+        let counters = &self.source.counters;
         let takes = &self.claims.takes;
         let slots: Vec<u64> = self.claims.slots().collect();
         if !slots.is_empty() {
-            let known = f64::from_bits(shared.duration.load(Ordering::Relaxed));
-            let new = known + WEIGHT * (self.since.elapsed().as_secs_f64() - known);
-            shared.duration.store(new.to_bits(), Ordering::Relaxed);
+            counters.observe_slot(self.since);
         }
-        match by {
-            By::Memory => {
-                if takes.iter().any(|c| c.dim.kind() != Kind::Take) {
-                    shared.table.settle(takes, |claim| used.of(claim.dim), shared.now());
+        match holder {
+            Holder::Memory => {
+                if takes.iter().any(|c| c.dim.kind() != ClaimKind::Take) {
+                    counters.table.settle(takes, |claim| charge.units(claim.dim), counters.now());
                 }
-                shared.ledger.add(&self.claims.spends, used);
-                self.tell_redis(used);
-                shared.queue.released(slots.into_iter());
+                counters.ledger.add(&self.claims.spends, charge);
+                self.spend_in_redis(charge);
+                counters.queue.released(slots.into_iter());
             }
-            By::Redis(held) if slots.is_empty() => held.settle(used),
-            By::Redis(held) => {
-                let queue = Arc::clone(&shared.queue);
-                // Who waits is woken when Redis has heard of it.
-                held.then(move || queue.released(slots.into_iter())).settle(used);
+            Holder::Redis(reservation) if slots.is_empty() => reservation.settle(charge),
+            Holder::Redis(reservation) => {
+                let queue = Arc::clone(&counters.queue);
+                // Waiters are woken only when Redis has freed the slot.
+                reservation.then(move || queue.released(slots.into_iter())).settle(charge);
             }
-            By::Nobody => {
-                self.tell_redis(used);
-                shared.queue.released(slots.into_iter());
+            Holder::Unchecked => {
+                self.spend_in_redis(charge);
+                counters.queue.released(slots.into_iter());
             }
         }
     }
 
-    /// What was spent while Redis was away is spent there too.
-    fn tell_redis(&self, used: &Used) {
-        if let Some(redis) = self.limiter.redis() {
-            redis.spend(&self.claims.spends, used);
+    /// Amounts spent during an outage of Redis are counted there too.
+    fn spend_in_redis(&self, charge: &Charge) {
+        if let Some(redis) = &self.source.redis {
+            redis.spend(&self.claims.spends, charge);
         }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.close(&Used::default());
+        self.close(&Charge::default());
     }
 }

@@ -1,4 +1,4 @@
-//! Values across the border: JSON on one side, Lua on the other.
+//! Converts values between JSON and Lua.
 
 use std::{
     cell::{Cell, RefCell},
@@ -12,20 +12,20 @@ use serde::{
 };
 use serde_json::{Map, Number};
 
-/// How deep a value may be nested.
+/// Largest nesting of a value.
 const DEEPEST: usize = 64;
 
-/// The metatable of lists, which are JSON lists also when they are empty. To a script they are tables
-/// without one: what it holds is no metamethod, and nothing that a script could put there.
+/// The metatable of lists, which makes an empty table a JSON list. Scripts cannot see it: it has no
+/// metamethods, and its key cannot be set by a script.
 struct ListMark(Table);
 
-/// What the mark holds, and no other metatable.
+/// The key in the mark; no other metatable has it.
 const MARK: i64 = 1;
 
-/// Makes ready what values of this interpreter are marked with.
+/// Creates the mark for lists of this interpreter.
 ///
 /// # Errors
-/// If it has no memory.
+/// If it is out of memory.
 pub fn prepare(lua: &Lua) -> mlua::Result<()> {
     let mark = lua.create_table()?;
     mark.raw_set(MARK, true)?;
@@ -53,11 +53,12 @@ fn is_list(table: &Table) -> bool {
         .is_some_and(|mark| mark.raw_get::<Value>(MARK).is_ok_and(|v| v == Value::Boolean(true)))
 }
 
-/// A Lua value for a JSON value. A whole number that Lua has no integer for is the text of it: as a
-/// floating-point number it would be another one. `null` in an object is an absent field, in a list `json.null`.
+/// A Lua value for a JSON value. An integer that is too large for Lua becomes text, because it would
+/// be inexact as a floating-point number. `null` in an object is an absent field, in a list
+/// `json.null`.
 ///
 /// # Errors
-/// If the interpreter has no memory for it.
+/// If the interpreter is out of memory.
 pub fn to_lua(lua: &Lua, value: &serde_json::Value) -> mlua::Result<Value> {
     Ok(match value {
         serde_json::Value::Null => Value::NULL,
@@ -96,11 +97,11 @@ fn number(lua: &Lua, n: &Number) -> mlua::Result<Value> {
     })
 }
 
-/// Reads a JSON text straight into Lua values, so that the memory limit holds for it. `look` is asked
-/// now and then whether it may go on.
+/// Parses a JSON text directly into Lua values, so that the memory limit applies. `look` is called
+/// regularly, and its errors end the parsing.
 ///
 /// # Errors
-/// What is wrong with the text, or what `look` or the interpreter said.
+/// The problem of the text, or the error of `look` or the interpreter.
 pub fn decode(lua: &Lua, text: &[u8], look: &dyn Fn() -> mlua::Result<()>) -> mlua::Result<Value> {
     let into = Into { lua, look, seen: &Cell::new(0), failed: &RefCell::new(None) };
     let mut reader = serde_json::Deserializer::from_slice(text);
@@ -115,14 +116,14 @@ pub fn decode(lua: &Lua, text: &[u8], look: &dyn Fn() -> mlua::Result<()>) -> ml
 struct Into<'l> {
     lua: &'l Lua,
     look: &'l dyn Fn() -> mlua::Result<()>,
-    /// Values read so far.
+    /// Number of values read.
     seen: &'l Cell<u32>,
-    /// What went wrong in the interpreter.
+    /// An error of the interpreter.
     failed: &'l RefCell<Option<mlua::Error>>,
 }
 
 impl Into<'_> {
-    /// Keeps an error of the interpreter, which serde would turn into text.
+    /// Stores an error of the interpreter, which serde would convert to text.
     fn kept<T, E: Error>(&self, result: mlua::Result<T>) -> Result<T, E> {
         result.map_err(|e| {
             *self.failed.borrow_mut() = Some(e);
@@ -198,10 +199,10 @@ impl<'de> Visitor<'de> for Into<'_> {
     }
 }
 
-/// A JSON text of at most `largest` bytes. `over` says whether there is still time.
+/// A JSON text of at most `largest` bytes. `over` returns whether the time is over.
 ///
 /// # Errors
-/// Why the value has no such text.
+/// Why the value cannot be converted.
 pub fn encode(value: &Value, largest: usize, over: &dyn Fn() -> bool) -> Result<String, String> {
     let value = Reader { left: largest, over, steps: 0 }.value(value, 0)?;
     Ok(value.to_string())
@@ -210,13 +211,13 @@ pub fn encode(value: &Value, largest: usize, over: &dyn Fn() -> bool) -> Result<
 /// A JSON value of at most about `largest` bytes.
 ///
 /// # Errors
-/// Why the value cannot be told in JSON.
+/// Why the value cannot be converted.
 pub fn from_lua(value: &Value, largest: usize) -> Result<serde_json::Value, String> {
     Reader { left: largest, over: &|| false, steps: 0 }.value(value, 0)
 }
 
-/// Reads Lua values. One table may stand in many places, so that a small value can have a text
-/// without end: what has been read is counted.
+/// Converts Lua values. A table may occur in many places, so that a small value can have a huge text:
+/// the converted bytes are counted.
 struct Reader<'a> {
     left: usize,
     over: &'a dyn Fn() -> bool,
@@ -241,14 +242,14 @@ impl Reader<'_> {
         if depth > DEEPEST {
             return Err(format!("the value is nested deeper than {DEEPEST}"));
         }
-        // Larger than the text, because that is what the value takes in memory.
+        // The size in memory, which is larger than the text.
         self.take(64)?;
         Ok(match value {
             Value::Nil => serde_json::Value::Null,
             value if value.is_null() => serde_json::Value::Null,
             Value::Boolean(b) => (*b).into(),
             Value::Integer(n) => (*n).into(),
-            // As a script sees it: 5.0 and 5 are the same number.
+            // As in scripts, 5.0 and 5 are the same number.
             Value::Number(n) if n.fract() == 0.0 && n.abs() < 9e15 => (*n as i64).into(),
             Value::Number(n) => Number::from_f64(*n).ok_or("a number is not finite")?.into(),
             Value::String(text) => {
@@ -287,7 +288,7 @@ impl Reader<'_> {
                 }
             })
             .map_err(text)?;
-        // In one order, whatever the order of the table.
+        // Sorted, because the order of a table is arbitrary.
         fields.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(match length {
             0 if fields.is_empty() && is_list(table) => items.into(),

@@ -1,21 +1,28 @@
-//! Lua 5.4 for operators: scripts compiled once, run in a sandbox with limits of time and memory.
+//! Lua 5.4 for operators: scripts are compiled once, and run in a sandbox with limits on time and
+//! memory.
 //!
-//! What a script finds around it is built by `prelude.lua`; what a script means (which globals it
-//! is given, what its answer says) is the business of the policies that run it, by a [`Job`].
+//! `prelude.lua` builds the environment of a script. The policy that runs a script defines its globals
+//! and the meaning of its answer with a [`Job`].
 //!
-//! The sandbox, in short: no `io`, `package`, `require`, `load`, `dofile`, `debug`, `coroutine`;
-//! `os` has `time`, `date`, `clock` and `difftime`. Every call gets globals of its own, and what
-//! they lead to cannot be changed, so that nothing is left behind for the next call. An instruction
-//! hook watches the clock; what runs in C, where no hook runs, is replaced (patterns, `table`) or
-//! bounded by the memory limit.
+//! The sandbox has no `io`, `package`, `require`, `load`, `dofile`, `debug`, `coroutine`; `os` has
+//! `time`, `date`, `clock` and `difftime`. Every call gets its own globals, and the libraries that they
+//! refer to cannot be changed, so that a call cannot affect the next one. An instruction hook checks
+//! the time. C functions, during which no hook runs, are replaced (patterns, `table`) or bounded by the
+//! memory limit.
 
+mod clock;
+mod code;
 mod interpreter;
+mod job;
 pub mod json;
 mod natives;
 mod pattern;
 mod script;
+#[cfg(test)]
+mod tests;
 mod zone;
 
+pub use job::{Account, Failure, Globals, Job, Limits};
 pub use mlua::{Error, Lua, Result, Table, Value};
 pub use natives::canonical;
-pub use script::{Account, Failure, Globals, Job, Limits, Script};
+pub use script::Script;

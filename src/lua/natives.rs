@@ -9,33 +9,34 @@ use std::{
 use mlua::{Error, Lua, LuaString, MultiValue, Table, Value, Variadic};
 
 use super::{
-    interpreter::Clock,
+    clock::Clock,
     json,
     pattern::{self, Budget, Capture, Failure, Match, SubstituteError},
     zone,
 };
 
-/// Largest string that a native makes, beside what the interpreter's memory limit counts.
+/// Largest string that a native builds outside of the interpreter's memory limit.
 const LARGEST: usize = 1 << 20;
 
-/// Largest string that `string.rep` makes at a time: more would hold its thread for long.
+/// Largest result of `string.rep`: more would block the thread for long.
 const LARGEST_REPEAT: usize = 64 << 20;
 
-/// Largest JSON text that is read, and that is written.
+/// Largest JSON text that `json.decode` reads.
 const LARGEST_TEXT: usize = 1 << 20;
+/// Largest JSON text that `json.encode` writes.
 const LARGEST_VALUE: usize = 256 << 10;
 
-/// Longest pattern: tables are made from it.
+/// Longest pattern.
 const LONGEST_PATTERN: usize = 16 << 10;
 
-/// How deep functions that `gsub` calls may call `gsub`: each holds a text of its own.
+/// Largest nesting of `gsub` calls in functions that `gsub` calls: each holds its own text.
 const DEEPEST: usize = 8;
 
-/// Lines that a call may log, and characters of a line.
+/// Largest number of log lines per call, and of characters per line.
 const LOG_LINES: usize = 10;
 const LOG_LENGTH: usize = 1000;
 
-/// What a call has logged so far.
+/// The log lines of a call.
 #[derive(Clone, Default)]
 pub struct Log(Rc<RefCell<Vec<String>>>);
 
@@ -50,13 +51,13 @@ impl Log {
         }
     }
 
-    /// Hands the lines out.
+    /// Takes the lines.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.borrow_mut())
     }
 }
 
-/// All of them, for the prelude.
+/// The table of all natives, for the prelude.
 pub fn table(lua: &Lua, clock: &Clock, log: &Log) -> mlua::Result<Table> {
     let table = lua.create_table()?;
     patterns(lua, &table, clock)?;
@@ -84,7 +85,7 @@ pub fn table(lua: &Lua, clock: &Clock, log: &Log) -> mlua::Result<Table> {
     })?;
     table.set("log", write)?;
     let at = clock.clone();
-    table.set("look", lua.create_function(move |lua, ()| at.look(lua))?)?;
+    table.set("look", lua.create_function(move |lua, ()| at.check(lua))?)?;
     let at = clock.clone();
     let repeat = lua.create_function(move |lua, (text, n, separator): Repeated| {
         repeat(lua, &at, &text, n, separator.as_ref())
@@ -102,8 +103,8 @@ fn unix() -> std::time::Duration {
 
 type Repeated = (LuaString, i64, Option<LuaString>);
 
-/// `string.rep`. Whether it may be made is known before it is: Lua's own goes from piece to piece to
-/// the end, however small they are.
+/// `string.rep`. It checks the limits before it builds the string: Lua's own version copies piece by
+/// piece to the end, however small the pieces are.
 fn repeat(
     lua: &Lua,
     clock: &Clock,
@@ -128,18 +129,18 @@ fn repeat(
         out.extend_from_slice(separator);
         out.extend_from_slice(&text);
     }
-    // What is there, less the first text, is whole pieces: it doubles.
+    // The output without the first text consists of whole pieces, so it can be doubled.
     while out.len() < size {
         let whole = out.len() - text.len();
         let more = whole.min(size - out.len());
         out.extend_from_within(text.len()..text.len() + more);
     }
     let made = lua.create_string(out)?;
-    clock.look(lua)?;
+    clock.check(lua)?;
     Ok(made)
 }
 
-/// The name of a header field as scripts know it: `x-api-key` is `X-Api-Key`.
+/// The name of a header field in scripts: `x-api-key` is `X-Api-Key`.
 pub fn canonical(name: &[u8]) -> Vec<u8> {
     let mut start = true;
     let case = |b: &u8| {
@@ -161,7 +162,7 @@ fn json_functions(lua: &Lua, table: &Table, clock: &Clock) -> mlua::Result<()> {
         if text.as_bytes().len() > LARGEST_TEXT {
             return Err(Error::runtime("json.decode: the text is too long"));
         }
-        json::decode(lua, &text.as_bytes(), &|| at.look(lua))
+        json::decode(lua, &text.as_bytes(), &|| at.check(lua))
     })?;
     table.set("decode", decode)?;
     let array = lua.create_function(|lua, list: Table| {
@@ -212,7 +213,7 @@ fn patterns(lua: &Lua, table: &Table, clock: &Clock) -> mlua::Result<()> {
     table.set("gsub", gsub)
 }
 
-/// Where a search begins, from 0; `None` behind the end.
+/// Start of a search, from 0; `None` if it is after the end.
 fn begin(init: Option<i64>, length: usize) -> Option<usize> {
     let length = i64::try_from(length).unwrap_or(i64::MAX);
     let from = match init.unwrap_or(1) {
@@ -271,8 +272,7 @@ fn search(
     Ok(values)
 }
 
-/// One step of `string.gmatch`: where the next search begins (from 1), where the match ends, and
-/// its captures.
+/// One step of `string.gmatch`: start of the next search (from 1), end of the match, captures.
 fn step(
     lua: &Lua,
     clock: &Clock,

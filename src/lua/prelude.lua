@@ -1,9 +1,9 @@
--- Builds what a script finds around it, once in each interpreter. Returns the table behind a
--- script's globals and the metatable of a call's globals.
+-- Builds the environment of scripts, once per interpreter. Returns the metatable of a call's globals
+-- and the metatable of header tables.
 --
--- No instruction hook runs inside of a function written in C, and a script must not be able to
--- stay there. So whatever walks a table as far as the script says is written in Lua here, and
--- what searches strings is written in Rust with a clock at hand.
+-- No instruction hook runs inside a C function, and a script must not be able to stay in one. So
+-- functions that walk tables of any length are written in Lua here, and functions that search strings
+-- are written in Rust and check the time.
 
 local native = ...
 local error, getmetatable, setmetatable, rawget, rawset = error, getmetatable, setmetatable, rawget, rawset
@@ -19,7 +19,7 @@ local function expect(t, name)
   end
 end
 
--- A copy of t[i..j] without a metatable, so that C can walk it without calling anything.
+-- A copy of t[i..j] without a metatable, which C functions can walk without calling metamethods.
 local function slice(t, i, j)
   local copy, n = {}, 0
   for at = i, j do
@@ -97,7 +97,7 @@ function tables.unpack(t, i, j)
   return plain_unpack(copy, 1, n)
 end
 
--- Merge sort: its steps are the script's own instructions, also where the comparison is not.
+-- Merge sort: its steps are Lua instructions, even if the comparison is a C function.
 function tables.sort(t, before)
   expect(t, "sort")
   before = before or function(a, b) return a < b end
@@ -125,7 +125,7 @@ local strings = {
   find = native.find, match = native.match, gsub = native.gsub, rep = native.rep,
 }
 
--- C walks a long text from end to end: after each walk the clock is looked at.
+-- C functions walk a long text to its end: after each one the time is checked.
 local long_text <const> = 4096
 
 local function walked(call)
@@ -139,7 +139,7 @@ for _, name in ipairs({"byte", "lower", "reverse", "sub", "upper"}) do
   strings[name] = walked(string[name])
 end
 
--- C looks at every argument to its end, however little of it is wanted.
+-- C reads every argument to its end, however little of it is needed.
 function strings.format(format, ...)
   if #format > format_length or select("#", ...) > format_arguments then
     error("too much to format", 2)
@@ -154,7 +154,7 @@ local step = native.step
 function strings.gmatch(text, pattern, init)
   local from, last = init or 1, nil
   return function()
-    -- start, end and captures of the next match, all at once
+    -- start of the next search, end of the match, captures
     local function take(next, finish, ...)
       if next then from, last = next, finish end
       return ...
@@ -168,7 +168,7 @@ for name, value in pairs(math) do maths[name] = value end
 maths.randomseed = nil
 maths.pow = maths.pow or function(x, y) return x ^ y end
 
--- A library as a script sees it: readable and not to be changed.
+-- A read-only view of a library.
 local function frozen(library, name)
   return setmetatable({}, {
     __index = library,
@@ -177,7 +177,7 @@ local function frozen(library, name)
   })
 end
 
--- Where the zone of the environment is not known, C takes it for UTC and does not say so.
+-- If the time zone of the environment is unknown, C silently uses UTC.
 local function zoned()
   if native.unknown_zone then
     error("the time zone '" .. native.unknown_zone .. "' (TZ) is not known here: there is no file for it. " ..
@@ -207,7 +207,7 @@ local base = {
   now = native.now, now_ms = native.now_ms, log = native.log,
 }
 
--- C calls the handler from inside of the hook that raised the error, where no hook runs.
+-- C would call the handler inside the hook that raised the error, where no hook runs.
 function base.xpcall(call, handler, ...)
   local function finish(fine, ...)
     if fine then return true, ... end
@@ -217,9 +217,9 @@ function base.xpcall(call, handler, ...)
   return finish(pcall(call, ...))
 end
 
--- What a metatable may hold. C follows tables that call themselves, closes and finalizes values,
--- and clears weak tables where no hook runs: none of that is available. The functions are called by
--- one of ours, because a function written in C as a metamethod of another would run unwatched.
+-- The fields that a metatable may have. C follows chains of tables, closes and finalizes values, and
+-- clears weak tables where no hook runs: these are not available. Metamethods are wrapped in a Lua
+-- function, because a C function as a metamethod would run without a hook.
 local functions = {
   "__add", "__sub", "__mul", "__div", "__mod", "__pow", "__unm", "__idiv", "__band", "__bor",
   "__bxor", "__bnot", "__shl", "__shr", "__concat", "__len", "__eq", "__lt", "__le", "__call",
@@ -238,7 +238,7 @@ function base.getmetatable(value)
   return meta and rawget(meta, original)
 end
 
--- The metatable is copied, so that it cannot become another one later.
+-- The metatable is copied, so that it cannot be changed later.
 function base.setmetatable(t, meta)
   expect(t, "setmetatable")
   if getmetatable(t) == false then error("cannot change a protected metatable", 2) end
@@ -270,7 +270,7 @@ end
 local text = getmetatable("")
 text.__index, text.__metatable = strings, false
 
--- Header names in any case find their field.
+-- Header names are not case-sensitive.
 local headers = {
   __index = function(t, name)
     if type(name) == "string" then return rawget(t, native.canonical(name)) end

@@ -1,11 +1,10 @@
-//! What scripts may do, and what they may try.
+//! Tests of what scripts can do, and of attempts to break out of the limits.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use mlua::Value;
+use mlua::{Lua, Value};
 
-use super::*;
-use crate::lua::{json, script::Job};
+use super::{Failure, Globals, Job, Limits, Script, json};
 
 /// A call without globals whose answer is JSON.
 #[derive(Clone)]
@@ -431,7 +430,7 @@ fn what_is_too_large_is_not_begun() {
     }
     // However much a script may have, one call makes no more than this.
     assert_eq!(run("return #('x'):rep(1 << 28)", large).0, Err(Failure::Memory(1 << 30)));
-    // Walks from end to end look at the clock.
+    // Walks over a whole text check the time.
     let short = Limits::new(Duration::from_millis(50), 64 << 20);
     for walk in ["upper", "lower", "reverse", "sub", "byte"] {
         let text = format!("local s = ('x'):rep(1 << 24) while true do s:{walk}(1, 1) end");

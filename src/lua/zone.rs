@@ -1,13 +1,13 @@
-//! The time zone of the environment, as far as C knows it: the image has no files for zones, and C
-//! takes one that it does not find for UTC.
+//! The time zone of the environment (TZ). The image has no zone files, and the C library silently uses
+//! UTC for a zone that it does not find.
 
 use std::{env, path::Path, sync::LazyLock};
 
-/// Where files for zones are.
+/// Folders of zone files.
 const FOLDERS: [&str; 4] =
     ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/local/share/zoneinfo", "/etc/zoneinfo"];
 
-/// The zone that `TZ` names, if there is no file for it.
+/// The zone in `TZ`, if there is no file for it.
 pub fn unknown() -> Option<&'static str> {
     static UNKNOWN: LazyLock<Option<String>> = LazyLock::new(|| {
         let zone = env::var("TZ").ok()?;
@@ -18,8 +18,8 @@ pub fn unknown() -> Option<&'static str> {
     UNKNOWN.as_deref()
 }
 
-/// Whether a script asks for dates of the zone, as far as its text shows that.
-pub fn is_asked_for(text: &str) -> bool {
+/// Whether a script uses the local time zone, as far as its text shows.
+pub fn is_used(text: &str) -> bool {
     let calls = |name: &str, fine: &[&str]| {
         text.match_indices(name).any(|(at, _)| {
             let rest = text[at + name.len()..].trim_start_matches([' ', '(']);
@@ -29,7 +29,7 @@ pub fn is_asked_for(text: &str) -> bool {
     calls("os.date", &["\"!", "'!"]) || calls("os.time", &[")"])
 }
 
-/// Whether a value of `TZ` means something: UTC, a rule, or the name of a file.
+/// Whether a value of `TZ` is valid: UTC, a rule, or the name of a file.
 fn is_known(zone: &str, there: impl Fn(&str) -> bool) -> bool {
     let zone = zone.strip_prefix(':').unwrap_or(zone);
     if ["", "UTC", "GMT", "UCT", "Etc/UTC", "Zulu", "Universal"].contains(&zone) {
@@ -41,7 +41,7 @@ fn is_known(zone: &str, there: impl Fn(&str) -> bool) -> bool {
     is_rule(zone) || there(zone)
 }
 
-/// `CET-1CEST,M3.5.0,M10.5.0/3`: a name, and how far it is from UTC.
+/// `CET-1CEST,M3.5.0,M10.5.0/3`: a name and its offset from UTC.
 fn is_rule(zone: &str) -> bool {
     let rest = match zone.strip_prefix('<') {
         Some(quoted) => quoted.split_once('>').map(|(_, rest)| rest),
@@ -64,12 +64,12 @@ mod tests {
         for asks in
             ["os.date()", "return os.date('%H')", "os.date(f)", "os.time({year = 1})", "os.time{}"]
         {
-            assert!(is_asked_for(asks), "{asks}");
+            assert!(is_used(asks), "{asks}");
         }
         for not in
             ["os.date('!%H')", "os.date(\"!*t\", now())", "os.date '!%H'", "os.time()", "now()"]
         {
-            assert!(!is_asked_for(not), "{not}");
+            assert!(!is_used(not), "{not}");
         }
     }
 

@@ -56,7 +56,7 @@ pub fn drain(live: &Live, carry: &Carry, timeout: Duration, at_once: &AtomicBool
 
 /// Whether the usage of every request is counted.
 fn is_counted(carry: &Carry) -> bool {
-    carry.limits.ledger.waiting() == 0
+    carry.limits.ledger().waiting() == 0
         && carry.metrics.counting.get() <= 0
         && carry.metrics.limits.pending.get() <= 0
 }
@@ -66,7 +66,7 @@ fn log_uncounted(carry: &Carry) {
     if pending > 0 {
         log::error!("the end of {pending} requests could not be reported to Redis");
     }
-    let callers = carry.limits.ledger.waiting();
+    let callers = carry.limits.ledger().waiting();
     if callers > 0 {
         log::error!("the last spending of {callers} callers could not be written");
     }

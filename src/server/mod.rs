@@ -53,7 +53,7 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     startup_log::write(&plan);
     open_keys(&plan, &carry)?;
     carry.usage.open(&plan.usage).map_err(io::Error::other)?;
-    let spent = carry.stores.handle().block_on(carry.limits.ledger.load());
+    let spent = carry.stores.handle().block_on(carry.limits.ledger().load());
     spent.map_err(|e| io::Error::other(e.to_string()))?;
     let first = Snapshot::build(plan, None, &carry);
     carry.probe.set(first.plan.health_check.clone(), &first.endpoints);

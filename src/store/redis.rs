@@ -21,7 +21,7 @@ use tokio::sync::OnceCell;
 use super::error::StoreError;
 use crate::base::{
     Secret,
-    terms::{COUNTED, Change, moment_like},
+    terms::{COUNTED, UsageChange, time_like},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -280,18 +280,18 @@ impl Redis {
         &self,
         key: &str,
         last_reset_at: Option<&str>,
-        change: &Change,
+        change: &UsageChange,
     ) -> Result<Option<[Option<String>; COUNTED.len()]>, StoreError> {
         let number = |n: Option<f64>| n.map(|n| n.to_string()).unwrap_or_default();
         let earlier = last_reset_at.map(Value::from);
-        let reset = change.reset_at.map(|at| match moment_like(earlier.as_ref(), at) {
+        let reset = change.reset_at.map(|at| match time_like(earlier.as_ref(), at) {
             Value::String(text) => text,
             other => other.to_string(),
         });
         let args = [
             last_reset_at.unwrap_or_default().to_owned(),
             number(change.tokens),
-            if change.anew { "1" } else { "" }.to_owned(),
+            if change.reset { "1" } else { "" }.to_owned(),
             reset.unwrap_or_default(),
             number(change.credit.map(|credit| -credit)),
         ];

@@ -26,7 +26,7 @@ pub async fn run(carry: Arc<Carry>) {
         if n % SWEEP == 0 {
             carry.limits.sweep();
         }
-        match carry.limits.ledger.write().await {
+        match carry.limits.ledger().write().await {
             Ok(()) => {
                 if logged.take().is_some() {
                     log::info!("spent amounts are written again");

@@ -47,7 +47,7 @@ fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
         }
     }
     for (fields, expected) in [
-        ("total_quota: -1", "`total_quota` is negative: 0, or nothing, is no limit"),
+        ("total_quota: -1", "`total_quota` is negative: for no limit, write 0 or leave it out"),
         ("total_quota: -0.001", "`total_quota` is negative"),
         ("total_quota: .inf", "is not a finite number"),
         ("total_quota: -.inf", "is not a finite number"),

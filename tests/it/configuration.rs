@@ -225,8 +225,8 @@ fn mistakes_in_limits_are_told() {
         ("{prices: {m: {input: -1, output: 1}}}", ".prices.m", "has a price that is not a number"),
         ("{prices: {m: {input: 1}}}", ".prices.m", "missing field `output`"),
         ("{prices: {\"\": {input: 1, output: 1}}}", ".prices", "a model name is empty"),
-        ("{models: {\"a*b\": {}}}", ".models.a*b", "`*` may stand only at the end"),
-        ("{key_models: {\"a*b\": {}}}", ".key_models.a*b", "`*` may stand only at the end"),
+        ("{models: {\"a*b\": {}}}", ".models.a*b", "`*` is allowed only at the end"),
+        ("{key_models: {\"a*b\": {}}}", ".key_models.a*b", "`*` is allowed only at the end"),
         ("{queue: {status: 418}}", ".queue.status", "is neither 429 nor 503"),
         ("{queue: {max_queue_size: 5, queue_timeout: 0}}", ".queue.queue_timeout", "is zero"),
         ("{queue: {keep_alive: 5ms}}", ".queue.keep_alive", "is shorter than 100ms"),
@@ -401,7 +401,7 @@ fn other_mistakes() {
         ("backends:\n  - url: \"http://x\"\n  - url: \"http://x/\"\n", "same name as backends[0]"),
         (
             "backends:\n  - {url: \"http://x\", models: [\"a*b\"]}\n",
-            "`*` may stand only at the end",
+            "`*` is allowed only at the end",
         ),
         ("backends: [{url: \"http://x\", enabled: false}]\n", "every backend is disabled"),
         (

@@ -16,8 +16,8 @@ use llmproxy::{
     base::limits::Scope,
     limit::{
         bucket::{Rate, SECOND},
-        claim::{Claim, Claims, Dim, Failed, Kind, Refusal, Spend, Unit, Used},
-        redis::{Held, Lease, RedisCounter, Settings},
+        claim::{Charge, Claim, ClaimKind, Claims, Dim, FailedClaim, Shortfall, Spend, Unit},
+        redis::{Lease, RedisCounter, Reservation, Settings},
     },
     store::{self, StoreError},
     telemetry::Metrics,
@@ -96,15 +96,15 @@ fn spend(start: i64, limit: f64) -> Claims {
     Claims { takes: Vec::new(), spends: vec![spend] }
 }
 
-fn tokens(n: u64) -> Used {
-    Used { output: n, ..Used::default() }
+fn tokens(n: u64) -> Charge {
+    Charge { output: n, ..Charge::default() }
 }
 
-fn cost(cost: f64) -> Used {
-    Used { cost, ..Used::default() }
+fn cost(cost: f64) -> Charge {
+    Charge { cost, ..Charge::default() }
 }
 
-async fn take(counter: &Arc<RedisCounter>, mut claims: Claims) -> Result<Held, Failed> {
+async fn take(counter: &Arc<RedisCounter>, mut claims: Claims) -> Result<Reservation, FailedClaim> {
     counter.take(&mut claims).await.unwrap()
 }
 
@@ -205,12 +205,16 @@ async fn a_refused_claim_consumes_nothing() {
         for _ in 0..20 {
             let mut again = both(10);
             let refused = counter.take(&mut again).await.unwrap().err();
-            assert_eq!(refused, Some(Failed::Take(Refusal { index: 2, wait: 0 })), "{name}");
+            assert_eq!(
+                refused,
+                Some(FailedClaim::Bucket(Shortfall { index: 2, wait: 0 })),
+                "{name}"
+            );
             assert_eq!(again.takes.iter().map(|c| c.left).collect::<Vec<_>>(), [4, 90, 0]);
         }
         for _ in 0..20 {
             let refused = take(&counter, both(95)).await.err();
-            let Some(Failed::Take(Refusal { index: 1, wait })) = refused else {
+            let Some(FailedClaim::Bucket(Shortfall { index: 1, wait })) = refused else {
                 panic!("{name}: {refused:?}")
             };
             assert!(wait > 4 * NEVER && wait <= 5 * NEVER, "{name}: {wait}");
@@ -241,7 +245,7 @@ async fn replicas_never_exceed_the_slots() {
                 assert!(busy.fetch_add(1, Ordering::SeqCst) < 5);
                 tokio::task::yield_now().await;
                 busy.fetch_sub(1, Ordering::SeqCst);
-                held.settle(&Used::default());
+                held.settle(&Charge::default());
                 own += 1;
                 served.fetch_add(1, Ordering::SeqCst);
             }
@@ -328,7 +332,7 @@ async fn spending_is_shared_by_all_replicas() {
     let amount = || redis.command(&["HGET", "l:spent/budget", "a"]).parse::<f64>().unwrap();
     eventually("it is spent", async || amount() >= 10.0).await;
     for counter in &replicas {
-        assert_eq!(take(counter, spend(100, 10.0)).await.err(), Some(Failed::Spent(0)));
+        assert_eq!(take(counter, spend(100, 10.0)).await.err(), Some(FailedClaim::Amount(0)));
         // A new period. A late spend of the old period is counted too.
         take(counter, spend(200, 10.0)).await.unwrap();
     }
@@ -361,7 +365,7 @@ async fn a_restart_of_redis_loses_no_script_and_no_reservation() {
     redis.command(&["SCRIPT", "FLUSH"]);
     assert_eq!(
         take(&counter, both()).await.err(),
-        Some(Failed::Take(Refusal { index: 1, wait: 20 * NEVER }))
+        Some(FailedClaim::Bucket(Shortfall { index: 1, wait: 20 * NEVER }))
     );
     redis.restart().await;
     let one = || claims([of("requests", Dim::RequestsPerMinute, 5, 1)]);
@@ -433,7 +437,7 @@ async fn settlements_are_sent_when_redis_is_back() {
     };
     let held = take(&counter, wanted()).await.unwrap();
     redis.pause();
-    held.settle(&Used { output: 200, cost: 3.0, ..Used::default() });
+    held.settle(&Charge { output: 200, cost: 3.0, ..Charge::default() });
     tokio::time::sleep(Duration::from_millis(100)).await;
     redis.resume();
     eventually("the settlement is applied", async || is_level(&redis, "tokens", 800.0)).await;
@@ -506,7 +510,7 @@ async fn a_leased_replica_knows_the_spending() {
         own += 1;
     }
     assert_eq!(own, 5);
-    assert_eq!(take(&counter, one()).await.err(), Some(Failed::Spent(0)));
+    assert_eq!(take(&counter, one()).await.err(), Some(FailedClaim::Amount(0)));
     // One report for each spend, and one query.
     eventually("all spends are reported", async || counter.round_trips() == 6).await;
     eventually("it is spent", async || redis.command(&["HGET", "l:spent/budget", "a"]) == "2")
@@ -515,7 +519,7 @@ async fn a_leased_replica_knows_the_spending() {
     let mut last = claims([of("requests", Dim::RequestsPerMinute, 1000, 95)]);
     counter.take(&mut last).await.unwrap().unwrap();
     assert_eq!(counter.round_trips(), 6);
-    assert_eq!(last.takes[0].dim.kind(), Kind::Take);
+    assert_eq!(last.takes[0].dim.kind(), ClaimKind::Take);
 }
 
 /// The address of a relay to the server that delays replies.

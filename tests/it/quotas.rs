@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
-use llmproxy::base::{period::now, terms::moment};
+use llmproxy::base::{period::now, terms::time_seconds};
 use serde_json::{Value, json};
 
 use super::{
@@ -65,11 +65,11 @@ async fn counts(gateway: &Gateway, read: Read<'_>) {
     // The period that began two days ago is over, and so is the next.
     let before = two_days_ago();
     uses(gateway, read, "sk-daily", "used_quota", CHAT).await;
-    let reset = moment(&Value::from(read("sk-daily", "last_reset_at"))).unwrap();
+    let reset = time_seconds(&Value::from(read("sk-daily", "last_reset_at"))).unwrap();
     let moved = reset - before;
     assert!((2 * DAY - 60..=2 * DAY + 60).contains(&moved), "{moved}");
     uses(gateway, read, "sk-daily", "used_quota", 2.0 * CHAT).await;
-    assert_eq!(moment(&Value::from(read("sk-daily", "last_reset_at"))), Ok(reset));
+    assert_eq!(time_seconds(&Value::from(read("sk-daily", "last_reset_at"))), Ok(reset));
     refused("sk-daily").await;
     let log = gateway.log();
     assert!(!log.contains("sk-") && !log.contains("counted"), "{log}");
@@ -124,7 +124,7 @@ async fn use_is_counted_in_redis_json() {
     set(
         "sk-daily",
         json!({"total_quota": 30, "used_quota": 30, "quota_reset_period": "daily",
-            "last_reset_at": llmproxy::base::terms::moment_text(two_days_ago())}),
+            "last_reset_at": llmproxy::base::terms::time_text(two_days_ago())}),
     );
     let address = redis.address;
     let provider =
@@ -230,7 +230,9 @@ async fn use_is_counted_in_postgresql() {
     let provider = format!("{{type: database, database: {{driver: postgres, dsn: \"{dsn}\"}}}}");
     let gateway = with_provider(&sim.url(), &provider).await;
     assert_eq!(gateway.ask_as("sk-read").await.status, 200);
-    gateway.logs("usage cannot be counted for now: the database refused: permission denied").await;
+    gateway
+        .logs("usage cannot be counted at present: the database refused: permission denied")
+        .await;
     assert_eq!(gateway.metric("llmproxy_quota_counting").await, 1.0);
 }
 
@@ -395,7 +397,7 @@ async fn a_count_waits_for_a_store_that_is_down() {
     for _ in 0..2 {
         assert_eq!(gateway.ask_as("sk-away-00001").await.status, 200);
     }
-    gateway.logs("usage cannot be counted for now").await;
+    gateway.logs("usage cannot be counted at present").await;
     let settled = async || gateway.log().matches("ACCESS").count() == 3;
     eventually("all requests are settled", settled).await;
     // Pending counts are enforced by this gateway.

@@ -63,7 +63,7 @@ return true";
     let gateway = Gateway::start(&with_script(&sim.url(), script)).await;
     for (key, message) in [
         ("sk-index", "script:2: attempt to index a nil value (field 'nothing')"),
-        ("sk-answer", "a string is no decision"),
+        ("sk-answer", "a string is not a decision"),
         ("sk-loop", "ran for longer than 100ms"),
         ("sk-grow", "needed more than 10485760 bytes"),
         ("sk-regex", "ran for longer than 100ms"),

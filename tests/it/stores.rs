@@ -262,7 +262,7 @@ async fn database(source: &str, storage: &str) {
     assert_eq!((&row["user_id"], row.get("status")), (&"user_010".into(), None));
     assert!(row.get("api_key").is_none(), "the key itself is not in its data: {row}");
     let late = the_row(&gateway, &receiver, "sk-late").await;
-    let moment = llmproxy::base::terms::moment(&late["expired_at"]);
+    let moment = llmproxy::base::terms::time_seconds(&late["expired_at"]);
     assert_eq!(moment, Ok(1_577_836_800), "{late}");
     // Only the columns that are wanted.
     let fields =

@@ -1,6 +1,7 @@
-//! The keys that the admin API manages: a SQLite file. Keys are stored as their SHA-256, with a
-//! few characters for people to recognise them; the key itself is told once, when it is made.
+//! The keys that the admin API manages, in a SQLite file. A key is stored as its SHA-256, with a few
+//! characters to recognise it. The key itself is shown once, when it is created.
 
+mod error;
 mod rows;
 mod spec;
 
@@ -13,65 +14,38 @@ use serde_json::{Map, Value};
 use sqlx::{Row, Sqlite, SqlitePool, Transaction};
 use tokio::sync::OnceCell;
 
-pub use self::spec::{KEY_LENGTHS, KeySpec, StoredKey};
+pub use self::{
+    error::KeyError,
+    spec::{KEY_LENGTHS, KeySpec, StoredKey},
+};
 use self::{
     rows::{connect, count, insert, read, select, write},
     spec::{checked, make_key, new_key, prefix},
 };
 use super::credential::{KeyDigest, digest};
 use crate::{
-    base::{Used, period::now, terms::Terms},
+    base::{KeyUsage, period::now, terms::Terms},
     store::StoreError,
 };
 
-/// Why a change was not made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyError {
-    /// There is no such key.
-    Unknown,
-    /// The key is there already.
-    Exists,
-    /// What is said of it cannot be.
-    Invalid(String),
-    /// The file cannot be used.
-    Store(StoreError),
-}
-
-impl From<sqlx::Error> for KeyError {
-    fn from(error: sqlx::Error) -> Self {
-        match &error {
-            sqlx::Error::Database(e) if e.is_unique_violation() => Self::Exists,
-            sqlx::Error::Database(e) => Self::Store(StoreError::new(e.message())),
-            other => Self::Store(StoreError::new(other)),
-        }
-    }
-}
-
-impl From<StoreError> for KeyError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-/// Which keys a sync leaves.
+/// Which keys remain after a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncMode {
-    /// Only those that were given.
+    /// Only the given ones.
     Full,
-    /// Those that were given, and all others.
+    /// The given ones and all others.
     Incremental,
 }
 
-/// What a sync has done.
+/// The result of a sync: numbers of keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Synced {
     pub created: usize,
     pub updated: usize,
     pub deleted: u64,
 }
 
-/// The keys. Opened when they are first needed.
+/// The stored keys. The file is opened on first use.
 pub struct KeyStore {
     path: PathBuf,
     pool: OnceCell<SqlitePool>,
@@ -79,12 +53,12 @@ pub struct KeyStore {
 }
 
 impl KeyStore {
-    /// Keys in this file, which is made when it is not there.
+    /// The file is created if it does not exist.
     pub fn new(path: PathBuf) -> Self {
         Self { path, pool: OnceCell::new(), changes: AtomicU64::new(0) }
     }
 
-    /// Counts the changes made by this process.
+    /// Number of changes made by this process.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
@@ -92,7 +66,7 @@ impl KeyStore {
     /// Opens the file and brings its schema up to date.
     ///
     /// # Errors
-    /// If that is not possible.
+    /// If the file cannot be used.
     pub async fn open(&self) -> Result<&SqlitePool, StoreError> {
         self.pool
             .get_or_try_init(|| connect(&self.path))
@@ -110,15 +84,15 @@ impl KeyStore {
         row.as_ref().map(read).transpose().map_err(StoreError::new)
     }
 
-    /// Counts what has been used with a key, and returns its data; `None` if it is not there. What
-    /// other processes and operators do at the same time is not lost.
+    /// Counts usage of a key and returns its new data; `None` if the key does not exist. Concurrent
+    /// changes by other processes and operators are not lost.
     ///
     /// # Errors
     /// If the file cannot be used.
     pub async fn count(
         &self,
         digest: &KeyDigest,
-        used: Used,
+        usage: KeyUsage,
     ) -> Result<Option<Map<String, Value>>, StoreError> {
         let begun = self.open().await?.begin_with("BEGIN IMMEDIATE").await;
         let mut transaction = begun.map_err(StoreError::new)?;
@@ -127,9 +101,9 @@ impl KeyStore {
         let Some(row) = row else { return Ok(None) };
         let stored = read(&row).map_err(StoreError::new)?;
         let mut data = stored.data();
-        let change = Terms::read(&data).map_err(StoreError::new)?.change(used, now());
+        let change = Terms::read(&data).map_err(StoreError::new)?.change(usage, now());
         count(&mut transaction, &stored.id, &change).await.map_err(StoreError::new)?;
-        // `changes` stays: it would make all that is remembered of every key out of date.
+        // `changes` is not incremented: that would invalidate the cached data of every key.
         transaction.commit().await.map_err(StoreError::new)?;
         change.apply(&mut data);
         Ok(Some(data))
@@ -138,14 +112,14 @@ impl KeyStore {
     /// The key with this id.
     ///
     /// # Errors
-    /// If there is none, or the file cannot be used.
+    /// If it does not exist or the file cannot be used.
     pub async fn by_id(&self, id: &str) -> Result<StoredKey, KeyError> {
         let question = sqlx::query(select!(" WHERE id = ?")).bind(id);
         let row = question.fetch_optional(self.open().await?).await?;
         Ok(read(&row.ok_or(KeyError::Unknown)?)?)
     }
 
-    /// Keys from the newest on, and how many there are in all. `user_id` chooses those of a user.
+    /// A page of keys, newest first, and the number of all keys. `user_id` selects those of one user.
     ///
     /// # Errors
     /// If the file cannot be used.
@@ -166,10 +140,10 @@ impl KeyStore {
         Ok((keys, total))
     }
 
-    /// Makes a key, or takes the one that is given. Returns it in full, this once.
+    /// Creates a key, or stores the given one. Returns the full key.
     ///
     /// # Errors
-    /// If it is there already or cannot be.
+    /// If it exists already or is invalid.
     pub async fn create(
         &self,
         key: Option<&str>,
@@ -183,10 +157,10 @@ impl KeyStore {
         Ok((key, stored))
     }
 
-    /// Changes what is said of a key: `change` gets what is said now.
+    /// Changes the fields of a key: `change` gets the current ones.
     ///
     /// # Errors
-    /// If there is no such key, or it cannot be so.
+    /// If the key does not exist or the new fields are invalid.
     pub async fn update(
         &self,
         id: &str,
@@ -197,16 +171,16 @@ impl KeyStore {
         let row = row.fetch_optional(&mut *transaction).await?.ok_or(KeyError::Unknown)?;
         let mut stored = read(&row)?;
         let spec = change(stored.spec.clone()).map_err(KeyError::Invalid)?;
-        stored.say(checked(spec).map_err(KeyError::Invalid)?);
+        stored.set_spec(checked(spec).map_err(KeyError::Invalid)?);
         write(&mut transaction, &stored).await?;
         self.commit(transaction).await?;
         Ok(stored)
     }
 
-    /// Gives a key a new value. The old one is refused from now on.
+    /// Gives a key a new value. The old value is rejected from now on.
     ///
     /// # Errors
-    /// If there is no such key.
+    /// If the key does not exist.
     pub async fn rotate(&self, id: &str) -> Result<(String, StoredKey), KeyError> {
         let key = make_key();
         let mut change = self.begin().await?;
@@ -230,7 +204,7 @@ impl KeyStore {
     /// Removes a key.
     ///
     /// # Errors
-    /// If there is no such key.
+    /// If the key does not exist.
     pub async fn delete(&self, id: &str) -> Result<(), KeyError> {
         let mut change = self.begin().await?;
         let done =
@@ -241,11 +215,11 @@ impl KeyStore {
         self.commit(change).await
     }
 
-    /// Takes over a list of keys, all or nothing. With each comes what makes of what is said now
-    /// (nothing, for a new key) what shall be said.
+    /// Stores a list of keys, all or none. The function with each key turns its current fields (the
+    /// default ones for a new key) into the new ones.
     ///
     /// # Errors
-    /// If one of them cannot be.
+    /// If one of them is invalid.
     pub async fn sync<F>(&self, keys: Vec<(String, F)>, mode: SyncMode) -> Result<Synced, KeyError>
     where
         F: FnOnce(KeySpec) -> Result<KeySpec, String>,
@@ -253,9 +227,9 @@ impl KeyStore {
         let mut done = Synced::default();
         let mut change = self.begin().await?;
         let mut kept = std::collections::HashSet::new();
-        for (key, said) in keys {
+        for (key, new_spec) in keys {
             if !kept.insert(digest(&key)) {
-                return Err(KeyError::Invalid("a key stands twice in the list".to_owned()));
+                return Err(KeyError::Invalid("a key is in the list twice".to_owned()));
             }
             let known = sqlx::query(select!(" WHERE digest = ?"))
                 .bind(&digest(&key)[..])
@@ -264,13 +238,13 @@ impl KeyStore {
             match known {
                 Some(row) => {
                     let mut stored = read(&row)?;
-                    let spec = said(stored.spec.clone()).and_then(checked);
-                    stored.say(spec.map_err(KeyError::Invalid)?);
+                    let spec = new_spec(stored.spec.clone()).and_then(checked);
+                    stored.set_spec(spec.map_err(KeyError::Invalid)?);
                     write(&mut change, &stored).await?;
                     done.updated += 1;
                 }
                 None => {
-                    let spec = said(KeySpec::default()).map_err(KeyError::Invalid)?;
+                    let spec = new_spec(KeySpec::default()).map_err(KeyError::Invalid)?;
                     let stored = new_key(&key, spec)?;
                     insert(&mut change, &key, &stored).await?;
                     done.created += 1;
@@ -297,7 +271,7 @@ impl KeyStore {
 
     async fn commit(&self, change: Transaction<'_, Sqlite>) -> Result<(), KeyError> {
         change.commit().await?;
-        // After the commit: whoever reads the count before it asks, and the old data, is corrected.
+        // After the commit: a reader that got the old data has read the old number before.
         self.changes.fetch_add(1, Ordering::Release);
         Ok(())
     }
@@ -390,7 +364,7 @@ mod tests {
         let store = KeyStore::new(folder.path().join("keys.db"));
         let said = json!({"total_quota": 100, "quota_reset_period": "daily", "balance": 10});
         let (key, made) = store.create(None, spec(said)).await.unwrap();
-        let used = Used { tokens: 25.0, credit: 0.5 };
+        let used = KeyUsage { tokens: 25.0, credit: 0.5 };
         let data = store.count(&digest(&key), used).await.unwrap().unwrap();
         let found = store.by_id(&made.id).await.unwrap();
         assert_eq!((found.spec.used_quota, found.spec.balance), (25.0, Some(9.5)));
@@ -408,7 +382,7 @@ mod tests {
         };
         let renamed = store.update(&made.id, change(json!({"name": "n"}))).await.unwrap();
         assert_eq!((renamed.spec.used_quota, renamed.last_reset_at), (25.0, midnight));
-        // What an operator says counts in the present period.
+        // A number that an operator sets is about the current period.
         let pool = store.open().await.unwrap();
         let back = sqlx::query("UPDATE api_keys SET last_reset_at = ?");
         back.bind(now() - 2 * 24 * 3600 - 60).execute(pool).await.unwrap();

@@ -1,4 +1,4 @@
-//! The file: its schema, and its rows.
+//! The schema and the rows of the SQLite file.
 
 use std::path::Path;
 
@@ -6,11 +6,13 @@ use serde::Serialize;
 use serde_json::Value;
 use sqlx::{Row, Sqlite, SqlitePool, Transaction, sqlite::SqliteRow};
 
-use super::{KeyError, KeySpec, StoredKey};
-use crate::{auth::credential::digest, base::terms::Change, store::file};
+use super::{
+    error::KeyError,
+    spec::{KeySpec, StoredKey},
+};
+use crate::{auth::credential::digest, base::terms::UsageChange, store::file};
 
-/// Versions of the schema, in their order. What has been released is never changed: a new version
-/// is a new entry.
+/// Versions of the schema in order. A released version is never changed; a change is a new entry.
 const SCHEMA: [&str; 2] = [
     "
     CREATE TABLE api_keys (
@@ -42,8 +44,8 @@ const SCHEMA: [&str; 2] = [
     "ALTER TABLE api_keys ADD COLUMN tier TEXT NOT NULL DEFAULT '';",
 ];
 
-/// Asks for keys, each column by its name: statements stay prepared, and a newer gateway that shares
-/// the file may give the table more columns, which `*` would put under the names of others.
+/// A query of keys that names each column: statements stay prepared, and a newer gateway that shares
+/// the file may add columns to the table, which `*` would return under wrong names.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -56,7 +58,7 @@ macro_rules! select {
 }
 pub(super) use select;
 
-/// Opens the file, which is made when it is not there.
+/// Opens the file and creates it if it does not exist.
 pub async fn connect(path: &Path) -> Result<SqlitePool, String> {
     file::open(path, &SCHEMA).await
 }
@@ -85,7 +87,7 @@ pub async fn insert(
     write(change, stored).await
 }
 
-/// Writes what is said of a key that is there.
+/// Writes the fields of an existing key.
 pub async fn write(
     change: &mut Transaction<'_, Sqlite>,
     stored: &StoredKey,
@@ -120,17 +122,17 @@ pub async fn write(
     Ok(())
 }
 
-/// Changes what counting changes. It is no change of what is said of the key.
+/// Writes the fields that counting changes. `updated_at` stays: it is for changes by operators.
 pub async fn count(
     transaction: &mut Transaction<'_, Sqlite>,
     id: &str,
-    change: &Change,
+    change: &UsageChange,
 ) -> Result<(), sqlx::Error> {
     const COUNT: &str = "UPDATE api_keys SET
          used_quota = CASE WHEN ? THEN 0 ELSE used_quota END + ?,
          last_reset_at = COALESCE(?, last_reset_at), balance = balance - ? WHERE id = ?";
     sqlx::query(COUNT)
-        .bind(change.anew)
+        .bind(change.reset)
         .bind(change.tokens.unwrap_or(0.0))
         .bind(change.reset_at)
         .bind(change.credit.unwrap_or(0.0))

@@ -1,44 +1,44 @@
-//! What is said of a key, and what a key looks like.
+//! The fields of a stored key, and the form of keys.
 
 use rand::{Rng, distr::Alphanumeric};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::KeyError;
+use super::error::KeyError;
 use crate::base::{
     ResetPeriod,
     period::now,
     terms::{self, Terms},
 };
 
-/// How keys begin that the gateway makes, and how many characters follow.
+/// Prefix of generated keys, and the number of characters after it.
 pub const BEGINNING: &str = "sk-llmproxy-";
 pub const LENGTH: usize = 32;
 
-/// Most characters of a key that is given, and the fewest.
+/// Allowed lengths of a given key in characters.
 pub const KEY_LENGTHS: std::ops::RangeInclusive<usize> = 8..=512;
 
-/// What an operator says of a key. Empty and absent mean the same.
+/// The fields of a key that an operator sets. Empty and absent mean the same.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeySpec {
-    /// Its name.
+    /// Name of the key.
     #[schema(nullable)]
     pub name: String,
-    /// Whose it is.
+    /// Owner of the key.
     #[schema(nullable)]
     pub user_id: String,
-    /// The team that it belongs to.
+    /// Team of the key.
     #[schema(nullable)]
     pub team: String,
-    /// The tier that it belongs to.
+    /// Tier of the key.
     #[schema(nullable)]
     pub tier: String,
     /// `active`, `disabled`, `quota_exceeded`, `expired`, or 0 to 3.
     pub status: Value,
-    /// From when it is good: Unix seconds, or a date and time.
+    /// Start of its validity: Unix seconds, or a date and time.
     pub starts_at: Value,
-    /// Until when it is good.
+    /// End of its validity.
     pub expires_at: Value,
     /// Tokens that it may use.
     pub total_quota: Option<f64>,
@@ -49,29 +49,28 @@ pub struct KeySpec {
     pub quota_reset_period: Option<ResetPeriod>,
     /// Money or credits.
     pub balance: Option<f64>,
-    /// Addresses from which it may be used; none: every address.
+    /// Addresses from which it may be used; empty: every address.
     #[schema(nullable)]
     pub allowed_ips: Vec<String>,
     /// Addresses from which it may not be used.
     #[schema(nullable)]
     pub denied_ips: Vec<String>,
-    /// Anything else.
+    /// Further fields.
     #[schema(nullable)]
     pub metadata: Map<String, Value>,
-    /// Limits of its own.
+    /// Per-key limits.
     pub limits: Option<Map<String, Value>>,
 }
 
-/// A key, without the key.
+/// A stored key, which does not contain the key itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredKey {
-    /// Its identity.
     pub id: String,
-    /// Enough of it to recognise it.
+    /// A part of the key, to recognise it.
     pub prefix: String,
-    /// What is said of it; `status` is a number, times are Unix seconds or null.
+    /// Normalized: `status` is a number, times are Unix seconds or null.
     pub spec: KeySpec,
-    /// When its quota last began anew, Unix seconds; only counting sets it.
+    /// Last reset of its quota in Unix seconds; only counting sets it.
     pub last_reset_at: Option<i64>,
     /// Unix seconds.
     pub created_at: i64,
@@ -80,7 +79,7 @@ pub struct StoredKey {
 }
 
 impl StoredKey {
-    /// As rules and scripts see it.
+    /// The data that rules and scripts see.
     pub fn data(&self) -> Map<String, Value> {
         let Ok(Value::Object(mut data)) = serde_json::to_value(&self.spec) else {
             return Map::new();
@@ -95,16 +94,16 @@ impl StoredKey {
         data
     }
 
-    /// Takes over what an operator says of it now.
-    pub fn say(&mut self, spec: KeySpec) {
+    /// Replaces the fields that an operator sets.
+    pub fn set_spec(&mut self, spec: KeySpec) {
         let period = spec.quota_reset_period.unwrap_or_default();
         if period != self.spec.quota_reset_period.unwrap_or_default() {
-            // Periods of another length have nothing to do with the last reset.
+            // The last reset means nothing for periods of another length.
             self.last_reset_at = None;
         } else if spec.used_quota != self.spec.used_quota
             && let Some(last) = self.last_reset_at
         {
-            // What is said is said of the present period.
+            // The new number is about the current period.
             self.last_reset_at = period.start(now(), Some(last)).or(self.last_reset_at);
         }
         self.spec = spec;
@@ -112,13 +111,13 @@ impl StoredKey {
     }
 }
 
-/// A new key, of 190 random bits.
+/// A new key with 190 random bits.
 pub fn make_key() -> String {
     let random = rand::rng().sample_iter(Alphanumeric).take(LENGTH).map(char::from);
     BEGINNING.chars().chain(random).collect()
 }
 
-/// Enough of a key for people to recognise it: never more than half of it.
+/// A part of a key to recognise it: at most half of it.
 pub fn prefix(key: &str) -> String {
     let chars: Vec<char> = key.chars().collect();
     let head = (chars.len() / 3).min(BEGINNING.len() + 4);
@@ -128,7 +127,7 @@ pub fn prefix(key: &str) -> String {
     format!("{head}***{tail}")
 }
 
-/// A key as it is stored, with an identity of its own.
+/// A key as it is stored, with a new id.
 pub fn new_key(key: &str, spec: KeySpec) -> Result<StoredKey, KeyError> {
     let harmless = key.chars().all(|c| c.is_ascii_graphic());
     if !KEY_LENGTHS.contains(&key.len()) || !harmless {
@@ -158,7 +157,7 @@ pub fn checked(mut spec: KeySpec) -> Result<KeySpec, String> {
     for (name, time) in [("starts_at", &mut spec.starts_at), ("expires_at", &mut spec.expires_at)] {
         *time = match nothing(time) {
             true => Value::Null,
-            false => terms::moment(time).map_err(|why| format!("`{name}` {why}"))?.into(),
+            false => terms::time_seconds(time).map_err(|why| format!("`{name}` {why}"))?.into(),
         };
     }
     let amounts = [spec.total_quota, Some(spec.used_quota), spec.balance];

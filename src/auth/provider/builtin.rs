@@ -5,9 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
-use super::{KeyRecord, Provider, Used, Wanted};
+use super::lookup::{KeyRecord, LookupKey, Provider};
 use crate::{
     auth::{credential::key_id, keystore::KeyStore},
+    base::KeyUsage,
     store::StoreError,
 };
 
@@ -16,9 +17,9 @@ pub struct Builtin(pub Arc<KeyStore>);
 
 #[async_trait]
 impl Provider for Builtin {
-    async fn find(&self, wanted: &Wanted) -> Result<Option<KeyRecord>, StoreError> {
-        let found = self.0.by_digest(&wanted.digest).await?;
-        Ok(found.map(|key| KeyRecord::new(key.data(), || key_id(&wanted.digest))))
+    async fn find(&self, key: &LookupKey) -> Result<Option<KeyRecord>, StoreError> {
+        let found = self.0.by_digest(&key.digest).await?;
+        Ok(found.map(|stored| KeyRecord::new(stored.data(), || key_id(&key.digest))))
     }
 
     fn counts(&self) -> bool {
@@ -27,10 +28,10 @@ impl Provider for Builtin {
 
     async fn count(
         &self,
-        wanted: &Wanted,
-        used: Used,
+        key: &LookupKey,
+        usage: KeyUsage,
     ) -> Result<Option<Map<String, Value>>, StoreError> {
-        self.0.count(&wanted.digest, used).await
+        self.0.count(&key.digest, usage).await
     }
 
     fn changes(&self) -> u64 {

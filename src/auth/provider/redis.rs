@@ -1,14 +1,15 @@
-//! `redis`: a hash or a JSON string under a name made from the key.
+//! `redis`: a hash or a JSON string, under a name that contains the key.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
-use super::{KeyRecord, Provider, Used, Wanted};
+use super::lookup::{KeyRecord, LookupKey, Provider};
 use crate::{
     auth::credential::key_id,
     base::{
+        KeyUsage,
         period::now,
         terms::{COUNTED, Terms},
     },
@@ -26,14 +27,13 @@ pub struct RedisKeys {
 }
 
 impl RedisKeys {
-    /// Keys of a server, under names like `pattern`.
     pub fn new(server: Arc<Redis>, pattern: &str) -> Self {
         Self { server, pattern: pattern.to_owned() }
     }
 }
 
-/// Tries of one count against others that change the same key.
-const TRIES: usize = 20;
+/// Attempts of one count while other clients change the same key.
+const ATTEMPTS: usize = 20;
 
 impl RedisKeys {
     fn name(&self, key: &str) -> String {
@@ -41,7 +41,7 @@ impl RedisKeys {
     }
 }
 
-/// A hash or the string of an object as data.
+/// The data in a hash or in a JSON object as text.
 fn data(found: &StoredValue) -> Result<Option<Map<String, Value>>, StoreError> {
     match found {
         StoredValue::Missing => Ok(None),
@@ -57,9 +57,9 @@ fn data(found: &StoredValue) -> Result<Option<Map<String, Value>>, StoreError> {
 
 #[async_trait]
 impl Provider for RedisKeys {
-    async fn find(&self, wanted: &Wanted) -> Result<Option<KeyRecord>, StoreError> {
-        let found = self.server.hash_or_string(&self.name(&wanted.key)).await?;
-        Ok(data(&found)?.map(|data| KeyRecord::new(data, || key_id(&wanted.digest))))
+    async fn find(&self, key: &LookupKey) -> Result<Option<KeyRecord>, StoreError> {
+        let found = self.server.hash_or_string(&self.name(&key.key)).await?;
+        Ok(data(&found)?.map(|data| KeyRecord::new(data, || key_id(&key.digest))))
     }
 
     fn counts(&self) -> bool {
@@ -68,22 +68,23 @@ impl Provider for RedisKeys {
 
     async fn count(
         &self,
-        wanted: &Wanted,
-        used: Used,
+        key: &LookupKey,
+        usage: KeyUsage,
     ) -> Result<Option<Map<String, Value>>, StoreError> {
-        let name = self.name(&wanted.key);
-        for _ in 0..TRIES {
+        let name = self.name(&key.key);
+        for _ in 0..ATTEMPTS {
             let found = self.server.hash_or_string(&name).await?;
             let Some(mut data) = data(&found)? else { return Ok(None) };
-            let change = Terms::read(&data).map_err(StoreError::new)?.change(used, now());
+            let change = Terms::read(&data).map_err(StoreError::new)?.change(usage, now());
             match found {
                 StoredValue::Missing => return Ok(None),
                 StoredValue::Hash(_) => {
                     let last = data.get("last_reset_at").and_then(Value::as_str);
-                    if let Some(told) = self.server.count(&name, last, &change).await? {
-                        let fields = COUNTED.into_iter().zip(told);
-                        let told = fields.map(|(name, text)| (name.to_owned(), Value::from(text)));
-                        return Ok(Some(told.collect()));
+                    if let Some(values) = self.server.count(&name, last, &change).await? {
+                        let fields = COUNTED.into_iter().zip(values);
+                        let fields =
+                            fields.map(|(name, text)| (name.to_owned(), Value::from(text)));
+                        return Ok(Some(fields.collect()));
                     }
                 }
                 StoredValue::String(old) => {
@@ -95,6 +96,6 @@ impl Provider for RedisKeys {
                 }
             }
         }
-        Err(StoreError::new("others change the key all the time"))
+        Err(StoreError::new("other clients change the key all the time"))
     }
 }

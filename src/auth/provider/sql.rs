@@ -5,10 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
-use super::{KeyRecord, Provider, Used, Wanted};
+use super::lookup::{KeyRecord, LookupKey, Provider};
 use crate::{
     auth::credential::key_id,
-    base::{period::now, terms::Terms},
+    base::{KeyUsage, period::now, terms::Terms},
     store::{
         StoreError,
         sql::{Lookup, Sql},
@@ -22,7 +22,6 @@ pub struct SqlKeys {
 }
 
 impl SqlKeys {
-    /// Keys of a database, looked up in this way.
     pub fn new(database: Arc<Sql>, lookup: Lookup) -> Self {
         Self { database, lookup }
     }
@@ -30,9 +29,9 @@ impl SqlKeys {
 
 #[async_trait]
 impl Provider for SqlKeys {
-    async fn find(&self, wanted: &Wanted) -> Result<Option<KeyRecord>, StoreError> {
-        let row = self.database.row(&self.lookup, &wanted.key).await?;
-        Ok(row.map(|row| KeyRecord::new(row, || key_id(&wanted.digest))))
+    async fn find(&self, key: &LookupKey) -> Result<Option<KeyRecord>, StoreError> {
+        let row = self.database.row(&self.lookup, &key.key).await?;
+        Ok(row.map(|row| KeyRecord::new(row, || key_id(&key.digest))))
     }
 
     fn counts(&self) -> bool {
@@ -41,12 +40,12 @@ impl Provider for SqlKeys {
 
     async fn count(
         &self,
-        wanted: &Wanted,
-        used: Used,
+        key: &LookupKey,
+        usage: KeyUsage,
     ) -> Result<Option<Map<String, Value>>, StoreError> {
         let decide = |row: &Map<String, Value>| {
-            Terms::read(row).map(|terms| terms.change(used, now())).map_err(StoreError::new)
+            Terms::read(row).map(|terms| terms.change(usage, now())).map_err(StoreError::new)
         };
-        self.database.count(&self.lookup, &wanted.key, &decide).await
+        self.database.count(&self.lookup, &key.key, &decide).await
     }
 }

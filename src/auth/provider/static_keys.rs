@@ -1,21 +1,20 @@
-//! `static` and `file`: keys that stand in the configuration.
+//! `static` and `file`: keys in the configuration.
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::KeyRecord;
+use super::lookup::KeyRecord;
 use crate::{
     auth::credential::{KeyDigest, digest, key_id},
     base::Allowance,
     config::plan::KeyPlan,
 };
 
-/// Keys at hand, by their digests: the time of a lookup tells nothing about other keys.
+/// Keys by digest: the time of a lookup reveals nothing about other keys.
 pub struct KeyTable(HashMap<KeyDigest, Arc<KeyRecord>>);
 
 impl KeyTable {
-    /// A table of these keys. If they are to be counted the gateway does so itself: nothing can be
-    /// written to the place where they stand. `enforced`: a key is refused once it is used up; not
-    /// where a script is the whole decision.
+    /// `counted`: the gateway counts usage itself, because it cannot write to the configuration.
+    /// `enforced`: a key is rejected once it is used up; false where a script makes the decision.
     pub fn new(keys: &[KeyPlan], counted: bool, enforced: bool) -> Self {
         let entry = |plan: &KeyPlan| {
             let digest = digest(plan.key.expose());
@@ -29,7 +28,6 @@ impl KeyTable {
         Self(keys.iter().map(entry).collect())
     }
 
-    /// What is known of a key.
     pub fn find(&self, digest: &KeyDigest) -> Option<Arc<KeyRecord>> {
         self.0.get(digest).cloned()
     }

@@ -1,5 +1,5 @@
-//! `webhook`: an HTTP service that is asked about each key. It fails closed: only 2xx with a JSON
-//! object lets a key in.
+//! `webhook`: an HTTP service that is asked about each key. It fails closed: only a 2xx answer with a
+//! JSON object accepts a key.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use ::http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 
-use super::{KeyRecord, Provider, Wanted};
+use super::lookup::{KeyRecord, LookupKey, Provider};
 use crate::{
     auth::credential::key_id,
-    base::terms,
+    base::number::number,
     store::{StoreError, http},
 };
 
-/// Bytes of an answer that are read.
+/// Largest answer in bytes.
 const LARGEST: usize = 1 << 20;
 
 /// An HTTP service.
@@ -26,7 +26,6 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// A service at this address.
     pub fn new(
         client: reqwest::Client,
         url: String,
@@ -76,14 +75,14 @@ impl Webhook {
 
 #[async_trait]
 impl Provider for Webhook {
-    async fn find(&self, wanted: &Wanted) -> Result<Option<KeyRecord>, StoreError> {
-        let Some(data) = self.ask(&wanted.key).await? else {
+    async fn find(&self, key: &LookupKey) -> Result<Option<KeyRecord>, StoreError> {
+        let Some(data) = self.ask(&key.key).await? else {
             return Ok(None);
         };
         let code = data.get("code").cloned();
-        let mut record = KeyRecord::new(data, || key_id(&wanted.digest));
-        // `{"code": 0}` is how such services say yes. A script may read it in another way.
-        if code.is_some_and(|code| !code.is_null() && terms::number(&code) != Some(0.0)) {
+        let mut record = KeyRecord::new(data, || key_id(&key.digest));
+        // With such services `{"code": 0}` means success. A script may read it differently.
+        if code.is_some_and(|code| !code.is_null() && number(&code) != Some(0.0)) {
             record.terms = Err("`code` is not 0".to_owned());
         }
         Ok(Some(record))

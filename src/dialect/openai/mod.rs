@@ -4,6 +4,7 @@
 mod blame;
 pub mod counts;
 pub mod document;
+pub mod errors;
 mod limits;
 pub mod model_name;
 mod models;
@@ -104,7 +105,8 @@ impl Dialect for OpenAi {
     }
 
     fn rejection(&self, rejection: &Rejection) -> Bytes {
-        error(&rejection.message, rejection.kind, rejection.param, rejection.code.as_deref())
+        let kind = errors::error_type(rejection.kind);
+        error(&rejection.message, kind, rejection.param, rejection.code.as_deref())
     }
 
     fn failure(&self, message: &str, code: &str) -> Bytes {

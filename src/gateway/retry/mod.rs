@@ -88,7 +88,7 @@ pub enum Concurrent {
 
 /// What the policy looks at.
 #[derive(Clone, Copy)]
-pub struct RequestView<'a> {
+pub struct RoutingView<'a> {
     /// The configuration and the pools.
     pub snapshot: &'a Snapshot,
     /// For metrics.
@@ -185,7 +185,7 @@ impl RetryPolicy {
     }
 
     /// Whether no other backend could take over this attempt, were it to end now.
-    pub fn is_alone(&self, attempt: &Attempt, view: &RequestView<'_>) -> bool {
+    pub fn is_alone(&self, attempt: &Attempt, view: &RoutingView<'_>) -> bool {
         !self.may_follow() || !self.has_others(attempt, Cause::Fault(FaultKind::Refusing), view)
     }
 
@@ -196,7 +196,7 @@ impl RetryPolicy {
         attempt: &mut Attempt,
         outcome: Outcome<'_>,
         at: Circumstances,
-        view: &RequestView<'_>,
+        view: &RoutingView<'_>,
     ) -> Decision {
         let (verdict, cause) = judge(attempt, outcome, view);
         let known = match outcome {
@@ -227,7 +227,7 @@ impl RetryPolicy {
     }
 
     /// Counts an outcome for or against the backend.
-    fn count(&mut self, attempt: &mut Attempt, verdict: Verdict, view: &RequestView<'_>) {
+    fn count(&mut self, attempt: &mut Attempt, verdict: Verdict, view: &RoutingView<'_>) {
         if verdict == Verdict::Good {
             self.succeeded();
         }
@@ -246,7 +246,7 @@ impl RetryPolicy {
 
     /// Whether the backend cannot be replaced. It is asked all the same: what it says is better
     /// than what the gateway could say.
-    fn is_spared(&self, view: &RequestView<'_>) -> bool {
+    fn is_spared(&self, view: &RoutingView<'_>) -> bool {
         self.sole && !view.snapshot.plan.routing.circuit.lone
     }
 
@@ -275,7 +275,7 @@ impl RetryPolicy {
         attempt: &Attempt,
         cause: Cause,
         at: Circumstances,
-        view: &RequestView<'_>,
+        view: &RoutingView<'_>,
     ) -> Option<Reason> {
         let retry = &view.snapshot.plan.routing.retry;
         if attempt.answer.begun {
@@ -304,7 +304,7 @@ impl RetryPolicy {
     }
 
     /// Whether there is a backend that has not been tried yet, after this attempt for this cause.
-    fn has_others(&self, attempt: &Attempt, cause: Cause, view: &RequestView<'_>) -> bool {
+    fn has_others(&self, attempt: &Attempt, cause: Cause, view: &RoutingView<'_>) -> bool {
         let fresh = |id, model: Option<&str>| {
             let same = model == attempt.model.as_deref();
             let present = id == attempt.endpoint.id && (cause.is_unsent() || same);
@@ -324,7 +324,7 @@ impl RetryPolicy {
     }
 
     /// Prepares the attempt that follows this one.
-    fn follow(&mut self, attempt: &Attempt, cause: Cause, view: &RequestView<'_>) {
+    fn follow(&mut self, attempt: &Attempt, cause: Cause, view: &RoutingView<'_>) {
         let more = self.has_others(attempt, cause, view);
         self.exclude(attempt, cause.is_unsent());
         self.reason = Some(cause.word());
@@ -348,7 +348,7 @@ impl RetryPolicy {
 fn judge(
     attempt: &Attempt,
     outcome: Outcome<'_>,
-    view: &RequestView<'_>,
+    view: &RoutingView<'_>,
 ) -> (Verdict, Option<Cause>) {
     let (answer, progress) = (&attempt.answer, attempt.answer.progress());
     match outcome {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{RequestView, RetryPolicy, pause};
+use super::{RetryPolicy, RoutingView, pause};
 use crate::{
     balance::{Candidate, NoBackend, PickRequest, PickedBackend},
     config::plan::{PrefixPlan, Strategy},
@@ -43,7 +43,7 @@ pub enum Next {
 
 impl RetryPolicy {
     /// What comes next.
-    pub fn next(&mut self, view: &RequestView<'_>, timeline: &mut Timeline) -> Next {
+    pub fn next(&mut self, view: &RoutingView<'_>, timeline: &mut Timeline) -> Next {
         if let Some(pause) = self.pause.take() {
             return Next::Pause(pause);
         }
@@ -76,7 +76,7 @@ impl RetryPolicy {
     pub fn second(
         &mut self,
         present: &Attempt,
-        view: &RequestView<'_>,
+        view: &RoutingView<'_>,
         timeline: &mut Timeline,
     ) -> Option<Box<PlannedAttempt>> {
         self.exclude(present, false);
@@ -93,7 +93,7 @@ impl RetryPolicy {
     pub fn start(
         &mut self,
         picked: PlannedAttempt,
-        view: &RequestView<'_>,
+        view: &RoutingView<'_>,
         timeline: &mut Timeline,
     ) -> Attempt {
         let PlannedAttempt { choice, model, tier, pool, candidates } = picked;
@@ -114,7 +114,7 @@ impl RetryPolicy {
     }
 
     /// Takes a retry from the budget of the pool that was asked first; `pool` if none was.
-    fn afford(&mut self, view: &RequestView<'_>, pool: usize, now: Instant) -> bool {
+    fn afford(&mut self, view: &RoutingView<'_>, pool: usize, now: Instant) -> bool {
         let paying = *self.paying.get_or_insert(pool);
         let can = view.snapshot.pools[paying].afford_retry(now);
         if !can {
@@ -127,7 +127,7 @@ impl RetryPolicy {
     /// How long to wait when no backend is available: until one of those that are cooling down is
     /// tried again, or until those are that have failed this request. The attempt that follows was
     /// paid for.
-    fn wait_for(&mut self, view: &RequestView<'_>, none: NoBackend) -> Option<Duration> {
+    fn wait_for(&mut self, view: &RoutingView<'_>, none: NoBackend) -> Option<Duration> {
         let retry = &view.snapshot.plan.routing.retry;
         let backoff = retry.again.filter(|_| self.waits < retry.max_retries)?;
         let round =
@@ -143,7 +143,7 @@ impl RetryPolicy {
     /// Picks a backend by the route: tier by tier, in each by chance and weight.
     fn pick(
         &mut self,
-        view: &RequestView<'_>,
+        view: &RoutingView<'_>,
         timeline: &mut Timeline,
         now: Instant,
     ) -> Result<PlannedAttempt, NoBackend> {
@@ -169,7 +169,7 @@ impl RetryPolicy {
     /// Picks a backend of one split of a tier.
     fn pick_of(
         &mut self,
-        view: &RequestView<'_>,
+        view: &RoutingView<'_>,
         timeline: &mut Timeline,
         now: Instant,
         (tier, split): (usize, &Split),
@@ -221,7 +221,7 @@ impl RetryPolicy {
     /// Hashes how the conversation begins, unless that was done for this model before.
     fn hash_beginnings(
         &mut self,
-        view: &RequestView<'_>,
+        view: &RoutingView<'_>,
         model: Option<&Arc<str>>,
         plan: &PrefixPlan,
     ) {
@@ -236,7 +236,7 @@ impl RetryPolicy {
 }
 
 /// Whether there is a tier with more than one backend that could be chosen.
-pub fn has_several(view: &RequestView<'_>) -> bool {
+pub fn has_several(view: &RoutingView<'_>) -> bool {
     view.route.iter().flat_map(|route| &route.tiers).any(|tier| {
         let pools = tier.splits.iter().map(|split| &view.snapshot.pools[split.pool]);
         let mut up = pools.flat_map(|pool| pool.members()).filter(|(_, up)| *up);
@@ -246,7 +246,7 @@ pub fn has_several(view: &RequestView<'_>) -> bool {
 }
 
 /// Where the choice among the splits of a tier falls: requests that belong together take the same.
-fn draw(view: &RequestView<'_>, tier: &Tier) -> u64 {
+fn draw(view: &RoutingView<'_>, tier: &Tier) -> u64 {
     let [first, _, ..] = tier.splits.as_slice() else { return 0 };
     let total: u64 = tier.splits.iter().map(|s| u64::from(s.weight)).sum();
     let balance = view.snapshot.pools[first.pool].balance();

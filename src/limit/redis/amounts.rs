@@ -1,4 +1,4 @@
-//! What was spent of amounts, as this replica has last heard: in the leased mode it need not ask
+//! Amounts spent, as Redis last reported them to this replica: in the leased mode it does not ask
 //! before each request.
 
 use std::{
@@ -6,81 +6,81 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::slices::{SLICES, Slices};
+use super::sharded_map::{SHARDS, ShardedMap};
 use crate::{
     base::lock,
-    limit::claim::{Failed, Spend, Used},
+    limit::claim::{Charge, FailedClaim, Spend},
 };
 
-/// Amounts of which something is known here.
+/// Largest number of amounts that are remembered.
 const MOST: usize = 200_000;
 
-/// The amounts, by what they are counted under.
+/// The amounts by subject.
 #[derive(Default)]
-pub struct Amounts(Mutex<Slices<String, Spent>>);
+pub struct Amounts(Mutex<ShardedMap<String, KnownAmount>>);
 
-struct Spent {
+struct KnownAmount {
     start: i64,
     amount: f64,
     at: Instant,
 }
 
-impl Spent {
+impl KnownAmount {
     fn fresh(&self, lifetime: Duration, now: Instant) -> bool {
         now.saturating_duration_since(self.at) < lifetime
     }
 }
 
 impl Amounts {
-    /// Whether the amounts are spent; nothing if that was heard too long ago of one of them.
-    pub fn spent(
+    /// Checks that no amount is used up; `None` if the last report of one of them is too old.
+    pub fn check(
         &self,
         spends: &[Spend],
         lifetime: Duration,
         now: Instant,
-    ) -> Option<Result<(), Failed>> {
+    ) -> Option<Result<(), FailedClaim>> {
         let mut known = lock(&self.0);
         for (index, spend) in spends.iter().enumerate() {
-            let spent = known.of(&*spend.subject).get(&*spend.subject)?;
+            let spent = known.shard(&*spend.subject).get(&*spend.subject)?;
             if spent.start != spend.start || !spent.fresh(lifetime, now) {
                 return None;
             }
             if spent.amount >= spend.limit {
-                return Some(Err(Failed::Spent(index)));
+                return Some(Err(FailedClaim::Amount(index)));
             }
         }
         Some(Ok(()))
     }
 
-    /// Notes what was told.
-    pub fn note(&self, spends: &[Spend], told: &[f64], now: Instant) {
+    /// Records what Redis has reported.
+    pub fn note(&self, spends: &[Spend], reported: &[f64], now: Instant) {
         let mut known = lock(&self.0);
-        for (spend, &amount) in spends.iter().zip(told) {
-            let known = known.of(&*spend.subject);
-            if known.len() >= MOST / SLICES {
+        for (spend, &amount) in spends.iter().zip(reported) {
+            let known = known.shard(&*spend.subject);
+            if known.len() >= MOST / SHARDS {
                 known.clear();
             }
-            let spent = Spent { start: spend.start, amount, at: now };
+            let spent = KnownAmount { start: spend.start, amount, at: now };
             known.insert(spend.subject.clone(), spent);
         }
     }
 
-    /// Adds what a request spent, before Redis tells it.
-    pub fn add(&self, spends: &[Spend], used: &Used) {
+    /// Adds what a request is charged, before Redis reports it.
+    pub fn add(&self, spends: &[Spend], charge: &Charge) {
         let mut known = lock(&self.0);
         for spend in spends {
-            if let Some(spent) = known.of(&*spend.subject).get_mut(&*spend.subject)
+            if let Some(spent) = known.shard(&*spend.subject).get_mut(&*spend.subject)
                 && spent.start == spend.start
             {
-                spent.amount += used.spent(spend.unit);
+                spent.amount += charge.amount(spend.unit);
             }
         }
     }
 
-    /// Forgets what was heard too long ago.
+    /// Removes reports that are too old.
     pub fn tidy(&self, lifetime: Duration, now: Instant) {
-        for slice in 0..SLICES {
-            lock(&self.0).retain(slice, |_, spent| spent.fresh(lifetime, now));
+        for shard in 0..SHARDS {
+            lock(&self.0).retain(shard, |_, spent| spent.fresh(lifetime, now));
         }
     }
 }

@@ -1,17 +1,17 @@
--- What all scripts about limits begin with: the clock, buckets and holds.
+-- The beginning of all limit scripts: the clock, buckets and holds.
 --
--- A bucket is a hash: `l` units that are there, at the time `t` (microseconds); `h` units that are
--- held. One that is not there is full. Holds are in a sorted set by the millisecond in which they
--- end: `lease:amount` where units are held, `lease` where slots are.
+-- A bucket is a hash: `l` units available at the time `t` (microseconds), `h` units held. A bucket
+-- that does not exist is full. Holds are members of a sorted set, scored by the millisecond in which
+-- they end: `holding:amount` for units, `holding` for slots.
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local now_ms = math.floor(now / 1000)
 
--- How something is counted.
+-- The modes of counting (see mode.rs).
 local TAKE, RESERVE, SLOT, SHARE, GIVE = 1, 2, 3, 4, 5
 
--- Keys live a minute longer than they mean something; ten years at most.
+-- Keys live a minute longer than needed, and ten years at most.
 local MINUTE, LONGEST = 60000, 315360000000
 
 local key_at, word_at = 0, 0
@@ -30,7 +30,7 @@ local function number()
   return tonumber(word())
 end
 
--- Lets a key live for so long at least. Never shortens: others may know of longer holds.
+-- Extends the lifetime of a key to at least this. Never shortens it: other replicas may have longer holds.
 local function keep(name, ms)
   ms = math.ceil(math.min(ms, LONGEST))
   if redis.call('PTTL', name) < ms then
@@ -40,8 +40,8 @@ end
 
 local opened = {}
 
--- The bucket as it is now; the same one if it is opened again. A clock that was set back costs no
--- units and brings none.
+-- The current state of a bucket; the same table if it is opened again. A clock that was set back
+-- neither removes nor adds units.
 local function open(name, interval, capacity)
   if opened[name] then return opened[name] end
   local found = redis.call('HMGET', name, 'l', 't', 'h')
@@ -63,7 +63,7 @@ local function save(bucket, ms)
   keep(bucket.name, math.max(full, ms))
 end
 
--- Ends the holds whose time has come.
+-- Removes the holds that have expired.
 local function sweep(bucket, holds)
   local before = bucket.held
   while true do
@@ -74,7 +74,7 @@ local function sweep(bucket, holds)
     end
     redis.call('ZREMRANGEBYRANK', holds, 0, #gone - 1)
   end
-  -- The sum must not outlive what it is the sum of.
+  -- Without any hold the sum must be 0.
   if bucket.held < 0 or (bucket.held > 0 and redis.call('ZCARD', holds) == 0) then
     bucket.held = 0
   end
@@ -83,7 +83,7 @@ local function sweep(bucket, holds)
   end
 end
 
--- What was spent in the period that began at `start`; and when it did, if a later one has begun.
+-- The amount spent since `start`, and the start of its period, which may be a later one.
 local function spent(name, start)
   local found = redis.call('HMGET', name, 's', 'a')
   local since, amount = tonumber(found[1]), tonumber(found[2])

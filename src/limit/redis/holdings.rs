@@ -1,55 +1,43 @@
-//! What this process holds in Redis: known by name, renewed while it lasts, ended for certain.
+//! What this process holds in Redis: each holding has a name, and is renewed while it is live.
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
-use super::{Action, RedisCounter, script::Mode};
+use super::mode::Mode;
 use crate::{
     base::lock,
     limit::{
         bucket::Rate,
-        claim::{Claim, Dim, Kind, Spend, Used},
+        claim::{Claim, ClaimKind, Dim},
     },
 };
 
-/// Holdings that are renewed with one call: it must not keep Redis from others for long.
-const BATCH: usize = 100;
-
-/// The longest that the first pause is before it is tried again to end a lease. The pauses double,
-/// and make up about the time for which holds last: then they end by themselves.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-
-/// What is held for one request.
+/// The holds of one request.
 pub struct Holding {
     number: u64,
-    /// Its name, unlike that of any other of all replicas.
+    /// Its name, unique among all replicas.
     pub id: String,
-    /// What is held.
     pub holds: Vec<Hold>,
 }
 
-/// Units or a place, held in one bucket.
+/// Units or a slot, held in one bucket.
 pub struct Hold {
-    /// Which of the two.
     pub mode: Mode,
-    /// Where.
+    /// The bucket.
     pub name: String,
-    /// How it fills.
     pub rate: Rate,
-    /// What it counts.
     pub dim: Dim,
-    /// How many units.
+    /// Units.
     pub amount: u64,
 }
 
 impl Hold {
-    fn of(claim: &Claim) -> Self {
+    fn new(claim: &Claim) -> Self {
         Self {
             mode: Mode::exact(claim),
             name: claim.name.clone(),
@@ -60,9 +48,9 @@ impl Hold {
     }
 }
 
-/// The leases of this process.
+/// All holdings of this process.
 pub struct Holdings {
-    /// Unlike that of any other process.
+    /// A random number that identifies the process.
     process: u64,
     next: AtomicU64,
     live: Mutex<HashMap<u64, Arc<Holding>>>,
@@ -75,31 +63,30 @@ impl Default for Holdings {
 }
 
 impl Holdings {
-    /// A lease that is not live yet, for claims that are held in Redis: of reservations only if
-    /// they are asked for exactly.
+    /// A holding that is not live yet. `reservations`: token reservations are held in Redis too.
     pub fn draft(&self, claims: &[Claim], reservations: bool) -> Arc<Holding> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let held = |claim: &&Claim| match claim.dim.kind() {
-            Kind::Take => false,
-            Kind::Reserve => reservations,
-            Kind::Slot => true,
+            ClaimKind::Take => false,
+            ClaimKind::Reserve => reservations,
+            ClaimKind::Slot => true,
         };
-        let holds = claims.iter().filter(held).map(Hold::of).collect();
+        let holds = claims.iter().filter(held).map(Hold::new).collect();
         Arc::new(Holding { number, id: format!("{:x}-{number:x}", self.process), holds })
     }
 
-    /// From now on it is renewed.
-    pub fn begin(&self, lease: &Arc<Holding>) {
-        if !lease.holds.is_empty() {
-            lock(&self.live).insert(lease.number, Arc::clone(lease));
+    /// Starts its renewal.
+    pub fn begin(&self, holding: &Arc<Holding>) {
+        if !holding.holds.is_empty() {
+            lock(&self.live).insert(holding.number, Arc::clone(holding));
         }
     }
 
-    /// From now on it is not.
-    pub fn end(&self, lease: &Holding) {
-        if !lease.holds.is_empty() {
+    /// Ends its renewal.
+    pub fn end(&self, holding: &Holding) {
+        if !holding.holds.is_empty() {
             let mut live = lock(&self.live);
-            live.remove(&lease.number);
+            live.remove(&holding.number);
             let few = live.len() * 4 + 64;
             if live.capacity() > few {
                 live.shrink_to(few / 2);
@@ -107,51 +94,12 @@ impl Holdings {
         }
     }
 
-    fn is_live(&self, lease: &Holding) -> bool {
-        lock(&self.live).contains_key(&lease.number)
+    pub fn is_live(&self, holding: &Holding) -> bool {
+        lock(&self.live).contains_key(&holding.number)
     }
 
-    fn all(&self) -> Vec<Arc<Holding>> {
+    pub fn all(&self) -> Vec<Arc<Holding>> {
         lock(&self.live).values().cloned().collect()
-    }
-}
-
-/// Renews what is held, as long as someone has the counter or holds something.
-pub async fn renew(counter: Weak<RedisCounter>, ttl: Duration) {
-    let mut pause = ttl / 3;
-    loop {
-        tokio::time::sleep(pause).await;
-        let Some(counter) = counter.upgrade() else { return };
-        pause = ttl / 3;
-        for batch in counter.holdings.all().chunks(BATCH) {
-            // While others were renewed it may have ended, too long ago for Redis to remember.
-            let still = |lease: &&Arc<Holding>| counter.holdings.is_live(lease);
-            let batch: Vec<_> = batch.iter().filter(still).cloned().collect();
-            if let Err(error) = counter.speaker.renew(&batch).await {
-                counter.tell(Action::Renew, &error.why);
-                // Again before what is held ends.
-                pause = ttl / 10;
-                break;
-            }
-        }
-    }
-}
-
-/// Ends a lease, also if Redis is away for a moment.
-pub async fn settle(counter: &RedisCounter, lease: &Holding, spends: &[Spend], used: &Used) {
-    let ttl = counter.settings.ttl;
-    let mut pause = FIRST_PAUSE.min(ttl / 32);
-    let mut paused = Duration::ZERO;
-    loop {
-        let told = counter.speaker.settle(lease, spends, used, pause).await;
-        let Err(error) = told else { return };
-        counter.tell(Action::Settle, &error.why);
-        if paused + pause > ttl {
-            return;
-        }
-        tokio::time::sleep(pause).await;
-        paused += pause;
-        pause *= 2;
     }
 }
 

@@ -1,4 +1,4 @@
-//! A server that is away is not asked by each request: that would make all of them wait for it.
+//! While Redis cannot be reached, requests do not ask it: otherwise all of them would wait for it.
 
 use std::{
     sync::Mutex,
@@ -7,26 +7,26 @@ use std::{
 
 use crate::{base::lock, store::StoreError};
 
-/// For so long nobody asks after a failure.
+/// Time without calls after a failure.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// What is known about an outage.
+/// The current outage, if any.
 #[derive(Default)]
-pub struct Outage(Mutex<Option<Known>>);
+pub struct Outage(Mutex<Option<LastFailure>>);
 
-struct Known {
+struct LastFailure {
     why: StoreError,
     until: Instant,
-    /// Someone is finding out whether it is over.
+    /// One call is under way to find out whether the outage is over.
     probing: bool,
 }
 
 impl Outage {
-    /// Whether one may ask. After an outage one question at a time may. Who may ask has to say how
-    /// it went.
+    /// Whether a call may be made. During an outage one call at a time probes the server. The caller
+    /// must report the result with [`Self::failed`] or [`Self::over`].
     ///
     /// # Errors
-    /// What went wrong last.
+    /// The last failure.
     pub fn may_ask(&self, now: Instant) -> Result<(), StoreError> {
         match &mut *lock(&self.0) {
             None => Ok(()),
@@ -38,17 +38,16 @@ impl Outage {
         }
     }
 
-    /// Whether there is one.
     pub fn is_on(&self) -> bool {
         lock(&self.0).is_some()
     }
 
-    /// A question failed.
+    /// Reports a failed call.
     pub fn failed(&self, why: StoreError, now: Instant) {
-        *lock(&self.0) = Some(Known { why, until: now + PAUSE, probing: false });
+        *lock(&self.0) = Some(LastFailure { why, until: now + PAUSE, probing: false });
     }
 
-    /// A question was answered in time.
+    /// Reports a call that was answered in time.
     pub fn over(&self) {
         *lock(&self.0) = None;
     }

@@ -1,4 +1,4 @@
-//! What is said to Redis, and what it answers: the keys and words of the scripts.
+//! Calls of the Redis scripts: their keys, arguments and replies.
 
 use std::{
     sync::{
@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use super::holdings::Holding;
+use super::{holdings::Holding, mode::Mode};
 use crate::{
     limit::{
         bucket::{Rate, SECOND, Ticks},
-        claim::{Claim, Claims, Failed, Kind, Refusal, Spend, Used},
+        claim::{Charge, Claim, Claims, FailedClaim, Shortfall, Spend},
     },
     store::redis::{Redis, Script, ScriptError},
 };
@@ -24,66 +24,29 @@ static RENEW: Script = Script::new(concat!(include_str!("bucket.lua"), include_s
 
 const MICROSECOND: Ticks = SECOND / 1_000_000;
 
-/// For so long Redis remembers that a lease has ended, and longer while it is tried again to tell
-/// it. What was sent before and comes later than this holds something for nobody; that ends by
-/// itself.
+/// How long Redis remembers that a holding has ended, not counting the time for trying again. A call
+/// that was sent before and arrives even later holds something for no request, which expires.
 const MARKED: Duration = Duration::from_secs(10);
 
-/// How the scripts count something; the numbers are in `bucket.lua`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Units are taken.
-    Take = 1,
-    /// Units are held.
-    Reserve = 2,
-    /// A place is held.
-    Slot = 3,
-    /// Units are taken from a bucket of which others may hold some.
-    Share = 4,
-    /// Units are given back.
-    Give = 5,
-}
-
-impl Mode {
-    /// How a claim is counted if Redis is asked for exactly this.
-    pub fn exact(claim: &Claim) -> Self {
-        match claim.dim.kind() {
-            Kind::Take => Self::Take,
-            Kind::Reserve => Self::Reserve,
-            Kind::Slot => Self::Slot,
-        }
-    }
-
-    fn has_bucket(self) -> bool {
-        self != Self::Slot
-    }
-
-    fn has_holds(self) -> bool {
-        !matches!(self, Self::Take | Self::Give)
-    }
-}
-
-/// What is asked of one bucket.
+/// What a request wants from one bucket.
 #[derive(Clone, Debug)]
-pub struct Part {
-    /// The number of the claim.
+pub struct BucketRequest {
+    /// Index in [`Claims::takes`].
     pub index: usize,
-    /// How it is counted.
     pub mode: Mode,
-    /// Which bucket.
+    /// The bucket.
     pub name: String,
-    /// How it fills.
     pub rate: Rate,
-    /// Units that must be there.
+    /// Units that must be available.
     pub need: u64,
-    /// Units that are given then, also if they are more.
+    /// Units that are taken in that case, even if fewer are available.
     pub least: u64,
-    /// Units that are given if they are there.
+    /// Units that are taken if they are available.
     pub most: u64,
 }
 
-impl Part {
-    /// The claim itself.
+impl BucketRequest {
+    /// Wants exactly what is claimed.
     pub fn exact(index: usize, claim: &Claim) -> Self {
         Self {
             index,
@@ -97,140 +60,140 @@ impl Part {
     }
 }
 
-/// What is asked for one request.
-pub struct Question {
-    /// Of buckets.
-    pub parts: Vec<Part>,
-    /// Of amounts.
+/// Everything that one request wants.
+pub struct TakeRequest {
+    pub buckets: Vec<BucketRequest>,
     pub spends: Vec<Spend>,
 }
 
-/// What is told of one bucket.
+/// The state of one bucket after the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told {
-    /// How long until it would give; zero if it does. Of a slot that is not free not a time.
+pub struct BucketState {
+    /// Time until the units are available; zero if they are. For a slot any other value means that
+    /// none is free.
     pub wait: Ticks,
     /// Units left.
     pub left: u64,
     /// Time until it is full.
     pub reset: Ticks,
-    /// Units given.
+    /// Units taken.
     pub given: u64,
 }
 
-/// The answer.
 #[derive(Debug, PartialEq)]
-pub struct Answer {
-    /// Of each part.
-    pub parts: Vec<Told>,
-    /// Of each amount, how much is spent.
+pub struct TakeReply {
+    /// In the order of [`TakeRequest::buckets`].
+    pub buckets: Vec<BucketState>,
+    /// The amounts spent, in the order of [`TakeRequest::spends`].
     pub spent: Vec<f64>,
-    /// Whether all of it is given.
+    /// Whether everything was taken.
     pub fits: bool,
 }
 
-impl Answer {
+impl TakeReply {
     fn read((fits, flat, spent): (i64, Vec<i64>, Vec<f64>)) -> Self {
         let ticks = |us: i64| u64::try_from(us).unwrap_or(0).saturating_mul(MICROSECOND);
         let units = |n: i64| u64::try_from(n).unwrap_or(0);
-        let told = |chunk: &[i64]| match *chunk {
-            [wait, left, reset, given] => Told {
+        let state = |chunk: &[i64]| match *chunk {
+            [wait, left, reset, given] => BucketState {
                 wait: ticks(wait),
                 left: units(left),
                 reset: ticks(reset),
                 given: units(given),
             },
-            _ => Told { wait: 0, left: 0, reset: 0, given: 0 },
+            _ => BucketState { wait: 0, left: 0, reset: 0, given: 0 },
         };
-        Self { parts: flat.chunks(4).map(told).collect(), spent, fits: fits == 1 }
+        Self { buckets: flat.chunks(4).map(state).collect(), spent, fits: fits == 1 }
     }
 
-    /// What failed: of several buckets the one that takes longest, then an amount, then a slot.
-    pub fn failed(&self, question: &Question) -> Option<Failed> {
+    /// The claim that failed: of several the bucket with the longest wait, then an amount, then a
+    /// slot.
+    pub fn failed(&self, request: &TakeRequest) -> Option<FailedClaim> {
         if self.fits {
             return None;
         }
         let short =
-            || question.parts.iter().zip(&self.parts).filter(|(_, told)| told.wait > 0).rev();
+            || request.buckets.iter().zip(&self.buckets).filter(|(_, state)| state.wait > 0).rev();
         let longest = short()
-            .filter(|(part, _)| part.mode != Mode::Slot)
-            .max_by_key(|(_, told)| told.wait)
-            .map(|(part, told)| Failed::Take(Refusal { index: part.index, wait: told.wait }));
-        let limits = question.spends.iter().zip(&self.spent);
+            .filter(|(bucket, _)| bucket.mode != Mode::Slot)
+            .max_by_key(|(_, state)| state.wait)
+            .map(|(bucket, state)| (bucket.index, state.wait));
+        let limits = request.spends.iter().zip(&self.spent);
         let spent = || limits.clone().position(|(spend, spent)| *spent >= spend.limit);
-        let slot = || short().next_back().map(|(part, _)| part.index);
+        let slot = || short().next_back().map(|(bucket, _)| bucket.index);
+        let failed = |(index, wait)| FailedClaim::Bucket(Shortfall { index, wait });
         longest
-            .or_else(|| spent().map(Failed::Spent))
-            .or_else(|| slot().map(|index| Failed::Take(Refusal { index, wait: 0 })))
-            // A question that was given up before it was heard: nobody reads this.
-            .or(Some(Failed::Take(Refusal { index: 0, wait: 0 })))
+            .map(failed)
+            .or_else(|| spent().map(FailedClaim::Amount))
+            .or_else(|| slot().map(|index| failed((index, 0))))
+            // The call was abandoned before it reached Redis: this is not read.
+            .or(Some(failed((0, 0))))
     }
 
-    /// Notes in the claims what is left.
-    pub fn tell(&self, question: &Question, claims: &mut Claims) {
-        for (part, told) in question.parts.iter().zip(&self.parts) {
-            let claim = &mut claims.takes[part.index];
-            (claim.left, claim.reset) = (told.left, told.reset);
+    /// Records in the claims what is left.
+    pub fn record(&self, request: &TakeRequest, claims: &mut Claims) {
+        for (bucket, state) in request.buckets.iter().zip(&self.buckets) {
+            let claim = &mut claims.takes[bucket.index];
+            (claim.left, claim.reset) = (state.left, state.reset);
         }
     }
 }
 
-/// Units that go back into a bucket, or that it is owed.
+/// Units that go back into a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Give {
-    /// Which bucket.
+pub struct Refund {
+    /// The bucket.
     pub name: String,
-    /// How it fills.
     pub rate: Rate,
-    /// How many; fewer than none are owed.
+    /// A negative number is a debt.
     pub units: i64,
 }
 
-/// Keys and words of one call.
+/// Keys and arguments of one call.
 #[derive(Default)]
-struct Call {
+struct ScriptCall {
     keys: Vec<String>,
-    words: Vec<String>,
+    args: Vec<String>,
 }
 
-impl Call {
-    fn say(&mut self, word: impl ToString) {
-        self.words.push(word.to_string());
+impl ScriptCall {
+    fn arg(&mut self, value: impl ToString) {
+        self.args.push(value.to_string());
     }
 
     fn rate(&mut self, mode: Mode, rate: Rate) {
-        self.say(mode as u8);
-        self.say(rate.interval as f64 / MICROSECOND as f64);
-        self.say(rate.capacity);
+        self.arg(mode as u8);
+        self.arg(rate.interval as f64 / MICROSECOND as f64);
+        self.arg(rate.capacity);
     }
 }
 
-/// Speaks with one server.
-pub struct Speaker {
+/// Calls the scripts on one server.
+pub struct ScriptClient {
     server: Arc<Redis>,
     prefix: String,
-    /// Milliseconds that holds last.
+    /// Lifetime of holds in milliseconds.
     ttl: u128,
     trips: AtomicU64,
 }
 
-impl Speaker {
-    /// Names in Redis begin with `prefix`.
+impl ScriptClient {
+    /// `prefix` is the prefix of all key names.
     pub fn new(server: Arc<Redis>, prefix: String, ttl: Duration) -> Self {
         Self { server, prefix, ttl: ttl.as_millis().max(1), trips: AtomicU64::new(0) }
     }
 
-    /// Connections to the server.
+    /// Size of the connection pool.
     pub fn connections(&self) -> usize {
         self.server.connections()
     }
 
-    /// How often Redis has been asked.
+    /// Number of calls so far.
     pub fn trips(&self) -> u64 {
         self.trips.load(Ordering::Relaxed)
     }
 
-    // A caller chooses parts of the names of buckets: what kind of key it is stands before them.
+    // Callers choose parts of bucket names, so the kind of key is a prefix.
 
     fn bucket(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
@@ -244,11 +207,11 @@ impl Speaker {
         format!("{}spent/{subject}", self.prefix)
     }
 
-    fn mark(&self, lease: &str) -> String {
-        format!("{}ended/{lease}", self.prefix)
+    fn mark(&self, holding: &str) -> String {
+        format!("{}ended/{holding}", self.prefix)
     }
 
-    fn name(&self, call: &mut Call, mode: Mode, name: &str) {
+    fn name(&self, call: &mut ScriptCall, mode: Mode, name: &str) {
         if mode.has_bucket() {
             call.keys.push(self.bucket(name));
         }
@@ -257,88 +220,92 @@ impl Speaker {
         }
     }
 
-    /// Asks for all that a request claims.
-    pub async fn take(&self, lease: &Holding, question: &Question) -> Result<Answer, ScriptError> {
-        let mut call = Call::default();
-        call.keys.push(self.mark(&lease.id));
-        // Who holds nothing need not be told from others.
-        call.say(if lease.holds.is_empty() { "" } else { &lease.id });
-        call.say(self.ttl);
-        call.say(question.parts.len());
-        call.say(question.spends.len());
-        for part in &question.parts {
-            self.name(&mut call, part.mode, &part.name);
-            call.rate(part.mode, part.rate);
-            call.say(part.need);
-            call.say(part.least);
-            call.say(part.most);
+    /// Takes all that a request claims, or nothing.
+    pub async fn take(
+        &self,
+        holding: &Holding,
+        request: &TakeRequest,
+    ) -> Result<TakeReply, ScriptError> {
+        let mut call = ScriptCall::default();
+        call.keys.push(self.mark(&holding.id));
+        // A request that holds nothing needs no name.
+        call.arg(if holding.holds.is_empty() { "" } else { &holding.id });
+        call.arg(self.ttl);
+        call.arg(request.buckets.len());
+        call.arg(request.spends.len());
+        for bucket in &request.buckets {
+            self.name(&mut call, bucket.mode, &bucket.name);
+            call.rate(bucket.mode, bucket.rate);
+            call.arg(bucket.need);
+            call.arg(bucket.least);
+            call.arg(bucket.most);
         }
-        for spend in &question.spends {
+        for spend in &request.spends {
             call.keys.push(self.spent(&spend.subject));
-            call.say(spend.start);
-            call.say(spend.limit);
+            call.arg(spend.start);
+            call.arg(spend.limit);
         }
-        self.call(&TAKE, &call).await.map(Answer::read)
+        self.call(&TAKE, &call).await.map(TakeReply::read)
     }
 
-    /// Ends a lease. If this fails, it is tried again after `pause`.
+    /// Ends a holding. If this fails, the caller tries again after `pause`.
     pub async fn settle(
         &self,
-        lease: &Holding,
+        holding: &Holding,
         spends: &[Spend],
-        used: &Used,
+        charge: &Charge,
         pause: Duration,
     ) -> Result<(), ScriptError> {
-        let mut call = Call::default();
-        call.keys.push(self.mark(&lease.id));
-        call.say(&lease.id);
-        call.say((self.server.timeout() + pause + MARKED).as_millis());
-        call.say(lease.holds.len());
-        call.say(spends.len());
-        for hold in &lease.holds {
+        let mut call = ScriptCall::default();
+        call.keys.push(self.mark(&holding.id));
+        call.arg(&holding.id);
+        call.arg((self.server.timeout() + pause + MARKED).as_millis());
+        call.arg(holding.holds.len());
+        call.arg(spends.len());
+        for hold in &holding.holds {
             self.name(&mut call, hold.mode, &hold.name);
             call.rate(hold.mode, hold.rate);
-            call.say(hold.amount);
-            call.say(used.of(hold.dim));
+            call.arg(hold.amount);
+            call.arg(charge.units(hold.dim));
         }
         for spend in spends {
             call.keys.push(self.spent(&spend.subject));
-            call.say(spend.start);
-            call.say(used.spent(spend.unit));
-            call.say(spend.end.unwrap_or(0));
+            call.arg(spend.start);
+            call.arg(charge.amount(spend.unit));
+            call.arg(spend.end.unwrap_or(0));
         }
         self.call::<i64>(&SETTLE, &call).await.map(|_| ())
     }
 
-    /// Gives units back.
-    pub async fn give(&self, gives: &[Give]) -> Result<(), ScriptError> {
-        let mut call = Call::default();
+    /// Gives units back to buckets.
+    pub async fn refund(&self, refunds: &[Refund]) -> Result<(), ScriptError> {
+        let mut call = ScriptCall::default();
         call.keys.push(self.mark(""));
-        call.say("");
-        call.say(0);
-        call.say(gives.len());
-        call.say(0);
-        for give in gives {
-            self.name(&mut call, Mode::Give, &give.name);
-            call.rate(Mode::Give, give.rate);
-            call.say(give.units);
-            call.say(0);
+        call.arg("");
+        call.arg(0);
+        call.arg(refunds.len());
+        call.arg(0);
+        for refund in refunds {
+            self.name(&mut call, Mode::Give, &refund.name);
+            call.rate(Mode::Give, refund.rate);
+            call.arg(refund.units);
+            call.arg(0);
         }
         self.call::<i64>(&SETTLE, &call).await.map(|_| ())
     }
 
-    /// Lets what is held be held for longer.
-    pub async fn renew(&self, leases: &[Arc<Holding>]) -> Result<(), ScriptError> {
-        let mut call = Call::default();
-        call.say(self.ttl);
-        for lease in leases {
-            call.keys.push(self.mark(&lease.id));
-            call.say(&lease.id);
-            call.say(lease.holds.len());
-            for hold in &lease.holds {
+    /// Extends the lifetime of holds.
+    pub async fn renew(&self, holdings: &[Arc<Holding>]) -> Result<(), ScriptError> {
+        let mut call = ScriptCall::default();
+        call.arg(self.ttl);
+        for holding in holdings {
+            call.keys.push(self.mark(&holding.id));
+            call.arg(&holding.id);
+            call.arg(holding.holds.len());
+            for hold in &holding.holds {
                 self.name(&mut call, hold.mode, &hold.name);
-                call.say(hold.mode as u8);
-                call.say(hold.amount);
+                call.arg(hold.mode as u8);
+                call.arg(hold.amount);
             }
         }
         self.call::<i64>(&RENEW, &call).await.map(|_| ())
@@ -347,10 +314,10 @@ impl Speaker {
     async fn call<T: redis::FromRedisValue>(
         &self,
         script: &Script,
-        call: &Call,
+        call: &ScriptCall,
     ) -> Result<T, ScriptError> {
         self.trips.fetch_add(1, Ordering::Relaxed);
-        self.server.script(script, &call.keys, &call.words).await
+        self.server.script(script, &call.keys, &call.args).await
     }
 }
 
@@ -362,8 +329,8 @@ mod tests {
         limit::claim::{Dim, Unit},
     };
 
-    fn question() -> Question {
-        let part = |index, dim| Part::exact(index, &Claim::of_five(dim));
+    fn request() -> TakeRequest {
+        let bucket = |index, dim| BucketRequest::exact(index, &Claim::of_five(dim));
         let spend = Spend {
             subject: "s".into(),
             scope: Scope::Key,
@@ -372,32 +339,33 @@ mod tests {
             start: 0,
             end: None,
         };
-        Question {
-            parts: vec![
-                part(0, Dim::Concurrent),
-                part(1, Dim::Tokens),
-                part(2, Dim::RequestsPerMinute),
-                part(3, Dim::InputTokens),
+        TakeRequest {
+            buckets: vec![
+                bucket(0, Dim::Concurrent),
+                bucket(1, Dim::Tokens),
+                bucket(2, Dim::RequestsPerMinute),
+                bucket(3, Dim::InputTokens),
             ],
             spends: vec![spend],
         }
     }
 
-    fn failed(waits: [i64; 4], spent: f64) -> Option<Failed> {
+    fn failed(waits: [i64; 4], spent: f64) -> Option<FailedClaim> {
         let flat = waits.into_iter().flat_map(|wait| [wait, 3, 7, 0]).collect();
         let fits = waits == [0; 4] && spent < 2.0;
-        let answer = Answer::read((fits.into(), flat, vec![spent]));
-        assert_eq!((answer.parts[3].left, answer.parts[3].reset), (3, 7 * MICROSECOND));
-        answer.failed(&question())
+        let reply = TakeReply::read((fits.into(), flat, vec![spent]));
+        assert_eq!((reply.buckets[3].left, reply.buckets[3].reset), (3, 7 * MICROSECOND));
+        reply.failed(&request())
     }
 
     #[test]
     fn the_longest_wait_is_told_then_an_amount_then_a_slot() {
-        let take = |index, wait| Some(Failed::Take(Refusal { index, wait: wait * MICROSECOND }));
+        let take =
+            |index, wait| Some(FailedClaim::Bucket(Shortfall { index, wait: wait * MICROSECOND }));
         assert_eq!(failed([0, 0, 0, 0], 1.9), None);
         assert_eq!(failed([1, 4, 9, 5], 2.5), take(2, 9));
         assert_eq!(failed([1, 0, 9, 9], 2.5), take(2, 9));
-        assert_eq!(failed([1, 0, 0, 0], 2.0), Some(Failed::Spent(0)));
+        assert_eq!(failed([1, 0, 0, 0], 2.0), Some(FailedClaim::Amount(0)));
         assert_eq!(failed([1, 0, 0, 0], 1.0), take(0, 0));
     }
 
@@ -414,9 +382,9 @@ mod tests {
             connect_timeout: Duration::ZERO,
             timeout: Duration::ZERO,
         };
-        let speaker =
-            Speaker::new(Arc::new(Redis::new(settings)), "p:".into(), Duration::from_secs(1));
-        assert_eq!(speaker.bucket("per_user/rpm/held/x"), "p:per_user/rpm/held/x");
-        assert_eq!(speaker.holds("per_user/rpm/x"), "p:held/per_user/rpm/x");
+        let client =
+            ScriptClient::new(Arc::new(Redis::new(settings)), "p:".into(), Duration::from_secs(1));
+        assert_eq!(client.bucket("per_user/rpm/held/x"), "p:per_user/rpm/held/x");
+        assert_eq!(client.holds("per_user/rpm/x"), "p:held/per_user/rpm/x");
     }
 }

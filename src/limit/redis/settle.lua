@@ -1,22 +1,22 @@
--- Ends what is held for a request, takes what it came to, adds what it spent; and gives shares
--- back. Of one lease this happens once, however often it is asked for.
+-- Ends the holds of a request, takes the used units, and adds the amounts spent; also gives shares
+-- back. For one holding this happens once, even if the call is repeated.
 --
--- KEYS: the mark of what has ended; of each part its bucket (not of slots) and its holds (not of
--- GIVE); of each amount its hash.
--- ARGV: lease or nothing, ms that the mark lasts, number of parts, number of amounts; of each part
--- the way it is counted, microseconds for a unit, capacity, units held or given back, units used;
--- of each amount when its period began, how much was spent, when the period ends (0: never).
+-- KEYS: the mark of an ended holding; for each part its bucket (not for slots) and its holds (not for
+-- GIVE); for each amount its hash.
+-- ARGV: holding or an empty string, lifetime of the mark in ms, number of parts, number of amounts;
+-- for each part the mode, microseconds per unit, capacity, units held or given back, units used; for
+-- each amount the start of its period, the amount spent, the end of the period (0: never).
 
 local DAYS = 7 * 86400
 
-local mark, lease, marked = key(), word(), number()
+local mark, holding, marked = key(), word(), number()
 local parts, amounts = number(), number()
 
--- Who asks again may have to ask once more, after a longer pause. Of a mark that is not there this
--- is a write that does nothing, and needs no memory: behind it a server that has none left lets the
--- others pass. What is given back must not wait for memory.
+-- A repeated call may have to be repeated again, after a longer pause, so the mark is extended. If the
+-- mark does not exist, this write does nothing and needs no memory; after it a server that is out of
+-- memory accepts the other writes. Giving back must not wait for memory.
 local ended = redis.call('PEXPIRE', mark, marked) == 1
-if lease ~= '' then
+if holding ~= '' then
   if ended then return 0 end
   redis.call('SET', mark, '1', 'PX', marked)
 end
@@ -24,13 +24,13 @@ end
 for _ = 1, parts do
   local mode, interval, capacity, amount, used = number(), number(), number(), number(), number()
   if mode == SLOT then
-    redis.call('ZREM', key(), lease)
+    redis.call('ZREM', key(), holding)
   else
     local bucket = open(key(), interval, capacity)
     if mode == RESERVE then
       local holds = key()
       sweep(bucket, holds)
-      if redis.call('ZREM', holds, lease .. ':' .. string.format('%.0f', amount)) == 1 then
+      if redis.call('ZREM', holds, holding .. ':' .. string.format('%.0f', amount)) == 1 then
         bucket.held = math.max(0, bucket.held - amount)
       end
       bucket.level = bucket.level - used

@@ -1,24 +1,24 @@
 -- Takes all that a request claims, or nothing.
 --
--- KEYS: the mark of what has ended; of each part its bucket (not of slots) and its holds (not of
--- TAKE); of each amount its hash.
--- ARGV: lease or nothing, ms that holds last, number of parts, number of amounts; of each part the
--- way it is counted, microseconds for a unit, capacity, units that must be there, units wanted at
--- least, units wanted; of each amount when its period began and how much may be spent.
--- Answers 1 or 0; of each part the microseconds to wait, units left, microseconds until it is full,
--- units given; of each amount how much is spent.
+-- KEYS: the mark of an ended holding; for each part its bucket (not for slots) and its holds (not for
+-- TAKE); for each amount its hash.
+-- ARGV: holding or an empty string, lifetime of holds in ms, number of parts, number of amounts; for
+-- each part the mode, microseconds per unit, capacity, units that must be available, units to take
+-- at least, units to take if available; for each amount the start of its period and the limit.
+-- Returns 1 or 0; for each part the microseconds to wait, units left, microseconds until it is full,
+-- units taken; for each amount what is spent.
 
-local mark, lease, ttl = key(), word(), number()
+local mark, holding, ttl = key(), word(), number()
 local parts, amounts = number(), number()
 
--- A request that was given up, and was settled before it came here.
-if lease ~= '' and redis.call('EXISTS', mark) == 1 then
+-- An abandoned request that was settled before this call arrived.
+if holding ~= '' and redis.call('EXISTS', mark) == 1 then
   return {0, {}, {}}
 end
 
--- A server that takes no writes (it has no memory left, or is a replica) is an outage, and says so
--- here, before anything is done: after a first write that frees memory it would let the others pass.
--- There is no mark, so that nothing is set.
+-- A server that accepts no writes (it is out of memory, or a replica) is an outage. It must fail here,
+-- before anything is done: after a first write that frees memory it would accept the others. The mark
+-- does not exist, so nothing is set.
 redis.call('SET', mark, '1', 'XX')
 
 local all, fits = {}, 1
@@ -58,12 +58,12 @@ if fits == 1 then
     local bucket = part.bucket
     if part.mode == SLOT then
       redis.call('ZREMRANGEBYSCORE', part.holds, '-inf', now_ms)
-      redis.call('ZADD', part.holds, until_ms, lease)
+      redis.call('ZADD', part.holds, until_ms, holding)
       keep(part.holds, ttl)
       part.busy = part.busy + 1
     elseif part.mode == RESERVE then
-      local member = lease .. ':' .. string.format('%.0f', part.least)
-      -- It is there if the connection broke and the same is asked once more.
+      local member = holding .. ':' .. string.format('%.0f', part.least)
+      -- The member exists if the connection broke and the call is repeated.
       if redis.call('ZADD', part.holds, until_ms, member) == 1 then
         bucket.held = bucket.held + part.least
       end
@@ -78,7 +78,7 @@ if fits == 1 then
   end
 end
 
-local told = {}
+local states = {}
 for _, part in ipairs(all) do
   local left, reset
   if part.mode == SLOT then
@@ -88,9 +88,9 @@ for _, part in ipairs(all) do
     left = math.floor(bucket.level) - bucket.held
     reset = math.ceil((bucket.capacity - bucket.level + bucket.held) * bucket.interval)
   end
-  told[#told + 1] = part.wait
-  told[#told + 1] = math.max(0, left)
-  told[#told + 1] = math.max(0, reset)
-  told[#told + 1] = part.given
+  states[#states + 1] = part.wait
+  states[#states + 1] = math.max(0, left)
+  states[#states + 1] = math.max(0, reset)
+  states[#states + 1] = part.given
 end
-return {fits, told, sums}
+return {fits, states, sums}

@@ -15,12 +15,12 @@ use super::{
     value::{ColumnKind, cause},
 };
 use crate::{
-    base::terms::{COUNTED, Change, moment_like},
+    base::terms::{COUNTED, UsageChange, time_like},
     store::error::StoreError,
 };
 
 /// Returns the change for a row.
-pub type Decide<'a> = &'a (dyn Fn(&Row) -> Result<Change, StoreError> + Sync);
+pub type Decide<'a> = &'a (dyn Fn(&Row) -> Result<UsageChange, StoreError> + Sync);
 
 /// A value to bind, of the type of its column.
 enum ColumnValue {
@@ -44,16 +44,17 @@ impl Update {
     /// `None` if there is nothing to change.
     fn new(
         driver: Driver,
-        change: &Change,
+        change: &UsageChange,
         row: &mut Row,
         kind: impl Fn(&str) -> Option<ColumnKind>,
     ) -> Result<Option<Self>, StoreError> {
         let mut update = Self { driver, sets: Vec::new(), values: Vec::new() };
-        let mut done = Change { tokens: None, anew: change.anew, reset_at: None, credit: None };
+        let mut done =
+            UsageChange { tokens: None, reset: change.reset, reset_at: None, credit: None };
         if let Some(tokens) = change.tokens
             && let Some(kind) = kind("used_quota")
         {
-            update.amount("used_quota", kind, tokens, change.anew)?;
+            update.amount("used_quota", kind, tokens, change.reset)?;
             done.tokens = change.tokens;
         }
         if let Some(at) = change.reset_at
@@ -133,7 +134,7 @@ impl Update {
             ColumnKind::Number | ColumnKind::Unsigned | ColumnKind::Float => ColumnValue::Whole(at),
             ColumnKind::Text => {
                 let earlier = row.get(column).filter(|v| v.is_string()).cloned();
-                let text = moment_like(Some(&earlier.unwrap_or_else(|| "-".into())), at);
+                let text = time_like(Some(&earlier.unwrap_or_else(|| "-".into())), at);
                 ColumnValue::Text(text.as_str().unwrap_or_default().to_owned())
             }
             ColumnKind::Zoned => ColumnValue::Zoned(utc),
@@ -246,10 +247,10 @@ mod tests {
 
     use super::*;
 
-    const ALL: Change =
-        Change { tokens: Some(25.0), anew: false, reset_at: Some(86_400), credit: Some(0.5) };
+    const ALL: UsageChange =
+        UsageChange { tokens: Some(25.0), reset: false, reset_at: Some(86_400), credit: Some(0.5) };
 
-    fn sql(driver: Driver, change: &Change, kinds: &[(&str, ColumnKind)]) -> Option<String> {
+    fn sql(driver: Driver, change: &UsageChange, kinds: &[(&str, ColumnKind)]) -> Option<String> {
         let lookup = Lookup::new(driver, "t", "k", &[]).unwrap();
         let mut row = Row::new();
         let kind = |name: &str| kinds.iter().find(|(n, _)| *n == name).map(|(_, kind)| *kind);
@@ -276,7 +277,7 @@ mod tests {
              `last_reset_at` = ?, `balance` = COALESCE(NULLIF(`balance`, ''), 0) + ? \
              WHERE `k` = ? AND CAST(`k` AS BINARY) = CAST(? AS BINARY)"
         );
-        let anew = Change { anew: true, ..ALL };
+        let anew = UsageChange { reset: true, ..ALL };
         assert_eq!(
             sql(Driver::Postgres, &anew, &[("used_quota", ColumnKind::Number)]).unwrap(),
             "UPDATE \"t\" SET \"used_quota\" = 0 + CAST($1 AS NUMERIC) \

@@ -1,0 +1,122 @@
+//! Looking up a key: the interface of providers, and what they know of a key.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::{Map, Value};
+
+use crate::{
+    auth::credential::KeyDigest,
+    base::{
+        KeyUsage, Principal,
+        terms::{self, Terms},
+    },
+    store::StoreError,
+};
+
+/// A key to look up.
+pub struct LookupKey {
+    pub key: Arc<str>,
+    pub digest: KeyDigest,
+}
+
+/// What a provider knows of a key.
+#[derive(Debug)]
+pub struct KeyRecord {
+    /// The data as the provider returned it, for scripts.
+    pub data: Map<String, Value>,
+    /// For the default rules. An error is a reason to reject the key.
+    pub terms: Result<Terms, String>,
+    /// Why the per-key limits are malformed, if they are.
+    pub limits: Result<(), String>,
+    /// The caller according to the data.
+    pub principal: Arc<Principal>,
+}
+
+impl KeyRecord {
+    /// Parses the data of a key. `fallback` is its id if the data has none.
+    pub fn new(data: Map<String, Value>, fallback: impl FnOnce() -> String) -> Self {
+        let terms = Terms::read(&data);
+        let text = |names: &[&str]| names.iter().find_map(|n| as_text(data.get(*n)?));
+        let metadata = match data.get("metadata") {
+            Some(Value::Object(map)) => map.clone(),
+            // Redis hashes and text columns hold JSON as text.
+            Some(Value::String(text)) => serde_json::from_str(text).unwrap_or_default(),
+            _ => Map::new(),
+        };
+        let (own, limits) = match terms::own_limits(&data) {
+            Ok(own) => (own.map(Arc::new), Ok(())),
+            Err(why) => (None, Err(why)),
+        };
+        let principal = Principal {
+            key_id: text(&["key_id", "id"]).unwrap_or_else(fallback),
+            user_id: text(&["user_id"]).unwrap_or_default(),
+            name: text(&["name", "key_name"]).unwrap_or_default(),
+            team: text(&["team", "team_id"]).unwrap_or_default(),
+            tier: text(&["tier"]).unwrap_or_default(),
+            metadata,
+            limits: own,
+            tags: Vec::new(),
+            allowance: None,
+        };
+        Self { data, terms, limits, principal: Arc::new(principal) }
+    }
+
+    /// The same key with changed amounts in its data.
+    pub fn with_data(&self, change: impl FnOnce(&mut Map<String, Value>)) -> Self {
+        let mut data = self.data.clone();
+        change(&mut data);
+        Self {
+            terms: Terms::read(&data),
+            data,
+            limits: self.limits.clone(),
+            principal: Arc::clone(&self.principal),
+        }
+    }
+
+    /// The same key after this usage.
+    pub fn after_usage(&self, usage: KeyUsage, now: i64) -> Self {
+        match &self.terms {
+            Ok(terms) => self.with_data(|data| terms.change(usage, now).apply(data)),
+            Err(_) => self.with_data(|_| ()),
+        }
+    }
+}
+
+/// A non-empty text or a number, as text.
+pub fn as_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// A store of keys that must be asked for each key.
+#[async_trait]
+pub trait Provider: Send + Sync {
+    /// Looks up a key; `None` if it is unknown.
+    async fn find(&self, key: &LookupKey) -> Result<Option<KeyRecord>, StoreError>;
+
+    /// Whether the store itself counts quotas and balances.
+    fn counts(&self) -> bool {
+        false
+    }
+
+    /// Counts usage of a key in the store, and returns the fields of
+    /// [`COUNTED`](crate::base::terms::COUNTED) with their new values, perhaps with others. `None`:
+    /// the key is unknown, or this store does not count.
+    async fn count(
+        &self,
+        _key: &LookupKey,
+        _usage: KeyUsage,
+    ) -> Result<Option<Map<String, Value>>, StoreError> {
+        Ok(None)
+    }
+
+    /// Number of changes that this process has made in the store: cached answers from before a change
+    /// are invalid.
+    fn changes(&self) -> u64 {
+        0
+    }
+}

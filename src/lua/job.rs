@@ -1,0 +1,117 @@
+//! One call of a script: its limits, its globals, its answer.
+
+use std::{fmt, time::Duration};
+
+use mlua::{Lua, Table, Value};
+
+use super::code::Code;
+
+/// The limits of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Wall time.
+    pub time: Duration,
+    /// Bytes for its values, in addition to the interpreter's own.
+    pub memory: usize,
+    /// Bytes beyond which the call is treated as one that takes too long.
+    pub(super) brief_memory: Option<usize>,
+}
+
+impl Limits {
+    pub fn new(time: Duration, memory: usize) -> Self {
+        Self { time, memory, brief_memory: None }
+    }
+
+    /// The limits on a thread that serves requests. A call that needs more is started again on another
+    /// thread: a script has no effects except its answer, so nothing is done twice. The script does not
+    /// notice, because there is no error that it could catch.
+    pub(super) fn brief(self) -> Self {
+        Self { time: BRIEF.min(self.time), brief_memory: Some(BRIEF_MEMORY), ..self }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::new(Duration::from_millis(100), 10 << 20)
+    }
+}
+
+/// See [`Limits::brief`].
+pub(super) const BRIEF: Duration = Duration::from_millis(1);
+pub(super) const BRIEF_MEMORY: usize = 1 << 20;
+
+/// Why a call has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It ran for longer than this.
+    Time(Duration),
+    /// It needed more than this many bytes.
+    Memory(usize),
+    /// It raised an error.
+    Error(String),
+    /// The job rejected its answer.
+    Answer(String),
+    /// Too many slow calls are running.
+    Busy,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Time(limit) => write!(f, "it ran for longer than {limit:?}"),
+            Self::Memory(limit) => write!(f, "it needed more than {limit} bytes of memory"),
+            Self::Error(why) => f.write_str(why),
+            Self::Answer(why) => write!(f, "its answer cannot be used: {why}"),
+            Self::Busy => f.write_str("too many slow calls of it are running"),
+        }
+    }
+}
+
+/// The input of a call and the type of its answer.
+pub trait Job {
+    type Answer: Send + 'static;
+    /// The same job for another thread.
+    type Owned: Job<Answer = Self::Answer> + Send + 'static;
+
+    /// Sets the globals of the call.
+    ///
+    /// # Errors
+    /// If the interpreter has no memory for them.
+    fn globals(&self, globals: &Globals<'_>) -> mlua::Result<()>;
+
+    /// Reads the value that the script returned.
+    ///
+    /// # Errors
+    /// Why it is not a valid answer.
+    fn answer(&self, returned: Value) -> Result<Self::Answer, String>;
+
+    /// A copy that borrows nothing.
+    fn own(&self) -> Self::Owned;
+}
+
+/// The globals of a call, while a job sets them.
+pub struct Globals<'a> {
+    pub lua: &'a Lua,
+    pub table: &'a Table,
+    /// The metatable for header tables, which makes their names not case-sensitive.
+    pub headers: &'a Table,
+    pub(super) code: &'a Code,
+}
+
+impl Globals<'_> {
+    /// Whether the script can use this global. If not, it need not be set.
+    pub fn wants(&self, name: &str) -> bool {
+        self.code.mentions.contains(&name)
+    }
+}
+
+/// The resources that a call used, and its log.
+#[derive(Clone, Debug, Default)]
+pub struct Account {
+    /// Wall time.
+    pub time: Duration,
+    /// Bytes of its values, including those not yet collected.
+    pub memory: usize,
+    /// Lines that it logged.
+    pub log: Vec<String>,
+}

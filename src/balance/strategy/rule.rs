@@ -46,11 +46,9 @@ pub fn start_key(preferred: [Option<usize>; 2]) -> [u8; 8] {
 
 /// The members with which a selection starts by its key; any other key starts with none.
 pub fn start_members(key: &[u8]) -> [Option<usize>; 2] {
-    let Ok(&[first, second]) = <&[[u8; 4]; 2]>::try_from(key.as_chunks().0) else {
-        return [None, None];
-    };
+    let ([first, second], []) = key.as_chunks() else { return [None, None] };
     [first, second].map(|position| {
-        let position = u32::from_le_bytes(position);
+        let position = u32::from_le_bytes(*position);
         (position != NONE).then_some(position as usize)
     })
 }

@@ -3,7 +3,7 @@
 //! # The floors
 //!
 //! A module imports modules of lower floors, never one of its own floor and never one above; a
-//! test reads every `use crate::` and fails on a wrong direction.
+//! test reads every import and fails on a wrong direction.
 //!
 //! | floor | modules | what stands there |
 //! |---|---|---|
@@ -58,8 +58,9 @@
 //! | an operation of a language | a line in its list of operations |
 //! | a cause for a retry | `gateway/retry/cause.rs`; what it says of a backend: `gateway/retry/verdict.rs` |
 //! | a rule about attempts | `gateway/retry/mod.rs`: `RetryPolicy::decide` |
+//! | a hook | a call at its phase in `gateway/request.rs`, `gateway/outbound.rs`, `gateway/response.rs` or `gateway/passing.rs`; the decision itself is a policy's own module, as [`auth`] is |
 //! | a balancing strategy | its file in `balance/strategy/`, and its line there |
-//! | a limit | its counter in `limit/rules.rs`, and its key in `config/raw/limit.rs` |
+//! | a limit | its key in `base/limits.rs`, its dimension in `limit/claim.rs`, its claim in `limit/rules.rs` |
 //! | a source of keys | its file in `auth/provider/`, and its line there |
 //! | a sink of usage records | its file in `usage/sink/`, and its line there |
 //!

@@ -1,5 +1,5 @@
 //! A fault: something broke while a request was carried. It says whose side broke and how;
-//! `gateway::failure` alone turns it into a status.
+//! `gateway::fault` alone turns it into a status.
 
 use std::fmt;
 
@@ -44,7 +44,7 @@ pub enum FaultKind {
     TotalTimeout,
     /// The other side does not speak HTTP.
     Protocol,
-    /// The backend redirects to another place, or switches to a protocol that nobody asked for.
+    /// The backend redirects to another place, or switches to a protocol that was not requested.
     Redirect,
     /// The backend has said nothing yet, and accepts no connections any more.
     Refusing,
@@ -54,7 +54,7 @@ pub enum FaultKind {
     NotReplayable,
     /// The gateway stops, and the time to drain is over.
     Shutdown,
-    /// A defect of ours.
+    /// A defect of the gateway.
     Internal,
 }
 

@@ -120,7 +120,7 @@ impl Limits {
         for (name, amount) in amounts {
             let Some(n) = amount else { continue };
             if !n.is_finite() || n < 0.0 {
-                return Some((name, "is not a number from 0 on"));
+                return Some((name, "is not a number of 0 or more"));
             }
             let fractions = matches!(name, "requests_per_second" | "budget");
             if !fractions && n.fract() != 0.0 {

@@ -134,6 +134,12 @@ pub fn credential_fields() -> &'static [HeaderName] {
     &FIELDS
 }
 
+/// Whether a header field has the state of a limit, in any language.
+pub fn is_limit_header(name: &str) -> bool {
+    let mut prefixes = DIALECTS.iter().flat_map(|language| language.limit_prefixes());
+    prefixes.any(|prefix| name.starts_with(prefix))
+}
+
 /// The names of all languages.
 pub fn names() -> impl Iterator<Item = &'static str> {
     DIALECTS.iter().map(|language| language.name())

@@ -11,7 +11,7 @@ pub struct Glance {
     pub model: Option<String>,
     /// A stream is asked for.
     pub stream: bool,
-    /// What the client asks to be told of the usage of its stream; `None` if it says nothing.
+    /// The usage of its stream that the client asks for; `None` if it has no such option.
     pub usage: Option<UsageRequest>,
     /// The most tokens that may be generated, for each choice.
     pub max_tokens: Option<u64>,

@@ -68,6 +68,9 @@ pub trait Dialect: Sync {
     /// A document as an event of a stream, for instance one of [`Self::failure`].
     fn event(&self, document: &[u8]) -> Bytes;
 
+    /// A piece of a document as a piece of an event; `first` and `last`: it begins or ends there.
+    fn event_part(&self, piece: Bytes, first: bool, last: bool) -> Bytes;
+
     /// A backend's error body as an event of a stream; `None` if readers of streams would not take
     /// it for an error.
     fn error_event(&self, body: &[u8]) -> Option<Bytes>;
@@ -84,6 +87,9 @@ pub trait Dialect: Sync {
     /// The header field that carries a key to a backend, and the scheme before the key (`""`: none),
     /// where the configuration does not say otherwise.
     fn backend_credential(&self) -> (HeaderName, &'static str);
+
+    /// How the names of header fields for limits begin: a backend's limits are not the client's.
+    fn limit_prefixes(&self) -> &'static [&'static str];
 
     /// The states of a request's limits, under its names.
     fn limit_headers(&self, standings: &Standings, out: &mut LimitHeaders);

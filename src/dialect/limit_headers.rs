@@ -8,11 +8,6 @@ use pingora::http::ResponseHeader;
 
 use crate::base::limits::Standing;
 
-/// Whether a header field tells the state of a limit: a backend's limits are not the client's.
-pub fn is_limit_header(name: &str) -> bool {
-    ["x-ratelimit-", "anthropic-ratelimit-"].iter().any(|start| name.starts_with(start))
-}
-
 /// Header fields whose values share one allocation.
 #[derive(Default)]
 pub struct LimitHeaders {

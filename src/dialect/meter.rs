@@ -23,6 +23,10 @@ pub trait Meter: Send + Sync {
 
     /// [`Progress::pending`] has gone out.
     fn sent_pending(&mut self, seen: &mut Progress);
+
+    /// The counts that the engine has reported so far. Asked at the end: it may cost more than to
+    /// read them.
+    fn counts(&self) -> Option<TokenCounts>;
 }
 
 /// What a meter is made for.
@@ -41,9 +45,7 @@ pub struct Metering {
 /// What is known of an answer so far.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// Counts as the engine reported them.
-    pub counts: Option<TokenCounts>,
-    /// The counts may be running figures, which are final once the answer is.
+    /// The engine's counts may be running figures, which are final once the answer is.
     pub running: bool,
     /// Events with data that have come, the end marker and usage events included.
     pub events: u64,
@@ -71,9 +73,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// The counts, and what they are worth.
-    pub fn usage(&self) -> (TokenCounts, UsageSource) {
-        match self.counts {
+    /// What the engine's counts are worth.
+    pub fn usage(&self, counts: Option<TokenCounts>) -> (TokenCounts, UsageSource) {
+        match counts {
             None => (TokenCounts::default(), UsageSource::None),
             Some(counts) if !self.running => (counts, UsageSource::Final),
             Some(counts) if (self.finished || self.ended) && !self.is_broken_off() => {

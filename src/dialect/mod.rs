@@ -22,11 +22,14 @@ mod preprocess;
 pub mod toy;
 
 pub use self::{
-    catalog::{DIALECTS, Match, Protocol, credential_fields, find, label, names, operation_count},
+    catalog::{
+        DIALECTS, Match, Protocol, credential_fields, find, is_limit_header, label, names,
+        operation_count,
+    },
     error_wording::ErrorWording,
     glance::{Glance, UsageRequest, Want},
     language::Dialect,
-    limit_headers::{LimitHeaders, is_limit_header},
+    limit_headers::LimitHeaders,
     meter::{Blame, Meter, Metering, Progress},
     model_list::Model,
     operation::{Kind, Operation},

@@ -8,7 +8,10 @@ use super::{
     meter::{Meter, Metering, Progress},
     preprocess::{self, Declared, Preprocessed, Preprocessor},
 };
-use crate::wire::{inflate::InflateError, sniff::Kind};
+use crate::{
+    base::{TokenCounts, UsageSource},
+    wire::{inflate::InflateError, sniff::Kind},
+};
 
 /// How the body of an answer goes to the client, and what is known of it.
 #[derive(Default)]
@@ -30,8 +33,7 @@ enum Form {
     Document,
     /// A stream.
     Stream,
-    /// One document that goes out as an event of a stream, because the client has been told that
-    /// a stream comes.
+    /// One document that goes out as an event of a stream, because the client was promised a stream.
     Event,
 }
 
@@ -49,7 +51,7 @@ enum Codec {
 struct Setup {
     language: &'static dyn Dialect,
     metering: Metering,
-    /// The client has been told that a stream comes.
+    /// The client has got the head of a stream.
     promised: bool,
 }
 
@@ -87,8 +89,7 @@ pub enum PieceKind {
 }
 
 impl Passage {
-    /// For a successful answer with this head, to a client that has perhaps been told that a
-    /// stream comes. If the body cannot be decoded it is passed on unread, and the name of its
+    /// For a successful answer with this head. `promised`: the client has got the head of a stream. If the body cannot be decoded it is passed on unread, and the name of its
     /// coding is given too.
     pub fn new(
         head: &ResponseHeader,
@@ -127,6 +128,14 @@ impl Passage {
     /// What is known so far.
     pub fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// The counts that the engine has reported so far, and what they are worth.
+    pub fn usage(&self) -> (TokenCounts, UsageSource) {
+        match &self.codec {
+            Codec::Off => Default::default(),
+            Codec::Same(meter) => self.progress.usage(meter.counts()),
+        }
     }
 
     /// The model as the engine named it; given once.
@@ -229,7 +238,7 @@ impl Passage {
             (Kind::Events, _) => (self.form, self.codec) = (Form::Stream, setup.stream(false)),
             (Kind::Json, Form::Document) => {}
             (Kind::Json, Form::Event) if matches!(self.codec, Codec::Same(_)) => {}
-            // The client has been told that a stream comes, and perhaps the backend said so too.
+            // The client has got the head of a stream, perhaps because the backend sent one.
             (Kind::Json, _) => {
                 let form = if setup.promised { Form::Event } else { Form::Document };
                 (self.form, self.codec) = (form, setup.document());
@@ -272,15 +281,12 @@ impl Passage {
         }
     }
 
-    /// A piece of a document as a piece of an event. In JSON a line break is a space.
+    /// A piece of a document as a piece of an event.
     pub fn framed(&self, piece: Option<Bytes>, first: bool, last: bool) -> Bytes {
-        let mut out = if first { b"data: ".to_vec() } else { Vec::new() };
-        let line = |b: &u8| if matches!(b, b'\n' | b'\r') { b' ' } else { *b };
-        out.extend(piece.iter().flat_map(|p| p.iter().map(line)));
-        if last {
-            out.extend_from_slice(b"\n\n");
+        match &self.setup {
+            Some(setup) => setup.language.event_part(piece.unwrap_or_default(), first, last),
+            None => piece.unwrap_or_default(),
         }
-        out.into()
     }
 }
 
@@ -323,15 +329,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn a_document_becomes_one_event() {
-        let passage = Passage::default();
-        let mut all = Vec::new();
-        for (piece, first, last) in [("{\n ", true, false), ("\"a\":\r\n1}", false, true)] {
-            all.extend(passage.framed(Some(Bytes::from(piece)), first, last));
-        }
-        assert_eq!(all, b"data: {  \"a\":  1}\n\n");
     }
 }

@@ -36,8 +36,8 @@ const LOOK_UP: Duration = Duration::from_millis(500);
 /// in the queue.
 const COMMENT_TIME: Duration = Duration::from_secs(1);
 
-/// Admits a request, perhaps after a while. `glance` is what its body says; `None` where nothing
-/// will be generated.
+/// Admits a request, perhaps after a wait in the queue. `glance` is what its body says; `None` for
+/// lists of models, which have no body.
 ///
 /// # Errors
 /// If the request is refused, or the client went away.
@@ -55,10 +55,10 @@ pub async fn admit(
     let generates = ctx.request.generates();
     let most = |glance: &Glance| if generates { glance.max_tokens } else { Some(0) };
     ctx.limits.asked = glance.map(|glance| (ctx.body.bytes().len(), most(glance)));
-    let Some(mut wish) = wish(ctx, &limiter) else {
+    let Some(mut request) = claims(ctx, &limiter) else {
         return Ok(());
     };
-    let denial = match limiter.admit(&mut wish, true).await {
+    let denial = match limiter.admit(&mut request, true).await {
         Ok(ticket) => {
             enter(ctx, ticket);
             return Ok(());
@@ -66,7 +66,7 @@ pub async fn admit(
         Err(Rejected::NoSlot { bucket, denial }) if limiter.queue().size > 0 => {
             let waiting = Waiting {
                 limiter: Arc::clone(&limiter),
-                wish: &mut wish,
+                request: &mut request,
                 denial,
                 bucket,
                 pause: FIRST_PAUSE,
@@ -85,7 +85,7 @@ pub async fn admit(
     };
     limiter.count_refusal(&denial);
     ctx.limits.refused = denial.is_known();
-    ctx.limits.standings = limiter.standings(&wish).filter(|_| denial.is_known());
+    ctx.limits.standings = limiter.standings(&request).filter(|_| denial.is_known());
     Err(Stop::Refuse(match (&snapshot.auth, denial.quota) {
         (Some(auth), Some(renews_at)) => auth.quota_exceeded(renews_at),
         _ => denial.rejection,
@@ -93,7 +93,7 @@ pub async fn admit(
 }
 
 /// What a request claims by these limits; `None` if no rule matches it.
-fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<AdmissionRequest> {
+fn claims(ctx: &Ctx, limiter: &Limiter) -> Option<AdmissionRequest> {
     let ask = RequestFacts {
         principal: ctx.caller.principal.as_deref(),
         address: ctx.request.client,
@@ -103,9 +103,9 @@ fn wish(ctx: &Ctx, limiter: &Limiter) -> Option<AdmissionRequest> {
         enforce_quotas: ctx.snapshot.auth.as_deref().is_none_or(Auth::enforces_quotas),
     };
     let (bytes, max_tokens) = ctx.limits.asked.unwrap_or_default();
-    let mut wish = limiter.prepare(&ask, bytes, max_tokens)?;
-    wish.class = ctx.snapshot.tiers.of(ask.principal).queue_class;
-    Some(wish)
+    let mut request = limiter.prepare(&ask, bytes, max_tokens)?;
+    request.class = ctx.snapshot.tiers.of(ask.principal).queue_class;
+    Some(request)
 }
 
 fn enter(ctx: &mut Ctx, ticket: Ticket) {
@@ -116,7 +116,7 @@ fn enter(ctx: &mut Ctx, ticket: Ticket) {
 /// A request in the queue.
 struct Waiting<'a> {
     limiter: Arc<Limiter>,
-    wish: &'a mut AdmissionRequest,
+    request: &'a mut AdmissionRequest,
     /// The refusal if it waits without success.
     denial: Denial,
     /// The bucket that it lacks a slot of.
@@ -130,7 +130,7 @@ impl Waiting<'_> {
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> Result<Result<Ticket, Denial>, Stop> {
-        let Ok(place) = self.limiter.enqueue(self.wish, self.bucket) else {
+        let Ok(place) = self.limiter.enqueue(self.request, self.bucket) else {
             return Ok(Err(self.denial));
         };
         let since = Instant::now();
@@ -154,9 +154,9 @@ impl Waiting<'_> {
         loop {
             if let Some(latest) = self.limiter.replaced() {
                 // A request that waits is not held to limits that do not apply any more.
-                *self.wish = wish(ctx, &latest).unwrap_or_default();
+                *self.request = claims(ctx, &latest).unwrap_or_default();
                 self.limiter = latest;
-                if !self.limiter.requeue(self.wish, place) {
+                if !self.limiter.requeue(self.request, place) {
                     return Ok(match self.attempt(place).await {
                         Some(ticket) => ("admitted", Some(ticket)),
                         None => ("refused", None),
@@ -198,7 +198,7 @@ impl Waiting<'_> {
         session: &mut Session,
         ctx: &Ctx,
     ) -> Result<(), Stop> {
-        let standings = self.limiter.standings(self.wish);
+        let standings = self.limiter.standings(self.request);
         let sent = reply::keep_alive(session, ctx, standings.as_ref());
         let Ok(sent) = tokio::time::timeout(COMMENT_TIME, sent).await else {
             self.limiter.waited(since, "left");
@@ -209,7 +209,7 @@ impl Waiting<'_> {
     }
 
     async fn attempt(&mut self, place: &QueuePlace) -> Option<Ticket> {
-        match self.limiter.admit(self.wish, false).await {
+        match self.limiter.admit(self.request, false).await {
             Ok(ticket) => return Some(ticket),
             Err(Rejected::NoSlot { bucket, denial }) => {
                 (self.bucket, self.denial) = (bucket, denial);
@@ -228,7 +228,7 @@ impl Waiting<'_> {
     /// The refusal of a request that has waited: for what it lacks now.
     fn denial(self) -> Denial {
         match self.denial.is_for_slot() {
-            true => self.limiter.no_slot(self.wish, self.bucket).unwrap_or(self.denial),
+            true => self.limiter.no_slot(self.request, self.bucket).unwrap_or(self.denial),
             false => self.denial,
         }
     }

@@ -1,4 +1,4 @@
-//! What binds a request to a backend, and what engines are told of it.
+//! Session affinity of a request, and the fields that only engines get.
 
 use std::net::IpAddr;
 
@@ -65,7 +65,7 @@ pub fn caller(caller: &Caller, request: &Request) -> u64 {
     }
 }
 
-/// What engines are told beside the client's words.
+/// The priority and the cache salt that engines get with the request.
 pub fn extras(snapshot: &Snapshot, caller: &Caller) -> Extras {
     let routing = &snapshot.plan.routing;
     let principal = caller.principal.as_deref();

@@ -1,4 +1,4 @@
-//! One attempt to have a request answered: a backend, and what came of it.
+//! One attempt: a backend, and the result of sending the request to it.
 
 use std::{
     sync::Arc,
@@ -10,7 +10,7 @@ use pingora::http::ResponseHeader;
 
 use crate::{
     balance::{Endpoint, Lease, PickedBackend},
-    base::Fault,
+    base::{Fault, UsageSource},
     dialect::{Passage, Progress, UsageRequest},
 };
 
@@ -32,7 +32,7 @@ pub struct Attempt {
     pub sent_body: bool,
     /// The usage of a stream that the backend was asked for, beyond what the client asked.
     pub usage: Option<UsageRequest>,
-    /// A kept-alive connection was dead: it is made anew on a connection of its own.
+    /// A kept-alive connection was dead: the attempt is repeated on a new connection.
     pub reconnects: bool,
     /// What came back.
     pub answer: Answer,
@@ -47,7 +47,7 @@ pub struct Answer {
     pub status: Option<u16>,
     /// When its head came, if that was not just now.
     pub head_at: Option<Instant>,
-    /// How long its backend wants to get no further requests.
+    /// The pause that its backend asks for, from `Retry-After`.
     pub retry_after: Option<Duration>,
     /// The head of an answer that is no success, whose body says whether the backend is at fault.
     pub error_head: Option<Box<ResponseHeader>>,
@@ -67,11 +67,11 @@ pub struct Answer {
     pub whole: bool,
     /// A piece of it has gone to the client.
     pub begun: bool,
-    /// The client was answered in other words: what still comes is not passed on.
+    /// The client got the gateway's own wording: the rest of the answer is dropped.
     pub replaced: bool,
     /// It is not passed on: another attempt is made.
     pub discarded: bool,
-    /// The state of its backend was told of it.
+    /// The retry policy has counted it for or against its backend.
     pub judged: bool,
     /// From the arrival of the request to the first event that had content.
     pub first_token: Option<Duration>,
@@ -143,8 +143,8 @@ impl Answer {
     /// How many events of a stream have carried a part of the answer, if no usage was reported: a
     /// client that leaves before the usage chunk has got about so many tokens. Otherwise 0.
     pub fn unmetered_parts(&self) -> u64 {
-        match self.progress().counts {
-            None if self.passage.is_stream() => self.progress().parts,
+        match self.passage.usage() {
+            (_, UsageSource::None) if self.passage.is_stream() => self.progress().parts,
             _ => 0,
         }
     }
@@ -153,7 +153,7 @@ impl Answer {
 /// An answer that was not passed on because another attempt might do better, for the case that
 /// none does.
 pub struct KeptAnswer {
-    /// Whose.
+    /// The backend that gave it.
     pub endpoint: Arc<Endpoint>,
     /// Its head, as the client would have got it.
     pub head: Box<ResponseHeader>,
@@ -177,7 +177,6 @@ impl BodyHold {
         }
     }
 
-    /// Bytes.
     pub fn len(&self) -> usize {
         self.len
     }

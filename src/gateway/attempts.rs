@@ -7,13 +7,13 @@ use pingora_proxy::Session;
 use super::{
     ctx::{Attempts, Ctx},
     end::End,
-    retry::{Circumstances, Decision, Outcome, PlannedAttempt},
+    retry::{AttemptOutcome, Circumstances, Decision, PlannedAttempt},
 };
 use crate::base::Fault;
 
-/// Asks the policy whether another attempt follows this outcome of the present one, and lets go of
-/// the present one if so.
-pub fn decide(session: &mut Session, ctx: &mut Ctx, outcome: Outcome<'_>) -> Decision {
+/// Asks the policy whether another attempt follows this outcome of the present one, and releases the
+/// present one if so.
+pub fn decide(session: &mut Session, ctx: &mut Ctx, outcome: AttemptOutcome<'_>) -> Decision {
     let at = Circumstances {
         replayable: ctx.body.is_replayable(ctx.deferred.is_some(), session.is_body_done()),
         over: ctx.watch.as_ref().and_then(|watch| watch.fired()),
@@ -28,7 +28,7 @@ pub fn decide(session: &mut Session, ctx: &mut Ctx, outcome: Outcome<'_>) -> Dec
         timeline.end(attempt.span, cause.result());
         // While the next one is waited for, no backend has the request.
         attempt.lease = None;
-    } else if !matches!(outcome, Outcome::Whole) {
+    } else if !decision.continues() && !matches!(outcome, AttemptOutcome::Whole) {
         log::debug!("request {}: no attempt follows: {decision:?}", ctx.request.id);
     }
     if let Decision::Again(_) = decision {
@@ -51,8 +51,8 @@ pub fn start(session: &Session, ctx: &mut Ctx, picked: PlannedAttempt) {
     *attempt = Some(policy.start(picked, &view, timeline));
 }
 
-/// The first byte of the present attempt's answer came at `at`.
-pub fn first_byte(ctx: &mut Ctx, at: Instant) {
+/// The first byte of the present attempt's answer came at this time.
+pub fn first_byte(ctx: &mut Ctx, at: impl FnOnce() -> Instant) {
     if let Some(attempt) = &ctx.attempt {
         ctx.timeline.first_byte(attempt.span, at);
     }

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Rules about addresses, and whose key it is.
 ///
 /// # Errors
-/// If the caller is not let in.
+/// If the caller is rejected.
 pub async fn identify(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
     if !ctx.snapshot.plan.ip_rules.allow(ctx.request.client) {
         return Err(Rejection::address_not_allowed());
@@ -53,7 +53,7 @@ pub async fn decide(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
         model: ctx.request.model.as_deref(),
         stream: ctx.request.stream,
     };
-    // Also a caller that is not let in is told of in the record.
+    // The record names a rejected caller too.
     ctx.caller.principal = found.principal();
     ctx.caller.principal =
         Some(auth.decide(found, ctx.caller.key().unwrap_or_default(), call).await?);
@@ -97,7 +97,7 @@ pub async fn refused(session: &Session, ctx: &Ctx, models: &[String]) -> HashSet
         tokio::task::yield_now().await;
     }
     // Nothing is allowed: is that because of the models? Scripts that ask for the model may also
-    // refuse who names none, so this counts only here.
+    // reject a request without one, so this matters only here.
     if !allowed
         && !refused.is_empty()
         && !matches!(tokio::time::timeout_at(until.into(), would_allow(None)).await, Ok(Some(true)))

@@ -35,7 +35,7 @@ pub struct Body {
     pub framing: Framing,
     /// What the client still sends after its document.
     pub tail: Tail,
-    /// What engines are told beside it.
+    /// Fields that only engines get.
     pub extras: Extras,
 }
 
@@ -46,11 +46,11 @@ pub struct Shape {
     pub usage: Option<UsageRequest>,
     /// The model's name there; `None`: as the client says.
     pub model: Option<Arc<str>>,
-    /// What it is told beside the client's words.
+    /// Which engine fields it gets.
     pub engine: Engine,
 }
 
-/// What engines are told beside the client's words; the same for all backends of one kind.
+/// Fields that only engines get, the same for all backends with one engine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Extras {
     /// How important the request is, larger is more.

@@ -29,33 +29,40 @@ pub struct Ctx {
     pub snapshot: Arc<Snapshot>,
     /// What all requests share.
     pub carry: Arc<Carry>,
-    /// What the client asked. Written by `early` and `request`, read by all later phases.
+    /// What the client asked. Written by `early` and `request`, read by all later phases; `logging`
+    /// takes the model.
     pub request: Request,
-    /// Who asks. Written by `early` and `auth`; read by `admission`, `outbound`, `retry`,
-    /// `settlement` and `logging`, which takes the principal away.
+    /// Who asks. Written by `early` and `auth`; read by `request`, `admission`, `outbound`, `retry`,
+    /// `settlement` and `logging`, which takes the principal.
     pub caller: Caller,
-    /// Its limits. Written by `admission` and `settlement`; read by what writes heads and by `hedge`.
+    /// Its limits. Written by `admission` and `settlement`; read by `request`, `heartbeat`,
+    /// `response`, `reply`, `hedge` and `logging`.
     pub limits: RequestLimits,
-    /// The body on its way to backends. Written by `receive` and `request`; read by `outbound` and
-    /// `retry`; emptied by `pacing` when no attempt can need it any more.
+    /// The body on its way to backends. Written by `receive` and `request`; `outbound` makes its
+    /// versions and takes its tail; read by `admission`, `attempts`, `failure`, `hedge`, `response`,
+    /// `retry` and `wait`; emptied by `pacing` when no further attempt can need it.
     pub body: Body,
-    /// Where backends for it are looked for. Written by `request`, read by `retry`.
+    /// Where its backends are looked for. Written by `request`; read by `retry` and `logging`.
     pub route: Option<Arc<Route>>,
-    /// Which attempt is next, and whether one is. Asked by `peer`, `attempts` and `hedge`.
+    /// Which attempt is next, and whether there is one. Begun by `request`; asked by `peer`,
+    /// `attempts`, `hedge`, `passing` and `outbound`; `passing` keeps an answer in it, which `failure`
+    /// takes; closed by `passing`, `ending`, `failure` and `logging`.
     pub retry: RetryPolicy,
-    /// The present attempt, or the last. `peer` and `hedge` replace it; the phases of the answer
-    /// write into it.
+    /// The present attempt, or the last. Set by `attempts`, for `peer` and `hedge`; `hedge` takes it
+    /// out and puts it back; `failure` replaces it by a kept answer. The phases of the answer write
+    /// into it.
     pub attempt: Option<Attempt>,
-    /// The attempts for `/admin/v1/explain`. Written by `peer`, `attempts`, `passing` and `hedge`;
+    /// The attempts for `/admin/v1/explain`. Written by `admission`, `attempts`, `peer` and `hedge`;
     /// taken by `logging`.
     pub timeline: Timeline,
-    /// Its deadlines. Entered by `early`; set by `peer` and `pacing`; left by `logging`.
+    /// Its deadlines. Entered by `early`; set by `peer`, `pacing` and `ending`; reset by `attempts`
+    /// and `failure`; dropped by `logging`.
     pub watch: Option<watch::Entry>,
     /// The wrapper of the client's session while a head is deferred, or a piece of the answer is
     /// sent by time. Put in by `request`, `heartbeat` and `ending`; taken out by `failure` and
     /// `logging`.
     pub deferred: Option<DeferredHead>,
-    /// How it ended. Written once, by [`Self::conclude`].
+    /// How it ended. The first call of [`Self::conclude`] decides; later ones change nothing.
     end: Option<End>,
     /// Its place among the requests in flight. Taken by `early`, given back by `logging`.
     pub in_flight: Option<InFlight>,

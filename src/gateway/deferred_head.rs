@@ -38,7 +38,7 @@ use tokio::time::Instant;
 
 use crate::base::lock;
 
-/// Anything but nothing: `outbound` puts the body in its place.
+/// Any bytes but none: `outbound` replaces them by the body.
 const PLACEHOLDER: Bytes = Bytes::from_static(b" ");
 
 /// A head that is deferred: the handle of the wrapper around the client's session, and where the
@@ -52,7 +52,7 @@ struct Shared {
     quiet: AtomicBool,
     /// The client has the whole answer once it has what is written next.
     over: AtomicBool,
-    /// A sign of life from the backend, and a head for it.
+    /// A keep-alive from the backend, and a head for it.
     heartbeat: Mutex<Option<(Box<ResponseHeader>, Bytes)>>,
     pending: Mutex<Pending>,
 }
@@ -63,7 +63,7 @@ enum Pending {
     #[default]
     None,
     Waiting(Bytes, Instant),
-    /// It is going out, or has gone: what is left of it.
+    /// Being sent, or sent: the bytes that are left.
     Leaving(Bytes),
 }
 
@@ -78,7 +78,7 @@ impl DeferredHead {
         self.0.over.store(true, Ordering::Relaxed);
     }
 
-    /// Sends a sign of life from the backend on before anything of the answer, and after this head
+    /// Sends a keep-alive from the backend on before anything of the answer, and after this head
     /// if none has been sent.
     pub fn pass_heartbeat(&self, head: Box<ResponseHeader>, piece: Bytes) {
         *lock(&self.0.heartbeat) = Some((head, piece));
@@ -127,7 +127,7 @@ impl DeferredHead {
         }
     }
 
-    /// So many bytes of it have gone out.
+    /// This many bytes of it were sent.
     fn sent(&self, bytes: usize) {
         if let Pending::Leaving(rest) = &mut *lock(&self.0.pending) {
             *rest = rest.slice(bytes..);
@@ -146,7 +146,7 @@ impl DeferredHead {
         }
     }
 
-    /// A sign of life of a backend that has failed since is not sent.
+    /// A keep-alive of a backend that has failed since is not sent.
     pub fn forget_heartbeat(&self) {
         lock(&self.0.heartbeat).take();
     }
@@ -225,7 +225,7 @@ pub async fn release(session: &mut Session, home: &DeferredHead) -> Result<()> {
 
 /// As [`release`], for one that will not be written to any more.
 pub fn abandon(session: &mut Session, home: &DeferredHead) {
-    // Dropping ours sends the real one home.
+    // Dropping the wrapper returns the real session.
     *session.downstream_session = ServerSession::new_custom(Box::new(()));
     if let Some(real) = home.take() {
         session.downstream_session = real;
@@ -313,7 +313,7 @@ impl Wrapper {
         Ok(())
     }
 
-    /// Ends the answer with what there is of it, and not with what has become of its backend.
+    /// Ends the answer with the bytes so far, whatever the state of its backend.
     async fn end(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let tasks = tasks.into_iter().filter_map(|task| match task {
             HttpTask::Header(head, _) => Some(HttpTask::Header(head, false)),
@@ -354,7 +354,7 @@ impl Wrapper {
                     out.push(task);
                 }
                 HttpTask::Body(ref piece, false) if piece.as_ref().is_none_or(Bytes::is_empty) => {}
-                // The head of an answer that has come to nothing stays here.
+                // The head of a failed answer stays here.
                 HttpTask::Failed(_) => out.push(task),
                 task => {
                     self.keep_alive = None;

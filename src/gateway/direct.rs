@@ -58,9 +58,9 @@ pub struct Finished {
 pub struct Response {
     /// Its head.
     pub head: ResponseHeader,
-    /// When that came.
+    /// When that response.
     pub head_at: Instant,
-    /// When the first byte of the body came.
+    /// When the first byte of the body response.
     pub first_at: Option<Instant>,
     /// The body, or the beginning of a long one.
     pub body: Bytes,
@@ -109,16 +109,16 @@ impl Exchange {
                     self.peer = self.endpoint.fresh_peer(unique);
                 }
                 Err(kind) => return Finished { result: Err(kind), again },
-                Ok((came, true)) => {
+                Ok((response, true)) => {
                     if !again {
                         let idle = self.peer.idle_timeout();
                         self.carry.connector.release_http_session(http, &self.peer, idle).await;
                     }
-                    return Finished { result: Ok(came), again };
+                    return Finished { result: Ok(response), again };
                 }
-                Ok((mut came, false)) => {
-                    came.rest = Some(Rest { http, between_chunks: self.between_chunks });
-                    return Finished { result: Ok(came), again };
+                Ok((mut response, false)) => {
+                    response.rest = Some(Rest { http, between_chunks: self.between_chunks });
+                    return Finished { result: Ok(response), again };
                 }
             }
         }
@@ -131,7 +131,7 @@ impl Exchange {
         let head = timed(deadline, late, self.send(http)).await?.map_err(|e| kind(&e))?;
         let length = head.headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-        let mut came = Response {
+        let mut response = Response {
             head,
             head_at: Instant::now(),
             first_at: None,
@@ -140,7 +140,7 @@ impl Exchange {
         };
         let mut body = BytesMut::with_capacity(length.unwrap_or_default().min(LONGEST));
         loop {
-            let (deadline, late) = match came.first_at {
+            let (deadline, late) = match response.first_at {
                 None => (deadline, late),
                 Some(_) => {
                     let wait = self.between_chunks.map(|wait| Instant::now() + wait);
@@ -150,17 +150,17 @@ impl Exchange {
             let piece = timed(deadline, late, http.read_response_body()).await?;
             match piece.map_err(|e| kind(&e))? {
                 Some(piece) => {
-                    came.first_at.get_or_insert_with(Instant::now);
+                    response.first_at.get_or_insert_with(Instant::now);
                     body.extend_from_slice(&piece);
                 }
                 None => {
-                    came.body = body.freeze();
-                    return Ok((came, true));
+                    response.body = body.freeze();
+                    return Ok((response, true));
                 }
             }
             if body.len() > LONGEST {
-                came.body = body.freeze();
-                return Ok((came, false));
+                response.body = body.freeze();
+                return Ok((response, false));
             }
         }
     }

@@ -35,9 +35,8 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) {
     // the rest is read and thrown away, for as long as that takes no more than this.
     session.set_close_on_response_before_downstream_finish(false);
     session.set_total_drain_timeout(Some(receive::LINGER));
-    // Whether the connection is kept Pingora has decided (RFC 9112, sections 6.1 and 9.3); for how
-    // long `listener` knows, as it does of writes that are blocked. By HTTP/2 a client may stop
-    // reading one answer alone.
+    // Pingora has decided whether the connection is kept (RFC 9112, sections 6.1 and 9.3); `listener`
+    // limits for how long, and blocked writes. With HTTP/2 a client may stop reading one answer alone.
     // HTTP/1.0 has no interim responses: its reader would take one for the answer.
     let plain = session.req_header().version == Version::HTTP_10;
     session.downstream_session.set_ignore_info_resp(plain);
@@ -118,9 +117,9 @@ fn check_target(session: &mut Session) -> Result<(), Rejection> {
     let Some(host) = host else {
         return Err(Rejection::bad_host("that of the target is no host name or address"));
     };
-    let told = |_| Rejection::bad_host("the target cannot be read");
-    request.set_raw_path(&path).map_err(told)?;
-    request.insert_header(HOST, host).map_err(told)
+    let unreadable = |_| Rejection::bad_host("the target cannot be read");
+    request.set_raw_path(&path).map_err(unreadable)?;
+    request.insert_header(HOST, host).map_err(unreadable)
 }
 
 /// Enters the request among those that can be ended from outside: by its deadlines, or when the

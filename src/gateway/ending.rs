@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pingora_proxy::Session;
 
-use super::{attempts, ctx::Ctx, deferred_head, retry::Outcome};
+use super::{attempts, ctx::Ctx, deferred_head, retry::AttemptOutcome};
 
 /// How long a backend has to end a stream whose end marker has come. The client has all of it by
 /// then; this is for the connection, which can be used again after a proper end.
@@ -22,7 +22,7 @@ pub fn end(session: &mut Session, ctx: &mut Ctx) {
     }
 }
 
-/// A connection broke. Whether the stream was complete all the same.
+/// A connection broke. Returns whether the stream was already complete.
 pub fn was_complete(session: &mut Session, ctx: &mut Ctx) -> bool {
     let Some(attempt) = &mut ctx.attempt else { return false };
     let answer = &mut attempt.answer;
@@ -32,7 +32,7 @@ pub fn was_complete(session: &mut Session, ctx: &mut Ctx) -> bool {
     let complete = answer.is_complete();
     if complete {
         answer.whole = true;
-        attempts::decide(session, ctx, Outcome::Whole);
+        attempts::decide(session, ctx, AttemptOutcome::Whole);
         ctx.retry.ended();
     }
     complete

@@ -17,12 +17,12 @@ use super::{
     deferred_head,
     end::End,
     ending, fault, heartbeat, receive, reply,
-    retry::Outcome,
+    retry::AttemptOutcome,
     stop,
 };
 use crate::{
     balance::Endpoint,
-    base::{Fault, FaultKind, Rejection, Side},
+    base::{Fault, Rejection, Side},
     runtime::watch::{self, Watches},
 };
 
@@ -31,13 +31,14 @@ const RESTART: Duration = Duration::from_secs(1);
 
 /// A connection could not be made: another backend is tried.
 pub fn connect(session: &mut Session, mut error: Box<Error>, ctx: &mut Ctx) -> Box<Error> {
-    let Some(attempt) = &mut ctx.attempt else { return error };
+    let Some(attempt) = &ctx.attempt else { return error };
     let kind = fault::unreachable(&error, &attempt.endpoint);
-    attempt.fault = Some(Fault { side: Side::Backend, kind });
     if *error.etype() == ErrorType::ConnectRefused && attempt.endpoint.refused() {
         tokio::spawn(give_up(attempt.endpoint.clone(), ctx.carry.watches.clone()));
     }
-    error.set_retry(attempts::decide(session, ctx, Outcome::Fault(kind)).discards());
+    let fault = Fault { side: Side::Backend, kind };
+    let decision = attempts::decide(session, ctx, AttemptOutcome::Fault(fault));
+    error.set_retry(decision.continues());
     error
 }
 
@@ -77,31 +78,10 @@ pub fn proxying(
     }
     let fired = ctx.watch.as_ref().and_then(|watch| watch.fired());
     let bad_chunks = receive::has_bad_chunks(&error, ctx);
-    let replayable = ctx.body.is_replayable(ctx.deferred.is_some(), session.is_body_done());
-    let Some(attempt) = &mut ctx.attempt else { return error };
-    let silent = attempt.answer.status.is_none();
-    let mut fault = fault::classify(&error, fired, reused && silent);
-    let mut retry = false;
-    if fault.kind == FaultKind::StaleConnection && replayable {
-        retry = true;
-        attempt.reconnects = true;
-        ctx.retry.retries += 1;
-        ctx.carry.metrics.retries.with_label_values(&[fault.word()]).inc();
-    } else if fault.kind == FaultKind::StaleConnection {
-        fault.kind = FaultKind::NotReplayable;
-    }
-    attempt.fault = Some(fault);
-    let broken = !matches!(
-        fault.kind,
-        FaultKind::StaleConnection
-            | FaultKind::NotReplayable
-            | FaultKind::TotalTimeout
-            | FaultKind::Shutdown
-    );
-    if fault.side == Side::Backend && broken {
-        retry = attempts::decide(session, ctx, Outcome::Fault(fault.kind)).discards();
-    }
-    error.set_retry(retry);
+    let silent = ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.status.is_none());
+    let fault = fault::classify(&error, fired, reused && silent);
+    let decision = attempts::decide(session, ctx, AttemptOutcome::Fault(fault));
+    error.set_retry(decision.continues());
     if bad_chunks { stop::refusing(error, Rejection::bad_chunk()) } else { error }
 }
 
@@ -129,12 +109,16 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
 }
 
 async fn answer(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
-    let cause = Cause::of(error, ctx);
-    let left = cause.is_client() || attempts::fault(ctx).is_some_and(|f| f.side == Side::Client);
+    let fault = stop::fault_of(error).or_else(|| attempts::fault(ctx));
+    let left = fault.is_some_and(|fault| fault.side == Side::Client);
     let kept = ctx.retry.kept.take().filter(|_| !ctx.has_begun() && !left);
     if let Some(kept) = kept {
         return pass_on(session, ctx, kept).await;
     }
+    let cause = match stop::rejection_of(error) {
+        Some(rejection) => FailureCause::Rejection(rejection.clone()),
+        None => FailureCause::Fault(fault.unwrap_or_else(|| fault::early(error))),
+    };
     if reply::opened(session) {
         return end_stream(session, cause, ctx).await;
     }
@@ -143,26 +127,9 @@ async fn answer(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
 }
 
 /// Why the request is not answered by a backend.
-enum Cause {
+enum FailureCause {
     Rejection(Rejection),
     Fault(Fault),
-}
-
-impl Cause {
-    fn of(error: &Error, ctx: &Ctx) -> Self {
-        match stop::rejection_of(error) {
-            Some(rejection) => Self::Rejection(rejection.clone()),
-            None => Self::Fault(
-                stop::fault_of(error)
-                    .or_else(|| attempts::fault(ctx))
-                    .unwrap_or_else(|| fault::early(error)),
-            ),
-        }
-    }
-
-    fn is_client(&self) -> bool {
-        matches!(self, Self::Fault(fault) if fault.side == Side::Client)
-    }
 }
 
 /// The stream was complete when its connection broke: it is ended as any other.
@@ -177,6 +144,7 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, kept: KeptAnswer) -> u16 
     let KeptAnswer { endpoint, mut head, body } = kept;
     let status = head.status.as_u16();
     let mut attempt = Attempt::answered(endpoint);
+    attempt.span = ctx.attempt.as_ref().and_then(|attempt| attempt.span);
     attempt.answer.status = Some(status);
     ctx.attempt = Some(attempt);
     ctx.conclude(End::answered(status));
@@ -195,16 +163,16 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, kept: KeptAnswer) -> u16 
 }
 
 /// Nothing has been answered yet.
-async fn refuse(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
+async fn refuse(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u16 {
     let fault = match cause {
-        Cause::Rejection(mut rejection) => {
+        FailureCause::Rejection(mut rejection) => {
             let status = rejection.status;
-            // Pingora closes the connection after this; the client is told so.
+            // Pingora closes the connection after this, and the head says so.
             rejection.close = true;
             written(reply::refuse(session, ctx, rejection).await);
             return status;
         }
-        Cause::Fault(fault) => fault,
+        FailureCause::Fault(fault) => fault,
     };
     let (status, code, message) = fault::table(fault.kind);
     let end = End::failed(status, fault);
@@ -221,20 +189,20 @@ async fn refuse(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
 
 /// The head of an answer has gone out. A stream is ended with an error event, so that its reader
 /// does not take it for complete; any other body is cut off, which HTTP shows by itself.
-async fn end_stream(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
+async fn end_stream(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u16 {
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     let answered = answer.filter(|answer| answer.begun).and_then(|answer| answer.status);
     let (end, status, error) = match cause {
-        Cause::Rejection(rejection) => {
+        FailureCause::Rejection(rejection) => {
             let error = reply::error_wording(ctx).rejection(&rejection);
             let status = rejection.status;
             (End { status: answered.unwrap_or(status), ..End::refused(rejection) }, status, error)
         }
-        Cause::Fault(fault) if fault.side == Side::Client => {
-            ctx.conclude(End { status: answer_status(ctx), ..End::failed(499, fault) });
+        FailureCause::Fault(fault) if fault.side == Side::Client => {
+            ctx.conclude(End { status: attempts::end(ctx).status, ..End::failed(499, fault) });
             return 0;
         }
-        Cause::Fault(fault) => {
+        FailureCause::Fault(fault) => {
             let (status, code, message) = fault::table(fault.kind);
             let error = reply::error_wording(ctx).failure(status, message, code);
             (End::failed(answered.unwrap_or(status), fault), status, error)
@@ -257,11 +225,6 @@ async fn end_stream(session: &mut Session, cause: Cause, ctx: &mut Ctx) -> u16 {
     rest.extend_from_slice(&ctx.request.language().event(&error));
     written(reply::last(session, ctx, Bytes::from(rest)).await);
     status
-}
-
-/// The status of the present attempt's answer; 499 if there is none.
-fn answer_status(ctx: &Ctx) -> u16 {
-    ctx.attempt.as_ref().and_then(|attempt| attempt.answer.status).unwrap_or(499)
 }
 
 /// A client that cannot be written to has gone; the access line says how its request ended.

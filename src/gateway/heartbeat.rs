@@ -1,4 +1,4 @@
-//! Signs of life from an engine before its answer, and chunks that must not wait for one.
+//! Keep-alives from an engine before its answer, and chunks that must not be delayed.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use super::{ctx::Ctx, deferred_head, pacing, reply};
 /// How long a chunk that ends a choice waits for what belongs to it.
 const LONGEST_PENDING: Duration = Duration::from_millis(100);
 
-/// White space before a document, or an event: a sign of life from the engine.
+/// White space before a document, or an event: a keep-alive from the engine.
 pub fn blank(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) {
     pacing::wait_for_more(false, ctx);
     let Some(attempt) = &mut ctx.attempt else { return };
@@ -18,7 +18,7 @@ pub fn blank(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) {
     if attempt.answer.hold.is_none() && !passage.is_event() {
         begin(ctx);
     } else if passage.is_event() {
-        // Comments of ours keep such a client.
+        // The gateway's own comments keep this connection alive.
         *body = Some(Bytes::new());
     } else if passage.is_stream() {
         let passed = pass(session, body, ctx);
@@ -37,8 +37,8 @@ pub fn blank(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) {
     }
 }
 
-/// Passes an engine's own comment on while the answer is held back. Another backend can take over
-/// all the same.
+/// Passes an engine's own comment on while the answer is held back. Another backend can still take
+/// over.
 pub fn pass(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) -> bool {
     let (Some(deferred), Some(piece)) =
         (&ctx.deferred, body.as_ref().filter(|piece| !piece.is_empty()))

@@ -25,7 +25,7 @@ use super::{
     ctx::{Attempts, Ctx},
     direct::{Exchange, Finished, Response, Rest},
     outbound, passing, response,
-    retry::{self, Concurrent, Decision, Next, Outcome, PlannedAttempt},
+    retry::{self, AttemptOutcome, Concurrent, Decision, Next, PlannedAttempt},
     stop::Stop,
     wait::{WaitFor, wait},
 };
@@ -47,7 +47,7 @@ pub async fn serve(session: &mut Session, ctx: &mut Ctx) -> Result<bool, Stop> {
     served
 }
 
-/// NextStep how long there is a second attempt; `None`: never.
+/// The delay before the second attempt; `None`: there is never one.
 fn delay(session: &Session, ctx: &mut Ctx) -> Option<Duration> {
     let plan = ctx.snapshot.plan.routing.hedge?;
     let (bytes, tokens) = ctx.limits.asked?;
@@ -71,6 +71,8 @@ struct RunningAttempt {
 struct Race {
     first: Option<RunningAttempt>,
     second: Option<RunningAttempt>,
+    /// The one that has failed while the other is waited for.
+    failed: Option<Attempt>,
     /// What has become of the second, if there was one: a label of the metrics.
     hedge: Option<&'static str>,
 }
@@ -113,13 +115,18 @@ async fn run(session: &mut Session, ctx: &mut Ctx, delay: Duration) -> Result<bo
             policy.postpone(pause);
             return Ok(false);
         }
-        // Pingora asks again, and the client is told.
+        // `peer` finds none either, and the request is rejected there.
         Next::NoBackend(_) => return Ok(false),
     }
     let result = match race.under_way() {
         true => contest(session, ctx, &mut race, delay).await,
         false => Ok(false),
     };
+    if result.is_err() && ctx.attempt.is_none() {
+        // What was under way when the request ended belongs to its record.
+        let running = race.second.take().or_else(|| race.first.take());
+        ctx.attempt = running.map(|running| running.attempt).or(race.failed.take());
+    }
     if let Some(result) = race.hedge {
         ctx.carry.metrics.hedges.with_label_values(&[result]).inc();
     }
@@ -191,7 +198,7 @@ enum NextStep {
     GoOn,
 }
 
-/// Judges what has come of an attempt, as if it had been the only one.
+/// Judges a finished attempt as if it had been the only one.
 async fn settle(
     session: &mut Session,
     ctx: &mut Ctx,
@@ -204,11 +211,13 @@ async fn settle(
     ctx.retry.retries += u32::from(finished.again);
     ctx.attempt = Some(attempt);
     let result = match finished.result {
-        Ok(came) if retry::is_redirect(came.head.status.as_u16()) => Err(FaultKind::Redirect),
+        Ok(response) if retry::is_redirect(response.head.status.as_u16()) => {
+            Err(FaultKind::Redirect)
+        }
         result => result,
     };
     let result = match result {
-        Ok(came) => judge(session, ctx, came)?,
+        Ok(response) => judge(session, ctx, response)?,
         Err(kind) => Judged::Broken(kind),
     };
     match result {
@@ -223,14 +232,11 @@ async fn settle(
         Judged::Discarded => {}
         Judged::Broken(kind) => {
             let fault = Fault { side: Side::Backend, kind };
-            if let Some(attempt) = &mut ctx.attempt {
-                attempt.fault = Some(fault);
-            }
             if !other {
                 // The last one: by the rules of all attempts from here on.
                 ctx.retry.concurrent = Concurrent::None;
             }
-            let decision = attempts::decide(session, ctx, Outcome::Fault(kind));
+            let decision = attempts::decide(session, ctx, AttemptOutcome::Fault(fault));
             if let (Decision::Last(_), false) = (decision, other) {
                 return Err(Error::explain(ErrorType::InternalError, fault.word())
                     .into_up()
@@ -242,7 +248,7 @@ async fn settle(
         race.hedge = Some("failed");
     }
     if other {
-        ctx.attempt = None;
+        race.failed = ctx.attempt.take();
         return Ok(NextStep::Wait);
     }
     Ok(NextStep::GoOn)
@@ -269,7 +275,7 @@ enum Judged {
     Good(Box<Good>),
     /// Another attempt is waited for or made.
     Discarded,
-    /// It is none, or cannot be read.
+    /// The answer is missing or cannot be read.
     Broken(FaultKind),
 }
 
@@ -277,13 +283,13 @@ enum Judged {
 ///
 /// # Errors
 /// If the time for the request is over.
-fn judge(session: &mut Session, ctx: &mut Ctx, came: Response) -> Result<Judged, Stop> {
-    let Response { mut head, head_at, first_at, body, rest } = came;
+fn judge(session: &mut Session, ctx: &mut Ctx, response: Response) -> Result<Judged, Stop> {
+    let Response { mut head, head_at, first_at, body, rest } = response;
     if let Some(attempt) = &mut ctx.attempt {
         attempt.answer.head_at = Some(head_at);
     }
     if let Some(at) = first_at {
-        attempts::first_byte(ctx, at);
+        attempts::first_byte(ctx, || at);
     }
     response::arrived(&mut head, ctx);
     let mut body = Some(body);

@@ -104,6 +104,11 @@ fn blame(error: Option<&Error>, ctx: &Ctx, outcome: Outcome) -> Option<(Side, &'
     }
 }
 
+/// What broke, also where a rejection has ended the request.
+fn fault(ctx: &Ctx) -> Option<Fault> {
+    ctx.end().and_then(End::fault).or_else(|| attempts::fault(ctx))
+}
+
 /// The backend of the present attempt, or of the last.
 fn endpoint(ctx: &Ctx) -> Option<&Arc<Endpoint>> {
     ctx.attempt.as_ref().map(|attempt| &attempt.endpoint)
@@ -224,7 +229,7 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         key: masked.as_deref(),
         user: ctx.caller.principal.as_ref().map_or("", |p| p.user_id.as_str()),
         retries: ctx.retry.retries,
-        fault: ctx.end().and_then(End::fault).map(|fault| fault.word()),
+        fault: fault(ctx).map(|fault| fault.word()),
     };
     access::write(&line, ctx.snapshot.plan.fixed.json_log);
 }
@@ -241,7 +246,7 @@ fn trace(ctx: &mut Ctx, summary: &Summary) {
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     let broken_off = answer.is_some_and(|answer| answer.progress().is_broken_off());
     let answered = answer.and_then(|answer| answer.status);
-    let result = match (ctx.end().and_then(End::fault), answered) {
+    let result = match (fault(ctx), answered) {
         (Some(fault), _) => fault.word().to_owned(),
         (None, Some(status @ 200..=299)) if broken_off => format!("status {status}, broken off"),
         (None, Some(200..=299)) => "ok".to_owned(),

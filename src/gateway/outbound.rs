@@ -1,4 +1,4 @@
-//! What goes to the backend: the client's request, less what is none of the backend's business.
+//! The request as the backend gets it: without the client's credentials and connection fields.
 
 use std::time::Instant;
 
@@ -38,8 +38,8 @@ fn is_removed(name: &str) -> bool {
         )
 }
 
-/// The client's header without what belongs to its connection only, as [`headers`] wants it where
-/// Pingora does not make the request.
+/// The client's header without the fields of its connection, as [`headers`] expects it where Pingora
+/// does not make the request.
 pub fn of_client(request: &RequestHeader) -> RequestHeader {
     let mut request = request.clone();
     request.set_version(Version::HTTP_11);
@@ -138,7 +138,7 @@ fn instruct(request: &mut RequestHeader, ctx: &Ctx, backend: &BackendPlan) -> Re
     Ok(())
 }
 
-/// Tells the backend who is calling. What cannot stand in a header is left out.
+/// Adds the identity of the caller. Text that is not valid in a header field is left out.
 fn identify(request: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
     let Some(who) = &ctx.caller.principal else {
         return Ok(());
@@ -153,8 +153,8 @@ fn identify(request: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// Puts the whole body in place of the first piece that Pingora wants to send, and nothing in
-/// place of the others. An empty piece is not sent; `None` would end the body.
+/// Puts the whole body in place of the first piece that Pingora sends, and nothing in place of the
+/// others. An empty piece is not sent; `None` would end the body.
 ///
 /// # Errors
 /// If what a client sends after its document is too long, or takes too long.

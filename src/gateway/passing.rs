@@ -14,7 +14,7 @@ use super::{
     attempts,
     ctx::Ctx,
     ending, heartbeat, pacing, reply,
-    retry::{Cause, LONGEST_INSPECTED, Outcome},
+    retry::{AttemptOutcome, Cause, LONGEST_INSPECTED},
     settlement,
 };
 use crate::dialect::{Blame, PieceKind};
@@ -36,8 +36,8 @@ const LONGEST_SILENCE: usize = 64 * 1024;
 ///
 /// # Errors
 /// If a deadline has cut the answer off: without a length or chunks its end looks like any other.
-/// If nothing came that could be an event of the stream that the client was told of. If the answer
-/// is not to be passed on, because another attempt follows.
+/// If the client was promised a stream and nothing came that could be an event of it. If the answer is
+/// discarded because another attempt follows.
 pub fn filter(
     session: &mut Session,
     body: &mut Option<Bytes>,
@@ -69,7 +69,7 @@ fn push(
         return Err(Error::explain(ErrorType::ReadTimedout, "cut off by a deadline").into_up());
     }
     if attempt.span.is_some() && body.as_ref().is_some_and(|piece| !piece.is_empty()) {
-        attempts::first_byte(ctx, Instant::now());
+        attempts::first_byte(ctx, Instant::now);
     }
     let heartbeat = match read(session, body, end_of_stream, ctx)? {
         PieceKind::Part => false,
@@ -134,7 +134,7 @@ fn pass(
     Ok(())
 }
 
-/// Gives a piece the form that the client was told of.
+/// Gives a piece the form that the client was promised.
 fn frame(body: &mut Option<Bytes>, first: bool, last: bool, ctx: &mut Ctx) -> Result<()> {
     let Some(attempt) = &mut ctx.attempt else { return Ok(()) };
     let answer = &mut attempt.answer;
@@ -222,7 +222,7 @@ fn read(
     Ok(pushed.kind)
 }
 
-/// Holds a piece back, or lets go of all that is held. `None`: nothing goes out yet.
+/// Holds a piece back, or releases all that is held. `None`: nothing is sent yet.
 fn hold(
     session: &mut Session,
     piece: Bytes,
@@ -244,12 +244,12 @@ fn hold(
     let outcome = match decide_hold(answer, attempt.model.is_some(), end_of_stream) {
         HoldDecision::Wait => return Ok(None),
         HoldDecision::Pass => None,
-        HoldDecision::NoContent(cause) => Some(Outcome::NoContent(cause)),
+        HoldDecision::NoContent(cause) => Some(AttemptOutcome::NoContent(cause)),
         HoldDecision::Judge => {
             // Joined once: it goes out, or is kept, as it is then.
             error = answer.hold.take().unwrap_or_default().joined();
             answer.hold.get_or_insert_default().push(error.clone());
-            Some(Outcome::Error(&error))
+            Some(AttemptOutcome::Error(&error))
         }
     };
     if let Some(outcome) = outcome
@@ -326,7 +326,7 @@ fn inspect(session: &mut Session, piece: Option<&Bytes>, end_of_stream: bool, ct
     }
     if end_of_stream || answer.inspected.len() > LONGEST_INSPECTED {
         let body = std::mem::take(&mut answer.inspected).joined();
-        attempts::decide(session, ctx, Outcome::Error(&body));
+        attempts::decide(session, ctx, AttemptOutcome::Error(&body));
     }
 }
 
@@ -343,6 +343,6 @@ fn keep(ctx: &mut Ctx) {
 
 /// The backend has answered to the end.
 fn ended(session: &mut Session, ctx: &mut Ctx) {
-    attempts::decide(session, ctx, Outcome::Whole);
+    attempts::decide(session, ctx, AttemptOutcome::Whole);
     ctx.retry.ended();
 }

@@ -11,7 +11,7 @@
 //!   reading stops when the JSON document is complete, before the last chunk; while that is unread,
 //!   Pingora reads on when it proxies. A larger body whose last chunk was read cannot be sent again, but
 //!   for requests of which heads are deferred (`deferred_head`): their session has a buffer to tell of.
-//! - HTTP/2: only the first frame goes through the buffer, the others are read view it.
+//! - HTTP/2: only the first frame goes through the buffer, the others are read around it.
 
 use std::{
     collections::TryReserveError,
@@ -51,7 +51,7 @@ const GRACE: Duration = Duration::from_secs(60);
 /// Seconds after which a client may try again when there is no room for its body.
 const RETRY_AFTER: u64 = 1;
 
-/// How long a body that nobody wants is taken in.
+/// How long the rest of a rejected body is read and dropped.
 pub const LINGER: Duration = Duration::from_secs(5);
 
 /// Reads the body into the context.

@@ -137,7 +137,7 @@ pub async fn keep_alive(
     standings: Option<&Standings>,
 ) -> Result<()> {
     if !opened(session) {
-        // What goes wrong from here on is told as an event.
+        // Errors after this are events of the stream.
         let head = head_of_stream(session, ctx, standings)?;
         session.write_response_header(head, false).await?;
     }

@@ -40,7 +40,7 @@ pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
 /// Prepares the head for the client, and the passage of the body.
 ///
 /// # Errors
-/// If it redirects. If the client was told that a stream comes, and there is not even a body.
+/// If it redirects. If the client was promised a stream and there is no body.
 pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     let (status, promised) = (response.status.as_u16(), reply::opened(session));
     if let Some(attempt) = &mut ctx.attempt {

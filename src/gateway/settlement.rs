@@ -40,7 +40,7 @@ pub fn outcome(ctx: &Ctx, error: Option<&Error>) -> Outcome {
 /// The counts of the request's answer, and what they are worth.
 pub fn usage(ctx: &Ctx) -> (TokenCounts, UsageSource) {
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
-    answer.map(|answer| answer.progress().usage()).unwrap_or_default()
+    answer.map(|answer| answer.passage.usage()).unwrap_or_default()
 }
 
 /// Settles what the request used; once.

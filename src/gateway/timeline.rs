@@ -55,11 +55,15 @@ impl Search {
 }
 
 /// The states of the backends of a pool, if anything is kept.
-pub fn candidates(explains: &RecentTraces, pool: &Pool, wish: &PickRequest<'_>) -> Vec<Candidate> {
+pub fn candidates(
+    explains: &RecentTraces,
+    pool: &Pool,
+    request: &PickRequest<'_>,
+) -> Vec<Candidate> {
     if explains.capacity() == 0 {
         return Vec::new();
     }
-    pool.candidates(wish, CANDIDATES)
+    pool.candidates(request, CANDIDATES)
 }
 
 impl Timeline {
@@ -81,10 +85,10 @@ impl Timeline {
         self.spans.push(AttemptTrace { result, ..search.span(arrived, "") });
     }
 
-    /// The first byte of an answer came at `at`.
-    pub fn first_byte(&mut self, span: Option<usize>, at: Instant) {
+    /// The first byte of an answer came at this time.
+    pub fn first_byte(&mut self, span: Option<usize>, at: impl FnOnce() -> Instant) {
         if let Some((span, since)) = self.open(span) {
-            span.first_byte_ms.get_or_insert_with(|| millis(at.saturating_duration_since(since)));
+            span.first_byte_ms.get_or_insert_with(|| millis(at().saturating_duration_since(since)));
         }
     }
 

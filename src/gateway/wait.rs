@@ -12,9 +12,6 @@ use pingora_proxy::Session;
 use super::{body::Framing, ctx::Ctx, stop::Stop};
 use crate::base::{Fault, Side};
 
-/// How often it is looked up whether the request may go on.
-const LOOK_UP: Duration = Duration::from_millis(100);
-
 /// What a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitFor {
@@ -27,6 +24,15 @@ pub enum WaitFor {
 }
 
 impl WaitFor {
+    /// How often the deadline and the shutdown are checked.
+    fn look_up(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Slot => 500,
+            Self::Pause => 250,
+            Self::Backend => 100,
+        })
+    }
+
     /// Whose fault it is if the time for the request is over meanwhile.
     fn side(self) -> Side {
         match self {
@@ -50,7 +56,7 @@ pub async fn wait<T>(
     let mut event = pin!(event);
     let mut gone = pin!(gone(session, ctx.body.framing));
     loop {
-        let look_up = Instant::now() + LOOK_UP;
+        let look_up = Instant::now() + reason.look_up();
         let next = until.map_or(look_up, |until| until.min(look_up));
         let come = tokio::select! {
             come = &mut event => Some(come),

@@ -258,7 +258,7 @@ impl Reader<'_> {
                 (*text).into()
             }
             Value::Table(table) => self.table(table, depth)?,
-            other => return Err(format!("a {} cannot be told in JSON", other.type_name())),
+            other => return Err(format!("a {} cannot be represented in JSON", other.type_name())),
         })
     }
 

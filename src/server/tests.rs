@@ -64,7 +64,7 @@ fn gateway(backends: &str) -> String {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = format!(
         "listen: \"127.0.0.1:{port}\"\nlog: {{level: error}}\n\
-         model_aliases: {{short: a-model}}\n\
+         models: {{short: {{routes: [{{backend: toy, model: a-model}}]}}}}\n\
          rate_limit: {{global: {{requests_per_minute: 100, tokens_per_minute: 100000}}}}\n\
          backends:\n{backends}"
     );
@@ -112,8 +112,7 @@ fn a_language_is_added_through_the_list_alone() {
     let (_, metrics) = ask(&gateway, "GET", "/metrics", "");
     let line =
         |start: &str| metrics.lines().find(|line| line.starts_with(start)).map(str::to_owned);
-    let tokens = line("llmproxy_tokens_total{model=\"short\",type=\"completion\"}")
-        .or_else(|| line("llm_tokens_total"));
+    let tokens = line("llmproxy_usage_tokens_total{model=\"short\",type=\"completion\"}");
     assert!(tokens.is_some_and(|line| line.ends_with(" 3")), "{metrics}");
     assert!(metrics.contains("path=\"/toy/{model}:say\""), "{metrics}");
 
@@ -136,7 +135,7 @@ fn a_language_is_added_through_the_list_alone() {
 #[test]
 fn a_failure_is_in_the_clients_language() {
     let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let gateway = gateway(&format!("  - {{name: dead, url: \"http://{dead}\", protocol: toy}}\n"));
+    let gateway = gateway(&format!("  - {{name: toy, url: \"http://{dead}\", protocol: toy}}\n"));
     let (head, body) = ask(&gateway, "POST", "/toy/m:say", "m: hello");
     assert!(head.starts_with("HTTP/1.1 502"), "{head}");
     assert_eq!(body, "! backend_unreachable: The backend could not be reached\n");

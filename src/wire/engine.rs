@@ -1,12 +1,11 @@
-//! What engines are told beside the client's own words, each in its own way: how important a request
-//! is, and whose prefix cache it may share.
+//! The priority of a request and the salt of its prefix cache, in the form that each engine expects.
 
 use hmac::{Hmac, Mac};
 use http::{HeaderName, HeaderValue};
 use serde_json::Value;
 use sha2::Sha256;
 
-/// The header field of vLLM's priority. It goes before `priority` in the body.
+/// The header field of vLLM's priority. It takes precedence over `priority` in the body.
 pub const VLLM_PRIORITY: HeaderName = HeaderName::from_static("x-vllm-priority");
 
 /// The value of [`VLLM_PRIORITY`] for an importance, of which larger is more: with vLLM lower goes
@@ -25,8 +24,8 @@ pub fn vllm_cache_salt(salt: String) -> (&'static str, Value) {
     ("cache_salt", salt.into())
 }
 
-/// The salt of all requests of one scope: the same each time and in all replicas, and nobody who
-/// knows the scope but not the secret can guess it. 64 hexadecimal digits.
+/// The salt of all requests of one scope, 64 hexadecimal digits: the same in all replicas, and
+/// unpredictable without the secret.
 pub fn salt(secret: &[u8], scope: &str) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
     mac.update(scope.as_bytes());

@@ -159,7 +159,7 @@ impl Splitter {
 /// The data of an event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Data<'a> {
-    /// No `data` field: a comment, or a field that is none of ours.
+    /// No `data` field: a comment, or another field.
     None,
     /// One `data` line: where its value lies in the event.
     One(Range<usize>),
@@ -232,11 +232,34 @@ pub fn lines(event: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
     })
 }
 
+/// A piece of a JSON document as a piece of an event; `first` and `last`: the event begins or ends
+/// there. In JSON a line break is a space.
+pub fn event_part(piece: &[u8], first: bool, last: bool) -> Bytes {
+    let mut out = Vec::with_capacity(piece.len() + 8);
+    if first {
+        out.extend_from_slice(b"data: ");
+    }
+    out.extend(piece.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }));
+    if last {
+        out.extend_from_slice(b"\n\n");
+    }
+    out.into()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_document_becomes_one_event() {
+        let mut all = Vec::new();
+        for (piece, first, last) in [("{\n ", true, false), ("\"a\":\r\n1}", false, true)] {
+            all.extend(event_part(piece.as_bytes(), first, last));
+        }
+        assert_eq!(all, b"data: {  \"a\":  1}\n\n");
+    }
 
     fn split(parts: &[&[u8]]) -> Vec<Piece> {
         let mut splitter = Splitter::default();

@@ -53,9 +53,9 @@ fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
         ("total_quota: -.inf", "is not a finite number"),
         ("balance: .nan", "is not a finite number"),
         ("used_quota: .inf, total_quota: 5", "is not a finite number"),
-        ("limits: {requests_per_minute: -1}", "is not a number from 0 on"),
-        ("limits: {per_user: {max_concurrent: -3}}", "is not a number from 0 on"),
-        ("limits: {budget: -0.5}", "is not a number from 0 on"),
+        ("limits: {requests_per_minute: -1}", "is not a number of 0 or more"),
+        ("limits: {per_user: {max_concurrent: -3}}", "is not a number of 0 or more"),
+        ("limits: {budget: -0.5}", "is not a number of 0 or more"),
     ] {
         let all = problems(&with_key(fields));
         assert!(all.iter().any(|one| one.contains(expected)), "{fields}: {all:?}");
@@ -79,7 +79,7 @@ fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
         let text = format!("backends: [{{url: \"http://x\"}}]\n{section}\n");
         let all = problems(&text);
         assert!(
-            all.iter().any(|one| one.contains(expected) && one.contains("from 0 on")),
+            all.iter().any(|one| one.contains(expected) && one.contains("of 0 or more")),
             "{section}: {all:?}"
         );
     }
@@ -106,7 +106,7 @@ async fn the_admin_api_refuses_implausible_values_with_a_hint() {
     assert_eq!(status, 201, "{made}");
     let mut wrong: Vec<(Value, &str)> = vec![
         (json!({"total_quota": -1}), "`total_quota` is negative"),
-        (json!({"limits": {"requests_per_minute": -5}}), "is not a number from 0 on"),
+        (json!({"limits": {"requests_per_minute": -5}}), "is not a number of 0 or more"),
     ];
     for field in ["starts_at", "expires_at"] {
         for number in NO_SECONDS {

@@ -55,7 +55,7 @@ fn run(strip: Strip, stream: &[u8], cuts: &[usize]) -> (Vec<u8>, String) {
     out.extend_from_slice(&meter.finish(&mut seen));
     let seen = format!(
         "{:?} done {} aborted {} failed {} events {}",
-        seen.usage(),
+        seen.usage(meter.counts()),
         seen.finished,
         seen.aborted,
         seen.error.is_some(),

@@ -160,7 +160,10 @@ async fn every_completed_response_is_billed_once_despite_crashes() {
         client.await.unwrap();
     }
     receiver.up().await;
-    // The last record arrives after all others.
+    // The client has a whole stream before its record is written. When no request is in flight, all
+    // records are on their way, and the last record arrives after all others.
+    let in_flight = "llmproxy_requests_in_flight";
+    eventually("all requests have ended", async || gateway.metric(in_flight).await <= 1.0).await;
     assert_eq!(gateway.ask_with("X-Request-Id: the-last\r\n").await.status, 200);
     let mut came = 0;
     while receiver.ledger.all().last().is_none_or(|record| record["request_id"] != "the-last") {

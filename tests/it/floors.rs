@@ -17,7 +17,7 @@ use tree::{Tree, circles, describe};
 
 const LONGEST_FILE: usize = 600;
 const LONG_FUNCTION: usize = 60;
-const MOST_LONG_FUNCTIONS: usize = 8;
+const MOST_LONG_FUNCTIONS: usize = 6;
 
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
@@ -132,7 +132,9 @@ fn every_module_has_a_floor_and_every_floor_has_its_files() {
 
 #[test]
 fn every_file_is_read() {
-    let declared: BTreeSet<_> = source_tree().files.into_keys().collect();
+    let mut declared: BTreeSet<_> = source_tree().files.into_keys().collect();
+    // The toy language is in `tests`.
+    declared.retain(|path| !path.contains("../"));
     assert_eq!(declared, all_files(), "files that `mod` declares, and files of the folder");
 }
 

@@ -194,7 +194,7 @@ async fn keys_are_read_and_counted_although_redis_refuses_writes() {
             assert_eq!(gateway.ask_as(key).await.status, 200, "{}: {key}", fault.name);
         }
         assert_eq!(gateway.ask_as("sk-none").await.status, 401, "{}", fault.name);
-        gateway.logs("usage cannot be counted for now").await;
+        gateway.logs("usage cannot be counted at present").await;
         redis.command(fault.end);
         let idle = async || gateway.metric("llmproxy_quota_counting").await == 0.0;
         eventually("it is counted in the end", idle).await;

@@ -260,7 +260,7 @@ fn a_key_that_is_invalid_in_a_header_is_refused() {
             ("Bearer sk-VERYSECRET", "a space"),
         ] {
             let found = problems(&load(place, &format!("\"{secret}\""), None));
-            let wanted = format!("{path}: cannot be sent in a header field: it has ");
+            let wanted = format!("{path}: cannot be sent in a header field: it ");
             assert!(
                 found.len() == 1 && found[0].contains(&wanted) && found[0].contains(why),
                 "{path} {secret}: {found:?}"

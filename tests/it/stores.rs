@@ -199,7 +199,7 @@ async fn what_happens_while_a_store_is_away_is_configured() {
         assert_eq!(cached.ask_as("sk-never-seen").await.status, 503, "gone: {gone}");
         assert_eq!(next.ask_as("sk-known").await.status, 200, "gone: {gone}");
     }
-    cached.logs("its last answer still serves").await;
+    cached.logs("its last answer is still used").await;
     redis.restart().await;
     redis.command(&["HSET", "llmproxy:key:sk-known", "status", "active"]);
     eventually("the store is used again", async || deny.ask_as("sk-known").await.status == 200)

@@ -108,6 +108,10 @@ impl Dialect for Toy {
         Bytes::copy_from_slice(document)
     }
 
+    fn event_part(&self, piece: Bytes, _: bool, _: bool) -> Bytes {
+        piece
+    }
+
     fn error_event(&self, body: &[u8]) -> Option<Bytes> {
         body.starts_with(b"!").then(|| Bytes::copy_from_slice(body))
     }
@@ -126,6 +130,10 @@ impl Dialect for Toy {
 
     fn backend_credential(&self) -> (HeaderName, &'static str) {
         (KEY[0].clone(), "")
+    }
+
+    fn limit_prefixes(&self) -> &'static [&'static str] {
+        &["x-toy-"]
     }
 
     fn limit_headers(&self, standings: &Standings, out: &mut LimitHeaders) {
@@ -156,6 +164,7 @@ impl Dialect for Toy {
 struct Words {
     streams: bool,
     line: BytesMut,
+    counts: Option<TokenCounts>,
 }
 
 impl Words {
@@ -168,12 +177,8 @@ impl Words {
                 let mut counts = counts.split(' ').map(|count| count.parse().unwrap_or(0));
                 let (prompt, completion) = (counts.next().unwrap_or(0), counts.next().unwrap_or(0));
                 let total = prompt + completion;
-                seen.counts = Some(TokenCounts {
-                    prompt,
-                    completion,
-                    total,
-                    ..seen.counts.unwrap_or_default()
-                });
+                self.counts =
+                    Some(TokenCounts { prompt, completion, total, ..TokenCounts::default() });
                 seen.finished = true;
             }
             Some(("!", why)) if why.starts_with("client") => seen.error = Some(Blame::Client),
@@ -212,6 +217,10 @@ impl Meter for Words {
     }
 
     fn sent_pending(&mut self, _: &mut Progress) {}
+
+    fn counts(&self) -> Option<TokenCounts> {
+        self.counts
+    }
 }
 
 /// A language with the mistakes that one can make in its list: the name of another one, a path that
@@ -276,6 +285,10 @@ impl Dialect for Faulty {
         Bytes::new()
     }
 
+    fn event_part(&self, piece: Bytes, _: bool, _: bool) -> Bytes {
+        piece
+    }
+
     fn error_event(&self, _: &[u8]) -> Option<Bytes> {
         None
     }
@@ -294,6 +307,10 @@ impl Dialect for Faulty {
 
     fn backend_credential(&self) -> (HeaderName, &'static str) {
         (header::AUTHORIZATION, "")
+    }
+
+    fn limit_prefixes(&self) -> &'static [&'static str] {
+        &[]
     }
 
     fn limit_headers(&self, _: &Standings, _: &mut LimitHeaders) {}

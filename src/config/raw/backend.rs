@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::scalar::{SecretText, Switch, one, without_query};
+use super::scalar::{SecretText, Switch, one, protocol_schema, without_query};
 use crate::config::choices::{Addresses, Engine, StreamUsage};
 
 /// One LLM server.
@@ -64,7 +64,7 @@ pub struct Backend {
     pub health_check: Switch,
     /// The language of its API. The default is `openai`.
     #[serde(default)]
-    #[schemars(schema_with = "super::protocol_schema")]
+    #[schemars(schema_with = "protocol_schema")]
     pub protocol: Option<String>,
     /// How a name with several addresses is treated. The default is `each` for http and `one` for
     /// https, because the addresses of hosted services change.

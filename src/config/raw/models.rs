@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     routing::{Affinity, Prefix},
-    scalar::{Millis, Seconds, Switch, Word, one},
+    scalar::{Millis, Seconds, Switch, Word, one, protocol_schema},
 };
 use crate::config::choices::Strategy;
 
@@ -51,7 +51,7 @@ pub struct Route {
     pub enabled: Switch,
     /// The language of the backend's API. The default is `openai`.
     #[serde(default)]
-    #[schemars(schema_with = "super::protocol_schema")]
+    #[schemars(schema_with = "protocol_schema")]
     pub protocol: Option<String>,
 }
 

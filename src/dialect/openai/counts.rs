@@ -1,4 +1,4 @@
-//! Reading a `usage` object, in the words of OpenAI and of those who say the same in others.
+//! Reads `usage` objects: OpenAI's, and those of servers with other names for the same counts.
 
 use crate::{base::TokenCounts, wire::json};
 
@@ -117,7 +117,7 @@ fn number(value: &[u8]) -> Result<Option<u64>, Unreadable> {
     count.filter(|n| *n <= MOST).map(Some).ok_or(Unreadable)
 }
 
-/// What is known when `new` is said after `old`. A zero, and a detail that is not told any more, take
+/// What is known when `new` is said after `old`. A zero, and a detail that is missing in `new`, take
 /// nothing back.
 pub fn after(old: Option<TokenCounts>, new: TokenCounts) -> TokenCounts {
     let Some(old) = old else { return new };

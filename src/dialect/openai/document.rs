@@ -168,7 +168,7 @@ impl JsonTap {
                 n + 1
             }
             Some(_) => {
-                // A word with an escape in it is none of ours.
+                // A key with an escape in it is not one of those that are read.
                 (self.escaped, self.word_cut) = (true, true);
                 n + 1
             }
@@ -241,9 +241,6 @@ impl Meter for DocumentMeter {
     fn push(&mut self, piece: Bytes, seen: &mut Progress) -> Bytes {
         let Self(tap) = self;
         tap.push(&piece);
-        if let (counts, UsageSource::Final) = tap.usage() {
-            seen.counts = Some(counts);
-        }
         seen.documents = tap.documents();
         seen.aborted = tap.aborted();
         if seen.model.is_none() {
@@ -262,6 +259,11 @@ impl Meter for DocumentMeter {
     }
 
     fn sent_pending(&mut self, _seen: &mut Progress) {}
+
+    fn counts(&self) -> Option<TokenCounts> {
+        let (counts, source) = self.0.usage();
+        (source == UsageSource::Final).then_some(counts)
+    }
 }
 
 #[cfg(test)]

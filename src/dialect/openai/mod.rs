@@ -24,7 +24,7 @@ use crate::{
     base::{Rejection, limits::Standings},
     wire::{
         edit::{self, Edit},
-        json,
+        json, sse,
     },
 };
 
@@ -113,13 +113,12 @@ impl Dialect for OpenAi {
         error(message, "server_error", None, Some(code))
     }
 
-    /// In JSON a line break is a space.
     fn event(&self, document: &[u8]) -> Bytes {
-        let mut event = Vec::with_capacity(document.len() + 8);
-        event.extend_from_slice(b"data: ");
-        event.extend(document.iter().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { *b }));
-        event.extend_from_slice(b"\n\n");
-        event.into()
+        sse::event_part(document, true, true)
+    }
+
+    fn event_part(&self, piece: Bytes, first: bool, last: bool) -> Bytes {
+        sse::event_part(&piece, first, last)
     }
 
     /// The SDKs raise an event with a member `error`.
@@ -142,6 +141,11 @@ impl Dialect for OpenAi {
 
     fn backend_credential(&self) -> (HeaderName, &'static str) {
         (header::AUTHORIZATION, "Bearer")
+    }
+
+    /// Anthropic's are on its endpoints with OpenAI's language too.
+    fn limit_prefixes(&self) -> &'static [&'static str] {
+        &["x-ratelimit-", "anthropic-ratelimit-"]
     }
 
     fn limit_headers(&self, standings: &Standings, out: &mut LimitHeaders) {

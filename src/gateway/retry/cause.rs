@@ -48,7 +48,7 @@ impl Cause {
         }
     }
 
-    /// Whether the configuration wants another attempt after it. Statuses were checked before.
+    /// Whether `retry_on` allows another attempt after it. Statuses are checked when the response is judged.
     pub fn is_retried(self, on: &RetryOn) -> bool {
         match self {
             Self::Status(_) | Self::Busy(_) => true,

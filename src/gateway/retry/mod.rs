@@ -3,7 +3,8 @@
 //!
 //! Until a byte of content has gone to the client, another backend can be tried. Each backend is
 //! tried once; after all have been, and if the configuration names pauses, a new round begins.
-//! What counts against a backend is decided here and nowhere else.
+//! What counts against a backend is decided here and nowhere else. (Refused connections are also
+//! counted by `failure`, which ends the waits for a backend that has stopped.)
 
 mod cause;
 mod excluded;
@@ -107,12 +108,12 @@ pub struct RoutingView<'a> {
 
 /// What has come of an attempt.
 #[derive(Clone, Copy)]
-pub enum Outcome<'a> {
-    /// Something broke on the backend's side.
-    Fault(FaultKind),
+pub enum AttemptOutcome<'a> {
+    /// Something broke.
+    Fault(Fault),
     /// An answer that is no success, with the beginning of its body.
     Error(&'a [u8]),
-    /// A stream that has come to nothing before it had any content.
+    /// A stream that ended or failed before it had any content.
     NoContent(Cause),
     /// An answer, to its end.
     Whole,
@@ -134,6 +135,8 @@ pub enum Decision {
     Again(Cause),
     /// Another one is under way, and is waited for.
     Wait(Cause),
+    /// A kept-alive connection was dead: the same one again, on a new connection.
+    Reconnect,
     /// None follows, for this reason.
     Last(Reason),
 }
@@ -141,6 +144,11 @@ pub enum Decision {
 impl Decision {
     /// The answer or failure is not for the client: another attempt follows or is waited for.
     pub fn discards(self) -> bool {
+        matches!(self, Self::Again(_) | Self::Wait(_))
+    }
+
+    /// The request goes on.
+    pub fn continues(self) -> bool {
         !matches!(self, Self::Last(_))
     }
 }
@@ -189,18 +197,29 @@ impl RetryPolicy {
         !self.may_follow() || !self.has_others(attempt, Cause::Fault(FaultKind::Refusing), view)
     }
 
-    /// The question: does another attempt follow this outcome? The state of the backend is told
-    /// of it once.
+    /// Whether another attempt follows this outcome, and why. The outcome counts for or against the
+    /// backend once.
     pub fn decide(
         &mut self,
         attempt: &mut Attempt,
-        outcome: Outcome<'_>,
+        outcome: AttemptOutcome<'_>,
         at: Circumstances,
         view: &RoutingView<'_>,
     ) -> Decision {
+        if let AttemptOutcome::Fault(fault) = outcome {
+            attempt.fault = Some(fault);
+            match fault.kind {
+                FaultKind::StaleConnection => return self.reconnect(attempt, at, view),
+                FaultKind::TotalTimeout | FaultKind::Shutdown => {
+                    return Decision::Last(Reason::Over);
+                }
+                _ if fault.side != Side::Backend => return Decision::Last(Reason::Final),
+                _ => {}
+            }
+        }
         let (verdict, cause) = judge(attempt, outcome, view);
         let known = match outcome {
-            Outcome::Fault(_) => false,
+            AttemptOutcome::Fault(_) => false,
             _ => std::mem::replace(&mut attempt.answer.judged, true),
         };
         if !known {
@@ -217,13 +236,32 @@ impl RetryPolicy {
         match decision {
             Decision::Again(cause) => self.follow(attempt, cause, view),
             Decision::Wait(cause) => self.exclude(attempt, cause.is_unsent()),
-            Decision::Last(_) => {}
+            Decision::Reconnect | Decision::Last(_) => {}
         }
-        if decision.discards() && matches!(outcome, Outcome::NoContent(_)) {
-            // What the client is told if no other attempt succeeds.
+        if decision.discards() && matches!(outcome, AttemptOutcome::NoContent(_)) {
+            // The client gets this error if no other attempt succeeds.
             attempt.fault = Some(Fault { side: Side::Backend, kind: FaultKind::Broken });
         }
         decision
+    }
+
+    /// A kept-alive connection was dead, which says nothing about the backend.
+    fn reconnect(
+        &mut self,
+        attempt: &mut Attempt,
+        at: Circumstances,
+        view: &RoutingView<'_>,
+    ) -> Decision {
+        let fault = |kind| Fault { side: Side::Backend, kind };
+        if !at.replayable {
+            attempt.fault = Some(fault(FaultKind::NotReplayable));
+            return Decision::Last(Reason::NotReplayable);
+        }
+        attempt.reconnects = true;
+        self.retries += 1;
+        let reason = fault(FaultKind::StaleConnection).word();
+        view.carry.metrics.retries.with_label_values(&[reason]).inc();
+        Decision::Reconnect
     }
 
     /// Counts an outcome for or against the backend.
@@ -244,8 +282,8 @@ impl RetryPolicy {
         }
     }
 
-    /// Whether the backend cannot be replaced. It is asked all the same: what it says is better
-    /// than what the gateway could say.
+    /// Whether the backend cannot be replaced. It is used anyway: its own error is better than what the
+    /// gateway could say.
     fn is_spared(&self, view: &RoutingView<'_>) -> bool {
         self.sole && !view.snapshot.plan.routing.circuit.lone
     }
@@ -344,19 +382,20 @@ impl RetryPolicy {
     }
 }
 
-/// What an outcome says of the backend, and why another backend might do better, if it might.
+/// The verdict on the backend, and the cause for which another backend may do better, if there is
+/// one.
 fn judge(
     attempt: &Attempt,
-    outcome: Outcome<'_>,
+    outcome: AttemptOutcome<'_>,
     view: &RoutingView<'_>,
 ) -> (Verdict, Option<Cause>) {
     let (answer, progress) = (&attempt.answer, attempt.answer.progress());
     match outcome {
-        Outcome::Fault(kind) => {
-            let cause = Cause::Fault(kind);
+        AttemptOutcome::Fault(fault) => {
+            let cause = Cause::Fault(fault.kind);
             (Verdict::of_fault(cause), Some(cause))
         }
-        Outcome::Error(body) => {
+        AttemptOutcome::Error(body) => {
             let body = &body[..body.len().min(verdict::MOST)];
             let status = answer.status.unwrap_or_default();
             let plan = &view.snapshot.plan.routing;
@@ -364,8 +403,8 @@ fn judge(
             // An answer that is not all here could not be replaced by another backend's.
             (verdict, cause.filter(|_| answer.whole))
         }
-        Outcome::NoContent(cause) => (verdict::of_no_content(progress), Some(cause)),
-        Outcome::Whole => (verdict::of_end(answer.status, progress), None),
+        AttemptOutcome::NoContent(cause) => (verdict::of_no_content(progress), Some(cause)),
+        AttemptOutcome::Whole => (verdict::of_end(answer.status, progress), None),
     }
 }
 

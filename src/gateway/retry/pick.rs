@@ -187,7 +187,7 @@ impl RetryPolicy {
         };
         let excluded: Vec<u32> = self.excluded.with(split.model.as_deref()).collect();
         let blocks = self.beginnings.as_ref();
-        let wish = PickRequest {
+        let request = PickRequest {
             model,
             caller,
             ignore_ejections: self.is_spared(view),
@@ -199,17 +199,17 @@ impl RetryPolicy {
         let explains = &view.carry.explains;
         // As they stand before one is chosen; a sole one is of interest only if it is not.
         let mut candidates = match pool.len() > 1 {
-            true => timeline::candidates(explains, pool, &wish),
+            true => timeline::candidates(explains, pool, &request),
             false => Vec::new(),
         };
-        match pool.pick(&wish) {
+        match pool.pick(&request) {
             Ok(choice) => {
                 let (pool, model) = (split.pool, split.model.clone());
                 Ok(PlannedAttempt { choice, tier, pool, model, candidates })
             }
             Err(none) => {
                 if candidates.is_empty() {
-                    candidates = timeline::candidates(explains, pool, &wish);
+                    candidates = timeline::candidates(explains, pool, &request);
                 }
                 let (pool, model) = (split.pool, model.to_owned());
                 timeline.no_backend(view.request.arrived, Search { tier, pool, model, candidates });

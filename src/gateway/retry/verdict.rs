@@ -1,4 +1,4 @@
-//! What an outcome says of its backend: it is broken, it is busy, or the request is at fault.
+//! The verdict of an outcome on its backend: broken, busy, or not at fault.
 
 use std::time::Duration;
 
@@ -28,12 +28,12 @@ const BUSY: [&str; 9] = [
     "overloaded",
 ];
 
-/// What it says.
+/// The verdict on a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It works.
     Good,
-    /// Nothing: the request was wrong, or it is not known who was.
+    /// Nothing: the request is at fault, or it is unknown which side is.
     Neutral,
     /// It has no room now, and perhaps says for how long.
     Busy(Option<Duration>),
@@ -54,8 +54,8 @@ impl Verdict {
     }
 }
 
-/// What an answer says of its backend that has come to its end. The engine may have reported that
-/// it failed when no other backend could take over any more.
+/// The verdict on a backend whose answer has ended. The engine may have reported an error after no
+/// other backend could take over.
 pub fn of_end(status: Option<u16>, progress: &Progress) -> Verdict {
     match progress.error {
         Some(Blame::Client | Blame::Unknown) => Verdict::Neutral,
@@ -65,7 +65,7 @@ pub fn of_end(status: Option<u16>, progress: &Progress) -> Verdict {
     }
 }
 
-/// What a stream says of its backend that has come to nothing before it had any content.
+/// The verdict on a backend whose stream ended or failed before any content.
 pub fn of_no_content(progress: &Progress) -> Verdict {
     match progress.error {
         Some(Blame::Unknown) => Verdict::Neutral,
@@ -73,7 +73,7 @@ pub fn of_no_content(progress: &Progress) -> Verdict {
     }
 }
 
-/// Whether a status leads the client elsewhere: to an address that is none of its business (3xx), or
+/// Whether a status leads the client elsewhere: to an address inside the fleet (3xx), or
 /// to another protocol (101), for which no path of the gateway has a use. 304 does neither.
 pub fn is_redirect(status: u16) -> bool {
     status == 101 || (300..400).contains(&status) && status != 304
@@ -96,12 +96,12 @@ pub fn judge(
     plan: &RoutingPlan,
 ) -> (Verdict, Option<Cause>) {
     let says = |text: &String| memmem::find(body, text.as_bytes()).is_some();
-    let told = status >= 400 && plan.detection.patterns.iter().any(says);
+    let matched = status >= 400 && plan.detection.patterns.iter().any(says);
     let busy = || BUSY.iter().any(|text| memmem::find(body, text.as_bytes()).is_some());
     let verdict = match status {
         429 | 529 => Verdict::Busy(retry_after),
         503 if retry_after.is_some() || busy() => Verdict::Busy(retry_after),
-        _ if told => Verdict::Failed,
+        _ if matched => Verdict::Failed,
         // The request did not come in time, or asks for what was not built there.
         408 | 501 | 505 => Verdict::Neutral,
         500.. => Verdict::Failed,
@@ -110,7 +110,7 @@ pub fn judge(
         _ if plan.detection.statuses.contains(status) => Verdict::Failed,
         _ => Verdict::Neutral,
     };
-    let again = told
+    let again = matched
         || plan.retry.on.statuses.contains(status)
         || plan.detection.statuses.contains(status)
         || matches!(verdict, Verdict::Busy(_)) && status == 503;
@@ -160,7 +160,7 @@ mod tests {
         let plan = detecting(&[4], &["organization has been disabled"]);
         let of = |status, body: &str| judge(status, body.as_bytes(), None, &plan);
         assert_eq!(of(403, ""), (Verdict::Failed, Some(Cause::Status(403))));
-        // Tried elsewhere, but a wrong request ejects nobody.
+        // Tried elsewhere, but an invalid request ejects no backend.
         assert_eq!(of(400, ""), (Verdict::Neutral, Some(Cause::Status(400))));
         assert_eq!(of(400, "this organization has been disabled").0, Verdict::Failed);
         assert_eq!(of(200, "organization has been disabled").1, None);

@@ -300,7 +300,10 @@ impl Reader<'_> {
     fn read_tree(&mut self, prefix: &mut Vec<String>, found: &mut Vec<(Vec<String>, String)>) {
         let depth = prefix.len();
         loop {
-            if self.is(self.at, "::") {
+            if self.is(self.at, "$") {
+                // `$crate` in a macro.
+                self.at += 1;
+            } else if self.is(self.at, "::") {
                 // A path that begins with `::` names an external crate.
                 if prefix.is_empty() {
                     prefix.push("::".to_owned());

@@ -79,7 +79,7 @@ return {allow = true, metadata = {key_id = api_key}, limits = limits[api_key]}";
         assert_eq!(gateway.ask_as(key).await.status, 403, "{key}");
     }
     assert_eq!(sim.stats().requests(), before);
-    gateway.logs("`requests_per_day` is no limit").await;
+    gateway.logs("`requests_per_day` is not a known limit").await;
     let gateway = Gateway::start(&text).await;
     expect_passes(&gateway, "sk-less", 1, "without a section").await;
     let gateway = Gateway::start(&format!("{text}rate_limit: {{enabled: false}}\n")).await;

@@ -154,7 +154,7 @@ pub fn usage_chunk(form: Form, document: &[u8], usage: &[u8], model: Option<&Byt
     out.freeze()
 }
 
-/// Whether an event tells of an error.
+/// Whether an event reports an error.
 pub fn is_error(event: &[u8], document: &[u8], says_error: bool) -> bool {
     let said = says_error && {
         let error = json::find(document, "error").map(|m| &document[m.value]);

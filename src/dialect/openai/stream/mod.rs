@@ -24,7 +24,7 @@ use self::{
 };
 use super::{blame, counts, document::JsonTap, model_name};
 use crate::{
-    base::UsageSource,
+    base::{TokenCounts, UsageSource},
     dialect::{Meter, Metering, Progress},
     wire::{
         edit::Edit,
@@ -122,7 +122,7 @@ struct Usage {
     /// The chunk has choices.
     choices: bool,
     /// It is there, and not `null`.
-    told: bool,
+    has_usage: bool,
     /// The engine would have written it unasked.
     unasked: bool,
 }
@@ -186,6 +186,10 @@ impl Meter for StreamMeter {
     fn sent_pending(&mut self, seen: &mut Progress) {
         self.let_go();
         seen.pending = None;
+    }
+
+    fn counts(&self) -> Option<TokenCounts> {
+        self.tally.counts()
     }
 }
 
@@ -278,7 +282,7 @@ impl StreamMeter {
         }
     }
 
-    /// A part of an event that is too large to be changed. It is read all the same.
+    /// A part of an event that is too large to be changed. It is read anyway.
     fn part(&mut self, part: Bytes, last: bool, out: &mut Output, seen: &mut Progress) {
         self.release(out);
         let tap = self.large.get_or_insert_default();
@@ -291,7 +295,6 @@ impl StreamMeter {
             seen.aborted |= tap.aborted();
             if let (counts, UsageSource::Final) = tap.usage() {
                 self.tally.choice(0, counts);
-                seen.counts = self.tally.counts();
             }
             if !std::mem::replace(&mut self.named, true) {
                 seen.model = tap.take_model();
@@ -345,18 +348,20 @@ impl StreamMeter {
         }
         seen.content = seen.content || !error && event::has_content(&document);
         let usage = match self.find.usage.find(&document) {
-            Some(_) => self.look_at_usage(&document, ends_choice, seen),
+            Some(_) => self.look_at_usage(&document, ends_choice),
             None => None,
         };
         let bare = usage.as_ref().is_some_and(|usage| !usage.choices);
         seen.parts += u64::from(!ends_choice && !error && !bare);
         let mut take = false;
-        if let Some(Usage { choices, told, unasked }) = usage {
+        if let Some(Usage { choices, has_usage, unasked }) = usage {
             match self.strip {
-                Strip::All { .. } if !choices && told && !error => return Fate::Drop(document),
-                Strip::Running if !choices || unasked => self.delivered |= told,
-                Strip::All { nulls } => take = choices && !unasked && (told || nulls),
-                Strip::Running => take = told,
+                Strip::All { .. } if !choices && has_usage && !error => {
+                    return Fate::Drop(document);
+                }
+                Strip::Running if !choices || unasked => self.delivered |= has_usage,
+                Strip::All { nulls } => take = choices && !unasked && (has_usage || nulls),
+                Strip::Running => take = has_usage,
                 Strip::Nothing => {}
             }
         }
@@ -398,12 +403,7 @@ impl StreamMeter {
     }
 
     /// Notes counts, wherever they stand; `None` if they do not stand where they are asked for.
-    fn look_at_usage(
-        &mut self,
-        document: &[u8],
-        ends_choice: bool,
-        seen: &mut Progress,
-    ) -> Option<Usage> {
+    fn look_at_usage(&mut self, document: &[u8], ends_choice: bool) -> Option<Usage> {
         let member = json::find(document, "usage");
         let usage = member.as_ref().map_or(&b"null"[..], |m| &document[m.value.clone()]);
         let first = event::choices(document).next().map(|(index, _)| index);
@@ -412,16 +412,15 @@ impl StreamMeter {
             (Some(counts), None) => self.tally.whole(counts),
             (None, _) => self.look_elsewhere(document),
         }
-        seen.counts = self.tally.counts();
         member?;
-        let told = usage.starts_with(b"{");
+        let has_usage = usage.starts_with(b"{");
         // llama.cpp writes it into the last chunk of a completion, whether it is asked to or not.
-        let unasked = told
+        let unasked = has_usage
             && ends_choice
             && json::find(document, "timings").is_some()
             && json::find(document, "object")
                 .is_some_and(|m| &document[m.value] == b"\"text_completion\"");
-        Some(Usage { choices: first.is_some(), told, unasked })
+        Some(Usage { choices: first.is_some(), has_usage, unasked })
     }
 
     /// Counts in Groq's place, and in the choices themselves (Moonshot).

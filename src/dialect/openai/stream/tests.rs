@@ -38,6 +38,10 @@ impl Watched {
     fn abandon(&mut self) -> Bytes {
         self.meter.abandon(&mut self.seen)
     }
+
+    fn usage(&self) -> (TokenCounts, UsageSource) {
+        self.seen.usage(self.meter.counts())
+    }
 }
 
 fn run(strip: Strip, parts: &[&str]) -> (String, Watched) {
@@ -80,7 +84,7 @@ fn takes_out_what_was_added_and_puts_back_what_moved() {
     );
     assert_eq!(out, expected);
     let counts = TokenCounts { prompt: 3, completion: 2, total: 5, ..TokenCounts::default() };
-    assert_eq!(meter.seen.usage(), (counts, UsageSource::Final));
+    assert_eq!(meter.usage(), (counts, UsageSource::Final));
 }
 
 #[test]
@@ -110,7 +114,7 @@ fn a_comment_lets_the_last_chunk_go() {
         // Nothing is kept of the next ones.
         assert_eq!(meter.push(Bytes::from(comment)), comment);
         assert_eq!(meter.push(Bytes::from(format!("{USAGE}{DONE}"))), DONE);
-        assert_eq!(meter.seen.usage().0.total, 5);
+        assert_eq!(meter.usage().0.total, 5);
         // A client that asked gets the usage, and the usage chunk as well if one comes.
         let (out, _) = run(Strip::Running, &[ROLE, LAST, comment, DONE]);
         assert_eq!(out.matches("\"usage\"").count(), 1, "{out}");
@@ -139,9 +143,9 @@ fn the_last_chunk_can_be_let_go_at_any_time() {
 fn a_usage_chunk_may_lack_choices_or_its_blank_line() {
     let bare = "data: {\"id\":\"a\",\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}";
     let (out, meter) = run(ALL, &[&format!("{bare}\n\n"), DONE]);
-    assert_eq!((out.as_str(), meter.seen.usage().0.total), (DONE, 3));
+    assert_eq!((out.as_str(), meter.usage().0.total), (DONE, 3));
     let (out, meter) = run(ALL, &[bare]);
-    assert_eq!((out.as_str(), meter.seen.usage().0.total), ("", 3));
+    assert_eq!((out.as_str(), meter.usage().0.total), ("", 3));
 }
 
 #[test]
@@ -154,12 +158,12 @@ fn choices_are_counted_apart_until_the_engine_adds_them_up() {
     };
     let (_, meter) = run(ALL, &[&chunk(0, 1), &chunk(1, 1), &chunk(0, 2), &chunk(1, 7)]);
     assert_eq!(
-        meter.seen.usage().0,
+        meter.usage().0,
         TokenCounts { prompt: 5, completion: 9, total: 14, ..TokenCounts::default() }
     );
     let (_, meter) = run(ALL, &[&chunk(0, 1), &chunk(1, 1), USAGE, DONE]);
     assert_eq!(
-        meter.seen.usage().0,
+        meter.usage().0,
         TokenCounts { prompt: 3, completion: 2, total: 5, ..TokenCounts::default() }
     );
 }
@@ -169,7 +173,7 @@ fn touches_nothing_when_nothing_was_added() {
     let all = [ROLE, LAST, USAGE, DONE];
     let (out, meter) = run(Strip::Nothing, &all);
     assert_eq!(out, all.concat());
-    assert_eq!(meter.seen.usage().0.total, 5);
+    assert_eq!(meter.usage().0.total, 5);
 }
 
 #[test]
@@ -185,7 +189,7 @@ fn a_stream_without_done_loses_no_byte() {
     let (out, meter) = run(ALL, &[ROLE, LAST, "data: {\"hal"]);
     assert!(out.ends_with("data: {\"hal"));
     assert!(out.contains("\"stop\""));
-    assert_eq!(meter.seen.usage().1, UsageSource::Final);
+    assert_eq!(meter.usage().1, UsageSource::Final);
     assert!(!meter.seen.finished);
 }
 
@@ -194,7 +198,7 @@ fn a_stream_that_breaks_keeps_its_last_figures() {
     let mut meter = Watched::new(ALL);
     meter.push(Bytes::from(format!("{ROLE}{LAST}data: {{\"hal")));
     let counts = TokenCounts { prompt: 3, completion: 2, total: 5, ..TokenCounts::default() };
-    assert_eq!(meter.seen.usage(), (counts, UsageSource::Partial));
+    assert_eq!(meter.usage(), (counts, UsageSource::Partial));
     let rest = meter.abandon();
     assert!(rest.ends_with(b"}]}\n\n"));
     assert!(meter.abandon().is_empty());
@@ -225,7 +229,7 @@ fn tolerates_what_servers_do() {
     let (out, meter) = run(Strip::Nothing, &parts);
     assert_eq!(out, parts.concat());
     assert_eq!(
-        meter.seen.usage(),
+        meter.usage(),
         (
             TokenCounts { prompt: 1, completion: 2, total: 3, ..TokenCounts::default() },
             UsageSource::Final
@@ -264,9 +268,9 @@ fn absurd_counts_are_none_and_overflow_nothing() {
         )
     };
     let (_, meter) = run(ALL, &[&chunk(0, u64::MAX), &chunk(1, u64::MAX)]);
-    assert_eq!(meter.seen.usage(), (TokenCounts::default(), UsageSource::None));
+    assert_eq!(meter.usage(), (TokenCounts::default(), UsageSource::None));
     let (_, meter) = run(ALL, &[&chunk(0, 1 << 40), &chunk(1, 1 << 40)]);
-    assert_eq!(meter.seen.usage().0.completion, 2 << 40);
+    assert_eq!(meter.usage().0.completion, 2 << 40);
 }
 
 #[test]
@@ -296,11 +300,11 @@ fn details_of_choices_are_added_up_or_taken_from_the_last_event() {
         )
     };
     let (_, meter) = run(ALL, &[&chunk(0, 1), &chunk(1, 2), &chunk(0, 3)]);
-    let (counts, _) = meter.seen.usage();
+    let (counts, _) = meter.usage();
     assert_eq!((counts.cached, counts.reasoning), (Some(4), Some(5)));
     let last = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":5,\"prompt_tokens_details\":{\"cached_tokens\":2},\"completion_tokens_details\":null}}\n\n";
     let (_, meter) = run(ALL, &[&chunk(0, 3), &chunk(1, 2), last, DONE]);
-    let (counts, _) = meter.seen.usage();
+    let (counts, _) = meter.usage();
     // `null` takes nothing back.
     assert_eq!((counts.completion, counts.cached, counts.reasoning), (5, Some(2), Some(5)));
 }
@@ -394,7 +398,7 @@ fn a_client_that_asked_gets_usage_wherever_it_stands() {
         let (out, meter) = run(Strip::Running, &parts);
         assert_eq!(out.matches(bare).count(), 1, "{out}");
         assert_eq!(out.matches("\"usage\"").count(), 1, "{out}");
-        assert_eq!(meter.seen.usage().0.total, 12);
+        assert_eq!(meter.usage().0.total, 12);
         let (out, _) = run(ALL, &parts);
         assert!(!out.contains("usage"), "{out}");
         let mut meter = Watched::new(Strip::Running).naming(Some("alias"));
@@ -432,9 +436,9 @@ fn usage_is_read_wherever_it_stands_and_however_it_is_written() {
         ] {
             let later = if later.is_empty() { String::new() } else { format!("data: {later}\n\n") };
             let (out, meter) = run(Strip::Nothing, &[&format!("data: {event}\n\n"), &later, DONE]);
-            assert_eq!(meter.seen.usage().0.total, total, "{event}");
+            assert_eq!(meter.usage().0.total, total, "{event}");
             let source = if total == 0 { UsageSource::None } else { UsageSource::Final };
-            assert_eq!(meter.seen.usage().1, source, "{event}");
+            assert_eq!(meter.usage().1, source, "{event}");
             assert!(out.contains(&event));
         }
     }
@@ -446,7 +450,7 @@ fn what_llamacpp_writes_unasked_stays() {
     for strip in [ALL, Strip::All { nulls: true }, Strip::Running, Strip::Nothing] {
         let (out, meter) = run(strip, &[event, DONE]);
         assert_eq!(out, format!("{event}{DONE}"), "{strip:?}");
-        assert_eq!(meter.seen.usage().0.total, 10);
+        assert_eq!(meter.usage().0.total, 10);
     }
 }
 
@@ -463,10 +467,7 @@ fn an_event_of_any_size_is_metered() {
             let mut out: Vec<u8> =
                 parts.flat_map(|p| meter.push(Bytes::copy_from_slice(p))).collect();
             out.extend_from_slice(&meter.push(Bytes::from(DONE)));
-            assert_eq!(
-                (meter.seen.usage().0.total, meter.seen.parts, meter.seen.events),
-                (7, 1, 2)
-            );
+            assert_eq!((meter.usage().0.total, meter.seen.parts, meter.seen.events), (7, 1, 2));
             assert_eq!(meter.seen.model.take().as_deref(), Some("q"));
             assert!(meter.seen.finished && out.ends_with(DONE.as_bytes()) && out.len() >= size);
         }
@@ -478,7 +479,7 @@ fn a_byte_order_mark_hides_nothing() {
     let stream = format!("\u{feff}{ROLE}{LAST}{USAGE}{DONE}");
     let (out, meter) = run(ALL, &[&stream]);
     assert!(out.starts_with('\u{feff}') && !out.contains("usage"), "{out}");
-    assert_eq!(meter.seen.usage().1, UsageSource::Final);
+    assert_eq!(meter.usage().1, UsageSource::Final);
     let cuts: Vec<String> = stream.chars().map(String::from).collect();
     let cuts: Vec<&str> = cuts.iter().map(String::as_str).collect();
     assert_eq!(run(ALL, &cuts).0, out);
@@ -496,7 +497,7 @@ fn documents_may_stand_on_lines() {
         let out = String::from_utf8(out).unwrap();
         assert!(!out.contains("usage") && out.lines().count() == 2, "{out}");
         assert!(out.ends_with("\"system_fingerprint\":\"f\"}\n"), "{out}");
-        assert_eq!((meter.seen.usage().0.total, meter.seen.usage().1), (5, UsageSource::Final));
+        assert_eq!((meter.usage().0.total, meter.usage().1), (5, UsageSource::Final));
     }
 }
 
@@ -509,7 +510,7 @@ fn usage_is_taken_out_of_data_on_several_lines() {
         String::from_utf8_lossy(&out),
         "id: 7\ndata: {\"choices\":[{\"delta\":{\"content\":\"a\"}}],\"model\":\"alias\"}\n\n"
     );
-    assert_eq!(meter.seen.usage().0.total, 3);
+    assert_eq!(meter.usage().0.total, 3);
 }
 
 /// What engines, and the networks between, make of the end of a stream.
@@ -553,7 +554,7 @@ proptest! {
         }
         out.extend_from_slice(&meter.finish());
         prop_assert_eq!(String::from_utf8(out).unwrap(), &*whole.0);
-        prop_assert_eq!(meter.seen.usage(), whole.1.seen.usage());
+        prop_assert_eq!(meter.usage(), whole.1.usage());
         prop_assert_eq!(meter.seen.finished, whole.1.seen.finished);
         // The answer itself is never lost: each chunk that ends a choice goes out, up to `[DONE]`.
         let before = stream.split("[DONE]").next().unwrap_or_default();

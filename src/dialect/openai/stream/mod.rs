@@ -6,7 +6,7 @@
 //! usage chunk. So that the client's stream is byte for byte what it would have been, a chunk
 //! that ends a choice is kept back until the next event has come (the engines send it in the same
 //! write), and what the usage chunk took from it is put back. It does not wait for longer than that:
-//! a comment lets it go, and so does [`StreamMeter::let_go`].
+//! a comment lets it go, and so does [`Meter::sent_pending`].
 
 mod event;
 mod output;

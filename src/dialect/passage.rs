@@ -89,8 +89,8 @@ pub enum PieceKind {
 }
 
 impl Passage {
-    /// For a successful answer with this head. `promised`: the client has got the head of a stream. If the body cannot be decoded it is passed on unread, and the name of its
-    /// coding is given too.
+    /// For a successful answer with this head. `promised`: the client has got the head of a stream.
+    /// If the body cannot be decoded it is passed on unread, and the name of its coding is given too.
     pub fn new(
         head: &ResponseHeader,
         language: &'static dyn Dialect,

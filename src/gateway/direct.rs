@@ -16,11 +16,7 @@ use pingora::{
 };
 
 use super::fault;
-use crate::{
-    balance::Endpoint,
-    base::{Fault, FaultKind, Side},
-    runtime::Carry,
-};
+use crate::{balance::Endpoint, base::FaultKind, runtime::Carry};
 
 /// Bytes of an answer that are waited for before it is passed on.
 const LONGEST: usize = 4 * 1024 * 1024;
@@ -103,7 +99,7 @@ impl Exchange {
                 Err(FaultKind::Broken) if reused && silent && !again => {
                     again = true;
                     let kind = FaultKind::StaleConnection;
-                    let word = Fault { side: Side::Backend, kind }.word();
+                    let word = kind.word();
                     self.carry.metrics.retries.with_label_values(&[word]).inc();
                     let unique = self.carry.unique.fetch_add(1, Ordering::Relaxed);
                     self.peer = self.endpoint.fresh_peer(unique);

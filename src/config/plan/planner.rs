@@ -151,8 +151,13 @@ impl Planner<'_> {
 
     pub(super) fn secret_file(&mut self, at: String, file: &str) -> Option<Secret> {
         let path = self.path(file);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Some(Secret::new(text)),
+        self.text_of(at, &path).map(Secret::new)
+    }
+
+    /// The text of a file that the configuration names.
+    pub(super) fn text_of(&mut self, at: impl Into<String>, path: &Path) -> Option<String> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Some(text),
             Err(e) => {
                 let message = format!("cannot read {}: {e}", path.display());
                 self.problem(

@@ -96,18 +96,7 @@ impl Planner<'_> {
     fn script_file(&mut self, at: &str, file: &str) -> Option<String> {
         let path = self.path(file);
         self.files.push(path.clone());
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Some(text),
-            Err(e) => {
-                let message = format!("cannot read {}: {e}", path.display());
-                self.problem(
-                    at,
-                    message,
-                    "a relative path starts at the folder of the configuration file",
-                );
-                None
-            }
-        }
+        self.text_of(at, &path)
     }
 
     /// The operator's script takes precedence over a built-in one of the same name.

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{
-    base::{Fault, FaultKind, Side},
-    config::plan::RetryOn,
-};
+use crate::{base::FaultKind, config::plan::RetryOn};
 
 /// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,7 +25,7 @@ impl Cause {
     /// The label of `llmproxy_retries_total`.
     pub fn word(self) -> &'static str {
         match self {
-            Self::Fault(kind) => Fault { side: Side::Backend, kind }.word(),
+            Self::Fault(kind) => kind.word(),
             Self::Status(_) => "status",
             Self::Busy(_) => "busy",
             Self::ErrorEvent => "error_event",

@@ -252,14 +252,14 @@ impl RetryPolicy {
         at: Circumstances,
         view: &RoutingView<'_>,
     ) -> Decision {
-        let fault = |kind| Fault { side: Side::Backend, kind };
         if !at.replayable {
-            attempt.fault = Some(fault(FaultKind::NotReplayable));
+            let kind = FaultKind::NotReplayable;
+            attempt.fault = Some(Fault { side: Side::Backend, kind });
             return Decision::Last(Reason::NotReplayable);
         }
         attempt.reconnects = true;
         self.retries += 1;
-        let reason = fault(FaultKind::StaleConnection).word();
+        let reason = FaultKind::StaleConnection.word();
         view.carry.metrics.retries.with_label_values(&[reason]).inc();
         Decision::Reconnect
     }

@@ -64,6 +64,19 @@ async fn ask(client: &mut Client, key: &str, body: &str) -> Response {
     client.answer().await
 }
 
+/// Takes the only slot of key `A`, as soon as it is free, with a stream that is still open.
+async fn take_slot(gateway: &Gateway) -> Client {
+    let mut stream = None;
+    eventually("a free slot", async || {
+        let mut client = send_chat(gateway, A, true).await;
+        let status = client.head().await.status;
+        stream = Some(client);
+        status == 200
+    })
+    .await;
+    stream.unwrap()
+}
+
 /// Sends a request on a new connection without reading the response.
 async fn send_chat(gateway: &Gateway, key: &str, stream: bool) -> Client {
     let mut client = gateway.client().await;

@@ -166,14 +166,7 @@ async fn a_body_that_waited_in_the_queue_arrives_unchanged() {
         for way in ["a length", "chunks", "HTTP/2"] {
             let body = chat_of(size, false);
             sim.change(|b| b.inter_token_ms = FOREVER);
-            let mut stream = None;
-            eventually("a free slot", async || {
-                let mut client = send_chat(&gateway, A, true).await;
-                let status = client.head().await.status;
-                stream = Some(client);
-                status == 200
-            })
-            .await;
+            let stream = take_slot(&gateway).await;
             sim.change(|b| b.inter_token_ms = 0);
             if way == "HTTP/2" {
                 let h2 = http::builder().http2_prior_knowledge().build().unwrap();

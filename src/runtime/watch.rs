@@ -2,10 +2,10 @@
 //!
 //! While Pingora waits for a backend's next byte, no hook of the gateway runs, and Pingora's single
 //! read timeout cannot tell the wait for the first byte from a later pause. So a waiting request has
-//! an entry here, and a task checks the entries every few milliseconds. When a deadline has passed,
-//! the task shuts down the connection to the backend; the pending read then ends, and the request
-//! finds the reason in its entry. A second later the task also shuts down the client's connection, if
-//! the request is still there.
+//! an entry here, and a task checks the entries when the earliest deadline has passed. It shuts down
+//! the connection to the backend; the pending read then ends, and the request finds the reason in its
+//! entry. A second later the task also shuts down the client's connection, if the request is still
+//! there.
 
 use std::{
     net::{Shutdown, SocketAddr, TcpStream},
@@ -17,9 +17,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::Notify;
+
 use crate::base::{FaultKind, lock};
 
-/// Time between two checks of the entries: how late a deadline may fire.
+/// The least time between two checks of the entries: how late a deadline may fire.
 pub const SWEEP: Duration = Duration::from_millis(20);
 
 const SHARDS: usize = 16;
@@ -30,11 +32,21 @@ pub struct Watches {
     start: Instant,
     shards: [Mutex<Shard>; SHARDS],
     next: AtomicU64,
+    /// When the entries are checked next, in milliseconds since `start`.
+    check_at: AtomicU64,
+    /// It is earlier now.
+    earlier: Notify,
 }
 
 impl Default for Watches {
     fn default() -> Self {
-        Self { start: Instant::now(), shards: Default::default(), next: AtomicU64::new(0) }
+        Self {
+            start: Instant::now(),
+            shards: Default::default(),
+            next: AtomicU64::new(0),
+            check_at: AtomicU64::new(NEVER),
+            earlier: Notify::new(),
+        }
     }
 }
 
@@ -118,16 +130,53 @@ impl Watches {
         Entry { watches: Arc::clone(self), shard, slot, watch }
     }
 
+    /// Waits until a deadline has passed. As long as no request sets an earlier one, nothing is woken.
+    pub async fn passed(&self) {
+        loop {
+            let due = self.check_at.load(Ordering::SeqCst);
+            if due == NEVER {
+                self.earlier.notified().await;
+                continue;
+            }
+            let at = self.start + Duration::from_millis(due);
+            tokio::select! {
+                () = tokio::time::sleep_until(at.into()) => return,
+                () = self.earlier.notified() => {}
+            }
+        }
+    }
+
+    /// Has the entries checked at this time, if nothing else has them checked before.
+    fn check_by(&self, due: u64) {
+        // `SeqCst`, as the store of the deadline before it: either this sees that a sweep has begun, or the
+        // sweep sees the deadline.
+        if due < self.check_at.load(Ordering::SeqCst)
+            && due < self.check_at.fetch_min(due, Ordering::SeqCst)
+        {
+            self.earlier.notify_one();
+        }
+    }
+
     /// Ends the wait of every request whose deadline has passed at `now`.
     pub fn sweep(&self, now: Instant) {
         let now = self.millis(now);
+        self.check_at.store(NEVER, Ordering::SeqCst);
+        let mut soonest = NEVER;
         for shard in &self.shards {
             // Collected first: nothing is shut down under the lock.
-            let late: Vec<_> = lock(shard).all().filter(|w| w.is_late(now)).cloned().collect();
+            let mut late = Vec::new();
+            for watch in lock(shard).all() {
+                match watch.due() {
+                    due if due <= now => late.push(Arc::clone(watch)),
+                    due => soonest = soonest.min(due),
+                }
+            }
             for watch in late {
                 watch.fire(now);
+                soonest = soonest.min(watch.due());
             }
         }
+        self.check_at.fetch_min(soonest, Ordering::SeqCst);
     }
 
     /// Ends the wait of requests that a backend has not answered at all. It has refused connections for
@@ -145,6 +194,7 @@ impl Watches {
                 watch.end(REFUSING, now);
             }
         }
+        self.check_by(now.saturating_add(CLIENT_GRACE));
     }
 
     /// Ends the wait of every request, because the process is about to end.
@@ -156,6 +206,7 @@ impl Watches {
                 watch.end(SHUTDOWN, now);
             }
         }
+        self.check_by(now.saturating_add(CLIENT_GRACE));
     }
 
     fn millis(&self, at: Instant) -> u64 {
@@ -164,17 +215,17 @@ impl Watches {
 }
 
 impl Watch {
-    fn is_late(&self, now: u64) -> bool {
+    /// When something is to be done about it.
+    fn due(&self) -> u64 {
         if self.fired.load(Ordering::Relaxed) != 0 {
-            return self.fired_at.load(Ordering::Relaxed).saturating_add(CLIENT_GRACE) <= now;
+            return self.fired_at.load(Ordering::Relaxed).saturating_add(CLIENT_GRACE);
         }
-        let due = self.phase.load(Ordering::Relaxed).min(self.whole.load(Ordering::Relaxed));
-        due <= now
+        self.phase.load(Ordering::SeqCst).min(self.whole.load(Ordering::SeqCst))
     }
 
     fn fire(&self, now: u64) {
         // Another phase may have begun since the check.
-        if !self.is_late(now) {
+        if self.due() > now {
             return;
         }
         if self.fired.load(Ordering::Relaxed) != 0 {
@@ -237,7 +288,9 @@ pub struct Entry {
 impl Entry {
     /// Sets the deadline of the whole request.
     pub fn set_whole(&self, deadline: Instant) {
-        self.watch.whole.store(self.watches.millis(deadline), Ordering::Relaxed);
+        let due = self.watches.millis(deadline);
+        self.watch.whole.store(due, Ordering::SeqCst);
+        self.watches.check_by(due);
     }
 
     /// Sets the deadline of the first byte.
@@ -259,7 +312,8 @@ impl Entry {
     fn set_phase(&self, kind: u8, deadline: Option<Instant>) {
         self.watch.phase_kind.store(kind, Ordering::Relaxed);
         let due = deadline.map_or(NEVER, |at| self.watches.millis(at));
-        self.watch.phase.store(due, Ordering::Relaxed);
+        self.watch.phase.store(due, Ordering::SeqCst);
+        self.watches.check_by(due);
     }
 
     /// Prepares the wait for another backend: forgets a missed deadline, except that of the whole
@@ -315,6 +369,8 @@ impl Drop for Entry {
 #[cfg(test)]
 mod tests {
     use std::{io::Read, net::TcpListener, os::fd::AsRawFd};
+
+    use futures::FutureExt;
 
     use super::*;
 
@@ -380,6 +436,52 @@ mod tests {
         entries[0].rearm();
         watches.abandon(7, LAST_CHANCE, now);
         assert_eq!(fired(), [false, true, false, false]);
+    }
+
+    #[test]
+    fn the_next_check_is_at_the_earliest_deadline() {
+        let watches = Arc::<Watches>::default();
+        let at = |seconds: u64| watches.start + Duration::from_secs(seconds);
+        // When the next check is, and whether the task was woken for it.
+        let next = || {
+            let woken = watches.earlier.notified().now_or_never().is_some();
+            (watches.check_at.load(Ordering::Relaxed) / 1000, woken)
+        };
+        let never = NEVER / 1000;
+        assert_eq!(next(), (never, false));
+        let (one, two) = (watches.enter(), watches.enter());
+        one.set_whole(at(1000));
+        assert_eq!(next(), (1000, true));
+        two.set_first_byte(Some(at(910)));
+        assert_eq!(next(), (910, true));
+        two.set_chunk(Some(at(950)));
+        assert_eq!(next(), (910, false), "a later one wakes nothing");
+        watches.sweep(at(910));
+        assert_eq!(next(), (950, false));
+        watches.sweep(at(950));
+        assert!(two.fired().is_some() && one.fired().is_none());
+        assert_eq!(next(), (951, false), "the client's grace time");
+        watches.sweep(at(951));
+        assert_eq!(next(), (1000, false));
+        drop((one, two));
+        watches.sweep(at(1000));
+        assert_eq!(next(), (never, false));
+        let late = watches.enter();
+        late.set_chunk(Some(at(0)));
+        assert_eq!(next(), (0, true));
+        watches.end_all(at(1000));
+        assert_eq!(next(), (0, false));
+    }
+
+    #[tokio::test]
+    async fn a_passed_deadline_is_noticed() {
+        let watches = Arc::<Watches>::default();
+        let entry = watches.enter();
+        let set = async {
+            tokio::task::yield_now().await;
+            entry.set_chunk(Some(watches.start));
+        };
+        tokio::join!(watches.passed(), set);
     }
 
     #[test]

@@ -6,10 +6,9 @@ use crate::runtime::{Carry, watch::SWEEP};
 
 /// Runs until the process ends.
 pub async fn run(carry: Arc<Carry>) {
-    let mut turn = tokio::time::interval(SWEEP);
-    turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        turn.tick().await;
+        carry.watches.passed().await;
         carry.watches.sweep(Instant::now());
+        tokio::time::sleep(SWEEP).await;
     }
 }

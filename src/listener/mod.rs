@@ -1,5 +1,6 @@
 //! The listener for clients: accepts connections up to the configured limits, and passes each to
-//! Pingora's HTTP proxy, with a time limit for every phase.
+//! Pingora's HTTP proxy, with a time limit for every phase. There is one worker for each thread, and a
+//! connection stays with its worker: what a request wakes is on its own thread.
 //!
 //! Pingora's own listening service has no such limits: it waits forever for an HTTP/2 preface, and does
 //! not count connections.
@@ -11,11 +12,11 @@ mod stream;
 
 use std::{
     io,
-    net::{IpAddr, Shutdown, SocketAddr, TcpListener},
+    net::{self, IpAddr, Shutdown, SocketAddr, TcpListener},
     os::fd::AsRawFd,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -33,7 +34,10 @@ use pingora::{
     services::Service,
 };
 use socket2::SockRef;
-use tokio::{net::TcpStream, sync::watch};
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+};
 
 pub use self::socket::{Bound, bind, listen};
 use self::stream::{ClientStream, HeadFailureResponse};
@@ -58,59 +62,114 @@ const WARN_EVERY: u64 = 10_000;
 /// `Retry-After` in seconds of a connection refused because of a limit.
 const RETRY_AFTER: u64 = 1;
 
-/// The listener, as a service of Pingora's server.
-pub struct Listener<A> {
+/// What serves connections on one thread: a service of Pingora's server. Each has a runtime, a pool of
+/// connections to backends and timers of its own, so that a request stays on one thread.
+pub struct Worker<A> {
     app: Option<A>,
-    bound: Option<Bound>,
-    tls: Option<TlsSettings>,
-    h2c: bool,
-    live: Arc<Live>,
-    carry: Arc<Carry>,
+    door: Arc<Door>,
+    role: Option<Role>,
 }
 
-impl<A> Listener<A> {
-    /// A listener that serves `app` on a bound address.
-    pub fn new(
-        app: A,
-        bound: Bound,
-        tls: Option<TlsSettings>,
-        live: Arc<Live>,
-        carry: Arc<Carry>,
-    ) -> Self {
-        let h2c = live.load().plan.fixed.h2c;
-        Self { app: Some(app), bound: Some(bound), tls, h2c, live, carry }
+/// Where a worker's connections come from.
+enum Role {
+    /// It accepts them, and gives them to the worker with the fewest.
+    Accepts(Bound, Vec<Seat>),
+    /// The one that accepts gives them to it.
+    IsGiven(mpsc::UnboundedReceiver<Accepted>),
+}
+
+/// A connection on its way to a worker.
+struct Accepted {
+    stream: net::TcpStream,
+    peer: SocketAddr,
+    place: Place,
+}
+
+/// A worker, as the one that accepts sees it.
+struct Seat {
+    /// How many connections it has.
+    taken: Arc<AtomicUsize>,
+    /// `None`: itself.
+    connections: Option<mpsc::UnboundedSender<Accepted>>,
+}
+
+/// A connection's place at a worker; given back when dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Seat {
+    fn take(&self) -> Place {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Place(Arc::clone(&self.taken))
     }
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Workers that serve connections to a bound address, one with each of these.
+pub fn workers<A>(
+    apps: Vec<A>,
+    bound: Bound,
+    tls: Option<TlsSettings>,
+    live: &Arc<Live>,
+    carry: &Arc<Carry>,
+) -> Vec<Worker<A>> {
+    let door = Arc::new(Door {
+        tls: tls.map(TlsSettings::build),
+        h2c: live.load().plan.fixed.h2c,
+        live: Arc::clone(live),
+        carry: Arc::clone(carry),
+        started: Instant::now(),
+        warned: AtomicU64::new(0),
+        head_failure_response: head_failure_response(live),
+    });
+    let mut seats = vec![Seat { taken: Arc::default(), connections: None }];
+    let mut given = Vec::new();
+    for _ in 1..apps.len() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        seats.push(Seat { taken: Arc::default(), connections: Some(sender) });
+        given.push(Role::IsGiven(receiver));
+    }
+    let roles = std::iter::once(Role::Accepts(bound, seats)).chain(given);
+    let worker = |(app, role)| Worker { app: Some(app), door: Arc::clone(&door), role: Some(role) };
+    apps.into_iter().zip(roles).map(worker).collect()
+}
+
 #[async_trait]
-impl<A: HttpServerApp + Send + Sync + 'static> Service for Listener<A> {
+impl<A: HttpServerApp + Send + Sync + 'static> Service for Worker<A> {
     async fn start_service(&mut self, _: Option<ListenFds>, shutdown: ShutdownWatch, _: usize) {
-        let (Some(app), Some(bound)) = (self.app.take(), self.bound.take()) else {
+        let (Some(app), Some(role)) = (self.app.take(), self.role.take()) else {
             return;
         };
-        let server = Arc::new(ConnectionServer {
-            app: Arc::new(app),
-            tls: self.tls.take().map(TlsSettings::build),
-            h2c: self.h2c,
-            live: Arc::clone(&self.live),
-            carry: Arc::clone(&self.carry),
-            started: Instant::now(),
-            warned: AtomicU64::new(0),
-            head_failure_response: head_failure_response(&self.live),
-        });
-        let listener = match bound.listen().and_then(from_std) {
-            Ok(listener) => listener,
-            Err(e) => {
-                log::error!("the listener failed: {e}");
-                return;
+        let server =
+            ConnectionServer { app: Arc::new(app), door: Arc::clone(&self.door), shutdown };
+        let server = Arc::new(server);
+        match role {
+            Role::Accepts(bound, seats) => match bound.listen().and_then(from_std) {
+                Ok(listener) => accept(&listener, &seats, &server).await,
+                Err(e) => log::error!("the listener failed: {e}"),
+            },
+            Role::IsGiven(mut connections) => {
+                while let Some(Accepted { stream, peer, place }) = connections.recv().await {
+                    match TcpStream::from_std(stream) {
+                        Ok(stream) => server.admit(stream, peer, place),
+                        Err(e) => log::error!("a connection cannot be served: {e}"),
+                    }
+                }
             }
-        };
-        accept(listener, &server, shutdown).await;
+        }
         server.app.http_cleanup().await;
     }
 
     fn name(&self) -> &str {
         "listener"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
     }
 }
 
@@ -119,9 +178,8 @@ fn from_std(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
     tokio::net::TcpListener::from_std(listener)
 }
 
-/// Serves connections; shared by all of them.
-struct ConnectionServer<A> {
-    app: Arc<A>,
+/// What all workers share.
+struct Door {
     tls: Option<Acceptor>,
     h2c: bool,
     live: Arc<Live>,
@@ -132,11 +190,20 @@ struct ConnectionServer<A> {
     head_failure_response: HeadFailureResponse,
 }
 
+/// Serves the connections of one worker; shared by all of them.
+struct ConnectionServer<A> {
+    app: Arc<A>,
+    door: Arc<Door>,
+    shutdown: ShutdownWatch,
+}
+
 async fn accept<A: HttpServerApp + Send + Sync + 'static>(
-    listener: tokio::net::TcpListener,
+    listener: &tokio::net::TcpListener,
+    seats: &[Seat],
     server: &Arc<ConnectionServer<A>>,
-    mut shutdown: ShutdownWatch,
 ) {
+    let mut shutdown = server.shutdown.clone();
+    let mut next = 0;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -148,7 +215,19 @@ async fn accept<A: HttpServerApp + Send + Sync + 'static>(
             }
         };
         match accepted {
-            Ok((stream, peer)) => server.admit(stream, peer, &shutdown),
+            Ok((stream, peer)) => {
+                let seat = &seats[emptiest(seats, next)];
+                next = (next + 1) % seats.len();
+                let place = seat.take();
+                match &seat.connections {
+                    None => server.admit(stream, peer, place),
+                    Some(worker) => match stream.into_std() {
+                        // It leaves this thread's event loop.
+                        Ok(stream) => drop(worker.send(Accepted { stream, peer, place })),
+                        Err(e) => log::error!("a connection cannot be served: {e}"),
+                    },
+                }
+            }
             Err(e) if is_of_one_client(&e) => {}
             Err(e) => {
                 log::error!("cannot accept connections: {e}");
@@ -158,6 +237,13 @@ async fn accept<A: HttpServerApp + Send + Sync + 'static>(
     }
 }
 
+/// The worker with the fewest connections, from this one on.
+fn emptiest(seats: &[Seat], from: usize) -> usize {
+    let in_turn = (from..seats.len()).chain(0..from);
+    let taken = |seat: &usize| seats[*seat].taken.load(Ordering::Relaxed);
+    in_turn.min_by_key(taken).unwrap_or_default()
+}
+
 /// Whether only one connection is affected: the client closed it before it was accepted.
 fn is_of_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
@@ -165,8 +251,9 @@ fn is_of_one_client(error: &io::Error) -> bool {
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer<A> {
-    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, shutdown: &ShutdownWatch) {
-        let snapshot = self.live.load();
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, place: Place) {
+        let door = &self.door;
+        let snapshot = door.live.load();
         let plan = &snapshot.plan;
         let address = peer.ip().to_canonical();
         let limited = (!ip::within(&plan.trusted_proxies, address)).then_some(address);
@@ -174,44 +261,23 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer<A> {
             total: plan.max_connections,
             per_address: plan.max_connections_per_ip,
         };
-        match self.carry.connections.admit(limited, max, ConnectionLimits::of(plan)) {
+        match door.carry.connections.admit(limited, max, ConnectionLimits::of(plan)) {
             Ok(connection) => {
-                let (server, shutdown) = (Arc::clone(self), shutdown.clone());
+                let server = Arc::clone(self);
                 let transport = transport(stream, peer);
                 tokio::spawn(async move {
-                    let serving = server.serve(transport, &connection, &shutdown);
+                    let _place = place;
+                    let serving = server.serve(transport, &connection);
                     drive::run(serving, &connection).await;
                 });
             }
             Err(limit) => {
-                self.warn(limit, address);
-                if self.tls.is_none() {
+                door.warn(limit, address);
+                if door.tls.is_none() {
                     let rejection = Rejection::too_many_connections(RETRY_AFTER);
                     refuse(&stream, &response(plan.error_format, &rejection));
                 }
             }
-        }
-    }
-
-    fn warn(&self, limit: ReachedLimit, address: IpAddr) {
-        let now = self.started.elapsed().as_millis() as u64 + WARN_EVERY;
-        let last = self.warned.load(Ordering::Relaxed);
-        if now.saturating_sub(last) < WARN_EVERY
-            || self
-                .warned
-                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
-                .is_err()
-        {
-            return;
-        }
-        match limit {
-            ReachedLimit::Total => log::warn!(
-                "connections are refused: {} are open, as many as server.max_connections allows",
-                self.carry.connections.open()
-            ),
-            ReachedLimit::Address => log::warn!(
-                "connections of {address} are refused: server.max_connections_per_ip is reached"
-            ),
         }
     }
 
@@ -221,9 +287,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer<A> {
         &'a self,
         transport: TcpTransport,
         connection: &'a Arc<ClientConnection>,
-        shutdown: &'a ShutdownWatch,
     ) -> BoxFuture<'a, ()> {
-        let Some(tls) = &self.tls else {
+        let shutdown = &self.shutdown;
+        let Some(tls) = &self.door.tls else {
             return match self.wrapped(transport, connection) {
                 Some(stream) => Box::pin(self.serve_plain(stream, connection, shutdown)),
                 None => Box::pin(std::future::ready(())),
@@ -257,7 +323,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer<A> {
         ClientStream::new(
             transport,
             Arc::clone(connection),
-            Arc::clone(&self.head_failure_response),
+            Arc::clone(&self.door.head_failure_response),
         )
         .map(Box::new)
         .inspect_err(|e| log::error!("a connection cannot be served: {e}"))
@@ -270,7 +336,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer<A> {
         connection: &ClientConnection,
         shutdown: &ShutdownWatch,
     ) {
-        let http2 = match self.h2c {
+        let http2 = match self.door.h2c {
             true => stream.is_http2().await,
             false => Ok(false),
         };
@@ -333,6 +399,30 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer<A> {
             server.send_replace(true);
         }
         serving.await;
+    }
+}
+
+impl Door {
+    fn warn(&self, limit: ReachedLimit, address: IpAddr) {
+        let now = self.started.elapsed().as_millis() as u64 + WARN_EVERY;
+        let last = self.warned.load(Ordering::Relaxed);
+        if now.saturating_sub(last) < WARN_EVERY
+            || self
+                .warned
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_err()
+        {
+            return;
+        }
+        match limit {
+            ReachedLimit::Total => log::warn!(
+                "connections are refused: {} are open, as many as server.max_connections allows",
+                self.carry.connections.open()
+            ),
+            ReachedLimit::Address => log::warn!(
+                "connections of {address} are refused: server.max_connections_per_ip is reached"
+            ),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use pingora_proxy::HttpProxy;
 use crate::{
     config::plan::Fixed,
     gateway::Gateway,
-    listener::{self, Listener},
+    listener::{self, Worker},
     runtime::{Carry, Live},
     store,
 };
@@ -40,11 +40,12 @@ impl Sockets {
 }
 
 /// Pingora's settings for the whole process.
-pub fn server_conf(threads: usize) -> ServerConf {
+pub fn server_conf() -> ServerConf {
     ServerConf {
-        threads,
+        // Of each service; `listener` has one for each thread.
+        threads: 1,
         // A single thread has no other to steal from; Pingora then uses a simpler runtime.
-        work_stealing: threads > 1,
+        work_stealing: false,
         // Idle connections that are kept, for each thread.
         upstream_keepalive_pool_size: 1024,
         ca_file: store::tls::ca_file(),
@@ -56,28 +57,33 @@ pub fn server_conf(threads: usize) -> ServerConf {
     }
 }
 
-/// The service that accepts the connections of clients.
+/// The services that serve the connections of clients: one for each thread.
 ///
 /// # Errors
 /// If the certificate cannot be used.
-pub fn proxy(
+pub fn workers(
     server: &Server,
     fixed: &Fixed,
     socket: listener::Bound,
     live: &Arc<Live>,
     carry: &Arc<Carry>,
-) -> io::Result<Listener<HttpProxy<Gateway>>> {
-    let gateway = Gateway::new(Arc::clone(live), Arc::clone(carry));
-    let mut proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
-    let mut options = HttpServerOptions::default();
-    options.h2c = fixed.h2c;
-    proxy.server_options = Some(options);
-    proxy.h2_options = Some(h2_options(live.load().plan.max_header_size));
+) -> io::Result<Vec<Worker<HttpProxy<Gateway>>>> {
     let tls = match &fixed.tls {
         None => None,
         Some((cert, key)) => Some(store::tls::listener(cert, key).map_err(io::Error::other)?),
     };
-    Ok(Listener::new(proxy, socket, tls, Arc::clone(live), Arc::clone(carry)))
+    let max_header_size = live.load().plan.max_header_size;
+    let proxy = || {
+        let gateway = Gateway::new(Arc::clone(live), Arc::clone(carry));
+        let mut proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
+        let mut options = HttpServerOptions::default();
+        options.h2c = fixed.h2c;
+        proxy.server_options = Some(options);
+        proxy.h2_options = Some(h2_options(max_header_size));
+        proxy
+    };
+    let proxies = std::iter::repeat_with(proxy).take(fixed.threads).collect();
+    Ok(listener::workers(proxies, socket, tls, live, carry))
 }
 
 /// Pingora's defaults, with the limit of header sizes that is configured at the start. HTTP/2

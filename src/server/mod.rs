@@ -59,15 +59,16 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     carry.probe.set(first.plan.health_check.clone(), &first.endpoints);
     let live = Arc::new(Live::new(first));
 
-    let mut server = Server::new_with_opt_and_conf(None, listeners::server_conf(fixed.threads));
+    let mut server = Server::new_with_opt_and_conf(None, listeners::server_conf());
     server.bootstrap();
-    let proxy = listeners::proxy(&server, &fixed, sockets.proxy, &live, &carry)?;
+    let workers = listeners::workers(&server, &fixed, sockets.proxy, &live, &carry)?;
     let inputs = Inputs { outlets, operator: sockets.operator, admin: sockets.admin };
     let background = Background::new(Arc::clone(&live), Arc::clone(&carry), file, inputs);
     let background = server.add_service(background_service("tasks", background));
-    let proxy = server.add_service(proxy);
-    // Requests are accepted after the first probes.
-    proxy.add_dependency(&background);
+    for worker in workers {
+        // Requests are accepted after the first probes.
+        server.add_service(worker).add_dependency(&background);
+    }
     server.run(RunArgs { shutdown_signal: Box::new(Signals::new(live, carry, pending)) });
     logger::flush();
     Ok(())

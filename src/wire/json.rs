@@ -135,6 +135,21 @@ pub fn find(doc: &[u8], name: &str) -> Option<Member> {
     members(doc, 0).map_while(Result::ok).find(|m| m.is(doc, name))
 }
 
+/// The range of the value at `at`, if nothing but further members of an outermost object follows it up to
+/// the end of `doc`: then its key is one of that object's, if the document is valid.
+pub fn value_near_end(doc: &[u8], at: usize) -> Option<Range<usize>> {
+    let mut scan = Scan { doc, pos: at };
+    scan.space();
+    let start = scan.pos;
+    scan.value().ok()?;
+    let value = start..scan.pos;
+    let mut rest = Members { scan, state: MembersState::Next };
+    for member in &mut rest {
+        member.ok()?;
+    }
+    doc[rest.position()..].trim_ascii_start().is_empty().then_some(value)
+}
+
 /// Encodes a JSON string.
 pub fn quoted(text: &str) -> Vec<u8> {
     serde_json::to_vec(text).unwrap_or_else(|_| b"\"\"".to_vec())

@@ -2,12 +2,16 @@
 //! of the model, however the answer is cut and however large it is. Several documents, one after the
 //! other (NDJSON), are read as one answer.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
+use memchr::memmem::Finder;
 
 use super::{counts, model_name};
 use crate::{
     base::{TokenCounts, UsageSource},
     dialect::{Meter, Progress},
+    wire::json,
 };
 
 /// A `usage` object larger than this is not one of ours.
@@ -63,46 +67,67 @@ enum Expect {
 impl JsonTap {
     /// Takes the next piece of the document.
     pub fn push(&mut self, piece: &[u8]) {
-        let mut i = 0;
-        while i < piece.len() {
-            let from = i;
-            match piece[i] {
-                _ if self.in_string => i += self.string(&piece[i..]),
+        let new = self.documents == 0 && self.depth == 0 && !self.in_string;
+        match Ends::read(piece).filter(|_| new) {
+            Some(Ends { usage, model }) => {
+                (self.counts, self.model, self.documents) = (Some(usage), model, 1);
+            }
+            None => self.scan(piece),
+        }
+    }
+
+    /// Reads a piece from its first byte to its last.
+    fn scan(&mut self, piece: &[u8]) {
+        let mut at = 0;
+        // Where in this piece the `usage` object and the name begin that are being read.
+        let (mut usage_from, mut name_from) = (0, 0);
+        while let Some(&byte) = piece.get(at) {
+            if self.in_string {
+                at += self.string(&piece[at..]);
+                if self.naming && !self.in_string {
+                    self.read_name(&piece[name_from..at]);
+                }
+                continue;
+            }
+            at += 1;
+            match byte {
                 b'"' => {
                     let expected = self.expect == Expect::Model && self.depth == 1;
                     self.naming = expected && self.model.is_none();
+                    name_from = at - 1;
                     (self.in_string, self.word_len, self.word_cut) = (true, 0, false);
-                    i += 1;
-                    i += self.string(&piece[i..]);
                 }
-                byte @ (b'{' | b'[') => {
+                b'{' | b'[' => {
                     let wanted = self.expect == Expect::Usage && byte == b'{';
                     if wanted && self.usage.is_none() {
-                        self.usage = Some((Vec::with_capacity(256), self.depth));
+                        self.usage = Some((Vec::new(), self.depth));
+                        usage_from = at - 1;
                     }
                     self.expect = Expect::Nothing;
                     self.documents += u32::from(self.depth == 0 && byte == b'{');
                     self.depth += 1;
-                    i += 1;
                 }
                 b'}' | b']' => {
                     self.depth = self.depth.saturating_sub(1);
-                    i += 1;
+                    let open = self.usage.as_ref().map(|(_, depth)| *depth);
+                    if byte == b'}' && open == Some(self.depth) {
+                        self.read_usage(&piece[usage_from..at]);
+                    }
                 }
                 // What came before was a value and no key.
-                b',' => {
-                    self.expect = Expect::Nothing;
-                    i += 1;
-                }
+                b',' => self.expect = Expect::Nothing,
                 // Colons, numbers, white space.
-                _ => i += 1,
+                _ => {}
             }
-            if self.usage.is_some() {
-                self.keep(&piece[from..i]);
+        }
+        if let Some((kept, _)) = &mut self.usage {
+            kept.extend_from_slice(&piece[usage_from.min(piece.len())..]);
+            if kept.len() > MAX_USAGE {
+                self.usage = None;
             }
-            if self.naming {
-                self.read_name(&piece[from..i]);
-            }
+        }
+        if self.naming {
+            self.read_name(&piece[name_from.min(piece.len())..]);
         }
     }
 
@@ -125,21 +150,23 @@ impl JsonTap {
         }
     }
 
-    /// Adds to the `usage` object, and reads it when it is whole.
-    fn keep(&mut self, bytes: &[u8]) {
-        let Some((kept, depth)) = &mut self.usage else { return };
-        kept.extend_from_slice(bytes);
-        let whole = self.depth == *depth && !self.in_string && bytes == b"}";
-        let too_long = kept.len() > MAX_USAGE;
-        if whole && let Some(new) = counts::read(kept) {
-            match self.within {
-                _ if self.depth == 1 => self.counts = Some(counts::after(self.counts, new)),
-                Within::Groq => self.elsewhere[0] = Some(counts::after(self.elsewhere[0], new)),
-                _ => self.elsewhere[1] = counts::sum(self.elsewhere[1].into_iter().chain([new])),
-            }
-        }
-        if whole || too_long {
-            self.usage = None;
+    /// Reads a `usage` object whose last part has come.
+    fn read_usage(&mut self, last: &[u8]) {
+        let Some((mut kept, _)) = self.usage.take() else { return };
+        let whole = if kept.is_empty() {
+            // The usual case: nothing is copied.
+            last
+        } else {
+            kept.extend_from_slice(last);
+            &kept
+        };
+        let Some(new) = Some(whole).filter(|w| w.len() <= MAX_USAGE).and_then(counts::read) else {
+            return;
+        };
+        match self.within {
+            _ if self.depth == 1 => self.counts = Some(counts::after(self.counts, new)),
+            Within::Groq => self.elsewhere[0] = Some(counts::after(self.elsewhere[0], new)),
+            _ => self.elsewhere[1] = counts::sum(self.elsewhere[1].into_iter().chain([new])),
         }
     }
 
@@ -152,7 +179,7 @@ impl JsonTap {
             self.escaped = false;
             return 1;
         }
-        let n = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+        let n = plain(rest);
         match rest.get(n) {
             // The usual case: the whole string lies in this piece.
             Some(b'"') if self.word_len == 0 && !self.word_cut => {
@@ -188,23 +215,32 @@ impl JsonTap {
     }
 
     fn ended(&mut self, word: &[u8]) {
-        if self.expect == Expect::FinishReason && self.depth == 3 {
-            self.aborted |= matches!(word, b"abort" | b"error");
-        }
-        if self.depth == 1 {
-            // What is no key is followed by one before anything is opened.
-            self.within = match word {
-                b"x_groq" => Within::Groq,
-                b"choices" => Within::Choices,
-                _ => Within::Other,
-            };
-        }
-        self.expect = match (self.depth, word) {
-            (1, b"usage") => Expect::Usage,
-            (2, b"usage") if self.within == Within::Groq => Expect::Usage,
-            (3, b"usage") if self.within == Within::Choices => Expect::Usage,
-            (1, b"model") => Expect::Model,
-            (3, b"finish_reason") => Expect::FinishReason,
+        let expected = std::mem::take(&mut self.expect);
+        self.expect = match self.depth {
+            1 => {
+                // What is no key is followed by one before anything is opened.
+                self.within = match word {
+                    b"x_groq" => Within::Groq,
+                    b"choices" => Within::Choices,
+                    _ => Within::Other,
+                };
+                match word {
+                    b"usage" => Expect::Usage,
+                    b"model" => Expect::Model,
+                    _ => Expect::Nothing,
+                }
+            }
+            2 if word == b"usage" && self.within == Within::Groq => Expect::Usage,
+            3 => {
+                if expected == Expect::FinishReason {
+                    self.aborted |= matches!(word, b"abort" | b"error");
+                }
+                match word {
+                    b"usage" if self.within == Within::Choices => Expect::Usage,
+                    b"finish_reason" => Expect::FinishReason,
+                    _ => Expect::Nothing,
+                }
+            }
             _ => Expect::Nothing,
         };
     }
@@ -231,6 +267,50 @@ impl JsonTap {
     pub fn aborted(&self) -> bool {
         self.aborted
     }
+}
+
+/// What is read of a document that has come in one piece, without reading what lies between: the usage
+/// from its end, the name of the model from its beginning.
+struct Ends {
+    usage: TokenCounts,
+    model: Option<Box<str>>,
+}
+
+/// How many objects at the end of a document are looked at: a `usage` has some inside of it.
+const LAST_OBJECTS: usize = 6;
+
+/// What an answer that was broken off has somewhere, and hardly any other.
+static BROKEN_OFF: LazyLock<[Finder<'static>; 2]> =
+    LazyLock::new(|| [Finder::new(b"\"abort\""), Finder::new(b"\"error\"")]);
+
+impl Ends {
+    /// `None` if it must be read from beginning to end: it is no whole document, it may be several, its
+    /// `usage` is not near its end, or the generation may have been broken off.
+    fn read(document: &[u8]) -> Option<Self> {
+        let one = document.starts_with(b"{") && memchr::memchr(b'\n', document).is_none();
+        if !one || BROKEN_OFF.iter().any(|word| word.find(document).is_some()) {
+            return None;
+        }
+        let opening = memchr::memrchr_iter(b'{', document).take(LAST_OBJECTS);
+        // An unescaped quote and a colon: a key, and no part of a text.
+        let mut opening = opening.filter(|at| document[..*at].ends_with(b"\"usage\":"));
+        let usage = json::value_near_end(document, opening.next()?)?;
+        let usage = counts::read(document.get(usage).filter(|u| u.len() <= MAX_USAGE)?)?;
+        let model = json::find(document, "model");
+        let model = model.and_then(|member| model_name::read(&document[member.value]));
+        Some(Self { usage, model })
+    }
+}
+
+/// How many bytes of a string come before a quote or a backslash. Most strings of an answer are short
+/// words, for which a search by vectors takes longer than it saves.
+fn plain(rest: &[u8]) -> usize {
+    const SHORT: usize = 16;
+    let (near, far) = rest.split_at(rest.len().min(SHORT));
+    let special = |byte: &u8| matches!(byte, b'"' | b'\\');
+    near.iter()
+        .position(special)
+        .unwrap_or_else(|| near.len() + memchr::memchr2(b'"', b'\\', far).unwrap_or(far.len()))
 }
 
 /// Meters a plain answer. It passes as it is.
@@ -316,6 +396,49 @@ mod tests {
             let mut tap = JsonTap::default();
             text.as_bytes().chunks(1).for_each(|piece| tap.push(piece));
             assert_eq!(tap.take_model().as_deref(), name, "{text} byte by byte");
+        }
+    }
+
+    /// What is known of a document after it has come.
+    fn known(mut tap: JsonTap) -> (TokenCounts, UsageSource, Option<Box<str>>, u32, bool) {
+        let (counts, source) = tap.usage();
+        (counts, source, tap.take_model(), tap.documents(), tap.aborted())
+    }
+
+    #[test]
+    fn what_is_read_from_the_ends_is_what_a_whole_scan_reads() {
+        const USAGE: &str = r#""usage":{"prompt_tokens":5,"total_tokens":7,"completion_tokens":2"#;
+        let details = r#","prompt_tokens_details":{"cached_tokens":1,"x":{"y":{}}}}"#;
+        for (text, by_ends) in [
+            (format!(r#"{{"id":"a","model":"m",{USAGE}}}}}"#), true),
+            (format!(r#"{{"id":"a","model":"m",{USAGE}{details},"z":[1,{{"a":"}}"}}]}}"#), true),
+            (
+                format!(r#"{{{USAGE}}},"choices":[{{"text":"{{\"usage\":{{"}}],"model":"m"}} "#),
+                true,
+            ),
+            (format!(r#"{{"a":{{"model":"inner"}},"model":"m",{USAGE}}},"b":"\"}}"}}"#), true),
+            // In another object, in a list, in a text, and where no key is.
+            (format!(r#"{{"model":"m","x":{{{USAGE}}}}}}}"#), false),
+            (format!(r#"{{"model":"m","choices":[{{{USAGE}}}}}]}}"#), false),
+            (r#"{"model":"m","t":"\"usage\":{\"total_tokens\":7}"}"#.to_owned(), false),
+            // Broken off, or a text that says so.
+            (
+                format!(r#"{{"choices":[{{"finish_reason":"abort"}}],"model":"m",{USAGE}}}}}"#),
+                false,
+            ),
+            (format!(r#"{{"choices":[{{"text":"error"}}],"model":"m",{USAGE}}}}}"#), false),
+            // Several documents, part of one, and none.
+            (format!("{{\"model\":\"m\",{USAGE}}}}}\n{{\"a\":1,{USAGE}}}}}"), false),
+            (format!(r#"{{"id":"a","model":"m",{USAGE}}}"#), false),
+            (format!(r#"[{{"model":"m",{USAGE}}}}}]"#), false),
+            (r#"{"model":"m","usage":null}"#.to_owned(), false),
+            (r#"{"model":"m","usage":{"total_tokens":0}}"#.to_owned(), false),
+        ] {
+            let (mut pushed, mut scanned) = (JsonTap::default(), JsonTap::default());
+            assert_eq!(Ends::read(text.as_bytes()).is_some(), by_ends, "{text}");
+            pushed.push(text.as_bytes());
+            scanned.scan(text.as_bytes());
+            assert_eq!(known(pushed), known(scanned), "{text}");
         }
     }
 

@@ -1,57 +1,65 @@
 //! Header fields that tell clients the states of their limits.
 
-use std::fmt::{self, Write};
-
 use bytes::Bytes;
-use http::HeaderValue;
-use pingora::http::ResponseHeader;
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::base::limits::Standing;
 
 /// Header fields whose values share one allocation.
-#[derive(Default)]
 pub struct LimitHeaders {
-    values: String,
-    fields: Vec<(&'static str, usize)>,
+    values: Vec<u8>,
+    fields: Vec<(HeaderName, usize)>,
+}
+
+impl Default for LimitHeaders {
+    fn default() -> Self {
+        Self { values: Vec::with_capacity(128), fields: Vec::with_capacity(9) }
+    }
 }
 
 impl LimitHeaders {
-    fn add(&mut self, name: &'static str, value: fmt::Arguments<'_>) {
-        // Writing to a string does not fail.
-        let _ = self.values.write_fmt(value);
+    /// Limit, remaining and reset of one limit; `reset` writes the last.
+    pub fn limit(
+        &mut self,
+        names: [HeaderName; 3],
+        state: Standing,
+        reset: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let [limit, remaining, restored] = names;
+        self.add(limit, |out| write_number(out, state.limit));
+        self.add(remaining, |out| write_number(out, state.left));
+        self.add(restored, reset);
+    }
+
+    fn add(&mut self, name: HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.values);
         self.fields.push((name, self.values.len()));
     }
 
-    /// Limit, remaining and reset of one limit.
-    pub fn limit(&mut self, names: [&'static str; 3], state: Standing, reset: fmt::Arguments<'_>) {
-        self.add(names[0], format_args!("{}", state.limit));
-        self.add(names[1], format_args!("{}", state.left));
-        self.add(names[2], reset);
-    }
-
-    /// Writes them into the head of an answer.
-    ///
-    /// # Errors
-    /// None in practice: names and values are legal.
-    pub fn insert(self, head: &mut ResponseHeader) -> pingora::Result<()> {
+    /// Adds them to the fields of a head.
+    pub fn insert(self, head: &mut HeaderMap) {
         let values = Bytes::from(self.values);
         let mut start = 0;
         for (name, end) in self.fields {
             if let Ok(value) = HeaderValue::from_maybe_shared(values.slice(start..end)) {
-                head.insert_header(name, value)?;
+                head.insert(name, value);
             }
             start = end;
         }
-        Ok(())
     }
 
     #[cfg(test)]
     pub fn lines(self) -> Vec<String> {
-        let mut head = ResponseHeader::build(200, None).unwrap();
-        self.insert(&mut head).unwrap();
-        let line = |(name, value): (&http::HeaderName, &HeaderValue)| {
+        let mut head = HeaderMap::new();
+        self.insert(&mut head);
+        let line = |(name, value): (&HeaderName, &HeaderValue)| {
             format!("{name}: {}", value.to_str().unwrap())
         };
-        head.headers.iter().map(line).collect()
+        head.iter().map(line).collect()
     }
+}
+
+/// Writes a number in decimal.
+pub fn write_number(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }

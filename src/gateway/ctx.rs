@@ -59,8 +59,8 @@ pub struct Ctx {
     /// and `failure`; dropped by `logging`.
     pub watch: Option<watch::Entry>,
     /// The wrapper of the client's session while a head is deferred, or a piece of the answer is
-    /// sent by time. Put in by `request`, `heartbeat` and `ending`; taken out by `failure` and
-    /// `logging`.
+    /// sent by time. Put in by `request`, `response`, `heartbeat` and `ending`; taken out by `passing`,
+    /// `failure` and `logging`.
     pub deferred: Option<DeferredHead>,
     /// How it ended. The first call of [`Self::conclude`] decides; later ones change nothing.
     end: Option<End>,

@@ -50,6 +50,8 @@ pub struct DeferredHead(Arc<Shared>);
 struct Shared {
     session: Mutex<Option<Box<ServerSession>>>,
     quiet: AtomicBool,
+    /// Something was written through the wrapper, or it is needed for as long as the request.
+    used: AtomicBool,
     /// The client has the whole answer once it has what is written next.
     over: AtomicBool,
     /// A keep-alive from the backend, and a head for it.
@@ -154,6 +156,14 @@ impl DeferredHead {
     fn take(&self) -> Option<Box<ServerSession>> {
         lock(&self.0.session).take()
     }
+
+    /// The wrapper holds nothing, has sent nothing, and nothing is left for it to do.
+    fn is_spare(&self) -> bool {
+        let free = matches!(*lock(&self.0.pending), Pending::None);
+        let waits = lock(&self.0.heartbeat).is_some();
+        let flags = [&self.0.used, &self.0.over];
+        free && !waits && !flags.iter().any(|flag| flag.load(Ordering::Relaxed))
+    }
 }
 
 /// Comments for a client that waits for a stream.
@@ -186,7 +196,25 @@ impl Drop for Wrapper {
 
 /// Holds the heads of answers to this request back from now on.
 pub fn defer(session: &mut Session, keep_alive: Option<KeepAlive>) -> DeferredHead {
-    put_in(session, keep_alive, false)
+    let home = put_in(session, keep_alive, false);
+    home.0.used.store(true, Ordering::Relaxed);
+    home
+}
+
+/// Holds the head that has just come back. [`dissolve`] ends that before anything is written, if content
+/// has come together with the head.
+pub fn defer_briefly(session: &mut Session) -> DeferredHead {
+    put_in(session, None, false)
+}
+
+/// Puts the real session back if the wrapper was not needed after all. `false`: it stays.
+pub fn dissolve(session: &mut Session, home: &DeferredHead) -> bool {
+    if !home.is_spare() {
+        return false;
+    }
+    abandon(session, home);
+    session.downstream_session.set_proxy_tasks_enabled(false);
+    true
 }
 
 /// Holds nothing back: for an answer that is on its way, and is to be ended before its backend ends
@@ -379,6 +407,7 @@ fn is_interim(head: &ResponseHeader) -> bool {
 #[async_trait]
 impl CustomSession for Wrapper {
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        self.home.0.used.store(true, Ordering::Relaxed);
         finish_comment(self.real_mut()).await?;
         let home = self.home.clone();
         finish_pending(self.real_mut(), &home).await.map_err(|e| e.into_down())?;

@@ -65,25 +65,29 @@ impl Gateway {
 
 #[async_trait]
 impl ProxyHttp for Gateway {
-    type CTX = Ctx;
+    /// Boxed: Pingora moves it through several futures, each of which has room for it.
+    type CTX = Box<Ctx>;
 
-    fn new_ctx(&self) -> Ctx {
-        Ctx::new(self.live.load(), Arc::clone(&self.carry))
+    fn new_ctx(&self) -> Self::CTX {
+        Box::new(Ctx::new(self.live.load(), Arc::clone(&self.carry)))
     }
 
     /// Answers pass as they are: no compression.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        early::filter(session, ctx);
-        Ok(())
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<()> {
+        early::filter(session, ctx)
     }
 
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
         request::filter(session, ctx).await
     }
 
-    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        ctx: &mut Self::CTX,
+    ) -> Result<Box<HttpPeer>> {
         peer::choose(session, ctx).await
     }
 
@@ -94,7 +98,7 @@ impl ProxyHttp for Gateway {
         _peer: &HttpPeer,
         fd: RawFd,
         digest: Option<&Digest>,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         peer::connected(session, reused, fd, digest, ctx)
     }
@@ -103,7 +107,7 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         request: &mut RequestHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         outbound::headers(request, ctx)
     }
@@ -113,7 +117,7 @@ impl ProxyHttp for Gateway {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         outbound::body(body, end_of_stream, ctx)
     }
@@ -122,7 +126,7 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         response::arrived(response, ctx);
         Ok(())
@@ -132,7 +136,7 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         response::headers(session, response, ctx)
     }
@@ -142,7 +146,7 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> Result<Option<std::time::Duration>> {
         passing::filter(session, body, end_of_stream, ctx).map(|()| None)
     }
@@ -151,7 +155,7 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         _peer: &HttpPeer,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
         error: Box<Error>,
     ) -> Box<Error> {
         failure::connect(session, error, ctx)
@@ -162,7 +166,7 @@ impl ProxyHttp for Gateway {
         _peer: &HttpPeer,
         session: &mut Session,
         error: Box<Error>,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
         reused: bool,
     ) -> Box<Error> {
         failure::proxying(session, error, ctx, reused)
@@ -172,23 +176,23 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         error: &Error,
-        ctx: &mut Ctx,
+        ctx: &mut Self::CTX,
     ) -> FailToProxy {
         failure::last(session, error, ctx).await
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Self::CTX) {
         logging::finish(session, error, ctx);
     }
 
     /// Without the query: clients put keys there.
-    fn request_summary(&self, session: &Session, ctx: &Ctx) -> String {
+    fn request_summary(&self, session: &Session, ctx: &Self::CTX) -> String {
         let header = session.req_header();
         format!("request {}: {} {}", ctx.request.id, header.method, header.uri.path())
     }
 
     /// The access line has every failure, with the request it belongs to.
-    fn suppress_error_log(&self, session: &Session, ctx: &Ctx, error: &Error) -> bool {
+    fn suppress_error_log(&self, session: &Session, ctx: &Self::CTX, error: &Error) -> bool {
         log::debug!("{}: {error}", self.request_summary(session, ctx));
         true
     }
@@ -196,7 +200,7 @@ impl ProxyHttp for Gateway {
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        ctx: &Ctx,
+        ctx: &Self::CTX,
         error: &Error,
         _context: ProxyWarnLogContext,
     ) -> bool {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version, header};
 use pingora::{Error, ErrorType, OrErr, Result, http::RequestHeader};
 
 use super::{body::Shape, ctx::Ctx, reply::REQUEST_ID};
@@ -14,7 +14,7 @@ use crate::{
         plan::BackendPlan,
     },
     dialect::{self, UsageRequest},
-    wire::{engine, headers as hop},
+    wire::{engine, head, headers as hop},
 };
 
 /// Asks vLLM for its load in the head of an answer.
@@ -66,10 +66,34 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
         return Error::e_explain(ErrorType::InternalError, "no backend was chosen");
     };
     let backend = &endpoint.plan;
+    address(request, backend)?;
+    let length = for_backend(ctx).len();
+    head::edit_request(request, |fields| {
+        remove_clients_own(fields, ctx, backend);
+        fields.insert(header::HOST, backend.authority.clone());
+        fields.insert(REQUEST_ID, ctx.request.id.header());
+        if let Some(proxy) = backend.proxy.as_ref().filter(|_| !backend.tls)
+            && let Some(key) = &proxy.authorization
+        {
+            fields.insert(header::PROXY_AUTHORIZATION, key.clone());
+        }
+        for (name, value) in backend.identity() {
+            fields.insert(name.clone(), value.clone());
+        }
+        if ctx.snapshot.auth.as_deref().is_some_and(Auth::forwards_identity) {
+            identify(fields, ctx);
+        }
+        instruct(fields, ctx, backend);
+        fields.insert(header::CONTENT_LENGTH, length.into());
+        Ok(())
+    })
+}
+
+/// Removes what only the gateway is told, and what is rewritten.
+fn remove_clients_own(fields: &mut HeaderMap, ctx: &Ctx, backend: &BackendPlan) {
     let guarded = &ctx.snapshot.plan.guard_headers;
     let auth = ctx.snapshot.auth.as_deref();
-    let removed: Vec<HeaderName> = request
-        .headers
+    let removed: Vec<HeaderName> = fields
         .keys()
         .filter(|name| {
             let same = |own: &HeaderName| hop::same_field(own.as_str(), name.as_str());
@@ -82,21 +106,8 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
         .cloned()
         .collect();
     for name in &removed {
-        request.remove_header(name);
+        fields.remove(name);
     }
-    address(request, backend)?;
-    request.insert_header(header::HOST, backend.authority.clone())?;
-    request.insert_header(REQUEST_ID, ctx.request.id.header())?;
-    for (name, value) in backend.identity() {
-        request.insert_header(name.clone(), value.clone())?;
-    }
-    if auth.is_some_and(Auth::forwards_identity) {
-        identify(request, ctx)?;
-    }
-    instruct(request, ctx, backend)?;
-    let length = for_backend(ctx).len();
-    request.insert_header(header::CONTENT_LENGTH, length)?;
-    Ok(())
 }
 
 /// Turns the path that the client asked for into the backend's. By way of a proxy a plain request
@@ -104,13 +115,9 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
 fn address(request: &mut RequestHeader, backend: &BackendPlan) -> Result<()> {
     let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
     let target = backend.base.target(path);
-    if let Some(proxy) = backend.proxy.as_ref().filter(|_| !backend.tls) {
+    if backend.proxy.is_some() && !backend.tls {
         let whole = format!("{}{}", backend.origin(), target.as_deref().unwrap_or(path));
-        request.set_raw_path(whole.as_bytes())?;
-        if let Some(key) = &proxy.authorization {
-            request.insert_header(header::PROXY_AUTHORIZATION, key.clone())?;
-        }
-        return Ok(());
+        return request.set_raw_path(whole.as_bytes());
     }
     // HTTP/2 requests carry the gateway's authority in their target.
     if target.is_some() || request.uri.authority().is_some() {
@@ -125,32 +132,28 @@ fn address(request: &mut RequestHeader, backend: &BackendPlan) -> Result<()> {
 }
 
 /// Tells the engine what only its headers can say.
-fn instruct(request: &mut RequestHeader, ctx: &Ctx, backend: &BackendPlan) -> Result<()> {
+fn instruct(fields: &mut HeaderMap, ctx: &Ctx, backend: &BackendPlan) {
     if backend.engine != Engine::Vllm {
-        return Ok(());
+        return;
     }
     if let Some(priority) = ctx.body.extras.priority {
-        request.insert_header(engine::VLLM_PRIORITY, engine::vllm_priority(priority))?;
+        fields.insert(engine::VLLM_PRIORITY, engine::vllm_priority(priority));
     }
     if ctx.snapshot.plan.routing.load.from_answers && !ctx.request.stream {
-        request.insert_header(LOAD_FORMAT, "TEXT")?;
+        fields.insert(LOAD_FORMAT, HeaderValue::from_static("TEXT"));
     }
-    Ok(())
 }
 
 /// Adds the identity of the caller. Text that is not valid in a header field is left out.
-fn identify(request: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
-    let Some(who) = &ctx.caller.principal else {
-        return Ok(());
-    };
+fn identify(fields: &mut HeaderMap, ctx: &Ctx) {
+    let Some(who) = &ctx.caller.principal else { return };
     for (name, text) in [(USER_ID, &who.user_id), (NAME, &who.name)] {
         if !text.is_empty()
             && let Ok(value) = HeaderValue::from_bytes(text.as_bytes())
         {
-            request.insert_header(name, value)?;
+            fields.insert(name, value);
         }
     }
-    Ok(())
 }
 
 /// Puts the whole body in place of the first piece that Pingora sends, and nothing in place of the

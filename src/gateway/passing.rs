@@ -13,7 +13,7 @@ use super::{
     attempt::{Answer, Attempt, BodyHold, KeptAnswer},
     attempts,
     ctx::Ctx,
-    ending, heartbeat, pacing, reply,
+    deferred_head, ending, heartbeat, pacing, reply,
     retry::{AttemptOutcome, Cause, LONGEST_INSPECTED},
     settlement,
 };
@@ -116,6 +116,10 @@ fn pass(
     frame(body, first, end_of_stream, ctx)?;
     if first {
         pacing::begin(ctx);
+        if let Some(deferred) = ctx.deferred.take_if(|held| deferred_head::dissolve(session, held))
+        {
+            drop(deferred);
+        }
     }
     if end_of_stream {
         ended(session, ctx);

@@ -1,7 +1,7 @@
 //! What the gateway writes to the client itself.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 use pingora::{Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
@@ -10,6 +10,7 @@ use crate::{
     base::{Rejection, limits::Standings},
     config::choices::ErrorFormat,
     dialect::{ErrorWording, LimitHeaders},
+    wire::head,
 };
 
 /// The name of the header field that carries request ids.
@@ -42,16 +43,17 @@ pub async fn write(
     }
     settlement::settle(ctx, None);
     let head_only = session.req_header().method == Method::HEAD;
-    let mut head = ResponseHeader::build(status, Some(6))?;
-    head.insert_header(header::CONTENT_TYPE, content_type)?;
-    head.insert_header(header::CONTENT_LENGTH, body.len())?;
-    head.insert_header(REQUEST_ID, ctx.request.id.header())?;
+    let mut fields = HeaderMap::with_capacity(16);
+    fields.insert(header::CONTENT_TYPE, content_type);
+    fields.insert(header::CONTENT_LENGTH, body.len().into());
+    fields.insert(REQUEST_ID, ctx.request.id.header());
     for (name, value) in more {
-        head.insert_header(name.clone(), value.clone())?;
+        fields.insert(name.clone(), value.clone());
     }
     if let Some(standings) = &ctx.limits.standings {
-        write_limits(ctx, standings, &mut head)?;
+        write_limits(ctx, standings, &mut fields);
     }
+    let head = head::answer(status, fields)?;
     let empty = head_only || body.is_empty();
     session.write_response_header(Box::new(head), empty).await?;
     if !empty {
@@ -107,27 +109,24 @@ pub fn head_of_stream(
     standings: Option<&Standings>,
 ) -> Result<Box<ResponseHeader>> {
     let language = ctx.request.language();
-    let mut head = ResponseHeader::build(200, Some(16))?;
-    head.insert_header(header::CONTENT_TYPE, language.stream_type())?;
-    head.insert_header(header::CACHE_CONTROL, "no-cache")?;
-    head.insert_header(REQUEST_ID, ctx.request.id.header())?;
+    let mut fields = HeaderMap::with_capacity(16);
+    fields.insert(header::CONTENT_TYPE, language.stream_type());
+    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    fields.insert(REQUEST_ID, ctx.request.id.header());
     if session.req_header().version == Version::HTTP_11 {
-        head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+        fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     if let Some(standings) = standings {
-        write_limits(ctx, standings, &mut head)?;
+        write_limits(ctx, standings, &mut fields);
     }
-    Ok(Box::new(head))
+    head::answer(200, fields).map(Box::new)
 }
 
-/// Writes the states of the request's limits into the head of an answer, in the client's language.
-///
-/// # Errors
-/// None in practice: names and values are legal.
-pub fn write_limits(ctx: &Ctx, standings: &Standings, head: &mut ResponseHeader) -> Result<()> {
-    let mut fields = LimitHeaders::default();
-    ctx.request.language().limit_headers(standings, &mut fields);
-    fields.insert(head)
+/// Adds the states of the request's limits to the head of an answer, in the client's language.
+pub fn write_limits(ctx: &Ctx, standings: &Standings, fields: &mut HeaderMap) {
+    let mut limits = LimitHeaders::default();
+    ctx.request.language().limit_headers(standings, &mut limits);
+    limits.insert(fields);
 }
 
 /// Sends what keeps the client's connection alive, after the head of a stream if none was sent.

@@ -6,6 +6,7 @@ use pingora_proxy::Session;
 
 use super::{
     admission, affinity, auth,
+    body::Framing,
     ctx::Ctx,
     deferred_head::{self, KeepAlive},
     early,
@@ -157,10 +158,12 @@ fn prepare(session: &Session, ctx: &mut Ctx, glance: Glance) {
     ctx.retry.begin(&ctx.snapshot, ctx.route.as_deref());
 }
 
-/// Defers the head of an answer, if another backend may give another one.
+/// Defers the heads of answers from the start, if the client gets comments while it waits, or a long
+/// chunked body has to be sent again. Otherwise `response` defers one when it comes.
 fn defer_head(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
     let every = ctx.snapshot.plan.routing.keep_alive.filter(|_| reply::can_open(session, ctx));
-    if every.is_none() && !ctx.retry.may_follow() {
+    let again = ctx.body.framing == Framing::LargeChunked && ctx.retry.may_follow();
+    if every.is_none() && !again {
         return Ok(());
     }
     let keep_alive = match every {

@@ -2,24 +2,27 @@
 
 use std::time::Instant;
 
-use http::{HeaderName, Version, header};
+use http::{HeaderMap, HeaderName, Version, header};
 use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
     attempt::Attempt,
     ctx::Ctx,
-    passing,
+    deferred_head, passing,
     reply::{self, REQUEST_ID},
     retry,
 };
 use crate::{
     dialect::{self, Metering, Passage},
-    wire::headers,
+    wire::{head, headers},
 };
 
 /// What vLLM reports of its load in the head of an answer, when it is asked to.
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+
+/// Fields that tell a client its limits, at most: room for them is made at once.
+const LIMIT_FIELDS: usize = 9;
 
 /// A backend has answered.
 pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
@@ -63,6 +66,10 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
         return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
     }
     passing::hold_back(session, ctx);
+    let held = ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.hold.is_some());
+    if held && ctx.deferred.is_none() && ctx.retry.may_follow() {
+        ctx.deferred = Some(deferred_head::defer_briefly(session));
+    }
     let stream = ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.passage.is_stream());
     if empty {
         passing::nothing_follows(session, ctx)?;
@@ -93,13 +100,24 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
 
 /// Removes fields that are not for the client, and adds those of the gateway.
 fn fields(response: &mut ResponseHeader, ctx: &Ctx) -> Result<()> {
-    let connection = response.headers.get_all(header::CONNECTION);
+    head::edit_response(response, |fields| {
+        remove_backends_own(fields, ctx);
+        fields.reserve(1 + ctx.limits.standings.as_ref().map_or(0, |_| LIMIT_FIELDS));
+        fields.insert(REQUEST_ID, ctx.request.id.header());
+        if let Some(standings) = &ctx.limits.standings {
+            reply::write_limits(ctx, standings, fields);
+        }
+        Ok(())
+    })
+}
+
+fn remove_backends_own(fields: &mut HeaderMap, ctx: &Ctx) {
+    let connection = fields.get_all(header::CONNECTION);
     let nominated: Vec<String> =
         connection.iter().flat_map(|v| headers::nominated(v.as_bytes())).collect();
     let limited = ctx.limits.standings.is_some();
     let guarded = &ctx.snapshot.plan.guard_response_headers;
-    let removed: Vec<HeaderName> = response
-        .headers
+    let removed: Vec<HeaderName> = fields
         .keys()
         .filter(|name| {
             // Pingora itself decides about these two.
@@ -113,13 +131,8 @@ fn fields(response: &mut ResponseHeader, ctx: &Ctx) -> Result<()> {
         .cloned()
         .collect();
     for name in &removed {
-        response.remove_header(name);
+        fields.remove(name);
     }
-    response.insert_header(REQUEST_ID, ctx.request.id.header())?;
-    if let Some(standings) = &ctx.limits.standings {
-        reply::write_limits(ctx, standings, response)?;
-    }
-    Ok(())
 }
 
 /// Chooses the passage of the body; an error response is kept to be judged.

@@ -1,11 +1,19 @@
 //! TLS: the certificate of the listener, and the trusted certificates.
 
-use std::{env, path::Path, sync::OnceLock};
+use std::{
+    env,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use pingora::{
     connectors::ConnectorOptions,
     listeners::tls::TlsSettings,
-    tls::{ClientConfig, RootCertStore, ServerConfig, load_native_certs},
+    tls::{
+        CertificateDer, ClientConfig, DigitallySignedStruct, HandshakeSignatureValid,
+        RootCertStore, RusTlsError, ServerCertVerified, ServerCertVerifier, ServerConfig,
+        ServerName, SignatureScheme, UnixTime, WebPkiServerVerifier, load_native_certs,
+    },
 };
 
 /// A file without certificates, for Pingora if the trust store cannot be used: Pingora would panic.

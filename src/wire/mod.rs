@@ -4,6 +4,7 @@ pub mod authority;
 pub mod edit;
 pub mod engine;
 pub mod forwarded;
+pub mod head;
 pub mod headers;
 pub mod inflate;
 pub mod json;

@@ -138,8 +138,9 @@ impl Dialect for Toy {
 
     fn limit_headers(&self, standings: &Standings, out: &mut LimitHeaders) {
         if let Some(requests) = standings.requests {
-            let names = ["x-toy-most", "x-toy-left", "x-toy-wait"];
-            out.limit(names, requests, format_args!("{}s", requests.reset.as_secs()));
+            let names = ["x-toy-most", "x-toy-left", "x-toy-wait"].map(HeaderName::from_static);
+            let wait = format!("{}s", requests.reset.as_secs());
+            out.limit(names, requests, |text| text.extend_from_slice(wait.as_bytes()));
         }
     }
 

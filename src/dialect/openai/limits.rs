@@ -1,46 +1,68 @@
 //! OpenAI's header fields for limits.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use crate::{base::limits::Standings, dialect::LimitHeaders};
+use http::HeaderName;
 
-/// Limit, rest and reset of requests under the names that gateways use.
-const COMMON: [&str; 3] = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
-const REQUESTS: [&str; 3] =
-    ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
-const TOKENS: [&str; 3] =
-    ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
+use crate::{
+    base::limits::Standings,
+    dialect::{LimitHeaders, limit_headers::write_number},
+};
+
+/// Limit, remaining and reset of requests under the names that gateways use.
+const COMMON: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit"),
+    HeaderName::from_static("x-ratelimit-remaining"),
+    HeaderName::from_static("x-ratelimit-reset"),
+];
+const REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+const TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
 
 /// How the limits of a request stand: under the names that gateways use, where the reset is in
 /// seconds, and under OpenAI's.
 pub fn write(all: &Standings, headers: &mut LimitHeaders) {
     if let Some(requests) = all.requests {
-        let seconds = requests.reset.as_millis().div_ceil(1000);
-        headers.limit(COMMON, requests, format_args!("{seconds}"));
-        headers.limit(REQUESTS, requests, format_args!("{}", Span(requests.reset)));
+        headers.limit(COMMON, requests, |out| write_number(out, seconds(requests.reset)));
+        headers.limit(REQUESTS, requests, |out| write_span(out, requests.reset));
     }
     // OpenAI knows one limit of tokens.
     let both = [all.input_tokens, all.output_tokens].into_iter().flatten();
     let tightest = both.fold(all.tokens, |known, next| Some(next.tighter(known)));
     if let Some(tokens) = tightest {
-        headers.limit(TOKENS, tokens, format_args!("{}", Span(tokens.reset)));
+        headers.limit(TOKENS, tokens, |out| write_span(out, tokens.reset));
     }
 }
 
-/// `120ms`, `3s`, `6m0s`, `1h0m0s`
-struct Span(Duration);
+/// Whole seconds, rounded up.
+fn seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_millis() > 0)
+}
 
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = self.0.as_millis();
-        let seconds = millis.div_ceil(1000);
-        match seconds {
-            _ if millis < 1000 => write!(f, "{millis}ms"),
-            0..60 => write!(f, "{seconds}s"),
-            60..3600 => write!(f, "{}m{}s", seconds / 60, seconds % 60),
-            _ => write!(f, "{}h{}m{}s", seconds / 3600, seconds / 60 % 60, seconds % 60),
-        }
+/// `120ms`, `3s`, `6m0s`, `1h0m0s`
+fn write_span(out: &mut Vec<u8>, time: Duration) {
+    let mut part = |number, unit: &str| {
+        write_number(out, number);
+        out.extend_from_slice(unit.as_bytes());
+    };
+    let seconds = seconds(time);
+    if time < Duration::from_secs(1) {
+        return part(time.subsec_millis().into(), "ms");
     }
+    if seconds >= 3600 {
+        part(seconds / 3600, "h");
+    }
+    if seconds >= 60 {
+        part(seconds / 60 % 60, "m");
+    }
+    part(seconds % 60, "s");
 }
 
 #[cfg(test)]
@@ -77,8 +99,20 @@ mod tests {
                 "x-ratelimit-reset-tokens: 6m1s",
             ]
         );
-        assert_eq!(Span(Duration::from_millis(20)).to_string(), "20ms");
-        assert_eq!(Span(Duration::from_secs(3600)).to_string(), "1h0m0s");
+        for (millis, text) in [
+            (0, "0ms"),
+            (20, "20ms"),
+            (999, "999ms"),
+            (1000, "1s"),
+            (1001, "2s"),
+            (59_001, "1m0s"),
+            (3_600_000, "1h0m0s"),
+            (90_061_000, "25h1m1s"),
+        ] {
+            let mut span = Vec::new();
+            write_span(&mut span, Duration::from_millis(millis));
+            assert_eq!(String::from_utf8(span).unwrap(), text);
+        }
         assert!(lines(&Standings::default()).is_empty());
     }
 }

@@ -29,8 +29,14 @@ impl ProxyHttp for Bare {
     }
 }
 
+#[allow(dead_code, reason = "`benches/cost` has a `main` of its own")]
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    serve(&arguments);
+}
+
+/// Serves until the process ends.
+pub fn serve(arguments: &[String]) {
     let threads = arguments.get(2).map_or(1, |n| n.parse().expect("a number of threads"));
     let conf = ServerConf {
         threads,

@@ -31,6 +31,7 @@ use crate::{
         dial::{Addresses, FirstReachable},
         http,
         proxy::Tunnel,
+        tls,
     },
     telemetry::{Metrics, metrics::SuccessMetrics},
 };
@@ -304,6 +305,9 @@ fn peer(address: SocketAddr, plan: &BackendPlan, timeouts: &TimeoutPlan) -> Http
     peer.options.connection_timeout = timeouts.connect;
     peer.options.total_connection_timeout = timeouts.connect;
     peer.options.idle_timeout = Some(timeouts.upstream_idle);
+    if plan.tls {
+        peer.options.ca = tls::peer_certificates();
+    }
     peer
 }
 

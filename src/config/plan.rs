@@ -60,6 +60,8 @@ use crate::{base::ip::IpRules, store::proxy::Proxies};
 pub struct Plan {
     /// Settings that only a restart can change.
     pub fixed: Fixed,
+    /// Whether anything may need the trust store of the machine.
+    pub uses_tls: bool,
     /// Largest request body, in bytes.
     pub max_body_size: u64,
     /// Largest sum of header names and values, in bytes.
@@ -140,12 +142,15 @@ pub(super) fn plan(
     let ip_rules = planner.ip_rules(&raw.server);
     let trusted_proxies = planner.nets("server.trusted_proxies", &raw.server.trusted_proxies);
     planner.trust();
+    // A discovery source may name a backend with TLS at any time.
+    let uses_tls = !planner.trusting.is_empty() || planner.discovers;
     let Planner { files, warnings, .. } = planner;
     if problems.len() > before {
         return None;
     }
     Some(Plan {
         fixed: fixed?,
+        uses_tls,
         max_body_size: sizes.0,
         max_header_size: sizes.1,
         max_buffered_bytes: server::max_buffered_bytes(&raw.server),

@@ -40,7 +40,7 @@ impl Sockets {
 }
 
 /// Pingora's settings for the whole process.
-pub fn server_conf() -> ServerConf {
+pub fn server_conf(uses_tls: bool) -> ServerConf {
     ServerConf {
         // Of each service; `listener` has one for each thread.
         threads: 1,
@@ -48,7 +48,7 @@ pub fn server_conf() -> ServerConf {
         work_stealing: false,
         // Idle connections that are kept, for each thread.
         upstream_keepalive_pool_size: 1024,
-        ca_file: store::tls::ca_file(),
+        ca_file: store::tls::proxy_ca_file(uses_tls),
         // `gateway::failure` decides about attempts; this only stops a defect.
         max_retries: 1000,
         // `signals` ends the process; Pingora's own grace periods are fixed at the start.
@@ -82,7 +82,12 @@ pub fn workers(
         proxy.h2_options = Some(h2_options(max_header_size));
         proxy
     };
-    let proxies = std::iter::repeat_with(proxy).take(fixed.threads).collect();
+    // Each reads the trust store, if there is TLS to backends: at the same time.
+    let proxies = std::thread::scope(|scope| {
+        let made: Vec<_> = (1..fixed.threads).map(|_| scope.spawn(&proxy)).collect();
+        let rest = made.into_iter().map(|made| made.join().expect("nothing in it panics"));
+        std::iter::once(proxy()).chain(rest).collect()
+    });
     Ok(listener::workers(proxies, socket, tls, live, carry))
 }
 

@@ -42,7 +42,7 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     store::tls::install_crypto();
     logger::start(reload::level(plan.log.level), plan.fixed.json_log);
     clock::check()?;
-    let fixed = plan.fixed.clone();
+    let (fixed, uses_tls) = (plan.fixed.clone(), plan.uses_tls);
     machine::raise_open_files();
     let sockets = Sockets::bind(&fixed)?;
 
@@ -59,7 +59,7 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
     carry.probe.set(first.plan.health_check.clone(), &first.endpoints);
     let live = Arc::new(Live::new(first));
 
-    let mut server = Server::new_with_opt_and_conf(None, listeners::server_conf());
+    let mut server = Server::new_with_opt_and_conf(None, listeners::server_conf(uses_tls));
     server.bootstrap();
     let workers = listeners::workers(&server, &fixed, sockets.proxy, &live, &carry)?;
     let inputs = Inputs { outlets, operator: sockets.operator, admin: sockets.admin };

@@ -3,17 +3,23 @@
 use std::{
     env,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, LazyLock, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use pingora::{
     connectors::ConnectorOptions,
     listeners::tls::TlsSettings,
+    protocols::tls::CaType,
     tls::{
-        CertificateDer, ClientConfig, DigitallySignedStruct, HandshakeSignatureValid,
-        RootCertStore, RusTlsError, ServerCertVerified, ServerCertVerifier, ServerConfig,
-        ServerName, SignatureScheme, UnixTime, WebPkiServerVerifier, load_native_certs,
+        CertificateDer, ClientConfig, CryptoProvider, DigitallySignedStruct,
+        HandshakeSignatureValid, RootCertStore, RusTlsError, ServerCertVerified,
+        ServerCertVerifier, ServerConfig, ServerName, SignatureScheme, UnixTime,
+        WebPkiServerVerifier, load_native_certs,
     },
+    utils::tls::{WrappedX509, parse_x509},
 };
 
 /// A file without certificates, for Pingora if the trust store cannot be used: Pingora would panic.
@@ -25,7 +31,7 @@ struct Trust {
     problem: Option<String>,
 }
 
-/// Read once per process, like Pingora does.
+/// Read once per process, like Pingora does, when something needs it.
 static TRUST: OnceLock<Trust> = OnceLock::new();
 
 /// Checks the trust store: `SSL_CERT_FILE`, `SSL_CERT_DIR`, or that of the system.
@@ -85,8 +91,36 @@ fn source() -> String {
     }
 }
 
-/// The file from which Pingora reads trusted certificates; `None`: its default.
-pub fn ca_file() -> Option<String> {
+/// Whether Pingora's connectors for proxied requests trust nothing of their own, because nothing needed
+/// that when the process started.
+static TRUSTLESS: AtomicBool = AtomicBool::new(false);
+
+/// The file from which the connectors for proxied requests read trusted certificates; `None`: Pingora's
+/// default. There is one for each thread, and each reads it. `used`: the configuration has TLS.
+pub fn proxy_ca_file(used: bool) -> Option<String> {
+    let trusted = used && trusted().is_ok();
+    TRUSTLESS.store(!trusted, Ordering::Relaxed);
+    (!trusted).then(|| NONE.to_owned())
+}
+
+/// The certificates that a peer with TLS has to bring along, because the connectors have none: it came by a
+/// reload. Pingora reads them again for each new connection.
+pub fn peer_certificates() -> Option<Arc<CaType>> {
+    static ALL: LazyLock<Option<Arc<CaType>>> = LazyLock::new(|| {
+        let certificates = load_native_certs().ok()?;
+        // Pingora's parser panics at what it cannot read.
+        let parsed =
+            |der: Vec<u8>| std::panic::catch_unwind(|| WrappedX509::new(der, parse_x509)).ok();
+        Some(certificates.into_iter().filter_map(|der| parsed(der.to_vec())).collect())
+    });
+    if !TRUSTLESS.load(Ordering::Relaxed) {
+        return None;
+    }
+    ALL.clone().filter(|all| !all.is_empty())
+}
+
+/// The file from which a connector reads trusted certificates; `None`: Pingora's default.
+fn ca_file() -> Option<String> {
     trusted().is_err().then(|| NONE.to_owned())
 }
 
@@ -106,10 +140,71 @@ pub const HTTP_2: &str = "h2";
 /// trust store is reported as a configuration problem, not here.
 pub fn client(protocols: &[&str]) -> ClientConfig {
     install_crypto();
-    let mut config =
-        ClientConfig::builder().with_root_certificates(trust().roots.clone()).with_no_client_auth();
+    let mut config = ClientConfig::builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(MachineTrust::default()))
+        .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     config
+}
+
+/// Verifies certificates by the trust store of the machine, which is read for the first of them: most
+/// gateways never need it, and reading it took half of the time of a start.
+#[derive(Debug, Default)]
+struct MachineTrust(OnceLock<Result<Arc<WebPkiServerVerifier>, RusTlsError>>);
+
+impl MachineTrust {
+    fn verifier(&self) -> Result<&WebPkiServerVerifier, RusTlsError> {
+        let verifier = self.0.get_or_init(|| {
+            let built = WebPkiServerVerifier::builder(Arc::new(trust().roots.clone())).build();
+            built.map_err(|e| RusTlsError::General(e.to_string()))
+        });
+        verifier.as_deref().map_err(Clone::clone)
+    }
+}
+
+impl ServerCertVerifier for MachineTrust {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, RusTlsError> {
+        self.verifier()?.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        )
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RusTlsError> {
+        self.verifier()?.verify_tls12_signature(message, cert, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RusTlsError> {
+        self.verifier()?.verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        // Those of the provider, whatever is trusted.
+        CryptoProvider::get_default().map_or_else(Vec::new, |provider| {
+            provider.signature_verification_algorithms.supported_schemes()
+        })
+    }
 }
 
 /// The TLS settings of a listener for HTTP/2 and HTTP/1.1. Checks that certificate and key match: Pingora

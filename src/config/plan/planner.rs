@@ -56,18 +56,12 @@ impl<'a> Planner<'a> {
         self.trusting.push(at.into());
     }
 
-    /// Reports a missing trust store: a problem if a key needs it, otherwise a warning.
+    /// Reports a trust store that is missing, if a key needs it. Otherwise it is not even read.
     pub(super) fn trust(&mut self) {
-        let Err(why) = tls::trusted() else {
-            return;
-        };
-        let hint = "the trust store is read when the process starts";
-        match self.trusting.first().cloned() {
-            Some(at) => {
-                let message = format!("needs the trust store of the machine, but {why}");
-                self.problem(at, message, hint);
-            }
-            None => self.warn("", format!("{why}: TLS connections are not possible")),
+        let Some(at) = self.trusting.first().cloned() else { return };
+        if let Err(why) = tls::trusted() {
+            let message = format!("needs the trust store of the machine, but {why}");
+            self.problem(at, message, "the trust store is read when it is first needed");
         }
     }
 }

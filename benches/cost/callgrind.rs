@@ -1,0 +1,124 @@
+//! A program under callgrind, and what it counted.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// How long a program may take to end.
+const END: Duration = Duration::from_secs(60);
+
+/// What a run took.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts {
+    pub instructions: u64,
+    pub allocations: u64,
+    pub system_calls: u64,
+}
+
+/// A program under callgrind.
+pub struct Run {
+    child: Child,
+    profile: PathBuf,
+    trace: PathBuf,
+}
+
+impl Run {
+    /// Starts it.
+    pub fn start(folder: &Path, program: &Path, arguments: &[String]) -> Self {
+        let (profile, trace) = (folder.join("callgrind.out"), folder.join("valgrind.log"));
+        let child = Command::new("valgrind")
+            .arg("--tool=callgrind")
+            .arg(format!("--callgrind-out-file={}", profile.display()))
+            .arg("--trace-syscalls=yes")
+            .arg(format!("--log-file={}", trace.display()))
+            .arg(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("stderr.log")).unwrap())
+            .spawn()
+            .unwrap_or_else(|e| panic!("valgrind cannot be started: {e}"));
+        Self { child, profile, trace }
+    }
+
+    /// Ends it.
+    pub fn end(mut self) -> Counts {
+        let pid = self.child.id().to_string();
+        // SIGINT: Pingora drains at SIGTERM, which takes minutes.
+        Command::new("kill").args(["-INT", &pid]).status().unwrap();
+        let start = Instant::now();
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < END, "it does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let (instructions, allocations) = read_profile(&self.profile);
+        Counts { instructions, allocations, system_calls: read_trace(&self.trace) }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Functions that allocate: of the C library and of jemalloc.
+const ALLOCATES: [&str; 11] = [
+    "malloc",
+    "calloc",
+    "realloc",
+    "posix_memalign",
+    "aligned_alloc",
+    "_rjem_malloc",
+    "_rjem_mallocx",
+    "_rjem_calloc",
+    "_rjem_realloc",
+    "_rjem_rallocx",
+    "_rjem_aligned_alloc",
+];
+
+/// All instructions of a profile, and all calls of functions that allocate. The format is described
+/// in valgrind's manual, "Callgrind Format Specification".
+fn read_profile(file: &Path) -> (u64, u64) {
+    let text = String::from_utf8_lossy(&fs::read(file).unwrap()).into_owned();
+    let mut names: HashMap<&str, &str> = HashMap::new();
+    let (mut instructions, mut allocations, mut callee) = (0, 0, "");
+    for line in text.lines() {
+        if let Some(function) = line.strip_prefix("fn=").or(line.strip_prefix("cfn=")) {
+            // A name is written once: `(7) malloc`, then `(7)`.
+            let (id, name) = function.split_once(' ').unwrap_or((function, ""));
+            if !name.is_empty() {
+                names.insert(id, name);
+            }
+            callee = names.get(id).copied().unwrap_or(name);
+        } else if let Some(calls) = line.strip_prefix("calls=") {
+            // Recursive cycles have a number: `malloc'2`.
+            let name = callee.split('\'').next().unwrap_or(callee);
+            if ALLOCATES.contains(&name) {
+                allocations += first_number(calls);
+            }
+        } else if let Some(total) = line.strip_prefix("totals: ") {
+            instructions = first_number(total);
+        }
+    }
+    assert!(instructions > 0, "{} has no total", file.display());
+    (instructions, allocations)
+}
+
+fn first_number(text: &str) -> u64 {
+    text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or_default()
+}
+
+/// System calls: a line of the trace for each. Waiting for events is left out, because how often a
+/// thread waits depends on how fast its peers are.
+fn read_trace(file: &Path) -> u64 {
+    let text = String::from_utf8_lossy(&fs::read(file).unwrap()).into_owned();
+    let calls = text.lines().filter(|line| line.starts_with("SYSCALL["));
+    calls.filter(|line| !line.contains("epoll_wait") && !line.contains("epoll_pwait")).count()
+        as u64
+}

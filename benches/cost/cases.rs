@@ -1,0 +1,160 @@
+//! What is measured: a gateway by its configuration, and what its client does.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    backend::Backend,
+    callgrind::{Counts, Run},
+    client,
+};
+
+/// The argument with which the measurement starts itself as bare Pingora.
+pub const BARE: &str = "bare";
+
+/// What a number is of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Unit {
+    /// A request of 1 KB, with a short answer.
+    Request,
+    /// An event of a stream.
+    Event,
+}
+
+/// A case.
+pub struct Case {
+    pub name: &'static str,
+    pub unit: Unit,
+    /// The configuration beside address and backends; `None`: bare Pingora.
+    config: Option<fn(&Path) -> String>,
+    backends: usize,
+}
+
+/// What one request or event costs.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    pub instructions: f64,
+    pub allocations: f64,
+    pub system_calls: f64,
+}
+
+/// All cases. The ones of bare Pingora come first.
+pub const CASES: &[Case] = &[
+    Case { name: "bare Pingora, a request", unit: Unit::Request, config: None, backends: 1 },
+    Case { name: "bare Pingora, an event", unit: Unit::Event, config: None, backends: 1 },
+    Case { name: "plain, a request", unit: Unit::Request, config: Some(plain), backends: 1 },
+    Case { name: "plain, an event", unit: Unit::Event, config: Some(plain), backends: 1 },
+    Case { name: "full house, a request", unit: Unit::Request, config: Some(full), backends: 2 },
+    Case { name: "full house, an event", unit: Unit::Event, config: Some(full), backends: 2 },
+];
+
+fn plain(_: &Path) -> String {
+    "log: {access: false}\n".to_owned()
+}
+
+/// Every policy at once.
+fn full(folder: &Path) -> String {
+    const RULES: &str = "{requests_per_second: 1000000, requests_per_minute: 1000000000, \
+                         tokens_per_minute: 100000000000, max_concurrent: 100000}";
+    format!(
+        "auth:
+  pipeline:
+    - type: static
+      static: {{keys: [{{key: {}, user_id: user_001, balance: 1e12}}]}}
+      lua_script: |
+        if tonumber(data.balance) <= 0 then
+          return {{allow = false, message = \"used up\"}}
+        end
+        return {{allow = true, metadata = {{user_id = data.user_id}}}}
+rate_limit:
+  global: {RULES}
+  per_key: {RULES}
+usage:
+  reporters: [{{type: file, file: {{path: \"{}\"}}}}]
+",
+        client::KEY,
+        folder.join("records.jsonl").display()
+    )
+}
+
+impl Case {
+    /// Whether it is the yardstick.
+    pub fn is_bare(&self) -> bool {
+        self.config.is_none()
+    }
+
+    /// Measures it: two runs of different length, at the same time; the difference is what the
+    /// longer one did more.
+    pub fn measure(&self, folder: &Path) -> Cost {
+        let (short, long) = match self.unit {
+            Unit::Request => ((100, 0), (500, 0)),
+            Unit::Event => ((10, 20), (10, 120)),
+        };
+        let more = match self.unit {
+            Unit::Request => f64::from(long.0 - short.0),
+            Unit::Event => f64::from(long.0 * (long.1 - short.1)),
+        };
+        let run = |what, (requests, events)| {
+            let name = self.name.replace([' ', ','], "-");
+            self.run(&folder.join(format!("{name}.{what}")), requests, events)
+        };
+        let (short, long) = std::thread::scope(|scope| {
+            let short = scope.spawn(|| run("short", short));
+            (run("long", long), short.join().unwrap())
+        });
+        let (long, short) = (short, long);
+        let each = |of: fn(&Counts) -> u64| (of(&long) as f64 - of(&short) as f64) / more;
+        Cost {
+            instructions: each(|counts| counts.instructions),
+            allocations: each(|counts| counts.allocations),
+            system_calls: each(|counts| counts.system_calls),
+        }
+    }
+
+    fn run(&self, folder: &Path, requests: u32, events: u32) -> Counts {
+        fs::create_dir_all(folder).unwrap();
+        let backend = Backend::start();
+        let listen = free();
+        let (program, arguments) = match self.config {
+            None => {
+                let arguments =
+                    [BARE, &listen.to_string(), &backend.address.to_string(), "1", "simple"];
+                (std::env::current_exe().unwrap(), arguments.map(str::to_owned).to_vec())
+            }
+            Some(config) => {
+                let file = folder.join("gateway.yaml");
+                let more = config(folder);
+                fs::write(&file, self.file(folder, listen, backend.address, &more)).unwrap();
+                let arguments = ["serve", "--config", file.to_str().unwrap()];
+                let program = PathBuf::from(env!("CARGO_BIN_EXE_llmproxy"));
+                (program, arguments.map(str::to_owned).to_vec())
+            }
+        };
+        let run = Run::start(folder, &program, &arguments);
+        client::connect(listen);
+        for _ in 0..requests {
+            match self.unit {
+                Unit::Request => client::ask(listen),
+                Unit::Event => client::stream(listen, &backend, events),
+            }
+        }
+        run.end()
+    }
+
+    fn file(&self, folder: &Path, listen: SocketAddr, backend: SocketAddr, more: &str) -> String {
+        let one = |n| format!("  - {{name: b{n}, url: \"http://{backend}\"}}\n");
+        let backends: String = (0..self.backends).map(one).collect();
+        format!(
+            "listen: \"{listen}\"\nserver: {{threads: 1}}\ndata_dir: {}\n\
+             health_check: {{interval: 1h}}\nbackends:\n{backends}{more}",
+            folder.join("data").display()
+        )
+    }
+}
+
+fn free() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}

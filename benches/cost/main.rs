@@ -1,0 +1,83 @@
+//! The guard of what a request costs: user instructions, allocations and system calls of a request
+//! and of an event of a stream, counted by valgrind, which are the same on a loaded machine as on an
+//! idle one.
+//!
+//! `make cost` compares them with the committed numbers (`expected.json`) and fails if one is more
+//! than [`TOLERANCE`] higher. `COST_WRITE=1 make cost` writes the numbers; a commit that raises one
+//! says why. `COST_ONLY=full make cost` measures only the cases whose names contain `full`, and
+//! `COST_KEEP=FOLDER` keeps callgrind's files there, for `callgrind_annotate`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a measurement that cannot go on ends, and it talks to people"
+)]
+
+mod backend;
+#[path = "../../examples/bare_pingora.rs"]
+mod bare;
+mod callgrind;
+mod cases;
+mod client;
+mod expected;
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use self::{
+    cases::{CASES, Case, Cost},
+    expected::Expected,
+};
+
+/// How much more than the committed number is allowed.
+const TOLERANCE: f64 = 0.03;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == cases::BARE) {
+        // Started by the measurement itself.
+        bare::serve(&arguments[2..]);
+        return ExitCode::SUCCESS;
+    }
+    // `cargo test --benches` must not measure.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    let only = std::env::var("COST_ONLY").unwrap_or_default();
+    let kept = std::env::var_os("COST_KEEP").map(PathBuf::from);
+    let own = std::env::temp_dir().join(format!("llmproxy-cost-{}", std::process::id()));
+    let folder = kept.clone().unwrap_or_else(|| own.clone());
+    fs::create_dir_all(&folder).unwrap();
+    // The yardstick is always measured.
+    let chosen = |case: &&Case| case.is_bare() || case.name.contains(&only);
+    let costs: Vec<(&Case, Cost)> =
+        CASES.iter().filter(chosen).map(|case| (case, case.measure(&folder))).collect();
+    if kept.is_none() {
+        fs::remove_dir_all(&own).ok();
+    }
+    print_table(&costs);
+    if std::env::var_os("COST_WRITE").is_some() {
+        Expected::of(&costs).write();
+        return ExitCode::SUCCESS;
+    }
+    match Expected::read().problems(&costs) {
+        problems if problems.is_empty() => ExitCode::SUCCESS,
+        problems => {
+            for problem in problems {
+                println!("cost: {problem}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_table(costs: &[(&Case, Cost)]) {
+    println!("| | user instructions | of bare Pingora | allocations | system calls |");
+    println!("|---|---|---|---|---|");
+    for (case, cost) in costs {
+        let bare = costs.iter().find(|(other, _)| other.is_bare() && other.unit == case.unit);
+        let ratio = bare.map_or(1.0, |(_, bare)| cost.instructions / bare.instructions);
+        println!(
+            "| {} | {:.0} | {ratio:.2} | {:.1} | {:.1} |",
+            case.name, cost.instructions, cost.allocations, cost.system_calls
+        );
+    }
+}

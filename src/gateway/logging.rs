@@ -9,12 +9,12 @@ use pingora_proxy::Session;
 use super::{attempts, ctx::Ctx, deferred_head, end::End, settlement, timeline::millis};
 use crate::{
     balance::Endpoint,
-    base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret},
+    base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret::Masked},
     config::choices::KeyForm,
     dialect,
     runtime::explain::Trace,
     telemetry::access,
-    usage::Draft,
+    usage::{Draft, ShownKey},
 };
 
 /// The request ends.
@@ -165,9 +165,9 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
     }
     let key = ctx.caller.key();
     let api_key = match plan.caller_key {
-        KeyForm::Masked => key.map(secret::mask).unwrap_or_default(),
-        KeyForm::Plain => key.unwrap_or_default().to_owned(),
-        KeyForm::None => String::new(),
+        KeyForm::Masked => key.map_or(ShownKey::None, |key| ShownKey::Masked(Masked::new(key))),
+        KeyForm::Plain => ShownKey::Plain(key.unwrap_or_default().to_owned()),
+        KeyForm::None => ShownKey::None,
     };
     let cost = cost(ctx, summary);
     let draft = Draft {
@@ -212,7 +212,7 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         return;
     }
     let header = session.req_header();
-    let masked = ctx.caller.key().map(secret::mask);
+    let masked = ctx.caller.key().map(Masked::new);
     let line = access::Line {
         request_id: ctx.request.id.as_str(),
         client: ctx.request.client,
@@ -226,7 +226,7 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         tokens: summary.counts,
         duration: summary.duration,
         first_token: summary.first_token,
-        key: masked.as_deref(),
+        key: masked.as_ref().map(Masked::as_str),
         user: ctx.caller.principal.as_ref().map_or("", |p| p.user_id.as_str()),
         retries: ctx.retry.retries,
         fault: fault(ctx).map(|fault| fault.word()),

@@ -45,7 +45,7 @@ fn all(state: &AdminState) -> Vec<(Arc<Endpoint>, bool)> {
 
 fn shown(endpoint: &Endpoint, healthy: bool) -> Backend {
     Backend {
-        name: endpoint.name.clone(),
+        name: (*endpoint.name).to_owned(),
         url: endpoint.plan.url.to_string(),
         addresses: vec![endpoint.current_address().to_string()],
         weight: endpoint.plan.weight,

@@ -33,7 +33,7 @@ pub async fn show(
 ) -> Result<Json<Trace>, ApiError> {
     let explains = &state.carry.explains;
     if let Some(trace) = explains.find(&query.request_id) {
-        return Ok(Json(Trace::clone(&trace)));
+        return Ok(Json(trace));
     }
     Err(match explains.capacity() {
         0 => {
@@ -52,15 +52,23 @@ pub async fn show(
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, sync::Arc};
+    use std::{
+        path::Path,
+        sync::Arc,
+        time::{Duration, Instant},
+    };
 
     use axum::{body::to_bytes, response::IntoResponse};
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::runtime::{
-        Carry, Live, Snapshot,
-        explain::{AttemptTrace, Candidate},
+    use crate::{
+        balance::Candidate,
+        base::{Outcome, RequestId},
+        runtime::{
+            Carry, Live, Snapshot,
+            explain::{KeptAttempt, KeptRequest, Names},
+        },
     };
 
     async fn explained(state: &AdminState, request_id: &str) -> (u16, Value) {
@@ -84,36 +92,48 @@ mod tests {
         let (status, off) = explained(&state, "req-1").await;
         assert_eq!((status, &off["error"]["code"]), (404, &json!("explain_off")));
         state.carry.explains.resize(2);
-        let candidate = Candidate { backend: "b".to_owned(), score: Some(1.5), barred: None };
-        let first = AttemptTrace {
-            at_ms: 1,
+        let candidate = Candidate { backend: "b".into(), score: Some(1.5), barred: None };
+        let first = KeptAttempt {
+            at: Duration::from_millis(1),
+            began: Instant::now(),
             tier: 0,
             pool: 0,
-            model: "qwen-72b".to_owned(),
-            backend: "b".to_owned(),
+            model: Some("qwen-72b".into()),
+            backend: Some("b".into()),
             candidates: vec![candidate],
-            first_byte_ms: None,
-            took_ms: 5,
-            result: "connect_failure".to_owned(),
+            first_byte: None,
+            took: Some(Duration::from_micros(5999)),
+            result: "connect_failure".into(),
             hedge: false,
         };
-        state.carry.explains.put(Trace {
-            request_id: "req-1".to_owned(),
-            time: jiff::Timestamp::UNIX_EPOCH,
-            model: "gpt-4o".to_owned(),
-            key_id: "key-1".to_owned(),
-            user_id: "u".to_owned(),
-            tries: vec![first],
-            outcome: "rejected".to_owned(),
+        state.carry.explains.put(KeptRequest {
+            request_id: RequestId::accept(b"req-1").unwrap(),
+            arrived: jiff::Timestamp::UNIX_EPOCH,
+            names: Names::new("gpt-4o", "key-1", "u"),
+            attempts: vec![first],
+            outcome: Outcome::Rejected,
             status: 502,
-            duration_ms: 7,
-            queued_ms: None,
+            duration: Duration::from_millis(7),
+            queued: None,
         });
         let (status, trace) = explained(&state, "req-1").await;
         assert_eq!((status, &trace["queued_ms"]), (200, &Value::Null));
         assert_eq!(
             trace["tries"][0]["candidates"],
             json!([{"backend": "b", "score": 1.5, "barred": null}])
+        );
+        assert_eq!(
+            trace,
+            json!({
+                "request_id": "req-1", "time": "1970-01-01T00:00:00.000Z", "model": "gpt-4o",
+                "key_id": "key-1", "user_id": "u", "outcome": "rejected", "status": 502,
+                "duration_ms": 7, "queued_ms": null,
+                "tries": [{
+                    "at_ms": 1, "tier": 0, "pool": 0, "model": "qwen-72b", "backend": "b",
+                    "candidates": [{"backend": "b", "score": 1.5, "barred": null}],
+                    "first_byte_ms": null, "took_ms": 5, "result": "connect_failure", "hedge": false,
+                }],
+            })
         );
         let (status, unknown) = explained(&state, "req-2").await;
         assert_eq!((status, &unknown["error"]["code"]), (404, &json!("unknown_request")));

@@ -40,7 +40,7 @@ pub struct Endpoint {
     /// Identity of the backend; the same in every generation of the configuration that names it.
     pub id: u32,
     /// The name of its backend; with the address if the backend has several endpoints.
-    pub name: String,
+    pub name: Arc<str>,
     /// The configuration of its backend.
     pub plan: BackendPlan,
     /// Survives reloads.
@@ -82,7 +82,7 @@ impl Endpoint {
         };
         Self {
             id,
-            name: plan.name.clone(),
+            name: plan.name.as_str().into(),
             address: addresses[0],
             peers: addresses.iter().map(peer).collect(),
             addresses: known,
@@ -104,7 +104,7 @@ impl Endpoint {
     /// Gives it a name different from its backend's.
     #[must_use]
     pub fn with_name(self, name: String) -> Self {
-        Self { name, ..self }
+        Self { name: name.into(), ..self }
     }
 
     /// Puts it into use, under its name.

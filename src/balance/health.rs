@@ -68,7 +68,7 @@ impl Probe {
     }
 
     fn name(&self, backend: &Backend) -> String {
-        self.endpoint(backend).map_or_else(|| "?".to_owned(), |e| e.name.clone())
+        self.endpoint(backend).map_or_else(|| "?".to_owned(), |e| (*e.name).to_owned())
     }
 
     /// Endpoints whose probes find no listener, and since when.

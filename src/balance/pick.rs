@@ -43,7 +43,8 @@ pub struct NoBackend {
 /// The state of one backend at the time of a pick.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
-    pub backend: String,
+    /// Its name.
+    pub backend: Arc<str>,
     /// The strategy's score, lower is better; `None` if the strategy does not compare.
     pub score: Option<f64>,
     /// Why it could not be picked: `unhealthy`, `draining`, `tried`, `open`, `busy`, `overloaded`;

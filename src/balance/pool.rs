@@ -177,11 +177,26 @@ impl Pool {
 
     /// The state of its backends, for the trace of a request; at most `most` of them.
     pub fn candidates(&self, request: &PickRequest<'_>, most: usize) -> Vec<Candidate> {
+        self.states(request, most, |member| self.is_healthy(&self.table.backends[member]))
+    }
+
+    /// The same as the strategy sees it: by a copy of their health, because reading the registry costs
+    /// more than all the rest.
+    pub fn offered(&self, request: &PickRequest<'_>, most: usize) -> Vec<Candidate> {
+        self.states(request, most, |member| self.table.is_up(member))
+    }
+
+    fn states(
+        &self,
+        request: &PickRequest<'_>,
+        most: usize,
+        healthy: impl Fn(usize) -> bool,
+    ) -> Vec<Candidate> {
         let pick = &self.begin(request);
         let load = self.has_load_bound(pick).then(|| self.table.compute_load(pick).0);
         let candidate = |endpoint: &Arc<Endpoint>| {
             let member = self.table.number(endpoint.id)?;
-            let barred = if !self.is_healthy(&self.table.backends[member]) {
+            let barred = if !healthy(member) {
                 Some("unhealthy")
             } else if endpoint.draining() {
                 Some("draining")
@@ -197,9 +212,11 @@ impl Pool {
                 }
             };
             let score = self.balancer.score(&self.table, member, pick);
-            Some(Candidate { backend: endpoint.name.clone(), score, barred })
+            Some(Candidate { backend: Arc::clone(&endpoint.name), score, barred })
         };
-        self.members.iter().take(most).filter_map(candidate).collect()
+        let mut states = Vec::with_capacity(most.min(self.len()));
+        states.extend(self.members.iter().take(most).filter_map(candidate));
+        states
     }
 
     /// Whether the bound on a member's load applies to the request.

@@ -225,6 +225,11 @@ impl Table {
         self.by_weight(member, self.in_flight(member))
     }
 
+    /// Whether a member is healthy, by its copied health.
+    pub fn is_up(&self, member: usize) -> bool {
+        self.up[member].load(Ordering::Relaxed)
+    }
+
     /// Whether a member can be picked, by its copied health and its circuits. The pick itself decides
     /// by the registry's health and by admission.
     #[inline]
@@ -243,6 +248,9 @@ impl Table {
             return None;
         }
         let ejections = &self.states[member].backend.ejections;
+        if !ejections.any() {
+            return None;
+        }
         match ejections.ejection(&pick.scope(), true)? {
             Ejection::Open(_) if !self.may_eject(member, pick) => None,
             ejection => Some(ejection),

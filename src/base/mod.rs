@@ -16,6 +16,7 @@ pub mod number;
 pub mod period;
 pub mod principal;
 pub mod rejection;
+pub mod render;
 pub mod secret;
 pub mod terms;
 pub mod text;

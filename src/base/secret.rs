@@ -59,13 +59,50 @@ pub fn unsendable(text: &str) -> Option<&'static str> {
 
 /// The first four and the last four characters of a key, to recognise it; nothing of a key shorter
 /// than sixteen characters.
-pub fn mask(key: &str) -> String {
-    if key.len() < 16 || key.chars().count() < 16 {
-        return "***".to_owned();
+#[derive(Clone, Copy, Debug)]
+pub struct Masked {
+    /// Eight characters of up to four bytes, and three asterisks between them.
+    text: [u8; 35],
+    len: usize,
+}
+
+impl Masked {
+    pub fn new(key: &str) -> Self {
+        let mut masked = Self { text: [0; 35], len: 0 };
+        // Nearly every key is ASCII: its characters need not be searched for.
+        let characters = if key.is_ascii() { key.len() } else { key.chars().count() };
+        if characters < 16 {
+            masked.push("***");
+        } else if characters == key.len() {
+            masked.push_around(&key[..4], &key[key.len() - 4..]);
+        } else {
+            let head = key.char_indices().nth(4).map_or(key.len(), |(at, _)| at);
+            let tail = key.char_indices().nth_back(3).map_or(0, |(at, _)| at);
+            masked.push_around(&key[..head], &key[tail..]);
+        }
+        masked
     }
-    let head = key.char_indices().nth(4).map_or(key.len(), |(at, _)| at);
-    let tail = key.char_indices().nth_back(3).map_or(0, |(at, _)| at);
-    [&key[..head], "***", &key[tail..]].concat()
+
+    fn push_around(&mut self, head: &str, tail: &str) {
+        self.push(head);
+        self.push("***");
+        self.push(tail);
+    }
+
+    fn push(&mut self, part: &str) {
+        let end = self.len + part.len();
+        self.text[self.len..end].copy_from_slice(part.as_bytes());
+        self.len = end;
+    }
+
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.text[..self.len]).unwrap_or_default()
+    }
+}
+
+/// See [`Masked`].
+pub fn mask(key: &str) -> String {
+    Masked::new(key).as_str().to_owned()
 }
 
 #[cfg(test)]

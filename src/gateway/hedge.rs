@@ -258,7 +258,7 @@ async fn settle(
 /// against its backend.
 fn give_up(ctx: &mut Ctx, race: &mut Race) {
     for runner in race.first.take().into_iter().chain(race.second.take()) {
-        ctx.timeline.end(runner.attempt.span, "broken off".to_owned());
+        ctx.timeline.end(runner.attempt.span, "broken off".into());
     }
 }
 

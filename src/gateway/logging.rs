@@ -6,15 +6,15 @@ use std::{sync::Arc, time::Duration};
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
-use super::{attempts, ctx::Ctx, deferred_head, end::End, settlement, timeline::millis};
+use super::{attempts, ctx::Ctx, deferred_head, end::End, settlement};
 use crate::{
     balance::Endpoint,
-    base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret},
+    base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret::Masked},
     config::choices::KeyForm,
     dialect,
-    runtime::explain::Trace,
-    telemetry::access,
-    usage::Draft,
+    runtime::explain::{KeptRequest, Names},
+    telemetry::{access, logger},
+    usage::{Draft, ShownKey},
 };
 
 /// The request ends.
@@ -32,6 +32,7 @@ pub fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     settlement::settle(ctx, error);
     ctx.conclude(attempts::end(ctx));
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
+    let (duration, now) = (ctx.request.arrived.elapsed(), jiff::Timestamp::now());
     let summary = Summary {
         outcome,
         status: ctx.end().map_or(499, |end| end.status),
@@ -39,7 +40,9 @@ pub fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         counts,
         source,
         first_token: answer.and_then(|answer| answer.first_token),
-        duration: ctx.request.arrived.elapsed(),
+        duration,
+        now,
+        arrived: now - duration,
     };
     count(session, ctx, &summary);
     if let Some((side, reason)) = blame(error, ctx, summary.outcome) {
@@ -63,6 +66,8 @@ struct Summary {
     first_token: Option<Duration>,
     /// From the arrival of the request until now.
     duration: Duration,
+    now: jiff::Timestamp,
+    arrived: jiff::Timestamp,
 }
 
 /// On whose side a request has failed, and how; `None` if it has not.
@@ -165,9 +170,9 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
     }
     let key = ctx.caller.key();
     let api_key = match plan.caller_key {
-        KeyForm::Masked => key.map(secret::mask).unwrap_or_default(),
-        KeyForm::Plain => key.unwrap_or_default().to_owned(),
-        KeyForm::None => String::new(),
+        KeyForm::Masked => key.map_or(ShownKey::None, |key| ShownKey::Masked(Masked::new(key))),
+        KeyForm::Plain => ShownKey::Plain(key.unwrap_or_default().to_owned()),
+        KeyForm::None => ShownKey::None,
     };
     let cost = cost(ctx, summary);
     let draft = Draft {
@@ -183,7 +188,7 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
         cost,
         stream: summary.stream,
         path: found.label(),
-        arrived: jiff::Timestamp::now() - summary.duration,
+        arrived: summary.arrived,
         backend_url: endpoint(ctx).map(|e| Arc::clone(&e.plan.url)),
         method: session.req_header().method.clone(),
         status: summary.status,
@@ -208,11 +213,11 @@ fn cost(ctx: &Ctx, summary: &Summary) -> Option<f64> {
 
 fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
     let log = &ctx.snapshot.plan.log;
-    if !log.access || !log::log_enabled!(log::Level::Info) {
+    if !log.access || !logger::writes_access() {
         return;
     }
     let header = session.req_header();
-    let masked = ctx.caller.key().map(secret::mask);
+    let masked = ctx.caller.key().map(Masked::new);
     let line = access::Line {
         request_id: ctx.request.id.as_str(),
         client: ctx.request.client,
@@ -220,18 +225,18 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         path: header.uri.path(),
         status: summary.status,
         model: ctx.request.model.as_deref().unwrap_or(""),
-        backend: endpoint(ctx).map_or("", |e| e.name.as_str()),
+        backend: endpoint(ctx).map_or("", |e| &*e.name),
         stream: summary.stream,
         outcome: summary.outcome.word(),
         tokens: summary.counts,
         duration: summary.duration,
         first_token: summary.first_token,
-        key: masked.as_deref(),
+        key: masked.as_ref().map(Masked::as_str),
         user: ctx.caller.principal.as_ref().map_or("", |p| p.user_id.as_str()),
         retries: ctx.retry.retries,
         fault: fault(ctx).map(|fault| fault.word()),
     };
-    access::write(&line, ctx.snapshot.plan.fixed.json_log);
+    access::write(&line, ctx.snapshot.plan.fixed.json_log, summary.now);
 }
 
 /// Keeps the timeline of the request for `/admin/v1/explain`.
@@ -247,26 +252,30 @@ fn trace(ctx: &mut Ctx, summary: &Summary) {
     let broken_off = answer.is_some_and(|answer| answer.progress().is_broken_off());
     let answered = answer.and_then(|answer| answer.status);
     let result = match (fault(ctx), answered) {
-        (Some(fault), _) => fault.word().to_owned(),
-        (None, Some(status @ 200..=299)) if broken_off => format!("status {status}, broken off"),
-        (None, Some(200..=299)) => "ok".to_owned(),
-        (None, Some(status)) => format!("status {status}"),
-        (None, None) => "no answer".to_owned(),
+        (Some(fault), _) => fault.word().into(),
+        (None, Some(status @ 200..=299)) if broken_off => {
+            format!("status {status}, broken off").into()
+        }
+        (None, Some(200..=299)) => "ok".into(),
+        (None, Some(status)) => format!("status {status}").into(),
+        (None, None) => "no answer".into(),
     };
     let span = ctx.attempt.as_ref().and_then(|attempt| attempt.span);
     ctx.timeline.end(span, result);
     let principal = ctx.caller.principal.as_deref();
-    let trace = Trace {
-        request_id: ctx.request.id.as_str().to_owned(),
-        time: jiff::Timestamp::now() - summary.duration,
-        model: ctx.request.model.clone().unwrap_or_default(),
-        key_id: principal.map(|p| p.key_id.clone()).unwrap_or_default(),
-        user_id: principal.map(|p| p.user_id.clone()).unwrap_or_default(),
-        tries: ctx.timeline.take(),
-        outcome: summary.outcome.word().to_owned(),
+    let names = Names::new(
+        ctx.request.model.as_deref().unwrap_or_default(),
+        principal.map_or("", |p| &p.key_id),
+        principal.map_or("", |p| &p.user_id),
+    );
+    ctx.carry.explains.put(KeptRequest {
+        request_id: ctx.request.id.clone(),
+        arrived: summary.arrived,
+        names,
+        attempts: ctx.timeline.take(),
+        outcome: summary.outcome,
         status: summary.status,
-        duration_ms: millis(summary.duration),
-        queued_ms: ctx.timeline.queued.map(millis),
-    };
-    ctx.carry.explains.put(trace);
+        duration: summary.duration,
+        queued: ctx.timeline.queued,
+    });
 }

@@ -1,11 +1,15 @@
 //! The timeline of a request for `/admin/v1/explain`: a span for each attempt, and the states of the
 //! backends when it began.
 
-use std::time::{Duration, Instant};
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     balance::{Candidate, PickRequest, Pool},
-    runtime::explain::{self, AttemptTrace, RecentTraces},
+    runtime::explain::{KeptAttempt, RecentTraces},
 };
 
 /// Backends of a pool whose states are written down.
@@ -14,9 +18,7 @@ const CANDIDATES: usize = 16;
 /// The attempts so far.
 #[derive(Default)]
 pub struct Timeline {
-    spans: Vec<AttemptTrace>,
-    /// When each began; `None` once it has ended.
-    since: Vec<Option<Instant>>,
+    spans: Vec<KeptAttempt>,
     /// How long the request waited for a slot.
     pub queued: Option<Duration>,
 }
@@ -27,34 +29,32 @@ pub struct Search {
     pub tier: usize,
     /// The pool.
     pub pool: usize,
-    /// The model's name there.
-    pub model: String,
+    /// The model's name there; `None`: as the client says.
+    pub model: Option<Arc<str>>,
     /// The states of its backends.
     pub candidates: Vec<Candidate>,
 }
 
 impl Search {
-    fn span(self, arrived: Instant, backend: &str) -> AttemptTrace {
-        AttemptTrace {
-            at_ms: millis(arrived.elapsed()),
+    fn span(self, arrived: Instant, backend: Option<Arc<str>>) -> KeptAttempt {
+        let began = Instant::now();
+        KeptAttempt {
+            at: began.saturating_duration_since(arrived),
+            began,
             tier: self.tier,
             pool: self.pool,
             model: self.model,
-            backend: backend.to_owned(),
-            candidates: self
-                .candidates
-                .into_iter()
-                .map(Into::into)
-                .collect::<Vec<explain::Candidate>>(),
-            first_byte_ms: None,
-            took_ms: 0,
-            result: String::new(),
+            backend,
+            candidates: self.candidates,
+            first_byte: None,
+            took: None,
+            result: Cow::Borrowed(""),
             hedge: false,
         }
     }
 }
 
-/// The states of the backends of a pool, if anything is kept.
+/// The states of the backends of a pool as a pick sees them, if anything is kept.
 pub fn candidates(
     explains: &RecentTraces,
     pool: &Pool,
@@ -63,14 +63,29 @@ pub fn candidates(
     if explains.capacity() == 0 {
         return Vec::new();
     }
+    pool.offered(request, CANDIDATES)
+}
+
+/// The states of the backends of a pool of which none was picked, if anything is kept.
+pub fn barred(explains: &RecentTraces, pool: &Pool, request: &PickRequest<'_>) -> Vec<Candidate> {
+    if explains.capacity() == 0 {
+        return Vec::new();
+    }
     pool.candidates(request, CANDIDATES)
 }
 
 impl Timeline {
+    fn push(&mut self, span: KeptAttempt) {
+        if self.spans.capacity() == 0 {
+            // Nearly all requests have one, which is kept for long.
+            self.spans.reserve_exact(1);
+        }
+        self.spans.push(span);
+    }
+
     /// An attempt begins. Its number is given, for the other methods.
-    pub fn begin(&mut self, arrived: Instant, search: Search, backend: &str) -> usize {
-        self.since.push(Some(Instant::now()));
-        self.spans.push(search.span(arrived, backend));
+    pub fn begin(&mut self, arrived: Instant, search: Search, backend: Arc<str>) -> usize {
+        self.push(search.span(arrived, Some(backend)));
         self.spans.len() - 1
     }
 
@@ -80,15 +95,15 @@ impl Timeline {
         if search.candidates.iter().all(|candidate| candidate.barred == Some("tried")) {
             return;
         }
-        self.since.push(None);
-        let result = "no backend available".to_owned();
-        self.spans.push(AttemptTrace { result, ..search.span(arrived, "") });
+        let (took, result) = (Some(Duration::ZERO), Cow::Borrowed("no backend available"));
+        self.push(KeptAttempt { took, result, ..search.span(arrived, None) });
     }
 
     /// The first byte of an answer came at this time.
     pub fn first_byte(&mut self, span: Option<usize>, at: impl FnOnce() -> Instant) {
-        if let Some((span, since)) = self.open(span) {
-            span.first_byte_ms.get_or_insert_with(|| millis(at().saturating_duration_since(since)));
+        if let Some(span) = self.open(span) {
+            let began = span.began;
+            span.first_byte.get_or_insert_with(|| at().saturating_duration_since(began));
         }
     }
 
@@ -99,28 +114,20 @@ impl Timeline {
         }
     }
 
-    fn open(&mut self, span: Option<usize>) -> Option<(&mut AttemptTrace, Instant)> {
-        let span = span?;
-        let since = (*self.since.get(span)?)?;
-        Some((self.spans.get_mut(span)?, since))
+    fn open(&mut self, span: Option<usize>) -> Option<&mut KeptAttempt> {
+        self.spans.get_mut(span?).filter(|span| span.took.is_none())
     }
 
     /// The attempt has ended.
-    pub fn end(&mut self, span: Option<usize>, result: String) {
-        if let Some((open, since)) = self.open(span) {
-            open.took_ms = millis(since.elapsed());
+    pub fn end(&mut self, span: Option<usize>, result: Cow<'static, str>) {
+        if let Some(open) = self.open(span) {
+            open.took = Some(open.began.elapsed());
             open.result = result;
-            self.since[span.unwrap_or_default()] = None;
         }
     }
 
     /// All spans.
-    pub fn take(&mut self) -> Vec<AttemptTrace> {
+    pub fn take(&mut self) -> Vec<KeptAttempt> {
         std::mem::take(&mut self.spans)
     }
-}
-
-/// Whole milliseconds.
-pub fn millis(time: Duration) -> u64 {
-    time.as_millis() as u64
 }

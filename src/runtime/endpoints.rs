@@ -41,7 +41,7 @@ pub fn build(
             };
             let identity = carry.ids.get_address(backend, each.then_some(address));
             let unchanged = before.get(&identity.0).filter(|e| {
-                let same = (&e.name, &e.plan) == (&name, backend);
+                let same = (&*e.name, &e.plan) == (name.as_str(), backend);
                 same_timeouts && same && have_same_members(e.addresses(), group)
             });
             endpoints.push(match unchanged {

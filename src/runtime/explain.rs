@@ -1,18 +1,23 @@
 //! Traces of the last requests, which show why each went where it went.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
-use crate::{balance, base::lock};
+use crate::{
+    balance,
+    base::{Outcome, RequestId, lock},
+};
 
 /// Bytes of a model's name that are kept: clients choose the name.
 const MODEL_BYTES: usize = 200;
@@ -83,11 +88,111 @@ pub struct Candidate {
     pub barred: Option<&'static str>,
 }
 
-impl From<balance::Candidate> for Candidate {
-    fn from(candidate: balance::Candidate) -> Self {
-        let balance::Candidate { backend, score, barred } = candidate;
-        Self { backend, score, barred }
+/// What is kept of a request. It becomes a [`Trace`] when it is asked for: nearly none is.
+pub struct KeptRequest {
+    pub request_id: RequestId,
+    pub arrived: Timestamp,
+    pub names: Names,
+    pub attempts: Vec<KeptAttempt>,
+    pub outcome: Outcome,
+    pub status: u16,
+    pub duration: Duration,
+    pub queued: Option<Duration>,
+}
+
+/// What is kept of an attempt, as an [`AttemptTrace`].
+pub struct KeptAttempt {
+    /// From the arrival of the request.
+    pub at: Duration,
+    pub began: Instant,
+    pub tier: usize,
+    pub pool: usize,
+    /// `None`: the model that was asked for.
+    pub model: Option<Arc<str>>,
+    pub backend: Option<Arc<str>>,
+    pub candidates: Vec<balance::Candidate>,
+    pub first_byte: Option<Duration>,
+    /// `None` until it has ended.
+    pub took: Option<Duration>,
+    pub result: Cow<'static, str>,
+    pub hedge: bool,
+}
+
+/// The names in a trace, in one piece of memory.
+pub struct Names {
+    text: Box<str>,
+    key_at: usize,
+    user_at: usize,
+}
+
+impl Names {
+    /// A long name of a model is cut.
+    pub fn new(model: &str, key_id: &str, user_id: &str) -> Self {
+        let kept = &model[..model.floor_char_boundary(MODEL_BYTES)];
+        let cut = if kept.len() < model.len() { "…" } else { "" };
+        let (key_at, lengths) = (kept.len() + cut.len(), key_id.len() + user_id.len());
+        let mut text = String::with_capacity(key_at + lengths);
+        for part in [kept, cut, key_id, user_id] {
+            text.push_str(part);
+        }
+        Self { text: text.into(), key_at, user_at: key_at + key_id.len() }
     }
+
+    fn model(&self) -> &str {
+        &self.text[..self.key_at]
+    }
+
+    fn key_id(&self) -> &str {
+        &self.text[self.key_at..self.user_at]
+    }
+
+    fn user_id(&self) -> &str {
+        &self.text[self.user_at..]
+    }
+}
+
+impl KeptRequest {
+    fn trace(&self) -> Trace {
+        Trace {
+            request_id: self.request_id.as_str().to_owned(),
+            time: self.arrived,
+            model: self.names.model().to_owned(),
+            key_id: self.names.key_id().to_owned(),
+            user_id: self.names.user_id().to_owned(),
+            tries: self.attempts.iter().map(|attempt| attempt.trace(&self.names)).collect(),
+            outcome: self.outcome.word().to_owned(),
+            status: self.status,
+            duration_ms: millis(self.duration),
+            queued_ms: self.queued.map(millis),
+        }
+    }
+}
+
+impl KeptAttempt {
+    fn trace(&self, names: &Names) -> AttemptTrace {
+        let candidate = |candidate: &balance::Candidate| Candidate {
+            backend: (*candidate.backend).to_owned(),
+            score: candidate.score,
+            barred: candidate.barred,
+        };
+        AttemptTrace {
+            at_ms: millis(self.at),
+            tier: self.tier,
+            pool: self.pool,
+            model: self.model.as_deref().unwrap_or(names.model()).to_owned(),
+            backend: self.backend.as_deref().unwrap_or_default().to_owned(),
+            candidates: self.candidates.iter().map(candidate).collect(),
+            first_byte_ms: self.first_byte.map(millis),
+            took_ms: self.took.map_or(0, millis),
+            result: self.result.clone().into_owned(),
+            hedge: self.hedge,
+        }
+    }
+}
+
+/// Whole milliseconds.
+fn millis(time: Duration) -> u64 {
+    time.as_millis() as u64
 }
 
 fn text<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
@@ -101,9 +206,33 @@ pub struct RecentTraces {
     ring: Mutex<Ring>,
 }
 
-/// From the oldest to the newest. Each request adds one and look-ups are rare, so there is no index by
-/// id.
-type Ring = VecDeque<Arc<Trace>>;
+/// Each request adds one and look-ups are rare, so there is no index by id.
+#[derive(Default)]
+struct Ring {
+    /// From the oldest to the newest.
+    kept: VecDeque<Box<KeptRequest>>,
+    /// How many were dropped before the oldest.
+    dropped: u64,
+}
+
+impl Ring {
+    /// Takes the oldest out that are more than this many, for the caller to drop without the lock.
+    fn surplus(&mut self, capacity: usize) -> Vec<Box<KeptRequest>> {
+        let surplus = self.kept.len().saturating_sub(capacity);
+        self.dropped += surplus as u64;
+        self.kept.drain(..surplus).collect()
+    }
+
+    fn push(&mut self, kept: Box<KeptRequest>, capacity: usize) -> Option<Box<KeptRequest>> {
+        let oldest = if self.kept.len() >= capacity { self.kept.pop_front() } else { None };
+        self.dropped += u64::from(oldest.is_some());
+        self.kept.push_back(kept);
+        oldest
+    }
+}
+
+/// How many are looked at in a search before requests get the lock.
+const STEP: u64 = 1024;
 
 impl RecentTraces {
     /// How many are kept; 0: none, and no traces need to be made.
@@ -116,41 +245,43 @@ impl RecentTraces {
         // Under the lock, so that no trace is added by the old capacity afterwards.
         let mut ring = lock(&self.ring);
         self.capacity.store(capacity, Ordering::Relaxed);
-        let surplus = ring.len().saturating_sub(capacity);
-        let dropped: Vec<_> = ring.drain(..surplus).collect();
+        let dropped = ring.surplus(capacity);
         drop(ring);
         drop(dropped);
     }
 
     /// Keeps a trace, and drops the oldest one if there are too many.
-    pub fn put(&self, mut trace: Trace) {
-        shorten(&mut trace.model);
-        let trace = Arc::new(trace);
+    pub fn put(&self, kept: KeptRequest) {
+        let kept = Box::new(kept);
         let mut ring = lock(&self.ring);
         let capacity = self.capacity();
         if capacity == 0 {
             return;
         }
-        let oldest = if ring.len() >= capacity { ring.pop_front() } else { None };
-        ring.push_back(trace);
+        let oldest = ring.push(kept, capacity);
         drop(ring);
         // Freed without the lock.
         drop(oldest);
     }
 
     /// The newest trace with this id: clients choose ids and may reuse one.
-    pub fn find(&self, request_id: &str) -> Option<Arc<Trace>> {
-        // Searched without the lock.
-        let traces: Vec<_> = lock(&self.ring).iter().cloned().collect();
-        traces.into_iter().rev().find(|trace| trace.request_id == request_id)
-    }
-}
-
-fn shorten(name: &mut String) {
-    if name.len() > MODEL_BYTES {
-        name.truncate(name.floor_char_boundary(MODEL_BYTES));
-        name.push('…');
-        name.shrink_to_fit();
+    pub fn find(&self, request_id: &str) -> Option<Trace> {
+        let mut end = u64::MAX;
+        loop {
+            let ring = lock(&self.ring);
+            let first = ring.dropped;
+            end = end.min(first + ring.kept.len() as u64);
+            let from = end.saturating_sub(STEP).max(first);
+            if from >= end {
+                return None;
+            }
+            let step = (from - first) as usize..(end - first) as usize;
+            let mut newest = ring.kept.range(step).rev();
+            if let Some(kept) = newest.find(|kept| kept.request_id.as_str() == request_id) {
+                return Some(kept.trace());
+            }
+            end = from;
+        }
     }
 }
 
@@ -160,18 +291,16 @@ mod tests {
 
     use super::*;
 
-    fn trace(id: &str, status: u16) -> Trace {
-        Trace {
-            request_id: id.to_owned(),
-            time: Timestamp::UNIX_EPOCH,
-            model: "m".to_owned(),
-            key_id: String::new(),
-            user_id: String::new(),
-            tries: Vec::new(),
-            outcome: "complete".to_owned(),
+    fn trace(id: &str, status: u16) -> KeptRequest {
+        KeptRequest {
+            request_id: RequestId::accept(id.as_bytes()).unwrap(),
+            arrived: Timestamp::UNIX_EPOCH,
+            names: Names::new("m", "", ""),
+            attempts: Vec::new(),
+            outcome: Outcome::Complete,
             status,
-            duration_ms: 1,
-            queued_ms: None,
+            duration: Duration::from_millis(1),
+            queued: None,
         }
     }
 
@@ -189,18 +318,33 @@ mod tests {
         explains.resize(1);
         assert_eq!((known("b"), known("c")), (false, true));
         explains.resize(0);
-        assert!(!known("c") && lock(&explains.ring).is_empty());
+        assert!(!known("c") && lock(&explains.ring).kept.is_empty());
     }
 
     #[test]
     fn names_that_clients_make_long_are_cut() {
         let explains = RecentTraces::default();
         explains.resize(1);
-        explains.put(Trace { model: "ä".repeat(10_001), ..trace("a", 200) });
+        let names = Names::new(&"ä".repeat(10_001), "key", "user");
+        explains.put(KeptRequest { names, ..trace("a", 200) });
         let kept = explains.find("a").unwrap();
         assert!(kept.model.starts_with("ää") && kept.model.len() <= MODEL_BYTES + 3);
-        let json = serde_json::to_value(&*kept).unwrap();
+        assert_eq!((kept.key_id.as_str(), kept.user_id.as_str()), ("key", "user"));
+        let json = serde_json::to_value(&kept).unwrap();
         assert_eq!(json["time"], "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn an_old_one_is_found_among_many() {
+        let explains = RecentTraces::default();
+        explains.resize(5000);
+        for n in 0..7000u16 {
+            explains.put(trace(&n.to_string(), n));
+        }
+        for n in [1999, 2000, 4000, 6999, 7000] {
+            let found = explains.find(&n.to_string()).map(|trace| trace.status);
+            assert_eq!(found, (2000..7000).contains(&n).then_some(n));
+        }
     }
 
     proptest! {
@@ -222,7 +366,7 @@ mod tests {
                     let expected = kept.iter().rfind(|(i, _)| *i == id).map(|(_, n)| *n);
                     prop_assert_eq!(explains.find(&id.to_string()).map(|t| t.status), expected);
                 }
-                prop_assert!(lock(&explains.ring).len() <= capacity);
+                prop_assert!(lock(&explains.ring).kept.len() <= capacity);
             }
         }
     }

@@ -42,7 +42,7 @@ pub fn finish(old: &Snapshot, next: &Snapshot, carry: &Carry) {
 }
 
 fn names(snapshot: &Snapshot) -> BTreeSet<String> {
-    snapshot.endpoints.iter().map(|e| e.name.clone()).collect()
+    snapshot.endpoints.iter().map(|e| (*e.name).to_owned()).collect()
 }
 
 fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {

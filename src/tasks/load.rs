@@ -105,7 +105,7 @@ async fn update_metrics(live: &Live, carry: &Carry) {
 }
 
 fn update(metrics: &BalanceMetrics, endpoint: &Endpoint, now: Instant) {
-    let name = endpoint.name.as_str();
+    let name = &*endpoint.name;
     metrics.in_flight.with_label_values(&[name]).set(endpoint.in_flight() as i64);
     endpoint.update_circuit_gauge();
     let Some((reading, at)) = endpoint.load() else { return };

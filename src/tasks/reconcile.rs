@@ -70,7 +70,7 @@ pub async fn run(live: Arc<Live>, carry: Arc<Carry>) {
         let readings = join_all(wanted.iter().map(|e| read(e, &scrape, &carry.client))).await;
         let now = Instant::now();
         for (endpoint, reading) in wanted.iter().zip(readings) {
-            let new = || Track { name: endpoint.name.clone(), ..Track::default() };
+            let new = || Track { name: (*endpoint.name).to_owned(), ..Track::default() };
             let track = tracks.entry(endpoint.id).or_insert_with(new);
             if let Some((counted, metered)) = reading {
                 track.add(now, counted, metered);
@@ -99,7 +99,7 @@ fn keep(tracks: &mut HashMap<u32, Track>, wanted: &[Arc<Endpoint>], metrics: &Dr
     let names: Vec<String> = removed.map(|(_, track)| track.name).collect();
     for name in names {
         // Another endpoint may have the name now.
-        if !wanted.iter().any(|e| e.name == name) {
+        if !wanted.iter().any(|e| *e.name == name) {
             metrics.forget(&name);
         }
     }

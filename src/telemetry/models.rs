@@ -1,9 +1,6 @@
 //! Metered tokens by model. Clients choose the names, and each name is a label: their number is bounded here.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
@@ -35,8 +32,19 @@ pub struct ModelTokens {
 
 #[derive(Clone, Default)]
 struct LabelledModels {
-    models: HashMap<Box<str>, TokenCounters>,
+    /// Sorted by name: to compare a few names costs less than to hash one.
+    models: Vec<(Box<str>, TokenCounters)>,
     learned: usize,
+}
+
+impl LabelledModels {
+    fn place(&self, model: &str) -> Result<usize, usize> {
+        self.models.binary_search_by(|(name, _)| (**name).cmp(model))
+    }
+
+    fn get(&self, model: &str) -> Option<&TokenCounters> {
+        self.place(model).ok().map(|place| &self.models[place].1)
+    }
 }
 
 /// The two counters of a model.
@@ -85,7 +93,7 @@ impl ModelTokens {
             return self.other.add(prompt, completion);
         };
         let labelled = self.labelled.load();
-        match labelled.models.get(model) {
+        match labelled.get(model) {
             Some(own) => own.add(prompt, completion),
             None => self.learn(model, &labelled, named).add(prompt, completion),
         }
@@ -107,14 +115,13 @@ impl ModelTokens {
         }
         let _guard = lock(&self.learning);
         let mut next = LabelledModels::clone(&self.labelled.load());
-        if let Some(own) = next.models.get(model) {
-            return own.clone();
-        }
-        if !room(&next) {
-            return self.other.clone();
-        }
+        let place = match next.place(model) {
+            Ok(place) => return next.models[place].1.clone(),
+            Err(_) if !room(&next) => return self.other.clone(),
+            Err(place) => place,
+        };
         let own = TokenCounters::new(&self.counters, model);
-        next.models.insert(model.into(), own.clone());
+        next.models.insert(place, (model.into(), own.clone()));
         next.learned += usize::from(!named);
         self.labelled.store(Arc::new(next));
         own

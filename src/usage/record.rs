@@ -6,7 +6,9 @@ use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::Recursiv
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::base::{Outcome, Principal, RequestId, TokenCounts, UsageSource};
+use crate::base::{
+    Outcome, Principal, RequestId, TokenCounts, UsageSource, render, secret::Masked,
+};
 
 /// The version of the schema of records. Fields may be added without a new version; receivers ignore
 /// unknown fields.
@@ -161,8 +163,7 @@ pub struct Draft {
     pub record_id: u128,
     pub request_id: RequestId,
     pub who: Option<Arc<Principal>>,
-    /// The key, masked as configured.
-    pub api_key: String,
+    pub api_key: ShownKey,
     pub model: Option<String>,
     pub response_model: Option<Box<str>>,
     pub counts: TokenCounts,
@@ -181,14 +182,175 @@ pub struct Draft {
     pub tries: u32,
 }
 
+/// The caller's key, as the configuration wants it in records.
+#[derive(Debug)]
+pub enum ShownKey {
+    None,
+    Masked(Masked),
+    Plain(String),
+}
+
+impl ShownKey {
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::None => "",
+            Self::Masked(masked) => masked.as_str(),
+            Self::Plain(key) => key,
+        }
+    }
+}
+
+/// Writes the members of an object. The keys are written as they stand in the code, with all that
+/// comes before their values.
+struct Members<'a>(&'a mut Vec<u8>);
+
+impl Members<'_> {
+    #[inline]
+    fn raw(&mut self, text: &str) {
+        self.0.extend_from_slice(text.as_bytes());
+    }
+
+    #[inline]
+    fn text(&mut self, key: &str, text: &str) {
+        self.raw(key);
+        render::json_string(self.0, text);
+    }
+
+    /// Nothing if the text is empty.
+    #[inline]
+    fn some_text(&mut self, key: &str, text: &str) {
+        if !text.is_empty() {
+            self.text(key, text);
+        }
+    }
+
+    #[inline]
+    fn number(&mut self, key: &str, number: u64) {
+        self.raw(key);
+        render::integer(self.0, number);
+    }
+
+    #[inline]
+    fn some_number(&mut self, key: &str, number: Option<u64>) {
+        if let Some(number) = number {
+            self.number(key, number);
+        }
+    }
+
+    fn value(&mut self, value: &impl Serialize) {
+        // Values that JSON cannot hold, and errors of memory, do not occur.
+        serde_json::to_writer(&mut *self.0, value).ok();
+    }
+
+    fn metadata(&mut self, metadata: &Map<String, Value>) {
+        let mut before = ",\"metadata\":{";
+        for (key, value) in metadata {
+            self.text(before, key);
+            match value {
+                Value::String(text) => self.text(":", text),
+                other => {
+                    self.raw(":");
+                    self.value(other);
+                }
+            }
+            before = ",";
+        }
+        if !metadata.is_empty() {
+            self.raw("}");
+        }
+    }
+
+    fn counts(&mut self, before: &str, counts: &TokenCounts) {
+        self.raw(before);
+        self.number("\"prompt_tokens\":", counts.prompt);
+        self.number(",\"completion_tokens\":", counts.completion);
+        self.number(",\"total_tokens\":", counts.total);
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    time.as_millis() as u64
+}
+
 impl Draft {
-    /// The record with this number of this process.
+    /// Writes the [`Record`] with this number of this process, byte for byte as serde would.
+    pub fn write(&self, out: &mut Vec<u8>, process: &str, sequence: u64) {
+        let mut members = Members(out);
+        members.raw("{\"record_id\":\"rec_");
+        render::hex(members.0, self.record_id);
+        members.number("\",\"version\":", VERSION.into());
+        members.text(",\"process\":", process);
+        members.number(",\"sequence\":", sequence);
+        members.text(",\"request_id\":", self.request_id.as_str());
+        self.write_caller(&mut members);
+        members.text(",\"model\":", self.model.as_deref().unwrap_or_default());
+        if let Some(model) = self.response_model.as_deref() {
+            members.text(",\"response_model\":", model);
+        }
+        members.counts(",", &self.counts);
+        members.some_number(",\"cached_tokens\":", self.counts.cached);
+        members.some_number(",\"reasoning_tokens\":", self.counts.reasoning);
+        if let Some(cost) = &self.cost {
+            members.raw(",\"cost\":");
+            members.value(cost);
+        }
+        members.raw(if self.stream { ",\"is_stream\":true" } else { ",\"is_stream\":false" });
+        self.write_course(&mut members);
+    }
+
+    /// The members about the caller.
+    fn write_caller(&self, members: &mut Members<'_>) {
+        let who = self.who.as_deref();
+        members.text(",\"user_id\":", who.map_or("", |who| &who.user_id));
+        members.text(",\"api_key\":", self.api_key.as_str());
+        let Some(who) = who else { return };
+        members.some_text(",\"key_id\":", &who.key_id);
+        members.some_text(",\"key_name\":", &who.name);
+        members.some_text(",\"team\":", &who.team);
+        members.some_text(",\"tier\":", &who.tier);
+        members.metadata(&who.metadata);
+        if !who.tags.is_empty() {
+            members.raw(",\"tags\":");
+            members.value(&who.tags);
+        }
+    }
+
+    /// The members about where the request went and how it ended, and the end of the object.
+    fn write_course(&self, members: &mut Members<'_>) {
+        members.text(",\"endpoint\":", self.path);
+        members.raw(",\"timestamp\":\"");
+        render::timestamp(members.0, self.arrived);
+        members.text("\",\"backend_url\":", self.backend_url.as_deref().unwrap_or_default());
+        members.text(",\"path\":", self.path);
+        members.text(",\"method\":", self.method.as_str());
+        members.number(",\"status_code\":", self.status.into());
+        members.number(",\"latency_ms\":", millis(self.latency));
+        match self.ttft {
+            Some(time) => members.number(",\"ttft_ms\":", millis(time)),
+            None => members.raw(",\"ttft_ms\":null"),
+        }
+        members.some_number(",\"queue_ms\":", self.queued.map(millis));
+        members.number(",\"tries\":", self.tries.into());
+        members.raw(",\"outcome\":\"");
+        members.raw(self.outcome.word());
+        members.raw("\",\"usage_source\":\"");
+        members.raw(self.source.word());
+        match self.source {
+            UsageSource::None => members.raw("\",\"usage\":null}"),
+            UsageSource::Final | UsageSource::Partial => {
+                members.counts("\",\"usage\":{", &self.counts);
+                members.raw("}}");
+            }
+        }
+    }
+
+    /// The record with this number of this process: what [`Self::write`] has to write.
+    #[cfg(test)]
     pub fn record<'a>(&'a self, process: &'a str, sequence: u64) -> Record<'a> {
         let who = self.who.as_deref();
         let text = |field: fn(&Principal) -> &String| {
             Cow::Borrowed(who.map_or("", |principal| field(principal).as_str()))
         };
-        let millis = |time: Duration| time.as_millis() as u64;
         let counts = self.counts;
         Record {
             record_id: format!("rec_{:032x}", self.record_id).into(),
@@ -230,6 +392,112 @@ impl Draft {
                 completion_tokens: counts.completion,
                 total_tokens: counts.total,
             }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, option, prelude::*};
+    use serde_json::json;
+
+    use super::*;
+
+    fn name() -> impl Strategy<Value = String> {
+        prop_oneof![Just(String::new()), "[ -~]{0,20}", any::<String>()]
+    }
+
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            name().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<bool>().prop_map(Value::from),
+            (name(), name()).prop_map(|(key, text)| json!({key: [text, null, {}]})),
+        ]
+    }
+
+    prop_compose! {
+        fn principal()(
+            texts in vec(name(), 5),
+            metadata in vec((name(), value()), 0..4),
+            tags in vec(name(), 0..3),
+        ) -> Principal {
+            let [key_id, user_id, name, team, tier] = texts.try_into().unwrap();
+            let metadata = metadata.into_iter().collect();
+            Principal { key_id, user_id, name, team, tier, metadata, tags, ..Principal::default() }
+        }
+    }
+
+    prop_compose! {
+        fn counts()(
+            (prompt, completion, total) in any::<(u64, u64, u64)>(),
+            cached in any::<Option<u64>>(),
+            reasoning in any::<Option<u64>>(),
+        ) -> TokenCounts {
+            TokenCounts { prompt, completion, total, cached, reasoning }
+        }
+    }
+
+    fn key(form: u8, key: String) -> ShownKey {
+        match form {
+            0 => ShownKey::None,
+            1 => ShownKey::Masked(Masked::new(&key)),
+            _ => ShownKey::Plain(key),
+        }
+    }
+
+    prop_compose! {
+        fn draft()(
+            (record_id, status, tries, stream) in any::<(u128, u16, u32, bool)>(),
+            request_id in "[A-Za-z0-9._:-]{1,128}",
+            who in option::of(principal()),
+            (form, shown) in (0u8..3, name()),
+            (model, response_model, url) in (option::of(name()), option::of(name()), option::of(name())),
+            counts in counts(),
+            cost in option::of(any::<f64>()),
+            (source, outcome) in (0usize..3, 0usize..4),
+            arrived in -9_999_999_999i64..253_402_207_200_000,
+            (latency, ttft, queued) in any::<(Duration, Option<Duration>, Option<Duration>)>(),
+            method in "[A-Z]{1,12}",
+        ) -> Draft {
+            use Outcome::{ClientAborted, Complete, Rejected, UpstreamError};
+            Draft {
+                record_id,
+                request_id: RequestId::accept(request_id.as_bytes()).unwrap(),
+                who: who.map(Arc::new),
+                api_key: key(form, shown),
+                model,
+                response_model: response_model.map(Into::into),
+                counts,
+                source: [UsageSource::None, UsageSource::Final, UsageSource::Partial][source],
+                outcome: [Complete, ClientAborted, UpstreamError, Rejected][outcome],
+                cost,
+                stream,
+                path: "/v1/chat/completions",
+                arrived: jiff::Timestamp::from_millisecond(arrived).unwrap(),
+                backend_url: url.map(Into::into),
+                method: method.parse().unwrap(),
+                status,
+                latency,
+                ttft,
+                queued,
+                tries,
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn records_are_written_as_serde_writes_them(
+            draft in draft(), process in name(), sequence in any::<u64>(),
+        ) {
+            let mut written = b"before".to_vec();
+            draft.write(&mut written, &process, sequence);
+            let expected = serde_json::to_string(&draft.record(&process, sequence)).unwrap();
+            prop_assert_eq!(String::from_utf8(written).unwrap(), format!("before{expected}"));
         }
     }
 }

@@ -534,8 +534,7 @@ fn candidates_say_how_the_backends_stand() {
         .busy_at(None, bed.now);
     let excluded = [bed.endpoints[4].id];
     let candidates = bed.pool.candidates(&PickRequest { excluded: &excluded, ..bed.request() }, 10);
-    let actual: Vec<_> =
-        candidates.iter().map(|c| (c.backend.as_str(), c.score, c.barred)).collect();
+    let actual: Vec<_> = candidates.iter().map(|c| (&*c.backend, c.score, c.barred)).collect();
     let expected = [
         ("b0", Some(0.0), Some("draining")),
         ("b1", Some(0.0), Some("open")),

@@ -1,6 +1,6 @@
 //! Why an attempt failed.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use crate::{base::FaultKind, config::plan::RetryOn};
 
@@ -35,13 +35,13 @@ impl Cause {
     }
 
     /// The result of its attempt in the timeline.
-    pub fn result(self) -> String {
+    pub fn result(self) -> Cow<'static, str> {
         match self {
-            Self::Status(status) => format!("status {status}"),
-            Self::Busy(None) => "busy".to_owned(),
-            Self::Busy(Some(pause)) => format!("busy for {} s", pause.as_secs()),
-            Self::Fault(_) if self.is_unsent() => self.word().to_owned(),
-            cause => format!("{} before content", cause.word()),
+            Self::Status(status) => format!("status {status}").into(),
+            Self::Busy(None) => "busy".into(),
+            Self::Busy(Some(pause)) => format!("busy for {} s", pause.as_secs()).into(),
+            Self::Fault(_) if self.is_unsent() => self.word().into(),
+            cause => format!("{} before content", cause.word()).into(),
         }
     }
 

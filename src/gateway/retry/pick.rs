@@ -99,10 +99,8 @@ impl RetryPolicy {
         let PlannedAttempt { choice, model, tier, pool, candidates } = picked;
         let explains = view.carry.explains.capacity() > 0;
         let span = explains.then(|| {
-            let asked = view.request.model.as_deref();
-            let model = model.as_deref().or(asked).unwrap_or_default().to_owned();
-            let search = Search { tier, pool, model, candidates };
-            timeline.begin(view.request.arrived, search, &choice.endpoint.name)
+            let search = Search { tier, pool, model: model.clone(), candidates };
+            timeline.begin(view.request.arrived, search, Arc::clone(&choice.endpoint.name))
         });
         self.begun += 1;
         self.tier = tier;
@@ -198,7 +196,7 @@ impl RetryPolicy {
         };
         let explains = &view.carry.explains;
         // As they stand before one is chosen; a sole one is of interest only if it is not.
-        let mut candidates = match pool.len() > 1 {
+        let candidates = match pool.len() > 1 {
             true => timeline::candidates(explains, pool, &request),
             false => Vec::new(),
         };
@@ -208,10 +206,8 @@ impl RetryPolicy {
                 Ok(PlannedAttempt { choice, tier, pool, model, candidates })
             }
             Err(none) => {
-                if candidates.is_empty() {
-                    candidates = timeline::candidates(explains, pool, &request);
-                }
-                let (pool, model) = (split.pool, model.to_owned());
+                let candidates = timeline::barred(explains, pool, &request);
+                let (pool, model) = (split.pool, split.model.clone());
                 timeline.no_backend(view.request.arrived, Search { tier, pool, model, candidates });
                 Err(none)
             }

@@ -24,6 +24,10 @@ const AHEAD: usize = 256;
 /// The longest wait before the reader checks the spool by itself.
 const CHECK: Duration = Duration::from_secs(1);
 
+/// How often it looks whether a batch is full. It is not woken by each record: under load that would
+/// cost more than the delivery.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// Records that are delivered together.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -86,12 +90,16 @@ impl Reader {
         let end = Instant::now() + left;
         while self.read.len() < self.pace.batch {
             let left = end.saturating_duration_since(Instant::now());
-            let more = self.read_on().await;
-            if left.is_zero() || self.carry.draining.load(Ordering::Relaxed) {
+            let over = left.is_zero() || self.carry.draining.load(Ordering::Relaxed);
+            let waiting = self.spool.end().saturating_sub(self.next);
+            let full = self.read.len() as u64 + waiting >= self.pace.batch as u64;
+            // Those that wait are read when the batch is complete, not a few at a time.
+            let more = (over || full) && self.read_on().await;
+            if over {
                 return;
             }
             if !more {
-                self.wait(left.min(Duration::from_millis(100))).await;
+                sleep(left.min(LOOK)).await;
             }
         }
     }

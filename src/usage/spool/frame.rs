@@ -42,13 +42,17 @@ pub fn size(entry: &Entry) -> u64 {
 }
 
 pub fn encode(out: &mut Vec<u8>, entry: &Entry) {
-    let (index, time) = (entry.index.to_le_bytes(), entry.time.to_le_bytes());
-    out.extend_from_slice(&MARKER);
-    out.extend_from_slice(&(entry.json.len() as u32).to_le_bytes());
-    out.extend_from_slice(&checksum(&index, &time, &entry.json).to_le_bytes());
-    out.extend_from_slice(&index);
-    out.extend_from_slice(&time);
+    let start = out.len();
+    let mut head = [0; HEAD];
+    head[..4].copy_from_slice(&MARKER);
+    head[4..8].copy_from_slice(&(entry.json.len() as u32).to_le_bytes());
+    head[12..20].copy_from_slice(&entry.index.to_le_bytes());
+    head[20..].copy_from_slice(&entry.time.to_le_bytes());
+    out.extend_from_slice(&head);
     out.extend_from_slice(&entry.json);
+    // Over index, time and JSON, which now lie side by side.
+    let sum = crc32fast::hash(&out[start + 12..]);
+    out[start + 8..start + 12].copy_from_slice(&sum.to_le_bytes());
 }
 
 fn checksum(index: &[u8], time: &[u8], json: &[u8]) -> u32 {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::{
     entry::Entry,
@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Writes records until the spool is dropped.
 pub fn run(spool: &Weak<Spool>) {
-    let mut writer = Writer { sequence: 0, spare: Vec::new() };
+    let mut writer = Writer::default();
     while let Some(spool) = spool.upgrade() {
         writer.run_once(&spool);
     }
@@ -57,10 +57,20 @@ pub fn sync(spool: &Weak<Spool>) {
     }
 }
 
+/// Memory for records is taken in pieces of this size, which many batches share.
+const PIECE: usize = 64 << 10;
+
+#[derive(Default)]
 struct Writer {
     /// The last sequence number used.
     sequence: u64,
     spare: Vec<Draft>,
+    /// The records of a batch, one after the other.
+    text: Vec<u8>,
+    /// Where each of them ends.
+    ends: Vec<usize>,
+    /// The rest of a piece of memory.
+    piece: BytesMut,
 }
 
 impl Writer {
@@ -88,24 +98,32 @@ impl Writer {
     fn write(&mut self, spool: &Spool, drafts: &[Draft]) {
         let first = spool.log.end();
         let time = jiff::Timestamp::now().as_millisecond();
-        let mut text = Vec::with_capacity(drafts.len() * 1024);
-        let mut ends = Vec::with_capacity(drafts.len());
+        self.text.clear();
+        self.ends.clear();
         for draft in drafts {
             self.sequence += 1;
-            let record = draft.record(&spool.process, self.sequence);
-            if let Err(e) = serde_json::to_writer(&mut text, &record) {
-                // Serializing to memory does not fail.
-                log::error!("usage record of request {}: {e}", draft.request_id);
-            }
-            ends.push(text.len());
+            draft.write(&mut self.text, &spool.process, self.sequence);
+            self.ends.push(self.text.len());
         }
-        let (text, mut start) = (Bytes::from(text), 0);
-        let entry = |(i, end): (usize, usize)| {
-            let json = text.slice(std::mem::replace(&mut start, end)..end);
+        let mut text = self.keep();
+        let mut start = 0;
+        let entry = |(i, end): (usize, &usize)| {
+            let json = text.split_to(end - std::mem::replace(&mut start, *end));
             Entry { index: first + i as u64, time, json }
         };
-        let entries = ends.into_iter().enumerate().map(entry).collect();
+        let entries = self.ends.iter().enumerate().map(entry).collect();
         append(spool, entries);
+    }
+
+    /// The text of the batch, in memory that its records keep. The buffer itself is used again.
+    fn keep(&mut self) -> Bytes {
+        if self.piece.capacity() < self.text.len() {
+            self.piece.reserve(self.text.len().max(PIECE));
+        }
+        self.piece.extend_from_slice(&self.text);
+        // A batch after a long pause of the disk may be large.
+        self.text.shrink_to(PIECE);
+        self.piece.split().freeze()
     }
 }
 

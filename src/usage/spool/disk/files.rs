@@ -22,12 +22,17 @@ use crate::{
     },
 };
 
+/// Bytes of the buffer that are kept between batches.
+const BUFFER: usize = 64 << 10;
+
 /// A log on disk.
 pub struct DiskLog {
     pub(super) folder: PathBuf,
     /// The file of the last segment. Only the thread that appends holds the lock for long; the thread that
     /// syncs clones the file.
     pub(super) active: Mutex<Arc<File>>,
+    /// For the thread that appends: what it writes next. Kept between batches.
+    pub(super) buffer: Mutex<Vec<u8>>,
     pub(super) state: Mutex<LogState>,
     /// The files of the positions. They have a lock of their own, because saving writes to disk.
     pub(super) positions: Mutex<BTreeMap<String, PositionFile>>,
@@ -41,7 +46,9 @@ pub struct DiskLog {
 impl DiskLog {
     /// Appends records to the active segment.
     pub(super) fn write(&self, file: &File, records: &[Entry]) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(records.iter().map(frame::size).sum::<u64>() as usize);
+        let mut bytes = lock(&self.buffer);
+        bytes.clear();
+        bytes.shrink_to(BUFFER);
         records.iter().for_each(|record| frame::encode(&mut bytes, record));
         let at = lock(&self.state).segments.back().map_or(0, |active| active.bytes);
         if let Err(e) = file.write_all_at(&bytes, at) {

@@ -81,6 +81,7 @@ impl DiskLog {
         let disk = Self {
             folder: folder.to_owned(),
             active: Mutex::new(Arc::new(active)),
+            buffer: Mutex::default(),
             state: Mutex::new(LogState {
                 segments,
                 end: next,

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     base::limits::OwnLimits,
-    lua::{self, Globals, Job, json},
+    lua::{self, Either, Globals, Job, json},
 };
 
 /// Largest size of a field of a verdict, in bytes.
@@ -190,17 +190,16 @@ fn request_table(globals: &Globals<'_>, request: &RequestView<'_>) -> lua::Resul
 fn verdict(table: &lua::Table) -> Result<Verdict, String> {
     let mut verdict = Verdict { allow: true, ..Verdict::default() };
     let mut fields = 0;
-    let read = table.for_each::<lua::Value, lua::Value>(|name, value| {
+    // Names are read as texts, which needs no handles. No field is called as a number is written.
+    let read = table.for_each::<Either<String, lua::Value>, lua::Value>(|name, value| {
         fields += 1;
         if fields > MOST_FIELDS {
             let why = format!("it has more than {MOST_FIELDS} fields");
             return Err(lua::Error::runtime(why));
         }
         match name {
-            lua::Value::String(name) => {
-                verdict.read(&name.as_bytes(), &value).map_err(lua::Error::runtime)
-            }
-            _ => Ok(()),
+            Either::Left(name) => verdict.read(&name, &value).map_err(lua::Error::runtime),
+            Either::Right(_) => Ok(()),
         }
     });
     read.map_err(|e| e.to_string())?;
@@ -209,36 +208,34 @@ fn verdict(table: &lua::Table) -> Result<Verdict, String> {
 
 impl Verdict {
     /// Reads one field; unknown fields are ignored.
-    fn read(&mut self, name: &[u8], value: &lua::Value) -> Result<(), String> {
+    fn read(&mut self, name: &str, value: &lua::Value) -> Result<(), String> {
         let json =
             |name: &str| json::from_lua(value, LARGEST).map_err(|e| format!("`{name}`: {e}"));
         match (name, value) {
-            (b"allow", lua::Value::Boolean(allow)) => self.allow = *allow,
-            (b"allow", other) => {
+            ("allow", lua::Value::Boolean(allow)) => self.allow = *allow,
+            ("allow", other) => {
                 return Err(format!("`allow` is a {}, not true or false", other.type_name()));
             }
-            (b"message", lua::Value::String(text)) => {
+            ("message", lua::Value::String(text)) => {
                 self.message = Some(text.to_string_lossy().chars().take(LONGEST).collect());
             }
-            (b"message", other) => {
+            ("message", other) => {
                 return Err(format!("`message` is a {}, not a string", other.type_name()));
             }
-            (b"status", lua::Value::Integer(n @ 400..600)) => self.status = Some(*n as u16),
-            (b"status", lua::Value::Number(n))
-                if n.fract() == 0.0 && (400.0..600.0).contains(n) =>
-            {
+            ("status", lua::Value::Integer(n @ 400..600)) => self.status = Some(*n as u16),
+            ("status", lua::Value::Number(n)) if n.fract() == 0.0 && (400.0..600.0).contains(n) => {
                 self.status = Some(*n as u16);
             }
-            (b"status", _) => {
+            ("status", _) => {
                 return Err("`status` is not a number between 400 and 599".to_owned());
             }
-            (b"metadata", _) => match json("metadata")? {
+            ("metadata", _) => match json("metadata")? {
                 Value::Object(map) => self.metadata = map,
                 // An empty Lua table may become an empty list.
                 Value::Array(empty) if empty.is_empty() => {}
                 _ => return Err("`metadata` is not a table with string keys".to_owned()),
             },
-            (b"limits", _) => {
+            ("limits", _) => {
                 let limits = match json("limits")? {
                     Value::Array(empty) if empty.is_empty() => Map::new().into(),
                     limits => limits,
@@ -246,9 +243,9 @@ impl Verdict {
                 let own = OwnLimits::read(&limits).map_err(|e| format!("`limits`: {e}"))?;
                 (self.limits, self.own_limits) = (Some(limits), Some(Arc::new(own)));
             }
-            (b"tags", _) => self.tags = tags(json("tags")?)?,
-            (b"tier", lua::Value::String(name)) => self.tier = Some(name.to_string_lossy()),
-            (b"tier", other) => {
+            ("tags", _) => self.tags = tags(json("tags")?)?,
+            ("tier", lua::Value::String(name)) => self.tier = Some(name.to_string_lossy()),
+            ("tier", other) => {
                 return Err(format!("`tier` is a {}, not a string", other.type_name()));
             }
             _ => {}

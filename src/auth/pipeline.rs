@@ -289,7 +289,7 @@ impl Auth {
                     if identified.records.len() > 1 {
                         metadata.extend(verdict.metadata.clone());
                     }
-                    with_verdict(&record.principal, verdict)
+                    with_verdict(record, verdict)
                 }
             };
             stage.allowed.inc();
@@ -462,7 +462,8 @@ fn reason(why: KeyInvalid) -> Reason {
 }
 
 /// The caller with the changes that a script has made.
-fn with_verdict(known: &Arc<Principal>, verdict: Verdict) -> Arc<Principal> {
+fn with_verdict(record: &KeyRecord, verdict: Verdict) -> Arc<Principal> {
+    let known = &record.principal;
     let unchanged = verdict.metadata.is_empty()
         && verdict.limits.is_none()
         && verdict.tags.is_empty()
@@ -470,7 +471,30 @@ fn with_verdict(known: &Arc<Principal>, verdict: Verdict) -> Arc<Principal> {
     if unchanged {
         return Arc::clone(known);
     }
-    let mut principal = Principal::clone(known);
+    let decided = record.decided.load();
+    if let Some(decided) = &*decided
+        && is_result(decided, known, &verdict)
+    {
+        return Arc::clone(decided);
+    }
+    let principal = Arc::new(changed(known, verdict));
+    record.decided.store(Some(Arc::clone(&principal)));
+    principal
+}
+
+/// Whether a verdict would change a caller to this one. False where that is not simple to tell.
+fn is_result(decided: &Principal, known: &Principal, verdict: &Verdict) -> bool {
+    // The names follow from the metadata.
+    known.metadata.is_empty()
+        && known.tags.is_empty()
+        && decided.metadata == verdict.metadata
+        && decided.tags == verdict.tags
+        && decided.tier == *verdict.tier.as_ref().unwrap_or(&known.tier)
+        && decided.limits.as_ref() == verdict.own_limits.as_ref().or(known.limits.as_ref())
+}
+
+fn changed(known: &Principal, verdict: Verdict) -> Principal {
+    let mut principal = known.clone();
     let field = |name: &str| verdict.metadata.get(name).and_then(as_text);
     if let Some(user_id) = field("user_id") {
         principal.user_id = user_id;
@@ -487,7 +511,7 @@ fn with_verdict(known: &Arc<Principal>, verdict: Verdict) -> Arc<Principal> {
     principal.metadata.extend(verdict.metadata);
     principal.limits = verdict.own_limits.or(principal.limits);
     principal.tags.extend(verdict.tags);
-    Arc::new(principal)
+    principal
 }
 
 /// Merges two records of one caller: the later takes precedence over the earlier.

@@ -1,6 +1,6 @@
 //! Compiling scripts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mlua::{Error, Lua, LuaOptions, StdLib, chunk::ChunkMode};
 
@@ -21,6 +21,9 @@ pub struct Code {
     pub bytecode: Vec<u8>,
     /// The optional globals that the text mentions.
     pub mentions: Vec<&'static str>,
+    /// Whether a call can reach the table of its globals, or has set one: then every call gets a new
+    /// table.
+    own_globals: AtomicBool,
 }
 
 impl Code {
@@ -36,7 +39,17 @@ impl Code {
         let dynamic = text.contains("_ENV");
         let mentions = OPTIONAL.into_iter().filter(|name| dynamic || text.contains(name)).collect();
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { id, name: name.to_owned(), bytecode, mentions })
+        let own_globals = AtomicBool::new(dynamic);
+        Ok(Self { id, name: name.to_owned(), bytecode, mentions, own_globals })
+    }
+
+    pub fn has_own_globals(&self) -> bool {
+        self.own_globals.load(Ordering::Relaxed)
+    }
+
+    /// A call has set a global: others will too.
+    pub fn sets_globals(&self) {
+        self.own_globals.store(true, Ordering::Relaxed);
     }
 }
 

@@ -23,10 +23,12 @@ struct Interpreter {
     lua: Lua,
     clock: Clock,
     log: natives::Log,
-    /// Metatable of a call's globals.
+    /// Metatable of a call's own globals.
     meta: Table,
     /// Metatable of header tables.
     headers: Table,
+    /// For scripts that set no globals.
+    shared: SharedGlobals,
     loaded: HashMap<u64, Function>,
     /// The script that ran last, which is usually the only one.
     last: Option<(u64, Function)>,
@@ -34,8 +36,19 @@ struct Interpreter {
     at_rest: usize,
 }
 
+/// Globals for call after call of scripts that set none: cheaper than a table for every call. Empty
+/// between calls.
+struct SharedGlobals {
+    /// What the job sets.
+    inputs: Table,
+    /// What the script sees: itself empty, it shows the inputs and behind them the library.
+    view: Table,
+    /// Metatable of `view`.
+    meta: Table,
+}
+
 thread_local! {
-    static HERE: RefCell<Option<Interpreter>> = const { RefCell::new(None) };
+    static HERE: RefCell<Option<Box<Interpreter>>> = const { RefCell::new(None) };
 }
 
 /// Runs a script on this thread.
@@ -43,7 +56,7 @@ pub fn run<J: Job>(code: &Code, job: &J, limits: Limits) -> (Result<J::Answer, F
     let began = Instant::now();
     let mut account = Account::default();
     let kept = HERE.with_borrow_mut(Option::take).filter(|i| i.loaded.len() < LOADED);
-    let made = kept.map_or_else(Interpreter::new, Ok);
+    let made = kept.map_or_else(|| Interpreter::new().map(Box::new), Ok);
     let result = made.map_err(|e| Failure::Error(message(&e))).and_then(|mut interpreter| {
         let result = interpreter.call(code, job, limits, &mut account);
         // After such a failure the state of its values is unknown.
@@ -65,10 +78,14 @@ impl Interpreter {
         json::prepare(&lua)?;
         let native = natives::table(&lua, &clock, &log)?;
         let prelude = lua.load(include_str!("prelude.lua")).set_name("=prelude");
-        let (meta, headers) = prelude.call::<(Table, Table)>(native)?;
+        let (meta, headers, inputs, only_read) =
+            prelude.call::<(Table, Table, Table, Table)>(native)?;
+        let shared = SharedGlobals { inputs, view: lua.create_table()?, meta: only_read };
+        shared.view.set_metatable(Some(shared.meta.clone()))?;
         clock.watch(&lua)?;
         let at_rest = lua.used_memory();
-        Ok(Self { lua, clock, log, meta, headers, loaded: HashMap::new(), last: None, at_rest })
+        let loaded = HashMap::new();
+        Ok(Self { lua, clock, log, meta, headers, shared, loaded, last: None, at_rest })
     }
 
     fn call<J: Job>(
@@ -78,40 +95,56 @@ impl Interpreter {
         limits: Limits,
         account: &mut Account,
     ) -> Result<J::Answer, Failure> {
-        let failure = |e: Error, over: bool| match e {
-            _ if over => Failure::Time(limits.time),
-            e if is_memory(&e) => Failure::Memory(limits.memory),
-            e => Failure::Error(message(&e)),
-        };
-        let function = self.function(code).map_err(|e| failure(e, false))?;
+        let failure = |e: Error| classified(&e, limits);
+        let function = self.function(code).map_err(failure)?;
         let before = self.lua.used_memory();
+        let result = if code.has_own_globals() {
+            let globals = self.own_globals().map_err(failure)?;
+            self.execute(&function, code, job, limits, (&globals, &globals))
+        } else {
+            let shared = (&self.shared.inputs, &self.shared.view);
+            let result = self.execute(&function, code, job, limits, shared);
+            self.shared.reset(&self.lua, code).map_err(failure)?;
+            result
+        };
+        let answer = result.and_then(|value| job.answer(value).map_err(Failure::Answer));
+        account.memory = self.lua.used_memory().saturating_sub(before);
+        account.log = self.log.take();
+        answer
+    }
+
+    /// Sets the globals of a call and runs it. `inputs` is the table that the job fills, `globals` the
+    /// one that the script gets.
+    fn execute<J: Job>(
+        &self,
+        function: &Function,
+        code: &Code,
+        job: &J,
+        limits: Limits,
+        (inputs, globals): (&Table, &Table),
+    ) -> Result<Value, Failure> {
+        let failure = |e: Error| classified(&e, limits);
         // The limit is set only while the script runs. Without one mlua does not have to guard every
         // value that is passed in or out, which costs more than the values themselves.
-        let env = self.globals(code, job).map_err(|e| failure(e, false))?;
+        let to_set = Globals { lua: &self.lua, table: inputs, headers: &self.headers, code };
+        job.globals(&to_set).map_err(failure)?;
         let limit = |bytes| self.lua.set_memory_limit(bytes).map(drop);
-        limit(self.at_rest + limits.memory).map_err(|e| failure(e, false))?;
+        limit(self.at_rest + limits.memory).map_err(failure)?;
         self.clock.start(limits, self.at_rest);
-        let result = function.call::<Value>(env);
-        limit(0).map_err(|e| failure(e, false))?;
+        let result = function.call::<Value>(globals);
+        limit(0).map_err(failure)?;
         // Also if the script has caught the error that should have ended it.
         let over = self.clock.over();
         if self.clock.watches_closely() {
-            self.clock.watch(&self.lua).map_err(|e| failure(e, over))?;
+            let watched = self.clock.watch(&self.lua);
+            watched.map_err(|e| if over { Failure::Time(limits.time) } else { failure(e) })?;
         }
-        let result = match result {
-            Ok(_) if over => Err(Failure::Time(limits.time)),
-            Ok(value) => job.answer(value).map_err(Failure::Answer),
-            Err(e) => Err(failure(e, over)),
-        };
-        account.memory = self.lua.used_memory().saturating_sub(before);
-        account.log = self.log.take();
-        result
+        if over { Err(Failure::Time(limits.time)) } else { result.map_err(failure) }
     }
 
-    fn globals<J: Job>(&self, code: &Code, job: &J) -> mlua::Result<Table> {
+    /// Globals for a single call.
+    fn own_globals(&self) -> mlua::Result<Table> {
         let table = self.lua.create_table_with_capacity(0, 5)?;
-        let globals = Globals { lua: &self.lua, table: &table, headers: &self.headers, code };
-        job.globals(&globals)?;
         table.set_metatable(Some(self.meta.clone()))?;
         Ok(table)
     }
@@ -134,6 +167,27 @@ impl Interpreter {
         self.lua.gc_collect()?;
         self.at_rest = self.lua.used_memory();
         Ok(function)
+    }
+}
+
+impl SharedGlobals {
+    /// Removes what a call has left. A table that the script has filled is replaced.
+    fn reset(&mut self, lua: &Lua, code: &Code) -> mlua::Result<()> {
+        self.inputs.clear()?;
+        if !self.view.is_empty() {
+            code.sets_globals();
+            self.view = lua.create_table()?;
+            self.view.set_metatable(Some(self.meta.clone()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a call failed, if not for its time.
+fn classified(error: &Error, limits: Limits) -> Failure {
+    match is_memory(error) {
+        true => Failure::Memory(limits.memory),
+        false => Failure::Error(message(error)),
     }
 }
 

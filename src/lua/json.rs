@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use mlua::{Lua, Table, Value};
+use mlua::{Either, Lua, Table, Value};
 use serde::{
     Deserializer,
     de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor},
@@ -83,8 +83,14 @@ pub fn to_lua(lua: &Lua, value: &serde_json::Value) -> mlua::Result<Value> {
 /// As [`to_lua`].
 pub fn object(lua: &Lua, map: &Map<String, serde_json::Value>) -> mlua::Result<Table> {
     let table = lua.create_table_with_capacity(0, map.len())?;
-    for (name, value) in map.iter().filter(|(_, v)| !v.is_null()) {
-        table.raw_set(name.as_str(), to_lua(lua, value)?)?;
+    for (name, value) in map {
+        let name = name.as_str();
+        match value {
+            serde_json::Value::Null => {}
+            // Most fields are texts: a text that is set at once needs no handle.
+            serde_json::Value::String(text) => table.raw_set(name, text.as_str())?,
+            value => table.raw_set(name, to_lua(lua, value)?)?,
+        }
     }
     Ok(table)
 }
@@ -216,6 +222,14 @@ pub fn from_lua(value: &Value, largest: usize) -> Result<serde_json::Value, Stri
     Reader { left: largest, over: &|| false, steps: 0 }.value(value, 0)
 }
 
+/// Whether this may be how Lua writes a number.
+fn may_be_number(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '-' | 'i' | 'n'))
+        && name.parse::<f64>().is_ok()
+}
+
+const NEITHER: &str = "a table is neither a list nor an object";
+
 /// Converts Lua values. A table may occur in many places, so that a small value can have a huge text:
 /// the converted bytes are counted.
 struct Reader<'a> {
@@ -253,9 +267,10 @@ impl Reader<'_> {
             Value::Number(n) if n.fract() == 0.0 && n.abs() < 9e15 => (*n as i64).into(),
             Value::Number(n) => Number::from_f64(*n).ok_or("a number is not finite")?.into(),
             Value::String(text) => {
-                let text = text.to_str().map_err(|_| "a string is not UTF-8")?;
+                let text = text.as_bytes();
+                let text = str::from_utf8(&text).map_err(|_| "a string is not UTF-8")?;
                 self.take(text.len())?;
-                (*text).into()
+                text.into()
             }
             Value::Table(table) => self.table(table, depth)?,
             other => return Err(format!("a {} cannot be represented in JSON", other.type_name())),
@@ -263,37 +278,63 @@ impl Reader<'_> {
     }
 
     fn table(&mut self, table: &Table, depth: usize) -> Result<serde_json::Value, String> {
+        match table.raw_len() {
+            0 => self.object(table, depth),
+            length => self.list(table, length, depth),
+        }
+    }
+
+    fn list(
+        &mut self,
+        table: &Table,
+        length: usize,
+        depth: usize,
+    ) -> Result<serde_json::Value, String> {
         let text = |e: mlua::Error| e.to_string();
-        let length = table.raw_len();
         let mut items = Vec::new();
         for i in 1..=length {
             let item = table.raw_get::<Value>(i).map_err(text)?;
             items.push(self.value(&item, depth + 1)?);
         }
-        let mut fields = Vec::new();
         let mut seen = 0;
-        table
-            .for_each::<Value, Value>(|name, value| {
-                seen += 1;
-                match name {
-                    Value::String(name) if length == 0 => {
-                        let name = name.to_str().map_err(|_| runtime("a key is not UTF-8"))?;
-                        self.take(name.len()).map_err(runtime)?;
-                        let value = self.value(&value, depth + 1).map_err(runtime)?;
-                        fields.push((name.to_owned(), value));
-                        Ok(())
-                    }
-                    Value::Integer(_) if length > 0 && seen <= length => Ok(()),
-                    _ => Err(runtime("a table is neither a list nor an object")),
-                }
-            })
-            .map_err(text)?;
+        let only_items = |name, _: Value| {
+            seen += 1;
+            match name {
+                Value::Integer(_) if seen <= length => Ok(()),
+                _ => Err(runtime(NEITHER)),
+            }
+        };
+        table.for_each::<Value, Value>(only_items).map_err(text)?;
+        Ok(items.into())
+    }
+
+    fn object(&mut self, table: &Table, depth: usize) -> Result<serde_json::Value, String> {
+        let mut fields = Map::new();
+        // A name that is read as text needs no handle, but a number is read as text too.
+        let read = |name: Either<String, Value>, value: Value| {
+            let name = match name {
+                Either::Left(name) => name,
+                Either::Right(Value::String(_)) => return Err(runtime("a key is not UTF-8")),
+                Either::Right(_) => return Err(runtime(NEITHER)),
+            };
+            let number = may_be_number(&name)
+                && (fields.contains_key(&name) || table.raw_get::<Value>(name.as_str())?.is_nil());
+            if number {
+                return Err(runtime(NEITHER));
+            }
+            self.take(name.len()).map_err(runtime)?;
+            let value = self.value(&value, depth + 1).map_err(runtime)?;
+            fields.insert(name, value);
+            Ok(())
+        };
+        table.for_each(read).map_err(|e| e.to_string())?;
+        if fields.is_empty() && is_list(table) {
+            return Ok(serde_json::Value::Array(Vec::new()));
+        }
         // Sorted, because the order of a table is arbitrary.
-        fields.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(match length {
-            0 if fields.is_empty() && is_list(table) => items.into(),
-            0 => Map::from_iter(fields).into(),
-            _ => items.into(),
-        })
+        if fields.len() > 1 {
+            fields.sort_keys();
+        }
+        Ok(fields.into())
     }
 }

@@ -23,6 +23,6 @@ mod tests;
 mod zone;
 
 pub use job::{Account, Failure, Globals, Job, Limits};
-pub use mlua::{Error, Lua, Result, Table, Value};
+pub use mlua::{Either, Error, Lua, Result, Table, Value};
 pub use natives::canonical;
 pub use script::Script;

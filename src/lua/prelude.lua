@@ -1,5 +1,6 @@
--- Builds the environment of scripts, once per interpreter. Returns the metatable of a call's globals
--- and the metatable of header tables.
+-- Builds the environment of scripts, once per interpreter. Returns the metatable of a call's globals,
+-- the metatable of header tables, the table that the inputs of a call are set in, and the metatable of
+-- globals that a call only reads.
 --
 -- No instruction hook runs inside a C function, and a script must not be able to stay in one. So
 -- functions that walk tables of any length are written in Lua here, and functions that search strings
@@ -7,7 +8,7 @@
 
 local native = ...
 local error, getmetatable, setmetatable, rawget, rawset = error, getmetatable, setmetatable, rawget, rawset
-local pcall, select, tostring, type = pcall, select, tostring, type
+local next, pcall, select, tostring, type = next, pcall, select, tostring, type
 local plain_concat, plain_unpack = table.concat, table.unpack
 local plain_format, plain_date, plain_time, look = string.format, os.date, os.time, native.look
 local format_arguments <const>, format_length <const>, date_length <const> = 50, 10000, 100
@@ -278,4 +279,21 @@ local headers = {
   __metatable = false,
 }
 
-return {__index = base, __metatable = false}, headers
+-- The globals of a script that sets none are an empty table, which every call can use: it shows the
+-- call's inputs, and behind them the library. The first global that a script does set moves the inputs
+-- into the table itself, which is then as any table of globals: what the script removes stays removed.
+-- Afterwards the interpreter replaces the table.
+local inputs = setmetatable({}, {__index = base, __metatable = false})
+local only_read = {
+  __index = inputs,
+  __newindex = function(globals, name, value)
+    for input, known in next, inputs do
+      rawset(globals, input, known)
+      inputs[input] = nil
+    end
+    rawset(globals, name, value)
+  end,
+  __metatable = false,
+}
+
+return {__index = base, __metatable = false}, headers, inputs, only_read

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
@@ -31,6 +32,9 @@ pub struct KeyRecord {
     pub limits: Result<(), String>,
     /// The caller according to the data.
     pub principal: Arc<Principal>,
+    /// The caller after the last decision of a script that changed it: most scripts decide the same
+    /// every time.
+    pub decided: ArcSwapOption<Principal>,
 }
 
 impl KeyRecord {
@@ -59,7 +63,8 @@ impl KeyRecord {
             tags: Vec::new(),
             allowance: None,
         };
-        Self { data, terms, limits, principal: Arc::new(principal) }
+        let principal = Arc::new(principal);
+        Self { data, terms, limits, principal, decided: ArcSwapOption::empty() }
     }
 
     /// The same key with changed amounts in its data.
@@ -71,6 +76,7 @@ impl KeyRecord {
             data,
             limits: self.limits.clone(),
             principal: Arc::clone(&self.principal),
+            decided: ArcSwapOption::new(self.decided.load_full()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
@@ -56,7 +56,10 @@ fn read(answer: &mut Vec<u8>, enough: impl Fn(&[u8]) -> bool) {
         let stream = connection.as_mut().unwrap();
         while !enough(answer) {
             let mut piece = [0; 16 * 1024];
-            let n = stream.read(&mut piece).unwrap();
+            let n = match stream.read(&mut piece) {
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                read => read.unwrap(),
+            };
             assert!(n > 0, "the connection ended: {}", String::from_utf8_lossy(answer));
             answer.extend_from_slice(&piece[..n]);
         }

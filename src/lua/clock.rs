@@ -1,8 +1,13 @@
 //! Watches the time and memory of a running script.
 
-use std::{cell::Cell, rc::Rc, time::Instant};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use mlua::{Error, HookTriggers, Lua, VmState};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::job::Limits;
 
@@ -19,6 +24,10 @@ pub struct Clock(Rc<Times>);
 
 struct Times {
     end: Cell<Instant>,
+    /// The time of a brief call, which is CPU time.
+    brief: Cell<Option<Duration>>,
+    /// The thread's CPU time at which a brief call is over; set when its time first seems to be.
+    cpu_end: Cell<Option<Duration>>,
     over: Cell<bool>,
     /// Bytes in use from which on every instruction is checked.
     large: Cell<usize>,
@@ -32,6 +41,8 @@ impl Clock {
     pub fn new() -> Self {
         Self(Rc::new(Times {
             end: Cell::new(Instant::now()),
+            brief: Cell::new(None),
+            cpu_end: Cell::new(None),
             over: Cell::new(false),
             large: Cell::new(usize::MAX),
             most: Cell::new(usize::MAX),
@@ -42,6 +53,8 @@ impl Clock {
     /// Starts a call. `at_rest`: bytes in use before it.
     pub fn start(&self, limits: Limits, at_rest: usize) {
         self.0.end.set(Instant::now() + limits.time);
+        self.0.brief.set(limits.brief_memory.map(|_| limits.time));
+        self.0.cpu_end.set(None);
         self.0.over.set(false);
         self.0.large.set(at_rest + LARGE);
         self.0.most.set(limits.brief_memory.map_or(usize::MAX, |most| at_rest + most));
@@ -81,10 +94,28 @@ impl Clock {
 
     /// Whether the time is over.
     pub fn over(&self) -> bool {
-        if !self.0.over.get() && Instant::now() >= self.0.end.get() {
-            self.0.over.set(true);
+        if !self.0.over.get() {
+            let now = Instant::now();
+            let over = now >= self.0.end.get() && !self.goes_on(now);
+            self.0.over.set(over);
         }
         self.0.over.get()
+    }
+
+    /// Whether a brief call whose time has passed goes on: its thread may have waited for a processor.
+    /// Its CPU time is measured from here on, because the usual call must not pay for reading it.
+    fn goes_on(&self, now: Instant) -> bool {
+        let Some(time) = self.0.brief.get() else { return false };
+        let cpu = clock_gettime(ClockId::ThreadCPUTime);
+        let cpu = Duration::new(cpu.tv_sec.unsigned_abs(), cpu.tv_nsec.unsigned_abs() as u32);
+        if self.0.cpu_end.get().is_some_and(|end| cpu >= end) {
+            return false;
+        }
+        if self.0.cpu_end.get().is_none() {
+            self.0.cpu_end.set(Some(cpu + time));
+        }
+        self.0.end.set(now + time);
+        true
     }
 
     /// Ends the script: returns an error, and from now on every instruction raises one, so that the

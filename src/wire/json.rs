@@ -31,6 +31,8 @@ pub struct Member {
     /// The key between its quotes, with its escapes.
     pub key: Range<usize>,
     pub value: Range<usize>,
+    /// Whether there are escapes in the key.
+    escaped: bool,
 }
 
 impl Member {
@@ -42,7 +44,7 @@ impl Member {
     /// Whether the key is `name`, with or without escapes.
     pub fn is(&self, doc: &[u8], name: &str) -> bool {
         let key = &doc[self.key.clone()];
-        key == name.as_bytes() || (key.contains(&b'\\') && unescape(key).is_some_and(|k| k == name))
+        key == name.as_bytes() || (self.escaped && unescape(key).is_some_and(|k| k == name))
     }
 }
 
@@ -107,13 +109,13 @@ impl Members<'_> {
                 _ => return Err(s.error("expected `,` or `}`")),
             },
         }
-        let key = s.string()?;
+        let (key, escaped) = s.string()?;
         s.space();
         s.expect(b':', "expected `:`")?;
         s.space();
         let start = s.pos;
         s.value()?;
-        Ok(Some(Member { key, value: start..s.pos }))
+        Ok(Some(Member { key, value: start..s.pos, escaped }))
     }
 }
 
@@ -236,27 +238,46 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// A string; the range lies between the quotes.
-    fn string(&mut self) -> Result<Range<usize>, SyntaxError> {
+    /// A string: the range between its quotes, and whether there are escapes in it.
+    fn string(&mut self) -> Result<(Range<usize>, bool), SyntaxError> {
         self.expect(b'"', "expected a string")?;
         let start = self.pos;
+        let mut escaped = false;
         loop {
-            let rest = &self.doc[self.pos..];
-            let Some(n) = memchr::memchr2(b'"', b'\\', rest) else {
-                self.pos = self.doc.len();
-                return Err(self.error("unterminated string"));
-            };
-            if has_control(&rest[..n]) {
-                self.pos += rest.iter().position(|b| *b < 0x20).unwrap_or(0);
-                return Err(self.error("control character in a string"));
-            }
-            self.pos += n;
-            if rest[n] == b'"' {
+            self.plain_text()?;
+            if self.doc[self.pos] == b'"' {
                 self.pos += 1;
-                return Ok(start..self.pos - 1);
+                return Ok((start..self.pos - 1, escaped));
             }
+            escaped = true;
             self.escape()?;
         }
+    }
+
+    /// Goes on to the next quote or backslash of a string.
+    fn plain_text(&mut self) -> Result<(), SyntaxError> {
+        /// Most strings are short words, for which a search by vectors takes longer than it saves.
+        const SHORT: usize = 16;
+        let rest = &self.doc[self.pos..];
+        let (near, far) = rest.split_at(rest.len().min(SHORT));
+        if let Some(n) = near.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)) {
+            self.pos += n;
+            if near[n] < 0x20 {
+                return Err(self.error("control character in a string"));
+            }
+            return Ok(());
+        }
+        let Some(n) = memchr::memchr2(b'"', b'\\', far) else {
+            self.pos = self.doc.len();
+            return Err(self.error("unterminated string"));
+        };
+        self.pos += near.len();
+        if has_control(&far[..n]) {
+            self.pos += far.iter().position(|b| *b < 0x20).unwrap_or(0);
+            return Err(self.error("control character in a string"));
+        }
+        self.pos += n;
+        Ok(())
     }
 
     fn escape(&mut self) -> Result<(), SyntaxError> {
@@ -324,8 +345,17 @@ impl Scan<'_> {
         }
     }
 
-    /// Skips a value of any kind, without recursion.
+    /// Skips a value of any kind.
     fn value(&mut self) -> Result<(), SyntaxError> {
+        self.space();
+        match self.peek() {
+            Some(b'{' | b'[') => self.container(),
+            _ => self.scalar(),
+        }
+    }
+
+    /// Skips an object or a list, without recursion.
+    fn container(&mut self) -> Result<(), SyntaxError> {
         let mut nest = Nest::default();
         loop {
             self.space();

@@ -79,6 +79,11 @@ impl Splitter {
         }
     }
 
+    /// Whether the next byte begins an event.
+    pub fn is_between(&self) -> bool {
+        self.carry.is_empty() && self.line == Line::Start && !self.oversized
+    }
+
     /// What has come of the event that is not finished.
     pub fn unfinished(&self) -> &[u8] {
         &self.carry

@@ -27,12 +27,12 @@ impl RequestId {
 
     /// An id of 128 random bits: `req_` and 32 hexadecimal digits.
     pub fn from_random(bits: u128) -> Self {
-        let mut text = Vec::with_capacity(36);
-        text.extend_from_slice(b"req_");
-        for shift in (0..32).rev() {
-            text.push(b"0123456789abcdef"[(bits >> (4 * shift)) as usize & 15]);
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = *b"req_00000000000000000000000000000000";
+        for (pair, byte) in text[4..].as_chunks_mut().0.iter_mut().zip(bits.to_be_bytes()) {
+            *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
         }
-        let value = HeaderValue::from_maybe_shared(bytes::Bytes::from(text));
+        let value = HeaderValue::from_maybe_shared(bytes::Bytes::copy_from_slice(&text));
         Self(value.unwrap_or(HeaderValue::from_static("req_")))
     }
 

@@ -31,7 +31,7 @@ pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
         return;
     }
     attempt.answer.status = Some(response.status.as_u16());
-    attempt.answer.retry_after = headers::retry_after(&response.headers, jiff::Timestamp::now());
+    attempt.answer.retry_after = headers::retry_after(&response.headers, jiff::Timestamp::now);
     attempt.fault = None;
     if let Some(load) = response.remove_header(&LOAD)
         && let Ok(load) = load.to_str()

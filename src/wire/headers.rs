@@ -141,13 +141,14 @@ fn is_token(byte: u8) -> bool {
 
 /// The pause in `Retry-After`: seconds, with or without decimals, or a date in any of the three formats of
 /// HTTP (RFC 9110, section 5.6.7).
-pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub fn retry_after(headers: &HeaderMap, now: impl FnOnce() -> Timestamp) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
         && let Ok(seconds) = text.parse::<f64>()
     {
         return Duration::try_from_secs_f64(seconds.min(LONGEST_PAUSE)).ok();
     }
+    let now = now();
     let at = date(text, now)?;
     Some(Duration::from_secs(at.as_second().saturating_sub(now.as_second()).max(0) as u64))
 }
@@ -221,7 +222,7 @@ mod tests {
     fn retry_after_in_both_forms() {
         let mut headers = HeaderMap::new();
         let now: Timestamp = "1994-11-06T08:49:30Z".parse().unwrap();
-        assert_eq!(retry_after(&headers, now), None);
+        assert_eq!(retry_after(&headers, || now), None);
         for (text, millis) in [
             ("7", 7000),
             ("0", 0),
@@ -239,13 +240,13 @@ mod tests {
         ] {
             headers.insert(header::RETRY_AFTER, text.parse().unwrap());
             let expected = Some(Duration::from_millis(millis));
-            assert_eq!(retry_after(&headers, now), expected, "{text}");
+            assert_eq!(retry_after(&headers, || now), expected, "{text}");
         }
         for text in
             ["", "-1", "soon", "1e3", "inf", "NaN", "1.2.3", "06-Nov-94", "Sunday, 06-Nov-94"]
         {
             headers.insert(header::RETRY_AFTER, text.parse().unwrap());
-            assert_eq!(retry_after(&headers, now), None, "{text}");
+            assert_eq!(retry_after(&headers, || now), None, "{text}");
         }
     }
 

@@ -95,7 +95,7 @@ fn judge(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Result<(), 
         410 => Err(DeliveryError::Gone { why }),
         400 | 413 | 415 | 422 => Err(DeliveryError::Refused { why }),
         _ => {
-            let retry_after = retry_after(headers, now).filter(|pause| *pause > Duration::ZERO);
+            let retry_after = retry_after(headers, || now).filter(|pause| *pause > Duration::ZERO);
             Err(DeliveryError::Unavailable { why, retry_after })
         }
     }

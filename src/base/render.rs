@@ -10,43 +10,42 @@ const fn each(byte: u8) -> u64 {
     u64::from_ne_bytes([byte; 8])
 }
 
-/// Whether one of eight bytes is a zero.
+/// The top bit of each of eight bytes that is below `bound`; others may be set above such a byte. The
+/// bytes themselves are below 0x80: of others the bit says nothing.
 #[inline]
-const fn has_zero(bytes: u64) -> bool {
-    bytes.wrapping_sub(each(1)) & !bytes & each(0x80) != 0
+const fn below(bytes: u64, bound: u8) -> u64 {
+    bytes.wrapping_sub(each(bound)) & !bytes
 }
 
-/// Whether one of eight bytes is a control character, DEL excepted.
+/// Top bits of what a string of JSON cannot hold as it is: control characters, `"` and `\`.
 #[inline]
-const fn has_control(bytes: u64) -> bool {
-    bytes.wrapping_sub(each(0x20)) & !bytes & each(0x80) != 0
+const fn special(bytes: u64) -> u64 {
+    below(bytes, 0x20) | below(bytes ^ each(b'"'), 1) | below(bytes ^ each(b'\\'), 1)
 }
 
-/// Whether any eight bytes of a text are `refused`. Short texts are padded with `a`; the last bytes of
-/// longer ones may be looked at twice.
+/// Whether `refused` sets a top bit for any eight bytes of a text. Short texts are padded with `a`; the
+/// last bytes of longer ones may be looked at twice.
 #[inline]
-fn any_word(text: &[u8], refused: impl Fn(u64) -> bool) -> bool {
+fn any_word(text: &[u8], refused: impl Fn(u64) -> u64) -> bool {
+    let refused = |word: [u8; 8]| refused(u64::from_ne_bytes(word)) & each(0x80) != 0;
     let (words, rest) = text.as_chunks::<8>();
-    if words.iter().any(|word| refused(u64::from_ne_bytes(*word))) {
+    if words.iter().any(|word| refused(*word)) {
         return true;
     }
     if rest.is_empty() {
         return false;
     }
     if let Some(last) = text.last_chunk::<8>() {
-        return refused(u64::from_ne_bytes(*last));
+        return refused(*last);
     }
     let mut padded = [b'a'; 8];
     padded.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-    refused(u64::from_ne_bytes(padded))
+    refused(padded)
 }
 
 /// A string of JSON, as `serde_json` writes it.
 #[inline]
 pub fn json_string(out: &mut Vec<u8>, text: &str) {
-    let special = |word: u64| {
-        has_control(word) || has_zero(word ^ each(b'"')) || has_zero(word ^ each(b'\\'))
-    };
     out.push(b'"');
     match any_word(text.as_bytes(), special) {
         false => out.extend_from_slice(text.as_bytes()),
@@ -90,13 +89,7 @@ fn escape(out: &mut Vec<u8>, text: &[u8]) {
 /// Whether `{:?}` shows a text as it is, between quotes.
 #[inline]
 pub fn is_plain(text: &str) -> bool {
-    !any_word(text.as_bytes(), |word| {
-        word & each(0x80) != 0
-            || has_control(word)
-            || has_zero(word ^ each(0x7f))
-            || has_zero(word ^ each(b'"'))
-            || has_zero(word ^ each(b'\\'))
-    })
+    !any_word(text.as_bytes(), |word| word | special(word) | below(word ^ each(0x7f), 1))
 }
 
 /// A text as `{:?}` shows it.

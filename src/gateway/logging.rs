@@ -34,6 +34,7 @@ pub fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     let (duration, now) = (ctx.request.arrived.elapsed(), jiff::Timestamp::now());
     let summary = Summary {
+        masked: ctx.caller.key().map(Masked::new),
         outcome,
         status: ctx.end().map_or(499, |end| end.status),
         stream: ctx.request.stream || answer.is_some_and(|answer| answer.passage.is_stream()),
@@ -58,6 +59,8 @@ pub fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
 
 /// What the three accounts have in common.
 struct Summary {
+    /// The caller's key.
+    masked: Option<Masked>,
     outcome: Outcome,
     status: u16,
     stream: bool,
@@ -170,7 +173,7 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
     }
     let key = ctx.caller.key();
     let api_key = match plan.caller_key {
-        KeyForm::Masked => key.map_or(ShownKey::None, |key| ShownKey::Masked(Masked::new(key))),
+        KeyForm::Masked => summary.masked.map_or(ShownKey::None, ShownKey::Masked),
         KeyForm::Plain => ShownKey::Plain(key.unwrap_or_default().to_owned()),
         KeyForm::None => ShownKey::None,
     };
@@ -217,7 +220,6 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         return;
     }
     let header = session.req_header();
-    let masked = ctx.caller.key().map(Masked::new);
     let line = access::Line {
         request_id: ctx.request.id.as_str(),
         client: ctx.request.client,
@@ -231,7 +233,7 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         tokens: summary.counts,
         duration: summary.duration,
         first_token: summary.first_token,
-        key: masked.as_ref().map(Masked::as_str),
+        key: summary.masked.as_ref().map(Masked::as_str),
         user: ctx.caller.principal.as_ref().map_or("", |p| p.user_id.as_str()),
         retries: ctx.retry.retries,
         fault: fault(ctx).map(|fault| fault.word()),

@@ -103,6 +103,14 @@ fn chart(rows: Vec<(String, Vec<Option<f64>>)>) -> String {
 }
 
 #[test]
+fn a_bar_of_another_order_of_magnitude_is_cut() {
+    let row = |value| (String::new(), vec![Some(value), None]);
+    let svg = chart(vec![row(90.0), row(100.0), row(110.0), row(50_000.0)]);
+    assert!(svg.contains(">… 50,000<") && svg.contains(">120<"), "{svg}");
+    assert!(!svg.contains(">140<"), "{svg}");
+}
+
+#[test]
 fn a_plot_names_its_axis_series_and_rows() {
     let svg = chart(vec![("a<b".to_owned(), vec![Some(12.34), None])]);
     for part in ["A &amp; B", "&quot;µs&quot;", "p99 &lt;x&gt;", "a&lt;b", ">12.3<", "dark"] {

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use super::stats;
+
 const NAMES: f64 = 270.0;
 const WIDTH: f64 = 860.0;
 /// Room for the value at the end of a bar.
@@ -118,7 +120,7 @@ impl Chart {
         );
         for (i, value) in values.iter().enumerate() {
             let Some(value) = value else { continue };
-            let (y, length) = (top + i as f64 * BAR, self.length(value.max(0.0)));
+            let (y, length) = (top + i as f64 * BAR, self.length(*value));
             line(
                 out,
                 &format!(
@@ -132,14 +134,22 @@ impl Chart {
                     "<text x=\"{:.1}\" y=\"{}\">{}</text>",
                     NAMES + length + 6.0,
                     y + 12.0,
-                    number(*value)
+                    // A bar that was cut.
+                    if *value > self.end() { "… " } else { "" }.to_owned() + &number(*value)
                 ),
             );
         }
     }
 
+    /// The largest value that the axis has room for. Values of another order of magnitude are cut, so
+    /// that one row does not make the others unreadable.
     fn largest(&self) -> f64 {
-        self.rows.iter().flat_map(|(_, values)| values).flatten().fold(0.0, |a, b| a.max(*b))
+        /// How many times the third quartile is another order of magnitude.
+        const FAR: f64 = 5.0;
+        let values = self.rows.iter().flat_map(|(_, values)| values).flatten().copied();
+        let values = stats::sorted(values.collect());
+        let usual = stats::percentile(&values, 0.75).unwrap_or(0.0);
+        values.into_iter().take_while(|value| *value <= usual * FAR).last().unwrap_or(0.0)
     }
 
     /// The value at the end of the axis.
@@ -149,7 +159,7 @@ impl Chart {
     }
 
     fn length(&self, value: f64) -> f64 {
-        value / self.end() * (WIDTH - NAMES - VALUES)
+        (value / self.end()).clamp(0.0, 1.0) * (WIDTH - NAMES - VALUES)
     }
 }
 
@@ -157,14 +167,14 @@ fn line(out: &mut String, text: &str) {
     writeln!(out, "{text}").ok();
 }
 
-/// A round distance between the lines of a scale: four to eight of them.
+/// A round distance between the lines of a scale: three to seven of them.
 fn step(largest: f64) -> f64 {
     if largest <= 0.0 {
         return 1.0;
     }
-    let power = 10f64.powf((largest / 4.0).log10().floor());
+    let power = 10f64.powf((largest / 3.0).log10().floor());
     let of = |n: f64| n * power;
-    [5.0, 2.0, 1.0].into_iter().map(of).find(|step| largest / step >= 4.0).unwrap_or(power)
+    [5.0, 2.0, 1.0].into_iter().map(of).find(|step| largest / step >= 3.0).unwrap_or(power)
 }
 
 fn number(value: f64) -> String {

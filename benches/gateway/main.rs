@@ -3,7 +3,6 @@
 //!
 //! `make bench`; `docs/benchmarks.md` describes the sections, the variables and the method.
 #![expect(
-    clippy::expect_used,
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::print_stderr,

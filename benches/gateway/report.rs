@@ -41,9 +41,6 @@ impl Report {
     /// Prints a table, judges it by the aims, and keeps it.
     pub fn table(&mut self, table: Table, judge: impl FnOnce(&mut Self, &Table)) {
         println!("\n## {}\n\n{}", table.name, table.markdown());
-        for (row, why) in table.failures() {
-            println!("FAILED: {row}: {why}");
-        }
         let before = self.aims.len();
         judge(self, &table);
         for aim in &mut self.aims[before..] {

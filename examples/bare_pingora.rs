@@ -1,14 +1,15 @@
 //! A minimal Pingora proxy that sends every request to one backend without inspecting it. The
 //! benchmark compares LLMProxy with it.
 //!
-//! `bare_pingora LISTEN BACKEND [THREADS [simple]]`; `simple` selects the runtime without work stealing,
-//! which LLMProxy uses with one thread.
+//! `bare_pingora LISTEN BACKEND [THREADS [RUNTIME [h2c | CERTIFICATE KEY]]]`; the runtime `simple` is the
+//! one without work stealing, which LLMProxy uses with one thread. `h2c` accepts HTTP/2 without TLS.
 
 use std::{net::SocketAddr, time::Duration};
 
 use async_trait::async_trait;
 use pingora::{
     Result,
+    apps::HttpServerOptions,
     server::{Server, configuration::ServerConf},
     upstreams::peer::HttpPeer,
 };
@@ -48,7 +49,19 @@ pub fn serve(arguments: &[String]) {
     server.bootstrap();
     let backend = arguments[1].parse().expect("the address of a backend");
     let mut proxy = pingora_proxy::http_proxy_service(&server.configuration, Bare(backend));
-    proxy.add_tcp(&arguments[0]);
+    let listen = &arguments[0];
+    match &arguments[arguments.len().min(4)..] {
+        [certificate, key] => {
+            proxy.add_tls(listen, certificate, key).expect("a certificate and its key");
+        }
+        [h2c] if h2c == "h2c" => {
+            let mut options = HttpServerOptions::default();
+            options.h2c = true;
+            proxy.app_logic_mut().expect("no clone yet").server_options = Some(options);
+            proxy.add_tcp(listen);
+        }
+        _ => proxy.add_tcp(listen),
+    }
     server.add_service(proxy);
     server.run_forever();
 }

@@ -6,15 +6,64 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{KEY, SCRIPT};
+use llmproxy::{
+    base::{TokenCounts, limits::Standings},
+    config,
+    limit::{Consumption, CountSource, Limiter, RequestFacts, Shared},
+    store::Stores,
+    telemetry::Metrics,
+};
 
-/// Prints the time of one call of a small script: build the tables, run it, read the result.
-pub fn print_script() {
+use super::{
+    KEY,
+    figures::table::{Column, Outcome, Row, Table},
+    report::Report,
+    rows::SCRIPT,
+    settings::Settings,
+};
+
+/// Measures the sections `decisions` and `selection`.
+pub fn measure(settings: &Settings, report: &mut Report) {
+    if settings.selects_rows() {
+        return;
+    }
+    if settings.section("decisions") {
+        let took = [
+            ("a call of a small script", script()),
+            ("admitting and settling a request with 8 limits", decision()),
+            ("writing the header fields of 8 limits", limit_headers()),
+        ];
+        report.table(decisions(&took), |report, table| {
+            let script = table.value("a call of a small script", "µs");
+            report.at_most("µs, a call of a small script", script, 3.0, 2);
+        });
+    }
+    if settings.section("selection") {
+        report.table(selections(), judge_selections);
+    }
+}
+
+fn decisions(took: &[(&str, f64)]) -> Table {
+    let row = |(name, took): &(&str, f64)| Row {
+        name: (*name).to_owned(),
+        outcome: Outcome::Measured(vec![Some(*took)]),
+        raw: serde_json::Value::Null,
+    };
+    Table {
+        name: "decisions".to_owned(),
+        caption: "Single decisions, called in a loop in one process, median of five rounds."
+            .to_owned(),
+        columns: vec![Column::new("µs", 2)],
+        rows: took.iter().map(row).collect(),
+    }
+}
+
+/// The time of one call of a small script: build the tables, run it, read the result.
+fn script() -> f64 {
     use llmproxy::{
         auth::decision::{RequestView, ScriptInput},
         lua::{Limits, Script},
     };
-    const CALLS: u32 = 200_000;
     let script = Script::compile("balance", SCRIPT, Limits::default()).unwrap();
     let data = serde_json::json!({"status": "active", "balance": "1000", "user_id": "user_001"});
     let (data, metadata) = (data.as_object().unwrap(), serde_json::Map::new());
@@ -28,21 +77,35 @@ pub fn print_script() {
         stream: false,
     };
     let question = ScriptInput { key: KEY, data, request: call, metadata: &metadata };
-    let took = micros(CALLS, &mut || assert!(script.run_here(&question).0.unwrap().allow));
-    let verdict = if took < 3.0 { "reached" } else { "missed" };
-    println!("aim: a call of a small script in less than 3 µs: {verdict} ({took:.2} µs)");
+    micros(CALLS, &mut || assert!(script.run_here(&question).0.unwrap().allow))
 }
 
-/// Prints the time to admit and settle one request with eight limits, and to write the limit headers.
-pub fn print_decision() {
-    use llmproxy::{
-        base::{TokenCounts, limits::Standings},
-        config, dialect,
-        limit::{Consumption, CountSource, Limiter, RequestFacts, Shared},
-        store::Stores,
-        telemetry::Metrics,
+/// The time to admit and settle one request with eight limits.
+fn decision() -> f64 {
+    let limiter = limiter();
+    micros(CALLS, &mut || {
+        std::hint::black_box(admitted(&limiter));
+    })
+}
+
+/// The time to write the header fields of eight limits.
+fn limit_headers() -> f64 {
+    use llmproxy::dialect;
+    let standings = admitted(&limiter());
+    let mut write = || {
+        let mut head = pingora::http::ResponseHeader::build(200, Some(8)).unwrap();
+        let mut fields = dialect::LimitHeaders::default();
+        dialect::DIALECTS[0].limit_headers(&standings, &mut fields);
+        fields.insert(&mut head).unwrap();
     };
-    const CALLS: u32 = 100_000;
+    micros(CALLS, &mut write)
+}
+
+/// Calls in a round.
+const CALLS: u32 = 100_000;
+
+/// A limiter with four limits for all callers together and four for each key.
+fn limiter() -> std::sync::Arc<Limiter> {
     let rules = "{requests_per_second: 1000000, requests_per_minute: 1000000000, tokens_per_minute: 100000000000, max_concurrent: 100000}";
     let text = format!(
         "backends: [{{url: \"http://x\"}}]\nrate_limit: {{global: {rules}, per_key: {rules}}}"
@@ -50,62 +113,70 @@ pub fn print_decision() {
     let plan = config::load_text(&text, Path::new("."), &|_| None).plan.unwrap();
     let (metrics, stores) = (Metrics::new(), Stores::default());
     let shared = std::sync::Arc::new(Shared::new(PathBuf::from("none"), &metrics));
-    let limiter = Limiter::new(plan.limits, &shared, &stores, None);
-    let counts = TokenCounts { prompt: 9, completion: 16, total: 25, ..TokenCounts::default() };
-    let mut standings = Standings::default();
-    let mut decide = || {
-        let ask = RequestFacts {
-            principal: None,
-            address: Some(Ipv4Addr::LOCALHOST.into()),
-            model: Some("sim-model"),
-            now: 0,
-            only_requests: false,
-            enforce_quotas: true,
-        };
-        let mut wish = limiter.prepare(&ask, 1024, Some(16)).unwrap();
-        let ticket = futures::executor::block_on(limiter.admit(&mut wish, true));
-        let ticket = ticket.ok().unwrap();
-        standings = ticket.standings().unwrap();
-        ticket.settle(
-            "sim-model",
-            Consumption::Tokens { counts, cost: 0.0, credit: 0.0, source: CountSource::Complete },
-        );
-    };
-    println!("deciding and settling with 8 limits: {:.2} µs", micros(CALLS, &mut decide));
-    let mut tell = || {
-        let mut head = pingora::http::ResponseHeader::build(200, Some(8)).unwrap();
-        let mut fields = dialect::LimitHeaders::default();
-        dialect::DIALECTS[0].limit_headers(&standings, &mut fields);
-        fields.insert(&mut head).unwrap();
-    };
-    println!("telling how they stand: {:.2} µs", micros(CALLS, &mut tell));
+    Limiter::new(plan.limits, &shared, &stores, None)
 }
 
-/// Prints the time to select and release a backend with each strategy.
-pub fn print_selection() {
-    println!();
-    for (count, aim) in [(10, 1.0), (1000, 5.0)] {
-        for strategy in [
-            "round_robin",
-            "random",
-            "p2c",
-            "least_connections",
-            "latency_based",
-            "least_load",
-            "consistent_hash",
-            "prefix_affinity",
-        ] {
-            let took = selection(strategy, false, count);
-            let verdict = if took < aim { "reached" } else { "missed" };
-            println!(
-                "aim: {strategy} chooses among {count} in less than {aim} µs: {verdict} ({took:.2})"
-            );
-        }
-        let took = selection("round_robin", true, count);
-        let verdict = if took < aim { "reached" } else { "missed" };
-        println!(
-            "aim: a session finds its place among {count} in less than {aim} µs: {verdict} ({took:.2})"
-        );
+/// Admits and settles a request, and returns how its limits stand.
+fn admitted(limiter: &Limiter) -> Standings {
+    let ask = RequestFacts {
+        principal: None,
+        address: Some(Ipv4Addr::LOCALHOST.into()),
+        model: Some("sim-model"),
+        now: 0,
+        only_requests: false,
+        enforce_quotas: true,
+    };
+    let mut wish = limiter.prepare(&ask, 1024, Some(16)).unwrap();
+    let ticket = futures::executor::block_on(limiter.admit(&mut wish, true)).ok().unwrap();
+    let standings = ticket.standings().unwrap();
+    let counts = TokenCounts { prompt: 9, completion: 16, total: 25, ..TokenCounts::default() };
+    ticket.settle(
+        "sim-model",
+        Consumption::Tokens { counts, cost: 0.0, credit: 0.0, source: CountSource::Complete },
+    );
+    standings
+}
+
+/// The time to select and release a backend, with each strategy.
+fn selections() -> Table {
+    let strategies = [
+        "round_robin",
+        "random",
+        "p2c",
+        "least_connections",
+        "latency_based",
+        "least_load",
+        "consistent_hash",
+        "prefix_affinity",
+    ];
+    let all = strategies.map(|name| (name, name, false));
+    let rows = all.into_iter().chain([("session affinity", "round_robin", true)]);
+    let rows = rows.map(|(name, strategy, bound)| Row {
+        name: name.to_owned(),
+        outcome: Outcome::Measured(
+            COUNTS.iter().map(|(count, ..)| Some(selection(strategy, bound, *count))).collect(),
+        ),
+        raw: serde_json::Value::Null,
+    });
+    let rows = rows.collect();
+    Table {
+        name: "selection".to_owned(),
+        caption: "Selecting a backend, with taking and releasing its lease, median of five rounds."
+            .to_owned(),
+        columns: COUNTS.iter().map(|(_, title, _)| Column::new(title, 2)).collect(),
+        rows,
+    }
+}
+
+/// How many backends there are, the title of their column, and the most microseconds of a selection.
+const COUNTS: [(usize, &str, f64); 2] =
+    [(10, "µs among 10 backends", 1.0), (1000, "µs among 1000 backends", 5.0)];
+
+fn judge_selections(report: &mut Report, table: &Table) {
+    for (_, title, most) in COUNTS {
+        let values = table.rows.iter().filter_map(|row| table.value(&row.name, title));
+        let slowest = values.reduce(f64::max);
+        report.at_most(&format!("{title}, the slowest strategy"), slowest, most, 2);
     }
 }
 

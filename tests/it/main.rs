@@ -34,6 +34,7 @@ mod examples;
 mod failures;
 mod fault_attribution;
 mod faults;
+mod figures;
 mod first_steps;
 mod floors;
 mod framing;

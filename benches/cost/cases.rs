@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU8, Ordering},
 };
 
 use super::{
@@ -115,6 +116,8 @@ impl Case {
     }
 
     fn run(&self, folder: &Path, requests: u32, events: u32) -> Counts {
+        // A spool of an earlier run would be read again.
+        fs::remove_dir_all(folder).ok();
         fs::create_dir_all(folder).unwrap();
         let backend = Backend::start();
         let listen = free();
@@ -155,6 +158,10 @@ impl Case {
     }
 }
 
+/// A free port of an address that nothing else here listens on: two runs at the same time must not get
+/// the same one.
 fn free() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    static LAST: AtomicU8 = AtomicU8::new(1);
+    let address = Ipv4Addr::new(127, 0, 0, 1 + LAST.fetch_add(1, Ordering::Relaxed));
+    TcpListener::bind((address, 0)).unwrap().local_addr().unwrap()
 }

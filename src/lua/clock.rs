@@ -7,7 +7,6 @@ use std::{
 };
 
 use mlua::{Error, HookTriggers, Lua, VmState};
-use rustix::time::{ClockId, clock_gettime};
 
 use super::job::Limits;
 
@@ -17,6 +16,15 @@ const CHECK_EVERY: u32 = 40;
 /// From this many bytes on every instruction is checked: a single one may then compare or copy
 /// megabytes.
 const LARGE: usize = 256 << 10;
+
+/// The CPU time of this thread.
+fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for writing. It stays 0 if the system has no
+    // such clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
 
 /// The limits of the current call. Shared by the instruction hook and by natives that run for long.
 #[derive(Clone)]
@@ -106,9 +114,8 @@ impl Clock {
     /// Its CPU time is measured from here on, because the usual call must not pay for reading it.
     fn goes_on(&self, now: Instant) -> bool {
         let Some(time) = self.0.brief.get() else { return false };
-        let cpu = clock_gettime(ClockId::ThreadCPUTime);
-        let cpu = Duration::new(cpu.tv_sec.unsigned_abs(), cpu.tv_nsec.unsigned_abs() as u32);
-        if self.0.cpu_end.get().is_some_and(|end| cpu >= end) {
+        let cpu = thread_time();
+        if cpu.is_zero() || self.0.cpu_end.get().is_some_and(|end| cpu >= end) {
             return false;
         }
         if self.0.cpu_end.get().is_none() {

@@ -9,8 +9,12 @@ use crate::base::without_mark;
 /// Longest error message in characters.
 const LONGEST_ERROR: usize = 500;
 
-/// Names of globals that are created only for scripts that mention them.
+/// Names of globals that are created only for scripts that may read them.
 const OPTIONAL: [&str; 5] = ["api_key", "data", "key", "request", "metadata"];
+
+/// Globals that make an answer depend on more than the key's data, or that have an effect.
+const BEYOND_DATA: [&str; 8] =
+    ["api_key", "request", "metadata", "now", "now_ms", "os", "math", "log"];
 
 /// A compiled script.
 pub struct Code {
@@ -19,8 +23,10 @@ pub struct Code {
     pub name: String,
     /// Bytecode of a function that returns the script as a function of its globals.
     pub bytecode: Vec<u8>,
-    /// The optional globals that the text mentions.
+    /// The optional globals that the text may read.
     pub mentions: Vec<&'static str>,
+    /// Whether its answer for the same data is always the same.
+    pub depends_on_data_alone: bool,
     /// Whether a call can reach the table of its globals, or has set one: then every call gets a new
     /// table.
     own_globals: AtomicBool,
@@ -37,10 +43,13 @@ impl Code {
         let bytecode = bytecode(name, text)?;
         // With `_ENV` a script can reach a global without its name.
         let dynamic = text.contains("_ENV");
-        let mentions = OPTIONAL.into_iter().filter(|name| dynamic || text.contains(name)).collect();
+        let reads = |name: &&str| dynamic || may_read(text, name);
+        let mentions = OPTIONAL.into_iter().filter(reads).collect();
+        let depends_on_data_alone = !BEYOND_DATA.iter().any(reads);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let own_globals = AtomicBool::new(dynamic);
-        Ok(Self { id, name: name.to_owned(), bytecode, mentions, own_globals })
+        let name = name.to_owned();
+        Ok(Self { id, name, bytecode, mentions, depends_on_data_alone, own_globals })
     }
 
     pub fn has_own_globals(&self) -> bool {
@@ -51,6 +60,20 @@ impl Code {
     pub fn sets_globals(&self) {
         self.own_globals.store(true, Ordering::Relaxed);
     }
+}
+
+/// Whether a text may read the global of this name. It does not where the name is only a part of
+/// another, a field after a dot, or what a value is given to.
+fn may_read(text: &str, name: &str) -> bool {
+    text.match_indices(name).any(|(at, _)| {
+        let (before, after) = (&text.as_bytes()[..at], &text.as_bytes()[at + name.len()..]);
+        let in_name = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
+        let part = before.last().is_some_and(in_name) || after.first().is_some_and(in_name);
+        let field = before.ends_with(b".") && !before.ends_with(b"..");
+        let after = after.trim_ascii_start();
+        let given = after.starts_with(b"=") && !after.starts_with(b"==");
+        !(part || field || given)
+    })
 }
 
 /// Compiles a text to a function that returns the script as a function of its globals: `_ENV` is an
@@ -76,4 +99,67 @@ pub fn message(error: &Error) -> String {
     };
     let text = text.split("\nstack traceback:").next().unwrap_or_default();
     text.chars().take(LONGEST_ERROR).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_global_that_may_be_read_is_seen() {
+        for text in [
+            "return data",
+            "return data.x",
+            "return {data = data}",
+            "return data == nil",
+            "return data\n==nil",
+            "return 'a'..data",
+            "data = data or {}",
+            "x, data = data, 1",
+            "local data <const> = data",
+            "return (data)",
+            "for k in pairs(data) do end",
+            "return data--[[x]]",
+            "data, x = 1, 2",
+            "function f() return data end",
+        ] {
+            assert!(may_read(text, "data"), "{text}");
+        }
+        for text in [
+            "return {data = 1}",
+            "data = 1",
+            "data\t=\n1",
+            "return request.data",
+            "local metadata = 1 return metadata",
+            "return data_1",
+            "",
+        ] {
+            assert!(!may_read(text, "data"), "{text}");
+        }
+    }
+
+    #[test]
+    fn answers_from_data_alone_are_known() {
+        let alone = |text| Code::compile("t", text).unwrap().depends_on_data_alone;
+        for text in [
+            "return {allow = tonumber(data.balance) > 0, metadata = {user_id = key.user_id}}",
+            "return data.request == data.now",
+            "return true",
+        ] {
+            assert!(alone(text), "{text}");
+        }
+        for text in [
+            "return request.model == data.model",
+            "return now() < data.expires_at",
+            "return now_ms() < 1",
+            "return data.t < os.time()",
+            "local m = math return m['ran' .. 'dom']() < 0.5",
+            "log('x') return true",
+            "return metadata.x",
+            "return api_key == data.x",
+            "return _ENV['now']() < 1",
+        ] {
+            assert!(!alone(text), "{text}");
+        }
+    }
 }

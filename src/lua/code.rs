@@ -25,6 +25,8 @@ pub struct Code {
     pub bytecode: Vec<u8>,
     /// The optional globals that the text may read.
     pub mentions: Vec<&'static str>,
+    /// The fields of `request` that the text may read; `None`: perhaps all of them.
+    request_fields: Option<Vec<String>>,
     /// Whether its answer for the same data is always the same.
     pub depends_on_data_alone: bool,
     /// Whether a call can reach the table of its globals, or has set one: then every call gets a new
@@ -48,8 +50,22 @@ impl Code {
         let depends_on_data_alone = !BEYOND_DATA.iter().any(reads);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let own_globals = AtomicBool::new(dynamic);
+        let request_fields = if dynamic { None } else { fields_read(text, "request") };
         let name = name.to_owned();
-        Ok(Self { id, name, bytecode, mentions, depends_on_data_alone, own_globals })
+        Ok(Self {
+            id,
+            name,
+            bytecode,
+            mentions,
+            request_fields,
+            depends_on_data_alone,
+            own_globals,
+        })
+    }
+
+    /// Whether the text may read this field of `request`.
+    pub fn reads_of_request(&self, field: &str) -> bool {
+        self.request_fields.as_ref().is_none_or(|read| read.iter().any(|name| name == field))
     }
 
     pub fn has_own_globals(&self) -> bool {
@@ -62,18 +78,38 @@ impl Code {
     }
 }
 
-/// Whether a text may read the global of this name. It does not where the name is only a part of
-/// another, a field after a dot, or what a value is given to.
+/// Whether a text may read the global of this name.
 fn may_read(text: &str, name: &str) -> bool {
-    text.match_indices(name).any(|(at, _)| {
-        let (before, after) = (&text.as_bytes()[..at], &text.as_bytes()[at + name.len()..]);
-        let in_name = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
-        let part = before.last().is_some_and(in_name) || after.first().is_some_and(in_name);
-        let field = before.ends_with(b".") && !before.ends_with(b"..");
+    reads(text, name).next().is_some()
+}
+
+/// The fields of a global that a text may read, if it uses the global in no other way.
+fn fields_read(text: &str, name: &str) -> Option<Vec<String>> {
+    reads(text, name)
+        .map(|after| {
+            let field = after.strip_prefix('.')?.trim_ascii_start();
+            let end = field.find(|c: char| !is_in_name(c)).unwrap_or(field.len());
+            // Two dots, or an error of the text.
+            (end > 0).then(|| field[..end].to_owned())
+        })
+        .collect()
+}
+
+/// What follows the places of a text that may read the global of this name. A place does not where the
+/// name is only a part of another, a field after a dot, or what a value is given to.
+fn reads<'t>(text: &'t str, name: &'t str) -> impl Iterator<Item = &'t str> {
+    text.match_indices(name).filter_map(move |(at, _)| {
+        let (before, after) = (&text[..at], &text[at + name.len()..]);
+        let part = before.ends_with(is_in_name) || after.starts_with(is_in_name);
+        let field = before.ends_with('.') && !before.ends_with("..");
         let after = after.trim_ascii_start();
-        let given = after.starts_with(b"=") && !after.starts_with(b"==");
-        !(part || field || given)
+        let given = after.starts_with('=') && !after.starts_with("==");
+        (!(part || field || given)).then_some(after)
     })
+}
+
+fn is_in_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
 }
 
 /// Compiles a text to a function that returns the script as a function of its globals: `_ENV` is an
@@ -136,6 +172,31 @@ mod tests {
         ] {
             assert!(!may_read(text, "data"), "{text}");
         }
+    }
+
+    #[test]
+    fn fields_that_are_read_are_known_where_nothing_else_is() {
+        for (text, fields) in [
+            (
+                "return request.model == 'm' or request . headers['x']",
+                Some(vec!["model", "headers"]),
+            ),
+            ("request.path = 1 return request.path:lower()", Some(vec!["path", "path"])),
+            ("request = {} return my.request", Some(vec![])),
+            ("local r = request return r.model", None),
+            ("return (request).model", None),
+            ("return request['model']", None),
+            ("for k, v in pairs(request) do end return request.model", None),
+            ("return request--[[x]].model", None),
+            ("return 'a'..request..'b'", None),
+            ("return request:f()", None),
+        ] {
+            let fields: Option<Vec<_>> = fields.map(|f| f.into_iter().map(str::to_owned).collect());
+            assert_eq!(fields_read(text, "request"), fields, "{text}");
+        }
+        assert!(
+            Code::compile("t", "return _ENV.x or request.model").unwrap().reads_of_request("x")
+        );
     }
 
     #[test]

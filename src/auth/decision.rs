@@ -160,30 +160,44 @@ impl Job for OwnedScriptInput {
     }
 }
 
+/// The table `request`, with the fields that the script can use.
 fn request_table(globals: &Globals<'_>, request: &RequestView<'_>) -> lua::Result<lua::Table> {
     let table = globals.lua.create_table_with_capacity(0, 6)?;
-    table.raw_set("method", request.method.as_str())?;
-    table.raw_set("path", request.path)?;
-    if let Some(ip) = request.ip {
+    let wants = |field| globals.wants_of_request(field);
+    if wants("method") {
+        table.raw_set("method", request.method.as_str())?;
+    }
+    if wants("path") {
+        table.raw_set("path", request.path)?;
+    }
+    if let Some(ip) = request.ip.filter(|_| wants("ip")) {
         table.raw_set("ip", ip.to_string())?;
     }
-    if let Some(model) = request.model {
+    if let Some(model) = request.model.filter(|_| wants("model")) {
         table.raw_set("model", model)?;
     }
-    table.raw_set("stream", request.stream)?;
-    let headers = globals.lua.create_table_with_capacity(0, request.headers.keys_len())?;
-    for name in request.headers.keys() {
+    if wants("stream") {
+        table.raw_set("stream", request.stream)?;
+    }
+    if wants("headers") {
+        table.raw_set("headers", header_table(globals, request.headers)?)?;
+    }
+    Ok(table)
+}
+
+fn header_table(globals: &Globals<'_>, headers: &HeaderMap) -> lua::Result<lua::Table> {
+    let table = globals.lua.create_table_with_capacity(0, headers.keys_len())?;
+    for name in headers.keys() {
         // Of several fields with the same name the first is used.
-        if let Some(value) = request.headers.get(name) {
+        if let Some(value) = headers.get(name) {
             let name = lua::canonical(name.as_str().as_bytes());
-            headers.raw_set(
+            table.raw_set(
                 globals.lua.create_string(name)?,
                 globals.lua.create_string(value.as_bytes())?,
             )?;
         }
     }
-    headers.set_metatable(Some(globals.headers.clone()))?;
-    table.raw_set("headers", headers)?;
+    table.set_metatable(Some(globals.headers.clone()))?;
     Ok(table)
 }
 

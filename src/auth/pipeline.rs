@@ -272,6 +272,7 @@ impl Auth {
     ) -> Result<Arc<Principal>, Rejection> {
         let mut principal: Option<Arc<Principal>> = None;
         let mut metadata = Map::new();
+        let several = identified.records.len() > 1;
         for (i, record) in &identified.records {
             let stage = &self.stages[*i];
             if let Err(why) = &record.limits {
@@ -282,15 +283,31 @@ impl Auth {
                     self.by_rules(stage, record, request)?;
                     Arc::clone(&record.principal)
                 }
-                Some(script) => {
-                    let question =
-                        ScriptInput { key, data: &record.data, request, metadata: &metadata };
-                    let verdict = self.by_script(stage, script, &question).await?;
-                    if identified.records.len() > 1 {
-                        metadata.extend(verdict.metadata.clone());
+                Some(script) => match record.decision_of(script) {
+                    Some(known) => {
+                        self.check(&stage.plan.name, Reason::Active)?;
+                        if several {
+                            metadata.extend(known.metadata.clone());
+                        }
+                        Arc::clone(&known.principal)
                     }
-                    with_verdict(record, verdict)
-                }
+                    None => {
+                        let question =
+                            ScriptInput { key, data: &record.data, request, metadata: &metadata };
+                        let verdict = self.by_script(stage, script, &question).await?;
+                        let again = script.depends_on_data_alone();
+                        let own = (several || again).then(|| verdict.metadata.clone());
+                        let own = own.unwrap_or_default();
+                        if several {
+                            metadata.extend(own.clone());
+                        }
+                        let principal = with_verdict(record, verdict);
+                        if again {
+                            record.remember(script, own, &principal);
+                        }
+                        principal
+                    }
+                },
             };
             stage.allowed.inc();
             principal = Some(match principal {

@@ -92,16 +92,20 @@ pub async fn admit(
     }))
 }
 
-/// What a request claims by these limits; `None` if no rule matches it.
-fn claims(ctx: &Ctx, limiter: &Limiter) -> Option<AdmissionRequest> {
-    let ask = RequestFacts {
+fn facts(ctx: &Ctx) -> RequestFacts<'_> {
+    RequestFacts {
         principal: ctx.caller.principal.as_deref(),
         address: ctx.request.client,
         model: ctx.request.model.as_deref(),
         now: jiff::Timestamp::now().as_second(),
         only_requests: ctx.limits.asked.is_none(),
         enforce_quotas: ctx.snapshot.auth.as_deref().is_none_or(Auth::enforces_quotas),
-    };
+    }
+}
+
+/// What a request claims by these limits; `None` if no rule matches it.
+fn claims(ctx: &Ctx, limiter: &Limiter) -> Option<AdmissionRequest> {
+    let ask = facts(ctx);
     let (bytes, max_tokens) = ctx.limits.asked.unwrap_or_default();
     let mut request = limiter.prepare(&ask, bytes, max_tokens)?;
     request.class = ctx.snapshot.tiers.of(ask.principal).queue_class;
@@ -130,7 +134,7 @@ impl Waiting<'_> {
         session: &mut Session,
         ctx: &mut Ctx,
     ) -> Result<Result<Ticket, Denial>, Stop> {
-        let Ok(place) = self.limiter.enqueue(self.request, self.bucket) else {
+        let Ok(place) = self.limiter.enqueue(self.request, &facts(ctx), self.bucket) else {
             return Ok(Err(self.denial));
         };
         let since = Instant::now();

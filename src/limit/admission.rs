@@ -1,8 +1,10 @@
 //! A request before its admission, and the ways in which it is rejected.
 
+use std::sync::Arc;
+
 use super::{
     claim::{Claims, Dim},
-    estimate::Estimate,
+    estimate::{Averages, Estimate},
 };
 use crate::base::Rejection;
 
@@ -14,11 +16,11 @@ pub(super) const REDIS: &str = "redis";
 pub struct AdmissionRequest {
     pub(super) claims: Claims,
     pub(super) estimate: Option<Estimate>,
+    /// What the estimate is from; `None` for the first request for a model.
+    pub(super) averages: Option<Arc<Averages>>,
     /// Size of the body.
     pub(super) bytes: usize,
     pub(super) max_tokens: Option<u64>,
-    /// Identifies the key, for fairness in the queue.
-    pub(super) fair_key: u64,
     /// Queue class; a larger one is served first.
     pub class: i32,
 }

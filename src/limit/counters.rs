@@ -9,7 +9,13 @@ use std::{
     time::Instant,
 };
 
-use super::{bucket::Ticks, estimate::Estimates, ledger::Ledger, queue::Queue, table::Table};
+use super::{
+    bucket::Ticks,
+    estimate::{Accuracy, Estimates},
+    ledger::Ledger,
+    queue::Queue,
+    table::Table,
+};
 use crate::telemetry::Metrics;
 
 /// Weight of a request in the average duration.
@@ -20,6 +26,7 @@ pub struct Counters {
     pub table: Table,
     pub queue: Arc<Queue>,
     pub estimates: Estimates,
+    pub accuracy: Accuracy,
     pub ledger: Ledger,
     pub metrics: Metrics,
     start: Instant,
@@ -34,6 +41,7 @@ impl Counters {
             table: Table::default(),
             queue: Arc::new(Queue::new(metrics.limits.queue.clone())),
             estimates: Estimates::default(),
+            accuracy: Accuracy::new(metrics),
             ledger: Ledger::new(ledger),
             metrics: metrics.clone(),
             start: Instant::now(),

@@ -2,10 +2,11 @@
 //! requests for the same model. No tokenizer is used.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU32, Ordering},
 };
 
+use prometheus::{Histogram, HistogramVec};
 use quick_cache::sync::Cache;
 
 use super::claim::Charge;
@@ -35,6 +36,18 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// `averages` are the model's, if it is known, `bytes` the size of the body, `max_tokens` the
+    /// client's limit.
+    pub fn new(averages: Option<&Averages>, bytes: usize, max_tokens: Option<u64>) -> Self {
+        let (per_token, completion) = averages
+            .map_or((BYTES, COMPLETION), |m| (read(&m.bytes_per_token), read(&m.completion)));
+        let completion = completion.ceil() as u64;
+        Self {
+            prompt: (bytes as f32 / per_token).ceil() as u64,
+            completion: max_tokens.map_or(completion, |most| most.min(completion)),
+        }
+    }
+
     /// The charge if the estimate were exact.
     pub fn charge(self) -> Charge {
         Charge { input: self.prompt, output: self.completion, ..Charge::default() }
@@ -43,16 +56,16 @@ impl Estimate {
 
 /// Averages of each model.
 pub struct Estimates {
-    models: Cache<String, Arc<Model>>,
+    models: Cache<String, Arc<Averages>>,
 }
 
-/// Running averages, as bits of `f32`.
-struct Model {
+/// Running averages of a model, as bits of `f32`.
+pub struct Averages {
     bytes_per_token: AtomicU32,
     completion: AtomicU32,
 }
 
-impl Default for Model {
+impl Default for Averages {
     fn default() -> Self {
         Self {
             bytes_per_token: AtomicU32::new(BYTES.to_bits()),
@@ -78,21 +91,17 @@ impl Default for Estimates {
 }
 
 impl Estimates {
-    /// `bytes` is the size of the body, `max_tokens` the client's limit.
-    pub fn estimate(&self, model: &str, bytes: usize, max_tokens: Option<u64>) -> Estimate {
-        let known = self.models.get(model);
-        let (per_token, completion) =
-            known.map_or((BYTES, COMPLETION), |m| (read(&m.bytes_per_token), read(&m.completion)));
-        let completion = completion.ceil() as u64;
-        Estimate {
-            prompt: (bytes as f32 / per_token).ceil() as u64,
-            completion: max_tokens.map_or(completion, |most| most.min(completion)),
-        }
+    /// The averages of a model, once it is known.
+    pub fn averages(&self, model: &str) -> Option<Arc<Averages>> {
+        self.models.get(model)
     }
 
-    /// Updates the averages with a finished request. `complete`: its answer did not break off. An
-    /// answer with as many tokens as the client allowed was cut off there, so it cannot lower the
-    /// average.
+    /// `bytes` is the size of the body, `max_tokens` the client's limit.
+    pub fn estimate(&self, model: &str, bytes: usize, max_tokens: Option<u64>) -> Estimate {
+        Estimate::new(self.averages(model).as_deref(), bytes, max_tokens)
+    }
+
+    /// Updates the averages of a model with a finished request; see [`Averages::learn`].
     pub fn learn(
         &self,
         model: &str,
@@ -101,38 +110,63 @@ impl Estimates {
         complete: bool,
         max_tokens: Option<u64>,
     ) {
-        let known = match self.models.get(model) {
-            Some(known) => known,
-            None => {
-                let new = Arc::<Model>::default();
-                self.models.insert(model.to_owned(), Arc::clone(&new));
-                new
-            }
-        };
+        let known = self.averages(model).unwrap_or_else(|| {
+            let new = Arc::<Averages>::default();
+            self.models.insert(model.to_owned(), Arc::clone(&new));
+            new
+        });
+        known.learn(bytes, counts, complete, max_tokens);
+    }
+}
+
+impl Averages {
+    /// Updates them with a finished request. `complete`: its answer did not break off. An answer with
+    /// as many tokens as the client allowed was cut off there, so it cannot lower the average.
+    pub fn learn(
+        &self,
+        bytes: usize,
+        counts: TokenCounts,
+        complete: bool,
+        max_tokens: Option<u64>,
+    ) {
         if counts.prompt > 0 {
-            let average = read(&known.bytes_per_token);
+            let average = read(&self.bytes_per_token);
             let observed = bytes as f32 / counts.prompt as f32;
             let observed = observed.clamp(average / FACTOR, average * FACTOR);
-            learn(&known.bytes_per_token, observed.clamp(0.1, 1000.0));
+            learn(&self.bytes_per_token, observed.clamp(0.1, 1000.0));
         }
         let cut = max_tokens.is_some_and(|most| counts.completion >= most);
-        if complete && !(cut && (counts.completion as f32) < read(&known.completion)) {
-            learn(&known.completion, counts.completion as f32);
+        if complete && !(cut && (counts.completion as f32) < read(&self.completion)) {
+            learn(&self.completion, counts.completion as f32);
         }
     }
 }
 
-/// Records the accuracy of an estimate.
-pub fn observe(metrics: &Metrics, estimate: Estimate, counts: TokenCounts, complete: bool) {
-    let show = |kind: &str, estimated: u64, metered: u64| {
-        if metered > 0 {
-            let ratio = estimated as f64 / metered as f64;
-            metrics.limits.estimates.with_label_values(&[kind]).observe(ratio);
+/// The accuracy of estimates, by kind of tokens. A kind shows in the metrics once it is measured.
+pub struct Accuracy {
+    all: HistogramVec,
+    prompt: OnceLock<Histogram>,
+    completion: OnceLock<Histogram>,
+}
+
+impl Accuracy {
+    pub fn new(metrics: &Metrics) -> Self {
+        let all = metrics.limits.estimates.clone();
+        Self { all, prompt: OnceLock::new(), completion: OnceLock::new() }
+    }
+
+    /// Records the accuracy of an estimate.
+    pub fn observe(&self, estimate: Estimate, counts: TokenCounts, complete: bool) {
+        let show = |kind: &OnceLock<Histogram>, word: &str, estimated: u64, metered: u64| {
+            if metered > 0 {
+                let histogram = kind.get_or_init(|| self.all.with_label_values(&[word]));
+                histogram.observe(estimated as f64 / metered as f64);
+            }
+        };
+        show(&self.prompt, "prompt", estimate.prompt, counts.prompt);
+        if complete {
+            show(&self.completion, "completion", estimate.completion, counts.completion);
         }
-    };
-    show("prompt", estimate.prompt, counts.prompt);
-    if complete {
-        show("completion", estimate.completion, counts.completion);
     }
 }
 

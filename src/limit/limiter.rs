@@ -13,6 +13,7 @@ use super::{
     bucket::SECOND,
     claim::{ClaimKind, Claims, Dim, FailedClaim, Shortfall, Unit},
     counters::Counters,
+    estimate::Estimate,
     ledger::Ledger,
     price,
     queue::{QueueFull, QueueKey, QueuePlace},
@@ -124,18 +125,18 @@ impl Limiter {
         }
         let hash = &self.shared.hash;
         let model = facts.model.unwrap_or_default();
-        let estimate = || self.shared.counters.estimates.estimate(model, bytes, max_tokens);
-        let (claims, estimate) = self.rules.claims(facts, hash, estimate);
-        let fair_key = match claims.takes.iter().any(|c| c.dim == Dim::Concurrent) {
-            true => fair_key(facts, hash),
-            false => 0,
+        let mut averages = None;
+        let estimate = || {
+            averages = self.shared.counters.estimates.averages(model);
+            Estimate::new(averages.as_deref(), bytes, max_tokens)
         };
+        let (claims, estimate) = self.rules.claims(facts, hash, estimate);
         (!claims.is_empty()).then_some(AdmissionRequest {
             claims,
             estimate,
+            averages,
             bytes,
             max_tokens,
-            fair_key,
             class: 0,
         })
     }
@@ -229,18 +230,19 @@ impl Limiter {
         taken.map(|()| Holder::Memory).map_err(FailedClaim::Bucket)
     }
 
-    /// Adds a request to the queue.
+    /// Adds a request to the queue. `facts` say for whom it waits.
     ///
     /// # Errors
     /// If the queue is full.
     pub fn enqueue(
         &self,
         request: &AdmissionRequest,
+        facts: &RequestFacts<'_>,
         bucket: u64,
     ) -> Result<QueuePlace, QueueFull> {
         let others = request.claims.slots().filter(|id| *id != bucket);
         let all = std::iter::once(bucket).chain(others).collect();
-        let key = QueueKey { class: request.class, key: request.fair_key };
+        let key = QueueKey { class: request.class, key: fair_key(facts, &self.shared.hash) };
         self.shared.counters.queue.enter(key, all, self.plan.queue.size)
     }
 

@@ -104,6 +104,8 @@ pub struct Rules {
     /// Whether claims get names, for a store outside of this process.
     named: bool,
     enabled: bool,
+    /// Buckets that a request needs, unless limits of models or of its own apply.
+    usual: usize,
 }
 
 impl Rules {
@@ -119,8 +121,10 @@ impl Rules {
             Scope::KeyModel if !key_models.is_empty() => true,
             _ => !scopes[scope.index()].is_empty(),
         };
-        let used = Scope::ALL.into_iter().filter(used).collect();
+        let used: Vec<_> = Scope::ALL.into_iter().filter(used).collect();
+        let usual = scopes.iter().map(|rule| rule.rate_limits.len()).sum();
         Self {
+            usual,
             used,
             models,
             key_models,
@@ -153,7 +157,8 @@ impl Rules {
         estimate: impl FnOnce() -> Estimate,
     ) -> (Claims, Option<Estimate>) {
         let own = facts.principal.and_then(|p| p.limits.as_deref()).filter(|_| self.enabled);
-        let mut claims = Claims::default();
+        let takes = Vec::with_capacity(self.usual);
+        let mut claims = Claims { takes, spends: Vec::new() };
         let scopes: &[Scope] = if own.is_some() { &Scope::ALL } else { &self.used };
         let model = facts.model.unwrap_or_default();
         for scope in scopes.iter().copied() {
@@ -206,7 +211,7 @@ impl Rules {
                 (false, _) => String::new(),
             };
             let rate = if apart { hash.hash_one((interval, capacity)) } else { 0 };
-            let id = id ^ salt ^ rate;
+            let id = table::sibling(id, salt ^ rate);
             claims.takes.push(Claim {
                 id: match scope {
                     Scope::Global | Scope::Team | Scope::Model => table::shared(id),
@@ -248,7 +253,7 @@ fn allowance(claims: &mut Claims, facts: &RequestFacts<'_>) {
     let enforced = facts.enforce_quotas && allowance.enforced;
     let mut add = |unit: Unit, limit: f64, start, end| {
         claims.spends.push(Spend {
-            subject: format!("{}/{}/{}", Scope::Key.word(), unit.word(), principal.key_id),
+            subject: [Scope::Key.word(), "/", unit.word(), "/", &principal.key_id].concat(),
             scope: Scope::Key,
             unit,
             limit: if enforced { limit } else { UNLIMITED },

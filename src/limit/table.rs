@@ -16,7 +16,14 @@ use super::{
 };
 use crate::base::lock;
 
-const SHARDS: usize = 64;
+/// As many as there are bits in the sets of shards.
+const SHARDS: usize = u64::BITS as usize;
+
+/// The bits of an id that select its shard: others than the ones that the maps use.
+const SHARD_SHIFT: u32 = 32;
+
+/// Shards that a request's claims are in, if its rules are few.
+const FEW: usize = 4;
 
 /// Number of buckets that are compared when one must be removed.
 const CANDIDATES: usize = 16;
@@ -64,34 +71,60 @@ fn is_shared(id: u64) -> bool {
     id & 1 == 1
 }
 
-/// The shard of a bucket: selected by other bits than the ones that the maps use.
-fn shard_of(id: u64) -> usize {
-    (id >> 32) as usize % SHARDS
+/// The id of another bucket of the same rule and identity. It is in the same shard, so that a request
+/// locks one shard for each rule.
+pub fn sibling(id: u64, salt: u64) -> u64 {
+    id ^ (salt & !((SHARDS as u64 - 1) << SHARD_SHIFT))
 }
 
-/// The locked shards of some claims; always locked in the same order, to avoid deadlocks.
+fn shard_of(id: u64) -> usize {
+    (id >> SHARD_SHIFT) as usize % SHARDS
+}
+
+/// The locked shards of some claims.
 struct Locked<'a> {
-    shards: Vec<(usize, MutexGuard<'a, Shard>)>,
+    few: [Option<LockedShard<'a>>; FEW],
+    more: Vec<LockedShard<'a>>,
+}
+
+struct LockedShard<'a> {
+    number: usize,
+    shard: MutexGuard<'a, Shard>,
 }
 
 impl Locked<'_> {
     fn shard(&mut self, id: u64) -> &mut Shard {
-        let wanted = shard_of(id);
-        let at = self.shards.iter().position(|(n, _)| *n == wanted).unwrap_or_default();
-        &mut self.shards[at].1
+        let wanted = |locked: &&mut LockedShard<'_>| locked.number == shard_of(id);
+        let mut all = self.few.iter_mut().flatten().chain(&mut self.more);
+        &mut all.find(wanted).expect("the shards of all claims are locked").shard
     }
 
     fn bucket(&mut self, id: u64) -> Bucket {
         self.shard(id).get(&id).copied().unwrap_or_default()
     }
+
+    /// Records in the claims what is left.
+    fn observe(&mut self, claims: &mut [Claim], now: Ticks) {
+        for claim in claims {
+            let bucket = self.bucket(claim.id);
+            claim.observe(&bucket, now);
+        }
+    }
 }
 
 impl Table {
-    fn lock(&self, claims: &[Claim]) -> Locked<'_> {
-        let mut numbers: Vec<usize> = claims.iter().map(|c| shard_of(c.id)).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
-        Locked { shards: numbers.into_iter().map(|n| (n, lock(&self.shards[n]))).collect() }
+    /// Locks the shards of these buckets; always in the same order, to avoid deadlocks.
+    fn lock(&self, buckets: impl Iterator<Item = u64>) -> Locked<'_> {
+        let mut wanted = buckets.fold(0_u64, |set, id| set | 1 << shard_of(id));
+        let mut next = || {
+            let number = wanted.trailing_zeros() as usize;
+            // Without its lowest bit.
+            wanted &= wanted.wrapping_sub(1);
+            let shard = self.shards.get(number)?;
+            Some(LockedShard { number, shard: lock(shard) })
+        };
+        let few = std::array::from_fn(|_| next());
+        Locked { few, more: std::iter::from_fn(next).collect() }
     }
 
     /// Takes all claims or none. `max_buckets` is the largest number of buckets.
@@ -104,9 +137,9 @@ impl Table {
         now: Ticks,
         max_buckets: usize,
     ) -> Result<(), Shortfall> {
-        let mut locked = self.lock(claims);
+        let mut locked = self.lock(claims.iter().map(|claim| claim.id));
         let mut shortfall: Option<(bool, Shortfall)> = None;
-        for (index, claim) in claims.iter_mut().enumerate() {
+        for (index, claim) in claims.iter().enumerate() {
             let bucket = locked.bucket(claim.id);
             let slot = claim.dim.kind() == ClaimKind::Slot;
             let wait = match claim.dim.kind() {
@@ -116,7 +149,6 @@ impl Table {
                 }
                 ClaimKind::Take | ClaimKind::Reserve => bucket.wait(claim.rate, claim.amount, now),
             };
-            claim.observe(&bucket, now);
             let longer = |(known_slot, known): &(bool, Shortfall)| match (slot, known_slot) {
                 (true, false) => false,
                 (false, true) => true,
@@ -127,6 +159,7 @@ impl Table {
             }
         }
         if let Some((_, shortfall)) = shortfall {
+            locked.observe(claims, now);
             return Err(shortfall);
         }
         for claim in claims {
@@ -146,17 +179,14 @@ impl Table {
 
     /// Records in the claims what is left, and takes nothing.
     pub fn observe(&self, claims: &mut [Claim], now: Ticks) {
-        let mut locked = self.lock(claims);
-        for claim in claims {
-            let bucket = locked.bucket(claim.id);
-            claim.observe(&bucket, now);
-        }
+        self.lock(claims.iter().map(|claim| claim.id)).observe(claims, now);
     }
 
     /// Releases what is held, and takes `used` units in place of each reservation.
     pub fn settle(&self, claims: &[Claim], used: impl Fn(&Claim) -> u64, now: Ticks) {
-        let mut locked = self.lock(claims);
-        for claim in claims.iter().filter(|c| c.dim.kind() != ClaimKind::Take) {
+        let held = || claims.iter().filter(|claim| claim.dim.kind() != ClaimKind::Take);
+        let mut locked = self.lock(held().map(|claim| claim.id));
+        for claim in held() {
             let shard = locked.shard(claim.id);
             let bucket = shard.entry(claim.id).or_default();
             bucket.release(claim.amount);

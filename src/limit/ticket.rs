@@ -6,7 +6,7 @@ use super::{
     admission::AdmissionRequest,
     claim::{Charge, ClaimKind, Claims},
     counters::Counters,
-    estimate::{self, Estimate},
+    estimate::{Averages, Estimate},
     redis::{RedisCounter, Reservation},
 };
 use crate::base::{TokenCounts, limits::Standings};
@@ -59,6 +59,7 @@ pub struct Ticket {
     source: TicketSource,
     claims: Claims,
     estimate: Option<Estimate>,
+    averages: Option<Arc<Averages>>,
     bytes: usize,
     max_tokens: Option<u64>,
     since: Instant,
@@ -73,6 +74,7 @@ impl Ticket {
             source,
             claims: std::mem::take(&mut request.claims),
             estimate: request.estimate,
+            averages: request.averages.take(),
             bytes: request.bytes,
             max_tokens: request.max_tokens,
             since: Instant::now(),
@@ -96,9 +98,12 @@ impl Ticket {
                 let reported = source != CountSource::Estimated;
                 if let Some(estimate) = self.estimate.filter(|_| reported) {
                     let counters = &self.source.counters;
-                    estimate::observe(&counters.metrics, estimate, counts, complete);
-                    let estimates = &counters.estimates;
-                    estimates.learn(model, self.bytes, counts, complete, self.max_tokens);
+                    counters.accuracy.observe(estimate, counts, complete);
+                    let (bytes, most) = (self.bytes, self.max_tokens);
+                    match &self.averages {
+                        Some(averages) => averages.learn(bytes, counts, complete, most),
+                        None => counters.estimates.learn(model, bytes, counts, complete, most),
+                    }
                 }
                 Charge { input: counts.prompt, output: counts.completion, cost, credit }
             }
@@ -112,8 +117,8 @@ impl Ticket {
         };
         let counters = &self.source.counters;
         let takes = &self.claims.takes;
-        let slots: Vec<u64> = self.claims.slots().collect();
-        if !slots.is_empty() {
+        let has_slots = self.claims.slots().next().is_some();
+        if has_slots {
             counters.observe_slot(self.since);
         }
         match holder {
@@ -123,17 +128,18 @@ impl Ticket {
                 }
                 counters.ledger.add(&self.claims.spends, charge);
                 self.spend_in_redis(charge);
-                counters.queue.released(slots.into_iter());
+                counters.queue.released(self.claims.slots());
             }
-            Holder::Redis(reservation) if slots.is_empty() => reservation.settle(charge),
+            Holder::Redis(reservation) if !has_slots => reservation.settle(charge),
             Holder::Redis(reservation) => {
                 let queue = Arc::clone(&counters.queue);
+                let slots: Vec<u64> = self.claims.slots().collect();
                 // Waiters are woken only when Redis has freed the slot.
                 reservation.then(move || queue.released(slots.into_iter())).settle(charge);
             }
             Holder::Unchecked => {
                 self.spend_in_redis(charge);
-                counters.queue.released(slots.into_iter());
+                counters.queue.released(self.claims.slots());
             }
         }
     }

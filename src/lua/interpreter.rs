@@ -6,7 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mlua::{Error, Function, Lua, LuaOptions, StdLib, Table, Value, chunk::ChunkMode};
+use mlua::{
+    Error, Function, Lua, LuaOptions, StdLib, Table, Value,
+    chunk::ChunkMode,
+    state::{GcIncParams, GcMode},
+};
 
 use super::{
     clock::Clock,
@@ -18,6 +22,9 @@ use super::{
 /// Scripts that an interpreter keeps loaded. A script gets a new id with each reload; after this many
 /// the interpreter is replaced.
 const LOADED: usize = 64;
+
+/// Bytes of new values after which garbage is collected a little, as a power of two.
+const GC_STEP: i32 = 9;
 
 struct Interpreter {
     lua: Lua,
@@ -73,6 +80,8 @@ impl Interpreter {
     fn new() -> mlua::Result<Self> {
         let libraries = StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::OS;
         let lua = Lua::new_with(libraries, LuaOptions::default())?;
+        // Small steps: one must not use up the time of the call in which it happens to be due.
+        lua.gc_set_mode(GcMode::Incremental(GcIncParams::default().step_size(GC_STEP)));
         let clock = Clock::new();
         let log = natives::Log::default();
         json::prepare(&lua)?;

@@ -103,6 +103,11 @@ impl Globals<'_> {
     pub fn wants(&self, name: &str) -> bool {
         self.code.mentions.contains(&name)
     }
+
+    /// Whether the script can use this field of the global `request`. If not, it need not be set.
+    pub fn wants_of_request(&self, field: &str) -> bool {
+        self.code.reads_of_request(field)
+    }
 }
 
 /// The resources that a call used, and its log.

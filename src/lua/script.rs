@@ -81,6 +81,17 @@ impl Script {
         &self.code.name
     }
 
+    /// Unique in the process.
+    pub fn id(&self) -> u64 {
+        self.code.id
+    }
+
+    /// Whether its answer for the same data is always the same: it reads neither the request nor the
+    /// clock nor chance, and logs nothing.
+    pub fn depends_on_data_alone(&self) -> bool {
+        self.code.depends_on_data_alone
+    }
+
     /// Runs it on this thread with its full limits.
     pub fn run_here<J: Job>(&self, job: &J) -> (Result<J::Answer, Failure>, Account) {
         interpreter::run(&self.code, job, self.limits)

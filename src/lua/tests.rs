@@ -492,3 +492,60 @@ async fn all_scripts_together_are_bounded() {
     assert!(most <= 2 * (cores / 2).max(1) + 1, "{most} at the same time");
     assert_eq!(now.load(SeqCst), 0);
 }
+
+/// Globals are shared by calls that set none: no call finds what another has set or removed.
+#[test]
+fn globals_are_as_at_first_in_every_call() {
+    let compile = |text| Script::compile("test", text, Limits::default()).unwrap();
+    let look = compile(
+        "return {left == nil, api_key == 'sk-a', headers['x-a'] == 'a', tostring(1) == '1'}",
+    );
+    let fresh = serde_json::json!(vec![true; 4]);
+    for (text, expected) in [
+        ("left = 1 return left", serde_json::json!(1)),
+        ("left = 1 left = nil return {left == nil}", serde_json::json!([true])),
+        ("api_key = nil return {api_key == nil}", serde_json::json!([true])),
+        (
+            "api_key = nil headers = nil return {api_key == nil, headers == nil}",
+            serde_json::json!([true, true]),
+        ),
+        (
+            "api_key = 'x' left = headers headers = 2 return {api_key, left['x-a'], headers}",
+            serde_json::json!(["x", "a", 2]),
+        ),
+        ("tostring = 1 return tostring", serde_json::json!(1)),
+        ("tostring = 1 tostring = nil return tostring(2)", serde_json::json!("2")),
+        ("function left() return api_key end return left()", serde_json::json!("sk-a")),
+        ("if api_key == 'sk-a' then left = 1 end error('x')", serde_json::Value::Null),
+        ("pcall(function() left = 1 error('x') end) return left", serde_json::json!(1)),
+    ] {
+        let script = compile(text);
+        for _ in 0..3 {
+            let result = script.run_here(&Plain).0;
+            assert_eq!(result.unwrap_or_default(), expected, "{text}");
+            assert_eq!(look.run_here(&Plain).0.unwrap(), fresh, "after {text}");
+        }
+    }
+}
+
+/// Keys that are numbers are no names, though Lua writes them alike.
+#[test]
+fn numbers_are_no_names_of_objects() {
+    for text in [
+        "return {[5] = 1}",
+        "return {[1.5] = 1}",
+        "return {[math.huge] = 1}",
+        "return {[-1] = 1, a = 2}",
+        "return {['5'] = 1, [5] = 2}",
+        "return {[true] = 1}",
+        "return {['\\xff'] = 1}",
+    ] {
+        assert!(matches!(ask(text), Err(Failure::Answer(_))), "{text}");
+    }
+    for (text, expected) in [
+        ("return {['5'] = 1}", "{\"5\":1}"),
+        ("return {['inf'] = 1, ['-1'] = 2, name = 3}", "{\"-1\":2,\"inf\":1,\"name\":3}"),
+    ] {
+        assert_eq!(ask(text).unwrap().to_string(), expected, "{text}");
+    }
+}

@@ -12,6 +12,7 @@ use crate::{
         KeyUsage, Principal,
         terms::{self, Terms},
     },
+    lua::Script,
     store::StoreError,
 };
 
@@ -35,6 +36,19 @@ pub struct KeyRecord {
     /// The caller after the last decision of a script that changed it: most scripts decide the same
     /// every time.
     pub decided: ArcSwapOption<Principal>,
+    /// The last decision that follows from the data alone.
+    pub remembered: ArcSwapOption<RememberedDecision>,
+}
+
+/// What a script that depends on a key's data alone has decided: it need not run again for the same
+/// data. Rejections are not remembered.
+#[derive(Debug)]
+pub struct RememberedDecision {
+    /// The script's id.
+    pub script: u64,
+    /// For later scripts.
+    pub metadata: Map<String, Value>,
+    pub principal: Arc<Principal>,
 }
 
 impl KeyRecord {
@@ -64,7 +78,30 @@ impl KeyRecord {
             allowance: None,
         };
         let principal = Arc::new(principal);
-        Self { data, terms, limits, principal, decided: ArcSwapOption::empty() }
+        Self {
+            data,
+            terms,
+            limits,
+            principal,
+            decided: ArcSwapOption::empty(),
+            remembered: ArcSwapOption::empty(),
+        }
+    }
+
+    /// What this script has decided before, if it depends on the data alone.
+    pub fn decision_of(&self, script: &Script) -> Option<Arc<RememberedDecision>> {
+        if !script.depends_on_data_alone() {
+            return None;
+        }
+        let known = self.remembered.load();
+        known.as_ref().filter(|known| known.script == script.id()).map(Arc::clone)
+    }
+
+    /// Remembers what a script that depends on the data alone has decided.
+    pub fn remember(&self, script: &Script, metadata: Map<String, Value>, to: &Arc<Principal>) {
+        let principal = Arc::clone(to);
+        let new = RememberedDecision { script: script.id(), metadata, principal };
+        self.remembered.store(Some(Arc::new(new)));
     }
 
     /// The same key with changed amounts in its data.
@@ -77,6 +114,8 @@ impl KeyRecord {
             limits: self.limits.clone(),
             principal: Arc::clone(&self.principal),
             decided: ArcSwapOption::new(self.decided.load_full()),
+            // The data is other data now.
+            remembered: ArcSwapOption::empty(),
         }
     }
 

@@ -3,11 +3,12 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
 
-.PHONY: help run test bench bench-peers deny setup fmt
+.PHONY: help run test cost bench bench-peers deny setup fmt
 
 help:
 	@echo "make run    build, and start a demo: gateway, two simulated backends, usage records"
-	@echo "make test   formatting, lints, documentation and all tests"
+	@echo "make test   formatting, lints, documentation, all tests, and the guard of costs"
+	@echo "make cost   instructions and allocations of a request against the committed numbers"
 	@echo "make bench  build for release and measure against bare Pingora and other proxies"
 	@echo "make bench-peers  install other proxies for make bench"
 	@echo "make deny   licences, bans and sources of the dependencies (needs cargo-deny)"
@@ -30,6 +31,13 @@ test: setup
 	else \
 		echo "$(CARGO) test"; $(CARGO) test --locked; \
 	fi
+	$(COST)
+
+# Counted by valgrind: the same on a loaded machine.
+COST = $(CARGO) bench --profile guard --locked --bench cost
+
+cost: setup
+	$(COST)
 
 bench:
 	@scripts/setup.sh build

@@ -20,6 +20,7 @@ if [ "${1-}" != build ]; then # What only the tests need.
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     need pkill procps
     need systemd-analyze systemd # only its checker of units is used
+    need valgrind valgrind       # counts the instructions of a request
     # Databases, from packages without a service. In redis-tools the server is called
     # redis-check-rdb.
     command -v redis-server >/dev/null || need redis-check-rdb redis-tools

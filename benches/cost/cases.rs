@@ -50,14 +50,29 @@ pub const CASES: &[Case] = &[
     Case { name: "plain, an event", unit: Unit::Event, config: Some(plain), backends: 1 },
     Case { name: "full house, a request", unit: Unit::Request, config: Some(full), backends: 2 },
     Case { name: "full house, an event", unit: Unit::Event, config: Some(full), backends: 2 },
+    Case {
+        name: "full house with a script that runs, a request",
+        unit: Unit::Request,
+        config: Some(full_scripted),
+        backends: 2,
+    },
 ];
 
 fn plain(_: &Path) -> String {
     "log: {access: false}\n".to_owned()
 }
 
-/// Every policy at once.
+/// Every policy at once. The script depends on the key's data alone: what it decides is remembered.
 fn full(folder: &Path) -> String {
+    with_script(folder, "tonumber(data.balance) <= 0")
+}
+
+/// The same with a script that has to run for each request.
+fn full_scripted(folder: &Path) -> String {
+    with_script(folder, "tonumber(data.balance) <= 0 or request.model == nil")
+}
+
+fn with_script(folder: &Path, denies: &str) -> String {
     const RULES: &str = "{requests_per_second: 1000000, requests_per_minute: 1000000000, \
                          tokens_per_minute: 100000000000, max_concurrent: 100000}";
     format!(
@@ -66,7 +81,7 @@ fn full(folder: &Path) -> String {
     - type: static
       static: {{keys: [{{key: {}, user_id: user_001, balance: 1e12}}]}}
       lua_script: |
-        if tonumber(data.balance) <= 0 then
+        if {denies} then
           return {{allow = false, message = \"used up\"}}
         end
         return {{allow = true, metadata = {{user_id = data.user_id}}}}

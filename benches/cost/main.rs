@@ -20,7 +20,11 @@ mod cases;
 mod client;
 mod expected;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use self::{
     cases::{CASES, Case, Cost},
@@ -53,9 +57,11 @@ fn main() -> ExitCode {
     if kept.is_none() {
         fs::remove_dir_all(&own).ok();
     }
-    print_table(&costs);
+    let table = table(&costs);
+    print!("{table}");
     if std::env::var_os("COST_WRITE").is_some() {
         Expected::of(&costs).write();
+        write_page(&table);
         return ExitCode::SUCCESS;
     }
     match Expected::read().problems(&costs) {
@@ -69,15 +75,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn print_table(costs: &[(&Case, Cost)]) {
-    println!("| | user instructions | of bare Pingora | allocations | system calls |");
-    println!("|---|---|---|---|---|");
+fn table(costs: &[(&Case, Cost)]) -> String {
+    let mut table = "| | user instructions | of bare Pingora | allocations | system calls |\n\
+                     |---|---|---|---|---|\n"
+        .to_owned();
     for (case, cost) in costs {
         let bare = costs.iter().find(|(other, _)| other.is_bare() && other.unit == case.unit);
         let ratio = bare.map_or(1.0, |(_, bare)| cost.instructions / bare.instructions);
-        println!(
-            "| {} | {:.0} | {ratio:.2} | {:.1} | {:.1} |",
+        table += &format!(
+            "| {} | {:.0} | {ratio:.2} | {:.1} | {:.1} |\n",
             case.name, cost.instructions, cost.allocations, cost.system_calls
         );
     }
+    table
+}
+
+/// Puts the table into the page on benchmarks.
+fn write_page(table: &str) {
+    const MARKS: (&str, &str) = ("<!-- cost -->\n", "<!-- /cost -->");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");
+    let text = fs::read_to_string(&page).unwrap();
+    let (before, rest) = text.split_once(MARKS.0).expect("the page has a place for it");
+    let (_, after) = rest.split_once(MARKS.1).expect("the place has an end");
+    fs::write(&page, format!("{before}{}{table}{}{after}", MARKS.0, MARKS.1)).unwrap();
 }

@@ -9,6 +9,7 @@ mod chunks;
 mod drive;
 mod socket;
 mod stream;
+mod writer;
 
 use std::{
     io,

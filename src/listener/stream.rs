@@ -19,23 +19,20 @@ use pingora::{
         tls::{SslDigest, TlsRef},
     },
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::chunks::ChunkLines;
+use super::{chunks::ChunkLines, writer::Writer};
 use crate::runtime::connections::{ClientConnection, HeadFailure, Phase};
 
 /// The connection preface of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Bytes of answers that are collected for one segment or TLS record.
-const WRITE_BUFFER: usize = 4096;
 
 /// Makes the response to a head that never becomes a request.
 pub type HeadFailureResponse = Arc<dyn Fn(HeadFailure) -> Vec<u8> + Send + Sync>;
 
 /// A client's connection.
 pub struct ClientStream<T: IO> {
-    io: BufWriter<T>,
+    io: Writer<T>,
     chunks: ChunkLines,
     connection: Arc<ClientConnection>,
     /// Made once: Pingora asks for it with each request.
@@ -61,7 +58,7 @@ impl<T: IO> Drop for ClientStream<T> {
     /// Sends buffered bytes as far as possible without waiting. When an answer breaks off, its reader must
     /// see everything that arrived before.
     fn drop(&mut self) {
-        if !self.io.buffer().is_empty() {
+        if !self.io.waiting().is_empty() {
             let flushed =
                 Pin::new(&mut self.io).poll_flush(&mut Context::from_waker(Waker::noop()));
             log::debug!("a connection was closed with bytes to send: {flushed:?}");
@@ -85,7 +82,7 @@ impl<T: IO> ClientStream<T> {
         let head = Box::new(ResponseHeader::build(200, Some(0))?);
         let data = Box::new(Arc::clone(&connection));
         Ok(Self {
-            io: BufWriter::with_capacity(WRITE_BUFFER, io),
+            io: Writer::new(io),
             digest: Arc::new(ProxyDigest::new(head, Some(data))),
             connection,
             chunks: ChunkLines::default(),
@@ -264,7 +261,7 @@ impl<T: IO> AsyncWrite for ClientStream<T> {
         self.check_write()?;
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
         // Bytes that only went into the buffer say nothing about the client.
-        if result.is_pending() || self.io.buffer().is_empty() {
+        if result.is_pending() || self.io.waiting().is_empty() {
             return self.report_write(result);
         }
         result

@@ -256,28 +256,14 @@ impl Scan<'_> {
 
     /// Goes on to the next quote or backslash of a string.
     fn plain_text(&mut self) -> Result<(), SyntaxError> {
-        /// Most strings are short words, for which a search by vectors takes longer than it saves.
-        const SHORT: usize = 16;
         let rest = &self.doc[self.pos..];
-        let (near, far) = rest.split_at(rest.len().min(SHORT));
-        if let Some(n) = near.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)) {
-            self.pos += n;
-            if near[n] < 0x20 {
-                return Err(self.error("control character in a string"));
-            }
-            return Ok(());
-        }
-        let Some(n) = memchr::memchr2(b'"', b'\\', far) else {
-            self.pos = self.doc.len();
-            return Err(self.error("unterminated string"));
-        };
-        self.pos += near.len();
-        if has_control(&far[..n]) {
-            self.pos += far.iter().position(|b| *b < 0x20).unwrap_or(0);
-            return Err(self.error("control character in a string"));
-        }
+        let n = plain_bytes(rest);
         self.pos += n;
-        Ok(())
+        match rest.get(n) {
+            Some(b'"' | b'\\') => Ok(()),
+            Some(_) => Err(self.error("control character in a string")),
+            None => Err(self.error("unterminated string")),
+        }
     }
 
     fn escape(&mut self) -> Result<(), SyntaxError> {
@@ -410,14 +396,48 @@ impl Scan<'_> {
     }
 }
 
+const EACH: u64 = u64::MAX / 255;
+const HIGHEST: u64 = EACH * 0x80;
+
+/// How many bytes come before the first quote, backslash or control character. Eight bytes at a time: most
+/// strings are short words, for which a search by vectors takes longer than it saves.
+fn plain_bytes(bytes: &[u8]) -> usize {
+    const SHORT: usize = 32;
+    let (words, _) = bytes[..bytes.len().min(SHORT)].as_chunks();
+    for (i, word) in words.iter().enumerate() {
+        let found = special(u64::from_le_bytes(*word));
+        if found != 0 {
+            return 8 * i + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let rest = &bytes[8 * words.len()..];
+    if bytes.len() < SHORT {
+        let special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20);
+        return 8 * words.len() + rest.iter().position(special).unwrap_or(rest.len());
+    }
+    let end = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
+    let control =
+        if has_control(&rest[..end]) { rest.iter().position(|b| *b < 0x20) } else { None };
+    8 * words.len() + control.unwrap_or(end)
+}
+
+/// The highest bit of the first byte that is a quote, a backslash or a control character is set, and no bit
+/// of the bytes before it.
+fn special(word: u64) -> u64 {
+    let zero = |word: u64| word.wrapping_sub(EACH) & !word;
+    let quote = zero(word ^ (EACH * u64::from(b'"')));
+    let backslash = zero(word ^ (EACH * u64::from(b'\\')));
+    let control = word.wrapping_sub(EACH * 0x20) & !word;
+    (quote | backslash | control) & HIGHEST
+}
+
 /// Whether any byte is below 0x20. Eight bytes at a time, because most of a body passes through here, and a
 /// compiler that optimizes for size would test single bytes.
 fn has_control(bytes: &[u8]) -> bool {
-    const EACH: u64 = u64::MAX / 255;
     let (words, rest) = bytes.as_chunks();
     // The highest bit of a byte is set in the result if the byte is below 0x20, or if one below it
     // in the word is.
-    let low = |word: u64| word.wrapping_sub(EACH * 0x20) & !word & (EACH * 0x80);
+    let low = |word: u64| word.wrapping_sub(EACH * 0x20) & !word & HIGHEST;
     let bad = words.iter().fold(0, |bad, word| bad | low(u64::from_le_bytes(*word)));
     bad != 0 || rest.iter().any(|b| *b < 0x20)
 }
@@ -562,6 +582,27 @@ mod tests {
         let doc = br#"{"priorit\u0079":1}"#;
         assert!(find(doc, "priority").is_some());
         assert!(find(doc, "prio").is_none());
+    }
+
+    #[test]
+    fn the_first_special_byte_ends_plain_text() {
+        for length in 0..80 {
+            assert_eq!(plain_bytes(&vec![b'x'; length]), length);
+            assert_eq!(plain_bytes(&vec![0xff; length]), length);
+            for at in 0..length {
+                for special in [b'"', b'\\', 0, b'\n', 0x1f] {
+                    let mut bytes = vec![b'\x23'; length];
+                    bytes[at] = special;
+                    bytes[length - 1] = if at == length - 1 { special } else { b'"' };
+                    assert_eq!(plain_bytes(&bytes), at, "{special} in {length}");
+                }
+                for plain in [0x20, 0x21, 0x23, 0x5b, 0x5d, 0x7f, 0x80, 0xa2, 0xdc] {
+                    let mut bytes = vec![b'x'; length];
+                    bytes[at] = plain;
+                    assert_eq!(plain_bytes(&bytes), length, "{plain} in {length}");
+                }
+            }
+        }
     }
 
     #[test]

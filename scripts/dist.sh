@@ -29,6 +29,9 @@ RUSTFLAGS+=' --cfg getrandom_backend="linux_getrandom"'
 export LIBSQLITE3_FLAGS="-USQLITE_ENABLE_FTS3 -USQLITE_ENABLE_FTS3_PARENTHESIS -USQLITE_ENABLE_FTS5
     -USQLITE_ENABLE_RTREE"
 
+# Kernels of 64-bit ARM have pages of 4, 16 or 64 KiB. jemalloc would work only with those of this machine.
+case $host in aarch64*) export JEMALLOC_SYS_WITH_LG_PAGE=16 ;; esac
+
 # With --target the flags are not for build scripts and macros, which cannot be static.
 cargo build --profile dist --locked --bin llmproxy --target "$host"
 install -D -m 755 "${CARGO_TARGET_DIR:-target}/$host/dist/llmproxy" "$out"

@@ -159,10 +159,9 @@ impl DeferredHead {
 
     /// The wrapper holds nothing, has sent nothing, and nothing is left for it to do.
     fn is_spare(&self) -> bool {
-        let free = matches!(*lock(&self.0.pending), Pending::None);
+        let used = [&self.0.used, &self.0.over].iter().any(|flag| flag.load(Ordering::Relaxed));
         let waits = lock(&self.0.heartbeat).is_some();
-        let flags = [&self.0.used, &self.0.over];
-        free && !waits && !flags.iter().any(|flag| flag.load(Ordering::Relaxed))
+        !used && !waits && matches!(*lock(&self.0.pending), Pending::None)
     }
 }
 
@@ -194,17 +193,12 @@ impl Drop for Wrapper {
     }
 }
 
-/// Holds the heads of answers to this request back from now on.
-pub fn defer(session: &mut Session, keep_alive: Option<KeepAlive>) -> DeferredHead {
-    let home = put_in(session, keep_alive, false);
-    home.0.used.store(true, Ordering::Relaxed);
+/// Holds the heads of answers to this request back from now on. `brief`: [`dissolve`] may end that before
+/// anything is written.
+pub fn defer(session: &mut Session, comments: Option<KeepAlive>, brief: bool) -> DeferredHead {
+    let home = put_in(session, comments, false);
+    home.0.used.store(!brief, Ordering::Relaxed);
     home
-}
-
-/// Holds the head that has just come back. [`dissolve`] ends that before anything is written, if content
-/// has come together with the head.
-pub fn defer_briefly(session: &mut Session) -> DeferredHead {
-    put_in(session, None, false)
 }
 
 /// Puts the real session back if the wrapper was not needed after all. `false`: it stays.

@@ -174,6 +174,6 @@ fn defer_head(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
         }
         None => None,
     };
-    ctx.deferred = Some(deferred_head::defer(session, keep_alive));
+    ctx.deferred = Some(deferred_head::defer(session, keep_alive, false));
     Ok(())
 }

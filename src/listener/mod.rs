@@ -476,3 +476,27 @@ fn response(format: ErrorFormat, rejection: &Rejection) -> Vec<u8> {
     response.extend_from_slice(&body);
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_goes_to_the_worker_with_the_fewest() {
+        let seat = || Seat { taken: Arc::default(), connections: None };
+        let seats: Vec<Seat> = std::iter::repeat_with(seat).take(3).collect();
+        let mut places = Vec::new();
+        let mut next = || {
+            let chosen = emptiest(&seats, places.len() % 3);
+            places.push(seats[chosen].take());
+            chosen
+        };
+        assert_eq!([next(), next(), next(), next()], [0, 1, 2, 0]);
+        // Of two with as few, the one whose turn it is.
+        assert_eq!(next(), 1);
+        drop(places.drain(1..3));
+        assert_eq!(emptiest(&seats, 0), 2, "0 has two, 1 has one, 2 has none");
+        drop(places);
+        assert_eq!(emptiest(&seats, 2), 2);
+    }
+}

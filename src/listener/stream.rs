@@ -33,6 +33,8 @@ pub type HeadFailureResponse = Arc<dyn Fn(HeadFailure) -> Vec<u8> + Send + Sync>
 /// A client's connection.
 pub struct ClientStream<T: IO> {
     io: Writer<T>,
+    /// Bytes that it had taken when that was last looked at.
+    taken: u64,
     chunks: ChunkLines,
     connection: Arc<ClientConnection>,
     /// Made once: Pingora asks for it with each request.
@@ -83,6 +85,7 @@ impl<T: IO> ClientStream<T> {
         let data = Box::new(Arc::clone(&connection));
         Ok(Self {
             io: Writer::new(io),
+            taken: 0,
             digest: Arc::new(ProxyDigest::new(head, Some(data))),
             connection,
             chunks: ChunkLines::default(),
@@ -220,9 +223,16 @@ impl<T: IO> ClientStream<T> {
         }
     }
 
-    /// Reports whether a write is blocked.
-    fn report_write<R>(&self, result: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
-        self.connection.set_blocked(result.is_pending());
+    /// Reports whether a write is blocked: the connection takes no byte. Bytes that only went into the buffer
+    /// say nothing about the client.
+    fn report_write<R>(&mut self, result: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        let taken = self.io.taken();
+        if std::mem::replace(&mut self.taken, taken) != taken || self.io.waiting().is_empty() {
+            self.connection.set_blocked(false);
+        }
+        if result.is_pending() {
+            self.connection.set_blocked(true);
+        }
         result
     }
 
@@ -260,11 +270,7 @@ impl<T: IO> AsyncWrite for ClientStream<T> {
     ) -> Poll<io::Result<usize>> {
         self.check_write()?;
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
-        // Bytes that only went into the buffer say nothing about the client.
-        if result.is_pending() || self.io.waiting().is_empty() {
-            return self.report_write(result);
-        }
-        result
+        self.report_write(result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

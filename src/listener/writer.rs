@@ -21,11 +21,13 @@ pub struct Writer<T> {
     waiting: Vec<u8>,
     /// How much of it has been written.
     written: usize,
+    /// All bytes that the connection has taken.
+    taken: u64,
 }
 
 impl<T> Writer<T> {
     pub fn new(io: T) -> Self {
-        Self { io, waiting: Vec::new(), written: 0 }
+        Self { io, waiting: Vec::new(), written: 0, taken: 0 }
     }
 
     pub fn get_ref(&self) -> &T {
@@ -34,6 +36,11 @@ impl<T> Writer<T> {
 
     pub fn get_mut(&mut self) -> &mut T {
         &mut self.io
+    }
+
+    /// All bytes that the connection has taken so far.
+    pub fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Bytes that wait for a flush.
@@ -57,12 +64,22 @@ impl<T: AsyncWrite + Unpin> Writer<T> {
         Poll::Ready(Ok(true))
     }
 
+    fn count(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = &result {
+            self.taken += *n as u64;
+        }
+        result
+    }
+
     fn poll_write_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.waiting.len() {
             let rest = &self.waiting[self.written..];
             match ready!(Pin::new(&mut self.io).poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => self.written += n,
+                n => {
+                    self.written += n;
+                    self.taken += n as u64;
+                }
             }
         }
         (self.waiting, self.written) = (Vec::new(), 0);
@@ -87,7 +104,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Writer<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         if !ready!(self.poll_room(cx, buf.len()))? {
-            return Pin::new(&mut self.io).poll_write(cx, buf);
+            let result = Pin::new(&mut self.io).poll_write(cx, buf);
+            return self.count(result);
         }
         self.waiting.extend_from_slice(buf);
         Poll::Ready(Ok(buf.len()))
@@ -100,7 +118,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Writer<T> {
     ) -> Poll<io::Result<usize>> {
         let all = bufs.iter().map(|buf| buf.len()).sum();
         if !ready!(self.poll_room(cx, all))? {
-            return Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+            let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+            return self.count(result);
         }
         bufs.iter().for_each(|buf| self.waiting.extend_from_slice(buf));
         Poll::Ready(Ok(all))

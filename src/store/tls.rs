@@ -73,6 +73,12 @@ fn fill(roots: &mut RootCertStore) -> Result<(), String> {
     }
 }
 
+/// Whether the environment names another trust store than that of the system.
+pub fn is_named() -> bool {
+    let folder = env::var_os("SSL_CERT_DIR");
+    env::var_os("SSL_CERT_FILE").is_some() || folder.is_some_and(|named| named != "/etc/ssl/certs")
+}
+
 /// Where certificates are read from.
 fn source() -> String {
     let named: Vec<String> = ["SSL_CERT_FILE", "SSL_CERT_DIR"]

@@ -56,12 +56,21 @@ impl<'a> Planner<'a> {
         self.trusting.push(at.into());
     }
 
-    /// Reports a trust store that is missing, if a key needs it. Otherwise it is not even read.
+    /// Reports an unusable trust store: a problem if a key needs it, a warning if the environment names it.
+    /// Otherwise it is not even read.
     pub(super) fn trust(&mut self) {
-        let Some(at) = self.trusting.first().cloned() else { return };
-        if let Err(why) = tls::trusted() {
-            let message = format!("needs the trust store of the machine, but {why}");
-            self.problem(at, message, "the trust store is read when it is first needed");
+        let needed = self.trusting.first().cloned();
+        if needed.is_none() && !tls::is_named() {
+            return;
+        }
+        let Err(why) = tls::trusted() else { return };
+        let hint = "the trust store is read when it is first needed";
+        match needed {
+            Some(at) => {
+                let message = format!("needs the trust store of the machine, but {why}");
+                self.problem(at, message, hint);
+            }
+            None => self.warn("", format!("{why}: TLS connections are not possible")),
         }
     }
 }

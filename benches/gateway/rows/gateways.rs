@@ -54,8 +54,9 @@ pub const ROWS: &[Row] = &[
     }),
 ];
 
-/// A typical script of an operator.
-pub const SCRIPT: &str = "if tonumber(data.balance) <= 0 then
+/// A typical script of an operator. It reads the request: one that reads only the data of a key would be
+/// called once.
+pub const SCRIPT: &str = "if tonumber(data.balance) <= 0 or request.model == nil then
           return {allow = false, message = \"used up\"}
         end
         return {allow = true, metadata = {user_id = data.user_id}}";

@@ -162,7 +162,8 @@ fn prepare(session: &Session, ctx: &mut Ctx, glance: Glance) {
 /// chunked body has to be sent again. Otherwise `response` defers one when it comes.
 fn defer_head(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
     let every = ctx.snapshot.plan.routing.keep_alive.filter(|_| reply::can_open(session, ctx));
-    let again = ctx.body.framing == Framing::LargeChunked && ctx.retry.may_follow();
+    ctx.retry.defers = ctx.retry.may_follow();
+    let again = ctx.body.framing == Framing::LargeChunked && ctx.retry.defers;
     if every.is_none() && !again {
         return Ok(());
     }

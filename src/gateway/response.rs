@@ -66,8 +66,7 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
         return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
     }
     passing::hold_back(session, ctx);
-    let held = ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.hold.is_some());
-    if held && ctx.deferred.is_none() && ctx.retry.may_follow() {
+    if ctx.retry.defers && ctx.deferred.is_none() && !ctx.has_begun() {
         ctx.deferred = Some(deferred_head::defer(session, None, true));
     }
     let stream = ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.passage.is_stream());

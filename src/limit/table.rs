@@ -162,12 +162,19 @@ impl Table {
             locked.observe(claims, now);
             return Err(shortfall);
         }
-        for claim in claims {
+        // Before any is added: none of them may be removed to make room for another.
+        let most = max_buckets / SHARDS;
+        for claim in claims.iter() {
             let shard = locked.shard(claim.id);
-            if shard.len() >= max_buckets / SHARDS && !shard.contains_key(&claim.id) {
-                make_room(shard);
+            if shard.len() + claims.len() <= most {
+                continue;
             }
-            let bucket = shard.entry(claim.id).or_default();
+            let beside = |other: &&Claim| shard_of(other.id) == shard_of(claim.id);
+            let new = claims.iter().filter(beside).filter(|c| !shard.contains_key(&c.id)).count();
+            while new > 0 && shard.len() + new > most && make_room(shard) {}
+        }
+        for claim in claims {
+            let bucket = locked.shard(claim.id).entry(claim.id).or_default();
             match claim.dim.kind() {
                 ClaimKind::Take => bucket.take(claim.rate, claim.amount, now),
                 ClaimKind::Reserve | ClaimKind::Slot => bucket.hold(claim.amount),
@@ -219,13 +226,12 @@ impl Table {
 
 /// Removes one of a few buckets of single callers in which nothing is held: the fullest one, whose
 /// owner gains least by it. Buckets that many callers share are few, and stay.
-fn make_room(shard: &mut Shard) {
+/// `false`: there is none.
+fn make_room(shard: &mut Shard) -> bool {
     let mut free = shard.iter().filter(|(id, bucket)| bucket.held() == 0 && !is_shared(**id));
     let free = free.by_ref().take(CANDIDATES);
     let fullest = free.min_by_key(|(_, bucket)| bucket.missing(0)).map(|(id, _)| *id);
-    if let Some(id) = fullest {
-        shard.remove(&id);
-    }
+    fullest.is_some_and(|id| shard.remove(&id).is_some())
 }
 
 impl Claim {

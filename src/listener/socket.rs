@@ -74,8 +74,11 @@ fn attempt(address: SocketAddr) -> io::Result<Socket> {
     socket.set_tcp_nodelay(true)?;
     let (idle, interval) = KEEP_ALIVE;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval))?;
+    // Some systems that stand for Linux do not know the option.
     #[cfg(target_os = "linux")]
-    limit_unsent(&socket)?;
+    if let Err(e) = limit_unsent(&socket) {
+        log::debug!("the system holds as much of an answer as it likes: {e}");
+    }
     socket.bind(&address.into())?;
     Ok(socket)
 }

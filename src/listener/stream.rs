@@ -227,7 +227,9 @@ impl<T: IO> ClientStream<T> {
     /// say nothing about the client.
     fn report_write<R>(&mut self, result: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         let taken = self.io.taken();
-        if std::mem::replace(&mut self.taken, taken) != taken || self.io.waiting().is_empty() {
+        let progress = std::mem::replace(&mut self.taken, taken) != taken;
+        // Pending after pending keeps the first deadline.
+        if progress || (result.is_ready() && self.io.waiting().is_empty()) {
             self.connection.set_blocked(false);
         }
         if result.is_pending() {

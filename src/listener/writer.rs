@@ -9,7 +9,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that are collected for one call of the system, or one TLS record.
-const MOST: usize = 16 * 1024;
+const MOST: usize = 4096;
 
 /// Memory for the first bytes: enough for a head with a short answer, or some events.
 const FIRST: usize = 2048;

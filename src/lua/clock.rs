@@ -118,10 +118,9 @@ impl Clock {
         if cpu.is_zero() || self.0.cpu_end.get().is_some_and(|end| cpu >= end) {
             return false;
         }
-        if self.0.cpu_end.get().is_none() {
-            self.0.cpu_end.set(Some(cpu + time));
-        }
-        self.0.end.set(now + time);
+        let end = self.0.cpu_end.get().unwrap_or(cpu + time);
+        self.0.cpu_end.set(Some(end));
+        self.0.end.set(now + (end - cpu));
         true
     }
 

@@ -323,7 +323,9 @@ impl Entry {
         if matches!(self.watch.fired.load(Ordering::Acquire), FIRST_BYTE | CHUNK | REFUSING) {
             self.set_phase(FIRST_BYTE, None);
             self.watch.fired_at.store(NEVER, Ordering::Relaxed);
-            self.watch.fired.store(0, Ordering::Release);
+            self.watch.fired.store(0, Ordering::SeqCst);
+            // A check may have seen only that the missed deadline was dealt with.
+            self.watches.check_by(self.watch.whole.load(Ordering::SeqCst));
         }
     }
 

@@ -12,7 +12,9 @@ use crate::support::{
     client::Response,
     eventually,
     faults::{Fault, at_rest, fleet, urls},
-    http, saying, sim_with,
+    http,
+    raw::{self, Step},
+    saying, sim_with,
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -564,5 +566,41 @@ async fn a_body_that_is_not_an_error_event_becomes_one() {
         assert!(answer.status == 200 && text.starts_with(COMMENT), "{text}");
         assert_eq!(last_error(text)["code"], "backend_failed", "{text}");
         assert_eq!(text.matches("data: ").count(), 1, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_without_its_body_is_replaced_whatever_it_says() {
+    let good = sim_with(|_| {}).await;
+    for start in [
+        "200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 10",
+        "200 OK\r\nContent-Type: application/json\r\nContent-Encoding: br\r\nContent-Length: 10",
+        "200 OK\r\nContent-Type: application/json\r\nContent-Length: 10",
+        "200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked",
+        "200 OK\r\nTransfer-Encoding: chunked",
+    ] {
+        let head = format!("HTTP/1.1 {start}\r\n\r\n");
+        let steps = move |_| vec![raw::send(&head), Step::Pause(50)];
+        let (dying, _) = raw::backend(steps).await;
+        let gateway = in_order(&[dying, good.url()], "", "").await;
+        for stream in [false, true] {
+            let answer = ask(&gateway, stream).await;
+            assert!(is_good(&answer, stream), "{start}: {} {}", answer.status, answer.text());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_last_attempt_is_held_back_like_the_first() {
+    for (start, stream) in [
+        ("Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n", true),
+        ("Content-Type: application/json\r\nContent-Length: 10\r\n", false),
+    ] {
+        let (silent, _) = raw::backend(|_| Vec::new()).await;
+        let (dying, _) = raw::backend(move |_| vec![raw::head(start), Step::Pause(50)]).await;
+        let gateway = in_order(&[silent, dying], "  retry: {max_retries: 1}\n", "").await;
+        let answer = ask(&gateway, stream).await;
+        assert_eq!(answer.status, 502, "{start}: {}", answer.text());
+        assert!(answer.text().starts_with("{\"error\""), "{}", answer.text());
     }
 }

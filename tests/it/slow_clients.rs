@@ -11,8 +11,9 @@ use tokio::{
 };
 
 use crate::support::{
-    Client, Gateway, PATIENCE, Receiver, chat, chat_of, eventually, free_address, http, sim,
-    sim_with,
+    Client, Gateway, PATIENCE, Receiver, chat, chat_of, eventually, free_address, http,
+    raw::{self, Step},
+    sim, sim_with,
     socket::{PREFACE, SETTINGS, Script, frame, http2_post, tcp_until_closed, until_closed},
 };
 
@@ -244,6 +245,36 @@ async fn slow_but_active_clients_are_served() {
     assert!(by_http2.ends_with("data: [DONE]\n\n"), "{by_http2}");
     assert_eq!((plain.status, upload.status), (200, 200));
     assert!(streamed.text().ends_with("data: [DONE]\n\n"));
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_are_disconnected_over_tls() {
+    let sim = sim_with(|b| b.tokens = 1_000_000).await;
+    let (gateway, connector, _) = with_tls(sim.url()).await;
+    let body = chat(true);
+    let request =
+        format!("POST {PATH} HTTP/1.1\r\nHost: g\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let stream = TcpStream::connect(gateway.address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut deaf = connector(&["http/1.1"]).connect(name, stream).await.unwrap();
+    deaf.write_all(request.as_bytes()).await.unwrap();
+    eventually("the request runs", async || sim.stats().running() == 1).await;
+    eventually("the backend is released", async || sim.stats().running() == 0).await;
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_a_large_answer_are_disconnected() {
+    let head = raw::head("Content-Type: application/json\r\nContent-Length: 900000000\r\n");
+    let flood = Step::Flood(vec![b' '; 256 * 1024], 4000);
+    let (backend, _) =
+        raw::backend(move |_| vec![head.clone(), raw::send("{"), flood.clone()]).await;
+    let receiver = Receiver::start().await;
+    let more = format!("timeouts: {{client_write: 500ms}}\n{}", receiver.hook());
+    let gateway = Gateway::before(&[backend], &more).await;
+    let mut deaf = gateway.client().await;
+    deaf.post(PATH, chat(false)).await;
+    assert_eq!(receiver.one().await["outcome"], "client_aborted");
+    assert_eq!(gateway.metric(&closed("write")).await, 1.0);
 }
 
 #[tokio::test]

@@ -56,11 +56,11 @@ impl<'a> Planner<'a> {
         self.trusting.push(at.into());
     }
 
-    /// Reports an unusable trust store: a problem if a key needs it, a warning if the environment names it.
-    /// Otherwise it is not even read.
+    /// Reports an unusable trust store: a problem if a key needs it, a warning if a discovered backend may, or
+    /// if the environment names it. Otherwise it is not even read.
     pub(super) fn trust(&mut self) {
         let needed = self.trusting.first().cloned();
-        if needed.is_none() && !tls::is_named() {
+        if needed.is_none() && !self.discovers && !tls::is_named() {
             return;
         }
         let Err(why) = tls::trusted() else { return };

@@ -67,17 +67,6 @@ enum Expect {
 impl JsonTap {
     /// Takes the next piece of the document.
     pub fn push(&mut self, piece: &[u8]) {
-        let new = self.documents == 0 && self.depth == 0 && !self.in_string;
-        match Ends::read(piece).filter(|_| new) {
-            Some(Ends { usage, model }) => {
-                (self.counts, self.model, self.documents) = (Some(usage), model, 1);
-            }
-            None => self.scan(piece),
-        }
-    }
-
-    /// Reads a piece from its first byte to its last.
-    fn scan(&mut self, piece: &[u8]) {
         let mut at = 0;
         // Where in this piece the `usage` object and the name begin that are being read.
         let (mut usage_from, mut name_from) = (0, 0);
@@ -279,16 +268,17 @@ struct Ends {
 /// How many objects at the end of a document are looked at: a `usage` has some inside of it.
 const LAST_OBJECTS: usize = 6;
 
-/// What an answer that was broken off has somewhere, and hardly any other.
-static BROKEN_OFF: LazyLock<[Finder<'static>; 2]> =
-    LazyLock::new(|| [Finder::new(b"\"abort\""), Finder::new(b"\"error\"")]);
+/// What an answer that was broken off has somewhere, or several documents one after the other, and hardly
+/// any other answer.
+static UNUSUAL: LazyLock<[Finder<'static>; 3]> =
+    LazyLock::new(|| [Finder::new(b"\"abort\""), Finder::new(b"\"error\""), Finder::new(b"}{")]);
 
 impl Ends {
     /// `None` if it must be read from beginning to end: it is no whole document, it may be several, its
     /// `usage` is not near its end, or the generation may have been broken off.
     fn read(document: &[u8]) -> Option<Self> {
         let one = document.starts_with(b"{") && memchr::memchr(b'\n', document).is_none();
-        if !one || BROKEN_OFF.iter().any(|word| word.find(document).is_some()) {
+        if !one || UNUSUAL.iter().any(|word| word.find(document).is_some()) {
             return None;
         }
         let opening = memchr::memrchr_iter(b'{', document).take(LAST_OBJECTS);
@@ -315,21 +305,47 @@ fn plain(rest: &[u8]) -> usize {
 
 /// Meters a plain answer. It passes as it is.
 #[derive(Default)]
-pub struct DocumentMeter(JsonTap);
+pub struct DocumentMeter {
+    tap: JsonTap,
+    /// The first piece, as long as it seems to be the whole document: only its ends were read.
+    whole: Option<Bytes>,
+    begun: bool,
+}
+
+impl DocumentMeter {
+    /// Reads a piece: from its ends, if it is the first and seems to be all.
+    fn read(&mut self, piece: &Bytes) {
+        if piece.is_empty() {
+            return;
+        }
+        let first = !std::mem::replace(&mut self.begun, true);
+        if first && let Some(Ends { usage, model }) = Ends::read(piece) {
+            self.tap = JsonTap { counts: Some(usage), model, documents: 1, ..JsonTap::default() };
+            self.whole = Some(piece.clone());
+            return;
+        }
+        if let Some(before) = self.whole.take() {
+            // More follows.
+            self.tap = JsonTap::default();
+            self.tap.push(&before);
+        }
+        self.tap.push(piece);
+    }
+}
 
 impl Meter for DocumentMeter {
     fn push(&mut self, piece: Bytes, seen: &mut Progress) -> Bytes {
-        let Self(tap) = self;
-        tap.push(&piece);
-        seen.documents = tap.documents();
-        seen.aborted = tap.aborted();
+        self.read(&piece);
+        seen.documents = self.tap.documents();
+        seen.aborted = self.tap.aborted();
         if seen.model.is_none() {
-            seen.model = tap.take_model();
+            seen.model = self.tap.take_model();
         }
         piece
     }
 
     fn finish(&mut self, seen: &mut Progress) -> Bytes {
+        self.whole = None;
         seen.ended = true;
         Bytes::new()
     }
@@ -341,7 +357,7 @@ impl Meter for DocumentMeter {
     fn sent_pending(&mut self, _seen: &mut Progress) {}
 
     fn counts(&self) -> Option<TokenCounts> {
-        let (counts, source) = self.0.usage();
+        let (counts, source) = self.tap.usage();
         (source == UsageSource::Final).then_some(counts)
     }
 }
@@ -399,10 +415,14 @@ mod tests {
         }
     }
 
-    /// What is known of a document after it has come.
-    fn known(mut tap: JsonTap) -> (TokenCounts, UsageSource, Option<Box<str>>, u32, bool) {
-        let (counts, source) = tap.usage();
-        (counts, source, tap.take_model(), tap.documents(), tap.aborted())
+    /// What is known of a document that has come in these pieces.
+    fn known(pieces: &[&[u8]]) -> (Option<TokenCounts>, Option<Box<str>>, u32, bool) {
+        let (mut meter, mut seen) = (DocumentMeter::default(), Progress::default());
+        for piece in pieces {
+            meter.push(Bytes::copy_from_slice(piece), &mut seen);
+        }
+        meter.finish(&mut seen);
+        (meter.counts(), seen.model, seen.documents, seen.aborted)
     }
 
     #[test]
@@ -428,17 +448,21 @@ mod tests {
             ),
             (format!(r#"{{"choices":[{{"text":"error"}}],"model":"m",{USAGE}}}}}"#), false),
             // Several documents, part of one, and none.
+            (format!(r#"{{"model":"m"}}{{"a":1,{USAGE}}}}}"#), false),
+            (format!(r#"{{"choices":[{{"index":0,{USAGE}}}}}],{USAGE}}},"model":"m"}}"#), true),
             (format!("{{\"model\":\"m\",{USAGE}}}}}\n{{\"a\":1,{USAGE}}}}}"), false),
             (format!(r#"{{"id":"a","model":"m",{USAGE}}}"#), false),
             (format!(r#"[{{"model":"m",{USAGE}}}}}]"#), false),
             (r#"{"model":"m","usage":null}"#.to_owned(), false),
             (r#"{"model":"m","usage":{"total_tokens":0}}"#.to_owned(), false),
         ] {
-            let (mut pushed, mut scanned) = (JsonTap::default(), JsonTap::default());
             assert_eq!(Ends::read(text.as_bytes()).is_some(), by_ends, "{text}");
-            pushed.push(text.as_bytes());
-            scanned.scan(text.as_bytes());
-            assert_eq!(known(pushed), known(scanned), "{text}");
+            // A split anywhere has it read from beginning to end.
+            let whole = known(&[text.as_bytes()]);
+            for at in 1..text.len() {
+                let (one, two) = text.as_bytes().split_at(at);
+                assert_eq!(known(&[one, two]), whole, "{text} at {at}");
+            }
         }
     }
 

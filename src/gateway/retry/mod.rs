@@ -45,6 +45,9 @@ pub struct RetryPolicy {
     pub kept: Option<KeptAnswer>,
     /// Whether another attempt is under way at the same time.
     pub concurrent: Concurrent,
+    /// Heads of answers are deferred: when the request was first sent, another attempt could follow. Set by
+    /// `request`, read by `response`.
+    pub defers: bool,
     /// The backends that are not chosen in this round.
     excluded: Excluded,
     /// Rounds that have ended.

@@ -332,6 +332,30 @@ mod tests {
     }
 
     #[test]
+    fn room_is_made_for_a_request_and_not_within_it() {
+        let table = Table::default();
+        let most = 64 * 4;
+        let at = claim(1, Dim::RequestsPerSecond, 5, 1).id;
+        // Ids in the same shard: they differ in other bits.
+        let beside = |n: u64| Claim {
+            id: single(at ^ (n << 40)),
+            ..claim(1, Dim::RequestsPerMinute, 100, 1)
+        };
+        let shard = |claim: &Claim| shard_of(claim.id);
+        assert!((1..9).all(|n| shard(&beside(n)) == shard(&beside(0))));
+        for n in 1..5 {
+            let mut one = [Claim { amount: 50, ..beside(n) }];
+            table.take(&mut one, 0, most).unwrap();
+        }
+        let request = || [beside(5), beside(6), beside(7)];
+        table.take(&mut request(), 0, most).unwrap();
+        let mut again = request();
+        table.take(&mut again, 0, most).unwrap();
+        assert_eq!(again.map(|claim| claim.left), [98, 98, 98]);
+        assert!(table.buckets() <= 4);
+    }
+
+    #[test]
     fn a_flood_of_keys_does_not_fill_the_memory_nor_free_who_is_being_served() {
         let table = Table::default();
         let most = 64 * 100;

@@ -294,6 +294,33 @@ async fn backends_known_only_to_the_proxy_are_reached() {
 }
 
 #[tokio::test]
+async fn a_backend_with_tls_may_come_by_a_reload() {
+    let secure = Secure::start().await;
+    let plain = Recorder::start().await;
+    let common = format!("{}health_check: {{interval: 1h}}\n", secure.names.section());
+    let first = format!("{common}backends: [{{url: \"{}\"}}]\n", plain.url());
+    // The connectors of this process were made without a trust store.
+    let gateway = start(&first, &[("SSL_CERT_FILE", &secure.trust())]).await;
+    assert_eq!(gateway.ask_with("").await.status, 200);
+    let port = secure.port();
+    gateway.rewrite(&format!("{common}backends: [{{url: \"https://localhost:{port}\"}}]\n"));
+    gateway.signal("HUP");
+    eventually("the new backend answers", async || {
+        gateway.ask_with("").await.status == 200 && !secure.backend.lines().is_empty()
+    })
+    .await;
+    // Its certificate is verified: one that the machine does not trust is refused.
+    let folder = tempfile::tempdir().unwrap();
+    certificate(folder.path());
+    let other = Recorder::tls(folder.path()).await;
+    let port = other.address.port();
+    gateway.rewrite(&format!("{common}backends: [{{url: \"https://localhost:{port}\"}}]\n"));
+    gateway.signal("HUP");
+    eventually("it is refused", async || gateway.ask_with("").await.status == 502).await;
+    assert_eq!(other.lines(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_refusing_proxy_makes_the_backend_unreachable() {
     for status in ["407 Proxy Authentication Required", "502 Bad Gateway", "nonsense"] {
         let secure = Secure::start().await;

@@ -217,7 +217,7 @@ struct Ring {
 
 impl Ring {
     /// Takes the oldest out that are more than this many, for the caller to drop without the lock.
-    fn surplus(&mut self, capacity: usize) -> Vec<Box<KeptRequest>> {
+    fn surplus(&mut self, capacity: usize) -> VecDeque<Box<KeptRequest>> {
         let surplus = self.kept.len().saturating_sub(capacity);
         self.dropped += surplus as u64;
         self.kept.drain(..surplus).collect()

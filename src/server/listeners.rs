@@ -84,7 +84,7 @@ pub fn workers(
     };
     // Each reads the trust store, if there is TLS to backends: at the same time.
     let proxies = std::thread::scope(|scope| {
-        let made: Vec<_> = (1..fixed.threads).map(|_| scope.spawn(&proxy)).collect();
+        let made: Vec<_> = (1..fixed.threads).map(|_| scope.spawn(proxy)).collect();
         let rest = made.into_iter().map(|made| made.join().expect("nothing in it panics"));
         std::iter::once(proxy()).chain(rest).collect()
     });

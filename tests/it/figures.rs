@@ -1,12 +1,12 @@
 //! What the benchmark makes of its measurements: percentiles, tables, blocks of a page, plots.
 
 #[path = "../../benches/gateway/figures/mod.rs"]
-mod figures;
+mod of_benchmarks;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use self::figures::{
+use self::of_benchmarks::{
     markers, stats,
     svg::Chart,
     table::{Column, Outcome, Row, Table},
@@ -42,10 +42,10 @@ fn only_the_named_block_of_a_page_changes() {
 fn the_page_has_a_block_for_each_table_and_plot() {
     let root = env!("CARGO_MANIFEST_DIR");
     let page = std::fs::read_to_string(format!("{root}/docs/benchmarks.md")).unwrap();
-    for name in figures::BLOCKS {
+    for name in of_benchmarks::BLOCKS {
         markers::replace(&page, name, "").unwrap();
     }
-    assert_eq!(page.matches("<!-- bench:").count(), figures::BLOCKS.len());
+    assert_eq!(page.matches("<!-- bench:").count(), of_benchmarks::BLOCKS.len());
 }
 
 fn table() -> Table {

@@ -31,8 +31,9 @@ use self::{
     expected::Expected,
 };
 
-/// How much more than the committed number is allowed.
-const TOLERANCE: f64 = 0.03;
+/// How much more than the committed number is allowed. The numbers are those of x86-64; on another
+/// architecture, programs differ in how much more they take.
+const TOLERANCE: f64 = if cfg!(target_arch = "x86_64") { 0.03 } else { 0.15 };
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();

@@ -1,7 +1,10 @@
 //! SQLite files of the gateway itself: created if they do not exist, readable only for their owner, and
 //! migrated when they are opened.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     SqlitePool,
@@ -11,6 +14,9 @@ use sqlx::{
 /// How long a writer waits for the lock of another.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Between two attempts to connect.
+const AGAIN: Duration = Duration::from_millis(10);
+
 /// Opens a file. `schema` is the list of migrations: a released one is never changed, a new version is a new
 /// entry.
 ///
@@ -18,14 +24,28 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// If it cannot be opened or migrated.
 pub async fn open(path: &Path, schema: &[&'static str]) -> Result<SqlitePool, String> {
     prepare(path).map_err(|e| e.to_string())?;
-    let pool = SqlitePoolOptions::new()
-        .max_connections(4)
-        .acquire_timeout(PATIENCE)
-        .connect_with(options(path))
-        .await
-        .map_err(|e| e.to_string())?;
+    let pool = connect(path).await.map_err(|e| e.to_string())?;
     migrate(&pool, schema).await?;
     Ok(pool)
+}
+
+/// Connects, and again while another process that starts gives the file its journal: SQLite reports that at
+/// once, whatever the busy timeout.
+async fn connect(path: &Path) -> Result<SqlitePool, sqlx::Error> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let pool = SqlitePoolOptions::new().max_connections(4).acquire_timeout(PATIENCE);
+        match pool.connect_with(options(path)).await {
+            Err(e) if is_busy(&e) && Instant::now() < end => tokio::time::sleep(AGAIN).await,
+            connected => return connected,
+        }
+    }
+}
+
+/// SQLITE_BUSY.
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    code.is_some_and(|code| code == "5")
 }
 
 /// The options for opening such a file. [`prepare`] creates it.

@@ -29,7 +29,7 @@ async fn sent(gateway: &Gateway, bytes: impl AsRef<[u8]>) -> String {
 fn refusal(answer: &str) -> (u16, String) {
     let status = answer[9..12].parse().unwrap();
     let body = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
-    let body: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    let body: Value = serde_json::from_str(body).unwrap_or_default();
     (status, body["error"]["code"].as_str().unwrap_or_default().to_owned())
 }
 

@@ -420,7 +420,9 @@ mod tests {
             let store = KeyStore::new(path.clone());
             async move { store.create(Some(&format!("sk-key-{n}")), KeySpec::default()).await }
         });
-        assert!(futures::future::join_all(all).await.into_iter().all(|made| made.is_ok()));
+        for made in futures::future::join_all(all).await {
+            made.unwrap();
+        }
         assert_eq!(KeyStore::new(path).list(0, 10, None).await.unwrap().1, 8);
     }
 

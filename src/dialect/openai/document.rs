@@ -168,7 +168,7 @@ impl JsonTap {
             self.escaped = false;
             return 1;
         }
-        let n = plain(rest);
+        let n = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
         match rest.get(n) {
             // The usual case: the whole string lies in this piece.
             Some(b'"') if self.word_len == 0 && !self.word_cut => {
@@ -290,17 +290,6 @@ impl Ends {
         let model = model.and_then(|member| model_name::read(&document[member.value]));
         Some(Self { usage, model })
     }
-}
-
-/// How many bytes of a string come before a quote or a backslash. Most strings of an answer are short
-/// words, for which a search by vectors takes longer than it saves.
-fn plain(rest: &[u8]) -> usize {
-    const SHORT: usize = 16;
-    let (near, far) = rest.split_at(rest.len().min(SHORT));
-    let special = |byte: &u8| matches!(byte, b'"' | b'\\');
-    near.iter()
-        .position(special)
-        .unwrap_or_else(|| near.len() + memchr::memchr2(b'"', b'\\', far).unwrap_or(far.len()))
 }
 
 /// Meters a plain answer. It passes as it is.

@@ -19,6 +19,8 @@ mod callgrind;
 mod cases;
 mod client;
 mod expected;
+#[path = "../gateway/figures/markers.rs"]
+mod markers;
 
 use std::{
     fs,
@@ -93,10 +95,7 @@ fn table(costs: &[(&Case, Cost)]) -> String {
 
 /// Puts the table into the page on benchmarks.
 fn write_page(table: &str) {
-    const MARKS: (&str, &str) = ("<!-- cost -->\n", "<!-- /cost -->");
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");
     let text = fs::read_to_string(&page).unwrap();
-    let (before, rest) = text.split_once(MARKS.0).expect("the page has a place for it");
-    let (_, after) = rest.split_once(MARKS.1).expect("the place has an end");
-    fs::write(&page, format!("{before}{}{table}{}{after}", MARKS.0, MARKS.1)).unwrap();
+    fs::write(&page, markers::replace(&text, "cost", table).unwrap()).unwrap();
 }

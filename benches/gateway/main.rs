@@ -10,6 +10,7 @@
 )]
 
 mod backend;
+mod certificate;
 mod client;
 mod figures;
 mod in_process;
@@ -30,7 +31,9 @@ use std::{
     process::ExitCode,
 };
 
-use self::{machine::Cores, report::Report, rows::Certificate, settings::Settings, target::Bench};
+use self::{
+    certificate::Certificate, machine::Cores, report::Report, settings::Settings, target::Bench,
+};
 
 /// The key of the load.
 const KEY: &str = "sk-bench-0123456789";

@@ -8,10 +8,10 @@ use std::{
 
 use super::{
     backend::Pace,
+    certificate::Certificate,
     client::{Client, Http2, Protocol, body, request},
     machine::Cores,
     process::{Process, Start},
-    rows::Certificate,
     settings::Settings,
 };
 

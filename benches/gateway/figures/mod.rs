@@ -6,7 +6,7 @@ pub mod stats;
 pub mod svg;
 pub mod table;
 
-/// The blocks of `docs/benchmarks.md` that the benchmark fills.
+/// The blocks of `docs/benchmarks.md` that the benchmark fills, and `cost`, which `benches/cost` does.
 pub const BLOCKS: &[&str] = &[
     "requests",
     "bodies-100k",
@@ -25,4 +25,5 @@ pub const BLOCKS: &[&str] = &[
     "plot-latency",
     "plot-throughput",
     "plot-memory",
+    "cost",
 ];

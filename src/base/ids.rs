@@ -4,6 +4,8 @@ use std::fmt;
 
 use http::HeaderValue;
 
+use super::render;
+
 /// The longest client-supplied `X-Request-Id` that is accepted, in bytes.
 pub const MAX_LEN: usize = 128;
 
@@ -27,12 +29,10 @@ impl RequestId {
 
     /// An id of 128 random bits: `req_` and 32 hexadecimal digits.
     pub fn from_random(bits: u128) -> Self {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = *b"req_00000000000000000000000000000000";
-        for (pair, byte) in text[4..].as_chunks_mut().0.iter_mut().zip(bits.to_be_bytes()) {
-            *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-        }
-        let value = HeaderValue::from_maybe_shared(bytes::Bytes::copy_from_slice(&text));
+        let mut text = Vec::with_capacity(36);
+        text.extend_from_slice(b"req_");
+        render::hex(&mut text, bits);
+        let value = HeaderValue::from_maybe_shared(bytes::Bytes::from(text));
         Self(value.unwrap_or(HeaderValue::from_static("req_")))
     }
 

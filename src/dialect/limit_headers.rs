@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::base::limits::Standing;
+use crate::base::{limits::Standing, render};
 
 /// Header fields whose values share one allocation.
 pub struct LimitHeaders {
@@ -26,8 +26,8 @@ impl LimitHeaders {
         reset: impl FnOnce(&mut Vec<u8>),
     ) {
         let [limit, remaining, restored] = names;
-        self.add(limit, |out| write_number(out, state.limit));
-        self.add(remaining, |out| write_number(out, state.left));
+        self.add(limit, |out| render::integer(out, state.limit));
+        self.add(remaining, |out| render::integer(out, state.left));
         self.add(restored, reset);
     }
 
@@ -39,6 +39,7 @@ impl LimitHeaders {
     /// Adds them to the fields of a head.
     pub fn insert(self, head: &mut HeaderMap) {
         let values = Bytes::from(self.values);
+        head.reserve(self.fields.len());
         let mut start = 0;
         for (name, end) in self.fields {
             if let Ok(value) = HeaderValue::from_maybe_shared(values.slice(start..end)) {
@@ -57,9 +58,4 @@ impl LimitHeaders {
         };
         head.iter().map(line).collect()
     }
-}
-
-/// Writes a number in decimal.
-pub fn write_number(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }

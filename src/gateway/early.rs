@@ -50,7 +50,7 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
 
     if session.req_header().has_case() {
         // Pingora copies the head for the backend: without the second map that is half the work.
-        head::edit_request(session.req_header_mut(), |_| Ok(()))?;
+        head::edit_request(session.req_header_mut(), |_| {})?;
     }
     attach(session, ctx);
     watch(session, ctx);

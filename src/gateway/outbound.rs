@@ -85,7 +85,6 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
         }
         instruct(fields, ctx, backend);
         fields.insert(header::CONTENT_LENGTH, length.into());
-        Ok(())
     })
 }
 
@@ -93,21 +92,14 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
 fn remove_clients_own(fields: &mut HeaderMap, ctx: &Ctx, backend: &BackendPlan) {
     let guarded = &ctx.snapshot.plan.guard_headers;
     let auth = ctx.snapshot.auth.as_deref();
-    let removed: Vec<HeaderName> = fields
-        .keys()
-        .filter(|name| {
-            let same = |own: &HeaderName| hop::same_field(own.as_str(), name.as_str());
-            is_removed(&hop::folded(name.as_str()))
-                || dialect::credential_fields().contains(name)
-                || guarded.iter().any(same)
-                || backend.identity().any(|(own, _)| same(own))
-                || auth.is_some_and(|auth| auth.is_key_header(name))
-        })
-        .cloned()
-        .collect();
-    for name in &removed {
-        fields.remove(name);
-    }
+    head::remove_fields(fields, |name| {
+        let same = |own: &HeaderName| hop::same_field(own.as_str(), name.as_str());
+        is_removed(&hop::folded(name.as_str()))
+            || dialect::credential_fields().contains(name)
+            || guarded.iter().any(same)
+            || backend.identity().any(|(own, _)| same(own))
+            || auth.is_some_and(|auth| auth.is_key_header(name))
+    });
 }
 
 /// Turns the path that the client asked for into the backend's. By way of a proxy a plain request

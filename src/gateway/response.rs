@@ -21,9 +21,6 @@ use crate::{
 /// What vLLM reports of its load in the head of an answer, when it is asked to.
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 
-/// Fields that tell a client its limits, at most: room for them is made at once.
-const LIMIT_FIELDS: usize = 9;
-
 /// A backend has answered.
 pub fn arrived(response: &mut ResponseHeader, ctx: &mut Ctx) {
     let Some(attempt) = &mut ctx.attempt else { return };
@@ -101,12 +98,10 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
 fn fields(response: &mut ResponseHeader, ctx: &Ctx) -> Result<()> {
     head::edit_response(response, |fields| {
         remove_backends_own(fields, ctx);
-        fields.reserve(1 + ctx.limits.standings.as_ref().map_or(0, |_| LIMIT_FIELDS));
         fields.insert(REQUEST_ID, ctx.request.id.header());
         if let Some(standings) = &ctx.limits.standings {
             reply::write_limits(ctx, standings, fields);
         }
-        Ok(())
     })
 }
 
@@ -116,22 +111,15 @@ fn remove_backends_own(fields: &mut HeaderMap, ctx: &Ctx) {
         connection.iter().flat_map(|v| headers::nominated(v.as_bytes())).collect();
     let limited = ctx.limits.standings.is_some();
     let guarded = &ctx.snapshot.plan.guard_response_headers;
-    let removed: Vec<HeaderName> = fields
-        .keys()
-        .filter(|name| {
-            // Pingora itself decides about these two.
-            **name != header::TRANSFER_ENCODING
-                && **name != header::CONNECTION
-                && (headers::is_hop_by_hop(name.as_str())
-                    || guarded.contains(name)
-                    || limited && dialect::is_limit_header(name.as_str())
-                    || nominated.iter().any(|n| name.as_str() == n))
-        })
-        .cloned()
-        .collect();
-    for name in &removed {
-        fields.remove(name);
-    }
+    head::remove_fields(fields, |name| {
+        // Pingora itself decides about these two.
+        *name != header::TRANSFER_ENCODING
+            && *name != header::CONNECTION
+            && (headers::is_hop_by_hop(name.as_str())
+                || guarded.contains(name)
+                || limited && dialect::is_limit_header(name.as_str())
+                || nominated.iter().any(|n| name.as_str() == n))
+    });
 }
 
 /// Chooses the passage of the body; an error response is kept to be judged.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use crate::{
-    base::limits::Standings,
-    dialect::{LimitHeaders, limit_headers::write_number},
+    base::{limits::Standings, render},
+    dialect::LimitHeaders,
 };
 
 /// Limit, remaining and reset of requests under the names that gateways use.
@@ -30,7 +30,7 @@ const TOKENS: [HeaderName; 3] = [
 /// seconds, and under OpenAI's.
 pub fn write(all: &Standings, headers: &mut LimitHeaders) {
     if let Some(requests) = all.requests {
-        headers.limit(COMMON, requests, |out| write_number(out, seconds(requests.reset)));
+        headers.limit(COMMON, requests, |out| render::integer(out, seconds(requests.reset)));
         headers.limit(REQUESTS, requests, |out| write_span(out, requests.reset));
     }
     // OpenAI knows one limit of tokens.
@@ -49,7 +49,7 @@ fn seconds(time: Duration) -> u64 {
 /// `120ms`, `3s`, `6m0s`, `1h0m0s`
 fn write_span(out: &mut Vec<u8>, time: Duration) {
     let mut part = |number, unit: &str| {
-        write_number(out, number);
+        render::integer(out, number);
         out.extend_from_slice(unit.as_bytes());
     };
     let seconds = seconds(time);

@@ -9,6 +9,7 @@
 mod catalog;
 mod error_wording;
 mod glance;
+pub mod hub;
 mod language;
 mod limit_headers;
 mod meter;

@@ -2,6 +2,7 @@
 //! TGI, llama.cpp and others speak it.
 
 mod blame;
+pub mod codec;
 pub mod counts;
 pub mod document;
 pub mod errors;

@@ -1,0 +1,281 @@
+//! What all answers have in common on their way, whatever the languages: one beginning, one end,
+//! parts one behind the other, names as the client knows them, and the right reason for the end.
+
+use super::{
+    codec::{Exchange, RenamedTool, Undo},
+    event::{Event, PartKind, Start, StopReason},
+    fault::{Class, StreamFault},
+    json::Object,
+    request::ToolKind,
+    serial::Serial,
+    tool_names,
+};
+
+/// Makes the events of a decoder fit for an encoder.
+pub struct Normal {
+    serial: Serial,
+    undo: Undo,
+    model: Option<String>,
+    started: bool,
+    over: bool,
+    /// The answer's id, which ids of calls are made from.
+    id: String,
+    /// Choices with a call.
+    called: Vec<u32>,
+    /// Choices that have ended.
+    stopped: Vec<u32>,
+    /// Calls whose arguments are unpacked once they are whole.
+    custom: Vec<CustomCall>,
+    scratch: Vec<Event>,
+}
+
+/// A call of a tool that takes free text, and was sent as a function.
+struct CustomCall {
+    choice: u32,
+    part: u32,
+    arguments: String,
+}
+
+impl Normal {
+    /// For one answer.
+    pub fn new(exchange: &Exchange) -> Self {
+        Self {
+            serial: Serial::default(),
+            undo: exchange.undo.clone(),
+            model: exchange.model.clone(),
+            started: false,
+            over: false,
+            id: String::new(),
+            called: Vec::new(),
+            stopped: Vec::new(),
+            custom: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The answer has ended, well or not.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Takes an event of the decoder, and gives those that go to the encoder.
+    pub fn take(&mut self, event: Event, out: &mut Vec<Event>) {
+        if self.over {
+            return;
+        }
+        match &event {
+            // It is said once, however often the backend says it.
+            Event::Start(_) if self.started => return,
+            Event::Start(_) | Event::Ping | Event::Fault(_) => {}
+            _ if !self.started => self.pass(Event::Start(Start::default()), out),
+            _ => {}
+        }
+        let mut ordered = std::mem::take(&mut self.scratch);
+        if self.serial.take(event, &mut ordered).is_err() {
+            let message = "The backend writes too many parts of its answer at the same time";
+            ordered.push(Event::Fault(StreamFault::new(Class::Server, message)));
+        }
+        for event in ordered.drain(..) {
+            self.pass(event, out);
+        }
+        self.scratch = ordered;
+    }
+
+    /// The body has ended.
+    pub fn finish(&mut self, out: &mut Vec<Event>) {
+        if !self.over {
+            self.take(Event::Fault(StreamFault::cut()), out);
+        }
+    }
+
+    fn pass(&mut self, event: Event, out: &mut Vec<Event>) {
+        if self.over {
+            return;
+        }
+        match event {
+            Event::Start(mut start) => {
+                self.started = true;
+                self.id.clone_from(&start.id);
+                if let Some(model) = &self.model {
+                    start.model = Some(model.clone());
+                }
+                out.push(Event::Start(start));
+            }
+            Event::PartStart { choice, part, kind } => {
+                let kind = self.part(choice, part, kind);
+                out.push(Event::PartStart { choice, part, kind });
+            }
+            Event::Arguments { choice, part, text } => match self.custom_call(choice, part) {
+                Some(call) => call.arguments += &text,
+                None => out.push(Event::Arguments { choice, part, text }),
+            },
+            Event::PartStop { choice, part } => {
+                if let Some(at) =
+                    self.custom.iter().position(|c| (c.choice, c.part) == (choice, part))
+                {
+                    let text = input(self.custom.remove(at).arguments);
+                    out.push(Event::Arguments { choice, part, text });
+                }
+                out.push(Event::PartStop { choice, part });
+            }
+            Event::Stop { reason: StopReason::Aborted, .. } => {
+                let message = "The engine broke the answer off";
+                self.end(Event::Fault(StreamFault::new(Class::Server, message)), out);
+            }
+            Event::Stop { choice, .. } if self.stopped.contains(&choice) => {}
+            Event::Stop { choice, reason } => {
+                self.stopped.push(choice);
+                let reason = self.reason(choice, reason);
+                out.push(Event::Stop { choice, reason });
+            }
+            Event::End if self.stopped.is_empty() => {
+                self.end(Event::Fault(StreamFault::cut()), out);
+            }
+            Event::End | Event::Fault(_) => self.end(event, out),
+            event => out.push(event),
+        }
+    }
+
+    fn end(&mut self, event: Event, out: &mut Vec<Event>) {
+        self.over = true;
+        out.push(event);
+    }
+
+    /// A call has its name and kind of the client's request, and an id.
+    fn part(&mut self, choice: u32, part: u32, kind: PartKind) -> PartKind {
+        let PartKind::ToolCall { mut id, mut name, mut kind, mut namespace } = kind else {
+            return kind;
+        };
+        self.called.push(choice);
+        if id.is_empty() {
+            id = tool_names::call_id(&self.id, choice, part);
+        }
+        if let Some(tool) = self.undo.tools.iter().find(|tool| tool.sent == name).cloned() {
+            let RenamedTool { name: client, namespace: group, custom, .. } = tool;
+            (name, namespace) = (client, group);
+            if custom {
+                kind = ToolKind::Custom;
+                self.custom.push(CustomCall { choice, part, arguments: String::new() });
+            }
+        }
+        PartKind::ToolCall { id, name, kind, namespace }
+    }
+
+    fn custom_call(&mut self, choice: u32, part: u32) -> Option<&mut CustomCall> {
+        self.custom.iter_mut().find(|call| (call.choice, call.part) == (choice, part))
+    }
+
+    /// Engines say `stop` although calls were made. A limit wins: a call that was cut off must not
+    /// look as if it could be run.
+    fn reason(&self, choice: u32, reason: StopReason) -> StopReason {
+        let plain = matches!(reason, StopReason::EndTurn | StopReason::Other(_));
+        if plain && self.called.contains(&choice) { StopReason::ToolUse } else { reason }
+    }
+}
+
+/// The text in `{"input":"..."}`; what is no such object is the text itself.
+fn input(arguments: String) -> String {
+    let read = |text: &str| {
+        let object = Object::parse(text).ok()?;
+        object.text("input")
+    };
+    read(&arguments).unwrap_or(arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(exchange: &Exchange, events: Vec<Event>) -> Vec<Event> {
+        let (mut normal, mut out) = (Normal::new(exchange), Vec::new());
+        for event in events {
+            normal.take(event, &mut out);
+        }
+        normal.finish(&mut out);
+        normal.finish(&mut out);
+        out
+    }
+
+    fn call(name: &str) -> Event {
+        let kind = PartKind::ToolCall {
+            id: String::new(),
+            name: name.into(),
+            kind: ToolKind::Function,
+            namespace: None,
+        };
+        Event::PartStart { choice: 0, part: 0, kind }
+    }
+
+    fn arguments(text: &str) -> Event {
+        Event::Arguments { choice: 0, part: 0, text: text.into() }
+    }
+
+    fn stop(reason: StopReason) -> Event {
+        Event::Stop { choice: 0, reason }
+    }
+
+    #[test]
+    fn an_answer_begins_and_ends_once() {
+        let start = || Event::Start(Start { id: "a".into(), ..Start::default() });
+        let out = run(
+            &Exchange::default(),
+            vec![start(), start(), stop(StopReason::EndTurn), Event::End, Event::End, Event::Ping],
+        );
+        assert_eq!(out, [start(), stop(StopReason::EndTurn), Event::End]);
+        for cut in [
+            vec![],
+            vec![start()],
+            vec![start(), Event::End],
+            vec![start(), stop(StopReason::EndTurn)],
+            vec![start(), stop(StopReason::Aborted), Event::End],
+        ] {
+            let out = run(&Exchange::default(), cut);
+            assert!(matches!(out.last(), Some(Event::Fault(_))), "{out:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_was_made_is_the_reason_but_a_limit_wins() {
+        for (said, meant) in [
+            (StopReason::EndTurn, StopReason::ToolUse),
+            (StopReason::MaxTokens, StopReason::MaxTokens),
+            (StopReason::Filter, StopReason::Filter),
+        ] {
+            let out = run(&Exchange::default(), vec![call("f"), stop(said), Event::End]);
+            assert!(out.contains(&stop(meant)), "{out:?}");
+        }
+    }
+
+    #[test]
+    fn tools_have_the_clients_names_again() {
+        let tool = RenamedTool {
+            sent: "apply_patch_x".into(),
+            name: "apply.patch".into(),
+            namespace: Some("n".into()),
+            custom: true,
+        };
+        let exchange = Exchange { undo: Undo { tools: vec![tool] }, ..Exchange::default() };
+        let out = run(
+            &exchange,
+            vec![
+                call("apply_patch_x"),
+                arguments("{\"inp"),
+                arguments("ut\":\"a\\nb\"}"),
+                Event::PartStop { choice: 0, part: 0 },
+                stop(StopReason::EndTurn),
+                Event::End,
+            ],
+        );
+        let Event::PartStart { kind: PartKind::ToolCall { id, name, kind, namespace }, .. } =
+            &out[1]
+        else {
+            panic!("{out:?}")
+        };
+        assert!(id.starts_with("call_") && id.len() == 29);
+        assert_eq!(
+            (name.as_str(), *kind, namespace.as_deref()),
+            ("apply.patch", ToolKind::Custom, Some("n"))
+        );
+        assert_eq!(out[2], arguments("a\nb"));
+    }
+}

@@ -1,0 +1,136 @@
+//! What a request is written for: what the backend's language can say, what its model can do, and
+//! where the server differs from its language.
+
+/// What a language can say. One constant for each language.
+#[derive(Clone, Copy, Debug)]
+pub struct Traits {
+    /// The language's name.
+    pub name: &'static str,
+    /// Tools that take free text.
+    pub custom_tools: bool,
+    /// Groups of tools.
+    pub namespaces: bool,
+    /// The longest name of a tool, of `[a-zA-Z0-9_-]`.
+    pub longest_tool_name: usize,
+    /// Each id of a call must be there once in a conversation.
+    pub unique_call_ids: bool,
+    /// Each call must have its result, in the turn behind it.
+    pub results_required: bool,
+    /// More than one answer.
+    pub choices: bool,
+    pub logprobs: bool,
+    pub stop: bool,
+    pub penalties: bool,
+    pub seed: bool,
+    pub logit_bias: bool,
+    pub top_k: bool,
+    pub verbosity: bool,
+    pub metadata: bool,
+    pub user: bool,
+    pub cache_key: bool,
+    pub service_tier: bool,
+    pub store: bool,
+    pub parallel_tools: bool,
+    /// Audio and other forms of output.
+    pub modalities: bool,
+    /// Marks for caches in the prompt.
+    pub cache_marks: bool,
+    /// The fewest tokens of an answer that the vendor takes.
+    pub least_output: u64,
+}
+
+/// What a model can do, from the configuration and its presets. What is not known is not guessed:
+/// the request passes, and the backend says no if it must.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelFacts {
+    /// The most tokens of an answer.
+    pub max_output: Option<u64>,
+    /// Where a language demands a limit and the client has set none.
+    pub default_output: Option<u64>,
+    /// The words for effort that it takes, from little to much; empty: not known.
+    pub efforts: Vec<String>,
+    /// How it is told to reason, in Messages.
+    pub thinking: Thinking,
+    /// It takes temperature, top_p and top_k; `None`: not known.
+    pub sampling: Option<bool>,
+    /// It takes images.
+    pub vision: Option<bool>,
+    /// It can call tools.
+    pub tools: Option<bool>,
+    /// It takes a schema for its answer.
+    pub schemas: Option<bool>,
+    /// It takes system messages behind the first turn.
+    pub late_system: Option<bool>,
+}
+
+/// How a model is told to reason, in Messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Thinking {
+    /// Not known: nothing is converted beyond what the client says.
+    #[default]
+    Unknown,
+    /// `output_config.effort`.
+    Effort,
+    /// `thinking.budget_tokens`.
+    Budget,
+    /// It does not.
+    None,
+}
+
+/// Where a server that speaks Chat differs from OpenAI's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quirks {
+    /// The limit's name is `max_completion_tokens`, not `max_tokens`.
+    pub max_completion_tokens: bool,
+    /// It knows the role `developer`.
+    pub developer: bool,
+    /// The field in which it wants reasoning back; `None`: it does not.
+    pub reasoning_field: Option<&'static str>,
+    /// Each message with calls must have that field, empty if there was none.
+    pub reasoning_on_calls: bool,
+    /// All system messages have to be one, at the beginning.
+    pub one_system: bool,
+    /// Texts are strings, not lists of parts.
+    pub flat_text: bool,
+    /// Marks for caches in content parts are kept.
+    pub cache_control: bool,
+    /// It continues an answer whose beginning stands last (vLLM's `continue_final_message`).
+    pub continues: bool,
+    /// It takes `stream_options`.
+    pub stream_options: bool,
+    /// Members that it refuses.
+    pub refuses: Vec<String>,
+}
+
+impl Default for Quirks {
+    /// vLLM, and most open servers.
+    fn default() -> Self {
+        Self {
+            max_completion_tokens: false,
+            developer: false,
+            reasoning_field: Some("reasoning"),
+            reasoning_on_calls: false,
+            one_system: true,
+            flat_text: true,
+            cache_control: false,
+            continues: true,
+            stream_options: true,
+            refuses: Vec::new(),
+        }
+    }
+}
+
+/// What a request is written for.
+#[derive(Clone, Debug, Default)]
+pub struct Target {
+    /// The model's name there; `None`: as the client says.
+    pub model: Option<String>,
+    pub facts: ModelFacts,
+    pub quirks: Quirks,
+    /// Nothing may be dropped.
+    pub strict: bool,
+    /// Whose state of reasoning it can read: a name from the configuration, or the backend's.
+    pub issuer: String,
+    /// Members that are added (`cache_salt`), as they go out.
+    pub fields: Vec<(&'static str, super::json::Json)>,
+}

@@ -1,0 +1,3 @@
+//! Chat Completions to the hub and back.
+
+pub mod errors;

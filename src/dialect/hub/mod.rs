@@ -17,6 +17,7 @@ pub mod fault;
 pub mod json;
 pub mod loss;
 pub mod normal;
+pub mod prepare;
 pub mod request;
 pub mod response;
 pub mod serial;

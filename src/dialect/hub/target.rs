@@ -35,8 +35,26 @@ pub struct Traits {
     pub modalities: bool,
     /// Marks for caches in the prompt.
     pub cache_marks: bool,
+    /// An answer that the request begins is continued.
+    pub prefill: bool,
     /// The fewest tokens of an answer that the vendor takes.
     pub least_output: u64,
+    /// How clients of this language name what may be dropped.
+    pub words: Words,
+}
+
+/// Names of fields, for messages to clients and operators.
+#[derive(Clone, Copy, Debug)]
+pub struct Words {
+    pub max_output: &'static str,
+    pub stop: &'static str,
+    pub effort: &'static str,
+    pub verbosity: &'static str,
+    pub user: &'static str,
+    pub parallel_tools: &'static str,
+    pub logprobs: &'static str,
+    /// Of a part of a turn: what its issuer wants back.
+    pub state: &'static str,
 }
 
 /// What a model can do, from the configuration and its presets. What is not known is not guessed:
@@ -98,6 +116,8 @@ pub struct Quirks {
     pub continues: bool,
     /// It takes `stream_options`.
     pub stream_options: bool,
+    /// It takes tools of free text; `None`: as its language does.
+    pub custom_tools: Option<bool>,
     /// Members that it refuses.
     pub refuses: Vec<String>,
 }
@@ -115,6 +135,7 @@ impl Default for Quirks {
             cache_control: false,
             continues: true,
             stream_options: true,
+            custom_tools: None,
             refuses: Vec::new(),
         }
     }

@@ -5,6 +5,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::{
     glance::{Glance, Want},
+    hub::Codec,
     limit_headers::LimitHeaders,
     meter::{Meter, Metering},
     model_list::Model,
@@ -39,6 +40,12 @@ pub trait Dialect: Sync {
         body: &[u8],
         guarded: &[String],
     ) -> Result<Glance, Rejection>;
+
+    /// How an operation's requests and answers go to the hub and back; `None`: it has no counterpart
+    /// in other languages.
+    fn codec(&self, _operation: &Operation) -> Option<&'static dyn Codec> {
+        None
+    }
 
     /// The edits that remove the guarded fields from a body.
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit>;

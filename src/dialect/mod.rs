@@ -18,6 +18,7 @@ pub mod openai;
 mod operation;
 mod passage;
 mod preprocess;
+mod translation;
 #[cfg(test)]
 #[path = "../../tests/languages/toy.rs"]
 pub mod toy;
@@ -35,4 +36,5 @@ pub use self::{
     model_list::Model,
     operation::{Kind, Operation},
     passage::{Passage, PieceKind, Pushed},
+    translation::{Translation, Untranslatable},
 };

@@ -1,5 +1,7 @@
 //! A passage: how the body of a backend's answer goes to the client.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
@@ -7,6 +9,7 @@ use super::{
     language::Dialect,
     meter::{Meter, Metering, Progress},
     preprocess::{self, Declared, Preprocessed, Preprocessor},
+    translation::{TranslatedBody, Translation, Untranslatable},
 };
 use crate::{
     base::{TokenCounts, UsageSource},
@@ -21,6 +24,8 @@ pub struct Passage {
     preprocess: Preprocessor,
     progress: Progress,
     setup: Option<Setup>,
+    /// The backend's body is taken for a stream of events.
+    reads_events: bool,
 }
 
 /// What the body is for the client.
@@ -45,6 +50,8 @@ enum Codec {
     Off,
     /// Client and backend speak the same language.
     Same(Box<dyn Meter>),
+    /// They do not.
+    Translated(Box<TranslatedBody>),
 }
 
 /// What meters are made with.
@@ -53,15 +60,33 @@ struct Setup {
     metering: Metering,
     /// The client has got the head of a stream.
     promised: bool,
+    /// The backend speaks another language.
+    translation: Option<Translation>,
 }
 
 impl Setup {
     fn document(&self) -> Codec {
-        Codec::Same(self.language.document_meter())
+        match &self.translation {
+            Some(translation) => Codec::Translated(Box::new(translation.begin(false))),
+            None => Codec::Same(self.language.document_meter()),
+        }
     }
 
     fn stream(&self, by_line: bool) -> Codec {
-        Codec::Same(self.language.stream_meter(&self.metering, by_line))
+        match &self.translation {
+            Some(translation) => Codec::Translated(Box::new(translation.begin(true))),
+            None => Codec::Same(self.language.stream_meter(&self.metering, by_line)),
+        }
+    }
+
+    /// What a body is for the client, that is one document for the backend or a stream.
+    fn form(&self, form: Form) -> Form {
+        match (&self.translation, form) {
+            (Some(translation), _) if translation.stream => Form::Stream,
+            (Some(_), _) => Form::Document,
+            (None, Form::Off | Form::Document) if self.promised => Form::Event,
+            (None, form) => form,
+        }
     }
 }
 
@@ -77,6 +102,29 @@ pub struct Pushed {
     pub events: u64,
 }
 
+/// A body that cannot be decoded, or not translated.
+#[derive(Debug)]
+pub struct Unreadable(Cow<'static, str>);
+
+impl Unreadable {
+    /// Why.
+    pub fn why(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<InflateError> for Unreadable {
+    fn from(error: InflateError) -> Self {
+        Self(error.word().into())
+    }
+}
+
+impl From<Untranslatable> for Unreadable {
+    fn from(error: Untranslatable) -> Self {
+        Self(error.0.into())
+    }
+}
+
 /// What a piece is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PieceKind {
@@ -90,17 +138,19 @@ pub enum PieceKind {
 
 impl Passage {
     /// For a successful answer with this head. `promised`: the client has got the head of a stream.
-    /// If the body cannot be decoded it is passed on unread, and the name of its coding is given too.
+    /// `translation`: the backend speaks another language. If the body cannot be decoded it is passed
+    /// on unread, and the name of its coding is given too.
     pub fn new(
         head: &ResponseHeader,
         language: &'static dyn Dialect,
         metering: Metering,
         promised: bool,
+        translation: Option<Translation>,
     ) -> (Self, Option<String>) {
-        let setup = Setup { language, metering, promised };
+        let setup = Setup { language, metering, promised, translation };
         let declared = preprocess::declared(head);
         let unread = |setup| Self::with(Form::Off, Codec::Off, Preprocessor::default(), setup);
-        if !head.status.is_success() || declared == Declared::Other {
+        if !head.status.is_success() || declared == Declared::Other && setup.translation.is_none() {
             return (unread(setup), None);
         }
         let coding = match preprocess::coding(head) {
@@ -111,6 +161,8 @@ impl Passage {
             Declared::Json => (Form::Document, setup.document()),
             Declared::Events => (Form::Stream, setup.stream(false)),
             Declared::Lines => (Form::Stream, setup.stream(true)),
+            // A translation must read it, whatever it is.
+            _ if setup.translation.is_some() => (Form::Document, setup.document()),
             Declared::Unclear | Declared::Other => (Form::Off, Codec::Off),
         };
         let preprocess = Preprocessor::new(coding, declared != Declared::Lines);
@@ -118,11 +170,10 @@ impl Passage {
     }
 
     fn with(form: Form, codec: Codec, preprocess: Preprocessor, setup: Setup) -> Self {
-        let form = match form {
-            Form::Off | Form::Document if setup.promised => Form::Event,
-            form => form,
-        };
-        Self { form, codec, preprocess, progress: Progress::default(), setup: Some(setup) }
+        let events = form == Form::Stream;
+        let form = setup.form(form);
+        let (progress, reads_events) = (Progress::default(), events);
+        Self { form, codec, preprocess, progress, setup: Some(setup), reads_events }
     }
 
     /// What is known so far.
@@ -135,6 +186,7 @@ impl Passage {
         match &self.codec {
             Codec::Off => Default::default(),
             Codec::Same(meter) => self.progress.usage(meter.counts()),
+            Codec::Translated(body) => self.progress.usage(body.counts()),
         }
     }
 
@@ -175,7 +227,9 @@ impl Passage {
 
     /// Its stream is changed on its codec, if it is one.
     pub fn changes_stream(&self) -> bool {
-        self.setup.as_ref().is_some_and(|setup| setup.language.changes_stream(&setup.metering))
+        self.setup.as_ref().is_some_and(|setup| {
+            setup.translation.is_some() || setup.language.changes_stream(&setup.metering)
+        })
     }
 
     /// Several documents have come where one was expected, to a client that asked for a stream:
@@ -187,12 +241,12 @@ impl Passage {
     /// Takes the next piece.
     ///
     /// # Errors
-    /// If it cannot be decoded.
+    /// If it cannot be decoded or translated.
     pub fn push(
         &mut self,
         piece: Option<Bytes>,
         end_of_stream: bool,
-    ) -> Result<Pushed, InflateError> {
+    ) -> Result<Pushed, Unreadable> {
         let (piece, reformed) = match self.preprocess.take(piece, end_of_stream)? {
             Preprocessed::Piece(piece) => (piece, false),
             Preprocessed::Known(kind, piece) => {
@@ -206,16 +260,24 @@ impl Passage {
             }
         };
         let before = self.progress.events;
-        let Codec::Same(meter) = &mut self.codec else {
-            return Ok(Pushed { bytes: piece, kind: PieceKind::Part, reformed, events: 0 });
-        };
-        let mut bytes = piece.map(|piece| meter.push(piece, &mut self.progress));
-        if end_of_stream {
-            let rest = meter.finish(&mut self.progress);
-            if !rest.is_empty() {
-                bytes = Some(joined(bytes.unwrap_or_default(), &rest));
+        let bytes = match &mut self.codec {
+            Codec::Off => {
+                return Ok(Pushed { bytes: piece, kind: PieceKind::Part, reformed, events: 0 });
             }
-        }
+            Codec::Translated(body) => {
+                Some(body.push(piece, end_of_stream, &mut self.progress).map_err(Unreadable::from)?)
+            }
+            Codec::Same(meter) => {
+                let mut bytes = piece.map(|piece| meter.push(piece, &mut self.progress));
+                if end_of_stream {
+                    let rest = meter.finish(&mut self.progress);
+                    if !rest.is_empty() {
+                        bytes = Some(joined(bytes.unwrap_or_default(), &rest));
+                    }
+                }
+                bytes
+            }
+        };
         if self.form != Form::Stream {
             return Ok(Pushed { bytes, kind: PieceKind::Part, reformed, events: 0 });
         }
@@ -233,6 +295,15 @@ impl Passage {
     /// The first bytes say what the body is.
     fn reform(&mut self, kind: Kind) {
         let Some(setup) = &self.setup else { return };
+        if setup.translation.is_some() {
+            // What the body is for the client does not depend on it.
+            let events = kind == Kind::Events;
+            if events != self.reads_events {
+                self.reads_events = events;
+                self.codec = if events { setup.stream(false) } else { setup.document() };
+            }
+            return;
+        }
         match (kind, self.form) {
             (Kind::Events, Form::Stream) | (Kind::Other, _) => {}
             (Kind::Events, _) => (self.form, self.codec) = (Form::Stream, setup.stream(false)),
@@ -261,7 +332,7 @@ impl Passage {
     pub fn abandon(&mut self) -> Bytes {
         match &mut self.codec {
             Codec::Same(meter) => meter.abandon(&mut self.progress),
-            Codec::Off => Bytes::new(),
+            Codec::Off | Codec::Translated(_) => Bytes::new(),
         }
     }
 
@@ -276,7 +347,7 @@ impl Passage {
     /// already.
     pub fn rename_model(&self, body: Bytes, name: &str) -> Bytes {
         match &self.setup {
-            Some(setup) if self.form != Form::Stream => setup.language.rename_model(body, name),
+            Some(setup) if self.form != Form::Stream && setup.translation.is_none() => setup.language.rename_model(body, name),
             _ => body,
         }
     }
@@ -309,7 +380,7 @@ mod tests {
     fn passage(language: &'static dyn Dialect, content_type: &str) -> Passage {
         let mut head = ResponseHeader::build(200, None).unwrap();
         head.insert_header("content-type", content_type).unwrap();
-        let (passage, unread) = Passage::new(&head, language, Metering::default(), false);
+        let (passage, unread) = Passage::new(&head, language, Metering::default(), false, None);
         assert_eq!(unread, None);
         passage
     }

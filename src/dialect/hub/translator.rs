@@ -24,14 +24,13 @@ pub struct Translator {
 impl Translator {
     /// From a backend's language to a client's.
     pub fn new(from: &dyn Codec, to: &dyn Codec, exchange: &Exchange) -> Self {
-        Self {
-            splitter: Splitter::default(),
-            decoder: from.decoder(exchange),
-            normal: Normal::new(exchange),
-            encoder: to.encoder(exchange),
-            raw: Vec::new(),
-            ready: Vec::new(),
-        }
+        Self::of(from.decoder(exchange), Normal::new(exchange), to.encoder(exchange))
+    }
+
+    /// Of its parts.
+    pub fn of(decoder: Box<dyn Decode>, normal: Normal, encoder: Box<dyn Encode>) -> Self {
+        let (raw, ready) = (Vec::new(), Vec::new());
+        Self { splitter: Splitter::default(), decoder, normal, encoder, raw, ready }
     }
 
     /// The answer has ended, well or not: nothing more goes out.

@@ -58,7 +58,7 @@ pub struct Rejection {
     /// A machine-readable code (`model_not_found`, ...).
     pub code: Option<Cow<'static, str>>,
     /// The request parameter at fault, if any.
-    pub param: Option<&'static str>,
+    pub param: Option<Cow<'static, str>>,
     /// Seconds for `Retry-After`.
     pub retry_after: Option<u64>,
     /// Value for `Allow` (405 only).
@@ -105,8 +105,34 @@ impl Rejection {
     }
 
     fn param(mut self, param: &'static str) -> Self {
-        self.param = Some(param);
+        self.param = Some(Cow::Borrowed(param));
         self
+    }
+
+    /// 400: a member of the body that is not as its language has it. `path` is empty where none is
+    /// at fault.
+    pub fn invalid_member(path: &str, why: &str) -> Self {
+        let message = match path {
+            "" => format!("Invalid request: {why}"),
+            _ => format!("Invalid '{path}': {why}"),
+        };
+        let param = (!path.is_empty()).then(|| Cow::Owned(path.to_owned()));
+        Self { param, ..Self::new(400, RejectionKind::InvalidRequest, message) }
+    }
+
+    /// 400: what the languages of the model's backends cannot say.
+    pub fn untranslatable(path: &str, why: &str) -> Self {
+        let message = match path {
+            "" => format!("The request cannot be translated for the model's backends: {why}"),
+            _ => format!("'{path}' cannot be translated for the model's backends: {why}"),
+        };
+        Self { message, ..Self::invalid_member(path, why) }.code("translation_unsupported")
+    }
+
+    /// 400: no backend of the model has this operation, and it has no counterpart in their languages.
+    pub fn no_such_operation(path: &str) -> Self {
+        let message = format!("No backend of this model serves {path}");
+        Self::new(400, RejectionKind::InvalidRequest, message).code("translation_unsupported")
     }
 
     /// 404: the path is not on the allow-list.

@@ -45,6 +45,48 @@ pub enum Engine {
     Other,
 }
 
+/// Hosted APIs whose languages, credentials and peculiarities are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Vendor {
+    Anthropic,
+    Cerebras,
+    Deepseek,
+    Fireworks,
+    Groq,
+    Mistral,
+    Moonshot,
+    Openai,
+    Openrouter,
+    Together,
+    Xai,
+    Zai,
+}
+
+/// What happens to what a backend's language cannot say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TranslationMode {
+    /// Hints are dropped, and named in `x-llmproxy-dropped` and in the log. What would change the
+    /// meaning of the answer is refused.
+    #[default]
+    Lenient,
+    /// Whatever cannot be said is refused.
+    Strict,
+}
+
+/// How a model is told to reason, in Messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ThinkingControl {
+    /// By a word, `output_config.effort`.
+    Effort,
+    /// By a number of tokens, `thinking.budget_tokens`.
+    Budget,
+    /// It does not reason.
+    None,
+}
+
 /// How the gateway asks an engine for the token counts of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -8,6 +8,7 @@ mod discovery;
 mod health_check;
 mod limit;
 mod log;
+mod model_presets;
 mod planner;
 mod routing;
 mod salt;
@@ -17,6 +18,7 @@ mod storage;
 mod tier;
 mod timeouts;
 mod usage;
+mod vendor;
 
 use std::{
     collections::BTreeMap,
@@ -40,6 +42,7 @@ pub use self::{
     health_check::HealthPlan,
     limit::{LimitPlan, Price, QueuePlan, SharedPlan},
     log::LogPlan,
+    model_presets::of as model_facts,
     routing::*,
     script::SHIPPED,
     server::{AdminPlan, Fixed},

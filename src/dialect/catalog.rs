@@ -91,8 +91,9 @@ pub fn label(path: &str) -> &'static str {
 pub struct Protocol(&'static dyn Dialect);
 
 impl Protocol {
-    /// The language with this name.
+    /// The language with this name, or of the vendor with this name.
     pub fn named(name: &str) -> Option<Self> {
+        let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| name);
         DIALECTS.iter().find(|language| language.name() == name).map(|language| Self(*language))
     }
 
@@ -138,6 +139,14 @@ pub fn credential_fields() -> &'static [HeaderName] {
 pub fn is_limit_header(name: &str) -> bool {
     let mut prefixes = DIALECTS.iter().flat_map(|language| language.limit_prefixes());
     prefixes.any(|prefix| name.starts_with(prefix))
+}
+
+/// Names of vendors for their languages, as configurations of other gateways have them.
+const ALIASES: [(&str, &str); 2] = [("openai", "chat"), ("anthropic", "messages")];
+
+/// The names of vendors that stand for a language.
+pub fn aliases() -> impl Iterator<Item = &'static str> {
+    ALIASES.iter().map(|(alias, _)| *alias)
 }
 
 /// The names of all languages.

@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::{
     glance::{Glance, Want},
-    hub::Codec,
+    hub::{Codec, ModelFacts},
     limit_headers::LimitHeaders,
     meter::{Meter, Metering},
     model_list::Model,
@@ -44,6 +44,28 @@ pub trait Dialect: Sync {
     /// How an operation's requests and answers go to the hub and back; `None`: it has no counterpart
     /// in other languages.
     fn codec(&self, _operation: &Operation) -> Option<&'static dyn Codec> {
+        None
+    }
+
+    /// Whether a model can serve such a request in this language at all.
+    fn serves(&self, _glance: &Glance, _facts: &ModelFacts) -> bool {
+        true
+    }
+
+    /// The other languages that its requests lose least in, the best first.
+    fn nearest(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// How the names of header fields begin that only servers of this language understand: a
+    /// translated request goes without them.
+    fn own_prefixes(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// A header field that its servers demand, where neither the client nor the configuration says
+    /// otherwise.
+    fn demanded_field(&self) -> Option<(HeaderName, HeaderValue)> {
         None
     }
 

@@ -11,6 +11,7 @@ mod error_wording;
 mod glance;
 pub mod hub;
 mod language;
+mod languages;
 mod limit_headers;
 mod meter;
 mod model_list;
@@ -25,12 +26,13 @@ pub mod toy;
 
 pub use self::{
     catalog::{
-        DIALECTS, Match, Protocol, credential_fields, find, is_limit_header, label, names,
+        DIALECTS, Match, Protocol, aliases, credential_fields, find, is_limit_header, label, names,
         operation_count,
     },
     error_wording::ErrorWording,
     glance::{Glance, UsageRequest, Want},
     language::Dialect,
+    languages::Languages,
     limit_headers::LimitHeaders,
     meter::{Blame, Meter, Metering, Progress},
     model_list::Model,

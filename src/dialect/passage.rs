@@ -6,6 +6,7 @@ use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
 use super::{
+    hub::{Class, StreamFault},
     language::Dialect,
     meter::{Meter, Metering, Progress},
     preprocess::{self, Declared, Preprocessed, Preprocessor},
@@ -334,6 +335,15 @@ impl Passage {
             Codec::Same(meter) => meter.abandon(&mut self.progress),
             Codec::Off | Codec::Translated(_) => Bytes::new(),
         }
+    }
+
+    /// The answer broke: how a translated one ends for the client. `None` where the answer is not
+    /// translated, or its end is not a part of its body.
+    pub fn fail(&mut self, status: u16, message: &str, code: &str) -> Option<Bytes> {
+        let Codec::Translated(body) = &mut self.codec else { return None };
+        let mut fault = StreamFault::new(Class::of_status(status), message);
+        fault.code = Some(code.to_owned());
+        Some(body.fail(fault, &mut self.progress))
     }
 
     /// [`Progress::pending`] has gone out.

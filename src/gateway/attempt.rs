@@ -8,6 +8,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use pingora::http::ResponseHeader;
 
+use super::translate::TranslatedRequest;
 use crate::{
     balance::{Endpoint, Lease, PickedBackend},
     base::{Fault, UsageSource},
@@ -22,6 +23,8 @@ pub struct Attempt {
     pub lease: Option<Lease>,
     /// The model's name there; `None`: as the client says.
     pub model: Option<Arc<str>>,
+    /// The request in its language, if that is not the client's.
+    pub translated: Option<Arc<TranslatedRequest>>,
     /// Tiers of the route before the one that the backend was found in.
     pub tier: usize,
     /// When it began.
@@ -96,6 +99,7 @@ impl Attempt {
             endpoint,
             lease: None,
             model: None,
+            translated: None,
             tier: 0,
             began: Instant::now(),
             span: None,
@@ -113,6 +117,15 @@ impl Attempt {
         self.fault = None;
         self.reconnects = false;
         self.sent_body = false;
+    }
+
+    /// The status that the client sees.
+    pub fn shown_status(&self) -> Option<u16> {
+        let status = self.answer.status?;
+        Some(match &self.translated {
+            Some(translated) if status >= 400 => translated.answer.status(status),
+            _ => status,
+        })
     }
 
     /// The first token of a stream has come at `now`, or the head of another answer.

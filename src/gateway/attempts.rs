@@ -5,11 +5,13 @@ use std::time::Instant;
 use pingora_proxy::Session;
 
 use super::{
+    attempt::Attempt,
     ctx::{Attempts, Ctx},
     end::End,
     retry::{AttemptOutcome, Circumstances, Decision, PlannedAttempt},
+    translate,
 };
-use crate::base::Fault;
+use crate::base::{Fault, Rejection};
 
 /// Asks the policy whether another attempt follows this outcome of the present one, and releases the
 /// present one if so.
@@ -46,9 +48,21 @@ pub fn decide(session: &mut Session, ctx: &mut Ctx, outcome: AttemptOutcome<'_>)
 }
 
 /// The attempt at a picked backend begins.
-pub fn start(session: &Session, ctx: &mut Ctx, picked: PlannedAttempt) {
+///
+/// # Errors
+/// If the backend's languages cannot say the request: it is not picked again.
+pub fn start(session: &Session, ctx: &mut Ctx, picked: PlannedAttempt) -> Result<(), Rejection> {
+    let translated = match translate::for_backend(ctx, &picked) {
+        Ok(translated) => translated,
+        Err(rejection) => {
+            ctx.retry.pass_over(picked);
+            return Err(rejection);
+        }
+    };
     let Attempts { policy, attempt, timeline, view } = ctx.attempts(session);
-    *attempt = Some(policy.start(picked, &view, timeline));
+    let started = policy.start(picked, &view, timeline);
+    *attempt = Some(Attempt { translated, ..started });
+    Ok(())
 }
 
 /// The first byte of the present attempt's answer came at this time.
@@ -65,7 +79,7 @@ pub fn fault(ctx: &Ctx) -> Option<Fault> {
 
 /// How the request ends with the present attempt, if nothing else ends it.
 pub fn end(ctx: &Ctx) -> End {
-    let status = ctx.attempt.as_ref().and_then(|attempt| attempt.answer.status).unwrap_or(499);
+    let status = ctx.attempt.as_ref().and_then(Attempt::shown_status).unwrap_or(499);
     match fault(ctx) {
         Some(fault) => End::failed(status, fault),
         None => End::answered(status),

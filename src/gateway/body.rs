@@ -8,8 +8,10 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use serde_json::Value;
 use pingora::{Error, ErrorType, Result};
 
+use super::translate::Translations;
 use crate::{
     config::choices::Engine,
     dialect::{Dialect, Glance, UsageRequest, Want},
@@ -27,6 +29,8 @@ pub struct Body {
     bytes: Bytes,
     /// What it says, with the places where edits go.
     glance: Glance,
+    /// For backends of other languages.
+    pub translations: Translations,
     /// Versions that have been made for backends.
     versions: Vec<(Shape, Bytes)>,
     /// What it and its versions take of the memory for bodies; `None` until it is read.
@@ -112,17 +116,33 @@ impl Body {
     }
 
     fn want<'a>(&self, shape: &'a Shape) -> Want<'a> {
-        let mut fields = Vec::new();
-        match (shape.engine, &self.extras) {
+        let fields = self.engine_fields(shape.engine);
+        Want { usage: shape.usage, model: shape.model.as_deref(), fields }
+    }
+
+    /// The fields that only this engine gets.
+    pub fn engine_fields(&self, engine: Engine) -> Vec<(&'static str, Value)> {
+        match (engine, &self.extras) {
             (Engine::Vllm, Extras { salt: Some(salt), .. }) => {
-                fields.push(engine::vllm_cache_salt(salt.clone()));
+                vec![engine::vllm_cache_salt(salt.clone())]
             }
             (Engine::Sglang, Extras { priority: Some(priority), .. }) => {
-                fields.push(engine::sglang_priority(*priority));
+                vec![engine::sglang_priority(*priority)]
             }
-            _ => {}
+            _ => Vec::new(),
         }
-        Want { usage: shape.usage, model: shape.model.as_deref(), fields }
+    }
+
+    /// What the body says.
+    pub fn glance(&self) -> &Glance {
+        &self.glance
+    }
+
+    /// Takes so many bytes of the memory for bodies.
+    pub fn take_share(&mut self, bytes: usize) {
+        if let Some(share) = &mut self.share {
+            share.take(bytes);
+        }
     }
 
     /// How many choices belong to each prompt, if there are several prompts.
@@ -144,6 +164,7 @@ impl Body {
     pub fn forget(&mut self) {
         self.bytes = Bytes::new();
         self.versions.clear();
+        self.translations.forget();
         self.share = None;
     }
 

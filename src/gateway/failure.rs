@@ -192,11 +192,14 @@ async fn refuse(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u1
 async fn end_stream(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u16 {
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     let answered = answer.filter(|answer| answer.begun).and_then(|answer| answer.status);
-    let (end, status, error) = match cause {
+    let (end, status, error, words) = match cause {
         FailureCause::Rejection(rejection) => {
             let error = reply::error_wording(ctx).rejection(&rejection);
             let status = rejection.status;
-            (End { status: answered.unwrap_or(status), ..End::refused(rejection) }, status, error)
+            let code = rejection.code.clone().unwrap_or_default();
+            let words = (rejection.message.clone(), code);
+            let end = End { status: answered.unwrap_or(status), ..End::refused(rejection) };
+            (end, status, error, words)
         }
         FailureCause::Fault(fault) if fault.side == Side::Client => {
             ctx.conclude(End { status: attempts::end(ctx).status, ..End::failed(499, fault) });
@@ -205,7 +208,8 @@ async fn end_stream(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -
         FailureCause::Fault(fault) => {
             let (status, code, message) = fault::table(fault.kind);
             let error = reply::error_wording(ctx).failure(status, message, code);
-            (End::failed(answered.unwrap_or(status), fault), status, error)
+            let words = (message.to_owned(), code.into());
+            (End::failed(answered.unwrap_or(status), fault), status, error, words)
         }
     };
     ctx.conclude(end);
@@ -217,6 +221,11 @@ async fn end_stream(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -
         if answer.passage.is_stream() {
             rest.extend_from_slice(&std::mem::take(&mut answer.rest));
             rest.extend_from_slice(&answer.passage.abandon());
+            if let Some(end) = answer.passage.fail(status, &words.0, &words.1) {
+                rest.extend_from_slice(&end);
+                written(reply::last(session, ctx, Bytes::from(rest)).await);
+                return status;
+            }
         } else if answer.begun || own_head {
             return status;
         }

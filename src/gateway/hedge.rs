@@ -141,7 +141,10 @@ fn begin(
 ) -> Result<Option<RunningAttempt>> {
     let endpoint = picked.choice.endpoint.clone();
     let peer = endpoint.peer();
-    attempts::start(session, ctx, picked);
+    if attempts::start(session, ctx, picked).is_err() {
+        // Pingora goes on, and picks another one.
+        return Ok(None);
+    }
     let mut request = outbound::of_client(session.req_header());
     outbound::headers(&mut request, ctx)?;
     let exchange = Exchange {

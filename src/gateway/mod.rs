@@ -32,6 +32,7 @@ mod retry;
 mod settlement;
 mod stop;
 mod timeline;
+mod translate;
 mod wait;
 
 use std::{os::fd::RawFd, sync::Arc};

@@ -69,7 +69,7 @@ async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Model> {
         answer.bytes().await
     };
     match list.await {
-        Ok(bytes) => endpoint.plan.protocol.language().read_models(&bytes),
+        Ok(bytes) => endpoint.plan.languages.first().read_models(&bytes),
         Err(e) => {
             let cause = store::http::cause(e);
             log::warn!("backend {} does not list its models: {cause}", endpoint.name);

@@ -6,7 +6,12 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version, header};
 use pingora::{Error, ErrorType, OrErr, Result, http::RequestHeader};
 
-use super::{body::Shape, ctx::Ctx, reply::REQUEST_ID};
+use super::{
+    body::Shape,
+    ctx::Ctx,
+    reply::{JSON, REQUEST_ID},
+    translate::TranslatedRequest,
+};
 use crate::{
     auth::Auth,
     config::{
@@ -66,10 +71,15 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
         return Error::e_explain(ErrorType::InternalError, "no backend was chosen");
     };
     let backend = &endpoint.plan;
-    address(request, backend)?;
+    let translated = ctx.attempt.as_ref().and_then(|attempt| attempt.translated.clone());
+    let translated = translated.as_deref();
+    address(request, backend, translated)?;
     let length = for_backend(ctx).len();
     head::edit_request(request, |fields| {
         remove_clients_own(fields, ctx, backend);
+        if let Some(translated) = translated {
+            speak(fields, ctx, translated);
+        }
         fields.insert(header::HOST, backend.authority.clone());
         fields.insert(REQUEST_ID, ctx.request.id.header());
         if let Some(proxy) = backend.proxy.as_ref().filter(|_| !backend.tls)
@@ -102,17 +112,35 @@ fn remove_clients_own(fields: &mut HeaderMap, ctx: &Ctx, backend: &BackendPlan) 
     });
 }
 
+/// Removes what only servers of the client's language understand, and adds what those of the
+/// backend's demand.
+fn speak(fields: &mut HeaderMap, ctx: &Ctx, translated: &TranslatedRequest) {
+    let own = ctx.request.language().own_prefixes();
+    head::remove_fields(fields, |name| own.iter().any(|own| name.as_str().starts_with(own)));
+    if let Some((name, value)) = translated.language.demanded_field() {
+        fields.insert(name, value);
+    }
+    fields.insert(header::CONTENT_TYPE, JSON);
+    fields.remove(header::ACCEPT);
+}
+
 /// Turns the path that the client asked for into the backend's. By way of a proxy a plain request
 /// names the whole URL.
-fn address(request: &mut RequestHeader, backend: &BackendPlan) -> Result<()> {
+fn address(
+    request: &mut RequestHeader,
+    backend: &BackendPlan,
+    translated: Option<&TranslatedRequest>,
+) -> Result<()> {
     let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
+    // The client's query belongs to its own language.
+    let path = translated.map_or(path, |translated| translated.path);
     let target = backend.base.target(path);
     if backend.proxy.is_some() && !backend.tls {
         let whole = format!("{}{}", backend.origin(), target.as_deref().unwrap_or(path));
         return request.set_raw_path(whole.as_bytes());
     }
     // HTTP/2 requests carry the gateway's authority in their target.
-    if target.is_some() || request.uri.authority().is_some() {
+    if target.is_some() || translated.is_some() || request.uri.authority().is_some() {
         let uri: Uri = target
             .as_deref()
             .unwrap_or(path)
@@ -170,6 +198,9 @@ pub fn for_backend(ctx: &mut Ctx) -> Bytes {
     let Some(attempt) = &mut ctx.attempt else {
         return Bytes::new();
     };
+    if let Some(translated) = &attempt.translated {
+        return translated.body.clone();
+    }
     let plan = &attempt.endpoint.plan;
     let usage = match plan.stream_usage {
         _ if !streamed => None,

@@ -168,7 +168,7 @@ pub fn hold_back(session: &Session, ctx: &mut Ctx) {
     let lines = ctx.request.stream && passage.changes_stream();
     let held = if answer.is_error() {
         // It can only become an event as a whole.
-        follows || answer.promised
+        follows || answer.promised || attempt.translated.is_some()
     } else if passage.is_off() {
         follows && passage.is_open()
     } else if passage.is_stream() {
@@ -214,7 +214,7 @@ fn read(
     let Some(attempt) = &mut ctx.attempt else { return Ok(PieceKind::Part) };
     let pushed =
         attempt.answer.passage.push(body.take(), end_of_stream).map_err(|error| {
-            Error::explain(ErrorType::InvalidHTTPHeader, error.word()).into_up()
+            Error::explain(ErrorType::InvalidHTTPHeader, error.why().to_owned()).into_up()
         })?;
     *body = pushed.bytes;
     if pushed.reformed {
@@ -266,6 +266,11 @@ fn hold(
     drop(error);
     let Some(attempt) = &mut ctx.attempt else { return Ok(None) };
     let all = attempt.answer.hold.take().unwrap_or_default().joined();
+    if attempt.answer.is_error() && attempt.translated.is_some() {
+        // The rest of a very long one says nothing more.
+        attempt.answer.replaced = true;
+        return Ok(Some(in_clients_words(attempt, all)));
+    }
     Ok(Some(match (&attempt.model, &ctx.request.model) {
         (Some(_), Some(name)) if !attempt.answer.is_error() => {
             attempt.answer.passage.rename_model(all, name)
@@ -340,8 +345,18 @@ fn keep(ctx: &mut Ctx) {
         && let Some(head) = attempt.answer.error_head.take()
     {
         let body = attempt.answer.hold.take().unwrap_or_default().joined();
+        let body = in_clients_words(attempt, body);
         let endpoint = attempt.endpoint.clone();
         ctx.retry.kept = Some(KeptAnswer { endpoint, head, body });
+    }
+}
+
+/// A backend's error response in the client's language.
+fn in_clients_words(attempt: &Attempt, body: Bytes) -> Bytes {
+    let status = attempt.answer.status.unwrap_or_default();
+    match &attempt.translated {
+        Some(translated) => translated.answer.error(status, &body).1,
+        None => body,
     }
 }
 

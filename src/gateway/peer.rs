@@ -33,16 +33,24 @@ pub async fn choose(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer
         let unique = ctx.carry.unique.fetch_add(1, Ordering::Relaxed);
         return Ok(Box::new(attempt.endpoint.fresh_peer(unique)));
     }
+    let mut refusal = None;
     loop {
         let Attempts { policy, timeline, view, .. } = ctx.attempts(session);
         match policy.next(&view, timeline) {
             Next::Pause(time) => pause(session, ctx, time).await.map_err(Stop::into_error)?,
             Next::Attempt(picked) => {
                 let peer = picked.choice.endpoint.peer();
-                attempts::start(session, ctx, *picked);
-                return Ok(Box::new(peer));
+                match attempts::start(session, ctx, *picked) {
+                    Ok(()) => return Ok(Box::new(peer)),
+                    // Another backend may speak the client's language.
+                    Err(rejection) => refusal = Some(rejection),
+                }
             }
             Next::NoBackend(none) => {
+                let untried = attempts::fault(ctx).is_none() && ctx.retry.kept.is_none();
+                if let Some(refusal) = refusal.filter(|_| untried) {
+                    return Err(Stop::Refuse(refusal).into_error());
+                }
                 if attempts::fault(ctx).is_none() && ctx.retry.kept.is_none() {
                     return Err(Stop::Refuse(rejection(ctx, none)).into_error());
                 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
@@ -11,12 +11,15 @@ use super::{
     ctx::Ctx,
     deferred_head, passing,
     reply::{self, REQUEST_ID},
-    retry,
+    retry, translate,
 };
 use crate::{
     dialect::{self, Metering, Passage},
     wire::{head, headers},
 };
+
+/// What of a request was lost on its way to a backend of another language.
+const DROPPED: HeaderName = HeaderName::from_static("x-llmproxy-dropped");
 
 /// What vLLM reports of its load in the head of an answer, when it is asked to.
 const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
@@ -57,6 +60,7 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
     fields(response, ctx)?;
     let empty = has_no_body(response);
     prepare(response, ctx);
+    translated_head(response, ctx)?;
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     let waited_for = answer.is_some_and(|a| a.passage.is_stream() || a.is_error());
     if promised && empty && !waited_for {
@@ -122,11 +126,44 @@ fn remove_backends_own(fields: &mut HeaderMap, ctx: &Ctx) {
     });
 }
 
+/// A translated answer has the form that the client has asked for, whatever the backend's is.
+fn translated_head(response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    let Some(attempt) = &mut ctx.attempt else { return Ok(()) };
+    let Some(translated) = &attempt.translated else { return Ok(()) };
+    let dropped = translate::dropped(attempt);
+    let status = response.status.as_u16();
+    if status >= 400 {
+        response.set_status(translated.answer.status(status))?;
+    }
+    let content_type = match ctx.request.stream && response.status.is_success() {
+        true => ctx.request.language().stream_type(),
+        false => reply::JSON,
+    };
+    head::edit_response(response, |fields| {
+        let own = translated.language.own_prefixes();
+        head::remove_fields(fields, |name| own.iter().any(|own| name.as_str().starts_with(own)));
+        if let Some(value) = dropped.and_then(|value| HeaderValue::from_str(&value).ok()) {
+            fields.insert(DROPPED, value);
+        }
+        fields.insert(header::CONTENT_TYPE, content_type);
+        if fields.remove(header::CONTENT_LENGTH).is_some() {
+            fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    })?;
+    if let Some(kept) = &mut attempt.answer.error_head {
+        **kept = response.clone();
+    }
+    Ok(())
+}
+
 /// Chooses the passage of the body; an error response is kept to be judged.
 fn prepare(response: &ResponseHeader, ctx: &mut Ctx) {
     let language = ctx.request.language();
     let Some(attempt) = &mut ctx.attempt else { return };
-    if retry::wants_body(response.status.as_u16(), &ctx.snapshot.plan.routing) {
+    let status = response.status.as_u16();
+    let translated = attempt.translated.as_ref().map(|translated| translated.answer.clone());
+    if retry::wants_body(status, &ctx.snapshot.plan.routing) || status >= 400 && translated.is_some()
+    {
         attempt.answer.error_head = Some(Box::new(response.clone()));
         return;
     }
@@ -137,7 +174,8 @@ fn prepare(response: &ResponseHeader, ctx: &mut Ctx) {
         model: renamed.map(Into::into),
         choices_per_prompt: ctx.body.choices_per_prompt(),
     };
-    let (passage, coding) = Passage::new(response, language, metering, attempt.answer.promised);
+    let promised = attempt.answer.promised;
+    let (passage, coding) = Passage::new(response, language, metering, promised, translated);
     attempt.answer.passage = passage;
     if let Some(coding) = coding
         && attempt.endpoint.is_first_unreadable()

@@ -7,6 +7,7 @@ use http::{HeaderName, HeaderValue, Uri, header};
 use super::{
     base_path::{self, BasePath},
     planner::Planner,
+    vendor,
 };
 use crate::{
     base::{ModelPattern, Secret},
@@ -14,7 +15,7 @@ use crate::{
         choices::{Addresses, Engine, StreamUsage},
         raw::{self, Raw, SecretText},
     },
-    dialect::{self, Protocol},
+    dialect::{self, Dialect, Languages, Protocol, hub::target::Quirks},
     store::proxy::Proxy,
     wire::headers::is_hop_by_hop,
 };
@@ -47,8 +48,14 @@ pub struct BackendPlan {
     pub proxy: Option<Proxy>,
     pub stream_usage: StreamUsage,
     pub engine: Engine,
-    /// The language of its API.
-    pub protocol: Protocol,
+    /// The languages of its API.
+    pub languages: Languages,
+    /// How translated requests are written for it.
+    pub quirks: Arc<Quirks>,
+    /// Whose state of reasoning it can read.
+    pub state_domain: Arc<str>,
+    /// It is a hosted service, whose models show summaries of their reasoning rather than its text.
+    pub hosted: bool,
     /// How several addresses are treated.
     pub addresses: Addresses,
     /// Whether `health_check` applies to it.
@@ -98,12 +105,17 @@ impl BackendPlan {
     }
 }
 
+/// The engine, unless it is the one that stands for no choice.
+fn unless_default(engine: Engine) -> Engine {
+    if engine == Engine::default() { Engine::Other } else { engine }
+}
+
 const URL_HINT: &str = "write `http://host:8000` or `https://host/v1`";
 
 /// The header field of a key.
 pub(super) struct KeyHeader<'r> {
-    /// The language of the backend's API, which has a usual form.
-    pub protocol: Protocol,
+    /// The first language of the backend's API, which has a usual form.
+    pub language: &'static dyn Dialect,
     /// `auth_header`
     pub name: Option<&'r str>,
     /// `auth_scheme`
@@ -147,9 +159,9 @@ impl Planner<'_> {
                 Err(why) => self.problem(format!("{at}.models[{i}]"), why, ""),
             }
         }
-        let protocol = self.protocol(at, raw.protocol.as_deref());
+        let languages = self.languages(at, raw);
         let form = KeyHeader {
-            protocol,
+            language: languages.first(),
             name: raw.auth_header.as_deref(),
             scheme: raw.auth_scheme.as_deref(),
         };
@@ -180,8 +192,20 @@ impl Planner<'_> {
             let message = "addresses cannot be distinguished behind a proxy";
             self.problem(format!("{at}.addresses"), message, hint);
         }
+        let name = raw.name.clone().unwrap_or_else(|| url.clone());
+        let mut quirks = raw.vendor.map_or_else(|| vendor::of_engine(raw.engine), vendor::of_vendor);
+        quirks.refuses.extend(raw.drop_fields.iter().cloned());
+        // What only engines understand is not sent to a hosted service.
+        let (engine, stream_usage) = match (raw.vendor, raw.engine, raw.stream_usage) {
+            (Some(_), engine, StreamUsage::Continuous) => (unless_default(engine), StreamUsage::Final),
+            (Some(_), engine, usage) => (unless_default(engine), usage),
+            (None, engine, usage) => (engine, usage),
+        };
         Some(BackendPlan {
-            name: raw.name.clone().unwrap_or_else(|| url.clone()),
+            state_domain: raw.state_domain.as_deref().unwrap_or(&name).into(),
+            hosted: raw.vendor.is_some(),
+            quirks: Arc::new(quirks),
+            name,
             url: url.into(),
             tls,
             host,
@@ -193,21 +217,48 @@ impl Planner<'_> {
             key,
             headers,
             proxy,
-            stream_usage: raw.stream_usage,
-            engine: raw.engine,
-            protocol,
+            stream_usage,
+            engine,
+            languages,
             addresses,
             probed: raw.health_check.0,
         })
     }
 
-    /// The language of a backend's API.
+    /// The languages of a backend's API.
+    fn languages(&mut self, at: &str, raw: &raw::Backend) -> Languages {
+        if raw.protocol.is_some() && !raw.languages.is_empty() {
+            let hint = "remove `protocol`";
+            self.problem(format!("{at}.protocol"), "stands beside `languages`", hint);
+        }
+        let mut languages = Vec::new();
+        for (i, name) in raw.languages.iter().enumerate() {
+            match Protocol::named(name) {
+                Some(language) => languages.push(language),
+                None => {
+                    let names: Vec<String> = dialect::names().map(|n| format!("`{n}`")).collect();
+                    let hint = format!("known are {}", names.join(", "));
+                    let message = format!("there is no language `{name}`");
+                    self.problem(format!("{at}.languages[{i}]"), message, &hint);
+                }
+            }
+        }
+        if let Some(name) = &raw.protocol {
+            languages.push(self.protocol(at, Some(name)));
+        } else if raw.languages.is_empty() {
+            let usual = raw.vendor.map_or(&[][..], vendor::languages);
+            languages.extend(usual.iter().filter_map(|name| Protocol::named(name)));
+        }
+        Languages::new(languages)
+    }
+
+    /// The language that one word stands for.
     pub(super) fn protocol(&mut self, at: &str, name: Option<&str>) -> Protocol {
         let Some(name) = name else { return Protocol::default() };
         Protocol::named(name).unwrap_or_else(|| {
             let message = format!("`{name}` is not available in this version");
             let names: Vec<String> = dialect::names().map(|name| format!("`{name}`")).collect();
-            let hint = format!("remove it, or write {}: nothing is translated", names.join(" or "));
+            let hint = format!("remove it, or write one of {}", names.join(", "));
             self.problem(format!("{at}.protocol"), message, &hint);
             Protocol::default()
         })
@@ -259,7 +310,7 @@ impl Planner<'_> {
         let key = self.secret(at, "api_key", key, file);
         let (path, hint) = (format!("{at}.auth_header"), "write `api-key` or `Authorization`");
         let name = match form.name.map(str::parse::<HeaderName>) {
-            None => form.protocol.language().backend_credential().0,
+            None => form.language.backend_credential().0,
             Some(Ok(name)) if !is_managed(&name) => name,
             Some(_) => {
                 self.problem(path, "is not the name of a header field for a key", hint);
@@ -275,7 +326,7 @@ impl Planner<'_> {
             }
             return None;
         };
-        let usual = match form.protocol.language().backend_credential() {
+        let usual = match form.language.backend_credential() {
             (field, scheme) if field == name => scheme,
             _ if name == header::AUTHORIZATION => "Bearer",
             _ => "",

@@ -14,11 +14,11 @@ use super::{
 use crate::{
     base::without_mark,
     config::{
-        choices::{Addresses, DiscoveryMode, Engine, StreamUsage},
+        choices::{Addresses, DiscoveryMode, Engine, StreamUsage, Vendor},
         problem::Problem,
         raw::{self, DiscoverySource, Raw, SourceType},
     },
-    dialect::Protocol,
+    dialect::Languages,
     store::proxy::Proxies,
 };
 
@@ -131,7 +131,7 @@ impl Planner<'_> {
         interval: Duration,
     ) -> Option<SourcePlan> {
         let form = KeyHeader {
-            protocol: Protocol::default(),
+            language: Languages::default().first(),
             name: raw.auth_header.as_deref(),
             scheme: raw.auth_scheme.as_deref(),
         };
@@ -202,6 +202,8 @@ struct Entry {
     append_v1: Option<bool>,
     #[serde(default)]
     engine: Option<Engine>,
+    vendor: Option<Vendor>,
+    languages: Option<Vec<String>>,
 }
 
 /// Reads the list of a source. Invalid entries, and entries with the name of an earlier one, are
@@ -289,6 +291,10 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
         enabled: raw::Switch(true),
         health_check: raw::Switch(true),
         protocol: None,
+        vendor: entry.vendor,
+        languages: entry.languages.unwrap_or_default(),
+        state_domain: None,
+        drop_fields: Vec::new(),
     };
     let mut problems = Vec::new();
     let mut planner = Planner::new(std::path::Path::new(""), &source.proxies, &mut problems);

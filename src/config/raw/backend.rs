@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::scalar::{SecretText, Switch, one, protocol_schema, without_query};
-use crate::config::choices::{Addresses, Engine, StreamUsage};
+use super::scalar::{SecretText, Switch, languages_schema, one, protocol_schema, without_query};
+use crate::config::choices::{Addresses, Engine, StreamUsage, Vendor};
 
 /// One LLM server.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -62,10 +62,25 @@ pub struct Backend {
     /// Whether the probes of `health_check` apply to it. `false`: it is considered healthy.
     #[serde(default)]
     pub health_check: Switch,
-    /// The language of its API. The default is `openai`.
+    /// The hosted API that it is. It sets the defaults of `languages` and `auth_header`, and how
+    /// requests are written for it.
+    pub vendor: Option<Vendor>,
+    /// The languages of its API: `chat` (OpenAI's Chat Completions, Completions and Embeddings),
+    /// `responses` (OpenAI's Responses), `messages` (Anthropic's Messages). A request in another
+    /// language is translated into one of these. The default is that of `vendor`, else `[chat]`.
+    #[serde(default)]
+    #[schemars(schema_with = "languages_schema")]
+    pub languages: Vec<String>,
+    /// The same with one language: `openai` is `chat`, `anthropic` is `messages`.
     #[serde(default)]
     #[schemars(schema_with = "protocol_schema")]
     pub protocol: Option<String>,
+    /// Which backends can read each other's state of reasoning: backends of one account of a vendor
+    /// have the same word here. The default is the backend's name.
+    pub state_domain: Option<String>,
+    /// Members that are left out of translated requests, because it rejects them.
+    #[serde(default)]
+    pub drop_fields: Vec<String>,
     /// How a name with several addresses is treated. The default is `each` for http and `one` for
     /// https, because the addresses of hosted services change.
     pub addresses: Option<Addresses>,

@@ -9,7 +9,7 @@ use super::{
     routing::{Affinity, Prefix},
     scalar::{Millis, Seconds, Switch, Word, one, protocol_schema},
 };
-use crate::config::choices::Strategy;
+use crate::config::choices::{Strategy, ThinkingControl, TranslationMode};
 
 /// A model under a name of your own, or settings for one that backends serve.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -30,6 +30,40 @@ pub struct Model {
     pub load_bound: Option<f64>,
     /// As in `routing`, whose value is the default.
     pub prefix: Option<Prefix>,
+    /// What happens to what a backend's language cannot say; `lenient` by default.
+    pub translation: Option<TranslationMode>,
+    /// What the model can do, as far as translations have to know it.
+    pub abilities: Option<Abilities>,
+}
+
+/// What a model can do. What is not given is as its preset says, or not known: then the request is
+/// passed on, and the backend rejects it if it must.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Abilities {
+    /// The most tokens of an answer.
+    pub max_output_tokens: Option<u64>,
+    /// The limit that is sent where the backend's language demands one and the client sets none.
+    /// Default: 4096, or `max_output_tokens` if that is less.
+    pub default_output_tokens: Option<u64>,
+    /// The words for effort that it accepts, from little to much: of `none`, `minimal`, `low`,
+    /// `medium`, `high`, `xhigh`, `max`.
+    pub efforts: Vec<String>,
+    /// How it is told to reason, in Messages.
+    pub thinking: Option<ThinkingControl>,
+    /// Whether it accepts `temperature`, `top_p` and `top_k`.
+    pub sampling: Option<bool>,
+    /// Whether it accepts images.
+    pub vision: Option<bool>,
+    /// Whether it can call tools.
+    pub tools: Option<bool>,
+    /// Whether it can call tools in Chat Completions. `false`: requests with tools go to it in
+    /// Responses, if its backend has that language.
+    pub chat_tools: Option<bool>,
+    /// Whether it accepts a JSON Schema for its answer.
+    pub schemas: Option<bool>,
+    /// Whether it accepts system messages behind the first message.
+    pub late_system: Option<bool>,
 }
 
 /// A route to a model.

@@ -294,8 +294,14 @@ pub fn five_seconds() -> Span {
     secs(5)
 }
 
-/// The names of all API languages.
+/// The names of all API languages, and those of their vendors.
 pub fn protocol_schema(_: &mut SchemaGenerator) -> Schema {
-    let names: Vec<_> = crate::dialect::names().collect();
+    let names: Vec<_> = crate::dialect::names().chain(crate::dialect::aliases()).collect();
     json_schema!({ "type": ["string", "null"], "enum": names })
+}
+
+/// A list of the names of API languages.
+pub fn languages_schema(_: &mut SchemaGenerator) -> Schema {
+    let names: Vec<_> = crate::dialect::names().collect();
+    json_schema!({ "type": "array", "items": { "type": "string", "enum": names } })
 }

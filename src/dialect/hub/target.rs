@@ -75,10 +75,33 @@ pub struct ModelFacts {
     pub vision: Option<bool>,
     /// It can call tools.
     pub tools: Option<bool>,
+    /// It can call tools in Chat.
+    pub chat_tools: Option<bool>,
     /// It takes a schema for its answer.
     pub schemas: Option<bool>,
     /// It takes system messages behind the first turn.
     pub late_system: Option<bool>,
+}
+
+impl ModelFacts {
+    /// These facts, and those of a preset where these say nothing.
+    pub fn or(self, preset: Self) -> Self {
+        Self {
+            max_output: self.max_output.or(preset.max_output),
+            default_output: self.default_output.or(preset.default_output),
+            efforts: if self.efforts.is_empty() { preset.efforts } else { self.efforts },
+            thinking: match self.thinking {
+                Thinking::Unknown => preset.thinking,
+                known => known,
+            },
+            sampling: self.sampling.or(preset.sampling),
+            vision: self.vision.or(preset.vision),
+            tools: self.tools.or(preset.tools),
+            chat_tools: self.chat_tools.or(preset.chat_tools),
+            schemas: self.schemas.or(preset.schemas),
+            late_system: self.late_system.or(preset.late_system),
+        }
+    }
 }
 
 /// How a model is told to reason, in Messages.
@@ -152,6 +175,8 @@ pub struct Target {
     pub strict: bool,
     /// Whose state of reasoning it can read: a name from the configuration, or the backend's.
     pub issuer: String,
+    /// A stream reports its usage in every chunk (vLLM).
+    pub running_usage: bool,
     /// Members that are added (`cache_salt`), as they go out.
     pub fields: Vec<(&'static str, super::json::Json)>,
 }

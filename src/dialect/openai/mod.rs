@@ -51,7 +51,7 @@ static CREDENTIAL_FIELDS: [HeaderName; 3] = [
 
 impl Dialect for OpenAi {
     fn name(&self) -> &'static str {
-        "openai"
+        "chat"
     }
 
     fn operations(&self) -> &'static [Operation] {
@@ -107,7 +107,7 @@ impl Dialect for OpenAi {
 
     fn rejection(&self, rejection: &Rejection) -> Bytes {
         let kind = errors::error_type(rejection.kind);
-        error(&rejection.message, kind, rejection.param, rejection.code.as_deref())
+        error(&rejection.message, kind, rejection.param.as_deref(), rejection.code.as_deref())
     }
 
     fn failure(&self, message: &str, code: &str) -> Bytes {

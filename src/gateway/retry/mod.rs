@@ -50,6 +50,10 @@ pub struct RetryPolicy {
     pub defers: bool,
     /// The backends that are not chosen in this round.
     excluded: Excluded,
+    /// The backends whose languages cannot say the request: they are never chosen.
+    unable: Excluded,
+    /// The only backend that has the state that the request refers to.
+    owner: Option<u32>,
     /// Rounds that have ended.
     rounds: u32,
     /// Pauses that were made because no backend was available.

@@ -89,6 +89,17 @@ impl RetryPolicy {
         Some(Box::new(picked))
     }
 
+    /// The picked backend is passed over: its languages cannot say the request.
+    pub fn pass_over(&mut self, picked: PlannedAttempt) {
+        let PlannedAttempt { choice, model, .. } = picked;
+        self.unable.add(choice.endpoint.id, model, false);
+    }
+
+    /// Only this backend has what the request refers to.
+    pub fn bind(&mut self, owner: u32) {
+        self.owner = Some(owner);
+    }
+
     /// The picked backend gets its attempt.
     pub fn start(
         &mut self,
@@ -183,7 +194,12 @@ impl RetryPolicy {
             Some(caller) => caller,
             None => *self.caller.insert(affinity::caller(view.caller, view.request)),
         };
-        let excluded: Vec<u32> = self.excluded.with(split.model.as_deref()).collect();
+        let there = split.model.as_deref();
+        let mut excluded: Vec<u32> =
+            self.excluded.with(there).chain(self.unable.with(there)).collect();
+        if let Some(owner) = self.owner {
+            excluded.extend(pool.members().map(|(e, _)| e.id).filter(|id| *id != owner));
+        }
         let blocks = self.beginnings.as_ref();
         let request = PickRequest {
             model,

@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::types::{BalancePlan, ModelPlan, RoutePlan, RulePlan};
+use super::types::{BalancePlan, ModelPlan, RoutePlan, RulePlan, TranslationPlan};
 use crate::{
     base::ModelPattern,
     config::{
+        choices::{ThinkingControl, TranslationMode},
         plan::{backend::BackendPlan, planner::Planner},
         problem::{Problem, closest},
         raw::{self, Raw},
     },
+    dialect::hub::{ModelFacts, effort, target::Thinking},
 };
 
 /// The backend that a text refers to.
@@ -146,13 +148,57 @@ impl Planner<'_> {
                     self.problem(&at, message, "add `routes: [{backend: ..., model: ...}]`");
                 }
             }
+            let translation = self.translation(&at, raw);
             let (enabled, fallback) = (raw.enabled.0, raw.fallback.clone());
-            models.push(ModelPlan { name, enabled, routes, fallback, balance });
+            models.push(ModelPlan { name, enabled, routes, fallback, balance, translation });
         }
         self.alias_fallback(&whole.fallback.alias_fallback, &mut models, balance);
         self.fallbacks_are_known(whole, backends, rules, &models);
         self.no_cycles(whole, &models);
         models
+    }
+
+    /// What translations have to know of a model.
+    fn translation(&mut self, at: &str, raw: &raw::Model) -> TranslationPlan {
+        let strict = raw.translation.unwrap_or_default() == TranslationMode::Strict;
+        let Some(abilities) = &raw.abilities else {
+            return TranslationPlan { strict, facts: ModelFacts::default() };
+        };
+        for (i, word) in abilities.efforts.iter().enumerate() {
+            if !effort::WORDS.contains(&word.as_str()) {
+                let hint = format!("known are {}", effort::WORDS.join(", "));
+                let at = format!("{at}.abilities.efforts[{i}]");
+                self.problem(at, format!("`{word}` is not a word for effort"), &hint);
+            }
+        }
+        let limits = [
+            ("max_output_tokens", abilities.max_output_tokens),
+            ("default_output_tokens", abilities.default_output_tokens),
+        ];
+        for (name, limit) in limits {
+            if limit == Some(0) {
+                self.problem(format!("{at}.abilities.{name}"), "is 0", "write at least 1");
+            }
+        }
+        let thinking = match abilities.thinking {
+            None => Thinking::Unknown,
+            Some(ThinkingControl::Effort) => Thinking::Effort,
+            Some(ThinkingControl::Budget) => Thinking::Budget,
+            Some(ThinkingControl::None) => Thinking::None,
+        };
+        let facts = ModelFacts {
+            max_output: abilities.max_output_tokens,
+            default_output: abilities.default_output_tokens,
+            efforts: abilities.efforts.clone(),
+            thinking,
+            sampling: abilities.sampling,
+            vision: abilities.vision,
+            tools: abilities.tools,
+            chat_tools: abilities.chat_tools,
+            schemas: abilities.schemas,
+            late_system: abilities.late_system,
+        };
+        TranslationPlan { strict, facts }
     }
 
     /// `None`: the model has no routes of its own.
@@ -218,9 +264,14 @@ impl Planner<'_> {
             let entry = match models.iter().position(|m| m.name == pattern) {
                 Some(known) => &mut models[known],
                 None => {
-                    let name = pattern;
-                    let (fallback, balance) = (Vec::new(), balance.clone());
-                    models.push(ModelPlan { name, enabled: true, routes: None, fallback, balance });
+                    models.push(ModelPlan {
+                        name: pattern,
+                        enabled: true,
+                        routes: None,
+                        fallback: Vec::new(),
+                        balance: balance.clone(),
+                        translation: TranslationPlan::default(),
+                    });
                     let last = models.len() - 1;
                     &mut models[last]
                 }

@@ -7,6 +7,7 @@ use http::HeaderName;
 use crate::{
     base::{ModelPattern, Secret},
     config::choices::{CacheSalt, Strategy},
+    dialect::hub::ModelFacts,
 };
 
 /// Routing, retries and ejection.
@@ -37,6 +38,18 @@ pub struct RoutingPlan {
     pub explain: usize,
 }
 
+impl RoutingPlan {
+    /// What the configuration says of a model: its exact entry, or that of the longest prefix.
+    pub fn translation(&self, model: &str) -> Option<&TranslationPlan> {
+        let rank = |pattern: &ModelPattern| match pattern {
+            ModelPattern::Exact(_) => usize::MAX,
+            ModelPattern::Prefix(prefix) => prefix.len(),
+        };
+        let known = self.models.iter().filter(|entry| entry.name.matches(model));
+        known.max_by_key(|entry| rank(&entry.name)).map(|entry| &entry.translation)
+    }
+}
+
 /// One entry of `models`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelPlan {
@@ -50,6 +63,16 @@ pub struct ModelPlan {
     /// Fallback models, in order. Free of cycles.
     pub fallback: Vec<String>,
     pub balance: BalancePlan,
+    pub translation: TranslationPlan,
+}
+
+/// What translations have to know of a model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TranslationPlan {
+    /// Nothing is dropped.
+    pub strict: bool,
+    /// What the configuration says of it.
+    pub facts: ModelFacts,
 }
 
 /// A route to a model.

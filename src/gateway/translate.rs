@@ -1,0 +1,214 @@
+//! The request for a backend that does not speak the client's language.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+
+use super::{attempt::Attempt, ctx::Ctx, retry::PlannedAttempt};
+use crate::{
+    balance::Endpoint,
+    base::Rejection,
+    config::plan,
+    dialect::{
+        Dialect, Operation, Translation,
+        hub::{Codec, Exchange, Json, Losses, ModelFacts, Refused, Request, Target, prepare},
+    },
+};
+
+/// A request in a backend's language.
+pub struct TranslatedRequest {
+    /// That language.
+    pub language: &'static dyn Dialect,
+    /// The path of its operation.
+    pub path: &'static str,
+    pub body: Bytes,
+    /// For the answer.
+    pub answer: Translation,
+    /// What of the client's request is not in it.
+    pub losses: Losses,
+}
+
+/// The client's request as it was read for translations, and what has come of it.
+#[derive(Default)]
+pub struct Translations {
+    read: Option<Result<Arc<Request>, Refused>>,
+    made: Vec<Made>,
+}
+
+/// One translation. Backends differ in what they can do, so each has its own.
+struct Made {
+    backend: Arc<str>,
+    model: Option<Arc<str>>,
+    request: Arc<TranslatedRequest>,
+}
+
+impl Translations {
+    /// Frees what is not needed any more.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// The request for a backend that was picked; `None`: it speaks the client's language.
+///
+/// # Errors
+/// If the backend's languages cannot say it.
+pub fn for_backend(
+    ctx: &mut Ctx,
+    picked: &PlannedAttempt,
+) -> Result<Option<Arc<TranslatedRequest>>, Rejection> {
+    let endpoint = &picked.choice.endpoint;
+    let languages = &endpoint.plan.languages;
+    let client = ctx.request.language();
+    let sole = languages.iter().nth(1).is_none();
+    if languages.has(client.name()) && (sole || serves(ctx, picked)) {
+        return Ok(None);
+    }
+    let known = ctx.body.translations.made.iter().find(|made| {
+        made.backend == endpoint.name && made.model.as_deref() == picked.model.as_deref()
+    });
+    if let Some(made) = known {
+        return Ok(Some(Arc::clone(&made.request)));
+    }
+    let request = Arc::new(translate(ctx, endpoint, picked.model.as_ref())?);
+    ctx.body.translations.made.push(Made {
+        backend: Arc::clone(&endpoint.name),
+        model: picked.model.clone(),
+        request: Arc::clone(&request),
+    });
+    Ok(Some(request))
+}
+
+/// The model serves such a request in the client's language.
+fn serves(ctx: &Ctx, picked: &PlannedAttempt) -> bool {
+    let asked = ctx.request.model.as_deref().unwrap_or_default();
+    let facts = facts(ctx, picked.model.as_deref().unwrap_or(asked));
+    ctx.request.language().serves(ctx.body.glance(), &facts)
+        || !ctx.request.language().nearest().iter().any(|n| picked.choice.endpoint.plan.languages.has(n))
+}
+
+/// What is known of a model: from the configuration, and by its name at the backend.
+fn facts(ctx: &Ctx, name_there: &str) -> ModelFacts {
+    let asked = ctx.request.model.as_deref().unwrap_or_default();
+    let configured = ctx.snapshot.plan.routing.translation(asked);
+    configured.map(|plan| plan.facts.clone()).unwrap_or_default().or(plan::model_facts(name_there))
+}
+
+fn translate(
+    ctx: &mut Ctx,
+    endpoint: &Endpoint,
+    model: Option<&Arc<str>>,
+) -> Result<TranslatedRequest, Rejection> {
+    let client = ctx.request.language();
+    let plan = &endpoint.plan;
+    let operation = ctx.request.operation.map(|found| found.operation);
+    let from = operation.and_then(|operation| client.codec(operation));
+    let near = client.nearest().iter().filter(|name| plan.languages.has(name)).find_map(|name| {
+        let language = plan.languages.iter().find(|language| language.name() == *name)?;
+        let operation = usual_operation(language)?;
+        Some((language, operation.path, language.codec(operation)?))
+    });
+    let (Some(from), Some((language, path, to))) = (from, near) else {
+        let shown = ctx.request.operation.map_or("", |found| found.label());
+        return Err(Rejection::no_such_operation(shown));
+    };
+    let request = read(ctx, from)?;
+    let asked = ctx.request.model.as_deref().unwrap_or_default();
+    let target = Target {
+        model: model.map(|model| model.to_string()),
+        facts: facts(ctx, model.map_or(asked, |model| model)),
+        quirks: (*plan.quirks).clone(),
+        strict: ctx.snapshot.plan.routing.translation(asked).is_some_and(|plan| plan.strict),
+        issuer: plan.state_domain.to_string(),
+        fields: ctx
+            .body
+            .engine_fields(plan.engine)
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, Json::parse(&value.to_string()).ok()?)))
+            .collect(),
+        running_usage: plan.stream_usage == crate::config::choices::StreamUsage::Continuous,
+    };
+    let client_wishes = request.client.clone();
+    let outgoing = prepare::translate((*request).clone(), from.traits(), to, &target)
+        .map_err(|refused| rejection(&refused))?;
+    let exchange = Exchange {
+        model: ctx.request.model.clone(),
+        created: now(),
+        client: client_wishes,
+        undo: outgoing.undo,
+        issuer: target.issuer,
+        backend: language.name(),
+        summaries: plan.hosted,
+    };
+    let answer = Translation {
+        from: to,
+        to: from,
+        exchange: Arc::new(exchange),
+        stream: ctx.request.stream,
+    };
+    if !outgoing.losses.is_empty() {
+        log::info!(
+            "request {}: translated from {} to {} for backend {}, without {}",
+            ctx.request.id,
+            client.name(),
+            language.name(),
+            endpoint.name,
+            outgoing.losses.paths().join(", "),
+        );
+    }
+    let body = Bytes::from(outgoing.body);
+    ctx.body.take_share(body.len());
+    Ok(TranslatedRequest { language, path, body, answer, losses: outgoing.losses })
+}
+
+fn usual_operation(language: &'static dyn Dialect) -> Option<&'static Operation> {
+    language.operations().iter().find(|operation| operation.path == language.usual_path())
+}
+
+/// The client's request, read once.
+fn read(ctx: &mut Ctx, from: &dyn Codec) -> Result<Arc<Request>, Rejection> {
+    if ctx.body.translations.read.is_none() {
+        // It was checked to be UTF-8 when it was glanced at.
+        let text = std::str::from_utf8(ctx.body.bytes()).unwrap_or_default();
+        let read = from.read(text).map(Arc::new);
+        ctx.body.translations.read = Some(read);
+    }
+    match &ctx.body.translations.read {
+        Some(Ok(request)) => Ok(Arc::clone(request)),
+        Some(Err(refused)) => Err(rejection(refused)),
+        None => Err(rejection(&Refused::invalid("", "it cannot be read"))),
+    }
+}
+
+fn rejection(refused: &Refused) -> Rejection {
+    if refused.invalid {
+        return Rejection::invalid_member(&refused.path, &refused.why);
+    }
+    Rejection::untranslatable(&refused.path, &refused.why)
+}
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or_default()
+}
+
+/// What the client is told of the losses: their paths, as a list in one header field. Cut where it
+/// would be long.
+pub fn dropped(attempt: &Attempt) -> Option<String> {
+    let losses = &attempt.translated.as_ref()?.losses;
+    let mut out = String::new();
+    for path in losses.paths() {
+        if out.len() + path.len() > 900 {
+            out.push_str(",...");
+            break;
+        }
+        if !out.is_empty() {
+            out.push(',');
+        }
+        out.extend(path.chars().map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '_' }));
+    }
+    (!out.is_empty()).then_some(out)
+}

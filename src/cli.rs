@@ -7,6 +7,7 @@ mod first_steps;
 mod health;
 mod lua;
 mod sim;
+mod translate;
 mod usage;
 
 use std::{
@@ -66,6 +67,11 @@ enum Command {
     /// Test a script.
     #[command(subcommand)]
     Lua(lua::Command),
+    /// Print what the gateway would make of a request or an answer in another API language.
+    ///
+    /// What would be dropped is printed to the standard error. The exit code is 0 if it can be
+    /// translated, and 1 if not.
+    Translate(translate::TranslateArgs),
     /// Inspect the spool of usage records, and send records again.
     #[command(subcommand)]
     Usage(usage::Command),
@@ -88,6 +94,7 @@ pub fn main() -> ExitCode {
         (Some(Command::Demo { listen }), _) => end(demo::run(listen)),
         (Some(Command::Sim(args)), _) => end(sim::run(args)),
         (Some(Command::Lua(command)), _) => lua::run(command),
+        (Some(Command::Translate(args)), _) => translate::run(&args),
         (Some(Command::Usage(command)), _) => usage::run(&command),
         (None, None) => first_steps::print(),
     }

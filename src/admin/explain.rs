@@ -105,6 +105,7 @@ mod tests {
             took: Some(Duration::from_micros(5999)),
             result: "connect_failure".into(),
             hedge: false,
+            translation: None,
         };
         state.carry.explains.put(KeptRequest {
             request_id: RequestId::accept(b"req-1").unwrap(),
@@ -132,6 +133,7 @@ mod tests {
                     "at_ms": 1, "tier": 0, "pool": 0, "model": "qwen-72b", "backend": "b",
                     "candidates": [{"backend": "b", "score": 1.5, "barred": null}],
                     "first_byte_ms": null, "took_ms": 5, "result": "connect_failure", "hedge": false,
+                    "language": null, "dropped": [],
                 }],
             })
         );

@@ -19,10 +19,10 @@ pub mod openai;
 mod operation;
 mod passage;
 mod preprocess;
-mod translation;
 #[cfg(test)]
 #[path = "../../tests/languages/toy.rs"]
 pub mod toy;
+mod translation;
 
 pub use self::{
     catalog::{

@@ -265,9 +265,9 @@ impl Passage {
             Codec::Off => {
                 return Ok(Pushed { bytes: piece, kind: PieceKind::Part, reformed, events: 0 });
             }
-            Codec::Translated(body) => {
-                Some(body.push(piece, end_of_stream, &mut self.progress).map_err(Unreadable::from)?)
-            }
+            Codec::Translated(body) => Some(
+                body.push(piece, end_of_stream, &mut self.progress).map_err(Unreadable::from)?,
+            ),
             Codec::Same(meter) => {
                 let mut bytes = piece.map(|piece| meter.push(piece, &mut self.progress));
                 if end_of_stream {
@@ -357,7 +357,9 @@ impl Passage {
     /// already.
     pub fn rename_model(&self, body: Bytes, name: &str) -> Bytes {
         match &self.setup {
-            Some(setup) if self.form != Form::Stream && setup.translation.is_none() => setup.language.rename_model(body, name),
+            Some(setup) if self.form != Form::Stream && setup.translation.is_none() => {
+                setup.language.rename_model(body, name)
+            }
             _ => body,
         }
     }

@@ -136,7 +136,9 @@ impl TranslatedBody {
             Form::Document(body) => {
                 if let Some(piece) = piece {
                     if body.len() + piece.len() > LONGEST_DOCUMENT {
-                        return Err(Untranslatable("an answer is too long to be translated".into()));
+                        return Err(Untranslatable(
+                            "an answer is too long to be translated".into(),
+                        ));
                     }
                     body.extend_from_slice(&piece);
                 }
@@ -182,7 +184,8 @@ fn whole(
     let Translation { from, to, exchange, stream } = translation;
     let text = std::str::from_utf8(body)
         .map_err(|_| Untranslatable("an answer is not UTF-8".to_owned()))?;
-    let events = translator::answer(*from, text, exchange).map_err(|e| Untranslatable(e.message))?;
+    let events =
+        translator::answer(*from, text, exchange).map_err(|e| Untranslatable(e.message))?;
     events.iter().for_each(seen);
     Ok(match stream {
         true => translator::stream(*to, &events, exchange),

@@ -61,6 +61,9 @@ pub fn start(session: &Session, ctx: &mut Ctx, picked: PlannedAttempt) -> Result
     };
     let Attempts { policy, attempt, timeline, view } = ctx.attempts(session);
     let started = policy.start(picked, &view, timeline);
+    if let Some(translated) = &translated {
+        timeline.translated(started.span, translated.language.name(), &translated.losses);
+    }
     *attempt = Some(Attempt { translated, ..started });
     Ok(())
 }

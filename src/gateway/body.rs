@@ -8,8 +8,8 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use serde_json::Value;
 use pingora::{Error, ErrorType, Result};
+use serde_json::Value;
 
 use super::translate::Translations;
 use crate::{

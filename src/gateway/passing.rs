@@ -212,10 +212,9 @@ fn read(
 ) -> Result<PieceKind> {
     heartbeat::recall(ctx);
     let Some(attempt) = &mut ctx.attempt else { return Ok(PieceKind::Part) };
-    let pushed =
-        attempt.answer.passage.push(body.take(), end_of_stream).map_err(|error| {
-            Error::explain(ErrorType::InvalidHTTPHeader, error.why().to_owned()).into_up()
-        })?;
+    let pushed = attempt.answer.passage.push(body.take(), end_of_stream).map_err(|error| {
+        Error::explain(ErrorType::InvalidHTTPHeader, error.why().to_owned()).into_up()
+    })?;
     *body = pushed.bytes;
     if pushed.reformed {
         hold_back(session, ctx);

@@ -162,7 +162,8 @@ fn prepare(response: &ResponseHeader, ctx: &mut Ctx) {
     let Some(attempt) = &mut ctx.attempt else { return };
     let status = response.status.as_u16();
     let translated = attempt.translated.as_ref().map(|translated| translated.answer.clone());
-    if retry::wants_body(status, &ctx.snapshot.plan.routing) || status >= 400 && translated.is_some()
+    if retry::wants_body(status, &ctx.snapshot.plan.routing)
+        || status >= 400 && translated.is_some()
     {
         attempt.answer.error_head = Some(Box::new(response.clone()));
         return;

@@ -9,7 +9,8 @@ use std::{
 
 use crate::{
     balance::{Candidate, PickRequest, Pool},
-    runtime::explain::{KeptAttempt, RecentTraces},
+    dialect::hub::{Losses, loss::Loss},
+    runtime::explain::{KeptAttempt, KeptTranslation, RecentTraces},
 };
 
 /// Backends of a pool whose states are written down.
@@ -50,6 +51,7 @@ impl Search {
             took: None,
             result: Cow::Borrowed(""),
             hedge: false,
+            translation: None,
         }
     }
 }
@@ -87,6 +89,15 @@ impl Timeline {
     pub fn begin(&mut self, arrived: Instant, search: Search, backend: Arc<str>) -> usize {
         self.push(search.span(arrived, Some(backend)));
         self.spans.len() - 1
+    }
+
+    /// The attempt's request was translated into this language.
+    pub fn translated(&mut self, span: Option<usize>, language: &'static str, losses: &Losses) {
+        if let Some(span) = self.open(span) {
+            let shown = |loss: &Loss| format!("{}: {}", loss.path, loss.why);
+            let dropped = losses.iter().map(shown).collect();
+            span.translation = Some(Box::new(KeptTranslation { language, dropped }));
+        }
     }
 
     /// No backend was available.

@@ -87,7 +87,12 @@ fn serves(ctx: &Ctx, picked: &PlannedAttempt) -> bool {
     let asked = ctx.request.model.as_deref().unwrap_or_default();
     let facts = facts(ctx, picked.model.as_deref().unwrap_or(asked));
     ctx.request.language().serves(ctx.body.glance(), &facts)
-        || !ctx.request.language().nearest().iter().any(|n| picked.choice.endpoint.plan.languages.has(n))
+        || !ctx
+            .request
+            .language()
+            .nearest()
+            .iter()
+            .any(|n| picked.choice.endpoint.plan.languages.has(n))
 }
 
 /// What is known of a model: from the configuration, and by its name at the backend.

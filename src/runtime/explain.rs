@@ -75,6 +75,11 @@ pub struct AttemptTrace {
     pub result: String,
     /// Whether it ran in parallel to another attempt.
     pub hedge: bool,
+    /// The language that the request was translated into for the backend; `null`: it was sent in the
+    /// client's.
+    pub language: Option<&'static str>,
+    /// What was dropped from it on that way, each with its reason.
+    pub dropped: Vec<String>,
 }
 
 /// The state of one backend at the time of a pick.
@@ -116,6 +121,14 @@ pub struct KeptAttempt {
     pub took: Option<Duration>,
     pub result: Cow<'static, str>,
     pub hedge: bool,
+    /// `None`: it was sent in the client's language.
+    pub translation: Option<Box<KeptTranslation>>,
+}
+
+/// What is kept of a translation.
+pub struct KeptTranslation {
+    pub language: &'static str,
+    pub dropped: Vec<String>,
 }
 
 /// The names in a trace, in one piece of memory.
@@ -186,6 +199,8 @@ impl KeptAttempt {
             took_ms: self.took.map_or(0, millis),
             result: self.result.clone().into_owned(),
             hedge: self.hedge,
+            language: self.translation.as_ref().map(|translation| translation.language),
+            dropped: self.translation.as_ref().map_or_else(Vec::new, |t| t.dropped.clone()),
         }
     }
 }

@@ -193,11 +193,14 @@ impl Planner<'_> {
             self.problem(format!("{at}.addresses"), message, hint);
         }
         let name = raw.name.clone().unwrap_or_else(|| url.clone());
-        let mut quirks = raw.vendor.map_or_else(|| vendor::of_engine(raw.engine), vendor::of_vendor);
+        let mut quirks =
+            raw.vendor.map_or_else(|| vendor::of_engine(raw.engine), vendor::of_vendor);
         quirks.refuses.extend(raw.drop_fields.iter().cloned());
         // What only engines understand is not sent to a hosted service.
         let (engine, stream_usage) = match (raw.vendor, raw.engine, raw.stream_usage) {
-            (Some(_), engine, StreamUsage::Continuous) => (unless_default(engine), StreamUsage::Final),
+            (Some(_), engine, StreamUsage::Continuous) => {
+                (unless_default(engine), StreamUsage::Final)
+            }
             (Some(_), engine, usage) => (unless_default(engine), usage),
             (None, engine, usage) => (engine, usage),
         };

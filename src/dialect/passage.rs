@@ -5,7 +5,7 @@ use pingora::http::ResponseHeader;
 
 use super::{
     language::Dialect,
-    meter::{Meter, Metering, Progress},
+    meter::{Failure, Meter, Metering, Progress},
     preprocess::{self, Declared, Preprocessed, Preprocessor},
 };
 use crate::{
@@ -262,6 +262,14 @@ impl Passage {
         match &mut self.codec {
             Codec::Same(meter) => meter.abandon(&mut self.progress),
             Codec::Off => Bytes::new(),
+        }
+    }
+
+    /// The events with which the body ends that broke; `None` if the language's own error event does.
+    pub fn failure(&self, failure: &Failure<'_>) -> Option<Bytes> {
+        match &self.codec {
+            Codec::Same(meter) if self.form == Form::Stream => meter.failure(failure),
+            _ => None,
         }
     }
 

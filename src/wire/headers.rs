@@ -43,6 +43,8 @@ pub fn is_credential(name: &str) -> bool {
             | "x-original-authorization"
             | "x-auth-request-access-token"
             | "x-amz-security-token"
+            | "x-serverless-authorization"
+            | "cookie2"
             | "x-amzn-oidc-accesstoken"
             | "x-amzn-oidc-data"
             | "x-goog-iap-jwt-assertion"
@@ -90,7 +92,7 @@ const LONGEST_PAUSE: f64 = 365.0 * 24.0 * 3600.0;
 
 /// Fields that `Connection` must not list. If it does, it is a mistake or an attack on a proxy before the
 /// gateway or a server behind it.
-const NOT_NOMINATED: [&str; 13] = [
+const NOT_NOMINATED: [&str; 14] = [
     "accept",
     "api-key",
     "authorization",
@@ -103,6 +105,7 @@ const NOT_NOMINATED: [&str; 13] = [
     "x-forwarded-for",
     "x-forwarded-host",
     "x-forwarded-proto",
+    "x-goog-api-key",
     "x-request-id",
 ];
 

@@ -141,6 +141,12 @@ impl Rejection {
         rejection
     }
 
+    /// 426: the client wants to speak by WebSocket. Clients that can also ask by HTTP do so then.
+    pub fn no_websocket(path: &str) -> Self {
+        let message = format!("{path} does not speak WebSocket (HINT: send the request by HTTP)");
+        Self::new(426, RejectionKind::InvalidRequest, message).code("websocket_not_supported")
+    }
+
     /// 400: the body is not a JSON object; `why` gives the position of the problem.
     pub fn not_json(why: impl std::fmt::Display) -> Self {
         Self::new(

@@ -63,8 +63,10 @@ fn all() -> impl Iterator<Item = (&'static dyn Dialect, &'static Operation)> {
 
 /// What stands at a path.
 fn at(path: &str) -> Option<Match> {
+    // A path without a placeholder takes precedence, and is soon compared.
+    let exact = all().enumerate().find(|(_, (_, operation))| operation.path == path);
     let (number, (language, operation)) =
-        all().enumerate().find(|(_, (_, operation))| operation.is_at(path))?;
+        exact.or_else(|| all().enumerate().find(|(_, (_, operation))| operation.is_at(path)))?;
     Some(Match { language, operation, number })
 }
 

@@ -10,8 +10,7 @@ pub struct Operation {
     /// The path, compared segment by segment; also its label in metrics. `{model}` stands for the
     /// name of a model, which may take several segments (`org/name`); a suffix may follow it in
     /// the last segment, as in `/v1beta/models/{model}:generateContent`. `{id}` stands for one
-    /// segment. A path has at most one of them; where two operations stand at the same path, the one
-    /// that is listed first does.
+    /// segment. A path has at most one of them, and one without any takes precedence.
     pub path: &'static str,
     /// Allowed methods, as `Allow` lists them.
     pub allow: &'static str,

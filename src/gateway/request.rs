@@ -18,7 +18,7 @@ use crate::{
     base::Rejection,
     dialect::{self, Glance, Kind},
     telemetry::Metrics,
-    wire::headers::content_coding,
+    wire::headers::{content_coding, wants_websocket},
 };
 
 /// Seconds after which a client may try again while there is no backend.
@@ -54,7 +54,10 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
         ctx.request.operation = found.ok();
         return Err(rejection.into());
     }
-    let found = found?;
+    let found = found.map_err(|rejection| match rejection.status {
+        405 if wants_websocket(&header.headers) => Rejection::no_websocket(header.uri.path()),
+        _ => rejection,
+    })?;
     let kind = found.kind();
     if kind == Kind::Metrics && ctx.snapshot.plan.fixed.metrics_listen.is_some() {
         return Err(Rejection::unknown_path(header.method.as_str(), found.label()).into());

@@ -130,7 +130,7 @@ mod tests {
         let other = r#"{"error":{"message":"bad","type":"Bad Request","code":400}}"#;
         assert_eq!(
             event(other).unwrap(),
-            "event: error\ndata: {\"error\":{\"message\":\"bad\",\"type\":\"api_error\"},\"type\":\"error\"}\n\n"
+            "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"bad\"}}\n\n"
         );
         for none in ["<html>", "{}", r#"{"error":"Unauthorized"}"#, r#"{"error":{"message":1}}"#] {
             assert_eq!(event(none), None, "{none}");

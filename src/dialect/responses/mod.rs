@@ -28,7 +28,7 @@ use crate::{
 /// OpenAI's language of responses.
 pub struct Responses;
 
-/// `compact` and `input_tokens` take precedence over an id.
+/// `compact` and `input_tokens` are no ids.
 static OPERATIONS: [Operation; 6] = [
     Operation { path: RESPONSES, allow: "POST", kind: Kind::Inference { generates: true } },
     Operation {

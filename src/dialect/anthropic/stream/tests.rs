@@ -186,7 +186,7 @@ fn usage_is_the_last_word_of_each_member() {
 
 #[test]
 fn a_stream_without_its_end_is_told_from_a_complete_one() {
-    let error = "event: error\ndata: {\"error\":{\"message\":\"The backend ended the stream before its answer was complete\",\"type\":\"api_error\"},\"type\":\"error\"}\n\n";
+    let error = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"The backend ended the stream before its answer was complete\"}}\n\n";
     for (documents, begun) in [
         (&[START][..], ""),
         (
@@ -272,7 +272,7 @@ fn an_end_without_a_reason_is_an_abort() {
 fn a_failure_closes_the_open_block() {
     let document = errors::failure("no", "backend_timeout");
     let failure = Failure { document: &document, message: "no", code: "backend_timeout" };
-    let error = "event: error\ndata: {\"error\":{\"message\":\"no\",\"type\":\"timeout_error\"},\"type\":\"error\"}\n\n";
+    let error = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"timeout_error\",\"message\":\"no\"}}\n\n";
     let watched = Watched::of(&[stream(&[START, BLOCK, TEXT]).as_bytes()]);
     let stop = event(r#"{"type":"content_block_stop","index":2}"#);
     assert_eq!(watched.meter.failure(&failure).unwrap(), format!("{stop}{error}"));

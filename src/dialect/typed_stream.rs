@@ -132,24 +132,19 @@ impl<E: Events> Meter for TypedMeter<E> {
 
     fn finish(&mut self, seen: &mut Progress) -> Bytes {
         seen.ended = true;
-        let mut out = self.last(seen, |_| true).unwrap_or_default();
+        let mut out = self.last(seen, |_| true);
         if !seen.finished && seen.error.is_none() {
-            if let Some(end) = self.events.missing_end(seen) {
-                seen.finished = true;
-                out.put(end);
-            } else {
-                // Without its end it is no success, however properly the connection has ended.
-                seen.aborted = true;
-                let why = "The backend ended the stream before its answer was complete";
-                out.put(self.events.failure(None, why, "backend_failed"));
-            }
+            // Without its end it is no success, however properly the connection has ended.
+            seen.aborted = true;
+            let why = "The backend ended the stream before its answer was complete";
+            out.put(self.events.failure(None, why, "backend_failed"));
         }
         out.freeze()
     }
 
     /// The end of the stream counts even if its blank line is missing.
     fn abandon(&mut self, seen: &mut Progress) -> Bytes {
-        self.last(seen, E::is_end).unwrap_or_default().freeze()
+        self.last(seen, E::is_end).freeze()
     }
 
     fn sent_pending(&mut self, _seen: &mut Progress) {}
@@ -204,18 +199,38 @@ impl<E: Events> TypedMeter<E> {
         }
     }
 
+    /// The end of what has come: the last event, if only its blank line is missing, and what is missing
+    /// of an answer that is complete.
+    fn last(&mut self, seen: &mut Progress, wanted: fn(&[u8]) -> bool) -> BytesMut {
+        if seen.finished {
+            return BytesMut::new();
+        }
+        if self.large.take().is_some() {
+            // Parts of an event have gone out: what follows is none of it.
+            self.splitter = Splitter::default();
+            return BytesMut::from(&b"\n\n"[..]);
+        }
+        let mut out = self.last_event(seen, wanted).unwrap_or_default();
+        if !seen.finished
+            && let Some(end) = self.events.missing_end(seen)
+        {
+            seen.finished = true;
+            out.put(end);
+        }
+        out
+    }
+
     /// The last event, if only its blank line is missing; what is less, and what is not `wanted` by its
     /// name, is dropped.
-    fn last(&mut self, seen: &mut Progress, wanted: fn(&[u8]) -> bool) -> Option<BytesMut> {
+    fn last_event(&mut self, seen: &mut Progress, wanted: fn(&[u8]) -> bool) -> Option<BytesMut> {
         let rest = std::mem::take(&mut self.splitter).finish()?;
-        self.large = None;
         let (event, ended) = match rest {
             Piece::Event(event) => (event, true),
             Piece::Unfinished(event) => (event, false),
             Piece::Raw(_) | Piece::RawEnd(_) => return None,
         };
         let wanted = wanted(sse::kind(&event).unwrap_or_default());
-        if seen.finished || !wanted || !ended && !is_whole(&event) {
+        if !wanted || !ended && !is_whole(&event) {
             return None;
         }
         let mut out = BytesMut::from(&self.event(&event, seen)[..]);

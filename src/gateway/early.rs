@@ -59,7 +59,6 @@ pub fn filter(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
     if let Some(id) = fields.get(&REQUEST_ID).and_then(|v| RequestId::accept(v.as_bytes())) {
         ctx.request.id = id;
     }
-    ctx.request.claimed = dialect::claimed(fields);
     let trusted = &ctx.snapshot.plan.trusted_proxies;
     ctx.request.client = peer.map(|peer| forwarded::client(fields, peer, trusted));
     ctx.caller.shown = match &ctx.snapshot.auth {

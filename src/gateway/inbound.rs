@@ -18,7 +18,7 @@ pub struct Request {
     pub client: Option<IpAddr>,
     /// What stands at the path; `None` until it was looked up, or if there is nothing.
     pub operation: Option<Match>,
-    /// The language that the header fields say it is in. The path takes precedence.
+    /// The language that the header fields say it is in, where no operation says it.
     pub claimed: &'static dyn Dialect,
     /// The model asked for.
     pub model: Option<String>,

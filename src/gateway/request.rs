@@ -50,6 +50,9 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     let checked = early::check(session, ctx);
     let header = session.req_header();
     let found = dialect::find(header.method.as_str(), header.uri.path(), &header.headers);
+    if checked.is_err() || found.is_err() {
+        ctx.request.claimed = dialect::claimed(&header.headers);
+    }
     if let Err(rejection) = checked {
         ctx.request.operation = found.ok();
         return Err(rejection.into());

@@ -220,8 +220,17 @@ fn a_stream_without_its_end_is_told_from_a_complete_one() {
     let rest = broken.meter.abandon(&mut broken.seen);
     assert_eq!(format!("{}{}", broken.text(), std::str::from_utf8(&rest).unwrap()), whole);
     assert!(broken.seen.finished);
+    // All is there but the last event, or more is missing.
     let mut broken = Watched::of(&[most.as_bytes(), b"event: message_stop\ndata: {"]);
-    assert!(broken.meter.abandon(&mut broken.seen).is_empty() && !broken.seen.finished);
+    assert_eq!(broken.meter.abandon(&mut broken.seen), event(END));
+    assert!(broken.seen.finished && broken.meter.abandon(&mut broken.seen).is_empty());
+    let less = stream(&[START, BLOCK, TEXT, STOP]);
+    let delta = event(DELTA);
+    for more in ["event: message_stop\ndata: {", delta.trim_end()] {
+        let mut broken = Watched::of(&[less.as_bytes(), more.as_bytes()]);
+        assert!(broken.meter.abandon(&mut broken.seen).is_empty(), "{more}");
+        assert!(!broken.seen.finished && !broken.seen.choice_ended);
+    }
 }
 
 #[test]
@@ -311,6 +320,11 @@ fn large_blocks_pass_and_count() {
     let watched = Watched::of(&parts).finished();
     assert!(watched.text() == whole && watched.seen.finished && watched.seen.content);
     assert_eq!((watched.seen.events, watched.seen.parts), (5, 1));
+    // Cut within it: the error is an event of its own.
+    let cut = &whole.as_bytes()[..(4 << 20) + 1000];
+    let watched = Watched::of(&[cut]).finished();
+    assert!(watched.out.starts_with(cut) && watched.seen.aborted);
+    assert!(watched.out[cut.len()..].starts_with(b"\n\nevent: error\n"));
 }
 
 proptest! {

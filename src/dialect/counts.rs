@@ -1,4 +1,5 @@
-//! Reads `usage` objects: OpenAI's, and those of servers with other names for the same counts.
+//! Reads `usage` objects: OpenAI's, Anthropic's, and those of servers with other names for the same
+//! counts.
 
 use crate::{base::TokenCounts, wire::json};
 
@@ -8,9 +9,9 @@ const MOST: u64 = 1 << 40;
 /// What stands there is no count of tokens: negative, a fraction, absurd, or no number at all.
 struct Unreadable;
 
-/// What a `usage` object says, by the names of its members.
-#[derive(Default)]
-struct Said {
+/// What `usage` objects say, by the names of their members.
+#[derive(Clone, Copy, Default)]
+pub struct Said {
     prompt: Option<u64>,
     completion: Option<u64>,
     total: Option<u64>,
@@ -31,38 +32,49 @@ struct Said {
 /// anything that is no object, for an object that counts nothing, and for one that cannot be read.
 pub fn read(value: &[u8]) -> Option<TokenCounts> {
     let mut said = Said::default();
-    for member in json::members(value, 0) {
-        let member = member.ok()?;
-        let text = &value[member.value.clone()];
-        let field = match &value[member.key.clone()] {
-            b"prompt_tokens" => &mut said.prompt,
-            b"completion_tokens" => &mut said.completion,
-            b"input_tokens" => &mut said.input,
-            b"output_tokens" => &mut said.output,
-            name => {
-                said.detail(name, text);
-                continue;
-            }
-        };
-        *field = number(text).ok()?.or(*field);
-    }
+    said.take(value)?;
     said.counts()
 }
 
 impl Said {
+    /// Takes what a further object says of the same answer: the last value of each member counts,
+    /// but a zero takes nothing back. `None`, and nothing is taken, if it cannot be read.
+    pub fn take(&mut self, value: &[u8]) -> Option<()> {
+        let mut said = *self;
+        for member in json::members(value, 0) {
+            let member = member.ok()?;
+            let text = &value[member.value.clone()];
+            let field = match &value[member.key.clone()] {
+                b"prompt_tokens" => &mut said.prompt,
+                b"completion_tokens" => &mut said.completion,
+                b"input_tokens" => &mut said.input,
+                b"output_tokens" => &mut said.output,
+                name => {
+                    said.detail(name, text);
+                    continue;
+                }
+            };
+            set(field, number(text).ok()?);
+        }
+        *self = said;
+        Some(())
+    }
+
     /// What is only of interest if it can be read.
     fn detail(&mut self, name: &[u8], text: &[u8]) {
         let of = |name: &str| {
             let member = json::find(text, name)?;
             number(text.get(member.value)?).ok().flatten()
         };
+        // Anthropic's reasoning is thinking.
+        let reasoning = || of("reasoning_tokens").or_else(|| of("thinking_tokens"));
         let (field, found) = match name {
             b"total_tokens" => (&mut self.total, number(text).ok().flatten()),
             b"prompt_tokens_details" | b"input_tokens_details" => {
                 (&mut self.cached, of("cached_tokens"))
             }
             b"completion_tokens_details" | b"output_tokens_details" => {
-                (&mut self.reasoning, of("reasoning_tokens"))
+                (&mut self.reasoning, reasoning())
             }
             // Moonshot and DeepSeek.
             b"cached_tokens" | b"prompt_cache_hit_tokens" => {
@@ -76,10 +88,11 @@ impl Said {
             }
             _ => return,
         };
-        *field = found.or(*field);
+        set(field, found);
     }
 
-    fn counts(self) -> Option<TokenCounts> {
+    /// All of it as counts; `None` if nothing is counted.
+    pub fn counts(self) -> Option<TokenCounts> {
         let input = self.input.map(|input| {
             let cache = [self.cache_read, self.cache_written].into_iter().flatten();
             cache.fold(input, u64::saturating_add)
@@ -94,6 +107,13 @@ impl Said {
         let reasoning = self.reasoning.or(self.reasoning_beside);
         // Zeros alone are what is written before anything is known.
         (total > 0).then_some(TokenCounts { prompt, completion, total, cached, reasoning })
+    }
+}
+
+/// Sets a count, unless the new one is missing, or a zero after another.
+fn set(count: &mut Option<u64>, new: Option<u64>) {
+    if new.is_some_and(|new| new > 0 || count.is_none()) {
+        *count = new;
     }
 }
 
@@ -236,6 +256,31 @@ mod tests {
             (r#"{"prompt_tokens":9,"cached_tokens":-1,"reasoning_tokens":0.5}"#, None, None),
         ] {
             assert_eq!(details(text), (cached, reasoning), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_restated_counts_member_by_member() {
+        let of = |texts: &[&str]| {
+            let mut said = Said::default();
+            for text in texts {
+                said.take(text.as_bytes());
+            }
+            said.counts().map(|c| (c.prompt, c.completion, c.cached, c.reasoning))
+        };
+        // llama.cpp, vLLM, and a search by Anthropic's servers.
+        let start = r#"{"cache_read_input_tokens":16,"input_tokens":1,"output_tokens":0}"#;
+        assert_eq!(of(&[start]), Some((17, 0, Some(16), None)));
+        assert_eq!(of(&[start, r#"{"output_tokens":12}"#]), Some((17, 12, Some(16), None)));
+        let restated = r#"{"input_tokens":2,"output_tokens":12}"#;
+        assert_eq!(of(&[start, restated]), Some((18, 12, Some(16), None)));
+        let searched = r#"{"input_tokens":22397,"cache_read_input_tokens":0,"output_tokens":637,
+            "output_tokens_details":{"thinking_tokens":30}}"#;
+        let first = r#"{"input_tokens":2068,"cache_creation_input_tokens":4,"output_tokens":1}"#;
+        assert_eq!(of(&[first, searched]), Some((22401, 637, Some(0), Some(30))));
+        // A zero or nonsense takes nothing back.
+        for nothing in [r#"{"input_tokens":0,"output_tokens":0}"#, r#"{"output_tokens":-1}"#, "7"] {
+            assert_eq!(of(&[start, restated, nothing]), Some((18, 12, Some(16), None)));
         }
     }
 

@@ -25,10 +25,14 @@ pub fn document(generation: &Generation<'_>, cached: u64, generated: u64) -> Val
                   "completion_tokens": generation.count(generated),
                   "prompt_tokens_details": generation.prompt_details(cached),
                   "completion_tokens_details": null},
-        "kv_transfer_params": null, "metrics": null,
     });
     if let Some((name, value)) = generation.reasoning() {
         body["usage"][name] = value;
+    }
+    let nulls: &[&str] =
+        if generation.chat { &["prompt_logprobs", "prompt_token_ids", "prompt_text"] } else { &[] };
+    for null in nulls.iter().chain(&["kv_transfer_params", "ec_transfer_params", "metrics"]) {
+        body[*null] = Value::Null;
     }
     body
 }
@@ -55,8 +59,13 @@ fn choice(generation: &Generation<'_>, index: u64) -> Value {
     };
     choice["logprobs"] = Value::Null;
     choice["finish_reason"] = generation.finish_reason(generation.finish()).into();
-    for null in ["stop_reason", "token_ids", "routed_experts"] {
-        choice[null] = Value::Null;
+    let nulls: &[&str] = if generation.chat {
+        &["stop_reason", "token_ids", "routed_experts"]
+    } else {
+        &["stop_reason", "token_ids", "prompt_logprobs", "prompt_token_ids", "routed_experts"]
+    };
+    for null in nulls {
+        choice[*null] = Value::Null;
     }
     choice
 }

@@ -97,6 +97,10 @@ pub fn invalid(behaviour: &Behaviour, endpoint: Endpoint, body: &Value) -> Optio
             "Stream options can only be defined when `stream=True`. (parameter=stream_options)";
         return bad(text, "stream_options");
     }
+    if endpoint == Endpoint::Responses && body["background"] == true && body["store"] == false {
+        let text = "background can only be used when `store` is true";
+        return bad(text, "background");
+    }
     let choice = &body["tool_choice"];
     if endpoint == Endpoint::Chat && (choice == "required" || choice.is_object()) {
         let none = Vec::new();

@@ -213,10 +213,13 @@ fn last_turn<'a>(
     is_result: impl Fn(&&'a Value) -> bool,
     text: impl Fn(&'a Value) -> String,
 ) -> LastTurn {
-    let mut results: Vec<String> = turns.iter().rev().take_while(&is_result).map(&text).collect();
+    // Instructions in between are nobody's turn.
+    let is_instruction = |turn: &&Value| turn["role"] == "system" || turn["role"] == "developer";
+    let backwards = || turns.iter().rev().filter(|turn| !is_instruction(turn));
+    let mut results: Vec<String> = backwards().take_while(&is_result).map(&text).collect();
     if results.is_empty() {
-        let users = turns.iter().rev().find(|turn| turn["role"] == "user");
-        return LastTurn::User(users.map(text).unwrap_or_default());
+        let user = backwards().find(|turn| turn["role"] == "user");
+        return LastTurn::User(user.map(text).unwrap_or_default());
     }
     results.reverse();
     LastTurn::ToolResult(results.join("\n"))
@@ -262,6 +265,10 @@ mod tests {
                 {"type": "text", "text": "a reminder"}]}));
             input.push(json!({"type": "function_call", "call_id": "c", "name": "a.b-c", "arguments": "{}"}));
             input.push(json!({"type": "function_call_output", "call_id": "c", "output": result}));
+            let reminder = json!({"role": "system", "content": "call d"});
+            chat.push(reminder.clone());
+            messages.push(reminder);
+            input.push(json!({"type": "message", "role": "developer", "content": "call d"}));
         }
         let schema = json!({"type": "object"});
         [

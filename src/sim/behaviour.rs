@@ -51,7 +51,7 @@ pub struct Behaviour {
     pub error_pause_ms: u64,
     /// Interim responses (102 and 103 alternately) that are written together with the response head.
     pub interim: usize,
-    /// The seconds of `Retry-ConnectionAction` in a 429.
+    /// The seconds of `Retry-After` in a 429.
     pub retry_after: u64,
     /// How many requests run at a time, the others wait; 0: no limit. A change applies to later requests.
     pub max_running: usize,
@@ -280,7 +280,7 @@ pub enum Fail {
     Paused,
     /// Answers 503, as vLLM does while it scales: the error is a string, not an object.
     Scaling,
-    /// Answers 429 with `Retry-ConnectionAction`.
+    /// Answers 429 with `Retry-After`.
     TooMany,
     /// Answers 404: unknown model.
     NoModel,

@@ -30,7 +30,8 @@ pub fn store(generation: &Generation<'_>, response: &Value) {
     if generation.body["store"] != false {
         let items = input_items(&generation.body["input"]);
         let mut responses = crate::base::lock(&generation.call.shared.responses);
-        responses.keep(response.clone(), &generation.previous, items);
+        let bytes = generation.asked.prompt.len();
+        responses.keep(response.clone(), &generation.previous, items, bytes);
     }
 }
 

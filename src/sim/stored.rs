@@ -7,13 +7,15 @@ use std::{
 
 use serde_json::{Value, json};
 
-/// The most responses that are kept; the oldest goes first.
-const KEPT: usize = 256;
+/// The most responses that are kept, and the most bytes of their conversations; the oldest goes first.
+const KEPT: (usize, usize) = (256, 64 << 20);
 
 /// The responses that are kept.
 #[derive(Default)]
 pub struct StoredResponses {
     all: VecDeque<Stored>,
+    /// Of all conversations.
+    bytes: usize,
 }
 
 struct Stored {
@@ -22,6 +24,8 @@ struct Stored {
     input: Vec<Value>,
     /// All turns up to its end.
     turns: Vec<Value>,
+    /// Of these turns.
+    bytes: usize,
     /// Until then, a response in the background is in progress.
     ready: Option<Instant>,
 }
@@ -53,15 +57,16 @@ fn begin(response: &mut Value, status: &str) {
 }
 
 impl StoredResponses {
-    /// Keeps a response that continues `previous` turns with `input`.
-    pub fn keep(&mut self, response: Value, previous: &[Value], input: Vec<Value>) {
-        let id = response["id"].as_str().unwrap_or_default();
-        self.all.retain(|stored| stored.id() != id);
+    /// Keeps a response that continues `previous` turns with `input`; `bytes` is about how long all of them are.
+    pub fn keep(&mut self, response: Value, previous: &[Value], input: Vec<Value>, bytes: usize) {
+        self.remove(response["id"].as_str().unwrap_or_default());
         let output = response["output"].as_array().into_iter().flatten();
         let turns = previous.iter().chain(&input).chain(output).cloned().collect();
-        self.all.push_back(Stored { response, input, turns, ready: None });
-        if self.all.len() > KEPT {
-            self.all.pop_front();
+        self.bytes += bytes;
+        self.all.push_back(Stored { response, input, turns, bytes, ready: None });
+        while self.all.len() > KEPT.0 || self.all.len() > 1 && self.bytes > KEPT.1 {
+            let Some(oldest) = self.all.pop_front() else { break };
+            self.bytes -= oldest.bytes;
         }
     }
 
@@ -97,8 +102,9 @@ impl StoredResponses {
     }
 
     pub fn remove(&mut self, id: &str) -> bool {
-        let at = self.at(id);
-        at.and_then(|at| self.all.remove(at)).is_some()
+        let removed = self.at(id).and_then(|at| self.all.remove(at));
+        self.bytes -= removed.as_ref().map_or(0, |stored| stored.bytes);
+        removed.is_some()
     }
 
     /// Cancels a response; `Some(None)` if it is in progress no more.
@@ -126,21 +132,30 @@ mod tests {
     #[test]
     fn the_oldest_is_forgotten_and_an_id_is_kept_once() {
         let mut all = StoredResponses::default();
-        for n in 0..=KEPT {
-            all.keep(response(&n.to_string()), &[], Vec::new());
-            all.keep(response("same"), &[], Vec::new());
+        for n in 0..=KEPT.0 {
+            all.keep(response(&n.to_string()), &[], Vec::new(), 1);
+            all.keep(response("same"), &[], Vec::new(), 2);
         }
-        assert_eq!(all.all.len(), KEPT);
+        assert_eq!((all.all.len(), all.bytes), (KEPT.0, KEPT.0 + 1));
         assert!(all.get("1").is_none() && all.get("2").is_some());
         assert!(all.remove("same") && !all.remove("same"));
+        assert_eq!(all.bytes, KEPT.0 - 1);
+        all.keep(response("large"), &[], Vec::new(), KEPT.1 + 1);
+        assert_eq!(
+            (all.all.len(), all.bytes),
+            (1, KEPT.1 + 1),
+            "the last is kept whatever its size"
+        );
+        all.keep(response("small"), &[], Vec::new(), 1);
+        assert!(all.get("large").is_none() && all.bytes == 1);
     }
 
     #[test]
     fn a_conversation_has_all_turns_and_a_request_its_own() {
         let mut all = StoredResponses::default();
-        all.keep(response("a"), &[], vec![json!(1)]);
+        all.keep(response("a"), &[], vec![json!(1)], 1);
         let before = all.turns("a").unwrap();
-        all.keep(response("b"), &before, vec![json!(2)]);
+        all.keep(response("b"), &before, vec![json!(2)], 1);
         assert_eq!(all.turns("b").unwrap().len(), 4);
         assert_eq!(all.input("b").unwrap(), [json!(2)]);
     }
@@ -148,7 +163,7 @@ mod tests {
     #[test]
     fn only_what_is_in_progress_is_cancelled() {
         let mut all = StoredResponses::default();
-        all.keep(response("a"), &[], Vec::new());
+        all.keep(response("a"), &[], Vec::new(), 1);
         assert_eq!(all.cancel("a"), Some(None));
         assert_eq!(all.cancel("b"), None);
         assert_eq!(all.delay("a", Duration::from_secs(3600))["status"], "queued");

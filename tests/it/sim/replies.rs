@@ -276,8 +276,8 @@ fn fold_messages(stream: &str) -> Value {
     answer
 }
 
-/// The response at the end of a stream of Responses, after the checks of OpenAI's SDK and of
-/// `docs` of the events: numbers, places, identities, and that deltas and whole texts are the same.
+/// The response at the end of a stream of Responses, after the checks that OpenAI's SDK makes: numbers, places and
+/// identities of events and items; and that deltas and whole texts are the same.
 fn fold_responses(stream: &str) -> Value {
     let events = events(stream);
     assert_eq!(events[0]["type"], "response.created");

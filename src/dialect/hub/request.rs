@@ -108,6 +108,8 @@ pub struct Sampling {
 pub struct ClientWishes {
     /// Chat: a stream ends with a chunk that has the usage.
     pub usage: bool,
+    /// Chat: the client has sent `functions`, and knows calls only as `function_call`.
+    pub functions: bool,
     /// Responses: state of reasoning is given to the client (`reasoning.encrypted_content`).
     pub encrypted_reasoning: bool,
     /// Responses: members of the request that the response repeats, as they go out.

@@ -252,6 +252,22 @@ fn captured_streams_say_the_same_to_a_client() {
 }
 
 #[test]
+fn an_engine_that_dies_or_is_stopped_gives_an_error() {
+    let killed =
+        include_str!("../../../../tests/fixtures/vllm-death/stream_when_engine_killed.txt");
+    let stopped = include_str!("../../../../tests/fixtures/vllm-sigterm/stream.txt");
+    for (capture, word) in [(killed, "EngineCore"), (stopped, "broke the answer off")] {
+        let client = client(&translate(body(capture)).1);
+        let said = &client.choices[0];
+        assert!(!said.content.is_empty() || !said.reasoning.is_empty());
+        assert_eq!(said.finish, None);
+        let error = client.error.unwrap();
+        assert!(error["message"].as_str().unwrap().contains(word), "{error}");
+        assert_eq!(error["type"], "server_error");
+    }
+}
+
+#[test]
 fn any_cut_of_the_bytes_gives_the_same() {
     for (name, capture) in STREAMS {
         let stream = body(capture).as_bytes();

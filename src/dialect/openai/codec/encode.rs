@@ -46,7 +46,7 @@ enum Open {
     #[default]
     None,
     Text,
-    Reasoning(ReasoningPart),
+    Reasoning(Box<ReasoningPart>),
     Call {
         number: u32,
         kind: ToolKind,
@@ -148,9 +148,10 @@ impl Encoder {
         let number = state.calls;
         let open = match kind {
             PartKind::Text { .. } => Open::Text,
-            PartKind::Reasoning { redacted } => {
-                Open::Reasoning(ReasoningPart { redacted: *redacted, ..ReasoningPart::default() })
-            }
+            PartKind::Reasoning { redacted } => Open::Reasoning(Box::new(ReasoningPart {
+                redacted: *redacted,
+                ..ReasoningPart::default()
+            })),
             PartKind::Refusal => Open::None,
             PartKind::Opaque { language, kind, json } => {
                 if *language == LANGUAGE {

@@ -20,6 +20,7 @@ use crate::dialect::hub::{
 pub fn request(body: &str) -> Result<Request, Refused> {
     let mut from = Object::parse(body)
         .map_err(|error| Refused::invalid("", format!("The body is no JSON object: {error}")))?;
+    let mut defaults = defaults(&from);
     let mut request = Request {
         model: text(&mut from, "model", "")?,
         stream: boolean(&mut from, "stream")?.unwrap_or(false),
@@ -54,9 +55,28 @@ pub fn request(body: &str) -> Result<Request, Refused> {
         inner.extend(members::prefixed("stream_options", options));
     }
     let mut rest = from.rest();
+    rest.retain(|(name, _)| !defaults.iter().any(|(known, _)| known == name));
     rest.extend(inner);
-    request.ext = Extension::new(LANGUAGE, rest);
+    // A name that is older than the one in use says nothing more.
+    defaults.retain(|(name, value)| {
+        name != "user" || value.as_text() == request.user || value.as_str() == "null"
+    });
+    request.ext = Extension { defaults, ..Extension::new(LANGUAGE, rest) };
     Ok(request)
+}
+
+/// Members that say what holds without them, and those that say in another form what has a place
+/// in the hub.
+fn defaults(from: &Object<'_>) -> Vec<(String, Json)> {
+    let same = |name: &str, value: &str| match name {
+        "stream" | "logprobs" => value == "false",
+        "stop" => value.starts_with('"'),
+        "user" => true,
+        _ => false,
+    };
+    let kept =
+        from.members().filter(|(name, value)| value.get() == "null" || same(name, value.get()));
+    kept.map(|(name, value)| (name.to_owned(), Json::of(value))).collect()
 }
 
 fn boolean(from: &mut Object<'_>, name: &str) -> Result<Option<bool>, Refused> {

@@ -43,17 +43,18 @@ fn tool(raw: &RawValue, path: String) -> Result<Tool, Refused> {
     let kind = required(&mut from, "type", &path)?;
     match kind.as_str() {
         "function" => {
-            let (mut inner, path) = part(&mut from, "function", &path)?;
-            let mut tool = function(&mut inner, &path)?;
+            let (mut inner, at) = part(&mut from, "function", &path)?;
+            let mut tool = function(&mut inner, &at)?;
+            tool.path = path;
             tool.cache = from.json("cache_control");
             tool.ext = rest(from, Some(("function", inner)));
             Ok(Tool::Function(tool))
         }
         "custom" => {
-            let (mut inner, path) = part(&mut from, "custom", &path)?;
+            let (mut inner, at) = part(&mut from, "custom", &path)?;
             Ok(Tool::Custom(CustomTool {
-                name: required(&mut inner, "name", &path)?,
-                description: text(&mut inner, "description", &path)?,
+                name: required(&mut inner, "name", &at)?,
+                description: text(&mut inner, "description", &at)?,
                 format: inner.json("format"),
                 path,
                 ext: rest(from, Some(("custom", inner))),

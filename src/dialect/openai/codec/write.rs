@@ -173,7 +173,10 @@ impl Top<'_> {
             self.losses.add("stop", "the backend takes four texts at most");
         }
         if !stop.is_empty() && self.may("stop") {
-            self.out.array_at("stop", |out| stop.iter().for_each(|text| out.text(text)));
+            match self.default("stop").cloned() {
+                Some(text) => self.out.json_at("stop", &text),
+                None => self.out.array_at("stop", |out| stop.iter().for_each(|t| out.text(t))),
+            }
         }
         if let Some(choices) = self.request.choices {
             if choices > 1 {
@@ -222,8 +225,8 @@ impl Top<'_> {
         let request = self.request;
         let all = self.native || self.target.quirks.developer;
         let user = request.user.as_deref().map(|user| self.user(user));
-        let user_name = if self.target.quirks.developer { "safety_identifier" } else { "user" };
-        self.text(user_name, user.as_deref());
+        let newer = self.target.quirks.developer && self.default("user").is_none();
+        self.text(if newer { "safety_identifier" } else { "user" }, user.as_deref());
         if all {
             self.text("verbosity", request.verbosity.as_deref());
             self.number("metadata", request.metadata.as_ref());
@@ -308,6 +311,22 @@ impl Top<'_> {
         for (name, value) in &self.target.fields {
             self.out.json_at(name, value);
         }
+        // Some have been written, and the stream's options are the gateway's.
+        let known = |name: &str| {
+            ["stop", "stream_options", "user"].contains(&name)
+                || self.target.fields.iter().any(|(field, _)| *field == name)
+        };
+        for (name, value) in ext.defaults.iter().filter(|_| self.native) {
+            if !known(name) && !self.refuses(name) {
+                self.out.json_at(name, value);
+            }
+        }
+    }
+
+    /// The form in which a client of this language has written what has another form here.
+    fn default(&self, name: &str) -> Option<&Json> {
+        let known = self.request.ext.defaults.iter().find(|(known, _)| known == name);
+        known.map(|(_, value)| value).filter(|value| self.native && value.as_str() != "null")
     }
 }
 

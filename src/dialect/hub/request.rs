@@ -12,12 +12,15 @@ pub struct Extension {
     pub language: &'static str,
     /// In their order.
     pub members: Vec<(String, Json)>,
+    /// Members that only say what holds without them (`"is_error": false`, `"stop": null`): restored
+    /// in the same language, no loss in another.
+    pub defaults: Vec<(String, Json)>,
 }
 
 impl Extension {
     /// What is left of an object of this language.
     pub fn new(language: &'static str, members: Vec<(String, Json)>) -> Self {
-        Self { language, members }
+        Self { language, members, defaults: Vec::new() }
     }
 
     /// The members, if they are of this language.
@@ -108,6 +111,8 @@ pub struct Sampling {
 pub struct ClientWishes {
     /// Chat: a stream ends with a chunk that has the usage.
     pub usage: bool,
+    /// Chat: the client has sent `functions`, and knows calls only as `function_call`.
+    pub functions: bool,
     /// Responses: state of reasoning is given to the client (`reasoning.encrypted_content`).
     pub encrypted_reasoning: bool,
     /// Responses: members of the request that the response repeats, as they go out.

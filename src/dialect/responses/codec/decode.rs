@@ -88,7 +88,10 @@ impl Decoder {
                 {
                     let at = self.items.locate(event, Kind::Message);
                     let index = self.items.content_index(at, event);
-                    self.items.citation(at, index, Json::of(annotation), out);
+                    let number = count(event, "annotation_index");
+                    if number.is_none_or(|number| !self.items.has_citation(at, index, number)) {
+                        self.items.citation(at, index, Json::of(annotation), out);
+                    }
                 }
             }
             "completed" | "incomplete" | "failed" | "cancelled" => {
@@ -203,7 +206,7 @@ impl Decoder {
                 Some(word) => StopReason::Other(word.to_owned()),
             };
         }
-        if self.items.refused { StopReason::Refusal } else { StopReason::EndTurn }
+        if self.items.refused() { StopReason::Refusal } else { StopReason::EndTurn }
     }
 }
 

@@ -4,8 +4,8 @@
 //! each other are one message, and what the limit has cut off is marked so.
 
 use super::{
-    NAME,
     output::{self, Call, Content, Head, State, Thought},
+    traits::NAME,
 };
 use crate::dialect::hub::{
     Encode, Event, Exchange, Json, PartKind, Start, StopReason, StreamFault, Usage, Writer,

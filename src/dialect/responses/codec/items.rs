@@ -3,11 +3,11 @@
 use serde_json::value::RawValue;
 
 use super::{
-    NAME,
     message::{ITEMS, MESSAGE, MORE, Message},
     node::Node,
     parts::{self, Origin},
     tools,
+    traits::NAME,
 };
 use crate::dialect::hub::{
     Extension, Json, Object, Part, Refused, Role, Turn, Writer, envelope,
@@ -292,33 +292,14 @@ fn reasoning(mut node: Node<'_>) -> Result<Part, Refused> {
     let text = contents.as_ref().map(parts::texts).filter(|texts| !texts.is_empty());
     let text = text.map(|texts| texts.concat());
     let null = || Json::written(|out| out.raw("null"));
-    if summaries.as_ref() != Some(&summary_list(&summary)) {
+    if summaries.as_ref() != Some(&parts::summary_list(&summary)) {
         ext.members.push(("@summary".to_owned(), summaries.unwrap_or_else(null)));
     }
-    if contents != text.as_deref().map(content_list) {
+    if contents != text.as_deref().map(parts::content_list) {
         ext.members.push(("@content".to_owned(), contents.unwrap_or_else(null)));
     }
     let redacted = state.is_some() && text.is_none() && summary.is_empty();
     Ok(Part::Reasoning(ReasoningPart { text, summary, state, redacted, item, ext }))
-}
-
-/// The list of an item's summaries.
-pub(super) fn summary_list(summary: &[String]) -> Json {
-    Json::written(|out| {
-        out.array(|list| summary.iter().for_each(|text| text_part("summary_text", text, list)));
-    })
-}
-
-/// The list of an item's contents.
-pub(super) fn content_list(text: &str) -> Json {
-    Json::written(|out| out.array(|list| text_part("reasoning_text", text, list)))
-}
-
-fn text_part(kind: &str, text: &str, out: &mut Writer) {
-    out.object(|o| {
-        o.text_at("type", kind);
-        o.text_at("text", text);
-    });
 }
 
 /// Whose turn an item of another type belongs to.

@@ -1,7 +1,7 @@
 //! The items of a backend's answer, found again however the backend names them: by id, by index, or
 //! not at all, as llama.cpp does.
 
-use super::NAME;
+use super::traits::NAME;
 use crate::dialect::hub::{
     Event, Json, Object, PartKind,
     event::Citation,
@@ -78,14 +78,19 @@ pub(super) struct Items {
     items: Vec<Item>,
     /// The number of the next part.
     next: u32,
-    /// The model has refused.
-    pub refused: bool,
+    refused: bool,
 }
 
 impl Items {
     /// Of an answer whose reasoning has state of this issuer.
     pub fn new(issuer: String) -> Self {
         Self { issuer, items: Vec::new(), next: 0, refused: false }
+    }
+
+    /// The model has refused, and has not called anything.
+    pub fn refused(&self) -> bool {
+        let called = |item: &Item| matches!(item.kind, Kind::Call(_)) && item.part.is_some();
+        self.refused && !self.items.iter().any(called)
     }
 
     /// An item opens.
@@ -272,6 +277,11 @@ impl Items {
             "reasoning_text" => self.whole(at, Place::Thought(index), &text("text"), out),
             _ => {}
         }
+    }
+
+    /// The citation with this number has come.
+    pub fn has_citation(&mut self, at: usize, index: u64, number: u64) -> bool {
+        number < self.cell(at, Place::Text(index)).citations as u64
     }
 
     /// A citation of a text that is open.

@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::NAME;
+use super::traits::NAME;
 use crate::dialect::hub::{Json, Object, Part, Turn, Writer};
 
 /// The member of a turn's extension that says it: a list with an element for each item, 0 for a

@@ -10,6 +10,7 @@ mod echo;
 mod encode;
 mod items;
 mod lookup;
+mod members;
 mod message;
 mod node;
 mod output;
@@ -18,46 +19,17 @@ mod read;
 #[cfg(test)]
 mod tests;
 mod tools;
+mod traits;
 mod write;
 mod write_items;
 
+pub use self::traits::{NAME, TRAITS};
 use crate::dialect::{
     hub::{
         Codec, Decode, Encode, Event, Exchange, Losses, Refused, Request, Response, StreamFault,
         Target, target::Traits,
     },
     openai::codec::errors,
-};
-
-/// The language's name.
-pub const NAME: &str = "responses";
-
-/// What the vendor's Responses can say. Open servers take more (`top_k`, penalties, `seed`), which
-/// the vendor refuses.
-pub const TRAITS: Traits = Traits {
-    name: NAME,
-    custom_tools: true,
-    namespaces: true,
-    longest_tool_name: 64,
-    unique_call_ids: true,
-    results_required: true,
-    choices: false,
-    logprobs: true,
-    stop: false,
-    penalties: false,
-    seed: false,
-    logit_bias: false,
-    top_k: false,
-    verbosity: true,
-    metadata: true,
-    user: true,
-    cache_key: true,
-    service_tier: true,
-    store: true,
-    parallel_tools: true,
-    modalities: false,
-    cache_marks: true,
-    least_output: 16,
 };
 
 /// The codec of Responses.

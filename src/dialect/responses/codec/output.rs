@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use super::{
-    NAME, echo,
-    items::{content_list, summary_list},
+    echo,
+    parts::{content_list, summary_list},
+    traits::NAME,
 };
 use crate::dialect::hub::{
     Class, Exchange, Json, Object, Start, StopReason, StreamFault, Usage, Writer, event::Citation,

@@ -3,7 +3,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::value::RawValue;
 
-use super::{NAME, node::Node};
+use super::{node::Node, traits::NAME};
 use crate::dialect::hub::{
     Extension, Json, Object, Part, Refused, Writer,
     request::{Media, MediaSource, Opaque, Search, Text},
@@ -308,4 +308,23 @@ pub(super) fn readable(search: &Search) -> String {
 pub(super) fn texts(list: &Json) -> Vec<String> {
     let text = |raw: &RawValue| Object::parse(raw.get()).ok()?.text("text");
     list.array().unwrap_or_default().into_iter().filter_map(text).collect()
+}
+
+/// The list of an item's summaries.
+pub(super) fn summary_list(summary: &[String]) -> Json {
+    Json::written(|out| {
+        out.array(|list| summary.iter().for_each(|text| text_part("summary_text", text, list)));
+    })
+}
+
+/// The list of an item's contents.
+pub(super) fn content_list(text: &str) -> Json {
+    Json::written(|out| out.array(|list| text_part("reasoning_text", text, list)))
+}
+
+fn text_part(kind: &str, text: &str, out: &mut Writer) {
+    out.object(|o| {
+        o.text_at("type", kind);
+        o.text_at("text", text);
+    });
 }

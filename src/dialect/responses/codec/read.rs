@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::{NAME, echo, items::Input, node::Node, tools, write};
+use super::{echo, items::Input, node::Node, tools, traits::NAME};
 use crate::dialect::hub::{
     Extension, Json, Object, Refused, Request,
     request::{ClientWishes, Format, Reasoning, Sampling, SystemText, Tool, ToolChoice},
@@ -236,7 +236,7 @@ pub(super) fn still_said(request: &Request, name: &str) -> Option<Json> {
         "include" => {
             let said = include(&mut node).ok()?;
             (said.0, said.1.is_some())
-                == (request.client.encrypted_reasoning, write::asks_logprobs(request))
+                == (request.client.encrypted_reasoning, asks_logprobs(request))
         }
         "top_logprobs" => match node.count("top_logprobs").ok()? {
             Some(0) | None => request.logprobs.unwrap_or(0) == 0,
@@ -245,4 +245,11 @@ pub(super) fn still_said(request: &Request, name: &str) -> Option<Json> {
         _ => true,
     };
     same.then(|| json.clone())
+}
+
+/// The answer's logarithms of probabilities are asked for by `include`, not only by their number.
+fn asks_logprobs(request: &Request) -> bool {
+    let said = |raw: &Json| raw.as_str().contains(LOGPROBS);
+    let kept = request.ext.of(NAME).iter().find(|(name, _)| name == "@include");
+    request.logprobs.is_some() && kept.is_none_or(|(_, raw)| said(raw))
 }

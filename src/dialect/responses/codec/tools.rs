@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::{NAME, node::Node, parts};
+use super::{node::Node, parts, traits::NAME};
 use crate::dialect::hub::{
     Extension, Json, Losses, Object, Refused, Request, Writer,
     request::{CustomTool, Function, Tool, ToolChoice, ToolKind, VendorTool},

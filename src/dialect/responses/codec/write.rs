@@ -3,9 +3,12 @@
 use sha2::{Digest, Sha256};
 
 use super::{
-    NAME, TRAITS, read,
+    members::Members,
+    read,
     read::{ENCRYPTED, LOGPROBS},
-    tools, write_items,
+    tools,
+    traits::{NAME, TRAITS},
+    write_items,
 };
 use crate::dialect::hub::{
     Json, Losses, Refused, Request, Target, Writer, effort,
@@ -26,7 +29,7 @@ pub(super) fn request(
 ) -> Result<String, Refused> {
     write_items::refuse(request)?;
     let own = request.ext.language == NAME;
-    let mut members = Members { target, own, written: Vec::new() };
+    let mut members = Members::new(target, own);
     let json = Json::written(|out| {
         out.object(|o| {
             let model = target.model.as_ref().or(request.model.as_ref());
@@ -44,26 +47,6 @@ pub(super) fn request(
         });
     });
     Ok(json.as_str().to_owned())
-}
-
-/// The members of the request, each once.
-pub(super) struct Members<'a> {
-    target: &'a Target,
-    /// The request came in this language.
-    pub own: bool,
-    written: Vec<String>,
-}
-
-impl Members<'_> {
-    /// Writes a member, unless it is there already or the backend refuses it.
-    pub fn put(&mut self, name: &str, value: Option<Json>, out: &mut Writer) {
-        let Some(value) = value else { return };
-        let refused = self.target.quirks.refuses.iter().any(|member| member == name);
-        if !refused && !self.written.iter().any(|written| written == name) {
-            self.written.push(name.to_owned());
-            out.json_at(name, &value);
-        }
-    }
 }
 
 fn number(value: impl std::fmt::Display) -> Json {
@@ -191,13 +174,6 @@ fn limits(request: &Request, losses: &mut Losses, to: &mut Members<'_>, out: &mu
     let top = || request.logprobs.filter(|top| *top > 0 && !to.own).map(number);
     let top = read::still_said(request, "top_logprobs").or_else(top);
     to.put("top_logprobs", top, out);
-}
-
-/// The answer's logarithms of probabilities are asked for by `include`, not only by their number.
-pub(super) fn asks_logprobs(request: &Request) -> bool {
-    let said = |raw: &Json| raw.as_str().contains(LOGPROBS);
-    let kept = request.ext.of(NAME).iter().find(|(name, _)| name == "@include");
-    request.logprobs.is_some() && kept.is_none_or(|(_, raw)| said(raw))
 }
 
 /// What is kept, for whom, and what the answer has beside itself.

@@ -1,11 +1,10 @@
 //! A conversation as `instructions` and `input`.
 
 use super::{
-    NAME,
-    items::{content_list, summary_list},
+    members::Members,
     message::{self, MESSAGE, MORE, Message},
     parts, read,
-    write::Members,
+    traits::NAME,
 };
 use crate::dialect::hub::{
     Json, Losses, Part, Refused, Request, Role, Turn, Writer,
@@ -196,8 +195,13 @@ impl<'a, S: Iterator<Item = System<'a>>> Items<'a, S> {
         let parts = grouped(&turn.parts);
         let mut content: Vec<&Part> = Vec::new();
         for part in parts {
-            let foreign = matches!(part, Part::Opaque(opaque) if opaque.language != NAME);
-            if parts::is_content(part) || foreign {
+            let (foreign, strange) = match part {
+                Part::Opaque(opaque) => {
+                    (opaque.language != NAME, opaque.kind.starts_with("input_"))
+                }
+                _ => (false, false),
+            };
+            if parts::is_content(part) || foreign || strange {
                 if foreign {
                     self.losses
                         .add(&*turn.path, "given as text to a backend that does not have it");
@@ -214,7 +218,7 @@ impl<'a, S: Iterator<Item = System<'a>>> Items<'a, S> {
     fn message(&mut self, role: &str, content: &mut Vec<&Part>, turn: &Turn, out: &mut Writer) {
         let blank = |part: &Part| match part {
             Part::Text(text) => text.text.is_empty(),
-            Part::Opaque(opaque) => opaque.readable.is_empty(),
+            Part::Opaque(opaque) => opaque.language != NAME && opaque.readable.is_empty(),
             _ => false,
         };
         // What is all that there is stays, or two turns of the other side would meet.
@@ -303,7 +307,7 @@ fn write_reasoning(reasoning: &ReasoningPart, out: &mut Writer) {
                     o.json_at("summary", list);
                 }
             }
-            _ => o.json_at("summary", &summary_list(&summary)),
+            _ => o.json_at("summary", &parts::summary_list(&summary)),
         }
         let text = reasoning.text.as_deref().filter(|_| own);
         match (kept("@content"), text) {
@@ -312,7 +316,7 @@ fn write_reasoning(reasoning: &ReasoningPart, out: &mut Writer) {
             {
                 o.json_at("content", list);
             }
-            (_, Some(text)) => o.json_at("content", &content_list(text)),
+            (_, Some(text)) => o.json_at("content", &parts::content_list(text)),
             (_, None) => {}
         }
         o.maybe_text_at("encrypted_content", reasoning.state.as_ref().map(|s| s.value.as_str()));

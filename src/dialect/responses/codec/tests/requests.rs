@@ -1,11 +1,12 @@
 //! Requests are restored by reading and writing.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::{NAME, ResponsesCodec};
 use crate::dialect::hub::{
     Codec, Losses, Part, Request, Role, Target,
-    request::{Format, MediaSource, Tool, ToolChoice, ToolKind},
+    request::{Format, MediaSource, Text, Tool, ToolChoice, ToolKind},
 };
 
 /// Reads a request.
@@ -48,7 +49,12 @@ fn captured_requests_are_restored() {
 
 #[test]
 fn items_of_every_kind_are_restored() {
-    restored(&json!({"model": "m", "input": [
+    restored(&json!({"model": "m", "input": items()}));
+}
+
+/// An item of every kind, and of some kinds in many forms.
+fn items() -> Value {
+    json!([
         {"role": "developer", "content": "be brief"},
         {"type": "message", "id": "msg_1", "role": "system", "content": [
             {"type": "input_text", "text": "a", "prompt_cache_breakpoint": {"mode": "explicit"}},
@@ -93,7 +99,7 @@ fn items_of_every_kind_are_restored() {
         {"type": "configuration_update", "reasoning": {"effort": "low"}},
         {"role": "developer", "content": "later"},
         {"role": "user", "content": [{"type": "input_image", "detail": "auto", "file_id": "file-1"}]}
-    ]}));
+    ])
 }
 
 #[test]
@@ -330,5 +336,49 @@ fn numbers_keep_their_digits_and_schemas_their_order() {
         r#""seed":123456789012345678901234567890"#,
     ] {
         assert!(back.contains(piece), "{back}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn items_are_restored_in_any_order(order in prop::collection::vec(any::<prop::sample::Index>(), 0..12)) {
+        let all = items();
+        let all = all.as_array().unwrap();
+        let input: Vec<&Value> = order.iter().map(|at| at.get(all)).collect();
+        restored(&json!({ "input": input }));
+    }
+
+    #[test]
+    fn a_turn_that_was_changed_is_written_as_it_is_now(
+        order in prop::collection::vec(any::<prop::sample::Index>(), 1..8),
+        turn: prop::sample::Index,
+        part: prop::sample::Index,
+        add: bool,
+    ) {
+        let all = items();
+        let all = all.as_array().unwrap();
+        let input: Vec<&Value> = order.iter().map(|at| at.get(all)).collect();
+        let mut request = read(&json!({ "input": input }));
+        if request.turns.is_empty() {
+            return Ok(());
+        }
+        let at = turn.index(request.turns.len());
+        let turn = &mut request.turns[at];
+        if add || turn.parts.is_empty() {
+            turn.parts.push(Part::Text(Text::plain("added")));
+        } else {
+            turn.parts.remove(part.index(turn.parts.len()));
+        }
+        let (body, _) = write(&request);
+        // Nothing else is lost: what is written has as many parts as there were.
+        let parts = |request: &Request| {
+            let turns: usize = request.turns.iter().map(|turn| turn.parts.len()).sum();
+            turns + request.system.len()
+        };
+        prop_assert_eq!(parts(&read(&body)), parts(&request), "{}", body);
+        prop_assert!(!add || body["input"].to_string().contains("added"));
+        for item in body["input"].as_array().unwrap() {
+            prop_assert!(!item["type"].as_str().is_some_and(|kind| kind.starts_with("input_")));
+        }
     }
 }

@@ -324,7 +324,7 @@ fn the_target_names_the_model_and_adds_members() {
 
 #[test]
 fn a_longer_history_begins_with_the_bytes_of_the_shorter() {
-    let turns = vec![
+    let turns = [
         turn(Role::User, vec![text("hi")]),
         turn(Role::Assistant, vec![sealed(), call("a", "{}"), text("x"), call("b", "{}")]),
         turn(Role::User, vec![result("a", vec![text("1")], false), result("b", vec![], false)]),

@@ -72,9 +72,9 @@ impl Decoder {
                     self.items.done(event, &item, out);
                 }
             }
-            "content_part.done" => {
+            "content_part.added" | "content_part.done" => {
                 if let Some(part) = inner("part") {
-                    self.content_done(event, &part, out);
+                    self.content(kind.ends_with("added"), event, &part, out);
                 }
             }
             "reasoning_summary_part.done" => {
@@ -141,7 +141,13 @@ impl Decoder {
         }
     }
 
-    fn content_done(&mut self, event: &Object<'_>, part: &Object<'_>, out: &mut Vec<Event>) {
+    fn content(
+        &mut self,
+        added: bool,
+        event: &Object<'_>,
+        part: &Object<'_>,
+        out: &mut Vec<Event>,
+    ) {
         let thought = part.text("type").as_deref() == Some("reasoning_text");
         let kind = if thought { Kind::Reasoning } else { Kind::Message };
         let at = self.items.locate(event, kind);
@@ -150,7 +156,11 @@ impl Decoder {
         } else {
             self.items.content_index(at, event)
         };
-        self.items.content(at, index, part, out);
+        if added {
+            self.items.content_added(at, index, part, out);
+        } else {
+            self.items.content(at, index, part, out);
+        }
     }
 
     fn start(&mut self, response: &Object<'_>, out: &mut Vec<Event>) {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::dialect::hub::{
     Encode, Event, Exchange, Json, PartKind, Start, StopReason, StreamFault, Usage, Writer,
-    envelope, event::Citation,
+    envelope, event::Citation, request::ToolKind,
 };
 
 /// Writes a stream, or, if `silent`, only what stands at its end.
@@ -203,7 +203,7 @@ impl Encoder {
                 Open::Reasoning { thought, part: None }
             }
             PartKind::ToolCall { id, name, kind, namespace } => {
-                let custom = *kind == crate::dialect::hub::request::ToolKind::Custom;
+                let custom = *kind == ToolKind::Custom;
                 Open::Call(Call {
                     item: self.item_id(if custom { "ctc" } else { "fc" }),
                     id: id.clone(),

@@ -62,12 +62,11 @@ struct Item {
     listed: bool,
 }
 
-/// One text of an item, and how much of it was passed on.
+/// One text of an item, and what of it was passed on.
 struct Cell {
     place: Place,
     part: Option<u32>,
-    /// In bytes.
-    sent: usize,
+    sent: String,
     citations: usize,
     closed: bool,
 }
@@ -194,7 +193,13 @@ impl Items {
         let cells = &mut self.items[at].cells;
         let found = cells.iter().position(|cell| cell.place == place);
         let found = found.unwrap_or_else(|| {
-            cells.push(Cell { place, part: None, sent: 0, citations: 0, closed: false });
+            cells.push(Cell {
+                place,
+                part: None,
+                sent: String::new(),
+                citations: 0,
+                closed: false,
+            });
             cells.len() - 1
         });
         &mut cells[found]
@@ -207,7 +212,7 @@ impl Items {
         if done || cell.closed || text.is_empty() {
             return;
         }
-        cell.sent += text.len();
+        cell.sent += &text;
         if place == Place::Arguments && self.items[at].part.is_none() {
             self.items[at].pending += &text;
             return self.start_call(at, out);
@@ -247,11 +252,31 @@ impl Items {
         part
     }
 
-    /// A whole text: what of it has not come in pieces.
+    /// A whole text: what of it has not come in pieces. Where a piece in the middle is missing,
+    /// nothing can be put there any more.
     pub fn whole(&mut self, at: usize, place: Place, text: &str, out: &mut Vec<Event>) {
-        let sent = self.cell(at, place).sent;
-        if let Some(rest) = text.get(sent..).filter(|rest| !rest.is_empty()) {
+        let rest = text.strip_prefix(self.cell(at, place).sent.as_str());
+        if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
             self.text(at, place, rest.to_owned(), out);
+        }
+    }
+
+    /// A part of a content opens. Some servers give it its first text.
+    pub fn content_added(
+        &mut self,
+        at: usize,
+        index: u64,
+        content: &Object<'_>,
+        out: &mut Vec<Event>,
+    ) {
+        let place = match content.text("type").as_deref() {
+            Some("output_text" | "text") => Place::Text(index),
+            Some("reasoning_text") => Place::Thought(index),
+            _ => return,
+        };
+        if self.cell(at, place).sent.is_empty() {
+            let text = content.text("text").unwrap_or_default();
+            self.text(at, place, text, out);
         }
     }
 

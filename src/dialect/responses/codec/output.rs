@@ -156,7 +156,9 @@ fn words(fault: &StreamFault) -> (&str, String) {
 
 fn with_wait(message: String, seconds: Option<u64>) -> String {
     match seconds.filter(|_| !message.to_ascii_lowercase().contains("try again in")) {
-        Some(seconds) => format!("{message}. Please try again in {seconds}s."),
+        Some(seconds) => {
+            format!("{}. Please try again in {seconds}s.", message.trim_end_matches('.'))
+        }
         None => message,
     }
 }

@@ -7,7 +7,7 @@ use super::{
     traits::NAME,
 };
 use crate::dialect::hub::{
-    Json, Losses, Part, Refused, Request, Role, Turn, Writer,
+    Extension, Json, Losses, Part, Refused, Request, Role, Turn, Writer,
     request::{ReasoningPart, SystemText, Text, ToolCall, ToolKind, ToolResult},
 };
 
@@ -325,7 +325,7 @@ fn write_reasoning(reasoning: &ReasoningPart, out: &mut Writer) {
 }
 
 /// The status as it came, and members that are not known.
-fn status_and_members(ext: &crate::dialect::hub::Extension, out: &mut Writer) {
+fn status_and_members(ext: &Extension, out: &mut Writer) {
     if let Some((_, status)) = ext.of(NAME).iter().find(|(name, _)| name == "@status") {
         out.json_at("status", status);
     }

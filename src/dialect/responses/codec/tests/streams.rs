@@ -410,6 +410,30 @@ fn a_text_that_no_item_announced_is_not_lost() {
 }
 
 #[test]
+fn a_text_may_begin_where_its_part_opens_and_what_is_lost_is_not_doubled() {
+    let delta = |text: &str| {
+        format!(
+            "data: {{\"type\":\"response.output_text.delta\",\"item_id\":\"m\",\"output_index\":0,\"content_index\":0,\"delta\":\"{text}\"}}\n\n"
+        )
+    };
+    let part = |kind: &str, text: &str| {
+        format!(
+            "data: {{\"type\":\"response.content_part.{kind}\",\"item_id\":\"m\",\"output_index\":0,\"content_index\":0,\"part\":{{\"type\":\"output_text\",\"text\":\"{text}\"}}}}\n\n"
+        )
+    };
+    for (stream, said) in [
+        ([part("added", "Hel"), delta("lo"), part("done", "Hello")], "Hello"),
+        ([part("added", ""), delta("Hel"), part("done", "Hello")], "Hello"),
+        // A piece before it was lost.
+        ([part("added", ""), delta("lo"), part("done", "Hello")], "lo"),
+    ] {
+        let answer = fold(&stream.concat());
+        let [Part::Text(text)] = &answer.choices[0].parts[..] else { panic!("{answer:?}") };
+        assert_eq!(text.text, said);
+    }
+}
+
+#[test]
 fn arguments_wait_for_the_name_of_their_call() {
     let answer = fold(
         "data: {\"type\":\"response.output_item.added\",\"output_index\":0,\"item\":{\"type\":\"function_call\",\"id\":\"f\",\"name\":\"\"}}\n\ndata: {\"type\":\"response.function_call_arguments.delta\",\"output_index\":0,\"item_id\":\"f\",\"delta\":\"{}\"}\n\ndata: {\"type\":\"response.output_item.done\",\"output_index\":0,\"item\":{\"type\":\"function_call\",\"id\":\"f\",\"call_id\":\"c\",\"name\":\"g\",\"arguments\":{}}}\n\n",

@@ -193,6 +193,8 @@ fn write_text(text: &Text, output: bool, out: &mut Writer) {
             let citations = text.citations.as_ref().or_else(|| text.ext.get("@annotations"));
             o.maybe_json_at("annotations", citations);
             o.maybe_json_at("logprobs", text.ext.get("@logprobs"));
+        } else if output {
+            o.array_at("annotations", |_| {});
         }
         write_cache(text.cache.as_ref(), o);
         members(&text.ext, o);

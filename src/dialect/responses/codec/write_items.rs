@@ -230,6 +230,10 @@ impl<'a, S: Iterator<Item = System<'a>>> Items<'a, S> {
         }
         self.count(out);
         let mut message = plain_message();
+        // Servers that check by the types of the vendor's library take a list of the model's texts
+        // only with an id, which there is none of; a string they all take.
+        message.plain =
+            role == "assistant" && matches!(content[..], [Part::Text(Text { cache: None, .. })]);
         let phase = content.iter().find_map(|part| match part {
             Part::Text(text) => text.phase.as_deref(),
             _ => None,

@@ -64,7 +64,7 @@ fn a_conversation_becomes_items_without_ids() {
         items,
         json!([
             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
-            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "ok"}]},
+            {"type": "message", "role": "assistant", "content": "ok"},
             {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{\"a\": 1}"},
             {"type": "function_call", "call_id": "c2", "name": "f", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "c1", "output": "1\n2"},
@@ -73,6 +73,17 @@ fn a_conversation_becomes_items_without_ids() {
             {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
             {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "be brief"}]},
         ])
+    );
+}
+
+#[test]
+fn several_texts_of_the_model_stay_apart() {
+    let phased = Text { phase: Some("final_answer".into()), ..Text::plain("b") };
+    assert_eq!(
+        input(vec![turn(Role::Assistant, vec![text("a"), Part::Text(phased)])]),
+        json!([{"type": "message", "phase": "final_answer", "role": "assistant", "content": [
+            {"type": "output_text", "text": "a", "annotations": []},
+            {"type": "output_text", "text": "b", "annotations": []}]}])
     );
 }
 

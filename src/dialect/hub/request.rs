@@ -33,6 +33,15 @@ impl Extension {
         self.members.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
+    /// The names of members that say something, which dropping them would lose: neither `null` nor
+    /// of the form of the source alone, whose names begin with `@` (how it was cut into items, a
+    /// list that was empty).
+    pub fn said(&self) -> impl Iterator<Item = &str> {
+        let says =
+            |(name, value): &&(String, Json)| !name.starts_with('@') && value.as_str() != "null";
+        self.members.iter().filter(says).map(|(name, _)| name.as_str())
+    }
+
     /// Takes a member out.
     pub fn take(&mut self, name: &str) -> Option<Json> {
         let at = self.members.iter().position(|(key, _)| key == name)?;
@@ -445,4 +454,18 @@ pub enum ReasoningMode {
     Off,
     /// As the model decides.
     Auto,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_restores_the_form_says_nothing() {
+        let json = |text: &str| Json::parse(text).unwrap();
+        let members = [("@items", "[0]"), ("truncation", "\"auto\""), ("prompt", "null")];
+        let members = members.map(|(name, value)| (name.to_owned(), json(value)));
+        let ext = Extension::new("responses", members.into());
+        assert_eq!(ext.said().collect::<Vec<_>>(), ["truncation"]);
+    }
 }

@@ -12,12 +12,15 @@ pub struct Extension {
     pub language: &'static str,
     /// In their order.
     pub members: Vec<(String, Json)>,
+    /// Members that only say what holds without them (`"is_error": false`, `"stop": null`): restored
+    /// in the same language, no loss in another.
+    pub defaults: Vec<(String, Json)>,
 }
 
 impl Extension {
     /// What is left of an object of this language.
     pub fn new(language: &'static str, members: Vec<(String, Json)>) -> Self {
-        Self { language, members }
+        Self { language, members, defaults: Vec::new() }
     }
 
     /// The members, if they are of this language.

@@ -212,10 +212,14 @@ impl Encoder {
         else {
             return;
         };
+        // Blanks alone are no arguments; before others they are.
+        let waits = arguments.trim_start().is_empty();
         arguments.push_str(text);
-        if !*custom && !text.is_empty() {
-            delta(out, *block, "input_json_delta", "partial_json", text);
+        if *custom || text.is_empty() || arguments.trim_start().is_empty() {
+            return;
         }
+        let text = if waits { arguments } else { text };
+        delta(out, *block, "input_json_delta", "partial_json", text);
     }
 
     fn cite(&mut self, part: u32, citation: &Json, out: &mut String) {
@@ -348,13 +352,24 @@ impl Encode for Encoder {
             Event::Usage(usage) => self.usage = self.usage.updated(*usage),
             Event::Stop { choice: 0, reason } => self.stop = Some(reason.clone()),
             Event::End => self.end(out),
-            Event::Opaque { language, name, json } if *language == LANGUAGE => {
+            Event::Opaque { language, name, json }
+                if *language == LANGUAGE && passes(name, json) =>
+            {
                 write_frame(out, name, json.as_str());
             }
             // Another choice, or what this language has no word for.
             _ => {}
         }
     }
+}
+
+/// An event that is newer than this: its name is a word, and it does not speak of a block, whose
+/// number may be another here.
+fn passes(name: &str, json: &Json) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    !name.is_empty()
+        && name.bytes().all(word)
+        && json.object().is_some_and(|members| members.has("type") && !members.has("index"))
 }
 
 fn thinking_start(out: &mut Writer) {

@@ -37,7 +37,7 @@ pub fn read(body: &str, exchange: &Exchange) -> Result<Vec<Event>, StreamFault> 
     if let Some(Event::Start(start)) = events.first() {
         events.extend(start.usage.map(Event::Usage));
     }
-    decoder.stop(reason, &mut events);
+    decoder.stop(reason, message.take("stop_details"), &mut events);
     events.push(Event::End);
     Ok(events)
 }
@@ -70,12 +70,15 @@ pub fn write(response: &Response, exchange: &Exchange) -> String {
     let words = Words::new(exchange);
     let choice = response.choices.first();
     let parts = choice.map_or(&[][..], |choice| &choice.parts);
-    let refused = parts.iter().any(|part| matches!(part, Part::Refusal(_)));
+    let refused = parts.iter().any(|part| refusal(part).is_some());
     let reason = match choice.and_then(|choice| choice.stop.clone()) {
         None | Some(StopReason::EndTurn) if refused => StopReason::Refusal,
         reason => reason.unwrap_or(StopReason::EndTurn),
     };
-    let (reason, sequence) = words::write(&reason, &words);
+    let explained: String = match words.native {
+        true => parts.iter().filter_map(refusal).collect(),
+        false => String::new(),
+    };
     let model = exchange.model.as_deref().or(response.start.model.as_deref()).unwrap_or_default();
     let mut out = Writer::default();
     out.object(|o| {
@@ -83,18 +86,21 @@ pub fn write(response: &Response, exchange: &Exchange) -> String {
         o.text_at("type", "message");
         o.text_at("role", "assistant");
         o.text_at("model", model);
-        o.array_at("content", |list| content(list, parts));
-        o.text_at("stop_reason", reason);
-        match sequence {
-            Some(sequence) => o.text_at("stop_sequence", sequence),
-            None => o.raw_at("stop_sequence", "null"),
-        }
+        o.array_at("content", |list| content(list, parts, words.native));
+        words::end(o, &reason, &explained, &words);
         o.object_at("usage", |o| usage::write(o, &response.usage, true));
     });
     out.finish()
 }
 
-fn content(list: &mut Writer, parts: &[Part]) {
+fn refusal(part: &Part) -> Option<&str> {
+    match part {
+        Part::Refusal(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn content(list: &mut Writer, parts: &[Part], native: bool) {
     let mut answered = false;
     for part in parts {
         match part {
@@ -103,6 +109,8 @@ fn content(list: &mut Writer, parts: &[Part]) {
                 answered = true;
                 list.object(|o| text(o, part));
             }
+            // A backend of this language has said it beside the content.
+            Part::Refusal(_) if native => {}
             Part::Refusal(refusal) => {
                 answered = true;
                 list.object(|o| text(o, &Text::plain(refusal.as_str())));

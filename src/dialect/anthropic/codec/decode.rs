@@ -85,10 +85,12 @@ struct Delta<'a> {
 }
 
 /// What the event behind the blocks says.
-#[derive(Default, Deserialize)]
-struct Ending {
+#[derive(Deserialize)]
+struct Ending<'a> {
     stop_reason: Option<String>,
     stop_sequence: Option<String>,
+    #[serde(borrow)]
+    stop_details: Option<&'a RawValue>,
 }
 
 impl Decoder {
@@ -336,10 +338,19 @@ impl Decoder {
         }
     }
 
-    /// Why the answer ended: all of its blocks have ended, too.
-    pub fn stop(&mut self, reason: StopReason, out: &mut Vec<Event>) {
+    /// Why the answer ended: all of its blocks have ended, too. `details`: of a refusal, what the
+    /// vendor explains.
+    pub fn stop(&mut self, reason: StopReason, details: Option<&RawValue>, out: &mut Vec<Event>) {
         while let Some(index) = self.open.first().map(|block| block.index) {
             self.end_block(index, out);
+        }
+        let details = details.and_then(|details| Object::parse(details.get()).ok());
+        let explained = details.and_then(|details| details.text("explanation"));
+        if let (StopReason::Refusal, Some(text), false) = (&reason, explained, self.stopped) {
+            let part = self.number();
+            out.push(Event::PartStart { choice: 0, part, kind: PartKind::Refusal });
+            out.push(Event::Refusal { choice: 0, part, text });
+            out.push(Event::PartStop { choice: 0, part });
         }
         self.stopped = true;
         out.push(Event::Stop { choice: 0, reason });
@@ -351,17 +362,18 @@ impl Decoder {
             out.push(Event::Usage(self.counts.usage()));
         }
         let Some(delta) = frame.delta else { return };
-        let Ok(ending) = serde_json::from_str::<Ending>(delta.get()) else {
+        let Ok(ending) = serde_json::from_str::<Ending<'_>>(delta.get()) else {
             return self.broken(out);
         };
         if let Some(reason) = ending.stop_reason {
-            self.stop(words::read(&reason, ending.stop_sequence), out);
+            let reason = words::read(&reason, ending.stop_sequence);
+            self.stop(reason, ending.stop_details, out);
         }
     }
 
     fn finish(&mut self, out: &mut Vec<Event>) {
         if !self.stopped {
-            self.stop(StopReason::EndTurn, out);
+            self.stop(StopReason::EndTurn, None, out);
         }
         self.over = true;
         out.push(Event::End);

@@ -23,6 +23,8 @@ pub struct Encoder {
     answered: bool,
     /// The model refused in words.
     refused: bool,
+    /// A backend of this language has explained a refusal, beside the answer.
+    explained: String,
     /// The arguments of a call are no whole object.
     broken: bool,
     usage: Usage,
@@ -46,6 +48,8 @@ enum Kind {
     },
     /// Written whole when it began.
     Whole,
+    /// Written with the reason for the end.
+    Explanation,
 }
 
 /// Reasoning that is open. Its block begins with its text: without one, it is of another kind.
@@ -71,6 +75,7 @@ impl Encoder {
             open: None,
             answered: false,
             refused: false,
+            explained: String::new(),
             broken: false,
             usage: Usage::default(),
             stop: None,
@@ -113,6 +118,7 @@ impl Encoder {
     fn open(&mut self, part: u32, kind: &PartKind, out: &mut String) {
         self.close(out);
         let (block, kind) = match kind {
+            PartKind::Refusal if self.words.native => (None, Kind::Explanation),
             PartKind::Text { .. } | PartKind::Refusal => {
                 self.refused |= matches!(kind, PartKind::Refusal);
                 (Some(self.text_block(out)), Kind::Text)
@@ -180,6 +186,13 @@ impl Encoder {
         }
     }
 
+    fn refuse(&mut self, part: u32, text: &str, out: &mut String) {
+        match self.current(part) {
+            Some(Open { kind: Kind::Explanation, .. }) => self.explained.push_str(text),
+            _ => self.text(part, text, out),
+        }
+    }
+
     fn think(&mut self, part: u32, text: &str, summary: Option<u32>, out: &mut String) {
         let Some(Open { block, kind: Kind::Thinking(thinking), .. }) = self.current(part) else {
             return;
@@ -239,7 +252,7 @@ impl Encoder {
     fn close(&mut self, out: &mut String) {
         let Some(Open { block, kind, .. }) = self.open.take() else { return };
         let block = match kind {
-            Kind::Text | Kind::Whole => block,
+            Kind::Text | Kind::Whole | Kind::Explanation => block,
             Kind::Thinking(thinking) => self.sign(block, thinking, out),
             Kind::Call { custom: true, arguments } => {
                 let input = Json::written(|out| out.object(|o| o.text_at("input", &arguments)));
@@ -294,15 +307,8 @@ impl Encoder {
             None | Some(StopReason::EndTurn) if self.refused => StopReason::Refusal,
             reason => reason.unwrap_or(StopReason::EndTurn),
         };
-        let (reason, sequence) = words::write(&reason, &self.words);
         frame(out, "message_delta", |o| {
-            o.object_at("delta", |o| {
-                o.text_at("stop_reason", reason);
-                match sequence {
-                    Some(sequence) => o.text_at("stop_sequence", sequence),
-                    None => o.raw_at("stop_sequence", "null"),
-                }
-            });
+            o.object_at("delta", |o| words::end(o, &reason, &self.explained, &self.words));
             o.object_at("usage", |o| usage::write(o, &self.usage, false));
         });
         frame(out, "message_stop", |_| {});
@@ -334,8 +340,8 @@ impl Encode for Encoder {
                 self.event(event, out);
             }
             Event::PartStart { choice: 0, part, kind } => self.open(*part, kind, out),
-            Event::Text { choice: 0, part, text, .. }
-            | Event::Refusal { choice: 0, part, text } => self.text(*part, text, out),
+            Event::Text { choice: 0, part, text, .. } => self.text(*part, text, out),
+            Event::Refusal { choice: 0, part, text } => self.refuse(*part, text, out),
             Event::Reasoning { choice: 0, part, text, summary } => {
                 self.think(*part, text, *summary, out);
             }

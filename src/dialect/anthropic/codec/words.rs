@@ -1,6 +1,6 @@
 //! The words of an answer: why it ended, and its id.
 
-use crate::dialect::hub::{Exchange, StopReason};
+use crate::dialect::hub::{Exchange, StopReason, Writer};
 
 /// The reason that a backend says.
 pub fn read(reason: &str, sequence: Option<String>) -> StopReason {
@@ -21,7 +21,7 @@ pub fn read(reason: &str, sequence: Option<String>) -> StopReason {
 
 /// `stop_reason` and `stop_sequence`. A word that no client of this language can know is not passed
 /// on; one of a backend of this language is, whatever it is.
-pub fn write<'a>(reason: &'a StopReason, exchange: &Words) -> (&'a str, Option<&'a str>) {
+fn write<'a>(reason: &'a StopReason, exchange: &Words) -> (&'a str, Option<&'a str>) {
     let word = match reason {
         StopReason::StopSequence(sequence) => return ("stop_sequence", sequence.as_deref()),
         StopReason::MaxTokens => "max_tokens",
@@ -37,6 +37,23 @@ pub fn write<'a>(reason: &'a StopReason, exchange: &Words) -> (&'a str, Option<&
         | StopReason::Other(_) => "end_turn",
     };
     (word, None)
+}
+
+/// Writes `stop_reason`, `stop_sequence`, and `stop_details` of a refusal that the vendor explains.
+pub fn end(out: &mut Writer, reason: &StopReason, explained: &str, exchange: &Words) {
+    let (reason, sequence) = write(reason, exchange);
+    out.text_at("stop_reason", reason);
+    match sequence {
+        Some(sequence) => out.text_at("stop_sequence", sequence),
+        None => out.raw_at("stop_sequence", "null"),
+    }
+    if !explained.is_empty() {
+        out.object_at("stop_details", |o| {
+            o.text_at("type", "refusal");
+            o.raw_at("category", "null");
+            o.text_at("explanation", explained);
+        });
+    }
 }
 
 /// What the words of an answer depend on.

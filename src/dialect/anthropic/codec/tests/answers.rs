@@ -178,3 +178,22 @@ fn a_hidden_part_is_dropped_and_a_refusal_is_text() {
     assert_eq!(message.stop["stop_reason"], "refusal");
     assert!(matches!(folded(&events).choices[0].parts[1], Part::Refusal(_)));
 }
+
+/// The vendor explains a refusal beside its content: others get it as the text of a refusal.
+#[test]
+fn an_explained_refusal_has_its_words_in_every_language() {
+    let body = json!({
+        "id": "msg_1", "type": "message", "role": "assistant", "model": "claude",
+        "content": [{"type": "text", "text": "I"}],
+        "stop_reason": "refusal", "stop_sequence": null,
+        "stop_details": {"type": "refusal", "category": null, "explanation": "It is against policy."},
+        "usage": {"input_tokens": 1, "output_tokens": 1},
+    });
+    assert_eq!(back(&body.to_string()), body);
+    let events = events(&body.to_string());
+    let parts = &folded(&events).choices[0].parts;
+    assert_eq!(parts[1], Part::Refusal("It is against policy.".into()));
+    let translated = client(&events);
+    assert_eq!(translated.blocks.len(), 2);
+    assert!(translated.stop["stop_details"].is_null());
+}

@@ -181,6 +181,11 @@ mod tests {
                 r#"{"type":"error","error":{"type":"request_too_large","message":"m"}}"#,
                 Class::TooLarge,
             ),
+            (
+                529,
+                r#"{"type":"error","error":{"type":"api_error","message":"m"}}"#,
+                Class::Overloaded,
+            ),
             (502, "<html>", Class::Server),
         ] {
             assert_eq!(read(status, body).class, class, "{body}");

@@ -9,6 +9,7 @@ mod encode;
 mod errors;
 mod fields;
 mod media;
+mod parts;
 mod read;
 mod read_blocks;
 mod read_tools;

@@ -3,7 +3,7 @@
 use super::{
     LANGUAGE,
     blocks::{self, Block, Place},
-    choice, controls,
+    choice, controls, parts,
     read::is_ours,
     write_tools,
 };
@@ -192,7 +192,7 @@ fn blocks_of(
             }
             _ => None,
         };
-        out.extend(blocks::write(marked.as_ref().unwrap_or(value), place, losses)?);
+        out.extend(parts::write(marked.as_ref().unwrap_or(value), place, losses)?);
     }
     Ok(out)
 }

@@ -391,6 +391,9 @@ fn envelopes_are_opened() {
     assert_eq!(parts[0], (Some(state.clone()), false, Some("t".into())));
     assert_eq!(parts[1], (Some(state), false, None));
     assert_eq!(parts[2].0.as_ref().unwrap().value, "own");
+    let alone = read(&message(r#"[{"type":"thinking","thinking":"","signature":"s"}]"#));
+    let Part::Reasoning(alone) = &alone.turns[0].parts[0] else { panic!("{alone:?}") };
+    assert!(alone.text.is_none() && alone.state.is_some());
     assert!(parts[2].1);
     // None of it reaches a backend of this language.
     let (out, _) = write(&request, &Target::default());

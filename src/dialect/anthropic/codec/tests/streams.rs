@@ -303,6 +303,19 @@ fn a_call_whose_input_stands_in_its_beginning_is_whole() {
 }
 
 #[test]
+fn an_empty_signature_does_not_replace_the_true_one() {
+    let again = r#"event: content_block_delta
+data: {"type":"content_block_delta","index":0,"delta":{"type":"signature_delta","signature":""}}
+
+event: content_block_stop
+data: {"type":"content_block_stop","index":0}
+"#;
+    let stop = &again[again.find("event: content_block_stop").unwrap()..];
+    let blocks = whole(&VENDOR.replacen(stop, again, 1)).0.blocks;
+    assert_eq!(blocks[0]["signature"], "c2ln");
+}
+
+#[test]
 fn a_compaction_keeps_its_text() {
     let stream = VENDOR.replace(
         r#"{"type":"redacted_thinking","data":"aGlkZGVu"}}

@@ -8,8 +8,8 @@ use super::*;
 use crate::dialect::hub::{
     Extension, Part, Role, Turn,
     request::{
-        Format, Function, Media, MediaSource, ReasoningMode, ReasoningPart, Search, State,
-        SystemText, Text, Tool, ToolCall, ToolChoice, ToolKind, ToolResult,
+        Format, Function, Media, MediaSource, Reasoning, ReasoningMode, ReasoningPart, Search,
+        State, SystemText, Text, Tool, ToolCall, ToolChoice, ToolKind, ToolResult,
     },
     target::{ModelFacts, Thinking},
 };
@@ -562,6 +562,14 @@ fn a_model_that_thinks_cannot_be_made_to_call() {
     let facts = ModelFacts { thinking: Thinking::Budget, ..ModelFacts::default() };
     let why = refused(&request, &target(facts.clone()));
     assert_eq!(why.path, "tool_choice");
+    // A server of which nothing is known takes both.
+    let unknown = Request {
+        tool_choice: None,
+        reasoning: Reasoning { budget: Some(2048), ..Reasoning::default() },
+        ..request.clone()
+    };
+    let out = plain(&unknown);
+    assert!(out["temperature"].is_number() && out["thinking"].is_object());
     request.tool_choice = Some(ToolChoice::Auto);
     let (out, losses) = write(&request, &target(facts));
     assert!(out["temperature"].is_null() && out["thinking"].is_object());
@@ -641,6 +649,10 @@ fn added_fields_stand_once() {
     let body = CODEC.write(&request, &target, &mut Losses::default()).unwrap();
     assert_eq!(body.matches("cache_salt").count(), 1, "{body}");
     assert!(body.contains(r#""cache_salt":"s""#), "{body}");
+    let target = Target { fields: vec![("service_tier", json("\"auto\""))], ..Target::default() };
+    let request = read(r#"{"max_tokens":1,"messages":[],"service_tier":null}"#);
+    let body = CODEC.write(&request, &target, &mut Losses::default()).unwrap();
+    assert_eq!(body.matches("service_tier").count(), 1, "{body}");
 }
 
 fn any_turn() -> impl Strategy<Value = (Role, Vec<Part>)> {

@@ -21,14 +21,11 @@ mod words;
 mod write;
 mod write_tools;
 
-pub use self::answer::broken_call;
+pub use self::{answer::broken_call, words::LANGUAGE};
 use crate::dialect::hub::{
     Codec, Decode, Encode, Event, Exchange, Losses, Refused, Request, Response, StreamFault,
     Target, target::Traits,
 };
-
-/// The language's name in the hub.
-pub const LANGUAGE: &str = "messages";
 
 /// What Messages can say.
 pub const TRAITS: Traits = Traits {

@@ -1,6 +1,9 @@
-//! The words of an answer: why it ended, and its id.
+//! The language's name, and words of an answer: why it ended, and its id.
 
 use crate::dialect::hub::{Exchange, StopReason, Writer};
+
+/// The language's name in the hub.
+pub const LANGUAGE: &str = "messages";
 
 /// The reason that a backend says.
 pub fn read(reason: &str, sequence: Option<String>) -> StopReason {
@@ -67,7 +70,7 @@ pub struct Words {
 impl Words {
     /// For one answer.
     pub fn new(exchange: &Exchange) -> Self {
-        Self { native: exchange.backend == super::LANGUAGE, created: exchange.created }
+        Self { native: exchange.backend == LANGUAGE, created: exchange.created }
     }
 
     /// The id of an answer: `msg_` and the backend's, unless it has that form. A backend that says

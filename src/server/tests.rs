@@ -254,3 +254,43 @@ fn a_failed_backend_is_an_error_of_messages() {
     let (head, body) = ask(&gateway, "POST", "/v1/messages", "[");
     assert!(head.starts_with("HTTP/1.1 400") && body.contains("invalid_request_error"), "{body}");
 }
+
+#[test]
+fn each_language_looks_for_keys_in_its_own_order() {
+    let (url, _) = backend("{}", "application/json");
+    let start = |names: &str| {
+        gateway(&format!(
+            "  - {{name: toy, url: \"{url}\"}}\nauth: {{mode: first_match{names}}}\n\
+             api_keys: [{{key: good}}]\n"
+        ))
+    };
+    let status = |gateway: &str, path: &str, fields: &str| {
+        let (head, _) = ask_with(gateway, "POST", path, fields, r#"{"model":"m"}"#);
+        head.split(' ').nth(1).unwrap().to_owned()
+    };
+    let own = "x-api-key: good\r\nAuthorization: Bearer bad\r\n";
+    let bearer = "x-api-key: bad\r\nAuthorization: Bearer good\r\n";
+    let gateway = start("");
+    for (path, fields, expected) in [
+        ("/v1/messages", own, "200"),
+        ("/v1/messages", bearer, "401"),
+        ("/v1/messages", "Authorization: Bearer good\r\n", "200"),
+        ("/v1/messages", "x-goog-api-key: good\r\n", "200"),
+        ("/v1/messages", "", "401"),
+        ("/v1/responses", own, "401"),
+        ("/v1/responses", bearer, "200"),
+        ("/v1/responses", "api-key: good\r\n", "200"),
+        ("/v1/chat/completions", own, "401"),
+        ("/v1/chat/completions", bearer, "200"),
+        ("/v1/chat/completions", "x-goog-api-key: good\r\n", "200"),
+        // A stored response is not for everybody.
+        ("/v1/responses/r/cancel", "", "401"),
+        ("/v1/responses/r/cancel", bearer, "404"),
+    ] {
+        assert_eq!(status(&gateway, path, fields), expected, "{path} {fields}");
+    }
+    // The order that the configuration says applies everywhere.
+    let gateway = start(", header_names: [Authorization, x-api-key]");
+    assert_eq!(status(&gateway, "/v1/messages", bearer), "200");
+    assert_eq!(status(&gateway, "/v1/messages", own), "401");
+}

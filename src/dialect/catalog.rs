@@ -326,9 +326,9 @@ mod tests {
         let version = ("anthropic-version", "2023-06-01");
         let (bearer, key) = (("authorization", "Bearer k"), ("x-api-key", "k"));
         for (fields, name) in [
-            (&[][..], "openai"),
-            (&[bearer], "openai"),
-            (&[bearer, key], "openai"),
+            (&[][..], "chat"),
+            (&[bearer], "chat"),
+            (&[bearer, key], "chat"),
             (&[key], "messages"),
             (&[version], "messages"),
             (&[version, bearer], "messages"),

@@ -25,8 +25,10 @@ impl Piece {
     /// Reads an entry. What is not of its type counts as missing.
     pub fn read(raw: &RawValue) -> Option<Self> {
         let mut from = Object::parse(raw.get()).ok()?;
+        // Only the first entry of a call has its type.
         let kind = match from.text("type").as_deref() {
             Some("custom") => ToolKind::Custom,
+            None if from.has("custom") => ToolKind::Custom,
             _ => ToolKind::Function,
         };
         let inner = match kind {

@@ -295,6 +295,9 @@ impl Top<'_> {
         }
         self.out.object_at("stream_options", |out| {
             out.raw_at("include_usage", true);
+            if self.target.running_usage {
+                out.raw_at("continuous_usage_stats", true);
+            }
             members::write_inner(out, &self.request.ext, "stream_options");
         });
     }

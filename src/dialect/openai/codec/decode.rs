@@ -254,6 +254,8 @@ struct Choice {
     open: Option<(Kind, u32)>,
     calls: Calls,
     details: Gathered,
+    /// The reasoning part that was open last, and its text.
+    reasoned: (u32, String),
     stopped: bool,
 }
 
@@ -314,7 +316,9 @@ impl Choice {
         let mut summary = None;
         if let Some(list) = from.take("reasoning_details") {
             let (said, shown) = self.details.take(list);
-            text = text.or_else(|| (!said.is_empty()).then_some(said));
+            // With its signature a text may stand there once more, whole.
+            let repeats = said == self.reasoned.1;
+            text = text.or_else(|| (!said.is_empty() && !repeats).then_some(said));
             summary = Some(shown).filter(|shown| text.is_none() && !shown.is_empty());
         }
         let choice = self.number;
@@ -324,6 +328,10 @@ impl Choice {
             (None, None) => return,
         };
         let part = self.part(Kind::Reasoning, issuer, out);
+        if self.reasoned.0 != part {
+            self.reasoned = (part, String::new());
+        }
+        self.reasoned.1 += &text;
         out.push(Event::Reasoning { choice, part, text, summary: number });
     }
 

@@ -309,9 +309,9 @@ mod tests {
     fn switches_are_true_or_false() {
         for bad in ["1", "\"true\"", "[]", "1.0"] {
             let doc = format!(r#"{{"stream":{bad}}}"#);
-            assert_eq!(refusal(doc.as_bytes()).param, Some("stream"));
+            assert_eq!(refusal(doc.as_bytes()).param.as_deref(), Some("stream"));
             let doc = format!(r#"{{"stream_options":{{"include_usage":{bad}}}}}"#);
-            assert_eq!(refusal(doc.as_bytes()).param, Some("stream_options"));
+            assert_eq!(refusal(doc.as_bytes()).param.as_deref(), Some("stream_options"));
         }
         assert!(glance(br#"{"stream":null}"#, &[]).is_ok());
     }
@@ -322,10 +322,10 @@ mod tests {
         assert_eq!(what(&b"{} x"[..]), "unexpected text after the document");
         assert_eq!(what(b"{\"a\":\"\xff\"}"), "invalid UTF-8");
         assert!(glance(b"[1]", &[]).is_err());
-        assert_eq!(refusal(br#"{"model":1}"#).param, Some("model"));
-        assert_eq!(refusal(br#"{"model":1,"stream":3}"#).param, Some("model"));
+        assert_eq!(refusal(br#"{"model":1}"#).param.as_deref(), Some("model"));
+        assert_eq!(refusal(br#"{"model":1,"stream":3}"#).param.as_deref(), Some("model"));
         let long = format!(r#"{{"model":"{}"}}"#, "m".repeat(LONGEST_MODEL + 1));
-        assert_eq!(refusal(long.as_bytes()).param, Some("model"));
+        assert_eq!(refusal(long.as_bytes()).param.as_deref(), Some("model"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ fn model(name: &str, routes: Option<&[(&str, &str, u32, u32)]>, fallback: &[&str
         routes: routes.map(|routes| routes.iter().map(route).collect()),
         fallback: fallback.iter().map(|name| (*name).to_owned()).collect(),
         balance: BalancePlan::default(),
-        translation: TranslationPlan::default(),
+        translation: crate::config::plan::TranslationPlan::default(),
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
         choices::Mode,
         plan::{AuthPlan, ProviderPlan, Reason},
     },
+    dialect,
     lua::{Failure, Script},
     store::{StoreError, within},
     telemetry::Metrics,
@@ -142,6 +143,11 @@ impl Auth {
     /// The key of a request, if it has one.
     pub fn credential(&self, headers: &HeaderMap) -> Option<Credential> {
         Credential::find(headers, &self.plan.header_names)
+    }
+
+    /// Whether keys are looked for where all languages have them: the configuration names no fields.
+    pub fn takes_usual_fields(&self) -> bool {
+        self.plan.header_names == dialect::credential_fields()
     }
 
     /// Whether this header field may contain a key.

@@ -135,6 +135,19 @@ impl Rejection {
         Self::new(400, RejectionKind::InvalidRequest, message).code("translation_unsupported")
     }
 
+    /// Whether there is no room for the request now: a queue, the connections or the memory are full. A
+    /// backend that is down is something else.
+    pub fn is_overload(&self) -> bool {
+        let limited = matches!(
+            self.kind,
+            RejectionKind::RequestLimit
+                | RejectionKind::TokenLimit
+                | RejectionKind::ConcurrencyLimit
+        );
+        let full = matches!(self.code.as_deref(), Some("too_many_connections" | "buffers_full"));
+        self.status == 503 && (limited || full)
+    }
+
     /// 404: the path is not on the allow-list.
     pub fn unknown_path(method: &str, path: &str) -> Self {
         let shown: String = path.chars().take(200).collect();
@@ -152,6 +165,12 @@ impl Rejection {
         .code("method_not_supported");
         rejection.allow = Some(allow);
         rejection
+    }
+
+    /// 426: the client wants to speak by WebSocket. Clients that can also ask by HTTP do so then.
+    pub fn no_websocket(path: &str) -> Self {
+        let message = format!("{path} does not speak WebSocket (HINT: send the request by HTTP)");
+        Self::new(426, RejectionKind::InvalidRequest, message).code("websocket_not_supported")
     }
 
     /// 400: the body is not a JSON object; `why` gives the position of the problem.
@@ -184,6 +203,13 @@ impl Rejection {
         Self::new(404, RejectionKind::NotFound, format!("The model `{shown}` does not exist"))
             .param("model")
             .code("model_not_found")
+    }
+
+    /// 404: no backend is known to have stored this response.
+    pub fn unknown_response(id: &str) -> Self {
+        let shown: String = id.chars().take(200).collect();
+        let message = format!("Response with id '{shown}' not found");
+        Self::new(404, RejectionKind::NotFound, message).param("id").code("response_not_found")
     }
 
     /// 413: the body is larger than `limit` bytes.
@@ -377,5 +403,39 @@ impl Rejection {
         .code("no_healthy_backend");
         rejection.retry_after = Some(retry_after);
         rejection
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_room_is_an_overload_and_a_missing_backend_is_none() {
+        let limit = |status, kind| {
+            let over = OverLimit {
+                what: "x",
+                status,
+                kind,
+                code: "x",
+                rule: "x",
+                allows: 1.0,
+                estimate: None,
+                retry_after: 1,
+            };
+            Rejection::over_limit(&over)
+        };
+        for (rejection, overload) in [
+            (Rejection::buffers_full(1), true),
+            (Rejection::too_many_connections(1), true),
+            (limit(503, RejectionKind::ConcurrencyLimit), true),
+            (limit(429, RejectionKind::ConcurrencyLimit), false),
+            (Rejection::no_healthy_backend(1), false),
+            (Rejection::all_ejected(1), false),
+            (Rejection::limits_unavailable(1), false),
+            (Rejection::usage_spool_full(1), false),
+        ] {
+            assert_eq!(rejection.is_overload(), overload, "{rejection:?}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     base::duration,
-    sim::{Behaviour, Fail, Sim},
+    sim::{Behaviour, Fail, Language, Quirk, Sim, ToolUse},
 };
 
 #[derive(Args)]
@@ -27,6 +27,21 @@ pub struct SimArgs {
     /// Tokens of a response, unless the request asks for fewer.
     #[arg(long, default_value_t = 16)]
     tokens: u64,
+    /// A language to speak; repeat it for several. Without it: all.
+    #[arg(long = "language", value_enum, value_name = "LANGUAGE")]
+    languages: Vec<Language>,
+    /// The most tokens of a prompt; 0 for no limit.
+    #[arg(long, default_value_t = 0, value_name = "TOKENS")]
+    context_length: u64,
+    /// Reason before every response, not only where a request asks for it.
+    #[arg(long)]
+    reasoning: bool,
+    /// When tools are called, if a request leaves it to the model.
+    #[arg(long, value_enum, default_value = "always")]
+    tool_use: ToolUse,
+    /// A fault of other servers in Chat responses; repeat it for several.
+    #[arg(long = "quirk", value_enum, value_name = "QUIRK")]
+    quirks: Vec<Quirk>,
     /// How requests fail.
     #[arg(long, value_enum, default_value = "none")]
     fail: Fail,
@@ -44,11 +59,17 @@ pub struct SimArgs {
 /// Runs the server until a signal stops it.
 #[tokio::main]
 pub async fn run(args: SimArgs) -> std::io::Result<()> {
+    let languages = if args.languages.is_empty() { Language::ALL.to_vec() } else { args.languages };
     let behaviour = Behaviour {
         models: args.models,
         first_token_ms: args.first_token.as_millis() as u64,
         inter_token_ms: args.inter_token.as_millis() as u64,
         tokens: args.tokens,
+        languages,
+        context_length: args.context_length,
+        reasoning: args.reasoning,
+        tool_use: args.tool_use,
+        quirks: args.quirks,
         fail: args.fail,
         fail_every: args.fail_every,
         close_after_stream: args.close_after_stream,

@@ -2,12 +2,14 @@
 
 use std::{fmt, sync::LazyLock};
 
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 
 use super::{
+    anthropic::Anthropic,
     language::Dialect,
     openai::OpenAi,
     operation::{Kind, Operation},
+    responses::Responses,
 };
 use crate::base::Rejection;
 
@@ -15,6 +17,8 @@ use crate::base::Rejection;
 /// operation says otherwise.
 pub static DIALECTS: &[&dyn Dialect] = &[
     &OpenAi,
+    &Responses,
+    &Anthropic,
     #[cfg(test)]
     &super::toy::Toy,
 ];
@@ -59,17 +63,29 @@ fn all() -> impl Iterator<Item = (&'static dyn Dialect, &'static Operation)> {
 
 /// What stands at a path.
 fn at(path: &str) -> Option<Match> {
+    // A path without a placeholder takes precedence, and is soon compared.
+    let exact = all().enumerate().find(|(_, (_, operation))| operation.path == path);
     let (number, (language, operation)) =
-        all().enumerate().find(|(_, (_, operation))| operation.is_at(path))?;
+        exact.or_else(|| all().enumerate().find(|(_, (_, operation))| operation.is_at(path)))?;
     Some(Match { language, operation, number })
 }
 
-/// Finds the operation of a request.
+/// The language of a request by its header fields alone.
+pub fn claimed(headers: &HeaderMap) -> &'static dyn Dialect {
+    DIALECTS.iter().find(|language| language.claims(headers)).copied().unwrap_or(DIALECTS[0])
+}
+
+/// Finds the operation of a request. Lists of models stand at the same path in several languages: the
+/// header fields say which one is meant, and also that of what the gateway answers itself.
 ///
 /// # Errors
 /// 404 for a path that no language lists, 405 for a method that the path does not take.
-pub fn find(method: &str, path: &str) -> Result<Match, Rejection> {
-    let found = at(path).ok_or_else(|| Rejection::unknown_path(method, path))?;
+pub fn find(method: &str, path: &str, headers: &HeaderMap) -> Result<Match, Rejection> {
+    let mut found = at(path).ok_or_else(|| Rejection::unknown_path(method, path))?;
+    let shared = !matches!(found.kind(), Kind::Inference { .. } | Kind::CountTokens | Kind::Stored);
+    if shared && found.language.name() == DIALECTS[0].name() {
+        found.language = claimed(headers);
+    }
     if found.operation.allows(method) {
         return Ok(found);
     }
@@ -170,7 +186,7 @@ mod tests {
                 found.push(format!("name {:?}", language.name()));
             }
             for operation in language.operations() {
-                let example = operation.path.replace("{model}", "a-model");
+                let example = operation.path.replace("{model}", "a-model").replace("{id}", "an-id");
                 if paths.iter().any(|known| {
                     let known =
                         Operation { path: known, allow: operation.allow, kind: operation.kind };
@@ -223,21 +239,113 @@ mod tests {
             ("/v1/models/Qwen%2FQwen3-8B", "Qwen/Qwen3-8B"),
             ("/v1/models/a%20b", "a b"),
         ] {
-            let found = find("GET", path).unwrap();
+            let found = find("GET", path, &HeaderMap::new()).unwrap();
             assert_eq!(found.kind(), Kind::Model, "{path}");
             assert_eq!(found.operation.model_in(path).unwrap(), model);
             assert_eq!(label(path), "/v1/models/{model}");
         }
-        let refusal = |method, path| find(method, path).map(|_| ()).unwrap_err();
+        let none = HeaderMap::new();
+        let refusal = |method, path| find(method, path, &none).map(|_| ()).unwrap_err();
         assert_eq!(refusal("DELETE", "/v1/models/a").allow, Some("GET, HEAD"));
-        assert_eq!(find("GET", "/v1/models").unwrap().kind(), Kind::Models);
-        assert!(find("GET", "/v1/models/").is_err());
+        assert_eq!(find("GET", "/v1/models", &none).unwrap().kind(), Kind::Models);
+        assert!(find("GET", "/v1/models/", &none).is_err());
+    }
+
+    #[test]
+    fn what_stands_at_paths_of_the_new_languages() {
+        let none = HeaderMap::new();
+        for (method, path, label, language, kind) in [
+            (
+                "POST",
+                "/v1/messages",
+                "/v1/messages",
+                "messages",
+                Kind::Inference { generates: true },
+            ),
+            (
+                "POST",
+                "/v1/messages/count_tokens",
+                "/v1/messages/count_tokens",
+                "messages",
+                Kind::CountTokens,
+            ),
+            (
+                "POST",
+                "/v1/responses",
+                "/v1/responses",
+                "responses",
+                Kind::Inference { generates: true },
+            ),
+            ("GET", "/v1/responses/r", "/v1/responses/{id}", "responses", Kind::Stored),
+            ("DELETE", "/v1/responses/r", "/v1/responses/{id}", "responses", Kind::Stored),
+            (
+                "POST",
+                "/v1/responses/r/cancel",
+                "/v1/responses/{id}/cancel",
+                "responses",
+                Kind::Stored,
+            ),
+            (
+                "GET",
+                "/v1/responses/r/input_items",
+                "/v1/responses/{id}/input_items",
+                "responses",
+                Kind::Stored,
+            ),
+            (
+                "POST",
+                "/v1/responses/compact",
+                "/v1/responses/compact",
+                "responses",
+                Kind::Inference { generates: false },
+            ),
+            (
+                "POST",
+                "/v1/responses/input_tokens",
+                "/v1/responses/input_tokens",
+                "responses",
+                Kind::CountTokens,
+            ),
+        ] {
+            let found = find(method, path, &none).unwrap();
+            let seen = (found.label(), found.language.name(), found.kind());
+            assert_eq!(seen, (label, language, kind), "{path}");
+        }
+        assert!(find("GET", "/v1/responses/compact", &none).is_err());
+    }
+
+    #[test]
+    fn shared_paths_are_in_the_language_of_the_header_fields() {
+        let language = |path: &str, fields: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.insert(*name, http::HeaderValue::from_static(value));
+            }
+            find("GET", path, &headers).map(|found| found.language.name()).ok()
+        };
+        let version = ("anthropic-version", "2023-06-01");
+        let (bearer, key) = (("authorization", "Bearer k"), ("x-api-key", "k"));
+        for (fields, name) in [
+            (&[][..], "openai"),
+            (&[bearer], "openai"),
+            (&[bearer, key], "openai"),
+            (&[key], "messages"),
+            (&[version], "messages"),
+            (&[version, bearer], "messages"),
+        ] {
+            for path in ["/v1/models", "/v1/models/a/b", "/health"] {
+                assert_eq!(language(path, fields), Some(name), "{path} {fields:?}");
+            }
+            assert_eq!(language("/v1/responses/a", fields), Some("responses"));
+            assert_eq!(language("/toy/models", fields), Some("toy"));
+        }
     }
 
     #[test]
     fn the_list_is_exact() {
-        assert!(find("POST", "/v1/chat/completions").is_ok());
-        let refusal = |method, path| find(method, path).map(|_| ()).unwrap_err();
+        let none = HeaderMap::new();
+        assert!(find("POST", "/v1/chat/completions", &none).is_ok());
+        let refusal = |method, path| find(method, path, &none).map(|_| ()).unwrap_err();
         assert_eq!(refusal("GET", "/v1/chat/completions").allow, Some("POST"));
         for path in [
             "/",

@@ -25,6 +25,8 @@ pub struct Glance {
     pub conversation: Option<Range<usize>>,
     /// Where the tools stand, which engines put before the conversation.
     pub tools: Option<Range<usize>>,
+    /// Where instructions stand that are no part of the conversation, and which engines put before it.
+    pub system: Option<Range<usize>>,
     /// Where the edits of a language go.
     pub(super) offsets: Offsets,
 }

@@ -1,7 +1,7 @@
 //! What an API language is.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{
     glance::{Glance, Want},
@@ -23,6 +23,13 @@ pub trait Dialect: Sync {
 
     /// What clients can ask for in it.
     fn operations(&self) -> &'static [Operation];
+
+    /// Whether a request is in this language by its header fields alone. Asked where the path does
+    /// not say it: at paths that several languages have, at paths that do not exist, and before a path
+    /// is known.
+    fn claims(&self, _headers: &HeaderMap) -> bool {
+        false
+    }
 
     /// The path of its most common operation that generates text. Decisions about models that no
     /// request names a path for (model lists) are made as if they were asked for there.
@@ -63,12 +70,6 @@ pub trait Dialect: Sync {
         &[]
     }
 
-    /// A header field that its servers demand, where neither the client nor the configuration says
-    /// otherwise.
-    fn demanded_field(&self) -> Option<(HeaderName, HeaderValue)> {
-        None
-    }
-
     /// The edits that remove the guarded fields from a body.
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit>;
 
@@ -93,6 +94,12 @@ pub trait Dialect: Sync {
 
     /// The body of an answer to a failure; `code` is one of the gateway's error codes.
     fn failure(&self, message: &str, code: &str) -> Bytes;
+
+    /// The status with which an error goes to clients. `overloaded`: there is no room now, in contrast
+    /// to a backend that is down.
+    fn status(&self, status: u16, _overloaded: bool) -> u16 {
+        status
+    }
 
     /// A document as an event of a stream, for instance one of [`Self::failure`].
     fn event(&self, document: &[u8]) -> Bytes;
@@ -123,11 +130,25 @@ pub trait Dialect: Sync {
     /// The states of a request's limits, under its names.
     fn limit_headers(&self, standings: &Standings, out: &mut LimitHeaders);
 
-    /// The list of models.
-    fn models(&self, models: &[Model]) -> Bytes;
+    /// The list of models. `query`: that of the request, which may ask for a part of the list.
+    ///
+    /// # Errors
+    /// 400 if the query asks for something that is no part of a list.
+    fn models(&self, models: &[Model], query: Option<&str>) -> Result<Bytes, Rejection>;
 
     /// One model of the list.
     fn model(&self, model: &Model) -> Bytes;
+
+    /// Where a backend lists all its models, below the base path of its API.
+    fn models_path(&self) -> &'static str {
+        "/models"
+    }
+
+    /// Header fields without which backends do not answer what the gateway asks by itself, or for a
+    /// client of another language.
+    fn own_fields(&self) -> &'static [(HeaderName, HeaderValue)] {
+        &[]
+    }
 
     /// Reads the list of a backend.
     fn read_models(&self, body: &[u8]) -> Vec<Model>;

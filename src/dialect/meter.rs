@@ -27,6 +27,25 @@ pub trait Meter: Send + Sync {
     /// The counts that the engine has reported so far. Asked at the end: it may cost more than to
     /// read them.
     fn counts(&self) -> Option<TokenCounts>;
+
+    /// The events with which an answer ends that has begun and broke, in a language whose error event
+    /// depends on what came before. `None`: its error event is the same everywhere
+    /// ([`super::Dialect::event`]).
+    fn failure(&self, _failure: &Failure<'_>) -> Option<Bytes> {
+        None
+    }
+}
+
+/// Why an answer that has begun is not continued.
+pub struct Failure<'a> {
+    /// The body of an error in the client's language, as the configuration wants it worded.
+    pub document: &'a [u8],
+    /// One sentence.
+    pub message: &'a str,
+    /// One of the gateway's error codes.
+    pub code: &'a str,
+    /// The status that the answer would have had, had it not begun.
+    pub status: u16,
 }
 
 /// What a meter is made for.

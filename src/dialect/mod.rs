@@ -6,8 +6,14 @@
 //! The list of operations is an allow-list: a path that no language lists does not exist for
 //! clients.
 
+mod anthropic;
+mod blame;
+mod body;
 mod catalog;
+mod counts;
+mod document;
 mod error_wording;
+mod event;
 mod glance;
 pub mod hub;
 mod language;
@@ -15,28 +21,40 @@ mod languages;
 mod limit_headers;
 mod meter;
 mod model_list;
+mod model_name;
 pub mod openai;
 mod operation;
+mod output;
 mod passage;
 mod preprocess;
+mod responses;
 #[cfg(test)]
 #[path = "../../tests/languages/toy.rs"]
 pub mod toy;
 mod translation;
+mod typed_stream;
 
 pub use self::{
     catalog::{
-        DIALECTS, Match, Protocol, aliases, credential_fields, find, is_limit_header, label, names,
-        operation_count,
+        DIALECTS, Match, Protocol, aliases, claimed, credential_fields, find, is_limit_header,
+        label, names, operation_count,
     },
     error_wording::ErrorWording,
     glance::{Glance, UsageRequest, Want},
     language::Dialect,
     languages::Languages,
     limit_headers::LimitHeaders,
-    meter::{Blame, Meter, Metering, Progress},
-    model_list::Model,
+    meter::{Blame, Failure, Meter, Metering, Progress},
+    model_list::{Entry, Model},
     operation::{Kind, Operation},
     passage::{Passage, PieceKind, Pushed},
     translation::{Translation, Untranslatable},
 };
+
+/// The body of an answer that was captured from a running server.
+#[cfg(test)]
+fn captured(name: &str) -> Vec<u8> {
+    let path = format!("{}/tests/fixtures/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    let raw = std::fs::read(path).unwrap();
+    raw[memchr::memmem::find(&raw, b"\r\n\r\n").unwrap() + 4..].to_vec()
+}

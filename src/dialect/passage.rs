@@ -8,7 +8,7 @@ use pingora::http::ResponseHeader;
 use super::{
     hub::{Class, StreamFault},
     language::Dialect,
-    meter::{Meter, Metering, Progress},
+    meter::{Failure, Meter, Metering, Progress},
     preprocess::{self, Declared, Preprocessed, Preprocessor},
     translation::{TranslatedBody, Translation, Untranslatable},
 };
@@ -337,13 +337,18 @@ impl Passage {
         }
     }
 
-    /// The answer broke: how a translated one ends for the client. `None` where the answer is not
-    /// translated, or its end is not a part of its body.
-    pub fn fail(&mut self, status: u16, message: &str, code: &str) -> Option<Bytes> {
-        let Codec::Translated(body) = &mut self.codec else { return None };
-        let mut fault = StreamFault::new(Class::of_status(status), message);
-        fault.code = Some(code.to_owned());
-        Some(body.fail(fault, &mut self.progress))
+    /// The events with which the body ends that broke; `None` if the language's own error event does.
+    pub fn failure(&mut self, failure: &Failure<'_>) -> Option<Bytes> {
+        match &mut self.codec {
+            Codec::Same(meter) if self.form == Form::Stream => meter.failure(failure),
+            Codec::Translated(body) if self.form == Form::Stream => {
+                let class = Class::of_status(failure.status);
+                let mut fault = StreamFault::new(class, failure.message);
+                fault.code = Some(failure.code.to_owned());
+                Some(body.fail(fault, &mut self.progress))
+            }
+            _ => None,
+        }
     }
 
     /// [`Progress::pending`] has gone out.

@@ -54,7 +54,9 @@ pub async fn admit(
     // An answer that is not generated has no tokens: embeddings.
     let generates = ctx.request.generates();
     let most = |glance: &Glance| if generates { glance.max_tokens } else { Some(0) };
-    ctx.limits.asked = glance.map(|glance| (ctx.body.bytes().len(), most(glance)));
+    // To count the tokens of a request uses none.
+    let asks = glance.filter(|_| !ctx.request.counts_tokens());
+    ctx.limits.asked = asks.map(|glance| (ctx.body.bytes().len(), most(glance)));
     let Some(mut request) = claims(ctx, &limiter) else {
         return Ok(());
     };

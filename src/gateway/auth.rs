@@ -12,7 +12,11 @@ use http::Method;
 use pingora_proxy::Session;
 
 use super::ctx::Ctx;
-use crate::{auth::RequestView, base::Rejection};
+use crate::{
+    auth::{Credential, RequestView},
+    base::Rejection,
+    dialect::{self, Dialect},
+};
 
 /// Decisions that a list of models may take, and how long all of them.
 const MOST: usize = 200;
@@ -33,6 +37,19 @@ pub async fn identify(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection>
         ctx.caller.found = auth.identify(ctx.caller.shown.as_ref()).await?;
     }
     Ok(())
+}
+
+/// Looks for the key again in the order of the request's language, if that is another one than the usual
+/// order, and the configuration says none.
+pub fn look_again(session: &Session, ctx: &mut Ctx, language: &dyn Dialect) {
+    let own = language.credential_fields();
+    let configured = ctx.snapshot.auth.as_ref().is_some_and(|auth| !auth.takes_usual_fields());
+    if configured || own.first() == dialect::credential_fields().first() {
+        return;
+    }
+    if let Some(found) = Credential::find(&session.req_header().headers, own) {
+        ctx.caller.shown = Some(found);
+    }
 }
 
 /// Whether a caller whose key is known may make this request.

@@ -156,7 +156,8 @@ impl Body {
             range.clone().and_then(|r| self.bytes.get(r)).unwrap_or_default()
         };
         let salt = self.extras.salt.as_deref().unwrap_or_default();
-        let scope = [model.as_bytes(), salt.as_bytes(), part(&self.glance.tools)];
+        let (tools, system) = (part(&self.glance.tools), part(&self.glance.system));
+        let scope = [model.as_bytes(), salt.as_bytes(), tools, system];
         prefix::blocks(prefix::words(&scope), part(&self.glance.conversation), block, most)
     }
 

@@ -1,6 +1,7 @@
 //! What becomes of a failure: another attempt, or one status and one sentence for the client.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,6 +24,7 @@ use super::{
 use crate::{
     balance::Endpoint,
     base::{Fault, Rejection, Side},
+    dialect::Failure,
     runtime::watch::{self, Watches},
 };
 
@@ -165,7 +167,8 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, kept: KeptAnswer) -> u16 
 /// Nothing has been answered yet.
 async fn refuse(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u16 {
     let fault = match cause {
-        FailureCause::Rejection(mut rejection) => {
+        FailureCause::Rejection(rejection) => {
+            let mut rejection = reply::in_language(ctx, rejection);
             let status = rejection.status;
             // Pingora closes the connection after this, and the head says so.
             rejection.close = true;
@@ -192,14 +195,12 @@ async fn refuse(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u1
 async fn end_stream(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u16 {
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     let answered = answer.filter(|answer| answer.begun).and_then(|answer| answer.status);
-    let (end, status, error, words) = match cause {
+    let (end, status, error) = match cause {
         FailureCause::Rejection(rejection) => {
-            let error = reply::error_wording(ctx).rejection(&rejection);
+            let rejection = reply::in_language(ctx, rejection);
+            let error = StreamError::of_rejection(ctx, &rejection);
             let status = rejection.status;
-            let code = rejection.code.clone().unwrap_or_default();
-            let words = (rejection.message.clone(), code);
-            let end = End { status: answered.unwrap_or(status), ..End::refused(rejection) };
-            (end, status, error, words)
+            (End { status: answered.unwrap_or(status), ..End::refused(rejection) }, status, error)
         }
         FailureCause::Fault(fault) if fault.side == Side::Client => {
             ctx.conclude(End { status: attempts::end(ctx).status, ..End::failed(499, fault) });
@@ -207,13 +208,13 @@ async fn end_stream(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -
         }
         FailureCause::Fault(fault) => {
             let (status, code, message) = fault::table(fault.kind);
-            let error = reply::error_wording(ctx).failure(status, message, code);
-            let words = (message.to_owned(), code.into());
-            (End::failed(answered.unwrap_or(status), fault), status, error, words)
+            let document = reply::error_wording(ctx).failure(status, message, code);
+            let error = StreamError { document, message: message.into(), code: code.into() };
+            (End::failed(answered.unwrap_or(status), fault), status, error)
         }
     };
     ctx.conclude(end);
-    let mut rest = Vec::new();
+    let (mut rest, mut last) = (Vec::new(), None);
     if let Some(attempt) = &mut ctx.attempt {
         let answer = &mut attempt.answer;
         // A head of the backend's own says what follows, and how long that is.
@@ -221,19 +222,38 @@ async fn end_stream(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -
         if answer.passage.is_stream() {
             rest.extend_from_slice(&std::mem::take(&mut answer.rest));
             rest.extend_from_slice(&answer.passage.abandon());
-            if let Some(end) = answer.passage.fail(status, &words.0, &words.1) {
-                rest.extend_from_slice(&end);
-                written(reply::last(session, ctx, Bytes::from(rest)).await);
-                return status;
-            }
+            // Before anything has gone out there is nothing that it could refer to.
+            last = answer.passage.failure(&error.failure(status)).filter(|_| answer.begun);
         } else if answer.begun || own_head {
             return status;
         }
         // Else nothing of an answer has followed the comments.
     }
-    rest.extend_from_slice(&ctx.request.language().event(&error));
+    let event = last.unwrap_or_else(|| ctx.request.language().event(&error.document));
+    rest.extend_from_slice(&event);
     written(reply::last(session, ctx, Bytes::from(rest)).await);
     status
+}
+
+/// Why a stream ends here.
+struct StreamError {
+    document: Bytes,
+    message: Cow<'static, str>,
+    code: Cow<'static, str>,
+}
+
+impl StreamError {
+    fn of_rejection(ctx: &Ctx, rejection: &Rejection) -> Self {
+        Self {
+            document: reply::error_wording(ctx).rejection(rejection),
+            message: rejection.message.clone().into(),
+            code: rejection.code.clone().unwrap_or_default(),
+        }
+    }
+
+    fn failure(&self, status: u16) -> Failure<'_> {
+        Failure { document: &self.document, message: &self.message, code: &self.code, status }
+    }
 }
 
 /// A client that cannot be written to has gone; the access line says how its request ended.

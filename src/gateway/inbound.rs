@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 use crate::{
     auth::{Credential, IdentifiedKey},
     base::{Principal, RequestId},
-    dialect::{DIALECTS, Dialect, Match, UsageRequest},
+    dialect::{DIALECTS, Dialect, Kind, Match, UsageRequest},
 };
 
 /// What the client asked.
@@ -18,6 +18,8 @@ pub struct Request {
     pub client: Option<IpAddr>,
     /// What stands at the path; `None` until it was looked up, or if there is nothing.
     pub operation: Option<Match>,
+    /// The language that the header fields say it is in, where no operation says it.
+    pub claimed: &'static dyn Dialect,
     /// The model asked for.
     pub model: Option<String>,
     /// A stream was asked for.
@@ -34,6 +36,7 @@ impl Request {
             id: RequestId::from_random(rand::random()),
             client: None,
             operation: None,
+            claimed: DIALECTS[0],
             model: None,
             stream: false,
             usage: UsageRequest::default(),
@@ -42,12 +45,17 @@ impl Request {
 
     /// The client's language.
     pub fn language(&self) -> &'static dyn Dialect {
-        self.operation.map_or(DIALECTS[0], |operation| operation.language)
+        self.operation.map_or(self.claimed, |operation| operation.language)
     }
 
     /// It is passed on to a backend.
     pub fn is_inference(&self) -> bool {
         self.operation.is_some_and(|operation| operation.kind().is_inference())
+    }
+
+    /// A backend only counts its tokens.
+    pub fn counts_tokens(&self) -> bool {
+        self.operation.is_some_and(|operation| operation.kind() == Kind::CountTokens)
     }
 
     /// Its answer is generated text.

@@ -9,14 +9,18 @@ use http::Method;
 use pingora_proxy::Session;
 
 use super::{auth, ctx::Ctx};
-use crate::{balance::Endpoint, dialect::Model, store};
+use crate::{balance::Endpoint, base::Rejection, dialect::Model, store};
 
 /// How long one backend may take to list its models.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The list.
-pub async fn list(session: &Session, ctx: &Ctx) -> Bytes {
-    ctx.request.language().models(&all(session, ctx).await)
+///
+/// # Errors
+/// If the request asks for something that is no part of it.
+pub async fn list(session: &Session, ctx: &Ctx) -> Result<Bytes, Rejection> {
+    let query = session.req_header().uri.query();
+    ctx.request.language().models(&all(session, ctx).await, query)
 }
 
 /// One entry of the list; `None` if the caller would not find it there.
@@ -63,13 +67,17 @@ async fn ask(client: &reqwest::Client, endpoint: &Arc<Endpoint>) -> Vec<Model> {
     if !endpoint.plan.base.lists_models {
         return Vec::new();
     }
-    let request = endpoint.api_request(client, Method::GET, "/models").timeout(PATIENCE);
+    let language = endpoint.plan.languages.first();
+    let request = endpoint.api_request(client, Method::GET, language.models_path());
+    let own = language.own_fields().iter();
+    let request = own.fold(request, |request, (name, value)| request.header(name, value));
+    let request = request.timeout(PATIENCE);
     let list = async {
         let answer = request.send().await?.error_for_status()?;
         answer.bytes().await
     };
     match list.await {
-        Ok(bytes) => endpoint.plan.languages.first().read_models(&bytes),
+        Ok(bytes) => language.read_models(&bytes),
         Err(e) => {
             let cause = store::http::cause(e);
             log::warn!("backend {} does not list its models: {cause}", endpoint.name);

@@ -117,8 +117,8 @@ fn remove_clients_own(fields: &mut HeaderMap, ctx: &Ctx, backend: &BackendPlan) 
 fn speak(fields: &mut HeaderMap, ctx: &Ctx, translated: &TranslatedRequest) {
     let own = ctx.request.language().own_prefixes();
     head::remove_fields(fields, |name| own.iter().any(|own| name.as_str().starts_with(own)));
-    if let Some((name, value)) = translated.language.demanded_field() {
-        fields.insert(name, value);
+    for (name, value) in translated.language.own_fields() {
+        fields.insert(name.clone(), value.clone());
     }
     fields.insert(header::CONTENT_TYPE, JSON);
     fields.remove(header::ACCEPT);

@@ -16,6 +16,9 @@ use crate::{
 /// The name of the header field that carries request ids.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// Anthropic's name for it: clients of each API look for their own.
+const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+
 /// The content type of errors.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -23,6 +26,18 @@ pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub fn error_wording(ctx: &Ctx) -> ErrorWording {
     let flat = ctx.snapshot.plan.error_format == ErrorFormat::Simple;
     ErrorWording::new(ctx.request.language(), flat)
+}
+
+/// Adds the id of the request to the head of an answer, under the names of all languages.
+pub fn write_id(ctx: &Ctx, fields: &mut HeaderMap) {
+    fields.insert(REQUEST_ID, ctx.request.id.header());
+    fields.insert(ANTHROPIC_REQUEST_ID, ctx.request.id.header());
+}
+
+/// A rejection with the status that its language has for it.
+pub fn in_language(ctx: &Ctx, rejection: Rejection) -> Rejection {
+    let status = ctx.request.language().status(rejection.status, rejection.is_overload());
+    Rejection { status, ..rejection }
 }
 
 /// Writes a whole answer, with which the request ends.
@@ -46,7 +61,7 @@ pub async fn write(
     let mut fields = HeaderMap::with_capacity(16);
     fields.insert(header::CONTENT_TYPE, content_type);
     fields.insert(header::CONTENT_LENGTH, body.len().into());
-    fields.insert(REQUEST_ID, ctx.request.id.header());
+    write_id(ctx, &mut fields);
     for (name, value) in more {
         fields.insert(name.clone(), value.clone());
     }
@@ -70,6 +85,7 @@ pub async fn last(session: &mut Session, ctx: &mut Ctx, piece: Bytes) -> Result<
 
 /// Writes a rejection, with which the request ends.
 pub async fn refuse(session: &mut Session, ctx: &mut Ctx, rejection: Rejection) -> Result<()> {
+    let rejection = in_language(ctx, rejection);
     let body = error_wording(ctx).rejection(&rejection);
     let mut more = Vec::new();
     if let Some(seconds) = rejection.retry_after {
@@ -112,7 +128,7 @@ pub fn head_of_stream(
     let mut fields = HeaderMap::with_capacity(16);
     fields.insert(header::CONTENT_TYPE, language.stream_type());
     fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    fields.insert(REQUEST_ID, ctx.request.id.header());
+    write_id(ctx, &mut fields);
     if session.req_header().version == Version::HTTP_11 {
         fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }

@@ -18,7 +18,7 @@ use crate::{
     base::Rejection,
     dialect::{self, Glance, Kind},
     telemetry::Metrics,
-    wire::headers::content_coding,
+    wire::headers::{content_coding, wants_websocket},
 };
 
 /// Seconds after which a client may try again while there is no backend.
@@ -49,12 +49,18 @@ enum Step {
 async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     let checked = early::check(session, ctx);
     let header = session.req_header();
-    let found = dialect::find(header.method.as_str(), header.uri.path());
+    let found = dialect::find(header.method.as_str(), header.uri.path(), &header.headers);
+    if checked.is_err() || found.is_err() {
+        ctx.request.claimed = dialect::claimed(&header.headers);
+    }
     if let Err(rejection) = checked {
         ctx.request.operation = found.ok();
         return Err(rejection.into());
     }
-    let found = found?;
+    let found = found.map_err(|rejection| match rejection.status {
+        405 if wants_websocket(&header.headers) => Rejection::no_websocket(header.uri.path()),
+        _ => rejection,
+    })?;
     let kind = found.kind();
     if kind == Kind::Metrics && ctx.snapshot.plan.fixed.metrics_listen.is_some() {
         return Err(Rejection::unknown_path(header.method.as_str(), found.label()).into());
@@ -64,8 +70,9 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
         return Err(Rejection::usage_spool_full(RETRY_AFTER).into());
     }
     ctx.request.operation = Some(found);
+    auth::look_again(session, ctx, found.language);
     let lists = matches!(kind, Kind::Models | Kind::Model);
-    if kind.is_inference() || lists {
+    if kind.is_inference() || lists || kind == Kind::Stored {
         auth::identify(session, ctx).await?;
     }
     if kind.is_inference() {
@@ -83,7 +90,7 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
 async fn own(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<(), Stop> {
     const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
     let (status, content_type, body) = match kind {
-        Kind::Models => (200, reply::JSON, models::list(session, ctx).await),
+        Kind::Models => (200, reply::JSON, models::list(session, ctx).await?),
         Kind::Model => {
             let path = session.req_header().uri.path();
             let operation = ctx.request.operation.map(|found| found.operation);
@@ -99,7 +106,14 @@ async fn own(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<(), Sto
             Ok(()) => (200, TEXT, "OK".into()),
             Err(why) => (503, TEXT, why.into()),
         },
-        Kind::Health | Kind::Inference { .. } => (200, TEXT, "OK".into()),
+        Kind::Stored => {
+            // No backend is known to have it.
+            let path = session.req_header().uri.path();
+            let operation = ctx.request.operation.map(|found| found.operation);
+            let id = operation.and_then(|operation| operation.id_in(path)).unwrap_or_default();
+            return Err(Rejection::unknown_response(&id).into());
+        }
+        Kind::Health | Kind::Inference { .. } | Kind::CountTokens => (200, TEXT, "OK".into()),
     };
     reply::write(session, ctx, End::answered(status), content_type, body, &[]).await?;
     Ok(())

@@ -6,13 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
-use super::{
-    attempt::Attempt,
-    ctx::Ctx,
-    deferred_head, passing,
-    reply::{self, REQUEST_ID},
-    retry, translate,
-};
+use super::{attempt::Attempt, ctx::Ctx, deferred_head, passing, reply, retry, translate};
 use crate::{
     dialect::{self, Metering, Passage},
     wire::{head, headers},
@@ -102,7 +96,7 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
 fn fields(response: &mut ResponseHeader, ctx: &Ctx) -> Result<()> {
     head::edit_response(response, |fields| {
         remove_backends_own(fields, ctx);
-        fields.insert(REQUEST_ID, ctx.request.id.header());
+        reply::write_id(ctx, fields);
         if let Some(standings) = &ctx.limits.standings {
             reply::write_limits(ctx, standings, fields);
         }

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
     buffers::Buffers, connections::Connections, discovery::DiscoveryState, drained::Drained,
-    explain::RecentTraces, watch::Watches,
+    explain::RecentTraces, owners::Owners, watch::Watches,
 };
 use crate::{
     auth::{KeyStore, Resources},
@@ -67,6 +67,8 @@ pub struct Carry {
     pub deliver_now: Notify,
     /// Traces of the last requests. Written by the gateway, read by the admin API.
     pub explains: RecentTraces,
+    /// Which backends have stored which responses. Made when the first one is stored.
+    pub owners: LazyLock<Owners>,
     /// Deadlines of the requests in flight.
     pub watches: Arc<Watches>,
     /// Connections of clients.
@@ -124,6 +126,7 @@ impl Carry {
             usage: Outbox::new(spool, usage),
             deliver_now: Notify::new(),
             explains: RecentTraces::default(),
+            owners: LazyLock::new(Owners::default),
             watches: Arc::default(),
             connections,
             buffers,

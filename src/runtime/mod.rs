@@ -10,6 +10,7 @@ mod endpoints;
 pub mod explain;
 mod handover;
 pub mod live;
+pub mod owners;
 mod readiness;
 pub mod serve;
 pub mod snapshot;

@@ -2,12 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::language::Language;
+
 /// The behaviour of a simulated server, which can be changed while it runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Behaviour {
     /// Models that it serves; requests without a model get the first.
     pub models: Vec<String>,
+    /// Languages that it speaks; the paths of others are unknown (404).
+    pub languages: Vec<Language>,
+    /// The most tokens of a prompt; 0: no limit.
+    pub context_length: u64,
     /// Milliseconds until the first token.
     pub first_token_ms: u64,
     /// More milliseconds for each 1024 bytes of the prompt that are not in the prefix cache.
@@ -16,6 +22,12 @@ pub struct Behaviour {
     pub inter_token_ms: u64,
     /// Tokens in an answer; `max_tokens` of a request may lower it.
     pub tokens: u64,
+    /// Reasoning before every answer, not only where a request asks for it.
+    pub reasoning: bool,
+    /// When it calls tools.
+    pub tool_use: ToolUse,
+    /// Faults of other servers in its Chat answers.
+    pub quirks: Vec<Quirk>,
     /// How it fails.
     pub fail: Fail,
     /// Every `n`th inference request fails; 1: every request.
@@ -39,7 +51,7 @@ pub struct Behaviour {
     pub error_pause_ms: u64,
     /// Interim responses (102 and 103 alternately) that are written together with the response head.
     pub interim: usize,
-    /// The seconds of `Retry-ConnectionAction` in a 429.
+    /// The seconds of `Retry-After` in a 429.
     pub retry_after: u64,
     /// How many requests run at a time, the others wait; 0: no limit. A change applies to later requests.
     pub max_running: usize,
@@ -48,7 +60,7 @@ pub struct Behaviour {
     /// Reports `cached_tokens` in the usage, as vLLM does with `--enable-prompt-tokens-details`.
     pub prompt_tokens_details: bool,
     /// Reasoning tokens to report for each choice, as vLLM does with a reasoning parser and SGLang does in a
-    /// field of its own; 0: not reported.
+    /// field of its own; 0: those that there are.
     pub reasoning_tokens: u64,
     /// The engine whose metric names `/metrics` uses.
     pub engine: Engine,
@@ -82,10 +94,15 @@ impl Default for Behaviour {
     fn default() -> Self {
         Self {
             models: vec!["sim-model".to_owned()],
+            languages: Language::ALL.to_vec(),
+            context_length: 0,
             first_token_ms: 0,
             prefill_ms_per_kb: 0,
             inter_token_ms: 0,
             tokens: 16,
+            reasoning: false,
+            tool_use: ToolUse::Always,
+            quirks: Vec::new(),
             fail: Fail::None,
             fail_every: 1,
             fail_first: 0,
@@ -124,6 +141,45 @@ impl Behaviour {
     pub fn kind<'a>(&'a self, right: &'a str) -> &'a str {
         self.content_type.as_deref().unwrap_or(right)
     }
+
+    pub fn has(&self, quirk: Quirk) -> bool {
+        self.quirks.contains(&quirk)
+    }
+}
+
+/// When the model calls tools, if a request leaves that to it (`tool_choice` is `auto`). In both cases the
+/// words `call NAME` in the last text of the user make it call that tool, several of them several tools, and
+/// it answers a tool's result with text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum ToolUse {
+    /// It calls the first tool if the user names none.
+    #[default]
+    Always,
+    /// Only tools that the user names.
+    Asked,
+}
+
+/// Faults of other servers in Chat answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Quirk {
+    /// Deltas of tool calls have no `index`.
+    NoIndex,
+    /// Deltas of all tool calls have the `index` 0.
+    ZeroIndex,
+    /// All tool calls are in one chunk, together with `finish_reason`.
+    WholeCall,
+    /// The name of a tool comes with the last of its arguments.
+    LateName,
+    /// `finish_reason` is `stop` though tools are called.
+    StopForCalls,
+    /// A stream ends without `[DONE]`.
+    NoDone,
+    /// The usage is in the chunk with `finish_reason`, whether or not it was asked for.
+    UsageInFinish,
 }
 
 /// How a stream ends after `[DONE]`.
@@ -224,7 +280,7 @@ pub enum Fail {
     Paused,
     /// Answers 503, as vLLM does while it scales: the error is a string, not an object.
     Scaling,
-    /// Answers 429 with `Retry-ConnectionAction`.
+    /// Answers 429 with `Retry-After`.
     TooMany,
     /// Answers 404: unknown model.
     NoModel,

@@ -11,6 +11,7 @@ use super::{
     behaviour::Fail,
     cache,
     conn::{ClientGone, Conn},
+    language::Endpoint,
     server_state::{ActiveBehaviour, ServerState},
     stats::{CountGuard, ReceivedRequest, add},
     text,
@@ -19,7 +20,7 @@ use crate::base::lock;
 
 /// One inference request.
 pub struct InferenceCall<'a> {
-    pub path: &'a str,
+    pub endpoint: Endpoint,
     pub received: &'a ReceivedRequest,
     pub model: String,
     pub fail: Fail,

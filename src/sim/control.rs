@@ -12,7 +12,8 @@ use super::{
     call::InferenceCall,
     conn::{ClientGone, Conn, ConnectionAction, JSON},
     generation::unix_seconds,
-    metrics,
+    language::{Endpoint, Language},
+    metrics, retrieval,
     server_state::{ActiveBehaviour, ServerState},
     stats::{CountGuard, ReceivedRequest, add},
 };
@@ -45,15 +46,22 @@ async fn route(
         conn.answer(401, "", JSON, br#"{"error":"Unauthorized"}"#).await?;
         return Ok(ConnectionAction::Keep);
     }
+    let speaks = |language| behaviour.languages.contains(&language);
+    if let Some(endpoint) = Endpoint::at(path).filter(|endpoint| speaks(endpoint.language())) {
+        if method == "POST" {
+            return inference(conn, shared, &setting, endpoint, seen).await;
+        }
+        conn.answer(405, "allow: POST\r\n", JSON, br#"{"detail":"Method Not Allowed"}"#).await?;
+        return Ok(ConnectionAction::Keep);
+    }
+    if let Some(rest) = path.strip_prefix("/v1/responses/")
+        && speaks(Language::Responses)
+    {
+        let (status, body) = retrieval::answer(&shared.responses, method, rest);
+        conn.answer(status, "", JSON, body.to_string().as_bytes()).await?;
+        return Ok(ConnectionAction::Keep);
+    }
     match (method, path) {
-        ("POST", "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings") => {
-            let path = path.to_owned();
-            return inference(conn, shared, &setting, &path, seen).await;
-        }
-        (_, "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings") => {
-            conn.answer(405, "allow: POST\r\n", JSON, br#"{"detail":"Method Not Allowed"}"#)
-                .await?;
-        }
         ("GET", "/v1/models") => {
             conn.answer(200, "", JSON, models(behaviour).to_string().as_bytes()).await?
         }
@@ -96,7 +104,7 @@ async fn inference(
     conn: &mut Conn,
     shared: &ServerState,
     setting: &ActiveBehaviour,
-    path: &str,
+    endpoint: Endpoint,
     seen: ReceivedRequest,
 ) -> Result<ConnectionAction, ClientGone> {
     let stats = &shared.stats;
@@ -107,7 +115,7 @@ async fn inference(
     let model = named.or(setting.behaviour.models.first().map(String::as_str)).unwrap_or_default();
     let number = stats.note(Arc::clone(&seen), model);
     let call = InferenceCall {
-        path,
+        endpoint,
         received: &seen,
         model: model.to_owned(),
         fail: setting.fail(number, model, &seen.body),
@@ -122,12 +130,16 @@ async fn inference(
 }
 
 fn models(behaviour: &Behaviour) -> Value {
+    let length = match behaviour.context_length {
+        0 => 32768,
+        length => length,
+    };
     let data: Vec<Value> = behaviour
         .models
         .iter()
         .map(|id| {
             json!({"id": id, "object": "model", "created": unix_seconds(), "owned_by": "vllm", "root": id,
-                   "parent": null, "max_model_len": 32768, "permission": []})
+                   "parent": null, "max_model_len": length, "permission": []})
         })
         .collect();
     json!({"object": "list", "data": data})

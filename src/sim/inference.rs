@@ -5,12 +5,17 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
+    asked::Asked,
     behaviour::Fail,
     call::InferenceCall,
     conn::{ClientGone, Conn, ConnectionAction},
     generation::Generation,
-    refusal, text,
+    language::{Endpoint, Language},
+    messages,
+    refusal::{self, Refusal},
+    responses, text,
 };
+use crate::base::lock;
 
 impl InferenceCall<'_> {
     /// Answers the request.
@@ -26,7 +31,8 @@ impl InferenceCall<'_> {
         }
         let behaviour = &self.setting.behaviour;
         conn.announce(&interim(behaviour.interim));
-        if let Some((status, headers, body)) = refusal::failing(self.fail, &self.model, behaviour) {
+        if let Some(refused) = refusal::failing(self.fail, &self.model, behaviour) {
+            let (status, headers, body) = refusal::worded(self.endpoint, refused);
             let mut body = body.to_string();
             // White space after a JSON document is ignored by parsers.
             body.extend(std::iter::repeat_n(' ', behaviour.error_bytes.saturating_sub(body.len())));
@@ -38,17 +44,36 @@ impl InferenceCall<'_> {
             Ok(body) => body,
             Err(e) => return refusal::send(conn, refusal::not_json(&e)).await,
         };
-        if let Some(refused) = refusal::invalid(behaviour, self.path, &body) {
+        if let Some(refused) = refusal::invalid(behaviour, self.endpoint, &body) {
             return refusal::send(conn, refused).await;
         }
-        let ask = Generation::new(self, &body);
-        if self.path == "/v1/embeddings" {
-            return self.embed(conn, &ask).await;
+        let previous = match self.previous(&body) {
+            Ok(turns) => turns,
+            Err(refused) => return refusal::send(conn, refused).await,
+        };
+        let asked = Asked::of(self.endpoint, &body, &previous);
+        let prompt = text::prompt_tokens(asked.prompt.len());
+        if let Some(refused) = refusal::too_long(behaviour.context_length, prompt, asked.limit) {
+            return refusal::send(conn, refusal::worded(self.endpoint, refused)).await;
         }
-        if body["stream"] == true {
-            ask.answer_stream(conn).await
-        } else {
-            ask.answer_plain(conn).await
+        let ask = Generation::new(self, &body, asked, previous);
+        match self.endpoint {
+            Endpoint::Embeddings => self.embed(conn, &ask).await,
+            Endpoint::CountTokens => ask.deliver(conn, "", messages::counted(&ask)).await,
+            Endpoint::InputTokens => ask.deliver(conn, "", responses::counted(&ask)).await,
+            _ if body["stream"] == true => ask.answer_stream(conn).await,
+            _ => ask.answer_plain(conn).await,
+        }
+    }
+
+    /// The turns of the response that a request continues.
+    fn previous(&self, body: &Value) -> Result<Vec<Value>, Refusal> {
+        let id = body["previous_response_id"].as_str();
+        match id.filter(|_| self.endpoint.language() == Language::Responses) {
+            None => Ok(Vec::new()),
+            Some(id) => {
+                lock(&self.shared.responses).turns(id).ok_or_else(|| refusal::no_response(id))
+            }
         }
     }
 
@@ -58,7 +83,7 @@ impl InferenceCall<'_> {
         ask: &Generation<'_>,
     ) -> Result<ConnectionAction, ClientGone> {
         let _slot = ask.acquire_slot(conn).await?;
-        let tokens = text::prompt_tokens(ask.prompt.len());
+        let tokens = ask.prompt_tokens();
         let body = json!({
             "id": ask.id, "object": "list", "created": ask.created, "model": ask.model(),
             "data": [{"index": 0, "object": "embedding", "embedding": [0.1, -0.2, 0.3, 0.4]}],

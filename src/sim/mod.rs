@@ -4,19 +4,38 @@
 //! headers at once and the first event later, errors in the same words, idle connections closed after five
 //! seconds, an answer aborted when its client disconnects. It can simulate the faults of real servers, and has
 //! what makes the load of engines differ: a queue and a prefix cache.
+//!
+//! It speaks Chat, Messages and Responses. `asked.rs` reads what a request asks for, `reply.rs` generates the
+//! answer token by token, and a file for each language (`chat.rs`, `messages.rs`, `responses.rs`) writes it.
+//! What a request can make the model do, in each language:
+//!
+//! - reason before it answers: by the field of its language, or by the word `think` in the user's last text;
+//! - call tools: by `tool_choice`, or by the words `call NAME` in that text, once for each call;
+//! - answer a tool's result: the text repeats it;
+//! - answer with an instance of a JSON schema: by the field of its language.
 
+mod asked;
 mod behaviour;
 mod cache;
 mod call;
+mod chat;
 mod conn;
 mod control;
+mod events;
 mod generation;
 mod inference;
+mod language;
+mod messages;
 mod metrics;
 mod plain;
 mod refusal;
+mod reply;
+mod responses;
+mod retrieval;
+mod schema;
 mod server_state;
 mod stats;
+mod stored;
 mod stream;
 mod text;
 
@@ -36,7 +55,8 @@ use tokio::{
 use self::server_state::{ActiveBehaviour, ServerState};
 use crate::base::lock;
 
-pub use behaviour::{Behaviour, Engine, Fail, Load, Numbers, StreamEnd};
+pub use behaviour::{Behaviour, Engine, Fail, Load, Numbers, Quirk, StreamEnd, ToolUse};
+pub use language::Language;
 pub use stats::{ReceivedRequest, Stats};
 
 /// The most connections that wait to be accepted.
@@ -69,6 +89,7 @@ impl Sim {
         let shared = Arc::new(ServerState {
             setting: Mutex::new(Arc::new(ActiveBehaviour::new(behaviour))),
             cache: Mutex::default(),
+            responses: Mutex::default(),
             stats: Stats::default(),
             silent: Arc::default(),
         });
@@ -98,9 +119,11 @@ impl Sim {
         *lock(&self.shared.cache) = cache::PrefixCache::default();
     }
 
-    /// Simulates a restart of the engine: resets the token counters and clears the prefix cache.
+    /// Simulates a restart of the engine: resets the token counters, clears the prefix cache, and forgets the
+    /// stored responses.
     pub fn restart(&self) {
         self.shared.stats.begin();
+        *lock(&self.shared.responses) = stored::StoredResponses::default();
         self.forget();
     }
 

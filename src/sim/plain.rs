@@ -1,89 +1,49 @@
-//! Answers of the simulated model as one JSON document, member by member as vLLM writes them.
+//! Answers of the simulated model as one JSON document, and how they fail.
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
-    behaviour::{Engine, Fail},
+    behaviour::Fail,
+    chat,
     conn::{ClientGone, Conn, ConnectionAction, JSON},
-    generation::{FINGERPRINT, Generation},
-    metrics, refusal, text,
+    generation::Generation,
+    language::Language,
+    messages, metrics, refusal, responses,
 };
+use crate::base::lock;
 
 impl Generation<'_> {
     /// Answers with one document.
     pub async fn answer_plain(&self, conn: &mut Conn) -> Result<ConnectionAction, ClientGone> {
         let call = self.call;
+        let language = call.endpoint.language();
+        let background = language == Language::Responses && self.body["background"] == true;
         let slot = self.acquire_slot(conn).await?;
-        conn.wait(Duration::from_millis(self.decode_ms())).await?;
-        let prompt = text::prompt_tokens(self.prompt.len());
-        let generated = self.generated() * self.choices;
+        if !background {
+            conn.wait(Duration::from_millis(self.decode_ms())).await?;
+        }
+        let generated = self.reply.len() * self.choices;
         call.generated(generated);
-        let mut body = json!({
-            "id": self.id,
-            "object": if self.chat { "chat.completion" } else { "text_completion" },
-            "created": self.created, "model": self.model(),
-            "choices": (0..self.choices).map(|index| self.choice(index)).collect::<Vec<_>>(),
-            "service_tier": null, "system_fingerprint": FINGERPRINT,
-            "usage": {"prompt_tokens": prompt, "total_tokens": prompt + generated,
-                      "completion_tokens": generated,
-                      "prompt_tokens_details": self.prompt_details(slot.cached),
-                      "completion_tokens_details": null},
-            "kv_transfer_params": null, "metrics": null,
-        });
-        if let Some((name, value)) = self.reasoning() {
-            body["usage"][name] = value;
-        }
-        for name in ["prompt_tokens", "total_tokens", "completion_tokens"] {
-            let count = body["usage"][name].as_u64().unwrap_or(0);
-            let written = call.setting.behaviour.usage_numbers.write(count);
-            body["usage"][name] = serde_json::from_str(&written).unwrap_or_default();
-        }
-        let load = metrics::header(call.received, &call.shared.stats, &call.setting.behaviour);
-        self.deliver(conn, &load, body).await
-    }
-
-    fn choice(&self, index: u64) -> Value {
-        let mut choice = match (&self.tool, self.chat) {
-            (Some(name), _) => {
-                json!({"index": index, "message": {"role": "assistant", "content": null, "refusal": null,
-                "annotations": null, "audio": null, "function_call": null,
-                "tool_calls": self.tool_call(name), "reasoning": null}})
+        match language {
+            Language::Chat => {
+                let (stats, behaviour) = (&call.shared.stats, &call.setting.behaviour);
+                let load = metrics::header(call.received, stats, behaviour);
+                self.deliver(conn, &load, chat::document(self, slot.cached, generated)).await
             }
-            (None, true) => {
-                json!({"index": index, "message": {"role": "assistant", "content": self.content(),
-                "refusal": null, "annotations": null, "audio": null, "function_call": null,
-                "reasoning": null}})
+            Language::Messages => {
+                self.deliver(conn, "", messages::document(self, slot.cached, generated)).await
             }
-            (None, false) => json!({"index": index, "text": self.content()}),
-        };
-        choice["logprobs"] = Value::Null;
-        let aborted = matches!(self.call.fail, Fail::Abort | Fail::AbortBeforeContent);
-        choice["finish_reason"] = if aborted { "abort" } else { self.finish_reason() }.into();
-        for null in ["stop_reason", "token_ids", "routed_experts"] {
-            choice[null] = Value::Null;
-        }
-        choice
-    }
-
-    /// `prompt_tokens_details`: vLLM sends it only if part of the prompt was cached.
-    pub fn prompt_details(&self, cached: u64) -> Value {
-        if self.call.setting.behaviour.prompt_tokens_details && cached > 0 {
-            json!({"cached_tokens": cached})
-        } else {
-            Value::Null
-        }
-    }
-
-    /// The member of `usage` that counts reasoning tokens, and its value.
-    pub fn reasoning(&self) -> Option<(&'static str, Value)> {
-        let behaviour = &self.call.setting.behaviour;
-        let tokens = behaviour.reasoning_tokens.min(self.generated()) * self.choices;
-        match behaviour.engine {
-            _ if tokens == 0 => None,
-            Engine::Sglang => Some(("reasoning_tokens", tokens.into())),
-            _ => Some(("completion_tokens_details", json!({"reasoning_tokens": tokens}))),
+            Language::Responses => {
+                let response = responses::document(self, slot.cached, generated, self.finish());
+                responses::store(self, &response);
+                let begun = background.then(|| {
+                    let time = Duration::from_millis(self.decode_ms());
+                    lock(&call.shared.responses).delay(&self.id, time)
+                });
+                self.deliver(conn, "", begun.unwrap_or(response)).await
+            }
         }
     }
 

@@ -11,12 +11,15 @@ use super::{
     behaviour::{Behaviour, Fail},
     cache,
     stats::Stats,
+    stored::StoredResponses,
 };
 use crate::base::lock;
 
 pub(super) struct ServerState {
     pub(super) setting: Mutex<Arc<ActiveBehaviour>>,
     pub(super) cache: Mutex<cache::PrefixCache>,
+    /// Responses that can be retrieved.
+    pub(super) responses: Mutex<StoredResponses>,
     pub(super) stats: Stats,
     /// After SIGTERM: connections stay open and nothing more is written to them.
     pub(super) silent: Arc<AtomicBool>,

@@ -43,6 +43,8 @@ pub fn is_credential(name: &str) -> bool {
             | "x-original-authorization"
             | "x-auth-request-access-token"
             | "x-amz-security-token"
+            | "x-serverless-authorization"
+            | "cookie2"
             | "x-amzn-oidc-accesstoken"
             | "x-amzn-oidc-data"
             | "x-goog-iap-jwt-assertion"
@@ -85,12 +87,21 @@ pub fn content_coding(headers: &HeaderMap) -> Option<&str> {
     codings.map(str::trim).find(|c| !c.is_empty() && !c.eq_ignore_ascii_case("identity"))
 }
 
+/// Whether a request asks to change to WebSocket (RFC 6455, section 4.1).
+pub fn wants_websocket(headers: &HeaderMap) -> bool {
+    let mut values = headers
+        .get_all(header::UPGRADE)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii));
+    values.any(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+}
+
 /// The longest accepted pause: the header may contain any number.
 const LONGEST_PAUSE: f64 = 365.0 * 24.0 * 3600.0;
 
 /// Fields that `Connection` must not list. If it does, it is a mistake or an attack on a proxy before the
 /// gateway or a server behind it.
-const NOT_NOMINATED: [&str; 13] = [
+const NOT_NOMINATED: [&str; 14] = [
     "accept",
     "api-key",
     "authorization",
@@ -103,6 +114,7 @@ const NOT_NOMINATED: [&str; 13] = [
     "x-forwarded-for",
     "x-forwarded-host",
     "x-forwarded-proto",
+    "x-goog-api-key",
     "x-request-id",
 ];
 
@@ -178,6 +190,39 @@ fn date(text: &str, now: Timestamp) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn websockets_are_asked_for_by_name() {
+        for (value, asked) in
+            [("websocket", true), ("h2c, WebSocket", true), ("websockets", false), ("", false)]
+        {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::UPGRADE, value.parse().unwrap());
+            assert_eq!(wants_websocket(&headers), asked, "{value}");
+        }
+        assert!(!wants_websocket(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn what_clients_show_of_themselves_is_a_credential() {
+        for name in [
+            "authorization",
+            "x-api-key",
+            "api-key",
+            "x-goog-api-key",
+            "x_goog_api_key",
+            "cookie",
+            "cookie2",
+            "x-serverless-authorization",
+            "x-forwarded-access-token",
+            "x-forwarded-id-token",
+        ] {
+            assert!(is_credential(&folded(name)), "{name}");
+        }
+        for name in ["anthropic-version", "anthropic-beta", "openai-beta", "session-id", "x-app"] {
+            assert!(!is_credential(name), "{name}");
+        }
+    }
 
     #[test]
     fn reads_nominations() {

@@ -228,7 +228,8 @@ async fn retry_after_of_a_backend_sets_the_wait() {
 async fn client_errors_are_returned_without_a_retry() {
     let sims = fleet(2, |_| {}).await;
     let gateway = in_order(&urls(&sims), "", "").await;
-    let bad = r#"{"model":"sim-model","stream":true}"#;
+    // The error says how many members the request has: the gateway has to add none.
+    let bad = r#"{"model":"sim-model","stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#;
     let expected = Client::connect(sims[0].address).await.ask(PATH, bad).await;
     let answer = gateway.client().await.ask(PATH, bad).await;
     assert_eq!((answer.status, answer.text()), (400, expected.text()));

@@ -1,5 +1,9 @@
 //! The simulated backend itself: what the other tests take for granted.
 
+mod captures;
+mod languages;
+mod replies;
+
 use std::time::Duration;
 
 use llmproxy::sim::{Fail, Load, Sim};
@@ -71,6 +75,33 @@ fn event(text: &str) -> &'static str {
     }
 }
 
+/// How a fault looks to a client, in the words of [`answer_in_words`]: of a stream and of a plain answer.
+fn look(fault: Fault) -> [&'static str; 2] {
+    match fault {
+        Fault::Refuse => ["refused", "refused"],
+        Fault::Reset => ["reset", "reset"],
+        Fault::DieAfterHeaders => ["200 closed", "200 nothing reset"],
+        Fault::DieBeforeContent => ["200 role reset", "200 part reset"],
+        Fault::DieMidStream => ["200 role content content reset", "200 part closed"],
+        Fault::ErrorFirst => ["200 error done closed", "500 error closed"],
+        Fault::ErrorAfterRole => ["200 role error done closed", "500 error closed"],
+        Fault::ErrorMidStream => ["200 role content content error done closed", "500 error closed"],
+        Fault::AbortBeforeContent => ["200 role abort done closed", "200 abort closed"],
+        Fault::AbortMidStream => ["200 role content content abort done closed", "200 abort closed"],
+        Fault::Busy | Fault::Backlog | Fault::Paused | Fault::Scaling => {
+            ["503 error closed", "503 error closed"]
+        }
+        Fault::Dead => ["500 error closed", "500 error closed"],
+        Fault::TooMany => ["429 error closed", "429 error closed"],
+        Fault::NoModel => ["404 error closed", "404 error closed"],
+        Fault::WedgeBeforeHeaders => ["silence", "silence"],
+        Fault::WedgeAfterHeaders => ["200 silence", "200 nothing silence"],
+        Fault::WedgeBeforeContent => ["200 role silence", "200 part silence"],
+        Fault::WedgeMidStream => ["200 role content content silence", "200 part silence"],
+        Fault::Slow => WELL,
+    }
+}
+
 #[tokio::test]
 async fn every_fault_is_what_it_is_called() {
     for fault in Fault::ALL {
@@ -79,33 +110,7 @@ async fn every_fault_is_what_it_is_called() {
         })
         .await;
         fault.befall(&sim).await;
-        let expected = match fault {
-            Fault::Refuse => ["refused", "refused"],
-            Fault::Reset => ["reset", "reset"],
-            Fault::DieAfterHeaders => ["200 closed", "200 nothing reset"],
-            Fault::DieBeforeContent => ["200 role reset", "200 part reset"],
-            Fault::DieMidStream => ["200 role content content reset", "200 part closed"],
-            Fault::ErrorFirst => ["200 error done closed", "500 error closed"],
-            Fault::ErrorAfterRole => ["200 role error done closed", "500 error closed"],
-            Fault::ErrorMidStream => {
-                ["200 role content content error done closed", "500 error closed"]
-            }
-            Fault::AbortBeforeContent => ["200 role abort done closed", "200 abort closed"],
-            Fault::AbortMidStream => {
-                ["200 role content content abort done closed", "200 abort closed"]
-            }
-            Fault::Busy | Fault::Backlog | Fault::Paused | Fault::Scaling => {
-                ["503 error closed", "503 error closed"]
-            }
-            Fault::Dead => ["500 error closed", "500 error closed"],
-            Fault::TooMany => ["429 error closed", "429 error closed"],
-            Fault::NoModel => ["404 error closed", "404 error closed"],
-            Fault::WedgeBeforeHeaders => ["silence", "silence"],
-            Fault::WedgeAfterHeaders => ["200 silence", "200 nothing silence"],
-            Fault::WedgeBeforeContent => ["200 role silence", "200 part silence"],
-            Fault::WedgeMidStream => ["200 role content content silence", "200 part silence"],
-            Fault::Slow => WELL,
-        };
+        let expected = look(fault);
         for (stream, expected) in [(true, expected[0]), (false, expected[1])] {
             if fault.is_silence() {
                 // Silence is only a guess, on a machine that is slow a bad one.

@@ -144,9 +144,9 @@ impl Dialect for Toy {
         }
     }
 
-    fn models(&self, models: &[Model]) -> Bytes {
+    fn models(&self, models: &[Model], _: Option<&str>) -> Result<Bytes, Rejection> {
         let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
-        names.join(" ").into()
+        Ok(names.join(" ").into())
     }
 
     fn model(&self, model: &Model) -> Bytes {
@@ -316,8 +316,8 @@ impl Dialect for Faulty {
 
     fn limit_headers(&self, _: &Standings, _: &mut LimitHeaders) {}
 
-    fn models(&self, _: &[Model]) -> Bytes {
-        Bytes::new()
+    fn models(&self, _: &[Model], _: Option<&str>) -> Result<Bytes, Rejection> {
+        Ok(Bytes::new())
     }
 
     fn model(&self, _: &Model) -> Bytes {

@@ -94,7 +94,11 @@ impl BasePath {
 
     /// Path and query of an endpoint below the base, `/models` for instance.
     pub fn endpoint(&self, path: &str) -> String {
-        self.with_query([&self.api, path].concat(), None)
+        let (path, query) = match path.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (path, None),
+        };
+        self.with_query([&self.api, path].concat(), query)
     }
 
     /// Path and query of one of the engine's own paths, `/health` for instance.

@@ -12,12 +12,15 @@ pub struct Extension {
     pub language: &'static str,
     /// In their order.
     pub members: Vec<(String, Json)>,
+    /// Members that only say what holds without them (`"is_error": false`, `"stop": null`): restored
+    /// in the same language, no loss in another.
+    pub defaults: Vec<(String, Json)>,
 }
 
 impl Extension {
     /// What is left of an object of this language.
     pub fn new(language: &'static str, members: Vec<(String, Json)>) -> Self {
-        Self { language, members }
+        Self { language, members, defaults: Vec::new() }
     }
 
     /// The members, if they are of this language.
@@ -28,6 +31,15 @@ impl Extension {
     /// A member, whatever the language.
     pub fn get(&self, name: &str) -> Option<&Json> {
         self.members.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// The names of members that say something, which dropping them would lose: neither `null` nor
+    /// of the form of the source alone, whose names begin with `@` (how it was cut into items, a
+    /// list that was empty).
+    pub fn said(&self) -> impl Iterator<Item = &str> {
+        let says =
+            |(name, value): &&(String, Json)| !name.starts_with('@') && value.as_str() != "null";
+        self.members.iter().filter(says).map(|(name, _)| name.as_str())
     }
 
     /// Takes a member out.
@@ -108,6 +120,8 @@ pub struct Sampling {
 pub struct ClientWishes {
     /// Chat: a stream ends with a chunk that has the usage.
     pub usage: bool,
+    /// Chat: the client has sent `functions`, and knows calls only as `function_call`.
+    pub functions: bool,
     /// Responses: state of reasoning is given to the client (`reasoning.encrypted_content`).
     pub encrypted_reasoning: bool,
     /// Responses: members of the request that the response repeats, as they go out.
@@ -440,4 +454,18 @@ pub enum ReasoningMode {
     Off,
     /// As the model decides.
     Auto,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_restores_the_form_says_nothing() {
+        let json = |text: &str| Json::parse(text).unwrap();
+        let members = [("@items", "[0]"), ("truncation", "\"auto\""), ("prompt", "null")];
+        let members = members.map(|(name, value)| (name.to_owned(), json(value)));
+        let ext = Extension::new("responses", members.into());
+        assert_eq!(ext.said().collect::<Vec<_>>(), ["truncation"]);
+    }
 }

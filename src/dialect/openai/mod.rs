@@ -1,32 +1,25 @@
 //! OpenAI's language: Chat Completions, Completions, Embeddings and Models, as OpenAI, vLLM, SGLang,
 //! TGI, llama.cpp and others speak it.
 
-mod blame;
 pub mod codec;
-pub mod counts;
-pub mod document;
 pub mod errors;
 mod limits;
-pub mod model_name;
 mod models;
 pub mod request;
 pub mod stream;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use serde_json::{Value, json};
 
-use self::{
-    document::DocumentMeter,
-    stream::{StreamMeter, Strip},
+use self::stream::{StreamMeter, Strip};
+use super::{
+    Dialect, Glance, Kind, LimitHeaders, Meter, Metering, Model, Operation, Want, body,
+    document::{self, DocumentMeter},
 };
-use super::{Dialect, Glance, Kind, LimitHeaders, Meter, Metering, Model, Operation, Want};
 use crate::{
     base::{Rejection, limits::Standings},
-    wire::{
-        edit::{self, Edit},
-        json, sse,
-    },
+    wire::{edit::Edit, sse},
 };
 
 /// OpenAI's language.
@@ -42,16 +35,17 @@ static OPERATIONS: [Operation; 5] = [
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// OpenAI's own field, Anthropic's and Azure's: SDKs of each are pointed at the gateway.
-static CREDENTIAL_FIELDS: [HeaderName; 3] = [
+/// OpenAI's own field, Anthropic's, Azure's and Google's: SDKs of each are pointed at the gateway.
+static CREDENTIAL_FIELDS: [HeaderName; 4] = [
     header::AUTHORIZATION,
     HeaderName::from_static("x-api-key"),
     HeaderName::from_static("api-key"),
+    HeaderName::from_static("x-goog-api-key"),
 ];
 
 impl Dialect for OpenAi {
     fn name(&self) -> &'static str {
-        "chat"
+        models::LANGUAGE
     }
 
     fn operations(&self) -> &'static [Operation] {
@@ -73,7 +67,7 @@ impl Dialect for OpenAi {
     }
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {
-        request::guard_edits(body, guarded)
+        body::guard_edits(body, guarded)
     }
 
     fn edits(&self, body: &[u8], glance: &Glance, want: &Want<'_>) -> Vec<Edit> {
@@ -96,13 +90,7 @@ impl Dialect for OpenAi {
     }
 
     fn rename_model(&self, document: Bytes, name: &str) -> Bytes {
-        let Some(member) = json::find(&document, "model") else {
-            return document;
-        };
-        let edit = Edit { range: member.value, with: json::quoted(name).into() };
-        let mut all = document.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-        edit::apply(&mut all, vec![edit]);
-        all.freeze()
+        document::rename_model(document, name)
     }
 
     fn rejection(&self, rejection: &Rejection) -> Bytes {
@@ -153,8 +141,8 @@ impl Dialect for OpenAi {
         limits::write(standings, out);
     }
 
-    fn models(&self, models: &[Model]) -> Bytes {
-        models::list(models)
+    fn models(&self, models: &[Model], _query: Option<&str>) -> Result<Bytes, Rejection> {
+        Ok(models::list(models))
     }
 
     fn model(&self, model: &Model) -> Bytes {

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::dialect::Model;
+use crate::dialect::{Entry, Model};
+
+/// The language's name.
+pub const LANGUAGE: &str = "chat";
 
 /// Who owns models that the configuration names.
 const OWNER: &str = "llmproxy";
@@ -14,7 +17,7 @@ pub fn list(models: &[Model]) -> Bytes {
     json!({"object": "list", "data": data}).to_string().into()
 }
 
-/// One model; as the backend wrote it, if one did.
+/// One model; as the backend wrote it, if one did in this language.
 pub fn entry(model: &Model) -> Value {
     let made = || {
         json!({
@@ -24,7 +27,7 @@ pub fn entry(model: &Model) -> Value {
             "owned_by": OWNER,
         })
     };
-    model.entry.clone().unwrap_or_else(made)
+    model.entry_in(LANGUAGE).cloned().unwrap_or_else(made)
 }
 
 /// Reads a list. Entries without a name are left out.
@@ -38,7 +41,7 @@ pub fn read(body: &[u8]) -> Vec<Model> {
     let model = |entry: Value| {
         let name = entry["id"].as_str()?.to_owned();
         let created = entry["created"].as_i64().unwrap_or_default();
-        Some(Model { name, created, entry: Some(entry) })
+        Some(Model { name, created, entry: Some(Entry { language: LANGUAGE, value: entry }) })
     };
     entries.into_iter().filter_map(model).collect()
 }

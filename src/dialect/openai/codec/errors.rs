@@ -71,7 +71,7 @@ pub fn body(fault: &StreamFault) -> String {
 /// `{"error":"text"}`, vLLM's older `{"object":"error","message",...}`, FastAPI's `{"detail":...}`,
 /// `{"message":...}`.
 pub fn read(status: u16, body: &str) -> StreamFault {
-    let fallback = || StreamFault::new(Class::of_status(status), plain(status, body));
+    let fallback = || StreamFault::new(class(status, None, None), plain(status, body));
     let Ok(mut whole) = Object::parse(body) else {
         // Google's endpoint with OpenAI's language sends a list with one error.
         let inner = body.trim().strip_prefix('[').and_then(|text| text.strip_suffix(']'));
@@ -90,7 +90,7 @@ pub fn read(status: u16, body: &str) -> StreamFault {
         Ok(error) => of_object(status, &error),
         Err(_) => {
             let text = serde_json::from_str(error.get()).unwrap_or_else(|_| error.get().to_owned());
-            StreamFault::new(Class::of_status(status), text).with_context_numbers()
+            StreamFault::new(class(status, None, None), text).with_context_numbers()
         }
     }
 }

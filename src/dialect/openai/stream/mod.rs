@@ -9,7 +9,6 @@
 //! a comment lets it go, and so does [`Meter::sent_pending`].
 
 mod event;
-mod output;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -17,15 +16,16 @@ mod tests;
 use bytes::Bytes;
 use memchr::memmem;
 
-use self::{
-    event::{Form, Place},
-    output::Output,
-    tally::Tally,
-};
-use super::{blame, counts, document::JsonTap, model_name};
+use self::tally::Tally;
 use crate::{
     base::{TokenCounts, UsageSource},
-    dialect::{Meter, Metering, Progress},
+    dialect::{
+        Meter, Metering, Progress, blame, counts,
+        document::JsonTap,
+        event::{Form, Place, document, edited, within},
+        model_name,
+        output::Output,
+    },
     wire::{
         edit::Edit,
         json,
@@ -179,7 +179,7 @@ impl Meter for StreamMeter {
         self.splitter = Splitter::default();
         if let Some(Piece::Event(event) | Piece::Unfinished(event)) = rest
             && event.trim_ascii_start().starts_with(b"data:")
-            && let Some((document, _)) = event::document(self.form, &event)
+            && let Some((document, _)) = document(self.form, &event)
             && document.trim_ascii() == b"[DONE]"
         {
             self.event(&Bytes::from_static(b"data: [DONE]\n\n"), &mut out, seen);
@@ -356,7 +356,7 @@ impl StreamMeter {
     }
 
     fn look(&mut self, event: &Bytes, seen: &mut Progress) -> Fate {
-        let Some((document, place)) = event::document(self.form, event) else {
+        let Some((document, place)) = document(self.form, event) else {
             return Fate::Comment(event.clone());
         };
         seen.events += 1;
@@ -409,7 +409,7 @@ impl StreamMeter {
         let model = self.model.as_ref().and_then(|name| event::with_model(document, name));
         let with = |mut edits: Vec<Edit>| {
             edits.extend(model.clone());
-            event::edited(event, document, place, edits)
+            edited(event, document, place, edits)
         };
         let passed = with(if take { event::without_usage(document) } else { Vec::new() });
         if self.strip == Strip::Nothing || !ends_choice {
@@ -452,7 +452,7 @@ impl StreamMeter {
 
     /// Counts in Groq's place, and in the choices themselves (Moonshot).
     fn look_elsewhere(&mut self, document: &[u8]) {
-        if let Some(counts) = event::within(document, "x_groq", "usage").and_then(counts::read) {
+        if let Some(counts) = within(document, "x_groq", "usage").and_then(counts::read) {
             return self.tally.whole(counts);
         }
         for (index, choice) in event::choices(document) {

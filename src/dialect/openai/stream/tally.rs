@@ -1,7 +1,6 @@
 //! The counts of a stream, from what its events say: of one choice so far, or of all of the answer.
 
-use super::super::counts;
-use crate::base::TokenCounts;
+use crate::{base::TokenCounts, dialect::counts};
 
 /// The counts of one stream.
 #[derive(Default)]

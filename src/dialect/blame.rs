@@ -1,10 +1,18 @@
 //! Whose fault an engine's error is, by its code and type.
 
-use crate::{dialect::Blame, wire::json};
+use super::meter::Blame;
+use crate::wire::json;
 
-/// Words in the `code` or the type of errors that are the client's: OpenAI's, vLLM's, TGI's.
-const CLIENT: [&str; 6] =
-    ["invalid", "badrequest", "notfound", "validation", "contextlength", "unprocessable"];
+/// Words in the `code` or the type of errors that are the client's: OpenAI's, Anthropic's, vLLM's, TGI's.
+const CLIENT: [&str; 7] = [
+    "invalid",
+    "badrequest",
+    "notfound",
+    "validation",
+    "contextlength",
+    "unprocessable",
+    "toolarge",
+];
 
 /// Words of errors that are the engine's.
 const ENGINE: [&str; 6] =

@@ -4,14 +4,20 @@
 
 use std::sync::LazyLock;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
 
-use super::{counts, model_name};
+use super::{
+    counts,
+    meter::{Meter, Progress},
+    model_name,
+};
 use crate::{
     base::{TokenCounts, UsageSource},
-    dialect::{Meter, Progress},
-    wire::json,
+    wire::{
+        edit::{self, Edit},
+        json,
+    },
 };
 
 /// A `usage` object larger than this is not one of ours.
@@ -19,9 +25,22 @@ const MAX_USAGE: usize = 16 * 1024;
 /// The longest string that is compared with a key; longer ones are only passed over.
 const MAX_WORD: usize = 16;
 
+/// What kind of answer a document is.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub enum Shape {
+    /// A message, or a list of choices: `finish_reason` says whether it was broken off.
+    #[default]
+    Choices,
+    /// A response of OpenAI's Responses: `status` says that.
+    Response,
+}
+
 /// Watches one JSON document that arrives in pieces.
 #[derive(Default)]
 pub struct JsonTap {
+    shape: Shape,
+    /// How deep the answer stands in the document: 1, if it is a member of it.
+    base: usize,
     depth: usize,
     in_string: bool,
     escaped: bool,
@@ -62,9 +81,15 @@ enum Expect {
     Usage,
     Model,
     FinishReason,
+    Status,
 }
 
 impl JsonTap {
+    /// For an answer of this kind. `within`: it is not the document itself, but a member of it.
+    pub fn new(shape: Shape, within: bool) -> Self {
+        Self { shape, base: usize::from(within), ..Self::default() }
+    }
+
     /// Takes the next piece of the document.
     pub fn push(&mut self, piece: &[u8]) {
         let mut at = 0;
@@ -81,7 +106,7 @@ impl JsonTap {
             at += 1;
             match byte {
                 b'"' => {
-                    let expected = self.expect == Expect::Model && self.depth == 1;
+                    let expected = self.expect == Expect::Model && self.level() == 1;
                     self.naming = expected && self.model.is_none();
                     name_from = at - 1;
                     (self.in_string, self.word_len, self.word_cut) = (true, 0, false);
@@ -153,7 +178,7 @@ impl JsonTap {
             return;
         };
         match self.within {
-            _ if self.depth == 1 => self.counts = Some(counts::after(self.counts, new)),
+            _ if self.level() == 1 => self.counts = Some(counts::after(self.counts, new)),
             Within::Groq => self.elsewhere[0] = Some(counts::after(self.elsewhere[0], new)),
             _ => self.elsewhere[1] = counts::sum(self.elsewhere[1].into_iter().chain([new])),
         }
@@ -203,9 +228,27 @@ impl JsonTap {
         self.word_cut |= part.len() > taken;
     }
 
+    /// How deep the present place is within the answer; 0: outside of it.
+    fn level(&self) -> usize {
+        self.depth.saturating_sub(self.base)
+    }
+
     fn ended(&mut self, word: &[u8]) {
         let expected = std::mem::take(&mut self.expect);
-        self.expect = match self.depth {
+        self.expect = match self.level() {
+            1 if self.shape == Shape::Response => {
+                if expected == Expect::Status {
+                    self.aborted |= is_failure(word);
+                }
+                self.within = Within::Other;
+                match word {
+                    b"usage" => Expect::Usage,
+                    b"model" => Expect::Model,
+                    b"status" => Expect::Status,
+                    _ => Expect::Nothing,
+                }
+            }
+            _ if self.shape == Shape::Response => Expect::Nothing,
             1 => {
                 // What is no key is followed by one before anything is opened.
                 self.within = match word {
@@ -265,6 +308,11 @@ struct Ends {
     model: Option<Box<str>>,
 }
 
+/// Whether a response with this status was broken off. vLLM says `cancelled` when it is stopped.
+pub fn is_failure(status: &[u8]) -> bool {
+    matches!(status, b"failed" | b"cancelled")
+}
+
 /// How many objects at the end of a document are looked at: a `usage` has some inside of it.
 const LAST_OBJECTS: usize = 6;
 
@@ -273,12 +321,21 @@ const LAST_OBJECTS: usize = 6;
 static UNUSUAL: LazyLock<[Finder<'static>; 3]> =
     LazyLock::new(|| [Finder::new(b"\"abort\""), Finder::new(b"\"error\""), Finder::new(b"}{")]);
 
+/// The same of responses.
+static UNUSUAL_RESPONSE: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| {
+    [Finder::new(b"\"failed\""), Finder::new(b"\"cancelled\""), Finder::new(b"}{")]
+});
+
 impl Ends {
     /// `None` if it must be read from beginning to end: it is no whole document, it may be several, its
     /// `usage` is not near its end, or the generation may have been broken off.
-    fn read(document: &[u8]) -> Option<Self> {
+    fn read(document: &[u8], shape: Shape) -> Option<Self> {
         let one = document.starts_with(b"{") && memchr::memchr(b'\n', document).is_none();
-        if !one || UNUSUAL.iter().any(|word| word.find(document).is_some()) {
+        let unusual = match shape {
+            Shape::Choices => &UNUSUAL,
+            Shape::Response => &UNUSUAL_RESPONSE,
+        };
+        if !one || unusual.iter().any(|word| word.find(document).is_some()) {
             return None;
         }
         let opening = memchr::memrchr_iter(b'{', document).take(LAST_OBJECTS);
@@ -292,6 +349,17 @@ impl Ends {
     }
 }
 
+/// The document with another name of the model at its top.
+pub fn rename_model(document: Bytes, name: &str) -> Bytes {
+    let Some(member) = json::find(&document, "model") else {
+        return document;
+    };
+    let edit = Edit { range: member.value, with: json::quoted(name).into() };
+    let mut all = document.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    edit::apply(&mut all, vec![edit]);
+    all.freeze()
+}
+
 /// Meters a plain answer. It passes as it is.
 #[derive(Default)]
 pub struct DocumentMeter {
@@ -302,20 +370,27 @@ pub struct DocumentMeter {
 }
 
 impl DocumentMeter {
+    /// For an answer of this kind.
+    pub fn new(shape: Shape) -> Self {
+        Self { tap: JsonTap::new(shape, false), ..Self::default() }
+    }
+
     /// Reads a piece: from its ends, if it is the first and seems to be all.
     fn read(&mut self, piece: &Bytes) {
         if piece.is_empty() {
             return;
         }
         let first = !std::mem::replace(&mut self.begun, true);
-        if first && let Some(Ends { usage, model }) = Ends::read(piece) {
-            self.tap = JsonTap { counts: Some(usage), model, documents: 1, ..JsonTap::default() };
+        let shape = self.tap.shape;
+        if first && let Some(Ends { usage, model }) = Ends::read(piece, shape) {
+            let tap = JsonTap::new(shape, false);
+            self.tap = JsonTap { counts: Some(usage), model, documents: 1, ..tap };
             self.whole = Some(piece.clone());
             return;
         }
         if let Some(before) = self.whole.take() {
             // More follows.
-            self.tap = JsonTap::default();
+            self.tap = JsonTap::new(shape, false);
             self.tap.push(&before);
         }
         self.tap.push(piece);
@@ -445,7 +520,7 @@ mod tests {
             (r#"{"model":"m","usage":null}"#.to_owned(), false),
             (r#"{"model":"m","usage":{"total_tokens":0}}"#.to_owned(), false),
         ] {
-            assert_eq!(Ends::read(text.as_bytes()).is_some(), by_ends, "{text}");
+            assert_eq!(Ends::read(text.as_bytes(), Shape::Choices).is_some(), by_ends, "{text}");
             // A split anywhere has it read from beginning to end.
             let whole = known(&[text.as_bytes()]);
             for at in 1..text.len() {
@@ -505,6 +580,46 @@ mod tests {
         let mut tap = JsonTap::default();
         tap.push(br#"{"choices":[{"text":"finish_reason","abort":1}]}"#);
         assert!(!tap.aborted());
+    }
+
+    #[test]
+    fn a_response_says_by_its_status_that_it_failed() {
+        const USAGE: &str = r#""usage":{"input_tokens":5,"output_tokens":2,"total_tokens":7}"#;
+        for (text, aborted, by_ends) in [
+            (format!(r#"{{"error":null,"model":"m","status":"completed",{USAGE}}}"#), false, true),
+            (format!(r#"{{"model":"m","status" : "failed","error":{{}},{USAGE}}}"#), true, false),
+            (format!(r#"{{"model":"m","status":"cancelled",{USAGE}}}"#), true, false),
+            (
+                format!(r#"{{"model":"m","output":[{{"status":"failed"}}],"status":"x",{USAGE}}}"#),
+                false,
+                false,
+            ),
+            (format!(r#"{{"model":"m","text":"failed","failed":"status",{USAGE}}}"#), false, false),
+        ] {
+            assert_eq!(Ends::read(text.as_bytes(), Shape::Response).is_some(), by_ends, "{text}");
+            for size in [1, 7, text.len()] {
+                let (mut meter, mut seen) =
+                    (DocumentMeter::new(Shape::Response), Progress::default());
+                for piece in text.as_bytes().chunks(size) {
+                    meter.push(Bytes::copy_from_slice(piece), &mut seen);
+                }
+                let total = meter.counts().map(|counts| counts.total);
+                let found = (seen.aborted, total, seen.model.as_deref());
+                assert_eq!(found, (aborted, Some(7), Some("m")), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_may_be_a_member_of_the_document() {
+        let text = r#"data: {"model":"x","usage":{"input_tokens":9},"response":{"id":"a","model":"m",
+            "output":[{"usage":{"input_tokens":8}}],"status":"failed","usage":{"input_tokens":5}},"n":1}"#;
+        for size in [1, 7, text.len()] {
+            let mut tap = JsonTap::new(Shape::Response, true);
+            text.as_bytes().chunks(size).for_each(|piece| tap.push(piece));
+            assert_eq!((tap.usage().0.total, tap.aborted()), (5, true));
+            assert_eq!(tap.take_model().as_deref(), Some("m"));
+        }
     }
 
     proptest! {

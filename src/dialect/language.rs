@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{
+    counting::Counting,
     glance::{Glance, Want},
     hub::{Codec, ModelFacts},
     limit_headers::LimitHeaders,
@@ -51,6 +52,12 @@ pub trait Dialect: Sync {
     /// How an operation's requests and answers go to the hub and back; `None`: it has no counterpart
     /// in other languages.
     fn codec(&self, _operation: &Operation) -> Option<&'static dyn Codec> {
+        None
+    }
+
+    /// The path at which servers of this language count the tokens of a request, and how. `tokenizes`:
+    /// the server has vLLM's `/tokenize`.
+    fn counter(&self, _tokenizes: bool) -> Option<(&'static str, &'static Counting)> {
         None
     }
 

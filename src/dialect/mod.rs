@@ -10,11 +10,14 @@ mod anthropic;
 mod blame;
 mod body;
 mod catalog;
+mod counting;
 mod counts;
 mod document;
 mod error_wording;
 mod event;
 mod glance;
+#[cfg(test)]
+mod goldens;
 pub mod hub;
 mod language;
 mod languages;

@@ -187,10 +187,21 @@ fn whole(
     let events =
         translator::answer(*from, text, exchange).map_err(|e| Untranslatable(e.message))?;
     events.iter().for_each(seen);
-    Ok(match stream {
-        true => translator::stream(*to, &events, exchange),
-        false => translator::document(*to, &events, exchange),
-    })
+    if *stream {
+        return Ok(translator::stream(*to, &events, exchange));
+    }
+    written(*to, &Response::of(&events), exchange)
+}
+
+fn written(
+    to: &dyn Codec,
+    response: &Response,
+    exchange: &Exchange,
+) -> Result<String, Untranslatable> {
+    match to.objection(response) {
+        Some(fault) => Err(Untranslatable(fault.message)),
+        None => Ok(to.write_answer(response, exchange)),
+    }
 }
 
 /// A stream that becomes a document.
@@ -233,7 +244,7 @@ impl Fold {
         });
         match response.fault.take() {
             Some(fault) => Err(Untranslatable(fault.message)),
-            None => Ok(translation.to.write_answer(response, &translation.exchange)),
+            None => written(translation.to, response, &translation.exchange),
         }
     }
 }

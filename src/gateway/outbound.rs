@@ -134,7 +134,11 @@ fn address(
     let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
     // The client's query belongs to its own language.
     let path = translated.map_or(path, |translated| translated.path);
-    let target = backend.base.target(path);
+    let target = match translated {
+        // One of the engine's own paths.
+        Some(translated) if !path.starts_with("/v1/") => Some(backend.base.own(translated.path)),
+        _ => backend.base.target(path),
+    };
     if backend.proxy.is_some() && !backend.tls {
         let whole = format!("{}{}", backend.origin(), target.as_deref().unwrap_or(path));
         return request.set_raw_path(whole.as_bytes());

@@ -11,9 +11,12 @@ use super::{attempt::Attempt, ctx::Ctx, retry::PlannedAttempt};
 use crate::{
     balance::Endpoint,
     base::Rejection,
-    config::plan,
+    config::{
+        choices::{Engine, StreamUsage},
+        plan::{self, BackendPlan},
+    },
     dialect::{
-        Dialect, Operation, Translation,
+        Dialect, Kind, Operation, Translation,
         hub::{Codec, Exchange, Json, Losses, ModelFacts, Refused, Request, Target, prepare},
     },
 };
@@ -111,11 +114,8 @@ fn translate(
     let plan = &endpoint.plan;
     let operation = ctx.request.operation.map(|found| found.operation);
     let from = operation.and_then(|operation| client.codec(operation));
-    let near = client.nearest().iter().filter(|name| plan.languages.has(name)).find_map(|name| {
-        let language = plan.languages.iter().find(|language| language.name() == *name)?;
-        let operation = usual_operation(language)?;
-        Some((language, operation.path, language.codec(operation)?))
-    });
+    let counts = operation.is_some_and(|operation| operation.kind == Kind::CountTokens);
+    let near = near(client, plan).find_map(|language| spoken(language, plan, counts));
     let (Some(from), Some((language, path, to))) = (from, near) else {
         let shown = ctx.request.operation.map_or("", |found| found.label());
         return Err(Rejection::no_such_operation(shown));
@@ -134,7 +134,7 @@ fn translate(
             .into_iter()
             .filter_map(|(name, value)| Some((name, Json::parse(&value.to_string()).ok()?)))
             .collect(),
-        running_usage: plan.stream_usage == crate::config::choices::StreamUsage::Continuous,
+        running_usage: plan.stream_usage == StreamUsage::Continuous,
     };
     let client_wishes = request.client.clone();
     let outgoing = prepare::translate((*request).clone(), from.traits(), to, &target)
@@ -167,6 +167,35 @@ fn translate(
     let body = Bytes::from(outgoing.body);
     ctx.body.take_share(body.len());
     Ok(TranslatedRequest { language, path, body, answer, losses: outgoing.losses })
+}
+
+/// The languages of a backend that a client's requests lose least in, the best first.
+fn near(
+    client: &'static dyn Dialect,
+    plan: &BackendPlan,
+) -> impl Iterator<Item = &'static dyn Dialect> {
+    let named = |name| plan.languages.iter().find(|language| language.name() == name);
+    client.nearest().iter().filter_map(move |name| named(*name))
+}
+
+/// How a request is said in a language of a backend; `counts`: its tokens are to be counted.
+fn spoken(
+    language: &'static dyn Dialect,
+    plan: &BackendPlan,
+    counts: bool,
+) -> Option<(&'static dyn Dialect, &'static str, &'static dyn Codec)> {
+    if counts {
+        let (path, counting) = language.counter(plan.engine == Engine::Vllm)?;
+        return Some((language, path, counting));
+    }
+    let operation = usual_operation(language)?;
+    Some((language, operation.path, language.codec(operation)?))
+}
+
+/// A backend can count the tokens of a request in this client's language.
+pub fn counts(client: &'static dyn Dialect, plan: &BackendPlan) -> bool {
+    plan.languages.has(client.name())
+        || near(client, plan).any(|language| spoken(language, plan, true).is_some())
 }
 
 fn usual_operation(language: &'static dyn Dialect) -> Option<&'static Operation> {

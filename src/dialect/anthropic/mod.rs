@@ -1,6 +1,7 @@
 //! Anthropic's language: Messages and Models, as Anthropic, vLLM, SGLang, llama.cpp and others speak
 //! it.
 
+pub mod codec;
 mod errors;
 mod limits;
 mod models;
@@ -9,11 +10,13 @@ mod stream;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use self::stream::MessageEvents;
+use self::{codec::MessagesCodec, stream::MessageEvents};
 use super::{
     body::{self, BadSwitch, Field},
+    counting::Counting,
     document::{self, DocumentMeter, Shape},
     glance::{Glance, Want},
+    hub::Codec,
     language::Dialect,
     limit_headers::LimitHeaders,
     meter::{Meter, Metering},
@@ -31,10 +34,19 @@ pub struct Anthropic;
 
 static OPERATIONS: [Operation; 2] = [
     Operation { path: MESSAGES, allow: "POST", kind: Kind::Inference { generates: true } },
-    Operation { path: "/v1/messages/count_tokens", allow: "POST", kind: Kind::CountTokens },
+    Operation { path: COUNT, allow: "POST", kind: Kind::CountTokens },
 ];
 
 const MESSAGES: &str = "/v1/messages";
+const COUNT: &str = "/v1/messages/count_tokens";
+
+static COUNTING: Counting = Counting {
+    codec: &MessagesCodec,
+    read: MessagesCodec::read_count,
+    members: &["model", "messages", "system", "tools", "tool_choice", "thinking"],
+    count: "input_tokens",
+    object: None,
+};
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const VERSION: HeaderName = HeaderName::from_static("anthropic-version");
@@ -69,6 +81,27 @@ impl Dialect for Anthropic {
 
     fn usual_path(&self) -> &'static str {
         MESSAGES
+    }
+
+    fn codec(&self, operation: &Operation) -> Option<&'static dyn Codec> {
+        match operation.path {
+            MESSAGES => Some(&MessagesCodec),
+            COUNT => Some(&COUNTING),
+            _ => None,
+        }
+    }
+
+    fn counter(&self, _tokenizes: bool) -> Option<(&'static str, &'static Counting)> {
+        Some((COUNT, &COUNTING))
+    }
+
+    /// Responses keep the state of reasoning, Chat does not.
+    fn nearest(&self) -> &'static [&'static str] {
+        &["responses", "chat"]
+    }
+
+    fn own_prefixes(&self) -> &'static [&'static str] {
+        &["anthropic-", "x-stainless-", "x-claude-code-"]
     }
 
     fn glance(

@@ -50,6 +50,12 @@ pub trait Codec: Sync {
     /// Writes a client's plain answer.
     fn write_answer(&self, response: &Response, exchange: &Exchange) -> String;
 
+    /// Why an answer cannot be written as a plain one, although it has not failed; it fails with this
+    /// then.
+    fn objection(&self, _response: &Response) -> Option<StreamFault> {
+        None
+    }
+
     /// Reads the body of a backend's error response.
     fn read_error(&self, status: u16, body: &str) -> StreamFault;
 

@@ -20,9 +20,9 @@ pub fn budget(effort: &str) -> Option<u64> {
 pub fn word(budget: u64) -> &'static str {
     match budget {
         0 => "none",
-        ..2048 => "low",
-        ..8192 => "medium",
-        ..24_576 => "high",
+        1..2048 => "low",
+        2048..8192 => "medium",
+        8192..24_576 => "high",
         _ => "xhigh",
     }
 }

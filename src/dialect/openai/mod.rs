@@ -12,10 +12,15 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use serde_json::{Value, json};
 
-use self::stream::{StreamMeter, Strip};
+use self::{
+    codec::ChatCodec,
+    stream::{StreamMeter, Strip},
+};
 use super::{
     Dialect, Glance, Kind, LimitHeaders, Meter, Metering, Model, Operation, Want, body,
+    counting::Counting,
     document::{self, DocumentMeter},
+    hub::{Codec, ModelFacts},
 };
 use crate::{
     base::{Rejection, limits::Standings},
@@ -34,6 +39,15 @@ static OPERATIONS: [Operation; 5] = [
 ];
 
 const CHAT: &str = "/v1/chat/completions";
+
+/// vLLM's `/tokenize`, with the chat template.
+static COUNTING: Counting = Counting {
+    codec: &ChatCodec,
+    read: ChatCodec::read_request,
+    members: &["model", "messages", "tools"],
+    count: "count",
+    object: None,
+};
 
 /// OpenAI's own field, Anthropic's, Azure's and Google's: SDKs of each are pointed at the gateway.
 static CREDENTIAL_FIELDS: [HeaderName; 4] = [
@@ -54,6 +68,27 @@ impl Dialect for OpenAi {
 
     fn usual_path(&self) -> &'static str {
         CHAT
+    }
+
+    fn codec(&self, operation: &Operation) -> Option<&'static dyn Codec> {
+        (operation.path == CHAT).then_some(&ChatCodec as _)
+    }
+
+    fn counter(&self, tokenizes: bool) -> Option<(&'static str, &'static Counting)> {
+        tokenizes.then_some(("/tokenize", &COUNTING))
+    }
+
+    /// OpenAI's newest models refuse tools here while they reason.
+    fn serves(&self, glance: &Glance, facts: &ModelFacts) -> bool {
+        facts.chat_tools != Some(false) || glance.tools.is_none()
+    }
+
+    fn nearest(&self) -> &'static [&'static str] {
+        &["responses", "messages"]
+    }
+
+    fn own_prefixes(&self) -> &'static [&'static str] {
+        &["openai-", "x-stainless-"]
     }
 
     fn glance(

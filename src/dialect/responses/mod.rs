@@ -1,17 +1,20 @@
 //! OpenAI's Responses, as OpenAI, vLLM, SGLang, llama.cpp and others speak it. Errors, limits, keys and
 //! lists of models are those of OpenAI's other API.
 
+pub mod codec;
 mod failure;
 mod stream;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
-use self::stream::ResponseEvents;
+use self::{codec::ResponsesCodec, stream::ResponseEvents};
 use super::{
     body::{self, BadSwitch, Field},
+    counting::Counting,
     document::{self, DocumentMeter, Shape},
     glance::{Glance, Want},
+    hub::Codec,
     language::Dialect,
     limit_headers::LimitHeaders,
     meter::{Meter, Metering},
@@ -36,13 +39,22 @@ static OPERATIONS: [Operation; 6] = [
         allow: "POST",
         kind: Kind::Inference { generates: false },
     },
-    Operation { path: "/v1/responses/input_tokens", allow: "POST", kind: Kind::CountTokens },
+    Operation { path: INPUT_TOKENS, allow: "POST", kind: Kind::CountTokens },
     Operation { path: "/v1/responses/{id}", allow: "GET, DELETE", kind: Kind::Stored },
     Operation { path: "/v1/responses/{id}/cancel", allow: "POST", kind: Kind::Stored },
     Operation { path: "/v1/responses/{id}/input_items", allow: "GET", kind: Kind::Stored },
 ];
 
 const RESPONSES: &str = "/v1/responses";
+const INPUT_TOKENS: &str = "/v1/responses/input_tokens";
+
+static COUNTING: Counting = Counting {
+    codec: &ResponsesCodec,
+    read: ResponsesCodec::read_request,
+    members: &["model", "input", "instructions", "tools", "tool_choice", "text", "reasoning"],
+    count: "input_tokens",
+    object: Some("response.input_tokens"),
+};
 
 impl Dialect for Responses {
     fn name(&self) -> &'static str {
@@ -55,6 +67,27 @@ impl Dialect for Responses {
 
     fn usual_path(&self) -> &'static str {
         RESPONSES
+    }
+
+    fn codec(&self, operation: &Operation) -> Option<&'static dyn Codec> {
+        match operation.path {
+            RESPONSES => Some(&ResponsesCodec),
+            INPUT_TOKENS => Some(&COUNTING),
+            _ => None,
+        }
+    }
+
+    fn counter(&self, _tokenizes: bool) -> Option<(&'static str, &'static Counting)> {
+        Some((INPUT_TOKENS, &COUNTING))
+    }
+
+    /// Messages keep the state of reasoning, Chat does not.
+    fn nearest(&self) -> &'static [&'static str] {
+        &["messages", "chat"]
+    }
+
+    fn own_prefixes(&self) -> &'static [&'static str] {
+        &["openai-", "x-stainless-", "originator", "session-id", "session_id", "thread-id"]
     }
 
     fn glance(

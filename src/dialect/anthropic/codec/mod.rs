@@ -21,10 +21,11 @@ mod words;
 mod write;
 mod write_tools;
 
-pub use self::{answer::broken_call, words::LANGUAGE};
+pub use self::words::LANGUAGE;
 use crate::dialect::hub::{
     Codec, Decode, Encode, Event, Exchange, Losses, Refused, Request, Response, StreamFault,
-    Target, target::Traits,
+    Target,
+    target::{Traits, Words},
 };
 
 /// What Messages can say.
@@ -51,7 +52,18 @@ pub const TRAITS: Traits = Traits {
     parallel_tools: true,
     modalities: false,
     cache_marks: true,
+    prefill: true,
     least_output: 1,
+    words: Words {
+        max_output: "max_tokens",
+        stop: "stop_sequences",
+        effort: "output_config.effort",
+        verbosity: "verbosity",
+        user: "metadata.user_id",
+        parallel_tools: "tool_choice.disable_parallel_tool_use",
+        logprobs: "logprobs",
+        state: "signature",
+    },
 };
 
 /// The codec of Messages.
@@ -63,7 +75,7 @@ impl MessagesCodec {
     ///
     /// # Errors
     /// As [`Codec::read`].
-    pub fn read_count(&self, body: &str) -> Result<Request, Refused> {
+    pub fn read_count(body: &str) -> Result<Request, Refused> {
         read::request(body, read::Purpose::Count)
     }
 }
@@ -100,6 +112,10 @@ impl Codec for MessagesCodec {
 
     fn write_answer(&self, response: &Response, exchange: &Exchange) -> String {
         answer::write(response, exchange)
+    }
+
+    fn objection(&self, response: &Response) -> Option<StreamFault> {
+        answer::broken_call(response)
     }
 
     fn read_error(&self, status: u16, body: &str) -> StreamFault {

@@ -122,8 +122,11 @@ impl Dropper<'_> {
         if ext.language == self.to.name {
             return;
         }
-        for (name, value) in std::mem::take(&mut ext.members) {
-            if HARMLESS.contains(&name.as_str()) || value.as_str() == "null" {
+        ext.defaults.clear();
+        let said: Vec<String> = ext.said().map(str::to_owned).collect();
+        ext.members.clear();
+        for name in said {
+            if HARMLESS.contains(&name.as_str()) {
                 continue;
             }
             let path = if path.is_empty() { name } else { format!("{path}.{name}") };

@@ -27,7 +27,8 @@ mod write_messages;
 
 use crate::dialect::hub::{
     Codec, Decode, Encode, Event, Exchange, Losses, Refused, Request, Response, StreamFault,
-    Target, target::Traits,
+    Target,
+    target::{Traits, Words},
 };
 
 /// What Chat can say. Words that only some of its servers know are kept from the others by
@@ -56,12 +57,33 @@ pub const TRAITS: Traits = Traits {
     parallel_tools: true,
     modalities: true,
     cache_marks: true,
+    prefill: true,
     least_output: 1,
+    words: Words {
+        max_output: "max_tokens",
+        stop: "stop",
+        effort: "reasoning_effort",
+        verbosity: "verbosity",
+        user: "user",
+        parallel_tools: "parallel_tool_calls",
+        logprobs: "logprobs",
+        state: "reasoning_details",
+    },
 };
 
 /// Chat Completions.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ChatCodec;
+
+impl ChatCodec {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// As [`Codec::read`].
+    pub fn read_request(body: &str) -> Result<Request, Refused> {
+        read::request(body)
+    }
+}
 
 impl Codec for ChatCodec {
     fn traits(&self) -> &'static Traits {

@@ -51,14 +51,15 @@ const CAPTURES: [(&str, &str); 26] = captures![
 
 /// Requests of agents and SDKs, and one with everything.
 const OTHERS: [&str; 5] = [
-    include_str!("../../../../tests/fixtures/translate/chat/opencode-001.json"),
-    include_str!("../../../../tests/fixtures/translate/chat/opencode-002.json"),
-    include_str!("../../../../tests/fixtures/translate/chat/agents-001.json"),
+    include_str!("../../../../tests/fixtures/translate/chat/opencode-001.request.json"),
+    include_str!("../../../../tests/fixtures/translate/chat/opencode-002.request.json"),
+    include_str!("../../../../tests/fixtures/translate/chat/agents-001.request.json"),
     EVERYTHING,
     r#"{"messages":[],"user":"u","stop":"x","stream":false,"logprobs":false,"seed":null,"x":null}"#,
 ];
 
-const EVERYTHING: &str = include_str!("../../../../tests/fixtures/translate/chat/everything.json");
+const EVERYTHING: &str =
+    include_str!("../../../../tests/fixtures/translate/chat/everything.request.json");
 
 /// A server that takes all that Chat has, and changes nothing.
 fn faithful() -> Target {

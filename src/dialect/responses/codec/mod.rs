@@ -23,7 +23,7 @@ mod traits;
 mod write;
 mod write_items;
 
-pub use self::traits::{NAME, TRAITS};
+pub use self::traits::TRAITS;
 use crate::dialect::{
     hub::{
         Codec, Decode, Encode, Event, Exchange, Losses, Refused, Request, Response, StreamFault,
@@ -34,6 +34,16 @@ use crate::dialect::{
 
 /// The codec of Responses.
 pub struct ResponsesCodec;
+
+impl ResponsesCodec {
+    /// Reads a request, for an answer or to count its tokens.
+    ///
+    /// # Errors
+    /// As [`Codec::read`].
+    pub fn read_request(body: &str) -> Result<Request, Refused> {
+        read::request(body)
+    }
+}
 
 impl Codec for ResponsesCodec {
     fn traits(&self) -> &'static Traits {

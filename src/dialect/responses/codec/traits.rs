@@ -1,6 +1,6 @@
 //! What Responses can say.
 
-use crate::dialect::hub::target::Traits;
+use crate::dialect::hub::target::{Traits, Words};
 
 /// The language's name.
 pub const NAME: &str = "responses";
@@ -30,5 +30,16 @@ pub const TRAITS: Traits = Traits {
     parallel_tools: true,
     modalities: false,
     cache_marks: true,
+    prefill: false,
     least_output: 16,
+    words: Words {
+        max_output: "max_output_tokens",
+        stop: "stop",
+        effort: "reasoning.effort",
+        verbosity: "text.verbosity",
+        user: "user",
+        parallel_tools: "parallel_tool_calls",
+        logprobs: "top_logprobs",
+        state: "encrypted_content",
+    },
 };

@@ -3,10 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::dialect::{
-    anthropic::codec::broken_call,
-    hub::{Class, Part, PartKind, Start, request::ToolKind},
-};
+use crate::dialect::hub::{Class, Codec as _, Part, PartKind, Start, request::ToolKind};
 
 fn events(body: &str) -> Vec<Event> {
     translator::answer(&CODEC, body, &exchange(LANGUAGE)).unwrap_or_else(|e| panic!("{e:?}"))
@@ -140,11 +137,11 @@ fn a_call_that_is_not_whole_is_never_run() {
         let events = call(text, StopReason::EndTurn);
         let error = client(&events).error.unwrap();
         assert_eq!(error["type"], "api_error", "{text}");
-        assert!(broken_call(&folded(&events)).is_some());
+        assert!(CODEC.objection(&folded(&events)).is_some());
         let cut = call(text, StopReason::MaxTokens);
         let message = client(&cut);
         assert_eq!((message.error, &message.stop["stop_reason"]), (None, &"max_tokens".into()));
-        assert!(broken_call(&folded(&cut)).is_none());
+        assert!(CODEC.objection(&folded(&cut)).is_none());
         let document = translator::document(&CODEC, &cut, &exchange("chat"));
         let document: Value = serde_json::from_str(&document).unwrap();
         assert_eq!(document["content"], json!([{"type": "text", "text": ""}]));

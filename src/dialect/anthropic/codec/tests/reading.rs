@@ -41,7 +41,7 @@ fn captured_requests_come_back_as_they_were() {
     }
     let count = fixture!("vllm_count_tokens.request.json");
     assert_eq!(refusal(count).path, "max_tokens");
-    let request = CODEC.read_count(count).unwrap();
+    let request = MessagesCodec::read_count(count).unwrap();
     let out = CODEC.write(&request, &Target::default(), &mut Losses::default()).unwrap();
     assert!(same(&json(count.trim()), &json(&out)));
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::super::{NAME, ResponsesCodec};
+use super::super::{ResponsesCodec, traits::NAME};
 use crate::dialect::hub::{
     Codec, Losses, Part, Request, Role, Target,
     request::{Format, MediaSource, Text, Tool, ToolChoice, ToolKind},
@@ -40,8 +40,8 @@ fn captured_requests_are_restored() {
         include_str!("../../../../../tests/fixtures/vllm/responses_stream.req"),
         include_str!("../../../../../tests/fixtures/llamacpp/responses.req"),
         include_str!("../../../../../tests/fixtures/llamacpp/responses_stream.req"),
-        include_str!("../../../../../tests/fixtures/translate/responses/codex-first.json"),
-        include_str!("../../../../../tests/fixtures/translate/responses/codex-tools.json"),
+        include_str!("../../../../../tests/fixtures/translate/responses/codex-first.request.json"),
+        include_str!("../../../../../tests/fixtures/translate/responses/codex-tools.request.json"),
     ] {
         restored(&body(&format!("\n{capture}")));
     }

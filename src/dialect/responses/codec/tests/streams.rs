@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::super::{NAME, ResponsesCodec};
+use super::super::{ResponsesCodec, traits::NAME};
 use crate::dialect::hub::{
     Class, Codec, Event, Exchange, Json, Part, PartKind, Response, Start, StopReason, StreamFault,
     Translator, Usage,
@@ -17,9 +17,9 @@ use crate::dialect::hub::{
 const VLLM: &str = include_str!("../../../../../tests/fixtures/vllm/responses_stream.txt");
 const LLAMACPP: &str = include_str!("../../../../../tests/fixtures/llamacpp/responses_stream.txt");
 const EVERY_ITEM: &str =
-    include_str!("../../../../../tests/fixtures/translate/responses/every-item.sse");
+    include_str!("../../../../../tests/fixtures/translate/responses/every-item.answer.sse");
 const RAW: &str =
-    include_str!("../../../../../tests/fixtures/translate/responses/raw-reasoning.sse");
+    include_str!("../../../../../tests/fixtures/translate/responses/raw-reasoning.answer.sse");
 
 fn streams() -> Vec<&'static str> {
     vec![stream(VLLM), stream(LLAMACPP), EVERY_ITEM, RAW]

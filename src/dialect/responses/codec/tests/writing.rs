@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    super::{NAME, ResponsesCodec},
+    super::{ResponsesCodec, traits::NAME},
     requests::write,
 };
 use crate::dialect::hub::{

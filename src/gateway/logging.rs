@@ -145,11 +145,10 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
     }
     // Counters begin at 0 again after the last number: one absurd answer must not bring them there.
     let sane = |tokens: u64| tokens.min(1 << 40);
-    let (prompt, completion) = (sane(summary.counts.prompt), sane(summary.counts.completion));
     let named = |model: &str| ctx.snapshot.router.names(model);
-    metrics.tokens.count(ctx.request.model.as_deref(), prompt, completion, named);
+    metrics.tokens.count(ctx.request.model.as_deref(), &summary.counts, named);
     if let Some(endpoint) = endpoint(ctx) {
-        endpoint.meter(prompt, completion);
+        endpoint.meter(sane(summary.counts.prompt), sane(summary.counts.completion));
     }
 }
 

@@ -14,10 +14,11 @@ use crate::{base::Rejection, route::Route, runtime::owners::Owner};
 /// # Errors
 /// 404 if no backend is known to have it for this caller.
 pub async fn begin(session: &mut Session, ctx: &mut Ctx) -> Result<(), Stop> {
+    // Whose it is, is known of the caller whom the decision lets in.
+    auth::decide(session, ctx).await?;
     let id = asked(session, ctx);
     let owner = find(ctx, &id)?;
     ctx.request.model = owner.model.as_deref().map(str::to_owned);
-    auth::decide(session, ctx).await?;
     ctx.route =
         route_to(ctx, owner.endpoint).ok_or_else(|| Rejection::unknown_response(&id))?.into();
     admission::admit(session, ctx, None).await?;

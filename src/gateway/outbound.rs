@@ -74,7 +74,7 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
     let translated = ctx.attempt.as_ref().and_then(|attempt| attempt.translated.clone());
     let translated = translated.as_deref();
     address(request, backend, translated)?;
-    let length = for_backend(ctx).len();
+    let length = ctx.request.is_inference().then(|| for_backend(ctx).len());
     head::edit_request(request, |fields| {
         remove_clients_own(fields, ctx, backend);
         if let Some(translated) = translated.filter(|translated| translated.answer.is_some()) {
@@ -94,7 +94,9 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
             identify(fields, ctx);
         }
         instruct(fields, ctx, backend);
-        fields.insert(header::CONTENT_LENGTH, length.into());
+        if let Some(length) = length {
+            fields.insert(header::CONTENT_LENGTH, length.into());
+        }
     })
 }
 
@@ -187,6 +189,10 @@ fn identify(fields: &mut HeaderMap, ctx: &Ctx) {
 /// # Errors
 /// If what a client sends after its document is too long, or takes too long.
 pub fn body(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut Ctx) -> Result<()> {
+    if !ctx.request.is_inference() {
+        // It was not read, and there is none as a rule.
+        return Ok(());
+    }
     let sent = ctx.attempt.as_mut().map(|attempt| &mut attempt.sent_body);
     if sent.is_some_and(|sent| !std::mem::replace(sent, true)) {
         *body = Some(for_backend(ctx));

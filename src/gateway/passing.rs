@@ -29,8 +29,9 @@ const LONGEST_RENAMED: usize = 8 * 1024 * 1024;
 /// backend is tried in its place.
 const LONGEST_ERROR: usize = 1024 * 1024;
 
-/// Bytes of a stream without content that are held back at most.
-const LONGEST_SILENCE: usize = 64 * 1024;
+/// Bytes of a stream without content that are held back at most. A stream of Responses begins with all
+/// of its request twice.
+const LONGEST_SILENCE: usize = 512 * 1024;
 
 /// Takes the next piece; what is put back goes to the client.
 ///

@@ -239,7 +239,7 @@ fn a_vendors_tools_are_dropped_unless_they_are_demanded() {
     };
     let own = Tool::Function(Function { name: "f".into(), ..Function::default() });
     let (out, _, losses) = with(vec![vendor("web_search"), own.clone()], None).unwrap();
-    assert_eq!((out.tools, paths(&losses)), (vec![own.clone()], vec!["tools[0]"]));
+    assert_eq!((out.tools, paths(&losses)), (vec![own.clone()], vec!["tools[0]:web_search"]));
     let named = ToolChoice::Named { name: "web_search".into(), kind: ToolKind::Function };
     for (tools, choice) in [
         (vec![vendor("web_search"), own.clone()], Some(named)),

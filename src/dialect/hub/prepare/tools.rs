@@ -60,8 +60,10 @@ fn drop_vendor_tools(
             let why = "models of other vendors do not know its format";
             refused = Some(Refused::new(vendor.path.clone(), why));
         }
-        losses.add(vendor.path.clone(), format!("`{}` is run by another vendor", vendor.kind));
-        dropped.push(vendor.name.clone().unwrap_or_else(|| vendor.kind.clone()));
+        let name = vendor.name.clone().unwrap_or_else(|| vendor.kind.clone());
+        let why = format!("`{}` is run by another vendor", vendor.kind);
+        losses.add(format!("{}:{name}", vendor.path), why);
+        dropped.push(name);
         false
     });
     if let Some(refused) = refused {

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
-use super::{attempts, ctx::Ctx, deferred_head, end::End, settlement};
+use super::{attempts, ctx::Ctx, deferred_head, end::End, settlement, stored};
 use crate::{
     balance::Endpoint,
     base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret::Masked},
@@ -45,6 +45,7 @@ pub fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         now,
         arrived: now - duration,
     };
+    stored::note(session, ctx);
     count(session, ctx, &summary);
     if let Some((side, reason)) = blame(error, ctx, summary.outcome) {
         ctx.carry.metrics.errors.with_label_values(&[side.word(), reason]).inc();

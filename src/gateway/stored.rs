@@ -1,21 +1,24 @@
 //! Responses that a backend has stored: requests for them, and requests that refer to them, go to the
 //! backend that has them, and only for the caller who has got them.
 
+use std::sync::Arc;
+
 use http::Method;
 use pingora_proxy::Session;
 
 use super::{admission, auth, ctx::Ctx, stop::Stop};
-use crate::{base::Rejection, runtime::owners::Owner};
+use crate::{base::Rejection, route::Route, runtime::owners::Owner};
 
 /// A request for a stored response: it is passed on to the backend that has it.
 ///
 /// # Errors
 /// 404 if no backend is known to have it for this caller.
 pub async fn begin(session: &mut Session, ctx: &mut Ctx) -> Result<(), Stop> {
+    // Whose it is, is known of the caller whom the decision lets in.
+    auth::decide(session, ctx).await?;
     let id = asked(session, ctx);
     let owner = find(ctx, &id)?;
     ctx.request.model = owner.model.as_deref().map(str::to_owned);
-    auth::decide(session, ctx).await?;
     ctx.route =
         route_to(ctx, owner.endpoint).ok_or_else(|| Rejection::unknown_response(&id))?.into();
     admission::admit(session, ctx, None).await?;
@@ -27,11 +30,22 @@ pub async fn begin(session: &mut Session, ctx: &mut Ctx) -> Result<(), Stop> {
 /// A new response that continues a stored one is made by the same backend.
 ///
 /// # Errors
-/// 404 if no backend is known to have that one for this caller.
+/// 400 if no backend is known to have that one for this caller, or if it does not serve the model.
 pub fn bind(ctx: &mut Ctx, id: &str) -> Result<(), Rejection> {
-    let owner = find(ctx, id)?;
+    let unknown = |_| Rejection::unknown_previous_response(id);
+    let owner = find(ctx, id).map_err(unknown)?;
+    let mut pools = ctx.route.iter().flat_map(|route| route.pools());
+    if !pools.any(|pool| has(ctx, pool, owner.endpoint)) {
+        return Err(Rejection::unknown_previous_response(id));
+    }
+    drop(pools);
     ctx.retry.bind(owner.endpoint);
     Ok(())
+}
+
+/// The pool has this backend.
+fn has(ctx: &Ctx, pool: usize, endpoint: u32) -> bool {
+    ctx.snapshot.pools[pool].members().any(|(member, _)| member.id == endpoint)
 }
 
 /// Notes what became of the request: a response that was stored, or one that was deleted.
@@ -73,10 +87,9 @@ fn find(ctx: &Ctx, id: &str) -> Result<Owner, Rejection> {
 }
 
 /// A route on which this backend is found.
-fn route_to(ctx: &Ctx, endpoint: u32) -> Option<std::sync::Arc<crate::route::Route>> {
-    let has = |pool: usize| ctx.snapshot.pools[pool].members().any(|(e, _)| e.id == endpoint);
+fn route_to(ctx: &Ctx, endpoint: u32) -> Option<Arc<Route>> {
     let mut routes = ctx.snapshot.router.routes();
-    routes.find(|route| route.pools().any(has)).cloned()
+    routes.find(|route| route.pools().any(|pool| has(ctx, pool, endpoint))).cloned()
 }
 
 /// Whose a response is: the user's, or the key's if it has no user.

@@ -415,8 +415,8 @@ fn other_mistakes() {
         ),
         ("backends: [{url: \"http://x\", enabled: false}]\n", "every backend is disabled"),
         (
-            "backends: [{url: \"http://x\", protocol: anthropic}]\n",
-            "backends[0].protocol: `anthropic` is not available in this version",
+            "backends: [{url: \"http://x\", protocol: klingon}]\n",
+            "backends[0].protocol: `klingon` is not available in this version",
         ),
         (
             "backends: [{url: \"http://x\"}]\nrouting: {load_balance_strategy: fastest}\n",

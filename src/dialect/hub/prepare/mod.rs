@@ -5,6 +5,8 @@
 mod history;
 mod limits;
 mod reasoning;
+#[cfg(test)]
+mod tests;
 mod tools;
 
 use super::{

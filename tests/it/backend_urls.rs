@@ -154,6 +154,10 @@ fn check_shows_the_endpoints() {
         text.push_str(&format!("  - {{url: \"http://engine{path}\", name: b{i}{more}}}\n"));
     }
     text.push_str(
+        "  - {url: \"http://a\", name: claude, vendor: anthropic, api_key: sk-VERYSECRET}
+  - {url: \"http://b/x\", name: own, languages: [responses, chat]}\n",
+    );
+    text.push_str(
         "  - {url: \"https://h/v1?key=sk-VERYSECRET&api-version=3\", name: last, api_key: sk-VERYSECRET, auth_header: api-key, proxy: \"http://me:sk-VERYSECRET@proxy:3128\"}\n",
     );
     let output = check(&text, &[]);
@@ -163,6 +167,8 @@ fn check_shows_the_endpoints() {
         let line = format!("  b{i}: POST http://engine{shown}\n");
         assert!(printed.contains(&line), "{line} in\n{printed}");
     }
+    let others = "  claude: POST http://a/v1/messages, key in `x-api-key`\n  own: POST http://b/x/v1/responses\n";
+    assert!(printed.contains(others), "{printed}");
     let last = "  last: POST https://h/v1/chat/completions?key=...&api-version=3, key in `api-key`, proxy proxy:3128\n";
     assert!(printed.ends_with(last), "{printed}");
     assert!(!printed.contains("VERYSECRET"), "{printed}");

@@ -341,7 +341,7 @@ unknown: 1
         "line 5: backends[0].modles: unknown key `modles` (hint: did you mean `models`?)",
         "line 7: backends[1].weight: is a string, not u32",
         "line 8: backends[2]: missing field `url`",
-        "line 9: backends[3].url: `/messages` is an endpoint that the gateway does not call (hint: ",
+        "line 9: backends[3].url: `/messages` is an endpoint, not the base of an API (hint: ",
         "line 11: timeouts.connect: `5` has no unit; write `5s` for seconds or `5ms`",
         "line 12: timeouts.first_bite: unknown key `first_bite` (hint: did you mean `first_byte`?)",
         "line 14: server.max_body_size: `lots` is not a size; write `64KiB` or `32MiB`",

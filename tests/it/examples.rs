@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use llmproxy::sim::{Fail, Sim};
+use llmproxy::sim::{Fail, Language, Sim};
 
 use super::support::{
     Client, Gateway, chat, eventually, free_address,
@@ -210,6 +210,29 @@ async fn model_aliases_are_served() {
         assert_eq!(answered(&gateway, &[model]).await, [(200, model.to_owned())]);
     }
     assert_eq!(answered(&gateway, &["llama"]).await[0].0, 404);
+}
+
+#[tokio::test]
+async fn an_engine_is_reached_in_every_language() {
+    let engine = sim_with(|b| b.languages = vec![Language::Chat]).await;
+    let gateway = Gateway::example("languages", &[("BACKEND_URL", engine.url())]).await;
+    let mut client = gateway.client().await;
+    for (path, body, member, kind) in [
+        (
+            "/v1/messages",
+            r#"{"model":"claude-sonnet-5","max_tokens":50,"messages":[{"role":"user","content":"Hello"}]}"#,
+            "type",
+            "message",
+        ),
+        ("/v1/responses", r#"{"model":"sim-model","input":"Hello"}"#, "object", "response"),
+    ] {
+        let answer = client.ask(path, body).await;
+        assert_eq!((answer.status, &answer.json()[member]), (200, &kind.into()), "{path}");
+    }
+    client
+        .send(b"GET /v1/models HTTP/1.1\r\nHost: g\r\nanthropic-version: 2023-06-01\r\n\r\n")
+        .await;
+    assert_eq!(client.answer().await.json()["data"][0]["type"], "model");
 }
 
 async fn aliases() -> (Gateway, Sim, Sim) {

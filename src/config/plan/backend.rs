@@ -88,9 +88,11 @@ impl BackendPlan {
         format!("{scheme}://{}", self.authority.to_str().unwrap_or_default())
     }
 
-    /// The URL of a chat request and how the key is sent, without secrets.
+    /// The URL of a request in its first language and how the key is sent, without secrets.
     pub fn called(&self) -> String {
-        let mut line = format!("POST {}{}/chat/completions", self.origin(), self.base.api);
+        let usual = self.languages.first().usual_path();
+        let endpoint = usual.strip_prefix("/v1").unwrap_or(usual);
+        let mut line = format!("POST {}{}{endpoint}", self.origin(), self.base.api);
         if let Some(query) = &self.base.query {
             line.push('?');
             line.push_str(&base_path::shown_query(query));

@@ -22,7 +22,8 @@ const ENDPOINTS: [&str; 4] = ["/chat/completions", "/completions", "/embeddings"
 /// Endpoints that are recognised without a version in front of them: no prefix has such a name.
 const UNMISTAKABLE: [&str; 2] = ["/chat/completions", "/completions"];
 
-/// Endpoints that the gateway does not call.
+/// Endpoints that are refused at the end of a URL: those of other APIs, and those of languages that
+/// only `languages` gives to a backend.
 const FOREIGN: [&str; 7] = [
     "/responses",
     "/messages",
@@ -56,7 +57,7 @@ impl BasePath {
             && versioned.is_some()
             && let Some(other) = FOREIGN.iter().find(|other| path.ends_with(**other))
         {
-            return Err(format!("`{other}` is an endpoint that the gateway does not call"));
+            return Err(format!("`{other}` is an endpoint, not the base of an API"));
         }
         let deployment = deployment(path);
         let own = versioned.or(deployment);

@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::{CODECS, Fixture, exchange, fixtures, others, stream, target};
+use super::{
+    CODECS, ChatCodec, Fixture, MessagesCodec, ResponsesCodec, exchange, fixtures, others, stream,
+    target,
+};
 use crate::dialect::hub::{
     Codec, Event, Json, Losses, Part, Request, Role, StreamFault, Target, Turn, prepare,
     request::{Function, Text, Tool, ToolCall, ToolKind, ToolResult},
@@ -324,4 +327,29 @@ fn written(request: &Request, from: &dyn Codec, to: &dyn Codec) -> Result<Vec<St
     let list = object.get("messages").or_else(|| object.get("input")).ok_or("no list")?;
     let list = Json::of(list);
     Ok(list.array().ok_or("no array")?.iter().map(|raw| raw.get().to_owned()).collect())
+}
+
+/// A model that is to call a tool which its vendor runs would answer without it.
+#[test]
+fn a_choice_of_a_tool_that_is_dropped_is_refused() {
+    let translate = |choice: &str, more: &str, to: &dyn Codec| {
+        let body = format!(
+            r#"{{"model":"m","input":"x","background":false,"tool_choice":{choice},"tools":[{{"type":"web_search"}}{more}]}}"#
+        );
+        let request = ResponsesCodec.read(&body).unwrap();
+        prepare::translate(request, ResponsesCodec.traits(), to, &target())
+    };
+    let function = r#",{"type":"function","name":"f","parameters":{}}"#;
+    for to in [&ChatCodec as &dyn Codec, &MessagesCodec] {
+        for more in ["", function] {
+            for choice in [r#"{"type":"web_search"}"#, r#"{"type":"mcp","server_label":"s"}"#] {
+                let refused = translate(choice, more, to).unwrap_err();
+                assert_eq!(refused.path, "tool_choice", "{choice} {more}");
+            }
+            let lost = translate(r#""auto""#, more, to).unwrap().losses;
+            assert_eq!(lost.paths(), ["tools[0]"], "{more}");
+        }
+        assert!(translate(r#""required""#, "", to).is_err());
+        assert!(translate(r#""required""#, function, to).is_ok());
+    }
 }

@@ -28,9 +28,11 @@ const KEY: &str = "sk-first-000000001";
 const REQUESTS: [&str; 3] = ["order-17", "req_0f3a5d7c9b1e24680f3a5d7c9b1e2468", "third"];
 
 /// Programs that are not run here: only the files of the repository that they name must be there.
-const ELSEWHERE: [&str; 15] = [
+const ELSEWHERE: [&str; 17] = [
     "cargo",
     "cd",
+    "claude",
+    "codex",
     "cp",
     "docker",
     "git",
@@ -126,6 +128,8 @@ impl Stage {
         fs::copy(root().join("lua/balance.lua"), gateway.path("lua/mine.lua")).unwrap();
         let old = root().join("tests/fixtures/seeds/v0.5-small.yaml");
         fs::copy(old, gateway.path("old.yaml")).unwrap();
+        // Some commands are for a clone of the repository.
+        symlink(root().join("tests"), gateway.path("tests")).unwrap();
         let stage = Self {
             gateway,
             sims,

@@ -99,9 +99,10 @@ fn refuse_foreign_state(request: &Request) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Members that mean nothing to anyone else, and whose absence changes nothing.
-const HARMLESS: [&str; 6] =
-    ["client_metadata", "include", "truncation", "id", "status", "stream_options"];
+/// Members that mean nothing to anyone else, and whose absence changes nothing. Where `background` is
+/// true it has been refused before.
+const HARMLESS: [&str; 7] =
+    ["background", "client_metadata", "include", "truncation", "id", "status", "stream_options"];
 
 /// Members that have no word in the hub belong to the language that they came in.
 fn drop_extensions(request: &mut Request, to: &Traits, losses: &mut Losses) {

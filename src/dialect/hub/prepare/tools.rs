@@ -74,6 +74,8 @@ fn drop_vendor_tools(
     }
     let named = match &request.tool_choice {
         Some(ToolChoice::Named { name, .. }) => dropped.contains(name),
+        // Another choice than of a function is one of such a tool.
+        Some(ToolChoice::Other { language, .. }) => *language != to.name,
         choice => request.tools.is_empty() && is_forced(choice.as_ref()),
     };
     if named {

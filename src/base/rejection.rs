@@ -212,6 +212,18 @@ impl Rejection {
         Self::new(404, RejectionKind::NotFound, message).param("id").code("response_not_found")
     }
 
+    /// 400: no backend of the model is known to have stored the response that a new one continues.
+    pub fn unknown_previous_response(id: &str) -> Self {
+        let shown: String = id.chars().take(200).collect();
+        let message = format!(
+            "Previous response with id '{shown}' not found: no backend of this model is known to have \
+             stored it for you"
+        );
+        Self::new(400, RejectionKind::InvalidRequest, message)
+            .param("previous_response_id")
+            .code("previous_response_not_found")
+    }
+
     /// 413: the body is larger than `limit` bytes.
     pub fn body_too_large(limit: u64) -> Self {
         let mut rejection = Self::new(

@@ -5,17 +5,24 @@ use std::ops::AddAssign;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Token counts as an engine reported them.
+/// Token counts as an engine reported them. `prompt` and `completion` include their parts; a part
+/// that is `None` was not reported, which is not 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenCounts {
     pub prompt: u64,
     pub completion: u64,
     /// As the engine reported it (embeddings report only this and `prompt`).
     pub total: u64,
-    /// Prompt tokens that the engine had in its cache; `None`: not reported.
+    /// Prompt tokens that were read from a cache.
     pub cached: Option<u64>,
-    /// Completion tokens that were reasoning; `None`: not reported.
+    /// Prompt tokens that were written to a cache.
+    pub cache_write: Option<u64>,
+    /// Completion tokens that were reasoning.
     pub reasoning: Option<u64>,
+    /// Prompt tokens that were audio.
+    pub audio_prompt: Option<u64>,
+    /// Completion tokens that were audio.
+    pub audio_completion: Option<u64>,
 }
 
 /// What a request has used of its key's quota and balance.

@@ -19,7 +19,10 @@ pub struct Said {
     input: Option<u64>,
     output: Option<u64>,
     cached: Option<u64>,
+    cache_write: Option<u64>,
     reasoning: Option<u64>,
+    audio_prompt: Option<u64>,
+    audio_completion: Option<u64>,
     /// Elsewhere than in the objects with details, which win.
     cached_beside: Option<u64>,
     reasoning_beside: Option<u64>,
@@ -62,33 +65,48 @@ impl Said {
 
     /// What is only of interest if it can be read.
     fn detail(&mut self, name: &[u8], text: &[u8]) {
-        let of = |name: &str| {
-            let member = json::find(text, name)?;
-            number(text.get(member.value)?).ok().flatten()
-        };
-        // Anthropic's reasoning is thinking.
-        let reasoning = || of("reasoning_tokens").or_else(|| of("thinking_tokens"));
-        let (field, found) = match name {
-            b"total_tokens" => (&mut self.total, number(text).ok().flatten()),
-            b"prompt_tokens_details" | b"input_tokens_details" => {
-                (&mut self.cached, of("cached_tokens"))
-            }
+        let field = match name {
+            b"prompt_tokens_details" | b"input_tokens_details" => return self.prompt_parts(text),
             b"completion_tokens_details" | b"output_tokens_details" => {
-                (&mut self.reasoning, reasoning())
+                return self.completion_parts(text);
             }
+            b"total_tokens" => &mut self.total,
             // Moonshot and DeepSeek.
-            b"cached_tokens" | b"prompt_cache_hit_tokens" => {
-                (&mut self.cached_beside, number(text).ok().flatten())
-            }
+            b"cached_tokens" | b"prompt_cache_hit_tokens" => &mut self.cached_beside,
             // SGLang.
-            b"reasoning_tokens" => (&mut self.reasoning_beside, number(text).ok().flatten()),
-            b"cache_read_input_tokens" => (&mut self.cache_read, number(text).ok().flatten()),
-            b"cache_creation_input_tokens" => {
-                (&mut self.cache_written, number(text).ok().flatten())
-            }
+            b"reasoning_tokens" => &mut self.reasoning_beside,
+            b"cache_read_input_tokens" => &mut self.cache_read,
+            b"cache_creation_input_tokens" => &mut self.cache_written,
             _ => return,
         };
-        set(field, found);
+        set(field, number(text).ok().flatten());
+    }
+
+    /// An object with the parts of the prompt.
+    fn prompt_parts(&mut self, details: &[u8]) {
+        for (name, count) in parts(details) {
+            match name {
+                b"cached_tokens" => set(&mut self.cached, count),
+                // The second is vLLM's.
+                b"cache_write_tokens" | b"created_cache_tokens" => {
+                    set(&mut self.cache_write, count);
+                }
+                b"audio_tokens" => set(&mut self.audio_prompt, count),
+                _ => {}
+            }
+        }
+    }
+
+    /// An object with the parts of the answer.
+    fn completion_parts(&mut self, details: &[u8]) {
+        for (name, count) in parts(details) {
+            match name {
+                // Anthropic's reasoning is thinking.
+                b"reasoning_tokens" | b"thinking_tokens" => set(&mut self.reasoning, count),
+                b"audio_tokens" => set(&mut self.audio_completion, count),
+                _ => {}
+            }
+        }
     }
 
     /// All of it as counts; `None` if nothing is counted.
@@ -98,16 +116,36 @@ impl Said {
             cache.fold(input, u64::saturating_add)
         });
         let (prompt, completion) = (self.prompt.or(input), self.completion.or(self.output));
-        let (prompt, completion) = (prompt.unwrap_or(0), completion.unwrap_or(0));
-        let total = match self.total {
-            None | Some(0) => prompt.saturating_add(completion),
-            Some(total) => total,
-        };
-        let cached = self.cached.or(self.cached_beside).or(self.cache_read);
+        let (prompt, mut completion) = (prompt.unwrap_or(0), completion.unwrap_or(0));
         let reasoning = self.reasoning.or(self.reasoning_beside);
+        let sum = prompt.saturating_add(completion);
+        let total = self.total.filter(|total| *total > 0).unwrap_or(sum);
+        let beside = reasoning.unwrap_or(0);
+        if beside > 0 && total == sum.saturating_add(beside) {
+            // xAI counts reasoning beside the answer, as its total shows.
+            completion = completion.saturating_add(beside);
+        }
         // Zeros alone are what is written before anything is known.
-        (total > 0).then_some(TokenCounts { prompt, completion, total, cached, reasoning })
+        (total > 0).then_some(TokenCounts {
+            prompt,
+            completion,
+            total,
+            cached: self.cached.or(self.cached_beside).or(self.cache_read),
+            cache_write: self.cache_write.or(self.cache_written),
+            reasoning,
+            audio_prompt: self.audio_prompt,
+            audio_completion: self.audio_completion,
+        })
     }
+}
+
+/// The members of an object with details; none if it is `null`. A count that cannot be read is
+/// `None`.
+fn parts(details: &[u8]) -> impl Iterator<Item = (&[u8], Option<u64>)> {
+    json::members(details, 0).map_while(Result::ok).map(|member| {
+        let count = number(&details[member.value]).ok().flatten();
+        (&details[member.key], count)
+    })
 }
 
 /// Sets a count, unless the new one is missing, or a zero after another.
@@ -148,8 +186,16 @@ pub fn after(old: Option<TokenCounts>, new: TokenCounts) -> TokenCounts {
     } else {
         prompt.saturating_add(completion).max(new.total)
     };
-    let (cached, reasoning) = (new.cached.or(old.cached), new.reasoning.or(old.reasoning));
-    TokenCounts { prompt, completion, total, cached, reasoning }
+    TokenCounts {
+        prompt,
+        completion,
+        total,
+        cached: new.cached.or(old.cached),
+        cache_write: new.cache_write.or(old.cache_write),
+        reasoning: new.reasoning.or(old.reasoning),
+        audio_prompt: new.audio_prompt.or(old.audio_prompt),
+        audio_completion: new.audio_completion.or(old.audio_completion),
+    }
 }
 
 /// The counts of several answers to one prompt: the prompt is the same in all.
@@ -162,7 +208,10 @@ pub fn sum(of: impl IntoIterator<Item = TokenCounts>) -> Option<TokenCounts> {
             completion,
             total: prompt.saturating_add(completion),
             cached: all.cached.max(one.cached),
+            cache_write: all.cache_write.max(one.cache_write),
             reasoning: both(all.reasoning, one.reasoning),
+            audio_prompt: all.audio_prompt.max(one.audio_prompt),
+            audio_completion: both(all.audio_completion, one.audio_completion),
         }
     })
 }
@@ -174,7 +223,10 @@ pub fn total(of: impl IntoIterator<Item = TokenCounts>) -> Option<TokenCounts> {
         completion: all.completion.saturating_add(one.completion),
         total: all.total.saturating_add(one.total),
         cached: both(all.cached, one.cached),
+        cache_write: both(all.cache_write, one.cache_write),
         reasoning: both(all.reasoning, one.reasoning),
+        audio_prompt: both(all.audio_prompt, one.audio_prompt),
+        audio_completion: both(all.audio_completion, one.audio_completion),
     })
 }
 
@@ -257,6 +309,111 @@ mod tests {
         ] {
             assert_eq!(details(text), (cached, reasoning), "{text}");
         }
+    }
+
+    #[test]
+    fn reads_writes_to_caches_and_audio() {
+        type Parts = (Option<u64>, Option<u64>, Option<u64>);
+        let parts = |text: &str| -> Parts {
+            let counts = read(text.as_bytes()).unwrap();
+            (counts.cache_write, counts.audio_prompt, counts.audio_completion)
+        };
+        for (text, expected) in [
+            (
+                r#"{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":4,"cache_write_tokens":5,"audio_tokens":3},
+                   "completion_tokens":7,"completion_tokens_details":{"audio_tokens":6,"reasoning_tokens":0}}"#,
+                (Some(5), Some(3), Some(6)),
+            ),
+            // vLLM.
+            (
+                r#"{"prompt_tokens":9,"prompt_tokens_details":{"created_cache_tokens":2,"cached_tokens":1}}"#,
+                (Some(2), None, None),
+            ),
+            // Responses.
+            (
+                r#"{"input_tokens":9,"input_tokens_details":{"cache_write_tokens":8,"cached_tokens":0},"output_tokens":2,"output_tokens_details":{}}"#,
+                (Some(8), None, None),
+            ),
+            (
+                r#"{"input_tokens":1,"cache_creation_input_tokens":8,"cache_read_input_tokens":2,"output_tokens":2}"#,
+                (Some(8), None, None),
+            ),
+            (
+                r#"{"prompt_tokens":9,"prompt_tokens_details":{"audio_tokens":-1,"cache_write_tokens":{}}}"#,
+                (None, None, None),
+            ),
+            (
+                r#"{"prompt_tokens":9,"prompt_tokens_details":[{"audio_tokens":1}],"audio_tokens":4}"#,
+                (None, None, None),
+            ),
+            (
+                r#"{"prompt_tokens":9,"prompt_tokens_details":{"audio_tokens":0},"completion_tokens_details":null}"#,
+                (None, Some(0), None),
+            ),
+        ] {
+            assert_eq!(parts(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn reasoning_beside_the_answer_is_added_if_the_total_contains_it() {
+        let usage = |total: &str| {
+            format!(
+                r#"{{"prompt_tokens":32,"completion_tokens":9,{total}
+                    "completion_tokens_details":{{"reasoning_tokens":100}}}}"#
+            )
+        };
+        // xAI.
+        assert_eq!(of(&usage(r#""total_tokens":141,"#)), Some((32, 109, 141)));
+        for total in [41, 140, 142] {
+            let text = usage(&format!(r#""total_tokens":{total},"#));
+            assert_eq!(of(&text), Some((32, 9, total)), "{text}");
+        }
+        assert_eq!(of(&usage("")), Some((32, 9, 41)));
+        // The same again, as streams repeat it.
+        let twice = after(
+            read(usage(r#""total_tokens":141,"#).as_bytes()),
+            read(usage(r#""total_tokens":141,"#).as_bytes()).unwrap(),
+        );
+        assert_eq!((twice.completion, twice.total, twice.reasoning), (109, 141, Some(100)));
+        let none =
+            r#"{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"reasoning_tokens":0}"#;
+        assert_eq!(of(none), Some((3, 2, 5)));
+    }
+
+    #[test]
+    fn answers_to_one_prompt_share_its_parts() {
+        let one = TokenCounts {
+            prompt: 10,
+            completion: 4,
+            total: 14,
+            cached: Some(3),
+            cache_write: Some(5),
+            reasoning: Some(1),
+            audio_prompt: Some(2),
+            audio_completion: Some(3),
+        };
+        let bare = TokenCounts { prompt: 10, completion: 6, total: 16, ..TokenCounts::default() };
+        let of_one = TokenCounts {
+            completion: 14,
+            total: 24,
+            reasoning: Some(2),
+            audio_completion: Some(6),
+            ..one
+        };
+        assert_eq!(sum([one, bare, one]), Some(of_one));
+        let of_all = TokenCounts {
+            prompt: 30,
+            completion: 14,
+            total: 44,
+            cached: Some(6),
+            cache_write: Some(10),
+            reasoning: Some(2),
+            audio_prompt: Some(4),
+            audio_completion: Some(6),
+        };
+        assert_eq!(total([one, bare, one]), Some(of_all));
+        assert_eq!(after(Some(one), bare), TokenCounts { completion: 6, total: 16, ..one });
     }
 
     #[test]

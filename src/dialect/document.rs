@@ -397,8 +397,20 @@ impl DocumentMeter {
     }
 }
 
+/// The id that stands first in a document, as the servers that store answers write it.
+fn first_id(piece: &[u8]) -> Option<Box<str>> {
+    let rest = piece.trim_ascii_start().strip_prefix(b"{")?.trim_ascii_start();
+    let rest = rest.strip_prefix(b"\"id\"")?.trim_ascii_start().strip_prefix(b":")?;
+    let text = rest.trim_ascii_start().strip_prefix(b"\"")?;
+    let end = memchr::memchr2(b'"', b'\\', text).filter(|end| text[*end] == b'"')?;
+    std::str::from_utf8(&text[..end]).ok().map(Into::into)
+}
+
 impl Meter for DocumentMeter {
     fn push(&mut self, piece: Bytes, seen: &mut Progress) -> Bytes {
+        if self.tap.shape == Shape::Response && !self.begun {
+            seen.stored = first_id(&piece);
+        }
         self.read(&piece);
         seen.documents = self.tap.documents();
         seen.aborted = self.tap.aborted();

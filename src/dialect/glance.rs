@@ -23,6 +23,8 @@ pub struct Glance {
     pub guarded: bool,
     /// Where the conversation stands: requests that share a prefix cache begin alike there.
     pub conversation: Option<Range<usize>>,
+    /// The response that the request continues, which a backend has stored.
+    pub continues: Option<String>,
     /// Where the tools stand, which engines put before the conversation.
     pub tools: Option<Range<usize>>,
     /// Where instructions stand that are no part of the conversation, and which engines put before it.

@@ -85,6 +85,8 @@ pub struct Progress {
     pub error: Option<Blame>,
     /// The model as the engine named it, if that is a name to keep.
     pub model: Option<Box<str>>,
+    /// The id of the answer, if its language lets backends store answers.
+    pub stored: Option<Box<str>>,
     /// Whole or begun documents of a plain answer.
     pub documents: u32,
     /// A chunk that is held back for what may belong to it, as it goes out if nothing does.

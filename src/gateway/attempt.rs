@@ -8,11 +8,11 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use pingora::http::ResponseHeader;
 
-use super::translate::TranslatedRequest;
+use super::translated::TranslatedRequest;
 use crate::{
     balance::{Endpoint, Lease, PickedBackend},
     base::{Fault, UsageSource},
-    dialect::{Passage, Progress, UsageRequest},
+    dialect::{Passage, Progress, Translation, UsageRequest},
 };
 
 /// One attempt. A retry replaces it whole.
@@ -122,10 +122,15 @@ impl Attempt {
     /// The status that the client sees.
     pub fn shown_status(&self) -> Option<u16> {
         let status = self.answer.status?;
-        Some(match &self.translated {
-            Some(translated) if status >= 400 => translated.answer.status(status),
+        Some(match self.translation() {
+            Some(translation) if status >= 400 => translation.status(status),
             _ => status,
         })
+    }
+
+    /// How its answer is translated; `None`: it is in the client's language.
+    pub fn translation(&self) -> Option<&Translation> {
+        self.translated.as_ref()?.answer.as_ref()
     }
 
     /// The first token of a stream has come at `now`, or the head of another answer.

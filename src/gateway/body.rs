@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use pingora::{Error, ErrorType, Result};
 use serde_json::Value;
 
-use super::translate::Translations;
+use super::translated::Translations;
 use crate::{
     config::choices::Engine,
     dialect::{Dialect, Glance, UsageRequest, Want},

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
 
-use super::{attempts, ctx::Ctx, deferred_head, end::End, settlement};
+use super::{attempts, ctx::Ctx, deferred_head, end::End, settlement, stored};
 use crate::{
     balance::Endpoint,
     base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret::Masked},
@@ -45,6 +45,7 @@ pub fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         now,
         arrived: now - duration,
     };
+    stored::note(session, ctx);
     count(session, ctx, &summary);
     if let Some((side, reason)) = blame(error, ctx, summary.outcome) {
         ctx.carry.metrics.errors.with_label_values(&[side.word(), reason]).inc();
@@ -145,11 +146,10 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
     }
     // Counters begin at 0 again after the last number: one absurd answer must not bring them there.
     let sane = |tokens: u64| tokens.min(1 << 40);
-    let (prompt, completion) = (sane(summary.counts.prompt), sane(summary.counts.completion));
     let named = |model: &str| ctx.snapshot.router.names(model);
-    metrics.tokens.count(ctx.request.model.as_deref(), prompt, completion, named);
+    metrics.tokens.count(ctx.request.model.as_deref(), &summary.counts, named);
     if let Some(endpoint) = endpoint(ctx) {
-        endpoint.meter(prompt, completion);
+        endpoint.meter(sane(summary.counts.prompt), sane(summary.counts.completion));
     }
 }
 

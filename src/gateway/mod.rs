@@ -6,6 +6,7 @@ mod attempt;
 mod attempts;
 mod auth;
 mod body;
+mod count;
 mod ctx;
 mod deferred_head;
 mod direct;
@@ -31,8 +32,10 @@ mod response;
 mod retry;
 mod settlement;
 mod stop;
+mod stored;
 mod timeline;
 mod translate;
+mod translated;
 mod wait;
 
 use std::{os::fd::RawFd, sync::Arc};

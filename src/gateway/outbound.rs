@@ -10,7 +10,7 @@ use super::{
     body::Shape,
     ctx::Ctx,
     reply::{JSON, REQUEST_ID},
-    translate::TranslatedRequest,
+    translated::TranslatedRequest,
 };
 use crate::{
     auth::Auth,
@@ -77,7 +77,7 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
     let length = for_backend(ctx).len();
     head::edit_request(request, |fields| {
         remove_clients_own(fields, ctx, backend);
-        if let Some(translated) = translated {
+        if let Some(translated) = translated.filter(|translated| translated.answer.is_some()) {
             speak(fields, ctx, translated);
         }
         fields.insert(header::HOST, backend.authority.clone());
@@ -133,10 +133,11 @@ fn address(
 ) -> Result<()> {
     let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
     // The client's query belongs to its own language.
-    let path = translated.map_or(path, |translated| translated.path);
-    let target = match translated {
+    let other = translated.and_then(|translated| translated.path);
+    let path = other.unwrap_or(path);
+    let target = match other {
         // One of the engine's own paths.
-        Some(translated) if !path.starts_with("/v1/") => Some(backend.base.own(translated.path)),
+        Some(own) if !own.starts_with("/v1/") => Some(backend.base.own(own)),
         _ => backend.base.target(path),
     };
     if backend.proxy.is_some() && !backend.tls {
@@ -144,7 +145,7 @@ fn address(
         return request.set_raw_path(whole.as_bytes());
     }
     // HTTP/2 requests carry the gateway's authority in their target.
-    if target.is_some() || translated.is_some() || request.uri.authority().is_some() {
+    if target.is_some() || other.is_some() || request.uri.authority().is_some() {
         let uri: Uri = target
             .as_deref()
             .unwrap_or(path)

@@ -168,7 +168,7 @@ pub fn hold_back(session: &Session, ctx: &mut Ctx) {
     let lines = ctx.request.stream && passage.changes_stream();
     let held = if answer.is_error() {
         // It can only become an event as a whole.
-        follows || answer.promised || attempt.translated.is_some()
+        follows || answer.promised || attempt.translation().is_some()
     } else if passage.is_off() {
         follows && passage.is_open()
     } else if passage.is_stream() {
@@ -265,7 +265,7 @@ fn hold(
     drop(error);
     let Some(attempt) = &mut ctx.attempt else { return Ok(None) };
     let all = attempt.answer.hold.take().unwrap_or_default().joined();
-    if attempt.answer.is_error() && attempt.translated.is_some() {
+    if attempt.answer.is_error() && attempt.translation().is_some() {
         // The rest of a very long one says nothing more.
         attempt.answer.replaced = true;
         return Ok(Some(in_clients_words(attempt, all)));
@@ -353,8 +353,8 @@ fn keep(ctx: &mut Ctx) {
 /// A backend's error response in the client's language.
 fn in_clients_words(attempt: &Attempt, body: Bytes) -> Bytes {
     let status = attempt.answer.status.unwrap_or_default();
-    match &attempt.translated {
-        Some(translated) => translated.answer.error(status, &body).1,
+    match attempt.translation() {
+        Some(translation) => translation.error(status, &body).1,
         None => body,
     }
 }

@@ -7,12 +7,14 @@ use pingora_proxy::Session;
 use super::{
     admission, affinity, auth,
     body::Framing,
+    count,
     ctx::Ctx,
     deferred_head::{self, KeepAlive},
     early,
     end::End,
     hedge, models, receive, reply,
     stop::Stop,
+    stored,
 };
 use crate::{
     base::Rejection,
@@ -78,6 +80,10 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     if kind.is_inference() {
         return infer(session, ctx).await;
     }
+    if kind == Kind::Stored {
+        stored::begin(session, ctx).await?;
+        return Ok(Step::Proxy);
+    }
     auth::decide(session, ctx).await?;
     if lists {
         admission::admit(session, ctx, None).await?;
@@ -106,14 +112,9 @@ async fn own(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<(), Sto
             Ok(()) => (200, TEXT, "OK".into()),
             Err(why) => (503, TEXT, why.into()),
         },
-        Kind::Stored => {
-            // No backend is known to have it.
-            let path = session.req_header().uri.path();
-            let operation = ctx.request.operation.map(|found| found.operation);
-            let id = operation.and_then(|operation| operation.id_in(path)).unwrap_or_default();
-            return Err(Rejection::unknown_response(&id).into());
+        Kind::Health | Kind::Inference { .. } | Kind::CountTokens | Kind::Stored => {
+            (200, TEXT, "OK".into())
         }
-        Kind::Health | Kind::Inference { .. } | Kind::CountTokens => (200, TEXT, "OK".into()),
     };
     reply::write(session, ctx, End::answered(status), content_type, body, &[]).await?;
     Ok(())
@@ -139,7 +140,14 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
         Err(rejection) => return Err(rejection.into()),
     });
     admission::admit(session, ctx, Some(&glance)).await?;
+    let continues = glance.continues.clone();
     prepare(session, ctx, glance);
+    if let Some(id) = continues {
+        stored::bind(ctx, &id)?;
+    }
+    if count::estimate(session, ctx).await? {
+        return Ok(Step::Answered);
+    }
     if hedge::serve(session, ctx).await? {
         return Ok(Step::Answered);
     }

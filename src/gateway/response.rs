@@ -123,11 +123,19 @@ fn remove_backends_own(fields: &mut HeaderMap, ctx: &Ctx) {
 /// A translated answer has the form that the client has asked for, whatever the backend's is.
 fn translated_head(response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     let Some(attempt) = &mut ctx.attempt else { return Ok(()) };
-    let Some(translated) = &attempt.translated else { return Ok(()) };
     let dropped = translate::dropped(attempt);
+    let dropped = dropped.and_then(|value| HeaderValue::from_str(&value).ok());
+    if let Some(value) = dropped {
+        head::edit_response(response, |fields| {
+            fields.insert(DROPPED, value);
+        })?;
+    }
+    let (Some(translated), Some(translation)) = (&attempt.translated, attempt.translation()) else {
+        return Ok(());
+    };
     let status = response.status.as_u16();
     if status >= 400 {
-        response.set_status(translated.answer.status(status))?;
+        response.set_status(translation.status(status))?;
     }
     let content_type = match ctx.request.stream && response.status.is_success() {
         true => ctx.request.language().stream_type(),
@@ -136,9 +144,6 @@ fn translated_head(response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     head::edit_response(response, |fields| {
         let own = translated.language.own_prefixes();
         head::remove_fields(fields, |name| own.iter().any(|own| name.as_str().starts_with(own)));
-        if let Some(value) = dropped.and_then(|value| HeaderValue::from_str(&value).ok()) {
-            fields.insert(DROPPED, value);
-        }
         fields.insert(header::CONTENT_TYPE, content_type);
         if fields.remove(header::CONTENT_LENGTH).is_some() {
             fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -153,13 +158,18 @@ fn translated_head(response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
 /// Chooses the passage of the body; an error response is kept to be judged.
 fn prepare(response: &ResponseHeader, ctx: &mut Ctx) {
     let language = ctx.request.language();
+    // An answer that was stored has been metered when it was made.
+    let metered = ctx.request.is_inference();
     let Some(attempt) = &mut ctx.attempt else { return };
     let status = response.status.as_u16();
-    let translated = attempt.translated.as_ref().map(|translated| translated.answer.clone());
+    let translated = attempt.translation().cloned();
     if retry::wants_body(status, &ctx.snapshot.plan.routing)
         || status >= 400 && translated.is_some()
     {
         attempt.answer.error_head = Some(Box::new(response.clone()));
+        return;
+    }
+    if !metered {
         return;
     }
     let renamed = ctx.request.model.as_deref().filter(|_| attempt.model.is_some());

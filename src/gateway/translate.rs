@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{attempt::Attempt, ctx::Ctx, retry::PlannedAttempt};
+use super::{attempt::Attempt, ctx::Ctx, retry::PlannedAttempt, translated::TranslatedRequest};
 use crate::{
     balance::Endpoint,
     base::Rejection,
@@ -17,43 +17,9 @@ use crate::{
     },
     dialect::{
         Dialect, Kind, Operation, Translation,
-        hub::{Codec, Exchange, Json, Losses, ModelFacts, Refused, Request, Target, prepare},
+        hub::{Codec, Exchange, Json, ModelFacts, Refused, Request, Target, envelope, prepare},
     },
 };
-
-/// A request in a backend's language.
-pub struct TranslatedRequest {
-    /// That language.
-    pub language: &'static dyn Dialect,
-    /// The path of its operation.
-    pub path: &'static str,
-    pub body: Bytes,
-    /// For the answer.
-    pub answer: Translation,
-    /// What of the client's request is not in it.
-    pub losses: Losses,
-}
-
-/// The client's request as it was read for translations, and what has come of it.
-#[derive(Default)]
-pub struct Translations {
-    read: Option<Result<Arc<Request>, Refused>>,
-    made: Vec<Made>,
-}
-
-/// One translation. Backends differ in what they can do, so each has its own.
-struct Made {
-    backend: Arc<str>,
-    model: Option<Arc<str>>,
-    request: Arc<TranslatedRequest>,
-}
-
-impl Translations {
-    /// Frees what is not needed any more.
-    pub fn forget(&mut self) {
-        *self = Self::default();
-    }
-}
 
 /// The request for a backend that was picked; `None`: it speaks the client's language.
 ///
@@ -67,21 +33,25 @@ pub fn for_backend(
     let languages = &endpoint.plan.languages;
     let client = ctx.request.language();
     let sole = languages.iter().nth(1).is_none();
-    if languages.has(client.name()) && (sole || serves(ctx, picked)) {
+    let same = languages.has(client.name()) && (sole || serves(ctx, picked));
+    if same && !envelope::is_in(ctx.body.bytes()) {
         return Ok(None);
     }
-    let known = ctx.body.translations.made.iter().find(|made| {
-        made.backend == endpoint.name && made.model.as_deref() == picked.model.as_deref()
-    });
-    if let Some(made) = known {
-        return Ok(Some(Arc::clone(&made.request)));
+    let model = picked.model.as_ref();
+    let known = ctx.body.translations.find(&endpoint.name, model.map(|model| &**model));
+    if known.is_some() {
+        return Ok(known);
     }
-    let request = Arc::new(translate(ctx, endpoint, picked.model.as_ref())?);
-    ctx.body.translations.made.push(Made {
-        backend: Arc::clone(&endpoint.name),
-        model: picked.model.clone(),
-        request: Arc::clone(&request),
-    });
+    let request = match same {
+        true => match unwrapped(ctx, endpoint, model)? {
+            Some(request) => request,
+            None => return Ok(None),
+        },
+        false => translate(ctx, endpoint, model)?,
+    };
+    let request = Arc::new(request);
+    let backend = Arc::clone(&endpoint.name);
+    ctx.body.translations.keep(backend, model.cloned(), Arc::clone(&request));
     Ok(Some(request))
 }
 
@@ -105,6 +75,45 @@ fn facts(ctx: &Ctx, name_there: &str) -> ModelFacts {
     configured.map(|plan| plan.facts.clone()).unwrap_or_default().or(plan::model_facts(name_there))
 }
 
+/// A request in the backend's own language, whose history has state of other issuers: it goes without
+/// that state, which the backend would reject. `None`: it passes as it is.
+fn unwrapped(
+    ctx: &mut Ctx,
+    endpoint: &Endpoint,
+    model: Option<&Arc<str>>,
+) -> Result<Option<TranslatedRequest>, Rejection> {
+    let client = ctx.request.language();
+    let operation = ctx.request.operation.map(|found| found.operation);
+    let Some(codec) = operation.and_then(|operation| client.codec(operation)) else {
+        return Ok(None);
+    };
+    let request = read(ctx, codec)?;
+    let target = target(ctx, endpoint, model);
+    let outgoing = prepare::unwrap((*request).clone(), codec, &target);
+    let outgoing = outgoing.map_err(|refused| rejection(&refused))?;
+    let body = Bytes::from(outgoing.body);
+    ctx.body.take_share(body.len());
+    let losses = outgoing.losses;
+    Ok(Some(TranslatedRequest { language: client, path: None, body, answer: None, losses }))
+}
+
+fn target(ctx: &Ctx, endpoint: &Endpoint, model: Option<&Arc<str>>) -> Target {
+    let plan = &endpoint.plan;
+    let asked = ctx.request.model.as_deref().unwrap_or_default();
+    let fields = ctx.body.engine_fields(plan.engine).into_iter();
+    Target {
+        model: model.map(|model| model.to_string()),
+        facts: facts(ctx, model.map_or(asked, |model| model)),
+        quirks: (*plan.quirks).clone(),
+        strict: ctx.snapshot.plan.routing.translation(asked).is_some_and(|plan| plan.strict),
+        issuer: plan.state_domain.to_string(),
+        fields: fields
+            .filter_map(|(name, value)| Some((name, Json::parse(&value.to_string()).ok()?)))
+            .collect(),
+        running_usage: plan.stream_usage == StreamUsage::Continuous,
+    }
+}
+
 fn translate(
     ctx: &mut Ctx,
     endpoint: &Endpoint,
@@ -121,21 +130,7 @@ fn translate(
         return Err(Rejection::no_such_operation(shown));
     };
     let request = read(ctx, from)?;
-    let asked = ctx.request.model.as_deref().unwrap_or_default();
-    let target = Target {
-        model: model.map(|model| model.to_string()),
-        facts: facts(ctx, model.map_or(asked, |model| model)),
-        quirks: (*plan.quirks).clone(),
-        strict: ctx.snapshot.plan.routing.translation(asked).is_some_and(|plan| plan.strict),
-        issuer: plan.state_domain.to_string(),
-        fields: ctx
-            .body
-            .engine_fields(plan.engine)
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, Json::parse(&value.to_string()).ok()?)))
-            .collect(),
-        running_usage: plan.stream_usage == StreamUsage::Continuous,
-    };
+    let target = target(ctx, endpoint, model);
     let client_wishes = request.client.clone();
     let outgoing = prepare::translate((*request).clone(), from.traits(), to, &target)
         .map_err(|refused| rejection(&refused))?;
@@ -148,12 +143,8 @@ fn translate(
         backend: language.name(),
         summaries: plan.hosted,
     };
-    let answer = Translation {
-        from: to,
-        to: from,
-        exchange: Arc::new(exchange),
-        stream: ctx.request.stream,
-    };
+    let stream = ctx.request.stream;
+    let answer = Translation { from: to, to: from, exchange: Arc::new(exchange), stream };
     if !outgoing.losses.is_empty() {
         log::info!(
             "request {}: translated from {} to {} for backend {}, without {}",
@@ -166,7 +157,8 @@ fn translate(
     }
     let body = Bytes::from(outgoing.body);
     ctx.body.take_share(body.len());
-    Ok(TranslatedRequest { language, path, body, answer, losses: outgoing.losses })
+    let (path, answer, losses) = (Some(path), Some(answer), outgoing.losses);
+    Ok(TranslatedRequest { language, path, body, answer, losses })
 }
 
 /// The languages of a backend that a client's requests lose least in, the best first.

@@ -52,7 +52,9 @@ impl Asked {
         let mut asked = match endpoint {
             Endpoint::Messages | Endpoint::CountTokens => messages(body),
             Endpoint::Responses | Endpoint::InputTokens => responses(body, previous),
-            Endpoint::Chat | Endpoint::Completions | Endpoint::Embeddings => chat(body),
+            Endpoint::Chat | Endpoint::Completions | Endpoint::Embeddings | Endpoint::Tokenize => {
+                chat(body)
+            }
         };
         if endpoint == Endpoint::Completions {
             asked.tools.clear();

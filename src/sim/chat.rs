@@ -37,6 +37,13 @@ pub fn document(generation: &Generation<'_>, cached: u64, generated: u64) -> Val
     body
 }
 
+/// The answer of `/tokenize`; the tokens are numbered.
+pub fn counted(generation: &Generation<'_>) -> Value {
+    let count = generation.prompt_tokens();
+    let tokens: Vec<u64> = (1..=count).collect();
+    json!({"count": count, "max_model_len": 32768, "tokens": tokens, "token_strs": null})
+}
+
 fn choice(generation: &Generation<'_>, index: u64) -> Value {
     let reply = &generation.reply;
     let text = reply.text_of(&PartKind::Text);

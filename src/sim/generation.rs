@@ -55,7 +55,9 @@ impl<'a> Generation<'a> {
             .header("x-request-id")
             .map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
         let kind = match call.endpoint {
-            Endpoint::Chat | Endpoint::Messages | Endpoint::CountTokens => "chatcmpl",
+            Endpoint::Chat | Endpoint::Messages | Endpoint::CountTokens | Endpoint::Tokenize => {
+                "chatcmpl"
+            }
             Endpoint::Responses | Endpoint::InputTokens => "resp",
             Endpoint::Completions | Endpoint::Embeddings => "cmpl",
         };

@@ -8,6 +8,7 @@ use super::{
     asked::Asked,
     behaviour::Fail,
     call::InferenceCall,
+    chat,
     conn::{ClientGone, Conn, ConnectionAction},
     generation::Generation,
     language::{Endpoint, Language},
@@ -60,6 +61,7 @@ impl InferenceCall<'_> {
         match self.endpoint {
             Endpoint::Embeddings => self.embed(conn, &ask).await,
             Endpoint::CountTokens => ask.deliver(conn, "", messages::counted(&ask)).await,
+            Endpoint::Tokenize => ask.deliver(conn, "", chat::counted(&ask)).await,
             Endpoint::InputTokens => ask.deliver(conn, "", responses::counted(&ask)).await,
             _ if body["stream"] == true => ask.answer_stream(conn).await,
             _ => ask.answer_plain(conn).await,

@@ -32,6 +32,8 @@ pub enum Endpoint {
     Responses,
     /// `/v1/responses/input_tokens`.
     InputTokens,
+    /// `/tokenize`, of messages.
+    Tokenize,
 }
 
 impl Endpoint {
@@ -45,13 +47,14 @@ impl Endpoint {
             "/v1/messages/count_tokens" => Self::CountTokens,
             "/v1/responses" => Self::Responses,
             "/v1/responses/input_tokens" => Self::InputTokens,
+            "/tokenize" => Self::Tokenize,
             _ => return None,
         })
     }
 
     pub fn language(self) -> Language {
         match self {
-            Self::Chat | Self::Completions | Self::Embeddings => Language::Chat,
+            Self::Chat | Self::Completions | Self::Embeddings | Self::Tokenize => Language::Chat,
             Self::Messages | Self::CountTokens => Language::Messages,
             Self::Responses | Self::InputTokens => Language::Responses,
         }

@@ -138,7 +138,7 @@ fn unreadable(endpoint: Endpoint, body: &Value) -> Option<Refusal> {
         return refused(&text, "body");
     };
     let needed: &[&str] = match endpoint {
-        Endpoint::Chat => &["messages"],
+        Endpoint::Chat | Endpoint::Tokenize => &["messages"],
         Endpoint::Completions => &["prompt"],
         Endpoint::Embeddings | Endpoint::Responses | Endpoint::InputTokens => &["input"],
         Endpoint::Messages => &["model", "messages", "max_tokens"],

@@ -54,7 +54,7 @@ pub struct Metrics {
     /// `llmproxy_hedges_total{result}`: second attempts beside a slow first one: `won` (answered
     /// first), `lost` (the first attempt answered, or the client left) or `failed`.
     pub hedges: IntCounterVec,
-    /// `llmproxy_usage_tokens_total{model,type}`.
+    /// `llmproxy_usage_tokens_total{model,type}`, `llmproxy_usage_token_parts_total{model,type}`.
     pub tokens: ModelTokens,
     /// Usage records.
     pub usage: UsageMetrics,

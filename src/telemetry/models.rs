@@ -1,12 +1,12 @@
 //! Metered tokens by model. Clients choose the names, and each name is a label: their number is bounded here.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 use super::register::register;
-use crate::base::lock;
+use crate::base::{TokenCounts, lock};
 
 /// The most names that get a label without being in the configuration.
 const MOST_LEARNED: usize = 100;
@@ -14,15 +14,31 @@ const MOST_LEARNED: usize = 100;
 /// The most bytes of such a name.
 const LONGEST_NAME: usize = 128;
 
+/// More tokens than any answer has. Counters begin at 0 again after the last number: one absurd answer
+/// must not bring them there.
+const MOST: u64 = 1 << 40;
+
+/// The parts of tokens, as labels.
+const PARTS: [&str; 5] = ["cached", "cache_write", "reasoning", "audio_prompt", "audio_completion"];
+
+/// In the order of [`PARTS`].
+fn parts(counts: &TokenCounts) -> [Option<u64>; PARTS.len()] {
+    let TokenCounts { cached, cache_write, reasoning, audio_prompt, audio_completion, .. } =
+        *counts;
+    [cached, cache_write, reasoning, audio_prompt, audio_completion]
+}
+
 /// The label of all other models, and of requests that name none.
 const OTHER: &str = "other";
 
-/// `llmproxy_usage_tokens_total{model,type}`: metered tokens, `prompt` and `completion`. `model` is the name
-/// in the request, if the configuration knows it or if it is one of the first 100 other names for which
-/// tokens were metered; otherwise `other`.
+/// `llmproxy_usage_tokens_total{model,type}`: metered tokens, `prompt` and `completion`; and
+/// `llmproxy_usage_token_parts_total{model,type}`, what they contain: a family of its own, so that a sum
+/// over `type` counts no token twice. `model` is the name in the request, if the configuration knows it or
+/// if it is one of the first 100 other names for which tokens were metered; otherwise `other`.
 #[derive(Clone)]
 pub struct ModelTokens {
     counters: IntCounterVec,
+    parts: IntCounterVec,
     /// Replaced to add a model, so that requests need no lock.
     labelled: Arc<ArcSwap<LabelledModels>>,
     /// Held while a model is added.
@@ -47,24 +63,36 @@ impl LabelledModels {
     }
 }
 
-/// The two counters of a model.
+/// The counters of a model.
 #[derive(Clone)]
 struct TokenCounters {
+    label: Arc<str>,
     prompt: IntCounter,
     completion: IntCounter,
+    /// In the order of [`PARTS`]; made when an engine reports the part for the first time.
+    parts: [OnceLock<IntCounter>; PARTS.len()],
 }
 
 impl TokenCounters {
     fn new(counters: &IntCounterVec, model: &str) -> Self {
         Self {
+            label: model.into(),
             prompt: counters.with_label_values(&[model, "prompt"]),
             completion: counters.with_label_values(&[model, "completion"]),
+            parts: Default::default(),
         }
     }
 
-    fn add(&self, prompt: u64, completion: u64) {
-        self.prompt.inc_by(prompt);
-        self.completion.inc_by(completion);
+    /// `all`: the counters of the parts of all models, where those of this one are made.
+    fn add(&self, counts: &TokenCounts, all: &IntCounterVec) {
+        self.prompt.inc_by(counts.prompt.min(MOST));
+        self.completion.inc_by(counts.completion.min(MOST));
+        for ((counter, name), part) in self.parts.iter().zip(PARTS).zip(parts(counts)) {
+            if let Some(tokens) = part {
+                let counter = counter.get_or_init(|| all.with_label_values(&[&*self.label, name]));
+                counter.inc_by(tokens.min(MOST));
+            }
+        }
     }
 }
 
@@ -72,8 +100,11 @@ impl ModelTokens {
     pub(super) fn new(r: &Registry) -> Self {
         let opts = Opts::new("llmproxy_usage_tokens_total", "Metered tokens");
         let counters = register(r, IntCounterVec::new(opts, &["model", "type"]));
+        let name = "llmproxy_usage_token_parts_total";
+        let opts = Opts::new(name, "Metered tokens that are part of the prompt or completion");
+        let parts = register(r, IntCounterVec::new(opts, &["model", "type"]));
         let other = TokenCounters::new(&counters, OTHER);
-        Self { counters, labelled: Arc::default(), learning: Arc::default(), other }
+        Self { counters, parts, labelled: Arc::default(), learning: Arc::default(), other }
     }
 
     /// Counts the tokens of a request. `named` tells whether the configuration knows a model; it is called
@@ -81,21 +112,20 @@ impl ModelTokens {
     pub fn count(
         &self,
         model: Option<&str>,
-        prompt: u64,
-        completion: u64,
+        counts: &TokenCounts,
         named: impl FnOnce(&str) -> bool,
     ) {
         // A request without metered tokens must not create a label.
-        if prompt == 0 && completion == 0 {
+        if counts.prompt == 0 && counts.completion == 0 {
             return;
         }
         let Some(model) = model else {
-            return self.other.add(prompt, completion);
+            return self.other.add(counts, &self.parts);
         };
         let labelled = self.labelled.load();
         match labelled.get(model) {
-            Some(own) => own.add(prompt, completion),
-            None => self.learn(model, &labelled, named).add(prompt, completion),
+            Some(own) => own.add(counts, &self.parts),
+            None => self.learn(model, &labelled, named).add(counts, &self.parts),
         }
     }
 
@@ -138,6 +168,11 @@ mod tests {
         tokens.counters.with_label_values(&[model, "completion"]).get()
     }
 
+    fn counts(prompt: u64, completion: u64) -> TokenCounts {
+        let total = prompt + completion;
+        TokenCounts { prompt, completion, total, ..TokenCounts::default() }
+    }
+
     fn labels(tokens: &ModelTokens) -> usize {
         tokens.counters.collect()[0].get_metric().len() / 2
     }
@@ -145,9 +180,10 @@ mod tests {
     #[test]
     fn clients_cannot_make_labels_without_end() {
         let tokens = ModelTokens::new(&Registry::new());
-        let count = |model: &str| tokens.count(Some(model), 1, 2, |name| name.starts_with("ours"));
+        let two = counts(1, 2);
+        let count = |model: &str| tokens.count(Some(model), &two, |name| name.starts_with("ours"));
         // Refused: nothing was metered.
-        tokens.count(Some("wrong"), 0, 0, |_| false);
+        tokens.count(Some("wrong"), &TokenCounts::default(), |_| false);
         assert_eq!(labels(&tokens), 1);
         for n in 0..MOST_LEARNED + 50 {
             count(&format!("theirs-{n}"));
@@ -166,8 +202,59 @@ mod tests {
     #[test]
     fn long_names_and_none_are_other() {
         let tokens = ModelTokens::new(&Registry::new());
-        tokens.count(Some(&"x".repeat(LONGEST_NAME + 1)), 0, 1, |_| false);
-        tokens.count(None, 0, 1, |_| true);
+        tokens.count(Some(&"x".repeat(LONGEST_NAME + 1)), &counts(0, 1), |_| false);
+        tokens.count(None, &counts(0, 1), |_| true);
         assert_eq!((completion(&tokens, OTHER), labels(&tokens)), (2, 1));
+    }
+
+    #[test]
+    fn parts_are_counted_where_engines_report_them() {
+        let tokens = ModelTokens::new(&Registry::new());
+        let count = |model: &str, more: TokenCounts| {
+            tokens.count(Some(model), &more, |_| model != "theirs");
+        };
+        let shown = || {
+            let families = tokens.parts.collect();
+            let lines = families[0].get_metric().iter().map(|metric| {
+                let labels = metric.get_label().iter().map(|label| label.value());
+                let value = metric.get_counter().get_value() as u64;
+                (labels.collect::<Vec<_>>().join(" "), value)
+            });
+            let mut lines: Vec<_> = lines.collect();
+            lines.sort();
+            lines
+        };
+        count("a", counts(10, 10));
+        assert_eq!(shown(), []);
+        let parts = TokenCounts {
+            cached: Some(1),
+            cache_write: Some(2),
+            reasoning: Some(3),
+            audio_prompt: Some(4),
+            audio_completion: Some(5),
+            ..counts(10, 10)
+        };
+        let line = |text: &str, value| (text.to_owned(), value);
+        // The first and later requests of a model are counted alike, and 0 is a report.
+        count("b", TokenCounts { reasoning: Some(0), ..counts(1, 1) });
+        assert_eq!(shown(), [line("b reasoning", 0)]);
+        count("b", parts);
+        count("b", parts);
+        count("a", TokenCounts { cached: Some(u64::MAX), ..counts(1, 1) });
+        let expected = [
+            line("a cached", MOST),
+            line("b audio_completion", 10),
+            line("b audio_prompt", 8),
+            line("b cache_write", 4),
+            line("b cached", 2),
+            line("b reasoning", 6),
+        ];
+        assert_eq!(shown(), expected);
+        // Names of clients make no more labels here than there.
+        for n in 0..MOST_LEARNED + 5 {
+            tokens.count(Some(&format!("theirs-{n}")), &parts, |_| false);
+        }
+        assert_eq!(shown().len(), expected.len() + PARTS.len() * (MOST_LEARNED + 1));
+        assert!(shown().contains(&line("other cache_write", 10)));
     }
 }

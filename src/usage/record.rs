@@ -78,10 +78,22 @@ pub struct Record<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]
     pub cached_tokens: Option<u64>,
+    /// Prompt tokens that were written to a cache; absent if the engine does not report them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
+    pub cache_write_tokens: Option<u64>,
     /// Generated tokens that were reasoning; absent if the engine does not report them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]
     pub reasoning_tokens: Option<u64>,
+    /// Prompt tokens that were audio; absent if the engine does not report them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
+    pub audio_prompt_tokens: Option<u64>,
+    /// Generated tokens that were audio; absent if the engine does not report them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64")]
+    pub audio_completion_tokens: Option<u64>,
     /// Cost of the tokens by the price table (`rate_limit.prices`), in its currency; absent for a model
     /// without a price, and if the engine did not count the tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -294,8 +306,12 @@ impl Draft {
         }
         members.raw(",");
         let counts = members.counts(&self.counts);
-        members.some_number(",\"cached_tokens\":", self.counts.cached);
-        members.some_number(",\"reasoning_tokens\":", self.counts.reasoning);
+        let parts = &self.counts;
+        members.some_number(",\"cached_tokens\":", parts.cached);
+        members.some_number(",\"cache_write_tokens\":", parts.cache_write);
+        members.some_number(",\"reasoning_tokens\":", parts.reasoning);
+        members.some_number(",\"audio_prompt_tokens\":", parts.audio_prompt);
+        members.some_number(",\"audio_completion_tokens\":", parts.audio_completion);
         if let Some(cost) = &self.cost {
             members.raw(",\"cost\":");
             members.value(cost);
@@ -384,7 +400,10 @@ impl Draft {
             completion_tokens: counts.completion,
             total_tokens: counts.total,
             cached_tokens: counts.cached,
+            cache_write_tokens: counts.cache_write,
             reasoning_tokens: counts.reasoning,
+            audio_prompt_tokens: counts.audio_prompt,
+            audio_completion_tokens: counts.audio_completion,
             cost: self.cost,
             is_stream: self.stream,
             endpoint: self.path.into(),
@@ -444,10 +463,19 @@ mod tests {
     prop_compose! {
         fn counts()(
             (prompt, completion, total) in any::<(u64, u64, u64)>(),
-            cached in any::<Option<u64>>(),
-            reasoning in any::<Option<u64>>(),
+            [cached, cache_write, reasoning, audio_prompt, audio_completion]
+                in any::<[Option<u64>; 5]>(),
         ) -> TokenCounts {
-            TokenCounts { prompt, completion, total, cached, reasoning }
+            TokenCounts {
+                prompt,
+                completion,
+                total,
+                cached,
+                cache_write,
+                reasoning,
+                audio_prompt,
+                audio_completion,
+            }
         }
     }
 

@@ -75,6 +75,22 @@ fn implausible_values_in_the_configuration_are_refused_with_a_hint() {
             "rate_limit: {prices: {\"*\": {input: 1, output: 1, cached_input: -0.1}}}",
             "rate_limit.prices.*",
         ),
+        (
+            "rate_limit: {prices: {\"*\": {input: 1, output: 1, cache_write: -0.1}}}",
+            "rate_limit.prices.*",
+        ),
+        (
+            "rate_limit: {prices: {\"*\": {input: 1, output: 1, reasoning: -0.1}}}",
+            "rate_limit.prices.*",
+        ),
+        (
+            "rate_limit: {prices: {\"*\": {input: 1, output: 1, audio_input: .nan}}}",
+            "rate_limit.prices.*",
+        ),
+        (
+            "rate_limit: {prices: {\"*\": {input: 1, output: 1, audio_output: -1}}}",
+            "rate_limit.prices.*",
+        ),
     ] {
         let text = format!("backends: [{{url: \"http://x\"}}]\n{section}\n");
         let all = problems(&text);

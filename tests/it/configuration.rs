@@ -224,6 +224,16 @@ fn mistakes_in_limits_are_told() {
     for (section, at, expected) in [
         ("{prices: {m: {input: -1, output: 1}}}", ".prices.m", "has a price that is not a number"),
         ("{prices: {m: {input: 1}}}", ".prices.m", "missing field `output`"),
+        (
+            "{prices: {m: {input: 1, output: 1, reasoning: -1}}}",
+            ".prices.m",
+            "has a price that is not a number",
+        ),
+        (
+            "{prices: {m: {input: 1, output: 1, cache_writes: 1}}}",
+            ".prices.m.cache_writes",
+            "cache_write",
+        ),
         ("{prices: {\"\": {input: 1, output: 1}}}", ".prices", "a model name is empty"),
         ("{models: {\"a*b\": {}}}", ".models.a*b", "`*` is allowed only at the end"),
         ("{key_models: {\"a*b\": {}}}", ".key_models.a*b", "`*` is allowed only at the end"),
@@ -405,8 +415,8 @@ fn other_mistakes() {
         ),
         ("backends: [{url: \"http://x\", enabled: false}]\n", "every backend is disabled"),
         (
-            "backends: [{url: \"http://x\", protocol: anthropic}]\n",
-            "backends[0].protocol: `anthropic` is not available in this version",
+            "backends: [{url: \"http://x\", protocol: klingon}]\n",
+            "backends[0].protocol: `klingon` is not available in this version",
         ),
         (
             "backends: [{url: \"http://x\"}]\nrouting: {load_balance_strategy: fastest}\n",

@@ -350,7 +350,7 @@ fn mistakes_in_rules_and_models_are_told() {
         (
             "models: {x: {routes: [{backend: a, protocol: anthropic}]}}",
             "models.x.routes[0].protocol",
-            "not available",
+            "does not speak it",
         ),
         (
             "models: {x: {routes: [{backend: a, modle: y}]}}",

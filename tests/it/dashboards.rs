@@ -72,7 +72,7 @@ const KEY: &str = "Authorization: Bearer sk-good-000001\r\n";
 /// Makes a gateway expose all metrics, and reads them.
 async fn scrape() -> Scrape {
     let sims = [
-        sim_with(|b| (b.inter_token_ms, b.tokens) = (5, 100)).await,
+        sim_with(|b| (b.inter_token_ms, b.tokens, b.reasoning_tokens) = (5, 100, 5)).await,
         sim_with(|b| {
             b.models.push("bad-model".to_owned());
             b.fail = Fail::BeforeHeaders;

@@ -70,6 +70,7 @@ mod slow_clients;
 mod spool;
 mod spool_foreign;
 mod store_faults;
+mod stored;
 mod stores;
 mod stream_ends;
 mod streaming;

@@ -13,7 +13,9 @@ use llmproxy::{
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{Gateway, Receiver, chat, eventually, free_address, python, sim, sim_with};
+use crate::support::{
+    Gateway, Receiver, chat, eventually, free_address, python, raw, sim, sim_with,
+};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -71,7 +73,18 @@ api_keys:
     assert_eq!(gateway.ask_as("sk-second-00001").await.status, 200);
     let bare = receiver.wait_for(2).await[1].clone();
     assert_ne!(bare["key_id"], known["key_id"]);
-    for absent in ["key_name", "team", "tier", "cost", "queue_ms", "cached_tokens"] {
+    for absent in [
+        "key_name",
+        "team",
+        "tier",
+        "cost",
+        "queue_ms",
+        "cached_tokens",
+        "cache_write_tokens",
+        "reasoning_tokens",
+        "audio_prompt_tokens",
+        "audio_completion_tokens",
+    ] {
         assert!(bare.get(absent).is_none(), "{absent}: {bare}");
     }
     // A key that nobody knows belongs to nobody.
@@ -168,6 +181,109 @@ async fn details_of_the_engines_are_kept_and_priced() {
     sim.change(|b| (b.engine, b.prompt_tokens_details) = (Engine::Sglang, false));
     let sglang = record(blocks(4, "")).await;
     assert_eq!((sglang.get("cached_tokens"), &sglang["reasoning_tokens"]), (None, &json!(5)));
+}
+
+/// A usage that a backend may report, the members of the record that follow from it, and the cost.
+fn reports() -> Vec<(&'static str, Value, f64)> {
+    vec![
+        (
+            // OpenAI.
+            r#"{"prompt_tokens":100,"completion_tokens":50,"total_tokens":150,
+                "prompt_tokens_details":{"cached_tokens":40,"cache_write_tokens":30,"audio_tokens":10},
+                "completion_tokens_details":{"reasoning_tokens":20,"audio_tokens":5}}"#,
+            json!({"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150,
+                "cached_tokens": 40, "cache_write_tokens": 30, "reasoning_tokens": 20,
+                "audio_prompt_tokens": 10, "audio_completion_tokens": 5}),
+            20.0 + 4.0 + 60.0 + 100.0 + 25.0 * 2.0 + 20.0 * 3.0 + 5.0 * 20.0,
+        ),
+        (
+            // vLLM, which reports no audio.
+            r#"{"prompt_tokens":100,"completion_tokens":50,"total_tokens":150,
+                "prompt_tokens_details":{"created_cache_tokens":64}}"#,
+            json!({"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150,
+                "cached_tokens": null, "cache_write_tokens": 64, "reasoning_tokens": null,
+                "audio_prompt_tokens": null, "audio_completion_tokens": null}),
+            36.0 + 128.0 + 100.0,
+        ),
+        (
+            // Anthropic's words: what was cached is not part of the input.
+            r#"{"input_tokens":10,"output_tokens":5,"cache_creation_input_tokens":30,"cache_read_input_tokens":60}"#,
+            json!({"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105,
+                "cached_tokens": 60, "cache_write_tokens": 30, "reasoning_tokens": null}),
+            10.0 + 6.0 + 60.0 + 10.0,
+        ),
+        (
+            // xAI: reasoning beside the answer.
+            r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":115,
+                "completion_tokens_details":{"reasoning_tokens":100}}"#,
+            json!({"prompt_tokens": 10, "completion_tokens": 105, "total_tokens": 115,
+                "reasoning_tokens": 100}),
+            10.0 + 10.0 + 300.0,
+        ),
+        (
+            // More cached than there is: reported as it is, and not charged beyond the prompt.
+            r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,
+                "prompt_tokens_details":{"cached_tokens":50,"cache_write_tokens":50}}"#,
+            json!({"prompt_tokens": 10, "cached_tokens": 50, "cache_write_tokens": 50}),
+            1.0 + 10.0,
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn every_part_of_the_tokens_is_kept_priced_and_shown() {
+    let (url, _) = raw::backend(|n| {
+        let usage = reports()[n / 2].0;
+        let document = |choices: &str| {
+            format!(r#"{{"id":"a","model":"m","choices":[{choices}],"usage":{usage}}}"#)
+                .replace('\n', " ")
+        };
+        if n.is_multiple_of(2) {
+            let body = document(r#"{"index":0,"message":{"role":"assistant","content":"a"}}"#);
+            let length = body.len();
+            let lines = format!("Content-Type: application/json\r\nContent-Length: {length}\r\n");
+            return vec![raw::head(&lines), raw::send(body)];
+        }
+        let content = r#"data: {"id":"a","choices":[{"index":0,"delta":{"content":"a"}}]}"#;
+        let end = format!("data: {}\n\ndata: [DONE]\n\n", document(""));
+        vec![raw::events(), raw::chunk(format!("{content}\n\n")), raw::chunk(end), raw::last()]
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    // One token of each costs: 1, 0.1, 2, 10; 2, 3, 20.
+    let prices = "rate_limit: {prices: {\"*\": {input: 1000000, cached_input: 100000, cache_write: 2000000, \
+                  audio_input: 10000000, output: 2000000, reasoning: 3000000, audio_output: 20000000}}}\n";
+    let more = format!("{prices}{}", receiver.hook());
+    let gateway = Gateway::before(&[url], &more).await;
+    for (n, (_, members, cost)) in reports().into_iter().enumerate() {
+        for (stream, place) in [(false, 2 * n), (true, 2 * n + 1)] {
+            let answer = gateway.client().await.ask(PATH, chat(stream)).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let record = receiver.wait_for(place + 1).await[place].clone();
+            assert_eq!(record["usage_source"], "final", "{record}");
+            for (member, value) in members.as_object().unwrap() {
+                let found = record.get(member).cloned().unwrap_or_default();
+                assert_eq!(&found, value, "{member}: {record}");
+                assert!(!value.is_null() || record.get(member).is_none(), "{member}: {record}");
+            }
+            assert!(near(&record["cost"], cost), "{cost}: {record}");
+        }
+    }
+    let twice = |pick: fn(&Value) -> u64| {
+        2.0 * reports().iter().map(|(_, of, _)| pick(of) as f64).sum::<f64>()
+    };
+    let sums = [
+        ("cached", twice(|of| of["cached_tokens"].as_u64().unwrap_or(0))),
+        ("cache_write", twice(|of| of["cache_write_tokens"].as_u64().unwrap_or(0))),
+        ("reasoning", twice(|of| of["reasoning_tokens"].as_u64().unwrap_or(0))),
+        ("audio_prompt", twice(|of| of["audio_prompt_tokens"].as_u64().unwrap_or(0))),
+        ("audio_completion", twice(|of| of["audio_completion_tokens"].as_u64().unwrap_or(0))),
+    ];
+    for (kind, expected) in sums {
+        let name =
+            format!("llmproxy_usage_token_parts_total{{model=\"sim-model\",type=\"{kind}\"}}");
+        assert_eq!(gateway.metric(&name).await, expected, "{kind}");
+    }
 }
 
 #[tokio::test]

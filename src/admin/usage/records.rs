@@ -74,7 +74,13 @@ pub struct Group {
     /// Of the engines that report them.
     cached_tokens: i64,
     /// Of the engines that report them.
+    cache_write_tokens: i64,
+    /// Of the engines that report them.
     reasoning_tokens: i64,
+    /// Of the engines that report them.
+    audio_prompt_tokens: i64,
+    /// Of the engines that report them.
+    audio_completion_tokens: i64,
     /// `null` if no model of the group has a price.
     cost: Option<f64>,
 }
@@ -97,7 +103,10 @@ impl Group {
             completion_tokens: sums.completion_tokens,
             total_tokens: sums.total_tokens,
             cached_tokens: sums.cached_tokens,
+            cache_write_tokens: sums.cache_write_tokens,
             reasoning_tokens: sums.reasoning_tokens,
+            audio_prompt_tokens: sums.audio_prompt_tokens,
+            audio_completion_tokens: sums.audio_completion_tokens,
             cost: sums.cost,
         }
     }

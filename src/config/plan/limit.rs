@@ -40,13 +40,21 @@ pub struct LimitPlan {
     pub max_buckets: usize,
 }
 
-/// What a million tokens cost.
+/// What a million tokens cost. `None`: the part costs as much as its whole, `input` or `output`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Price {
     pub input: f64,
-    /// Prompt tokens that the engine had in its cache; `None`: the same as `input`.
+    /// Prompt tokens that were read from a cache.
     pub cached_input: Option<f64>,
+    /// Prompt tokens that were written to a cache.
+    pub cache_write: Option<f64>,
+    /// Prompt tokens that were audio.
+    pub audio_input: Option<f64>,
     pub output: f64,
+    /// Completion tokens that were reasoning.
+    pub reasoning: Option<f64>,
+    /// Completion tokens that were audio.
+    pub audio_output: Option<f64>,
 }
 
 /// Counting in Redis.
@@ -220,15 +228,33 @@ impl Planner<'_> {
     fn prices(&mut self, raw: &BTreeMap<String, raw::Price>) -> Vec<(ModelPattern, Price)> {
         let mut prices = Vec::new();
         for (name, price) in raw {
-            let all = [Some(price.input), price.cached_input, Some(price.output)];
-            if all.into_iter().flatten().any(|p| !p.is_finite() || p < 0.0) {
+            let raw::Price {
+                input,
+                cached_input,
+                cache_write,
+                audio_input,
+                output,
+                reasoning,
+                audio_output,
+            } = *price;
+            let parts = [cached_input, cache_write, audio_input, reasoning, audio_output];
+            if parts.into_iter().flatten().chain([input, output]).any(|p| !p.is_finite() || p < 0.0)
+            {
                 let at = format!("rate_limit.prices.{name}");
                 let hint = "write the price of a million tokens: 0, or 1.5";
                 self.problem(at, "has a price that is not a number of 0 or more", hint);
             }
             if let Some(pattern) = self.pattern("rate_limit.prices", name) {
-                let raw::Price { input, cached_input, output } = *price;
-                prices.push((pattern, Price { input, cached_input, output }));
+                let price = Price {
+                    input,
+                    cached_input,
+                    cache_write,
+                    audio_input,
+                    output,
+                    reasoning,
+                    audio_output,
+                };
+                prices.push((pattern, price));
             }
         }
         prices

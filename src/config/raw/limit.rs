@@ -150,6 +150,14 @@ pub struct Price {
     pub input: f64,
     /// Prompt tokens from the engine's cache; the price of `input` by default.
     pub cached_input: Option<f64>,
+    /// Prompt tokens that are written to a cache; the price of `input` by default.
+    pub cache_write: Option<f64>,
+    /// Prompt tokens that are audio; the price of `input` by default.
+    pub audio_input: Option<f64>,
     /// Completion tokens.
     pub output: f64,
+    /// Completion tokens that are reasoning; the price of `output` by default.
+    pub reasoning: Option<f64>,
+    /// Completion tokens that are audio; the price of `output` by default.
+    pub audio_output: Option<f64>,
 }

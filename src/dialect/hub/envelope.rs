@@ -4,12 +4,21 @@
 //! `lp1.ISSUER.LANGUAGE.BASE64URL`. The issuer is the domain of backends that can read the state;
 //! characters other than `[A-Za-z0-9_-]` are percent-encoded in it.
 
+use std::sync::LazyLock;
+
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use memchr::memmem::Finder;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::request::State;
 
 const PREFIX: &str = "lp1.";
+
+/// Whether a text may have an envelope in it. The envelope is a string, or a value in one.
+pub fn is_in(text: &[u8]) -> bool {
+    static NEEDLE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"lp1."));
+    NEEDLE.find(text).is_some()
+}
 
 const ISSUER: &AsciiSet = &NON_ALPHANUMERIC.remove(b'_').remove(b'-');
 

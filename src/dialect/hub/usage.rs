@@ -65,7 +65,10 @@ impl Usage {
             completion: self.output.unwrap_or(0),
             total: self.total(),
             cached: self.cache_read,
+            cache_write: self.cache_write,
             reasoning: self.reasoning,
+            audio_prompt: self.audio_in,
+            audio_completion: self.audio_out,
         })
     }
 }
@@ -86,5 +89,36 @@ mod tests {
         let less = Usage { input: Some(3), cache_read: Some(4), ..Usage::default() };
         assert_eq!(less.uncached(), 0);
         assert!(Usage::default().counts().is_none());
+    }
+
+    #[test]
+    fn every_part_is_counted() {
+        let usage = Usage {
+            input: Some(20),
+            cache_read: Some(1),
+            cache_write: Some(2),
+            cache_write_1h: Some(2),
+            audio_in: Some(3),
+            output: Some(30),
+            reasoning: Some(4),
+            audio_out: Some(5),
+            total: None,
+        };
+        let counts = TokenCounts {
+            prompt: 20,
+            completion: 30,
+            total: 50,
+            cached: Some(1),
+            cache_write: Some(2),
+            reasoning: Some(4),
+            audio_prompt: Some(3),
+            audio_completion: Some(5),
+        };
+        assert_eq!(usage.counts(), Some(counts));
+        // Not reported is not 0.
+        let bare = Usage { output: Some(30), cache_read: Some(0), ..Usage::default() };
+        let expected =
+            TokenCounts { completion: 30, total: 30, cached: Some(0), ..TokenCounts::default() };
+        assert_eq!(bare.counts(), Some(expected));
     }
 }

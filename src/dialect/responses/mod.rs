@@ -201,6 +201,8 @@ fn own(found: &mut Glance, field: &Field<'_>) -> Result<(), BadSwitch> {
         found.conversation = Some(field.range());
     } else if field.is("tools") {
         found.tools = Some(field.range());
+    } else if field.is("previous_response_id") {
+        found.continues = serde_json::from_slice(field.value()).ok();
     } else if field.is("instructions") {
         found.system = Some(field.range());
     }

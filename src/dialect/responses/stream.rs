@@ -154,7 +154,8 @@ impl ResponseEvents {
         let inner = &document[response.clone()];
         let model = json::find(inner, "model").map(|member| member.value);
         if self.begun.is_none() {
-            let id = String::from_utf8_lossy(text(inner, "id")).into();
+            let id: Box<str> = String::from_utf8_lossy(text(inner, "id")).into();
+            seen.stored = Some(id.clone());
             let created = json::find(inner, "created_at").and_then(|m| number(&inner[m.value]));
             let said = model.clone().and_then(|model| model_name::read(&inner[model]));
             let model = self.model.clone().or(said);

@@ -77,7 +77,10 @@ pub struct Sums {
     pub completion_tokens: i64,
     pub total_tokens: i64,
     pub cached_tokens: i64,
+    pub cache_write_tokens: i64,
     pub reasoning_tokens: i64,
+    pub audio_prompt_tokens: i64,
+    pub audio_completion_tokens: i64,
     /// `None` if none of the models has a price.
     pub cost: Option<f64>,
 }
@@ -159,8 +162,17 @@ pub fn records(
     query
 }
 
-const SUMS: [&str; 5] =
-    ["prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "reasoning_tokens"];
+/// The columns that are added up.
+const SUMS: [&str; 8] = [
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "audio_prompt_tokens",
+    "audio_completion_tokens",
+];
 
 pub fn sums(
     table: &RecordTable,
@@ -207,17 +219,19 @@ pub fn sums_of_row(row: &Row, by: &[Column]) -> Sums {
     let text = |i: usize| row.get(&format!("group_{i}")).and_then(Value::as_str);
     let number = |name: &str| row.get(name).and_then(Value::as_i64).unwrap_or_default();
     let group = |(i, column): (usize, &Column)| (*column, text(i).unwrap_or_default().to_owned());
-    let [prompt_tokens, completion_tokens, total_tokens, cached_tokens, reasoning_tokens] =
-        SUMS.map(|name| number(&format!("sum_{name}")));
+    let sum = |column: &str| number(&format!("sum_{column}"));
     Sums {
         group: by.iter().enumerate().map(group).collect(),
         requests: number("requests"),
         errors: number("errors"),
-        prompt_tokens,
-        completion_tokens,
-        total_tokens,
-        cached_tokens,
-        reasoning_tokens,
+        prompt_tokens: sum("prompt_tokens"),
+        completion_tokens: sum("completion_tokens"),
+        total_tokens: sum("total_tokens"),
+        cached_tokens: sum("cached_tokens"),
+        cache_write_tokens: sum("cache_write_tokens"),
+        reasoning_tokens: sum("reasoning_tokens"),
+        audio_prompt_tokens: sum("audio_prompt_tokens"),
+        audio_completion_tokens: sum("audio_completion_tokens"),
         cost: row.get("sum_cost").and_then(Value::as_f64),
     }
 }

@@ -40,7 +40,7 @@ const fn optional(name: &'static str, holds: ColumnType) -> Field {
 const NAME: ColumnType = ColumnType::Short(255);
 
 /// The fields in the order of [`Record`]. `usage` is left out: it repeats other fields.
-const FIELDS: [Field; 34] = [
+const FIELDS: [Field; 37] = [
     field("record_id", ColumnType::Short(64)),
     field("version", ColumnType::Whole),
     field("process", ColumnType::Short(64)),
@@ -60,7 +60,10 @@ const FIELDS: [Field; 34] = [
     field("completion_tokens", ColumnType::Whole),
     field("total_tokens", ColumnType::Whole),
     optional("cached_tokens", ColumnType::Whole),
+    optional("cache_write_tokens", ColumnType::Whole),
     optional("reasoning_tokens", ColumnType::Whole),
+    optional("audio_prompt_tokens", ColumnType::Whole),
+    optional("audio_completion_tokens", ColumnType::Whole),
     optional("cost", ColumnType::Float),
     field("is_stream", ColumnType::Flag),
     field("endpoint", NAME),
@@ -296,8 +299,8 @@ pub(super) mod tests {
             "request_id": "req-1", "user_id": "用户😀", "api_key": "sk-p***6789", "key_id": "k1",
             "key_name": "one", "team": "blue", "tier": "vip", "metadata": {"a": [1, {"b": null}]},
             "tags": ["x", "y"], "model": "m", "response_model": "m-1", "prompt_tokens": 1,
-            "completion_tokens": 2, "total_tokens": 3, "cached_tokens": 1, "reasoning_tokens": 0,
-            "cost": 0.25, "is_stream": true, "endpoint": "/v1/chat/completions",
+            "completion_tokens": 2, "total_tokens": 3, "cached_tokens": 1, "cache_write_tokens": 0,
+            "reasoning_tokens": 2, "audio_prompt_tokens": 1, "audio_completion_tokens": 0, "cost": 0.25, "is_stream": true, "endpoint": "/v1/chat/completions",
             "timestamp": "2026-11-21T12:00:00.123Z", "backend_url": "http://b",
             "path": "/v1/chat/completions", "method": "POST", "status_code": 200,
             "latency_ms": 10, "ttft_ms": 5, "queue_ms": 1, "tries": 2, "outcome": "complete",
@@ -341,14 +344,24 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn records_of_earlier_versions_are_records() {
+        let mut earlier = full();
+        for name in ["cache_write_tokens", "audio_prompt_tokens", "audio_completion_tokens"] {
+            earlier.as_object_mut().unwrap().shift_remove(name);
+        }
+        let row = parse(&entry(&earlier)).unwrap();
+        assert_eq!(Value::Object(row.fields), earlier);
+    }
+
+    #[test]
     fn rows_are_inserted_once() {
         let fresh = parse(&entry(&full())).unwrap();
         let insert = |driver| Insert::new(driver, "t", &ExistingTable::default()).unwrap();
         let one = |driver| insert(driver).statement(std::slice::from_ref(&fresh)).sql().to_owned();
         let sql = one(Driver::Postgres);
         assert!(sql.starts_with("INSERT INTO t (\"record_id\", \"version\", "), "{sql}");
-        assert!(sql.contains("$23, CAST($24 AS TIMESTAMPTZ), $25"), "{sql}");
-        assert!(sql.ends_with("$36) ON CONFLICT (\"record_id\") DO NOTHING"), "{sql}");
+        assert!(sql.contains("$26, CAST($27 AS TIMESTAMPTZ), $28"), "{sql}");
+        assert!(sql.ends_with("$39) ON CONFLICT (\"record_id\") DO NOTHING"), "{sql}");
         assert!(one(Driver::Sqlite).ends_with("?) ON CONFLICT (`record_id`) DO NOTHING"));
         let mysql = one(Driver::Mysql);
         let end = "?) ON DUPLICATE KEY UPDATE `record_id` = IF(`record_id` = VALUES(`record_id`), \

@@ -29,6 +29,28 @@ async fn a_spent_budget_refuses() {
 }
 
 #[tokio::test]
+async fn a_part_with_a_price_of_its_own_is_spent_at_that_price() {
+    let sim = sim_with(|b| b.reasoning_tokens = 5).await;
+    for (price, admitted) in [("reasoning: 1000000", 2), ("cache_write: 1000000", 9)] {
+        // A chat costs 5, or nothing.
+        let limits = format!(
+            "{{prices: {{\"*\": {{input: 0, output: 0, {price}}}}}, \
+             per_key: {{budget: 6, budget_period: never}}}}"
+        );
+        let gateway = gateway_with(&sim, &limits).await;
+        let mut client = gateway.client().await;
+        for _ in 0..admitted {
+            assert_eq!(ask(&mut client, A, &chat(false)).await.status, 200, "{price}");
+        }
+        let last = ask(&mut client, A, &chat(false)).await;
+        match admitted {
+            2 => assert_eq!(refusal(&last), budget_exceeded()),
+            _ => assert_eq!(last.status, 200),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_user_budget_is_shared_by_all_keys_of_the_user() {
     let sim = sim().await;
     let limits = format!("{{{PRICES}, per_user: {{budget: 20, budget_period: never}}}}");

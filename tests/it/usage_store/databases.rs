@@ -40,7 +40,10 @@ async fn holds_records(process: &Process) {
         "tags",
         "response_model",
         "cached_tokens",
+        "cache_write_tokens",
         "reasoning_tokens",
+        "audio_prompt_tokens",
+        "audio_completion_tokens",
         "cost",
         "queue_ms",
     ] {
@@ -145,10 +148,13 @@ async fn sums_add_up(process: &Process, before: &Filter) {
         (&[Column::Day, Column::UserId], |n| format!("2026-11-{},user-{}", 21 + n / 1440, n % 3)),
     ];
     for (by, of) in groups {
-        let mut wanted: BTreeMap<String, [i64; 7]> = BTreeMap::new();
+        let mut wanted: BTreeMap<String, [i64; 10]> = BTreeMap::new();
         for n in 0..2500 {
             let (one, told) = (n as i64, i64::from(n != 1));
-            let more = [1, i64::from(n % 5 == 1), 10, one, 10 + one, 4 * told, told];
+            let failed = i64::from(n % 5 == 1);
+            let parts = [4, 3, 1, 2, 5].map(|tokens| tokens * told);
+            let [cached, written, reasoning, audio, spoken] = parts;
+            let more = [1, failed, 10, one, 10 + one, cached, written, reasoning, audio, spoken];
             let sums = wanted.entry(of(n)).or_default();
             sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
         }
@@ -177,10 +183,13 @@ async fn sums_add_up(process: &Process, before: &Filter) {
                     sums.completion_tokens,
                     sums.total_tokens,
                     sums.cached_tokens,
+                    sums.cache_write_tokens,
                     sums.reasoning_tokens,
+                    sums.audio_prompt_tokens,
+                    sums.audio_completion_tokens,
                 ];
                 assert_eq!(&told, wanted, "{by:?}");
-                let cost = Some(0.5 * wanted[6] as f64).filter(|cost| *cost > 0.0);
+                let cost = Some(0.5 * wanted[7] as f64).filter(|cost| *cost > 0.0);
                 assert_eq!(sums.cost, cost, "{by:?}");
             }
         }
@@ -345,6 +354,39 @@ async fn tables_are_made_and_extended(process: &Process, seeds: &[&str]) {
     assert_eq!(old.number(body).await, 1);
 }
 
+/// The parts of tokens that records have had from the beginning are kept when a table gets columns for
+/// those that came later, whether the table is queried first or written to.
+async fn tables_get_columns_of_later_versions(process: &Process) {
+    let later = ["cache_write_tokens", "audio_prompt_tokens", "audio_completion_tokens"];
+    for queried_first in [true, false] {
+        let mut before = process.other();
+        before.plan.table = format!("before_{queried_first}");
+        before.put(&[record(0), record(1)]).await;
+        for column in later {
+            let table = &before.plan.table;
+            before.run(&format!("ALTER TABLE {table} DROP COLUMN {column}")).await;
+        }
+        let mut after = before.other();
+        after.plan.table.clone_from(&before.plan.table);
+        if queried_first {
+            assert_eq!(after.all(&Filter::default(), 10).await.len(), 2);
+        }
+        after.put(&[record(2)]).await;
+        let sums = after.store().sums(&Filter::default(), &[Column::Day], None, 10).await.unwrap();
+        let sums = &sums.items[0];
+        assert_eq!((sums.requests, sums.cached_tokens, sums.reasoning_tokens), (3, 12, 3));
+        assert_eq!((sums.cache_write_tokens, sums.audio_prompt_tokens), (3, 2));
+        // From the newest on.
+        let rows = after.all(&Filter::default(), 10).await;
+        assert_eq!(Value::Object(rows[0].clone()), record(2));
+        let mut old = record(0);
+        for column in later {
+            old.as_object_mut().unwrap().shift_remove(column);
+        }
+        assert_eq!(Value::Object(rows[2].clone()), old);
+    }
+}
+
 async fn start_together(process: &Process) {
     let others: Vec<_> = (0..4).map(|_| process.other()).collect();
     let put = others.iter().enumerate().map(|(i, other)| async move {
@@ -366,6 +408,7 @@ async fn sqlite_holds_records() {
     pages_have_no_gaps(&process).await;
     retention_is_kept(&process).await;
     clashes_are_refused(&process).await;
+    tables_get_columns_of_later_versions(&process).await;
     let view = "WITH RECURSIVE ever(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM ever) \
                 SELECT kept_slow_records.* FROM kept_slow_records, ever WHERE n < 0";
     slow_questions_end(&process, view).await;
@@ -391,6 +434,7 @@ async fn postgres_holds_records() {
     pages_have_no_gaps(&process).await;
     retention_is_kept(&process).await;
     clashes_are_refused(&process).await;
+    tables_get_columns_of_later_versions(&process).await;
     let view = "SELECT kept_slow_records.* FROM kept_slow_records, pg_sleep(600)";
     slow_questions_end(&process, view).await;
     indexes_are_used(&process, "ANALYZE large_records").await;
@@ -426,6 +470,7 @@ async fn mariadb_holds_records() {
     pages_have_no_gaps(&process).await;
     retention_is_kept(&process).await;
     clashes_are_refused(&process).await;
+    tables_get_columns_of_later_versions(&process).await;
     let view = "SELECT * FROM kept_slow_records WHERE SLEEP(600) = 0";
     slow_questions_end(&process, view).await;
     indexes_are_used(&process, "ANALYZE TABLE large_records").await;

@@ -212,7 +212,7 @@ impl Planner<'_> {
         let mut routes = Vec::new();
         for (i, route) in raw.routes.iter().enumerate() {
             let at = format!("{at}.routes[{i}]");
-            self.protocol(&at, route.protocol.as_deref());
+            let language = self.protocol(&at, route.protocol.as_deref()).language();
             let hint = "`enabled: false` disables a route";
             self.within(format!("{at}.weight"), route.weight, 1..=1000, hint);
             if route.model.as_ref().is_some_and(|m| m.is_empty() || m.contains('*')) {
@@ -225,6 +225,13 @@ impl Planner<'_> {
             }
             let backend =
                 self.named_backend(format!("{at}.backend"), &route.backend, backends, unused);
+            if let (BackendRef::Enabled(name), Some(_)) = (&backend, &route.protocol)
+                && let Some(known) = backends.iter().find(|b| b.name == *name)
+                && !known.languages.has(language.name())
+            {
+                let hint = "add it to the `languages` of the backend";
+                self.problem(format!("{at}.protocol"), "the backend does not speak it", hint);
+            }
             if let (BackendRef::Enabled(backend), true) = (backend, route.enabled.0) {
                 routes.push(RoutePlan {
                     backend,

@@ -5,6 +5,8 @@
 mod history;
 mod limits;
 mod reasoning;
+#[cfg(test)]
+mod tests;
 mod tools;
 
 use super::{
@@ -32,6 +34,22 @@ pub fn translate(
         Some(refusal) => Err(refusal),
         None => Ok(Outgoing { body, losses, undo }),
     }
+}
+
+/// A request without the state of issuers that the backend is not, in its own language.
+///
+/// # Errors
+/// None in practice: what was read can be written.
+pub fn unwrap(
+    mut request: Request,
+    codec: &dyn Codec,
+    target: &Target,
+) -> Result<Outgoing, Refused> {
+    let mut losses = Losses::default();
+    let traits = codec.traits();
+    reasoning::prepare(&mut request, traits, traits, target, &mut losses);
+    let body = codec.write(&request, target, &mut losses)?;
+    Ok(Outgoing { body, losses, undo: Undo::default() })
 }
 
 /// Brings a request into the shape of another language.

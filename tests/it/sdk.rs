@@ -17,14 +17,14 @@ const FOLDER: &str = "tests/sdk";
 async fn openai_for_python_is_served_by_each_language() {
     let mut checks = python_in(FOLDER).await;
     checks.args(["-B", "-m", "unittest", "check_chat", "check_responses"]);
-    EachLanguage::start().await.passes(checks, "Ran 192 tests").await;
+    EachLanguage::start().await.passes(checks, "Ran 196 tests").await;
 }
 
 #[tokio::test]
 async fn anthropic_for_python_is_served_by_each_language() {
     let mut checks = python_in(FOLDER).await;
     checks.args(["-B", "-m", "unittest", "check_anthropic"]);
-    EachLanguage::start().await.passes(checks, "Ran 112 tests").await;
+    EachLanguage::start().await.passes(checks, "Ran 116 tests").await;
 }
 
 /// The last version that sends `x-api-key`, and 2023-06-01 as the version of the API.
@@ -32,7 +32,7 @@ async fn anthropic_for_python_is_served_by_each_language() {
 async fn older_anthropic_for_python_is_served_by_each_language() {
     let mut checks = python_in("tests/sdk/anthropic-2023").await;
     checks.args(["-B", "-m", "unittest", "check_anthropic"]);
-    EachLanguage::start().await.passes(checks, "Ran 112 tests").await;
+    EachLanguage::start().await.passes(checks, "Ran 116 tests").await;
 }
 
 #[tokio::test]
@@ -60,12 +60,13 @@ const LANGUAGES: [(&str, &[Language]); 4] = [
 ];
 
 /// What backends do, and the beginning of the names of their models.
-const KINDS: [(&str, fn(&mut Behaviour)); 7] = [
+const KINDS: [(&str, fn(&mut Behaviour)); 8] = [
     ("m", |_| {}),
     ("busy", |b| b.fail = Fail::Busy),
     ("limited", |b| b.fail = Fail::TooMany),
     ("broken", |b| b.fail = Fail::ErrorEventMidStream),
     ("short", |b| b.context_length = 200),
+    ("late", |b| b.first_token_ms = 350),
     ("slow", |b| b.inter_token_ms = 3_600_000),
     ("cached", |b| (b.prefix_cache, b.prompt_tokens_details) = (1000, true)),
 ];
@@ -74,7 +75,7 @@ impl EachLanguage {
     async fn start() -> Self {
         let mut sims = Vec::new();
         let mut configuration =
-            "api_keys: [{key: sk-test-0123456789, user_id: tester}]\nauth: {}\nbackends:\n"
+            "api_keys: [{key: sk-test-0123456789, user_id: tester}]\nauth: {}\nrouting: {keep_alive: 100ms}\nbackends:\n"
                 .to_owned();
         let mut slow = String::new();
         for (kind, behave) in KINDS {

@@ -120,6 +120,17 @@ class Messages(Backend):
         ])
         self.assertEqual(len(kinds), 25)
 
+    def test_a_first_token_that_is_late(self):
+        with SDK.messages.with_streaming_response.create(
+            model=self.model("late"), max_tokens=200, messages=[user("Hello")], stream=True
+        ) as raw:
+            first = next(raw.iter_lines())
+        # Responses begin before the first token.
+        self.assertEqual(first, "event: message_start" if self.language == "responses" else "event: ping")
+        # The SDK ignores what comes meanwhile.
+        _, final = self.stream([user("Hello")], kind="late")
+        self.assertEqual(final.content[0].text, TEXT)
+
     def test_tool_loop(self):
         text = "Please call get_weather"
         answer = self.ask(text, tools=TOOLS)

@@ -101,6 +101,11 @@ class Responses(Backend):
         ]])
         self.assertEqual(final.usage.output_tokens, 20)
 
+    def test_a_first_token_that_is_late(self):
+        # The SDK ignores what comes meanwhile.
+        _, final = self.stream(kind="late")
+        self.assertEqual(final.output_text, TEXT)
+
     def test_tool_loop(self):
         text = "Please call get_weather"
         request = {"model": self.model(), "tools": TOOLS}

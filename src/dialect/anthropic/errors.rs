@@ -30,7 +30,19 @@ pub fn rejection(rejection: &Rejection) -> Bytes {
         RejectionKind::Unavailable => "overloaded_error",
         RejectionKind::ServerError => "api_error",
     };
+    if is_for_a_thread(rejection) {
+        let details = json!({"error_code": "thread_unsupported_request"});
+        let error = json!({"type": kind, "message": rejection.message, "details": details});
+        return json!({"type": "error", "error": error}).to_string().into();
+    }
     error(kind, &rejection.message)
+}
+
+/// Whether it is for a `thread`, by which the vendor keeps the conversation. With the vendor's code for
+/// it the SDKs' tool runners send the whole conversation from then on.
+fn is_for_a_thread(rejection: &Rejection) -> bool {
+    let code = rejection.code.as_deref() == Some("translation_unsupported");
+    code && rejection.param.as_deref() == Some("thread")
 }
 
 /// The body of an answer to a failure, by one of the gateway's error codes.
@@ -77,6 +89,23 @@ mod tests {
         let expected = json!({"type": "error",
             "error": {"type": "not_found_error", "message": message}});
         assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn a_thread_is_refused_so_that_sdks_go_on_without_it() {
+        let thread = |refused: &Rejection| {
+            let value: Value = serde_json::from_slice(&rejection(refused)).unwrap();
+            value["error"]["details"].clone()
+        };
+        let refused = Rejection::untranslatable("thread", "no");
+        assert_eq!(thread(&refused), json!({"error_code": "thread_unsupported_request"}));
+        for other in [
+            Rejection::untranslatable("container", "no"),
+            Rejection::untranslatable("thread.type", "no"),
+            Rejection::invalid_member("thread", "no"),
+        ] {
+            assert_eq!(thread(&other), Value::Null, "{other:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod faults;
 pub mod gateway;
 pub mod helm;
 pub mod http;
+pub mod node;
 pub mod promql;
 pub mod promtool;
 pub mod python;

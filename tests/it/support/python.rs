@@ -1,6 +1,7 @@
 //! Virtual environments with the Python packages that tests need.
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -8,7 +9,7 @@ use std::{
 use super::run;
 
 /// The folder of programs of the packages in `FOLDER/requirements.txt`. It is made once, below
-/// `target`. Only one test may use each folder: two must not make it at the same time.
+/// `target`. A lock keeps concurrent tests apart.
 pub fn programs(folder: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let requirements = root.join(folder).join("requirements.txt");
@@ -17,6 +18,9 @@ pub fn programs(folder: &str) -> PathBuf {
     let venv = root.join(format!("target/{name}-venv"));
     let stamp = venv.join("requirements.txt");
     let programs = venv.join("bin");
+    std::fs::create_dir_all(root.join("target")).unwrap();
+    let lock = File::create(venv.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
     if std::fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
         return programs;
     }

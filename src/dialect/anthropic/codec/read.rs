@@ -221,7 +221,7 @@ fn metadata(fields: &mut Fields<'_>, request: &mut Request) -> Result<(), Refuse
 
 /// Members that mean something that only the vendor has. They stay in the extension as well.
 fn stateful(fields: &Fields<'_>, request: &mut Request) {
-    for name in ["container", "mcp_servers"] {
+    for name in ["container", "mcp_servers", "thread"] {
         if fields.holds(name) {
             request.stateful.push(name.to_owned());
         }

@@ -286,10 +286,11 @@ fn a_request_of_claude_code_is_read() {
 #[test]
 fn what_only_the_vendor_has_is_marked() {
     let request = read(
-        r#"{"max_tokens":1,"messages":[],"container":"c","mcp_servers":[{"type":"url"}],"context_management":{}}"#,
+        r#"{"max_tokens":1,"messages":[],"container":"c","mcp_servers":[{"type":"url"}],"context_management":{},"thread":{"type":"create"}}"#,
     );
-    assert_eq!(request.stateful, ["container", "mcp_servers"]);
-    let none = read(r#"{"max_tokens":1,"messages":[],"container":null,"mcp_servers":[]}"#);
+    assert_eq!(request.stateful, ["container", "mcp_servers", "thread"]);
+    let none =
+        read(r#"{"max_tokens":1,"messages":[],"container":null,"mcp_servers":[],"thread":null}"#);
     assert!(none.stateful.is_empty());
     let file = read(&message(
         r#"[{"type":"document","source":{"type":"file","file_id":"file_1"},"title":"t"}]"#,

@@ -49,13 +49,15 @@ impl Translation {
     }
 
     fn fault(&self, status: u16, body: &[u8]) -> StreamFault {
-        self.from.read_error(status, &String::from_utf8_lossy(body))
+        let fault = self.from.read_error(status, &String::from_utf8_lossy(body));
+        if matches!(status, 401 | 403) { refused_key() } else { fault }
     }
 
     /// The status of an error response for the client, as far as it follows from the backend's.
     pub fn status(&self, status: u16) -> u16 {
         let fault = StreamFault::new(Class::of_status(status), "");
         match status {
+            401 | 403 => self.to.write_error(&refused_key()).0,
             429 | 503 | 529 => self.to.write_error(&fault).0,
             _ => status,
         }
@@ -78,6 +80,14 @@ impl Translation {
             spoken: String::new(),
         }
     }
+}
+
+/// A backend has refused the gateway's own key. Its words are not for the client, which would take
+/// them for a word on its own key, and forget that.
+fn refused_key() -> StreamFault {
+    let message = "The backend refused the gateway's credentials";
+    let code = Some("upstream_auth".to_owned());
+    StreamFault { code, ..StreamFault::new(Class::Server, message) }
 }
 
 /// A body that is being translated.
@@ -254,6 +264,8 @@ fn note(event: &Event, usage: &mut Usage, progress: &mut Progress) {
     match event {
         Event::Ping => return,
         Event::Start(start) => {
+            // Counts that come before the end are those so far.
+            progress.running = true;
             *usage = usage.updated(start.usage.unwrap_or_default());
             progress.model = start.model.clone().map(Into::into);
         }

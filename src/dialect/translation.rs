@@ -39,6 +39,12 @@ impl Translation {
         (status, body.into())
     }
 
+    /// What an answer with a good status says of its failure, as the status and the body of an error.
+    pub fn failed(&self, fault: &StreamFault) -> (u16, Bytes) {
+        let (status, body) = self.to.write_error(fault);
+        (status, body.into())
+    }
+
     /// A backend's error response as the last event of a stream that has no other.
     pub fn error_event(&self, status: u16, body: &[u8]) -> Bytes {
         let mut out = String::new();
@@ -108,9 +114,15 @@ enum Form {
     Document(BytesMut),
 }
 
-/// An answer that cannot be translated.
+/// An answer that cannot be translated, or that says that it has failed.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Untranslatable(pub String);
+pub struct Untranslatable(pub StreamFault);
+
+impl Untranslatable {
+    fn because(message: &str) -> Self {
+        Self(StreamFault::new(Class::Server, message))
+    }
+}
 
 impl TranslatedBody {
     /// Takes the next piece of the body.
@@ -146,9 +158,8 @@ impl TranslatedBody {
             Form::Document(body) => {
                 if let Some(piece) = piece {
                     if body.len() + piece.len() > LONGEST_DOCUMENT {
-                        return Err(Untranslatable(
-                            "an answer is too long to be translated".into(),
-                        ));
+                        let message = "The backend's answer is too long to be translated";
+                        return Err(Untranslatable::because(message));
                     }
                     body.extend_from_slice(&piece);
                 }
@@ -193,9 +204,8 @@ fn whole(
 ) -> Result<String, Untranslatable> {
     let Translation { from, to, exchange, stream } = translation;
     let text = std::str::from_utf8(body)
-        .map_err(|_| Untranslatable("an answer is not UTF-8".to_owned()))?;
-    let events =
-        translator::answer(*from, text, exchange).map_err(|e| Untranslatable(e.message))?;
+        .map_err(|_| Untranslatable::because("The backend's answer is not UTF-8"))?;
+    let events = translator::answer(*from, text, exchange).map_err(Untranslatable)?;
     events.iter().for_each(seen);
     if *stream {
         return Ok(translator::stream(*to, &events, exchange));
@@ -209,7 +219,7 @@ fn written(
     exchange: &Exchange,
 ) -> Result<String, Untranslatable> {
     match to.objection(response) {
-        Some(fault) => Err(Untranslatable(fault.message)),
+        Some(fault) => Err(Untranslatable(fault)),
         None => Ok(to.write_answer(response, exchange)),
     }
 }
@@ -253,7 +263,7 @@ impl Fold {
             seen(event);
         });
         match response.fault.take() {
-            Some(fault) => Err(Untranslatable(fault.message)),
+            Some(fault) => Err(Untranslatable(fault)),
             None => written(translation.to, response, &translation.exchange),
         }
     }

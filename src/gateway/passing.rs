@@ -174,7 +174,8 @@ pub fn hold_back(session: &Session, ctx: &mut Ctx) {
     } else if passage.is_stream() {
         follows
     } else {
-        follows || attempt.model.is_some() || lines
+        // A translated document comes as a whole, or is an error.
+        follows || attempt.model.is_some() || lines || attempt.translated.is_some()
     };
     let stream = passage.is_stream();
     attempt.answer.hold = held.then(BodyHold::default);

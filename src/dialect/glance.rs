@@ -23,6 +23,10 @@ pub struct Glance {
     pub guarded: bool,
     /// Where the conversation stands: requests that share a prefix cache begin alike there.
     pub conversation: Option<Range<usize>>,
+    /// The backend stores its answer: it must not be made twice.
+    pub stores: bool,
+    /// It says that nothing is to be stored.
+    pub(super) keeps_nothing: bool,
     /// The response that the request continues, which a backend has stored.
     pub continues: Option<String>,
     /// Where the tools stand, which engines put before the conversation.

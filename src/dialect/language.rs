@@ -56,8 +56,12 @@ pub trait Dialect: Sync {
     }
 
     /// The path at which servers of this language count the tokens of a request, and how. `tokenizes`:
-    /// the server has vLLM's `/tokenize`.
-    fn counter(&self, _tokenizes: bool) -> Option<(&'static str, &'static Counting)> {
+    /// the server has vLLM's `/tokenize`; `hosted`: it is a vendor's.
+    fn counter(
+        &self,
+        _tokenizes: bool,
+        _hosted: bool,
+    ) -> Option<(&'static str, &'static Counting)> {
         None
     }
 

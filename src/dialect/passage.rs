@@ -152,6 +152,8 @@ impl Passage {
         }
         let coding = match preprocess::coding(head) {
             Ok(coding) => coding,
+            // What is to be translated must be read: it fails as unreadable.
+            Err(_) if setup.translation.is_some() => None,
             Err(name) => return (unread(setup), Some(name)),
         };
         let (form, codec) = match declared {
@@ -329,7 +331,8 @@ impl Passage {
     pub fn abandon(&mut self) -> Bytes {
         match &mut self.codec {
             Codec::Same(meter) => meter.abandon(&mut self.progress),
-            Codec::Off | Codec::Translated(_) => Bytes::new(),
+            Codec::Translated(body) => body.abandon(&mut self.progress),
+            Codec::Off => Bytes::new(),
         }
     }
 

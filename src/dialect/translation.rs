@@ -45,15 +45,6 @@ impl Translation {
         (status, body.into())
     }
 
-    /// A backend's error response as the last event of a stream that has no other.
-    pub fn error_event(&self, status: u16, body: &[u8]) -> Bytes {
-        let mut out = String::new();
-        let mut encoder = self.to.encoder(&self.exchange);
-        encoder.event(&Event::Start(Default::default()), &mut out);
-        encoder.event(&Event::Fault(self.fault(status, body)), &mut out);
-        out.into()
-    }
-
     fn fault(&self, status: u16, body: &[u8]) -> StreamFault {
         let fault = self.from.read_error(status, &String::from_utf8_lossy(body));
         if matches!(status, 401 | 403) { refused_key() } else { fault }
@@ -171,6 +162,16 @@ impl TranslatedBody {
         Ok(Bytes::from(std::mem::take(spoken)))
     }
 
+    /// The connection broke. If the answer was over, as far as the engine has said, the client gets its
+    /// end.
+    pub fn abandon(&mut self, progress: &mut Progress) -> Bytes {
+        let Self { form, usage, spoken, .. } = self;
+        if let (Form::Stream(translator), true) = (form, progress.choice_ended) {
+            translator.finish(spoken, |event| note(event, usage, progress));
+        }
+        Bytes::from(std::mem::take(spoken))
+    }
+
     /// The answer broke: what the client gets as its end. Empty where it gets a document, or has its
     /// end already.
     pub fn fail(&mut self, fault: StreamFault, progress: &mut Progress) -> Bytes {
@@ -274,6 +275,7 @@ fn note(event: &Event, usage: &mut Usage, progress: &mut Progress) {
     match event {
         Event::Ping => return,
         Event::Start(start) => {
+            progress.events += 1;
             // Counts that come before the end are those so far.
             progress.running = true;
             *usage = usage.updated(start.usage.unwrap_or_default());
@@ -287,14 +289,15 @@ fn note(event: &Event, usage: &mut Usage, progress: &mut Progress) {
         Event::End => progress.finished = true,
         Event::Fault(fault) => {
             progress.finished = true;
+            progress.events += 1;
             progress.error =
                 Some(if fault.class.is_clients() { Blame::Client } else { Blame::Engine });
         }
         event if event.is_content() => {
             progress.content = true;
             progress.parts += 1;
+            progress.events += 1;
         }
         _ => {}
     }
-    progress.events += 1;
 }

@@ -11,7 +11,7 @@ use pingora::http::ResponseHeader;
 use super::translated::TranslatedRequest;
 use crate::{
     balance::{Endpoint, Lease, PickedBackend},
-    base::{Fault, UsageSource},
+    base::{Fault, TokenCounts, UsageSource},
     dialect::{Passage, Progress, Translation, UsageRequest, hub::StreamFault},
 };
 
@@ -76,6 +76,8 @@ pub struct Answer {
     pub replaced: bool,
     /// It is not passed on: another attempt is made.
     pub discarded: bool,
+    /// It is remembered which backend has stored it.
+    pub remembered: bool,
     /// The retry policy has counted it for or against its backend.
     pub judged: bool,
     /// From the arrival of the request to the first event that had content.
@@ -166,6 +168,19 @@ impl Answer {
     /// happens to the connections afterwards does not matter.
     pub fn is_complete(&self) -> bool {
         self.begun && self.passage.is_stream() && self.progress().finished
+    }
+
+    /// The counts of its tokens, and what they are worth. Engines that report running counts seldom
+    /// (Messages does at the beginning and at the end) have generated at least as many tokens as
+    /// pieces have come.
+    pub fn usage(&self) -> (TokenCounts, UsageSource) {
+        let (mut counts, source) = self.passage.usage();
+        let parts = self.progress().parts;
+        if source == UsageSource::Partial && self.passage.is_stream() && counts.completion < parts {
+            counts.total = counts.total.saturating_add(parts - counts.completion);
+            counts.completion = parts;
+        }
+        (counts, source)
     }
 
     /// How many events of a stream have carried a part of the answer, if no usage was reported: a

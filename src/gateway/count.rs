@@ -23,7 +23,7 @@ pub async fn estimate(session: &mut Session, ctx: &mut Ctx) -> Result<bool, Stop
     if can_be_counted(ctx) {
         return Ok(false);
     }
-    let Some((_, counting)) = found.language.counter(false) else { return Ok(false) };
+    let Some((_, counting)) = found.language.counter(false, true) else { return Ok(false) };
     let model = ctx.request.model.as_deref().unwrap_or_default();
     let assumed = ctx.snapshot.limits.assume(model, ctx.body.bytes().len(), None, 1);
     let body = counting.answer(assumed.prompt.max(1)).into();

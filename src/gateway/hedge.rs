@@ -55,7 +55,8 @@ fn delay(session: &Session, ctx: &mut Ctx) -> Option<Duration> {
     let inference = ctx.request.is_inference();
     // What is unread of a long chunked body must stay so, and the client would not be seen to leave.
     let short = ctx.body.framing != Framing::LargeChunked;
-    (fits && inference && short && !ctx.request.stream)
+    let once = ctx.body.glance().stores;
+    (fits && inference && short && !ctx.request.stream && !once)
         .then(|| retry::has_several(&ctx.attempts(session).view))
         .and_then(|several| several.then_some(plan.delay))
 }

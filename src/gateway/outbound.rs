@@ -209,8 +209,9 @@ pub fn for_backend(ctx: &mut Ctx) -> Bytes {
     let Some(attempt) = &mut ctx.attempt else {
         return Bytes::new();
     };
-    if let Some(translated) = &attempt.translated {
-        return translated.body.clone();
+    if attempt.translated.is_some() {
+        let backend = &attempt.endpoint.plan.name;
+        return ctx.body.translations.body(backend, attempt.model.as_deref());
     }
     let plan = &attempt.endpoint.plan;
     let usage = match plan.stream_usage {

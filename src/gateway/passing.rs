@@ -15,7 +15,7 @@ use super::{
     ctx::Ctx,
     deferred_head, ending, heartbeat, pacing, reply,
     retry::{AttemptOutcome, Cause, LONGEST_INSPECTED},
-    settlement,
+    settlement, stored,
 };
 use crate::dialect::{Blame, PieceKind, Unreadable};
 
@@ -46,6 +46,7 @@ pub fn filter(
     ctx: &mut Ctx,
 ) -> Result<()> {
     push(session, body, end_of_stream, ctx)?;
+    stored::remember(ctx);
     if ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.whole) {
         settlement::settle(ctx, None);
     }

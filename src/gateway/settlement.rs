@@ -7,7 +7,7 @@
 
 use pingora::{Error, ErrorSource};
 
-use super::{attempts, ctx::Ctx};
+use super::{attempt::Answer, attempts, ctx::Ctx};
 use crate::{
     base::{KeyUsage, Outcome, Side, TokenCounts, UsageSource},
     limit::{Consumption, CountSource},
@@ -37,10 +37,12 @@ pub fn outcome(ctx: &Ctx, error: Option<&Error>) -> Outcome {
     }
 }
 
-/// The counts of the request's answer, and what they are worth.
+/// The counts of the request's answer, and what they are worth. Tokens that were only counted have
+/// not been used.
 pub fn usage(ctx: &Ctx) -> (TokenCounts, UsageSource) {
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
-    answer.map(|answer| answer.passage.usage()).unwrap_or_default()
+    let answer = answer.filter(|_| !ctx.request.counts_tokens());
+    answer.map(Answer::usage).unwrap_or_default()
 }
 
 /// Settles what the request used; once.
@@ -63,6 +65,9 @@ fn consumed(ctx: &Ctx, error: Option<&Error>) -> Consumption {
     let whole = outcome(ctx, error) == Outcome::Complete;
     let parts = ctx.attempt.as_ref().map_or(0, |attempt| attempt.answer.unmetered_parts());
     let (counts, source) = usage(ctx);
+    if ctx.request.counts_tokens() {
+        return Consumption::Nothing;
+    }
     let (counts, seen) = match (source, ctx.limits.asked) {
         (UsageSource::Final, _) if whole => (counts, CountSource::Complete),
         (UsageSource::Final | UsageSource::Partial, _) => (counts, CountSource::Partial),

@@ -7,7 +7,7 @@ use http::Method;
 use pingora_proxy::Session;
 
 use super::{admission, auth, ctx::Ctx, stop::Stop};
-use crate::{base::Rejection, route::Route, runtime::owners::Owner};
+use crate::{base::Rejection, dialect::Kind, route::Route, runtime::owners::Owner};
 
 /// A request for a stored response: it is passed on to the backend that has it.
 ///
@@ -48,17 +48,27 @@ fn has(ctx: &Ctx, pool: usize, endpoint: u32) -> bool {
     ctx.snapshot.pools[pool].members().any(|(member, _)| member.id == endpoint)
 }
 
-/// Notes what became of the request: a response that was stored, or one that was deleted.
-pub fn note(session: &Session, ctx: &Ctx) {
-    let Some(attempt) = &ctx.attempt else { return };
-    if attempt.answer.status != Some(200) || ctx.request.operation.is_none() {
+/// Remembers who has stored the response, as soon as its id is known: its client may ask for it before
+/// the backend has ended the answer.
+pub fn remember(ctx: &mut Ctx) {
+    let Some(attempt) = &mut ctx.attempt else { return };
+    let answer = &mut attempt.answer;
+    if answer.status != Some(200) || answer.remembered {
         return;
     }
-    if let Some(id) = &attempt.answer.progress().stored {
-        let model = ctx.request.model.as_deref().map(Into::into);
-        let owner = Owner { endpoint: attempt.endpoint.id, model, caller: caller(ctx).into() };
-        ctx.carry.owners.remember(id, owner);
-    } else if session.req_header().method == Method::DELETE {
+    let Some(id) = answer.progress().stored.clone().filter(|id| !id.is_empty()) else { return };
+    answer.remembered = true;
+    let (endpoint, model) = (attempt.endpoint.id, ctx.request.model.as_deref().map(Into::into));
+    let caller = caller(ctx).into();
+    let owner = Owner { endpoint, model, caller };
+    ctx.carry.owners.remember(&id, owner);
+}
+
+/// Forgets a response that was deleted.
+pub fn note(session: &Session, ctx: &Ctx) {
+    let stored = ctx.request.operation.is_some_and(|found| found.kind() == Kind::Stored);
+    let status = ctx.attempt.as_ref().and_then(|attempt| attempt.answer.status);
+    if stored && status == Some(200) && session.req_header().method == Method::DELETE {
         ctx.carry.owners.forget(&asked(session, ctx));
     }
 }
@@ -73,8 +83,12 @@ fn asked(session: &Session, ctx: &Ctx) -> String {
 /// Where a response is. What this process has not seen is looked for where it can only be; not if
 /// there are keys, because it is not known whose it is.
 fn find(ctx: &Ctx, id: &str) -> Result<Owner, Rejection> {
-    if let Some(owner) = ctx.carry.owners.find(id, caller(ctx)) {
+    if let Some(owner) = ctx.carry.owners.find(id, &caller(ctx)) {
         return Ok(owner);
+    }
+    // A segment that a backend would resolve is no id.
+    if matches!(id, "" | "." | "..") {
+        return Err(Rejection::unknown_response(id));
     }
     let language = ctx.request.language().name();
     let mut able = ctx.snapshot.endpoints.iter().filter(|e| e.plan.languages.has(language));
@@ -93,8 +107,10 @@ fn route_to(ctx: &Ctx, endpoint: u32) -> Option<Arc<Route>> {
 }
 
 /// Whose a response is: the user's, or the key's if it has no user.
-fn caller(ctx: &Ctx) -> &str {
-    let principal = ctx.caller.principal.as_deref();
-    let ids = principal.map(|p| [p.user_id.as_str(), p.key_id.as_str()]);
-    ids.into_iter().flatten().find(|id| !id.is_empty()).unwrap_or_default()
+fn caller(ctx: &Ctx) -> String {
+    let Some(principal) = ctx.caller.principal.as_deref() else { return String::new() };
+    match principal.user_id.as_str() {
+        "" => format!("key {}", principal.key_id),
+        user => format!("user {user}"),
+    }
 }

@@ -17,7 +17,9 @@ use crate::{
     },
     dialect::{
         Dialect, Kind, Operation, Translation,
-        hub::{Codec, Exchange, Json, ModelFacts, Refused, Request, Target, envelope, prepare},
+        hub::{
+            Codec, Exchange, Json, Losses, ModelFacts, Refused, Request, Target, envelope, prepare,
+        },
     },
 };
 
@@ -38,40 +40,41 @@ pub fn for_backend(
         return Ok(None);
     }
     let model = picked.model.as_ref();
-    let known = ctx.body.translations.find(&endpoint.name, model.map(|model| &**model));
+    let known = ctx.body.translations.find(&endpoint.plan.name, model.map(|model| &**model));
     if known.is_some() {
         return Ok(known);
     }
-    let request = match same {
-        true => match unwrapped(ctx, endpoint, model)? {
-            Some(request) => request,
+    let (request, body) = match same {
+        true => match unwrapped(ctx, endpoint, model) {
+            Some(made) => made,
             None => return Ok(None),
         },
         false => translate(ctx, endpoint, model)?,
     };
     let request = Arc::new(request);
-    let backend = Arc::clone(&endpoint.name);
-    ctx.body.translations.keep(backend, model.cloned(), Arc::clone(&request));
+    ctx.body.take_share(body.len());
+    let made = Arc::clone(&request);
+    ctx.body.translations.keep(&endpoint.plan.name, model.cloned(), made, body);
     Ok(Some(request))
 }
 
-/// The model serves such a request in the client's language.
+/// The model serves such a request in the client's language, or there is no other that it could be
+/// said in.
 fn serves(ctx: &Ctx, picked: &PlannedAttempt) -> bool {
     let asked = ctx.request.model.as_deref().unwrap_or_default();
-    let facts = facts(ctx, picked.model.as_deref().unwrap_or(asked));
-    ctx.request.language().serves(ctx.body.glance(), &facts)
-        || !ctx
-            .request
-            .language()
-            .nearest()
-            .iter()
-            .any(|n| picked.choice.endpoint.plan.languages.has(n))
+    let client = ctx.request.language();
+    let other = near(client, &picked.choice.endpoint.plan).next();
+    other.is_none()
+        || ctx.body.glance().tools.is_none()
+        || client.serves(ctx.body.glance(), &facts(ctx, picked.model.as_deref().unwrap_or(asked)))
 }
 
 /// What is known of a model: from the configuration, and by its name at the backend.
 fn facts(ctx: &Ctx, name_there: &str) -> ModelFacts {
     let asked = ctx.request.model.as_deref().unwrap_or_default();
-    let configured = ctx.snapshot.plan.routing.translation(asked);
+    let routing = &ctx.snapshot.plan.routing;
+    // A fallback has abilities of its own.
+    let configured = routing.translation(name_there).or_else(|| routing.translation(asked));
     configured.map(|plan| plan.facts.clone()).unwrap_or_default().or(plan::model_facts(name_there))
 }
 
@@ -81,20 +84,34 @@ fn unwrapped(
     ctx: &mut Ctx,
     endpoint: &Endpoint,
     model: Option<&Arc<str>>,
-) -> Result<Option<TranslatedRequest>, Rejection> {
+) -> Option<(TranslatedRequest, Bytes)> {
     let client = ctx.request.language();
-    let operation = ctx.request.operation.map(|found| found.operation);
-    let Some(codec) = operation.and_then(|operation| client.codec(operation)) else {
-        return Ok(None);
-    };
-    let request = read(ctx, codec)?;
-    let target = target(ctx, endpoint, model);
-    let outgoing = prepare::unwrap((*request).clone(), codec, &target);
-    let outgoing = outgoing.map_err(|refused| rejection(&refused))?;
-    let body = Bytes::from(outgoing.body);
-    ctx.body.take_share(body.len());
-    let losses = outgoing.losses;
-    Ok(Some(TranslatedRequest { language: client, path: None, body, answer: None, losses }))
+    let operation = ctx.request.operation.map(|found| found.operation)?;
+    let codec = client.codec(operation).filter(|_| operation.kind.generates())?;
+    // What cannot be read is the backend's to reject.
+    let request = read(ctx, codec).ok()?;
+    let target = Target { strict: false, ..target(ctx, endpoint, model) };
+    let outgoing = prepare::unwrap((*request).clone(), codec, &target).ok()?;
+    if outgoing.losses.is_empty() {
+        return None;
+    }
+    log_losses(ctx, endpoint, client, &outgoing.losses);
+    let request =
+        TranslatedRequest { language: client, path: None, answer: None, losses: outgoing.losses };
+    Some((request, outgoing.body.into()))
+}
+
+/// Names what a request goes without.
+fn log_losses(ctx: &Ctx, endpoint: &Endpoint, to: &dyn Dialect, losses: &Losses) {
+    if !losses.is_empty() {
+        log::info!(
+            "request {}: in {} for backend {}, without {}",
+            ctx.request.id,
+            to.name(),
+            endpoint.name,
+            shown(losses),
+        );
+    }
 }
 
 fn target(ctx: &Ctx, endpoint: &Endpoint, model: Option<&Arc<str>>) -> Target {
@@ -110,6 +127,7 @@ fn target(ctx: &Ctx, endpoint: &Endpoint, model: Option<&Arc<str>>) -> Target {
         fields: fields
             .filter_map(|(name, value)| Some((name, Json::parse(&value.to_string()).ok()?)))
             .collect(),
+        usage: plan.stream_usage != StreamUsage::Off,
         running_usage: plan.stream_usage == StreamUsage::Continuous,
     }
 }
@@ -118,7 +136,7 @@ fn translate(
     ctx: &mut Ctx,
     endpoint: &Endpoint,
     model: Option<&Arc<str>>,
-) -> Result<TranslatedRequest, Rejection> {
+) -> Result<(TranslatedRequest, Bytes), Rejection> {
     let client = ctx.request.language();
     let plan = &endpoint.plan;
     let operation = ctx.request.operation.map(|found| found.operation);
@@ -143,22 +161,12 @@ fn translate(
         backend: language.name(),
         summaries: plan.hosted,
     };
-    let stream = ctx.request.stream;
+    let stream = ctx.request.stream && ctx.request.generates();
     let answer = Translation { from: to, to: from, exchange: Arc::new(exchange), stream };
-    if !outgoing.losses.is_empty() {
-        log::info!(
-            "request {}: translated from {} to {} for backend {}, without {}",
-            ctx.request.id,
-            client.name(),
-            language.name(),
-            endpoint.name,
-            outgoing.losses.paths().join(", "),
-        );
-    }
-    let body = Bytes::from(outgoing.body);
-    ctx.body.take_share(body.len());
+    log_losses(ctx, endpoint, language, &outgoing.losses);
     let (path, answer, losses) = (Some(path), Some(answer), outgoing.losses);
-    Ok(TranslatedRequest { language, path, body, answer, losses })
+    let request = TranslatedRequest { language, path, answer, losses };
+    Ok((request, outgoing.body.into()))
 }
 
 /// The languages of a backend that a client's requests lose least in, the best first.
@@ -177,7 +185,7 @@ fn spoken(
     counts: bool,
 ) -> Option<(&'static dyn Dialect, &'static str, &'static dyn Codec)> {
     if counts {
-        let (path, counting) = language.counter(plan.engine == Engine::Vllm)?;
+        let (path, counting) = language.counter(plan.engine == Engine::Vllm, plan.hosted)?;
         return Some((language, path, counting));
     }
     let operation = usual_operation(language)?;
@@ -221,10 +229,15 @@ fn now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or_default()
 }
 
-/// What the client is told of the losses: their paths, as a list in one header field. Cut where it
-/// would be long.
+/// What the client is told of the losses.
 pub fn dropped(attempt: &Attempt) -> Option<String> {
     let losses = &attempt.translated.as_ref()?.losses;
+    (!losses.is_empty()).then(|| shown(losses))
+}
+
+/// The paths of losses as a list, fit for a header field and a line of the log. Cut where it would be
+/// long.
+fn shown(losses: &Losses) -> String {
     let mut out = String::new();
     for path in losses.paths() {
         if out.len() + path.len() > 900 {
@@ -236,5 +249,5 @@ pub fn dropped(attempt: &Attempt) -> Option<String> {
         }
         out.extend(path.chars().map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '_' }));
     }
-    (!out.is_empty()).then_some(out)
+    out
 }

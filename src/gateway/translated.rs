@@ -15,7 +15,6 @@ pub struct TranslatedRequest {
     pub language: &'static dyn Dialect,
     /// The path of its operation; `None`: the client's.
     pub path: Option<&'static str>,
-    pub body: Bytes,
     /// For the answer; `None`: it is in the client's language.
     pub answer: Option<Translation>,
     /// What of the client's request is not in it.
@@ -32,26 +31,38 @@ pub struct Translations {
 
 /// One translation. Backends differ in what they can do, so each has its own.
 struct Made {
-    backend: Arc<str>,
+    /// Its name in the configuration: all its addresses get the same.
+    backend: String,
     model: Option<Arc<str>>,
     request: Arc<TranslatedRequest>,
+    body: Bytes,
 }
 
 impl Translations {
     /// The one that was made for this backend.
     pub fn find(&self, backend: &str, model: Option<&str>) -> Option<Arc<TranslatedRequest>> {
-        let same = |made: &&Made| *made.backend == *backend && made.model.as_deref() == model;
-        self.made.iter().find(same).map(|made| Arc::clone(&made.request))
+        self.made(backend, model).map(|made| Arc::clone(&made.request))
+    }
+
+    /// Its body; empty once it is not needed any more.
+    pub fn body(&self, backend: &str, model: Option<&str>) -> Bytes {
+        self.made(backend, model).map(|made| made.body.clone()).unwrap_or_default()
+    }
+
+    fn made(&self, backend: &str, model: Option<&str>) -> Option<&Made> {
+        let same = |made: &&Made| made.backend == backend && made.model.as_deref() == model;
+        self.made.iter().find(same)
     }
 
     /// Keeps one.
     pub fn keep(
         &mut self,
-        backend: Arc<str>,
+        backend: &str,
         model: Option<Arc<str>>,
         request: Arc<TranslatedRequest>,
+        body: Bytes,
     ) {
-        self.made.push(Made { backend, model, request });
+        self.made.push(Made { backend: backend.to_owned(), model, request, body });
     }
 
     /// Frees what is not needed any more.

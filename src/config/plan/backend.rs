@@ -162,8 +162,13 @@ impl Planner<'_> {
             }
         }
         let languages = self.languages(at, raw);
+        // Engines read keys in one form, whatever the language; vendors and other servers in that of
+        // their first one.
+        let engine = raw.vendor.is_none() && raw.engine != Engine::Other;
+        let engine = engine && raw.protocol.as_deref() != Some("anthropic");
+        let usual = if engine { Languages::default().first() } else { languages.first() };
         let form = KeyHeader {
-            language: languages.first(),
+            language: usual,
             name: raw.auth_header.as_deref(),
             scheme: raw.auth_scheme.as_deref(),
         };
@@ -200,6 +205,9 @@ impl Planner<'_> {
         quirks.refuses.extend(raw.drop_fields.iter().cloned());
         // What only engines understand is not sent to a hosted service.
         let (engine, stream_usage) = match (raw.vendor, raw.engine, raw.stream_usage) {
+            (Some(_), engine, _) if !quirks.stream_options => {
+                (unless_default(engine), StreamUsage::Off)
+            }
             (Some(_), engine, StreamUsage::Continuous) => {
                 (unless_default(engine), StreamUsage::Final)
             }

@@ -91,7 +91,11 @@ impl Dialect for Anthropic {
         }
     }
 
-    fn counter(&self, _tokenizes: bool) -> Option<(&'static str, &'static Counting)> {
+    fn counter(
+        &self,
+        _tokenizes: bool,
+        _hosted: bool,
+    ) -> Option<(&'static str, &'static Counting)> {
         Some((COUNT, &COUNTING))
     }
 

@@ -74,7 +74,7 @@ impl Dialect for OpenAi {
         (operation.path == CHAT).then_some(&ChatCodec as _)
     }
 
-    fn counter(&self, tokenizes: bool) -> Option<(&'static str, &'static Counting)> {
+    fn counter(&self, tokenizes: bool, _hosted: bool) -> Option<(&'static str, &'static Counting)> {
         tokenizes.then_some(("/tokenize", &COUNTING))
     }
 

@@ -37,7 +37,7 @@ static OPERATIONS: [Operation; 6] = [
     Operation {
         path: "/v1/responses/compact",
         allow: "POST",
-        kind: Kind::Inference { generates: false },
+        kind: Kind::Inference { generates: true },
     },
     Operation { path: INPUT_TOKENS, allow: "POST", kind: Kind::CountTokens },
     Operation { path: "/v1/responses/{id}", allow: "GET, DELETE", kind: Kind::Stored },
@@ -77,8 +77,8 @@ impl Dialect for Responses {
         }
     }
 
-    fn counter(&self, _tokenizes: bool) -> Option<(&'static str, &'static Counting)> {
-        Some((INPUT_TOKENS, &COUNTING))
+    fn counter(&self, _tokenizes: bool, hosted: bool) -> Option<(&'static str, &'static Counting)> {
+        hosted.then_some((INPUT_TOKENS, &COUNTING))
     }
 
     /// Messages keep the state of reasoning, Chat does not.
@@ -97,7 +97,8 @@ impl Dialect for Responses {
         body: &[u8],
         guarded: &[String],
     ) -> Result<Glance, Rejection> {
-        body::glance(body, guarded, own)
+        let glance = body::glance(body, guarded, own)?;
+        Ok(Glance { stores: !glance.keeps_nothing, ..glance })
     }
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {
@@ -201,6 +202,8 @@ fn own(found: &mut Glance, field: &Field<'_>) -> Result<(), BadSwitch> {
         found.conversation = Some(field.range());
     } else if field.is("tools") {
         found.tools = Some(field.range());
+    } else if field.is("store") {
+        found.keeps_nothing = field.value() == b"false";
     } else if field.is("previous_response_id") {
         found.continues = serde_json::from_slice(field.value()).ok();
     } else if field.is("instructions") {

@@ -353,7 +353,9 @@ impl RetryPolicy {
         let fresh = |id, model: Option<&str>| {
             let same = model == attempt.model.as_deref();
             let present = id == attempt.endpoint.id && (cause.is_unsent() || same);
-            !present && !self.excluded.contains(id, model)
+            let able =
+                !self.unable.contains(id, model) && self.owner.is_none_or(|owner| owner == id);
+            !present && able && !self.excluded.contains(id, model)
         };
         let mut splits = view.route.iter().flat_map(|r| &r.tiers).flat_map(|t| &t.splits);
         splits.any(|split| {

@@ -290,7 +290,10 @@ impl Top<'_> {
             return;
         }
         self.out.raw_at("stream", true);
-        if !self.target.quirks.stream_options || self.refuses("stream_options") {
+        if !self.target.usage
+            || !self.target.quirks.stream_options
+            || self.refuses("stream_options")
+        {
             return;
         }
         self.out.object_at("stream_options", |out| {

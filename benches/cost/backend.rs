@@ -9,20 +9,7 @@ use std::{
     },
 };
 
-/// An answer as vLLM writes it.
-const ANSWER: &str = r#"{"id":"chatcmpl-33a10a18637f4b37","object":"chat.completion","created":1796049528,"model":"sim-model","choices":[{"index":0,"message":{"role":"assistant","content":"Hello! I am a simulated model, and I count. Hello! I am","refusal":null,"annotations":null,"audio":null,"function_call":null,"reasoning":null},"logprobs":null,"finish_reason":"length","stop_reason":null,"token_ids":null,"routed_experts":null}],"service_tier":null,"system_fingerprint":"vllm-0.32.0","usage":{"prompt_tokens":8,"total_tokens":24,"completion_tokens":16,"prompt_tokens_details":null,"completion_tokens_details":null},"kv_transfer_params":null,"metrics":null}"#;
-
-const EVENT: &str = r#"data: {"id":"chatcmpl-33a10a18637f4b37","object":"chat.completion.chunk","created":1796049528,"model":"sim-model","choices":[{"index":0,"delta":{"content":" counting"},"logprobs":null,"finish_reason":null,"token_ids":null}]}
-
-"#;
-
-const END: &str = r#"data: {"id":"chatcmpl-33a10a18637f4b37","object":"chat.completion.chunk","created":1796049528,"model":"sim-model","choices":[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"stop","stop_reason":null,"token_ids":null}]}
-
-data: {"id":"chatcmpl-33a10a18637f4b37","object":"chat.completion.chunk","created":1796049528,"model":"sim-model","choices":[],"usage":{"prompt_tokens":8,"total_tokens":24,"completion_tokens":16}}
-
-data: [DONE]
-
-"#;
+use super::language::Language;
 
 /// What is next in a stream.
 enum Next {
@@ -69,9 +56,10 @@ fn serve(stream: TcpStream, told: &Mutex<Receiver<Next>>) {
     let mut stream = stream;
     while let Some((line, body)) = read_request(&mut reader) {
         let streamed = body.windows(13).any(|part| part == b"\"stream\":true");
+        let language = Language::of(&line);
         let sent = match () {
-            () if streamed => send_stream(&mut stream, &told.lock().unwrap()),
-            () if line.starts_with("POST") => send(&mut stream, ANSWER),
+            () if streamed => send_stream(&mut stream, language, &told.lock().unwrap()),
+            () if line.starts_with("POST") => send(&mut stream, &language.answer()),
             // Probes of health, and questions for models.
             () => send(&mut stream, r#"{"object":"list","data":[{"id":"sim-model"}]}"#),
         };
@@ -108,13 +96,17 @@ fn send(stream: &mut TcpStream, body: &str) -> std::io::Result<()> {
     stream.write_all(answer.as_bytes())
 }
 
-fn send_stream(stream: &mut TcpStream, told: &Receiver<Next>) -> std::io::Result<()> {
+fn send_stream(
+    stream: &mut TcpStream,
+    language: Language,
+    told: &Receiver<Next>,
+) -> std::io::Result<()> {
     let head = "HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
     let mut out = head.to_owned();
-    loop {
+    for n in 0.. {
         let (part, last) = match told.recv() {
-            Ok(Next::Event) => (EVENT, false),
-            Ok(Next::End) | Err(_) => (END, true),
+            Ok(Next::Event) => (language.event(n), false),
+            Ok(Next::End) | Err(_) => (language.end(n), true),
         };
         out += &format!("{:x}\r\n{part}\r\n", part.len());
         if last {
@@ -123,7 +115,8 @@ fn send_stream(stream: &mut TcpStream, told: &Receiver<Next>) -> std::io::Result
         stream.write_all(out.as_bytes())?;
         out.clear();
         if last {
-            return Ok(());
+            break;
         }
     }
+    Ok(())
 }

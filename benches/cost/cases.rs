@@ -11,6 +11,7 @@ use super::{
     backend::Backend,
     callgrind::{Counts, Run},
     client,
+    language::Language::{self, Chat, Messages, Responses},
 };
 
 /// The argument with which the measurement starts itself as bare Pingora.
@@ -32,6 +33,8 @@ pub struct Case {
     /// The configuration beside address and backends; `None`: bare Pingora.
     config: Option<fn(&Path) -> String>,
     backends: usize,
+    /// The languages of the client and of the backends.
+    languages: (Language, Language),
 }
 
 /// What one request or event costs.
@@ -42,20 +45,40 @@ pub struct Cost {
     pub system_calls: f64,
 }
 
+/// A case with one backend, where all speak Chat.
+const fn case(name: &'static str, unit: Unit, config: Option<fn(&Path) -> String>) -> Case {
+    Case { name, unit, config, backends: 1, languages: (Chat, Chat) }
+}
+
+/// A case with every policy and two backends.
+const fn house(name: &'static str, unit: Unit, config: fn(&Path) -> String) -> Case {
+    Case { backends: 2, ..case(name, unit, Some(config)) }
+}
+
+/// A case without policies, in other languages.
+const fn spoken(name: &'static str, unit: Unit, client: Language, backend: Language) -> Case {
+    Case { languages: (client, backend), ..case(name, unit, Some(plain)) }
+}
+
 /// All cases. The ones of bare Pingora come first.
 pub const CASES: &[Case] = &[
-    Case { name: "bare Pingora, a request", unit: Unit::Request, config: None, backends: 1 },
-    Case { name: "bare Pingora, an event", unit: Unit::Event, config: None, backends: 1 },
-    Case { name: "plain, a request", unit: Unit::Request, config: Some(plain), backends: 1 },
-    Case { name: "plain, an event", unit: Unit::Event, config: Some(plain), backends: 1 },
-    Case { name: "full house, a request", unit: Unit::Request, config: Some(full), backends: 2 },
-    Case { name: "full house, an event", unit: Unit::Event, config: Some(full), backends: 2 },
-    Case {
-        name: "full house with a script that runs, a request",
-        unit: Unit::Request,
-        config: Some(full_scripted),
-        backends: 2,
-    },
+    case("bare Pingora, a request", Unit::Request, None),
+    case("bare Pingora, an event", Unit::Event, None),
+    case("plain, a request", Unit::Request, Some(plain)),
+    case("plain, an event", Unit::Event, Some(plain)),
+    spoken("plain, Messages, a request", Unit::Request, Messages, Messages),
+    spoken("plain, Messages, an event", Unit::Event, Messages, Messages),
+    spoken("plain, Responses, a request", Unit::Request, Responses, Responses),
+    spoken("plain, Responses, an event", Unit::Event, Responses, Responses),
+    spoken("plain, Messages from Chat, a request", Unit::Request, Messages, Chat),
+    spoken("plain, Messages from Chat, an event", Unit::Event, Messages, Chat),
+    spoken("plain, Responses from Chat, a request", Unit::Request, Responses, Chat),
+    spoken("plain, Responses from Chat, an event", Unit::Event, Responses, Chat),
+    spoken("plain, Chat from Messages, an event", Unit::Event, Chat, Messages),
+    spoken("plain, Chat from Responses, an event", Unit::Event, Chat, Responses),
+    house("full house, a request", Unit::Request, full),
+    house("full house, an event", Unit::Event, full),
+    house("full house with a script that runs, a request", Unit::Request, full_scripted),
 ];
 
 fn plain(_: &Path) -> String {
@@ -153,17 +176,23 @@ impl Case {
         };
         let run = Run::start(folder, &program, &arguments);
         client::connect(listen);
+        let (client, _) = self.languages;
         for _ in 0..requests {
             match self.unit {
-                Unit::Request => client::ask(listen),
-                Unit::Event => client::stream(listen, &backend, events),
+                Unit::Request => client::ask(listen, client),
+                Unit::Event => client::stream(listen, client, &backend, events),
             }
         }
         run.end()
     }
 
     fn file(&self, folder: &Path, listen: SocketAddr, backend: SocketAddr, more: &str) -> String {
-        let one = |n| format!("  - {{name: b{n}, url: \"http://{backend}\"}}\n");
+        // Chat is what a backend speaks if nothing is said.
+        let languages = match self.languages {
+            (_, Chat) => String::new(),
+            (_, other) => format!(", languages: [{}]", other.name()),
+        };
+        let one = |n| format!("  - {{name: b{n}, url: \"http://{backend}\"{languages}}}\n");
         let backends: String = (0..self.backends).map(one).collect();
         format!(
             "listen: \"{listen}\"\nserver: {{threads: 1}}\ndata_dir: {}\n\

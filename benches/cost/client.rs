@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::backend::Backend;
+use super::{
+    backend::Backend,
+    language::{Language, MARK},
+};
 
 /// The key of the client.
 pub const KEY: &str = "sk-bench-0123456789";
@@ -34,17 +37,13 @@ pub fn connect(gateway: SocketAddr) {
     CONNECTION.set(Some(stream));
 }
 
-fn request(gateway: SocketAddr, stream: bool) -> Vec<u8> {
-    let body = serde_json::json!({
-        "model": "sim-model",
-        "messages": [{"role": "user", "content": "x".repeat(900)}],
-        "max_tokens": 16,
-        "stream": stream,
-    })
-    .to_string();
+fn request(gateway: SocketAddr, language: Language, stream: bool) -> Vec<u8> {
+    let body = language.request(stream);
     format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: {gateway}\r\nAuthorization: Bearer {KEY}\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST {} HTTP/1.1\r\nHost: {gateway}\r\n{}Content-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        language.path(),
+        language.credentials(KEY),
         body.len()
     )
     .into_bytes()
@@ -74,21 +73,32 @@ fn send(request: &[u8]) {
 }
 
 /// Sends a request and reads its answer.
-pub fn ask(gateway: SocketAddr) {
-    send(&request(gateway, false));
+pub fn ask(gateway: SocketAddr, language: Language) {
+    send(&request(gateway, language, false));
     let mut answer = Vec::new();
-    read(&mut answer, |answer| answer.ends_with(b"\"metrics\":null}"));
+    read(&mut answer, is_whole);
+}
+
+/// Whether an answer is there to its end.
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(head) = memchr::memmem::find(answer, b"\r\n\r\n") else { return false };
+    let text = String::from_utf8_lossy(&answer[..head]).to_ascii_lowercase();
+    match text.split_once("content-length:").and_then(|(_, rest)| rest.lines().next()) {
+        Some(length) => answer.len() >= head + 4 + length.trim().parse::<usize>().unwrap(),
+        None => answer.ends_with(b"0\r\n\r\n"),
+    }
 }
 
 /// Reads a stream. The backend sends an event when the one before has come here, so that each is a
 /// piece of its own.
-pub fn stream(gateway: SocketAddr, backend: &Backend, events: u32) {
-    send(&request(gateway, true));
+pub fn stream(gateway: SocketAddr, language: Language, backend: &Backend, events: u32) {
+    send(&request(gateway, language, true));
     let mut answer = Vec::new();
-    let come = |answer: &[u8]| answer.windows(2).filter(|two| two == b"\n\n").count();
+    let come = |answer: &[u8]| memchr::memmem::find_iter(answer, MARK.as_bytes()).count();
     for event in 1..=events {
         backend.send_event();
-        read(&mut answer, |answer| come(answer) >= event as usize);
+        let event = event as usize;
+        read(&mut answer, |answer| answer.ends_with(b"\n\n\r\n") && come(answer) >= event);
     }
     backend.send_end();
     read(&mut answer, |answer| answer.ends_with(b"0\r\n\r\n"));

@@ -19,6 +19,7 @@ mod callgrind;
 mod cases;
 mod client;
 mod expected;
+mod language;
 #[path = "../gateway/figures/markers.rs"]
 mod markers;
 

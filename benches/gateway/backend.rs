@@ -1,5 +1,5 @@
-//! The backend of the benchmark, in a process of its own: it answers at once, in the shape of vLLM, and
-//! stamps each token with the time at which it was written, so that the client knows how long each
+//! The backend of the benchmark, in a process of its own: it answers at once, in the shape of vLLM, in the
+//! language of the request, and stamps each token with the time at which it was written, so that the client knows how long each
 //! token was on its way. (`llmproxy sim` parses each request and draws its answers, which takes longer
 //! than passing them on.)
 
@@ -14,7 +14,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-const ANSWER: &str = r#"{"id":"chatcmpl-bench","object":"chat.completion","created":1780000000,"model":"sim-model","choices":[{"index":0,"message":{"role":"assistant","content":"one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"},"logprobs":null,"finish_reason":"stop","stop_reason":null}],"usage":{"prompt_tokens":230,"total_tokens":246,"completion_tokens":16}}"#;
+use super::language::Language;
+
 const MODELS: &str = r#"{"object":"list","data":[{"id":"sim-model","object":"model","created":1780000000,"owned_by":"vllm","root":"sim-model","parent":null,"max_model_len":32768}]}"#;
 
 /// What streams look like.
@@ -62,8 +63,8 @@ async fn connection(mut stream: TcpStream, pace: Pace) -> Option<()> {
             Kind::Health => answer(&mut stream, "200 OK", "").await?,
             Kind::Models => answer(&mut stream, "200 OK", MODELS).await?,
             Kind::Unknown => answer(&mut stream, "404 Not Found", "{}").await?,
-            Kind::Plain => answer(&mut stream, "200 OK", ANSWER).await?,
-            Kind::Stream(usage) => events(&mut stream, pace, usage).await?,
+            Kind::Plain => answer(&mut stream, "200 OK", &request.language.answer()).await?,
+            Kind::Stream(usage) => events(&mut stream, pace, request.language, usage).await?,
         }
         if request.last {
             return None;
@@ -75,6 +76,7 @@ async fn connection(mut stream: TcpStream, pace: Pace) -> Option<()> {
 /// What of a request matters here.
 struct Request {
     kind: Kind,
+    language: Language,
     /// Head and body.
     length: usize,
     /// The client wants the connection to be closed.
@@ -120,13 +122,15 @@ async fn request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Request
     while buffer.len() < length {
         more(stream, buffer).await?;
     }
-    let kind = match text.split_once(" http/")?.0 {
+    let line = text.split_once(" http/")?.0;
+    let language = Language::of(line);
+    let kind = match line {
         "get /health" => Kind::Health,
         "get /v1/models" => Kind::Models,
         line if line.starts_with("get ") => Kind::Unknown,
         _ => kind(&buffer[head..length]),
     };
-    Some(Request { kind, length, last })
+    Some(Request { kind, language, length, last })
 }
 
 async fn more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
@@ -165,27 +169,36 @@ async fn answer(stream: &mut TcpStream, status: &str, body: &str) -> Option<()> 
     stream.write_all(text.as_bytes()).await.ok()
 }
 
-async fn events(stream: &mut TcpStream, pace: Pace, usage: Usage) -> Option<()> {
+async fn events(
+    stream: &mut TcpStream,
+    pace: Pace,
+    language: Language,
+    usage: Usage,
+) -> Option<()> {
     let mut out = String::from(
         "HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n",
     );
-    chunk(&mut out, &event(r#"{"role":"assistant","content":""}"#, "null", usage_of(usage, 0)));
+    frame(&mut out, &language.start(&usage_of(usage, 0)));
+    // Responses repeats at the end what it has said.
+    let mut said = String::new();
     let begun = Instant::now();
     for n in 1..=pace.tokens {
         if n > 1 {
             sleep_until(begun + pace.pause * (n as u32 - 1)).await;
         }
-        let reason = if n == pace.tokens { r#""stop""# } else { "null" };
-        let delta = format!(r#"{{"content":" @{}"}}"#, now());
-        chunk(&mut out, &event(&delta, reason, usage_of(usage, n)));
+        let text = format!(" @{}", now());
+        frame(&mut out, &language.token(n, &text, n == pace.tokens, &usage_of(usage, n)));
+        if language == Language::Responses {
+            said += &text;
+        }
         if n == pace.tokens {
             break;
         }
         stream.write_all(out.as_bytes()).await.ok()?;
         out.clear();
     }
-    if usage != Usage::None {
-        chunk(
+    if language == Language::Chat && usage != Usage::None {
+        frame(
             &mut out,
             &format!(
                 "data: {{\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion.chunk\",\"created\":1780000000,\"model\":\"sim-model\",\"choices\":[]{}}}\n\n",
@@ -193,19 +206,14 @@ async fn events(stream: &mut TcpStream, pace: Pace, usage: Usage) -> Option<()> 
             ),
         );
     }
-    chunk(&mut out, "data: [DONE]\n\n");
+    frame(&mut out, &language.end(pace.tokens, &said));
     out.push_str("0\r\n\r\n");
     stream.write_all(out.as_bytes()).await.ok()
 }
 
-fn chunk(out: &mut String, text: &str) {
+/// A chunk of a chunked body.
+fn frame(out: &mut String, text: &str) {
     out.push_str(&format!("{:x}\r\n{text}\r\n", text.len()));
-}
-
-fn event(delta: &str, reason: &str, usage: String) -> String {
-    format!(
-        "data: {{\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion.chunk\",\"created\":1780000000,\"model\":\"sim-model\",\"choices\":[{{\"index\":0,\"delta\":{delta},\"logprobs\":null,\"finish_reason\":{reason}}}]{usage}}}\n\n"
-    )
 }
 
 fn usage_of(usage: Usage, tokens: usize) -> String {

@@ -14,12 +14,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, rustls};
 
-use super::KEY;
+use super::{KEY, language::Language};
 
 /// The longest time for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-pub const PATH: &str = "/v1/chat/completions";
 
 /// How clients speak to a server.
 #[derive(Clone)]
@@ -30,21 +28,24 @@ pub enum Protocol {
     Http2,
 }
 
-/// A body of about `size` bytes.
+/// A body of about `size` bytes, in Chat.
 pub fn body(size: usize, stream: bool) -> String {
-    let head = format!(
-        r#"{{"model":"sim-model","stream":{stream},"messages":[{{"role":"user","content":""#
-    );
-    let fill = "x".repeat(size.saturating_sub(head.len() + 4));
-    format!("{head}{fill}\"}}]}}")
+    Language::Chat.body(size, stream)
+}
+
+/// A request by HTTP/1.1, in Chat.
+pub fn request(body: &str, close: bool) -> Vec<u8> {
+    request_in(Language::Chat, body, close)
 }
 
 /// A request by HTTP/1.1.
-pub fn request(body: &str, close: bool) -> Vec<u8> {
+pub fn request_in(language: Language, body: &str, close: bool) -> Vec<u8> {
     let close = if close { "Connection: close\r\n" } else { "" };
     format!(
-        "POST {PATH} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n\
-         Authorization: Bearer {KEY}\r\n{close}Content-Length: {}\r\n\r\n{body}",
+        "POST {} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n\
+         {}{close}Content-Length: {}\r\n\r\n{body}",
+        language.path(),
+        language.credentials(),
         body.len()
     )
     .into_bytes()
@@ -161,7 +162,7 @@ impl Http2 {
         address: SocketAddr,
         body: Bytes,
     ) -> Result<Result<(), String>, h2::Error> {
-        let request = http::Request::post(format!("http://{address}{PATH}"))
+        let request = http::Request::post(format!("http://{address}{}", Language::Chat.path()))
             .header("content-type", "application/json")
             .header("authorization", format!("Bearer {KEY}"))
             .body(());

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{
-    client::{Client, Http2, Protocol, request, timed},
+    client::{Client, Http2, Protocol, request_in, timed},
     figures::stats,
+    language::Language,
     target::Target,
 };
 
@@ -17,6 +18,8 @@ const PER_CONNECTION: usize = 4;
 /// A load.
 pub struct Load {
     pub body: String,
+    /// The language of the body; by HTTP/2 it is Chat.
+    pub language: Language,
     /// How many requests are in flight.
     pub clients: usize,
     pub time: Duration,
@@ -115,7 +118,8 @@ async fn lanes(target: &Target, load: &Load, start: Instant) -> Result<Vec<Lane>
                 }));
             }
             protocol => {
-                let (protocol, request) = (protocol.clone(), request(&load.body, false));
+                let request = request_in(load.language, &load.body, false);
+                let protocol = protocol.clone();
                 lanes.push(tokio::spawn(async move {
                     let mut client = Client::connect(address, &protocol).await?;
                     let mut times = Vec::with_capacity(16 * 1024);

@@ -14,6 +14,7 @@ mod certificate;
 mod client;
 mod figures;
 mod in_process;
+mod language;
 mod load;
 mod machine;
 mod process;
@@ -92,6 +93,7 @@ async fn measure(settings: Settings, cores: Cores, folder: &Path) -> Result<usiz
     let mut report = Report::new(&bench.cores);
     sections::loads(&bench, &mut report).await?;
     sections::streams(&bench, &mut report).await?;
+    sections::languages(&bench, &mut report).await?;
     sections::latency(&bench, &mut report).await?;
     sections::threads(&bench, &mut report).await?;
     sections::startup(&bench, &mut report).await?;

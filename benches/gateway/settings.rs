@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 /// The sections, in the order in which they run.
-pub const SECTIONS: [&str; 10] = [
+pub const SECTIONS: [&str; 11] = [
     "requests",
     "bodies",
     "streams",
+    "languages",
     "latency",
     "tls",
     "h2",

@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{backend, client};
+use super::{backend, client, language::Language};
 
 /// The end of a chunked body.
 const END: &[u8] = b"\r\n0\r\n\r\n";
@@ -34,6 +34,7 @@ pub struct Times {
 pub struct Call<'a> {
     pub address: SocketAddr,
     pub request: &'a [u8],
+    pub language: Language,
     pub tokens: usize,
     /// The longest time that the stream may take.
     pub patience: Duration,
@@ -53,7 +54,7 @@ async fn exchange(call: &Call<'_>) -> Result<Times, String> {
     let asked = Instant::now();
     let sent = stream.write_all(call.request).await;
     sent.map_err(|e| format!("a request could not be sent: {e}"))?;
-    let mut reader = Reader::new(call.tokens);
+    let mut reader = Reader::new(call.language, call.tokens);
     let first = loop {
         reader.more(&mut stream).await?;
         if !reader.transit.is_empty() {
@@ -68,6 +69,7 @@ async fn exchange(call: &Call<'_>) -> Result<Times, String> {
 }
 
 struct Reader {
+    language: Language,
     /// All that has been received.
     buffer: Vec<u8>,
     /// Up to here it was searched for tokens.
@@ -77,9 +79,9 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(tokens: usize) -> Self {
+    fn new(language: Language, tokens: usize) -> Self {
         let buffer = Vec::with_capacity((tokens + 4) * EVENT);
-        Self { buffer, searched: 0, tokens, transit: Vec::with_capacity(tokens) }
+        Self { language, buffer, searched: 0, tokens, transit: Vec::with_capacity(tokens) }
     }
 
     async fn more(&mut self, stream: &mut TcpStream) -> Result<(), String> {
@@ -91,7 +93,12 @@ impl Reader {
             let text = "a stream was cut off".to_owned();
             return Err(if status_known { client::refused(&self.buffer) } else { text });
         }
+        // Responses repeats all tokens at its end.
+        let repeated = self.language == Language::Responses;
         while let Some(at) = memchr::memchr(b'@', &self.buffer[self.searched..]) {
+            if repeated && self.transit.len() == self.tokens {
+                break;
+            }
             let from = self.searched + at;
             let Some(stamp) = self.buffer.get(from + 1..from + STAMP) else {
                 self.searched = from;
@@ -106,13 +113,24 @@ impl Reader {
         Ok(())
     }
 
+    /// Bytes in which the last event stands.
+    fn longest_end(&self) -> usize {
+        match self.language {
+            Language::Chat => 64,
+            Language::Messages => 128,
+            // All of the answer once more.
+            Language::Responses => 2048 + self.tokens * (STAMP + 1),
+        }
+    }
+
     async fn rest(&mut self, stream: &mut TcpStream) -> Result<(), String> {
         while !self.buffer.ends_with(END) {
             self.more(stream).await?;
         }
-        let tail = &self.buffer[self.buffer.len().saturating_sub(64)..];
-        if memchr::memmem::find(tail, b"data: [DONE]").is_none() {
-            return Err("a stream ended without [DONE]".to_owned());
+        let last = self.language.last();
+        let tail = &self.buffer[self.buffer.len().saturating_sub(self.longest_end())..];
+        if memchr::memmem::find(tail, last).is_none() {
+            return Err(format!("a stream ended without {}", String::from_utf8_lossy(last)));
         }
         match self.transit.len() == self.tokens {
             true => Ok(()),

@@ -50,7 +50,7 @@ pub use self::{
     meter::{Blame, Failure, Meter, Metering, Progress},
     model_list::{Entry, Model},
     operation::{Kind, Operation},
-    passage::{Passage, PieceKind, Pushed},
+    passage::{Passage, PieceKind, Pushed, Unreadable},
     translation::{Translation, Untranslatable},
 };
 

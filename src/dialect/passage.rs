@@ -1,7 +1,5 @@
 //! A passage: how the body of a backend's answer goes to the client.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use pingora::http::ResponseHeader;
 
@@ -105,24 +103,22 @@ pub struct Pushed {
 
 /// A body that cannot be decoded, or not translated.
 #[derive(Debug)]
-pub struct Unreadable(Cow<'static, str>);
-
-impl Unreadable {
-    /// Why.
-    pub fn why(&self) -> &str {
-        &self.0
-    }
+pub enum Unreadable {
+    /// Its coding is broken; why.
+    Coding(&'static str),
+    /// It cannot be translated, or says that it has failed.
+    Answer(StreamFault),
 }
 
 impl From<InflateError> for Unreadable {
     fn from(error: InflateError) -> Self {
-        Self(error.word().into())
+        Self::Coding(error.word())
     }
 }
 
 impl From<Untranslatable> for Unreadable {
     fn from(error: Untranslatable) -> Self {
-        Self(error.0.into())
+        Self::Answer(error.0)
     }
 }
 

@@ -39,6 +39,12 @@ impl Translation {
         (status, body.into())
     }
 
+    /// What an answer with a good status says of its failure, as the status and the body of an error.
+    pub fn failed(&self, fault: &StreamFault) -> (u16, Bytes) {
+        let (status, body) = self.to.write_error(fault);
+        (status, body.into())
+    }
+
     /// A backend's error response as the last event of a stream that has no other.
     pub fn error_event(&self, status: u16, body: &[u8]) -> Bytes {
         let mut out = String::new();
@@ -49,13 +55,15 @@ impl Translation {
     }
 
     fn fault(&self, status: u16, body: &[u8]) -> StreamFault {
-        self.from.read_error(status, &String::from_utf8_lossy(body))
+        let fault = self.from.read_error(status, &String::from_utf8_lossy(body));
+        if matches!(status, 401 | 403) { refused_key() } else { fault }
     }
 
     /// The status of an error response for the client, as far as it follows from the backend's.
     pub fn status(&self, status: u16) -> u16 {
         let fault = StreamFault::new(Class::of_status(status), "");
         match status {
+            401 | 403 => self.to.write_error(&refused_key()).0,
             429 | 503 | 529 => self.to.write_error(&fault).0,
             _ => status,
         }
@@ -80,6 +88,14 @@ impl Translation {
     }
 }
 
+/// A backend has refused the gateway's own key. Its words are not for the client, which would take
+/// them for a word on its own key, and forget that.
+fn refused_key() -> StreamFault {
+    let message = "The backend refused the gateway's credentials";
+    let code = Some("upstream_auth".to_owned());
+    StreamFault { code, ..StreamFault::new(Class::Server, message) }
+}
+
 /// A body that is being translated.
 pub struct TranslatedBody {
     translation: Translation,
@@ -98,9 +114,15 @@ enum Form {
     Document(BytesMut),
 }
 
-/// An answer that cannot be translated.
+/// An answer that cannot be translated, or that says that it has failed.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Untranslatable(pub String);
+pub struct Untranslatable(pub StreamFault);
+
+impl Untranslatable {
+    fn because(message: &str) -> Self {
+        Self(StreamFault::new(Class::Server, message))
+    }
+}
 
 impl TranslatedBody {
     /// Takes the next piece of the body.
@@ -136,9 +158,8 @@ impl TranslatedBody {
             Form::Document(body) => {
                 if let Some(piece) = piece {
                     if body.len() + piece.len() > LONGEST_DOCUMENT {
-                        return Err(Untranslatable(
-                            "an answer is too long to be translated".into(),
-                        ));
+                        let message = "The backend's answer is too long to be translated";
+                        return Err(Untranslatable::because(message));
                     }
                     body.extend_from_slice(&piece);
                 }
@@ -183,9 +204,8 @@ fn whole(
 ) -> Result<String, Untranslatable> {
     let Translation { from, to, exchange, stream } = translation;
     let text = std::str::from_utf8(body)
-        .map_err(|_| Untranslatable("an answer is not UTF-8".to_owned()))?;
-    let events =
-        translator::answer(*from, text, exchange).map_err(|e| Untranslatable(e.message))?;
+        .map_err(|_| Untranslatable::because("The backend's answer is not UTF-8"))?;
+    let events = translator::answer(*from, text, exchange).map_err(Untranslatable)?;
     events.iter().for_each(seen);
     if *stream {
         return Ok(translator::stream(*to, &events, exchange));
@@ -199,7 +219,7 @@ fn written(
     exchange: &Exchange,
 ) -> Result<String, Untranslatable> {
     match to.objection(response) {
-        Some(fault) => Err(Untranslatable(fault.message)),
+        Some(fault) => Err(Untranslatable(fault)),
         None => Ok(to.write_answer(response, exchange)),
     }
 }
@@ -243,7 +263,7 @@ impl Fold {
             seen(event);
         });
         match response.fault.take() {
-            Some(fault) => Err(Untranslatable(fault.message)),
+            Some(fault) => Err(Untranslatable(fault)),
             None => written(translation.to, response, &translation.exchange),
         }
     }
@@ -254,6 +274,8 @@ fn note(event: &Event, usage: &mut Usage, progress: &mut Progress) {
     match event {
         Event::Ping => return,
         Event::Start(start) => {
+            // Counts that come before the end are those so far.
+            progress.running = true;
             *usage = usage.updated(start.usage.unwrap_or_default());
             progress.model = start.model.clone().map(Into::into);
         }

@@ -12,7 +12,7 @@ use super::translated::TranslatedRequest;
 use crate::{
     balance::{Endpoint, Lease, PickedBackend},
     base::{Fault, UsageSource},
-    dialect::{Passage, Progress, Translation, UsageRequest},
+    dialect::{Passage, Progress, Translation, UsageRequest, hub::StreamFault},
 };
 
 /// One attempt. A retry replaces it whole.
@@ -58,6 +58,8 @@ pub struct Answer {
     pub passage: Passage,
     /// A stream had been opened for the client before this answer came.
     pub promised: bool,
+    /// It has a good status, and cannot be translated or says that it has failed.
+    pub failed: Option<StreamFault>,
     /// Pieces that are held back; `None`: pieces pass.
     pub hold: Option<BodyHold>,
     /// The beginning of an error response that passes while it is read.
@@ -131,6 +133,14 @@ impl Attempt {
     /// How its answer is translated; `None`: it is in the client's language.
     pub fn translation(&self) -> Option<&Translation> {
         self.translated.as_ref()?.answer.as_ref()
+    }
+
+    /// What a failed answer with a good status says, for the client: its status, the body of an
+    /// error, and the message.
+    pub fn said(&self) -> Option<(u16, Bytes, String)> {
+        let (failed, translation) = (self.answer.failed.as_ref()?, self.translation()?);
+        let (status, body) = translation.failed(failed);
+        Some((status, body, failed.message.clone()))
     }
 
     /// The first token of a stream has come at `now`, or the head of another answer.

@@ -82,6 +82,15 @@ pub fn proxying(
     let bad_chunks = receive::has_bad_chunks(&error, ctx);
     let silent = ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.status.is_none());
     let fault = fault::classify(&error, fired, reused && silent);
+    let failed = |attempt: &&mut Attempt| {
+        attempt.answer.failed.as_ref().is_some_and(|failed| failed.class.is_clients())
+    };
+    if let Some(attempt) = ctx.attempt.as_mut().filter(failed) {
+        // The request is at fault: no backend would do better, and none has failed.
+        attempt.fault = Some(fault);
+        error.set_retry(false);
+        return error;
+    }
     let decision = attempts::decide(session, ctx, AttemptOutcome::Fault(fault));
     error.set_retry(decision.continues());
     if bad_chunks { stop::refusing(error, Rejection::bad_chunk()) } else { error }
@@ -178,12 +187,16 @@ async fn refuse(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u1
         FailureCause::Fault(fault) => fault,
     };
     let (status, code, message) = fault::table(fault.kind);
-    let end = End::failed(status, fault);
+    let said = ctx.attempt.as_ref().and_then(Attempt::said);
+    let end = End::failed(said.as_ref().map_or(status, |said| said.0), fault);
     if fault.side == Side::Client {
         ctx.conclude(end);
         return 0;
     }
-    let body = reply::error_wording(ctx).failure(status, message, code);
+    let body = match said {
+        Some((_, body, _)) => body,
+        None => reply::error_wording(ctx).failure(status, message, code),
+    };
     // What was begun on this connection may be unfinished.
     session.set_keepalive(None);
     written(reply::write(session, ctx, end, reply::JSON, body, &[]).await);
@@ -208,8 +221,15 @@ async fn end_stream(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -
         }
         FailureCause::Fault(fault) => {
             let (status, code, message) = fault::table(fault.kind);
-            let document = reply::error_wording(ctx).failure(status, message, code);
-            let error = StreamError { document, message: message.into(), code: code.into() };
+            let said = ctx.attempt.as_ref().and_then(Attempt::said);
+            let (status, document, message) = match said {
+                Some((status, body, message)) => (status, body, message.into()),
+                None => {
+                    let body = reply::error_wording(ctx).failure(status, message, code);
+                    (status, body, message.into())
+                }
+            };
+            let error = StreamError { document, message, code: code.into() };
             (End::failed(answered.unwrap_or(status), fault), status, error)
         }
     };

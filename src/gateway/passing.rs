@@ -17,7 +17,7 @@ use super::{
     retry::{AttemptOutcome, Cause, LONGEST_INSPECTED},
     settlement,
 };
-use crate::dialect::{Blame, PieceKind};
+use crate::dialect::{Blame, PieceKind, Unreadable};
 
 /// Bytes of a document that are held back at most; of a longer one the beginning goes out.
 const LONGEST_DOCUMENT: usize = 256 * 1024;
@@ -175,7 +175,8 @@ pub fn hold_back(session: &Session, ctx: &mut Ctx) {
     } else if passage.is_stream() {
         follows
     } else {
-        follows || attempt.model.is_some() || lines
+        // A translated document comes as a whole, or is an error.
+        follows || attempt.model.is_some() || lines || attempt.translated.is_some()
     };
     let stream = passage.is_stream();
     attempt.answer.hold = held.then(BodyHold::default);
@@ -213,8 +214,14 @@ fn read(
 ) -> Result<PieceKind> {
     heartbeat::recall(ctx);
     let Some(attempt) = &mut ctx.attempt else { return Ok(PieceKind::Part) };
-    let pushed = attempt.answer.passage.push(body.take(), end_of_stream).map_err(|error| {
-        Error::explain(ErrorType::InvalidHTTPHeader, error.why().to_owned()).into_up()
+    let answer = &mut attempt.answer;
+    let pushed = answer.passage.push(body.take(), end_of_stream).map_err(|error| match error {
+        Unreadable::Coding(why) => Error::explain(ErrorType::InvalidHTTPHeader, why).into_up(),
+        Unreadable::Answer(fault) => {
+            let why = fault.message.clone();
+            answer.failed = Some(fault);
+            Error::explain(ErrorType::ReadError, why).into_up()
+        }
     })?;
     *body = pushed.bytes;
     if pushed.reformed {

@@ -57,11 +57,19 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
     translated_head(response, ctx)?;
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     let waited_for = answer.is_some_and(|a| a.passage.is_stream() || a.is_error());
-    if promised && empty && !waited_for {
+    let unsaid = ctx.attempt.as_ref().is_some_and(|attempt| {
+        // Whatever the language: an answer without a body is none, and is no error either.
+        attempt.translated.is_some() && !attempt.answer.is_error()
+    });
+    if empty && (unsaid || promised && !waited_for) {
         return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
     }
     passing::hold_back(session, ctx);
-    if ctx.retry.defers && ctx.deferred.is_none() && !ctx.has_begun() {
+    // Nothing of a translated document can come before its end: until then it can become an error.
+    let whole = ctx.attempt.as_ref().is_some_and(|attempt| {
+        attempt.translated.is_some() && attempt.answer.passage.is_document()
+    });
+    if (ctx.retry.defers || whole) && ctx.deferred.is_none() && !ctx.has_begun() {
         ctx.deferred = Some(deferred_head::defer(session, None, true));
     }
     let stream = ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.passage.is_stream());

@@ -15,6 +15,7 @@ pub const BLOCKS: &[&str] = &[
     "streams-256",
     "streams-2000",
     "streams-10000",
+    "languages",
     "latency",
     "tls",
     "h2",

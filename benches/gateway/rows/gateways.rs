@@ -10,6 +10,7 @@ use tokio::{
 use super::{
     Bench, Configured, KEY, Missing, PathBuf, Process, Protocol, Role, Row, Start, free, installed,
 };
+use crate::language::Language;
 
 const fn row(
     name: &'static str,
@@ -52,6 +53,13 @@ pub const ROWS: &[Row] = &[
         let all = [two_backends(r), static_key(&lua()), limits("", SLOTS), usage(&file(b, r), "")];
         gateway(b, r, &all.concat())
     }),
+];
+
+/// The plain gateway with a backend that speaks this language alone.
+pub const LANGUAGES: [(Language, Row); 3] = [
+    (Language::Chat, row(super::PLAIN, |b, r| quiet(b, r, &speaking(r, Language::Chat)))),
+    (Language::Messages, row(super::PLAIN, |b, r| quiet(b, r, &speaking(r, Language::Messages)))),
+    (Language::Responses, row(super::PLAIN, |b, r| quiet(b, r, &speaking(r, Language::Responses)))),
 ];
 
 /// A typical script of an operator. It reads the request: one that reads only the data of a key would be
@@ -102,6 +110,11 @@ fn start(bench: &Bench, role: &Role, more: &str, errors: bool) -> Result<Option<
 fn two_backends(role: &Role) -> String {
     let url = format!("http://{}", role.backend);
     format!("backends: [{{name: a, url: \"{url}\"}}, {{name: b, url: \"{url}\"}}]\n")
+}
+
+fn speaking(role: &Role, language: Language) -> String {
+    let url = format!("http://{}", role.backend);
+    format!("backends: [{{url: \"{url}\", languages: [{}]}}]\n", language.name())
 }
 
 fn static_key(more: &str) -> String {

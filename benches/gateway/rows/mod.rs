@@ -13,7 +13,7 @@ use super::{
     target::{Bench, Missing, Role, Target, free},
 };
 
-pub use self::gateways::{SCRIPT, redis};
+pub use self::gateways::{LANGUAGES, SCRIPT, redis};
 
 /// A server that can be measured.
 pub struct Row {

@@ -12,6 +12,7 @@ use crate::{
         stats,
         table::{Column, Row as Line, Table},
     },
+    language::Language,
     load::{self, Load},
     rows::{self, DIRECT},
     stream::{self, Call},
@@ -52,6 +53,7 @@ pub async fn latency(bench: &Bench, report: &mut Report) -> Result<(), String> {
     }
     let load = Load {
         body: body(BYTES, false),
+        language: Language::Chat,
         clients: 1,
         time: Duration::from_secs_f64(bench.settings.seconds),
         least: 1,
@@ -78,6 +80,7 @@ async fn sample(target: &mut Target, load: &Load) -> Result<Sample, String> {
         let call = Call {
             address: target.address,
             request: &request,
+            language: Language::Chat,
             tokens: INSTANT.tokens,
             patience: Duration::from_secs(20),
             open: &open,

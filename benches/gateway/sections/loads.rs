@@ -9,6 +9,7 @@ use crate::{
         stats,
         table::{Column, Row as Line, Table},
     },
+    language::Language,
     load::{self, Load, Round},
     rows::{self, BARE, FULL, PLAIN, Row},
     target::Target,
@@ -103,6 +104,7 @@ async fn measure(
     }
     let load = Load {
         body: body(kind.bytes, false),
+        language: Language::Chat,
         clients: kind.clients,
         time: Duration::from_secs_f64(bench.settings.seconds),
         least: 1,

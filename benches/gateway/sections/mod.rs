@@ -1,6 +1,7 @@
 //! The sections of a run. Each measures its rows in alternating rounds, so that the noise of the
 //! machine affects all of them alike.
 
+mod languages;
 mod latency;
 mod loads;
 mod startup;
@@ -18,7 +19,8 @@ use super::{
 };
 
 pub use self::{
-    latency::latency, loads::run as loads, startup::startup, streams::streams, threads::threads,
+    languages::languages, latency::latency, loads::run as loads, startup::startup,
+    streams::streams, threads::threads,
 };
 
 /// Rounds of each measurement, after one to warm up.

@@ -15,11 +15,12 @@ use tokio::time::{Instant, sleep_until};
 use super::{Bench, Entry, Protocol, Report, chosen, role};
 use crate::{
     backend::Pace,
-    client::{body, request},
+    client::request_in,
     figures::{
         stats,
         table::{Column, Row as Line, Table},
     },
+    language::Language,
     machine,
     rows::{self, BARE, DIRECT, FULL, Row},
     stream::{self, Call, Times},
@@ -32,7 +33,7 @@ const AFTERWARDS: Duration = Duration::from_secs(5);
 const ADDED_FIRST: &str = "added first token p50 µs";
 const ADDED_TOKEN: &str = "added token p50 µs";
 const ADDED_TOKEN_99: &str = "added token p99 µs";
-const KIB: &str = "KiB a stream";
+pub const KIB: &str = "KiB a stream";
 const IDLE: &str = "MiB idle";
 const OPEN: &str = "MiB open";
 const AFTER: &str = "MiB after";
@@ -50,23 +51,23 @@ const COLUMNS: [Column; 9] = [
 ];
 
 /// A number of streams, and how they run.
-struct Plan {
+pub struct Plan {
     /// The number that was asked for; it names the table.
     asked: usize,
     /// How many run at the same time: fewer if the system does not allow so many open files.
-    count: usize,
+    pub count: usize,
     pause: Duration,
     /// The streams begin over this time.
     stagger: Duration,
     /// All are open for this time.
     hold: Duration,
-    waves: usize,
+    pub waves: usize,
 }
 
 impl Plan {
     /// Tokens of all streams together come at most about ten thousand times a second, which one core
     /// can pass on.
-    fn new(asked: usize, seconds: f64) -> Self {
+    pub fn new(asked: usize, seconds: f64) -> Self {
         let (pause, stagger, hold, waves) = match asked {
             0..=500 => (20, 1, seconds, 3),
             501..=5000 => (200, 3, seconds.max(2.0), 1),
@@ -82,13 +83,13 @@ impl Plan {
         }
     }
 
-    fn pace(&self) -> Pace {
+    pub fn pace(&self) -> Pace {
         // A second more, as a loaded machine starts the last streams late.
         let time = self.stagger + self.hold + Duration::from_secs(1);
         Pace { tokens: time.div_duration_f64(self.pause).ceil() as usize + 1, pause: self.pause }
     }
 
-    fn caption(&self, pace: Pace) -> String {
+    pub fn caption(&self, pace: Pace) -> String {
         let fewer = if self.count < self.asked {
             format!(
                 " ({} were asked for; the limit of {} open files allows no more)",
@@ -100,18 +101,17 @@ impl Plan {
         };
         format!(
             "{} streams at the same time{fewer}, begun over {} s, a token every {} ms, {} tokens each. \
-             Added: minus the backend alone. After: {} s after the last stream has ended.",
+             Added: minus the backend alone.",
             self.count,
             self.stagger.as_secs(),
             self.pause.as_millis(),
-            pace.tokens,
-            AFTERWARDS.as_secs()
+            pace.tokens
         )
     }
 }
 
 /// What a wave of streams has yielded.
-struct Wave {
+pub struct Wave {
     /// Microseconds to the first token of each stream.
     first: Vec<f64>,
     /// Microseconds that each token was on its way.
@@ -152,7 +152,7 @@ async fn measure(
     for number in 0..plan.waves {
         for entry in &mut entries {
             let Ok(target) = &mut entry.target else { continue };
-            let result = wave(target, &plan, pace, number == 0).await;
+            let result = wave(target, &plan, Language::Chat, number == 0).await;
             if number == 0 && result.as_ref().is_ok_and(|wave| wave.open_mib.is_none()) {
                 println!("{}: too slow to have all streams open: no memory is given", entry.name);
             }
@@ -163,12 +163,25 @@ async fn measure(
     Ok(())
 }
 
+impl Wave {
+    /// KiB that an open stream takes.
+    pub fn kib(&self, plan: &Plan) -> Option<f64> {
+        Some((self.open_mib? - self.idle_mib) * 1024.0 / plan.count as f64)
+    }
+}
+
 /// One wave of streams through a server. Memory is read in the first.
-async fn wave(target: &mut Target, plan: &Plan, pace: Pace, memory: bool) -> Result<Wave, String> {
+pub async fn wave(
+    target: &mut Target,
+    plan: &Plan,
+    language: Language,
+    memory: bool,
+) -> Result<Wave, String> {
     target.alive()?;
+    let pace = plan.pace();
     let idle_mib = target.resident_mib();
-    let (request, open) =
-        (Arc::new(request(&body(1024, true), false)), Arc::new(AtomicUsize::new(0)));
+    let request = Arc::new(request_in(language, &language.body(1024, true), false));
+    let open = Arc::new(AtomicUsize::new(0));
     let start = Instant::now();
     let tasks: Vec<_> = (0..plan.count)
         .map(|n| {
@@ -178,7 +191,8 @@ async fn wave(target: &mut Target, plan: &Plan, pace: Pace, memory: bool) -> Res
             tokio::spawn(async move {
                 sleep_until(at).await;
                 let (request, open) = (&request, &open);
-                let call = Call { address, request, tokens: pace.tokens, patience, open };
+                let tokens = pace.tokens;
+                let call = Call { address, request, language, tokens, patience, open };
                 stream::read(call).await
             })
         })
@@ -209,7 +223,7 @@ async fn wave(target: &mut Target, plan: &Plan, pace: Pace, memory: bool) -> Res
 }
 
 /// Times of all waves of a row, sorted: to the first tokens, and of each token on its way.
-fn pooled(entry: &Entry<Wave>) -> [Vec<f64>; 2] {
+pub fn pooled(entry: &Entry<Wave>) -> [Vec<f64>; 2] {
     let all = |of: fn(&Wave) -> &Vec<f64>| {
         stats::sorted(entry.results.iter().flat_map(of).copied().collect())
     };
@@ -234,7 +248,7 @@ fn table(plan: &Plan, pace: Pace, entries: &[Entry<Wave>]) -> Table {
                 added(0, 0.99),
                 added(1, 0.5),
                 added(1, 0.99),
-                wave.and_then(|w| Some((w.open_mib? - w.idle_mib) * 1024.0 / plan.count as f64)),
+                wave.and_then(|w| w.kib(plan)),
                 wave.map(|w| w.idle_mib),
                 wave.and_then(|w| w.open_mib),
                 wave.map(|w| w.after_mib),
@@ -245,14 +259,18 @@ fn table(plan: &Plan, pace: Pace, entries: &[Entry<Wave>]) -> Table {
     let lines = lines.collect();
     Table {
         name: format!("streams-{}", plan.asked),
-        caption: plan.caption(pace),
+        caption: format!(
+            "{} After: {} s after the last stream has ended.",
+            plan.caption(pace),
+            AFTERWARDS.as_secs()
+        ),
         columns: COLUMNS.to_vec(),
         rows: lines,
     }
 }
 
 /// Percentiles of the pooled times; the times themselves would be megabytes.
-fn raw(own: &[Vec<f64>; 2]) -> Value {
+pub fn raw(own: &[Vec<f64>; 2]) -> Value {
     let percentiles = |times: &[f64]| -> Value {
         let shares = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 1.0];
         shares.iter().map(|share| json!([share, stats::percentile(times, *share)])).collect()

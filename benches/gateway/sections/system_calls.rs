@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     client::{Protocol, body},
+    language::Language,
     load::{self, Load},
     target::{Bench, Target},
 };
@@ -41,6 +42,7 @@ pub async fn count(bench: &Bench, target: &mut Target) -> Result<Option<Calls>, 
     tokio::time::sleep(Duration::from_millis(300)).await;
     let load = Load {
         body: body(1024, false),
+        language: Language::Chat,
         clients: CLIENTS,
         time: Duration::ZERO,
         least: REQUESTS / CLIENTS,

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     client::body,
     figures::table::{Column, Row as Line, Table},
+    language::Language,
     load::{Load, Round},
     rows::{self, BARE, FULL, PLAIN},
     target::{Missing, Role},
@@ -52,6 +53,7 @@ pub async fn threads(bench: &Bench, report: &mut Report) -> Result<(), String> {
     }
     let load = Load {
         body: body(1024, false),
+        language: Language::Chat,
         clients: 32,
         time: Duration::from_secs_f64(bench.settings.seconds),
         least: 1,

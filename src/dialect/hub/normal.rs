@@ -15,9 +15,10 @@ use super::{
 pub struct Normal {
     serial: Serial,
     undo: Undo,
-    model: Option<String>,
     started: bool,
     over: bool,
+    /// The engine broke the answer off: what it has counted may still come.
+    aborted: bool,
     /// The answer's id, which ids of calls are made from.
     id: String,
     /// Choices with a call.
@@ -42,9 +43,9 @@ impl Normal {
         Self {
             serial: Serial::default(),
             undo: exchange.undo.clone(),
-            model: exchange.model.clone(),
             started: false,
             over: false,
+            aborted: false,
             id: String::new(),
             called: Vec::new(),
             stopped: Vec::new(),
@@ -93,12 +94,9 @@ impl Normal {
             return;
         }
         match event {
-            Event::Start(mut start) => {
+            Event::Start(start) => {
                 self.started = true;
                 self.id.clone_from(&start.id);
-                if let Some(model) = &self.model {
-                    start.model = Some(model.clone());
-                }
                 out.push(Event::Start(start));
             }
             Event::PartStart { choice, part, kind } => {
@@ -118,10 +116,12 @@ impl Normal {
                 }
                 out.push(Event::PartStop { choice, part });
             }
-            Event::Stop { reason: StopReason::Aborted, .. } => {
+            Event::Stop { reason: StopReason::Aborted, .. } => self.aborted = true,
+            Event::End if self.aborted => {
                 let message = "The engine broke the answer off";
                 self.end(Event::Fault(StreamFault::new(Class::Server, message)), out);
             }
+            event if self.aborted && !matches!(event, Event::Usage(_) | Event::Fault(_)) => {}
             Event::Stop { choice, .. } if self.stopped.contains(&choice) => {}
             Event::Stop { choice, reason } => {
                 self.stopped.push(choice);

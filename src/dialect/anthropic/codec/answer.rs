@@ -33,7 +33,8 @@ pub fn read(body: &str, exchange: &Exchange) -> Result<Vec<Event>, StreamFault> 
     }
     let sequence = message.read("stop_sequence");
     let reason = message.read::<String>("stop_reason");
-    let reason = reason.map_or(StopReason::EndTurn, |reason| words::read(&reason, sequence));
+    // vLLM has no word for an answer that it broke off.
+    let reason = reason.map_or(StopReason::Aborted, |reason| words::read(&reason, sequence));
     if let Some(Event::Start(start)) = events.first() {
         events.extend(start.usage.map(Event::Usage));
     }

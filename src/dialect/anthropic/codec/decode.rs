@@ -21,6 +21,8 @@ pub struct Decoder {
     next: u32,
     counts: Counts,
     stopped: bool,
+    /// The end was announced without a reason: vLLM has no word for an answer that it broke off.
+    no_reason: bool,
     over: bool,
 }
 
@@ -102,6 +104,7 @@ impl Decoder {
             next: 0,
             counts: Counts::default(),
             stopped: false,
+            no_reason: false,
             over: false,
         }
     }
@@ -365,15 +368,19 @@ impl Decoder {
         let Ok(ending) = serde_json::from_str::<Ending<'_>>(delta.get()) else {
             return self.broken(out);
         };
-        if let Some(reason) = ending.stop_reason {
-            let reason = words::read(&reason, ending.stop_sequence);
-            self.stop(reason, ending.stop_details, out);
+        match ending.stop_reason {
+            Some(reason) => {
+                let reason = words::read(&reason, ending.stop_sequence);
+                self.stop(reason, ending.stop_details, out);
+            }
+            None => self.no_reason = true,
         }
     }
 
     fn finish(&mut self, out: &mut Vec<Event>) {
         if !self.stopped {
-            self.stop(StopReason::EndTurn, None, out);
+            let reason = if self.no_reason { StopReason::Aborted } else { StopReason::EndTurn };
+            self.stop(reason, None, out);
         }
         self.over = true;
         out.push(Event::End);

@@ -8,7 +8,7 @@ pub fn write(out: &mut Writer, object: &str, start: &Start, exchange: &Exchange)
     out.text_at("id", &id(start, exchange));
     out.text_at("object", object);
     out.raw_at("created", start.created.unwrap_or(exchange.created));
-    let model = start.model.as_deref().or(exchange.model.as_deref());
+    let model = exchange.model.as_deref().or(start.model.as_deref());
     out.text_at("model", model.unwrap_or(""));
     out.maybe_text_at("service_tier", start.service_tier.as_deref());
     out.maybe_text_at("system_fingerprint", start.fingerprint.as_deref());

@@ -347,7 +347,7 @@ fn a_choice_of_a_tool_that_is_dropped_is_refused() {
                 assert_eq!(refused.path, "tool_choice", "{choice} {more}");
             }
             let lost = translate(r#""auto""#, more, to).unwrap().losses;
-            assert_eq!(lost.paths(), ["tools[0]"], "{more}");
+            assert_eq!(lost.paths(), ["tools[0]:web_search"], "{more}");
         }
         assert!(translate(r#""required""#, "", to).is_err());
         assert!(translate(r#""required""#, function, to).is_ok());

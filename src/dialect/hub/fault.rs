@@ -116,10 +116,14 @@ impl StreamFault {
         }
         let lower = self.message.to_ascii_lowercase();
         let Some(output) = Numbers::of(&lower).output else { return self.message.clone() };
+        let sum = prompt.saturating_add(output);
+        if sum <= limit {
+            return self.message.clone();
+        }
         // vLLM counts a prompt only as far as it has to: one token more than there is room for says
         // that there are as many or more. A shorter answer helps a prompt of unknown length only if
         // most of the context was to be the answer's.
-        let least = prompt.saturating_add(output) == limit.saturating_add(1);
+        let least = sum == limit.saturating_add(1);
         if least && output <= limit / 2 {
             return too_long(&format!("{prompt} tokens > {} maximum", limit - output));
         }
@@ -161,8 +165,8 @@ const GOOGLES: [&str; 2] = ["input token count", "exceeds the maximum number of 
 /// The class of a message that speaks of an overflow of the context.
 pub fn context_overflow(message: &str) -> Option<Class> {
     let lower = message.to_ascii_lowercase();
-    let says = |phrase: &&str| lower.contains(*phrase);
-    if !OVERFLOWS.iter().any(|phrase| says(&phrase)) && !GOOGLES.iter().all(|p| says(&p)) {
+    let says = |phrase: &str| lower.contains(phrase);
+    if !OVERFLOWS.iter().any(|phrase| says(phrase)) && !GOOGLES.iter().all(|p| says(p)) {
         return None;
     }
     let Numbers { prompt, limit, .. } = Numbers::of(&lower);
@@ -178,67 +182,61 @@ struct Numbers {
     limit: Option<u64>,
 }
 
+/// What stands before the limit, in small letters.
+const LIMITS: [&str; 10] = [
+    "context length is",
+    "context length is only",
+    "context length of",
+    "model's context length",
+    "maximum prompt length is",
+    "maximum model length of",
+    "context size",
+    "context window of",
+    "maximum number of tokens allowed",
+    "must be <=",
+];
+
+/// What stands behind the tokens of the wanted answer.
+const OUTPUTS: [&str; 5] = [
+    " output tokens",
+    " in the completion",
+    " for the completion",
+    " tokens for the completion",
+    " `max_new_tokens`",
+];
+
+/// What stands behind the tokens of the prompt.
+const PROMPTS: [&str; 4] =
+    [" input tokens", " tokens from the input messages", " in your prompt", " `inputs`"];
+
+/// What stands before the tokens of the prompt.
+const OF_PROMPTS: [&str; 8] = [
+    "prompt is too long:",
+    "resulted in",
+    "request (",
+    "request contains",
+    "prompt contains",
+    "prompt (length",
+    "the input (",
+    "input token count",
+];
+
 impl Numbers {
     /// Of a message in small letters.
     fn of(text: &str) -> Self {
         if let Some(found) = Self::sum(text) {
             return found;
         }
-        let any = |phrases: &[&str], number: fn(&str, &str) -> Option<u64>| {
-            phrases.iter().find_map(|phrase| number(text, phrase))
-        };
-        let limit = any(
-            &[
-                "context length is",
-                "context length is only",
-                "context length of",
-                "model's context length",
-                "maximum prompt length is",
-                "maximum model length of",
-                "context size",
-                "context window of",
-                "maximum number of tokens allowed",
-                "must be <=",
-            ],
-            after,
-        );
-        let output = any(
-            &[
-                " output tokens",
-                " in the completion",
-                " for the completion",
-                " tokens for the completion",
-                " `max_new_tokens`",
-            ],
-            before,
-        );
-        let output = output.or_else(|| any(&["is too large:"], after));
-        let prompt = any(
-            &[" input tokens", " tokens from the input messages", " in your prompt", " `inputs`"],
-            before,
-        );
+        let any_after = |all: &[&str]| all.iter().find_map(|phrase| after(text, phrase));
+        let any_before = |all: &[&str]| all.iter().find_map(|phrase| before(text, phrase));
+        let output = any_before(&OUTPUTS).or_else(|| after(text, "is too large:"));
         // Of a sum the answer is a part.
-        let all = after(text, "you requested").or_else(|| after(text, "you requested a total of"));
+        let all = any_after(&["you requested", "you requested a total of"]);
         let all = all.map(|all| all.saturating_sub(output.unwrap_or(0)));
-        let said = || {
-            any(
-                &[
-                    "prompt is too long:",
-                    "resulted in",
-                    "request (",
-                    "request contains",
-                    "prompt contains",
-                    "prompt (length",
-                    "the input (",
-                    "input token count",
-                ],
-                after,
-            )
-        };
         Self {
-            prompt: prompt.or(all).or_else(said),
+            prompt: any_before(&PROMPTS).or(all).or_else(|| any_after(&OF_PROMPTS)),
             output,
-            limit: limit.or_else(|| before(text, " maximum")),
+            limit: any_after(&LIMITS).or_else(|| before(text, " maximum")),
         }
     }
 
@@ -251,22 +249,26 @@ impl Numbers {
     }
 }
 
-/// The number that stands right behind a phrase, at most behind a brace or quotes.
+/// The number that stands right behind a phrase, at most behind a brace or quotes, and is of tokens of
+/// the prompt or of all.
 fn after(text: &str, phrase: &str) -> Option<u64> {
     let rest = |(at, found): (usize, &str)| &text[at + found.len()..];
     text.match_indices(phrase).map(rest).find_map(|rest| {
         let rest = rest.trim_start_matches([' ', '(', ':', '"', '\'', '`']);
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        rest[..end].parse().ok()
+        let (number, behind) = rest.split_at(end);
+        let other = behind.starts_with(" characters") || behind.starts_with(" output tokens");
+        number.parse().ok().filter(|_| !other)
     })
 }
 
-/// The number that stands right before a phrase.
+/// The number that stands right before a phrase, and is no bound that the prompt is above.
 fn before(text: &str, phrase: &str) -> Option<u64> {
     text.match_indices(phrase).find_map(|(at, _)| {
         let rest = &text[..at];
         let digits = rest.bytes().rev().take_while(u8::is_ascii_digit).count();
-        rest[rest.len() - digits..].parse().ok()
+        let (before, number) = rest.split_at(rest.len() - digits);
+        number.parse().ok().filter(|_| !before.ends_with("upper bound for "))
     })
 }
 
@@ -274,12 +276,15 @@ fn before(text: &str, phrase: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_overflow_is_known_by_its_words() {
-        let numbers = |text: &str| match context_overflow(text) {
+    fn numbers(text: &str) -> Option<(Option<u64>, Option<u64>)> {
+        match context_overflow(text) {
             Some(Class::ContextTooLong { prompt, limit }) => Some((prompt, limit)),
             _ => None,
-        };
+        }
+    }
+
+    #[test]
+    fn an_overflow_is_known_by_its_words() {
         for (text, found) in [
             (
                 "This model's maximum context length is 2048 tokens. However, you requested 0 output tokens and your prompt contains at least 2049 input tokens, for a total of at least 2049 tokens.",
@@ -297,6 +302,14 @@ mod tests {
                 "This model's maximum context length is 8192 tokens. However, your messages resulted in 9001 tokens.",
                 Some((Some(9001), Some(8192))),
             ),
+        ] {
+            assert_eq!(numbers(text), found, "{text}");
+        }
+    }
+
+    #[test]
+    fn more_servers_have_more_words_for_it() {
+        for (text, found) in [
             (
                 "You passed 99073 input tokens and requested 32000 output tokens. However, the model's context length is only 131072 tokens, resulting in a maximum input length of 99072 tokens. Please reduce the length of the input messages.",
                 Some((Some(99_073), Some(131_072))),
@@ -345,6 +358,14 @@ mod tests {
             (
                 "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4000 `inputs` tokens and 1000 `max_new_tokens`",
                 Some((Some(4000), Some(4096))),
+            ),
+            (
+                "This model's maximum context length is 2048 tokens. However, you requested 100 output tokens and your prompt contains 50000 characters (more than 20000 characters, which is the upper bound for 1948 input tokens).",
+                Some((None, Some(2048))),
+            ),
+            (
+                "You passed 50000 input characters and requested 100 output tokens. However, the model's context length is only 2048 tokens, resulting in a maximum input length of 1948 tokens.",
+                Some((None, Some(2048))),
             ),
             ("the model is overloaded", None),
             ("max_tokens exceeds the maximum number of tokens allowed (4096)", None),

@@ -1,6 +1,12 @@
 //! What a request is written for: what the backend's language can say, what its model can do, and
 //! where the server differs from its language.
 
+use super::{
+    effort,
+    json::Json,
+    request::{Reasoning, ReasoningMode},
+};
+
 /// What a language can say. One constant for each language.
 #[derive(Clone, Copy, Debug)]
 pub struct Traits {
@@ -141,6 +147,9 @@ pub struct Quirks {
     pub stream_options: bool,
     /// It takes tools of free text; `None`: as its language does.
     pub custom_tools: Option<bool>,
+    /// Models whose words for effort are not known take `none`: an engine leaves it to the template,
+    /// which vendors' models are checked against. Counts for Responses as well.
+    pub effort_none: bool,
     /// Members that it refuses.
     pub refuses: Vec<String>,
 }
@@ -159,6 +168,7 @@ impl Default for Quirks {
             continues: true,
             stream_options: true,
             custom_tools: None,
+            effort_none: true,
             refuses: Vec::new(),
         }
     }
@@ -180,5 +190,64 @@ pub struct Target {
     /// A stream reports its usage in every chunk (vLLM).
     pub running_usage: bool,
     /// Members that are added (`cache_salt`), as they go out.
-    pub fields: Vec<(&'static str, super::json::Json)>,
+    pub fields: Vec<(&'static str, Json)>,
+}
+
+impl Target {
+    /// The word for effort that stands for what a client of another language says by a switch or a
+    /// budget; `None`: it says nothing, or that the model is not to reason, for which this one may
+    /// have no word. The second is whether it is so.
+    pub fn effort_of<'a>(&'a self, reasoning: &'a Reasoning) -> (Option<&'a str>, bool) {
+        let wanted = match (&reasoning.effort, reasoning.budget) {
+            (Some(word), _) => return (Some(word), false),
+            (None, _) if reasoning.mode == Some(ReasoningMode::Off) => "none",
+            (None, Some(budget)) => effort::word(budget),
+            (None, None) => return (None, false),
+        };
+        let efforts = &self.facts.efforts;
+        let word = effort::nearest(wanted, efforts).unwrap_or(wanted);
+        let known = match &efforts[..] {
+            [] => self.quirks.effort_none,
+            list => list.iter().any(|word| word == "none"),
+        };
+        if word == "none" && !known { (None, true) } else { (Some(word), false) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn none_is_said_to_models_that_may_know_it() {
+        let target = |efforts: &[&str], effort_none| Target {
+            facts: ModelFacts {
+                efforts: efforts.iter().map(|word| (*word).to_owned()).collect(),
+                ..ModelFacts::default()
+            },
+            quirks: Quirks { effort_none, ..Quirks::default() },
+            ..Target::default()
+        };
+        let off = Reasoning { mode: Some(ReasoningMode::Off), ..Reasoning::default() };
+        let nothing = Reasoning { budget: Some(0), ..Reasoning::default() };
+        for (efforts, effort_none, told) in [
+            (&[][..], true, (Some("none"), false)),
+            (&[], false, (None, true)),
+            (&["none", "low"], false, (Some("none"), false)),
+            (&["low", "high"], true, (Some("low"), false)),
+            (&["a lot"], true, (None, true)),
+        ] {
+            for reasoning in [&off, &nothing] {
+                let target = target(efforts, effort_none);
+                assert_eq!(target.effort_of(reasoning), told, "{efforts:?} {effort_none}");
+            }
+        }
+        // What the client says in a word, and what is more than nothing, is said.
+        let vendor = target(&[], false);
+        let word = Reasoning { effort: Some("none".into()), ..Reasoning::default() };
+        assert_eq!(vendor.effort_of(&word), (Some("none"), false));
+        let some = Reasoning { budget: Some(1024), ..Reasoning::default() };
+        assert_eq!(vendor.effort_of(&some), (Some("low"), false));
+        assert_eq!(vendor.effort_of(&Reasoning::default()), (None, false));
+    }
 }

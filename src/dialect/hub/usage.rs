@@ -34,6 +34,8 @@ impl Usage {
 
     /// What is known when `newer` is said after this: what it does not say stays.
     pub fn updated(self, newer: Self) -> Self {
+        // What was added up before is no longer the sum then.
+        let adds = newer.input.or(newer.output).is_some();
         Self {
             input: newer.input.or(self.input),
             cache_read: newer.cache_read.or(self.cache_read),
@@ -43,7 +45,7 @@ impl Usage {
             output: newer.output.or(self.output),
             reasoning: newer.reasoning.or(self.reasoning),
             audio_out: newer.audio_out.or(self.audio_out),
-            total: newer.total.or(self.total),
+            total: newer.total.or(self.total.filter(|_| !adds)),
         }
     }
 
@@ -89,6 +91,16 @@ mod tests {
         let less = Usage { input: Some(3), cache_read: Some(4), ..Usage::default() };
         assert_eq!(less.uncached(), 0);
         assert!(Usage::default().counts().is_none());
+    }
+
+    #[test]
+    fn a_sum_of_before_is_no_sum_of_what_came_since() {
+        let start = Usage { input: Some(9), output: Some(1), total: Some(10), ..Usage::default() };
+        let more = Usage { output: Some(5), ..Usage::default() };
+        assert_eq!(start.updated(more).total(), 14);
+        assert_eq!(start.updated(Usage { total: Some(20), ..more }).total(), 20);
+        let detail = Usage { cache_read: Some(4), ..Usage::default() };
+        assert_eq!(start.updated(detail).total, Some(10));
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Block {
     pub result: Option<String>,
     /// It is this call.
     pub call: Option<String>,
+    /// It is reasoning.
+    pub thought: bool,
 }
 
 /// Where a block is written.

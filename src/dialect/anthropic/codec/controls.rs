@@ -10,15 +10,20 @@ use crate::dialect::hub::{
 /// The limit where neither the client nor the configuration says one.
 const LIMIT: u64 = 4096;
 
+/// Why a choice of tools and reasoning do not go together.
+pub const FORCED: &str = "the model can be made to call a tool only while it does not reason";
+
 /// The smallest budget for reasoning that the vendor takes.
 const LEAST_BUDGET: u64 = 1024;
 
-/// `max_tokens`; `None`: a count of tokens, which has none.
+/// `max_tokens`; `None`: a count of tokens, which has none. A limit that no client has set leaves
+/// the answer what it would have without reasoning.
 pub fn limit(request: &Request, target: &Target, losses: &mut Losses) -> Option<u64> {
     if request.max_output.is_none() && is_ours(&request.ext) {
         return None;
     }
-    let wanted = request.max_output.or(target.facts.default_output).unwrap_or(LIMIT);
+    let ours = || default(target).saturating_add(budget(request, target).unwrap_or(0));
+    let wanted = request.max_output.unwrap_or_else(ours);
     let most = target.facts.max_output.unwrap_or(u64::MAX);
     if request.max_output.is_some_and(|wanted| wanted > most) {
         let name =
@@ -26,6 +31,59 @@ pub fn limit(request: &Request, target: &Target, losses: &mut Losses) -> Option<
         losses.add(name, format!("the model gives {most} tokens at most"));
     }
     Some(wanted.min(most))
+}
+
+fn default(target: &Target) -> u64 {
+    target.facts.default_output.unwrap_or(LIMIT)
+}
+
+/// The tokens that reasoning is expected to take of an answer's limit; `None`: the model is not told
+/// to reason, or not how much.
+fn budget(request: &Request, target: &Target) -> Option<u64> {
+    let wish = &request.reasoning;
+    if is_off(wish) || !is_asked(wish) {
+        return None;
+    }
+    let of_word = |word: &str| effort::budget(word);
+    let word = wish.effort.as_deref();
+    let budget = match target.facts.thinking {
+        Thinking::None => None,
+        Thinking::Budget => wish.budget.or_else(|| of_word(word.unwrap_or("medium"))),
+        Thinking::Effort => word.map_or(wish.budget, of_word),
+        Thinking::Unknown => wish.budget,
+    };
+    budget.map(|budget| budget.max(LEAST_BUDGET))
+}
+
+fn is_off(wish: &Reasoning) -> bool {
+    wish.mode == Some(ReasoningMode::Off)
+        || wish.effort.as_deref() == Some("none")
+        || wish.budget == Some(0)
+}
+
+fn is_asked(wish: &Reasoning) -> bool {
+    wish.effort.is_some() || wish.budget.is_some() || wish.mode.is_some()
+}
+
+/// What else of a request decides on reasoning.
+#[derive(Clone, Copy)]
+pub struct Around {
+    /// Of the answer, in tokens.
+    pub limit: Option<u64>,
+    /// The model has to call a tool.
+    pub forced: bool,
+    /// The model goes on from calls before which it has not reasoned.
+    pub bare_calls: bool,
+}
+
+impl Around {
+    /// The most tokens that a budget may have: it is a part of the answer's limit, and has to leave
+    /// something of it. A limit of the gateway's own leaves the answer its share.
+    fn most(self, request: &Request, target: &Target) -> u64 {
+        let Some(limit) = self.limit else { return u64::MAX };
+        let share = if request.max_output.is_some() { 1 } else { default(target).min(limit / 2) };
+        limit.saturating_sub(share)
+    }
 }
 
 /// What is said of reasoning.
@@ -39,11 +97,11 @@ pub struct Thought {
     pub on: bool,
 }
 
-/// What is said of reasoning to a backend, whose answer has at most `limit` tokens.
+/// What is said of reasoning to a backend.
 pub fn reasoning(
     request: &Request,
     target: &Target,
-    limit: Option<u64>,
+    around: Around,
     losses: &mut Losses,
 ) -> Thought {
     let wish = &request.reasoning;
@@ -56,11 +114,20 @@ pub fn reasoning(
         _ => "reasoning",
     };
     let word = wish.effort.as_deref();
-    let off =
-        wish.mode == Some(ReasoningMode::Off) || word == Some("none") || wish.budget == Some(0);
-    let asked = word.is_some() || wish.budget.is_some() || wish.mode.is_some();
+    let off = is_off(wish);
+    let budgeted = |show, losses: &mut Losses| match around.bare_calls {
+        true => {
+            // The vendor answers 400.
+            losses.add(path, "the model has not reasoned before the calls that it goes on from");
+            Thought::default()
+        }
+        false => {
+            let budget = budget(request, target);
+            budgeted(budget, around.most(request, target), show, path, losses)
+        }
+    };
     match target.facts.thinking {
-        _ if !asked => Thought::default(),
+        _ if !is_asked(wish) => Thought::default(),
         Thinking::None => {
             if !off {
                 losses.add(path, "the model does not reason");
@@ -72,18 +139,19 @@ pub fn reasoning(
         Thinking::Effort | Thinking::Unknown if off => {
             Thought { thinking: Some(mode("disabled", None, None)), ..Thought::default() }
         }
-        Thinking::Budget => {
-            let budget = wish.budget.or_else(|| effort::budget(word.unwrap_or("medium")));
-            budgeted(budget, limit, shown(wish), path, losses)
-        }
+        Thinking::Budget => budgeted(shown(wish), losses),
         Thinking::Effort => {
             let effort = word.or_else(|| wish.budget.map(effort::word)).map(lowest);
-            let on = wish.mode.is_some();
+            // Effort alone does not make it think. Who has only said how much wants the call more.
+            let on = wish.mode.is_some() || !around.forced;
+            if !on {
+                losses.add(path, FORCED);
+            }
             Thought { thinking: on.then(|| mode("adaptive", None, shown(wish))), effort, on }
         }
         Thinking::Unknown => {
             let thought = match wish.budget {
-                Some(budget) => budgeted(Some(budget), limit, None, path, losses),
+                Some(_) => budgeted(None, losses),
                 None => Thought::default(),
             };
             Thought { effort: word.map(lowest), ..thought }
@@ -114,16 +182,15 @@ fn mode(kind: &str, budget: Option<u64>, show: Option<&str>) -> Json {
     })
 }
 
-/// The budget is a part of the answer's limit, and has to leave something of it.
+/// A budget of `most` tokens at most.
 fn budgeted(
     budget: Option<u64>,
-    limit: Option<u64>,
+    most: u64,
     show: Option<&str>,
     path: &str,
     losses: &mut Losses,
 ) -> Thought {
-    let most = limit.map_or(u64::MAX, |limit| limit.saturating_sub(1));
-    let budget = budget.map(|budget| budget.max(LEAST_BUDGET).min(most));
+    let budget = budget.map(|budget| budget.min(most));
     match budget.filter(|budget| *budget >= LEAST_BUDGET) {
         Some(budget) => {
             let thinking = Some(mode("enabled", Some(budget), show));

@@ -18,13 +18,16 @@ pub fn write(part: &Part, place: Place<'_>, losses: &mut Losses) -> Result<Optio
     match part {
         Part::ToolCall(call) => Ok(Some(tool_use(call, place)?)),
         Part::ToolResult(result) => Ok(Some(result::write(result, place, losses)?)),
-        Part::Reasoning(part) => Ok(reasoning(part, place.native).map(plain)),
+        Part::Reasoning(part) => {
+            let block = reasoning(part, place.native).map(plain);
+            Ok(block.map(|block| Block { thought: true, ..block }))
+        }
         part => Ok(blocks::leaf(part, place, losses)?.map(plain)),
     }
 }
 
 fn plain(json: Json) -> Block {
-    Block { json, result: None, call: None }
+    Block { json, result: None, call: None, thought: false }
 }
 
 /// Reasoning goes back to those who can read its state. A signature is never made up.
@@ -70,5 +73,5 @@ fn tool_use(call: &ToolCall, place: Place<'_>) -> Result<Block, Refused> {
             blocks::rest(o, &call.ext);
         });
     });
-    Ok(Block { json, result: None, call: Some(id) })
+    Ok(Block { json, result: None, call: Some(id), thought: false })
 }

@@ -36,7 +36,7 @@ pub fn write(result: &ToolResult, place: Place<'_>, losses: &mut Losses) -> Resu
             }
         });
     });
-    Ok(Block { json, result: Some(id), call: None })
+    Ok(Block { json, result: Some(id), call: None, thought: false })
 }
 
 fn failed(out: &mut Writer, result: &ToolResult) {

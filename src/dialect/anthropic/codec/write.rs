@@ -23,13 +23,14 @@ pub fn request(request: &Request, target: &Target, losses: &mut Losses) -> Resul
     let limit = controls::limit(request, target, losses);
     let tools = write_tools::write(request, target, losses)?;
     let choice = choice::write(request, !tools.is_empty())?;
-    let thought = controls::reasoning(request, target, limit, losses);
+    let messages = messages(request, target, losses)?;
+    let around =
+        controls::Around { limit, forced: choice.forced, bare_calls: has_bare_calls(&messages) };
+    let thought = controls::reasoning(request, target, around, losses);
     if choice.forced && thought.on {
-        let why = "the model can be made to call a tool only while it does not reason";
-        return Err(Refused::new("tool_choice", why));
+        return Err(Refused::new("tool_choice", controls::FORCED));
     }
     let format = controls::format(request, target)?;
-    let messages = messages(request, target, losses)?;
     let mut out = Writer::default();
     out.object(|o| {
         o.maybe_text_at("model", target.model.as_deref().or(request.model.as_deref()));
@@ -233,6 +234,21 @@ impl Conversation<'_> {
             None => self.messages.push(Message { role, blocks, turn: None }),
         }
     }
+}
+
+/// The model is to go on from calls, and its turn does not begin with reasoning: from the last
+/// message of the user that has no results, the first one of the model.
+fn has_bare_calls(messages: &[Message<'_>]) -> bool {
+    let has_results = |message: &Message<'_>| message.blocks.iter().any(|b| b.result.is_some());
+    let turn = messages
+        .iter()
+        .rev()
+        .take_while(|message| message.role != Role::User || has_results(message))
+        .filter(|message| message.role == Role::Assistant);
+    let first = turn.last();
+    first.is_some_and(|message| {
+        message.has_calls() && !message.blocks.first().is_some_and(|block| block.thought)
+    })
 }
 
 /// Results stand first in their message, in the order of their calls.

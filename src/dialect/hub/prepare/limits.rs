@@ -134,7 +134,8 @@ fn output(request: &mut Request, from: &Traits, to: &Traits, target: &Target, lo
     }
 }
 
-/// The model's own words for effort.
+/// The model's own words for effort. A budget is within them too: the word that it amounts to is said
+/// beside it.
 fn efforts(request: &mut Request, from: &Traits, target: &Target, losses: &mut Losses) {
     let allowed = &target.facts.efforts;
     if allowed.is_empty() {
@@ -142,17 +143,18 @@ fn efforts(request: &mut Request, from: &Traits, target: &Target, losses: &mut L
     }
     let reasoning = &mut request.reasoning;
     let off = reasoning.mode == Some(ReasoningMode::Off);
-    let Some(wanted) = reasoning.effort.clone().or_else(|| off.then(|| "none".to_owned())) else {
-        return;
-    };
-    match effort::nearest(&wanted, allowed) {
-        Some(given) if given != wanted => {
-            losses.add(from.words.effort, format!("the model takes `{given}` here"));
-            reasoning.effort = Some(given.to_owned());
-            if off {
-                reasoning.mode = None;
-            }
+    let said = reasoning.effort.clone().or_else(|| off.then(|| "none".to_owned()));
+    let of_budget = || reasoning.budget.map(|budget| effort::word(budget).to_owned());
+    let Some(wanted) = said.clone().or_else(of_budget) else { return };
+    let Some(given) = effort::nearest(&wanted, allowed) else { return };
+    // A budget has no word of its own that could be lost, but that it is nothing.
+    if given != wanted && (said.is_some() || wanted == "none") {
+        losses.add(from.words.effort, format!("the model takes `{given}` here"));
+    }
+    if given != wanted || said.is_none() {
+        reasoning.effort = Some(given.to_owned());
+        if off {
+            reasoning.mode = None;
         }
-        _ => {}
     }
 }

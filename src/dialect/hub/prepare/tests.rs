@@ -496,4 +496,14 @@ fn a_models_abilities_count() {
     off.reasoning.mode = Some(ReasoningMode::Off);
     let (out, ..) = prepare(off, &ALL, &ALL, &target).unwrap();
     assert_eq!((out.reasoning.effort.as_deref(), out.reasoning.mode), (Some("low"), None));
+    // A budget is within the model's words too.
+    for (budget, word, lost) in
+        [(1024, "low", 0), (5000, "low", 0), (30_000, "high", 0), (0, "low", 1)]
+    {
+        let mut request = Request::default();
+        request.reasoning.budget = Some(budget);
+        let (out, _, losses) = prepare(request, &ALL, &ALL, &target).unwrap();
+        assert_eq!(out.reasoning.effort.as_deref(), Some(word), "{budget}");
+        assert_eq!(paths(&losses).len(), lost, "{budget}");
+    }
 }

@@ -34,6 +34,8 @@ pub fn document(response: &Response, exchange: &Exchange) -> String {
 
 fn choice(out: &mut Writer, number: usize, choice: &Choice, exchange: &Exchange) {
     let functions = exchange.client.functions;
+    let refused = |part: &Part| matches!(part, Part::Refusal(text) if !text.is_empty());
+    let refused = choice.parts.iter().any(refused);
     out.object(|out| {
         out.raw_at("index", number);
         out.object_at("message", |out| message(out, choice, functions));
@@ -43,7 +45,7 @@ fn choice(out: &mut Writer, number: usize, choice: &Choice, exchange: &Exchange)
             out.object_at("logprobs", |out| content_logprobs(out, &choice.logprobs));
         }
         let reason = choice.stop.as_ref().unwrap_or(&StopReason::EndTurn);
-        out.text_at("finish_reason", finish_reason(reason, functions));
+        out.text_at("finish_reason", finish_reason(reason, functions, refused));
         if let StopReason::StopSequence(Some(text)) = reason {
             out.text_at("stop_reason", text);
         }

@@ -400,6 +400,55 @@ fn case_14_each_new_id_is_a_new_call_although_all_have_index_0() {
     assert_eq!(called(&none), pairs([("f", "{}"), ("f", "{\"q\":1}")]));
 }
 
+/// Servers that translate begin with an empty object, and then say what is meant.
+#[test]
+fn an_empty_object_is_replaced_by_what_comes_behind_it() {
+    let piece = |text: &str| calls(json!([{"index": 0, "function": {"arguments": text}}]));
+    let begin = |text: &str| {
+        calls(json!([{"index": 0, "id": "a", "function": {"name": "f", "arguments": text}}]))
+    };
+    for (chunks, meant) in [
+        (vec![begin("{}"), piece("{\"x\""), piece(":1}")], "{\"x\":1}"),
+        (vec![begin(""), piece("{ }"), piece("{\"x\":1}")], "{\"x\":1}"),
+        (vec![begin("{}"), piece(""), piece(" "), piece("{\"x\":1}")], "{\"x\":1}"),
+        (vec![begin("{}"), piece("{}"), begin("{}")], "{}"),
+        (vec![begin("{}")], "{}"),
+        (vec![begin("{"), piece("}")], "{}"),
+        (vec![begin("{\"x\":1}"), piece("{}")], "{\"x\":1}"),
+    ] {
+        assert_eq!(called(&chunks), pairs([("f", meant)]), "{chunks:?}");
+    }
+    // It has closed: another call has begun.
+    let two = [
+        begin("{}"),
+        calls(json!([{"index": 1, "id": "b", "function": {"name": "g", "arguments": "{}"}}])),
+        calls(json!([{"index": 1, "function": {"arguments": "{\"y\":2}"}}])),
+    ];
+    assert_eq!(called(&two), pairs([("f", "{}"), ("g", "{\"y\":2}")]));
+}
+
+/// Clients that look for `content_filter` would take the piece for the whole answer.
+#[test]
+fn an_answer_that_was_refused_without_words_is_filtered() {
+    let (start, part) = (Event::Start(Start::default()), 0);
+    let stop = || Event::Stop { choice: 0, reason: StopReason::Refusal };
+    let kind = PartKind::Refusal;
+    let words = [
+        Event::PartStart { choice: 0, part, kind },
+        Event::Refusal { choice: 0, part, text: "No.".into() },
+        Event::PartStop { choice: 0, part },
+    ];
+    let bare = vec![start.clone(), stop(), Event::End];
+    let said = [vec![start], words.to_vec(), vec![stop(), Event::End]].concat();
+    for (events, word) in [(bare, "content_filter"), (said, "stop")] {
+        let stream = client(&translator::stream(&ChatCodec, &events, &exchange()));
+        assert_eq!(stream.choices[0].finish.as_deref(), Some(word));
+        let document: Value =
+            serde_json::from_str(&translator::document(&ChatCodec, &events, &exchange())).unwrap();
+        assert_eq!(document["choices"][0]["finish_reason"], word);
+    }
+}
+
 #[test]
 fn case_15_the_first_call_has_index_0_whatever_the_server_says() {
     let chunks = [

@@ -88,9 +88,23 @@ pub struct Call {
     /// State that has not been given yet.
     pub state: Option<State>,
     shape: Shape,
+    /// All that has come is `{}`, which has not been given on: servers that translate write it first,
+    /// and then what is meant.
+    held: bool,
 }
 
 impl Call {
+    /// Its arguments from there on, as far as they are certain.
+    pub fn text(&self, from: usize) -> &str {
+        if self.held { "" } else { &self.arguments[from..] }
+    }
+
+    /// Closes it: what was held back, if there was something.
+    pub fn close(&mut self) -> Option<String> {
+        self.closed = true;
+        std::mem::take(&mut self.held).then(|| self.arguments.clone())
+    }
+
     /// Nothing of it is missing, as far as can be seen.
     pub fn is_whole(&self) -> bool {
         self.kind == ToolKind::Custom || self.shape.is_whole()
@@ -123,6 +137,10 @@ impl Calls {
         if let Some(value) = piece.signature.filter(|value| !value.is_empty()) {
             call.state = Some(State { issuer: None, language: LANGUAGE.to_owned(), value });
         }
+        if call.held && !call.closed && !is_bare(&piece.arguments, true) {
+            call.arguments.clear();
+            (call.shape, call.held) = (Shape::default(), false);
+        }
         let from = call.arguments.len();
         // What comes behind whole arguments is a repetition of them.
         let more = !call.closed && (call.kind == ToolKind::Custom || !call.shape.is_whole());
@@ -130,6 +148,8 @@ impl Calls {
         {
             call.shape.take(&piece.arguments);
             call.arguments += &piece.arguments;
+            let first = from == 0 && !whole && call.kind == ToolKind::Function;
+            call.held = first && is_bare(&call.arguments, false);
         }
         (at, from)
     }
@@ -185,6 +205,13 @@ impl Call {
         }
         piece.index.is_none() && !self.name.is_empty() && *name != self.name
     }
+}
+
+/// An object without members, or, if it `may_be_nothing`, no text at all.
+fn is_bare(arguments: &str, may_be_nothing: bool) -> bool {
+    let text = arguments.trim();
+    let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}'));
+    inner.map_or(may_be_nothing && text.is_empty(), |inner| inner.trim().is_empty())
 }
 
 /// Where arguments are between their first brace and the last one.

@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 
 use super::{
-    calls::{Calls, Piece},
+    calls::{Call, Calls, Piece},
     details::{self, Gathered},
     errors, tokens,
     words::{LANGUAGE, stop_reason},
@@ -438,7 +438,7 @@ impl Choice {
         }
         let call = self.calls.get(at);
         let Some(part) = call.part else { return };
-        let text = &call.arguments[if opens { 0 } else { from }..];
+        let text = call.text(if opens { 0 } else { from });
         if !text.is_empty() {
             out.push(Event::Arguments { choice, part, text: text.to_owned() });
         }
@@ -448,8 +448,7 @@ impl Choice {
         }
         // Another part waits for it.
         if !opens && part + 1 < last && call.is_whole() {
-            call.closed = true;
-            out.push(Event::PartStop { choice, part });
+            close_call(call, choice, part, out);
         }
     }
 
@@ -493,8 +492,7 @@ impl Choice {
         }
         for call in self.calls.iter_mut().filter(|call| !call.closed && call.is_whole()) {
             if let Some(part) = call.part {
-                call.closed = true;
-                out.push(Event::PartStop { choice, part });
+                close_call(call, choice, part, out);
             }
         }
         if let Some(value) = value {
@@ -513,9 +511,8 @@ impl Choice {
         self.close(issuer, out);
         let choice = self.number;
         for call in self.calls.iter_mut().filter(|call| !call.closed) {
-            call.closed = true;
             match call.part {
-                Some(part) => out.push(Event::PartStop { choice, part }),
+                Some(part) => close_call(call, choice, part, out),
                 None if call.arguments.is_empty() => {}
                 None => {
                     let message = "The backend calls a tool without its name";
@@ -527,6 +524,13 @@ impl Choice {
         out.push(Event::Stop { choice, reason });
         Ok(())
     }
+}
+
+fn close_call(call: &mut Call, choice: u32, part: u32, out: &mut Vec<Event>) {
+    if let Some(text) = call.close() {
+        out.push(Event::Arguments { choice, part, text });
+    }
+    out.push(Event::PartStop { choice, part });
 }
 
 fn state(issuer: &str, value: String) -> State {

@@ -31,6 +31,8 @@ struct Choice {
     /// The role has been said.
     begun: bool,
     finished: bool,
+    /// Words of a refusal have been said.
+    refused: bool,
     /// Calls so far.
     calls: u32,
     /// Parts with reasoning so far.
@@ -299,7 +301,7 @@ impl Encoder {
         // An empty answer is an empty text.
         self.begin(at, out);
         self.choices[at].finished = true;
-        let word = finish_reason(reason, self.exchange.client.functions);
+        let word = finish_reason(reason, self.exchange.client.functions, self.choices[at].refused);
         self.write(out, |out| {
             out.raw_at("index", choice);
             out.object_at("delta", |_| {});
@@ -368,6 +370,7 @@ impl Encode for Encoder {
             Event::Refusal { choice, text, .. } => {
                 let at = self.choice(*choice);
                 if !text.is_empty() {
+                    self.choices[at].refused = true;
                     self.chunk(at, out, None, |out| out.text_at("refusal", text));
                 }
             }

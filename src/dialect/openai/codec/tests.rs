@@ -10,7 +10,7 @@ use crate::dialect::hub::{
         Format, Media, MediaSource, ReasoningMode, ReasoningPart, Search, State, SystemText, Text,
         ToolCall, ToolChoice, ToolKind, ToolResult,
     },
-    target::Quirks,
+    target::{ModelFacts, Quirks},
 };
 
 macro_rules! captures {
@@ -601,6 +601,22 @@ fn tools_that_are_not_allowed_are_left_out_where_the_choice_cannot_be_said() {
         .collect();
     assert_eq!(names, ["f", "patch", "$web_search"]);
     assert_eq!(out["tool_choice"], "required");
+}
+
+/// Vendors answer 400 to a word that a model does not have.
+#[test]
+fn reasoning_is_switched_off_only_where_there_is_a_word_for_it() {
+    let mut request = foreign(vec![turn(Role::User, vec![text("x")])]);
+    request.reasoning.mode = Some(ReasoningMode::Off);
+    let quirks = Quirks { effort_none: false, ..Quirks::default() };
+    let vendor = Target { quirks, ..Target::default() };
+    let mut losses = Losses::default();
+    let out = ChatCodec.write(&request, &vendor, &mut losses).unwrap();
+    assert!(!out.contains("reasoning_effort"), "{out}");
+    assert_eq!(losses.paths(), ["thinking"]);
+    let facts = ModelFacts { efforts: vec!["none".into(), "low".into()], ..ModelFacts::default() };
+    let out = write(&request, &Target { facts, ..vendor });
+    assert_eq!(out["reasoning_effort"], "none");
 }
 
 #[test]

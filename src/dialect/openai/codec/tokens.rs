@@ -31,16 +31,23 @@ pub fn read(raw: &RawValue) -> Option<Usage> {
         audio_out: answer.read("audio_tokens"),
         total: from.read("total_tokens").filter(|total: &u64| *total > 0),
     };
-    if let (Some(input), Some(output), Some(reasoning), Some(total)) =
-        (usage.input, usage.output, usage.reasoning, usage.total)
-    {
-        // xAI counts reasoning beside the answer.
-        let beside = input.saturating_add(output).saturating_add(reasoning);
-        if reasoning > 0 && total == beside {
-            usage.output = Some(output.saturating_add(reasoning));
-        }
-    }
+    usage.output = usage.output.map(|output| whole_output(&usage, output));
     (usage != Usage::default()).then_some(usage)
+}
+
+/// All that was generated. Some servers count reasoning beside the answer, only their total has it:
+/// xAI says how much it is, Google's endpoint with this language does not.
+fn whole_output(usage: &Usage, output: u64) -> u64 {
+    let (Some(input), Some(total)) = (usage.input, usage.total) else { return output };
+    let beside = total.saturating_sub(input.saturating_add(output));
+    let cached = usage.cache_read.unwrap_or(0);
+    let written = usage.cache_write.unwrap_or(0);
+    let is_output = match usage.reasoning {
+        Some(reasoning) if reasoning > 0 => beside == reasoning,
+        // A total may have the cache beside the prompt as well.
+        _ => ![cached, written, cached.saturating_add(written)].contains(&beside),
+    };
+    if is_output { output.saturating_add(beside) } else { output }
 }
 
 /// Writes a usage for a client. What was not reported is left out, but for the three counts that
@@ -100,6 +107,26 @@ mod tests {
                 "xai: reasoning is not in the answer's count",
                 r#"{"prompt_tokens":9,"completion_tokens":3,"total_tokens":14,"completion_tokens_details":{"reasoning_tokens":2}}"#,
                 usage(9, None, 5, Some(2), Some(14)),
+            ),
+            (
+                "reasoning that fits no total is in the answer's count",
+                r#"{"prompt_tokens":9,"completion_tokens":3,"total_tokens":16,"completion_tokens_details":{"reasoning_tokens":2}}"#,
+                usage(9, None, 3, Some(2), Some(16)),
+            ),
+            (
+                "google: only the total has the reasoning",
+                r#"{"prompt_tokens":9,"completion_tokens":3,"total_tokens":112}"#,
+                usage(9, None, 103, None, Some(112)),
+            ),
+            (
+                "a cache beside the prompt is no answer",
+                r#"{"prompt_tokens":9,"completion_tokens":3,"total_tokens":20,"prompt_tokens_details":{"cached_tokens":8}}"#,
+                usage(9, Some(8), 3, None, Some(20)),
+            ),
+            (
+                "a total that is less says nothing",
+                r#"{"prompt_tokens":9,"completion_tokens":3,"total_tokens":10}"#,
+                usage(9, None, 3, None, Some(10)),
             ),
             (
                 "deepseek",

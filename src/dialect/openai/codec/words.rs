@@ -43,13 +43,15 @@ pub fn stop_reason(finish: &str, stop_reason: Option<&RawValue>) -> StopReason {
 }
 
 /// The word for a client: never one that Chat does not have. `functions`: the client knows calls
-/// only as `function_call`.
-pub fn finish_reason(reason: &StopReason, functions: bool) -> &'static str {
+/// only as `function_call`. `refused`: it reads the words of a refusal; without any, an answer that was
+/// refused must not look as if it were whole.
+pub fn finish_reason(reason: &StopReason, functions: bool, refused: bool) -> &'static str {
     match reason {
         StopReason::MaxTokens | StopReason::Context => "length",
         StopReason::ToolUse if functions => "function_call",
         StopReason::ToolUse => "tool_calls",
         StopReason::Filter => "content_filter",
+        StopReason::Refusal if !refused => "content_filter",
         StopReason::EndTurn
         | StopReason::StopSequence(_)
         | StopReason::Refusal
@@ -70,14 +72,20 @@ mod tests {
         for word in ["eos", "repetition", "SAFETY", "", "pause_turn"] {
             let reason = stop_reason(word, None);
             assert!(matches!(reason, StopReason::Other(_)), "{word}");
-            assert_eq!(finish_reason(&reason, false), "stop");
+            assert_eq!(finish_reason(&reason, false, false), "stop");
         }
         for word in ["abort", "error", "insufficient_system_resource"] {
             assert_eq!(stop_reason(word, None), StopReason::Aborted);
         }
         for word in ["stop", "length", "tool_calls", "content_filter"] {
-            assert_eq!(finish_reason(&stop_reason(word, None), false), word);
+            assert_eq!(finish_reason(&stop_reason(word, None), false, false), word);
         }
+    }
+
+    #[test]
+    fn a_refusal_without_words_is_no_whole_answer() {
+        assert_eq!(finish_reason(&StopReason::Refusal, false, false), "content_filter");
+        assert_eq!(finish_reason(&StopReason::Refusal, false, true), "stop");
     }
 
     #[test]

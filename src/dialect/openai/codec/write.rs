@@ -4,8 +4,7 @@ use sha2::{Digest, Sha256};
 
 use super::{members, tools, words::LANGUAGE, write_messages::Messages};
 use crate::dialect::hub::{
-    Json, Losses, Object, Part, Refused, Request, Role, Target, Writer, effort,
-    request::{Format, ReasoningMode},
+    Json, Losses, Object, Part, Refused, Request, Role, Target, Writer, effort, request::Format,
 };
 
 /// Longest name of a user that OpenAI takes, in characters.
@@ -146,17 +145,13 @@ impl Top<'_> {
 
     /// The word for how much the model may reason: the client's, or what its budget amounts to.
     fn effort(&mut self) {
-        let reasoning = &self.request.reasoning;
-        let off = reasoning.mode == Some(ReasoningMode::Off);
-        let wanted = match (&reasoning.effort, reasoning.budget) {
-            (Some(word), _) => Some(word.as_str()),
-            (None, _) if off => Some("none"),
-            (None, Some(budget)) => Some(effort::word(budget)),
-            (None, None) => None,
-        };
+        let (wanted, unsaid) = self.target.effort_of(&self.request.reasoning);
+        if unsaid {
+            self.losses.add(switch(self.request), "the model may have no word for it");
+        }
         let Some(wanted) = wanted else { return };
         let word = effort::nearest(wanted, &self.target.facts.efforts).unwrap_or(wanted);
-        if word != wanted && reasoning.budget.is_none() {
+        if word != wanted {
             self.losses.add("reasoning_effort", format!("the model takes {word} at most"));
         }
         self.text("reasoning_effort", Some(word));
@@ -333,6 +328,14 @@ impl Top<'_> {
     fn default(&self, name: &str) -> Option<&Json> {
         let known = self.request.ext.defaults.iter().find(|(known, _)| known == name);
         known.map(|(_, value)| value).filter(|value| self.native && value.as_str() != "null")
+    }
+}
+
+/// Where clients say that the model is not to reason.
+fn switch(request: &Request) -> &'static str {
+    match request.ext.language {
+        "messages" => "thinking",
+        _ => "reasoning_effort",
     }
 }
 

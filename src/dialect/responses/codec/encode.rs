@@ -23,6 +23,8 @@ pub(super) struct Encoder {
     open: Option<Open>,
     usage: Usage,
     stop: Option<StopReason>,
+    /// Words of a refusal have been said.
+    refused: bool,
     /// The response object at the end.
     last: Option<String>,
 }
@@ -92,6 +94,7 @@ impl Encoder {
             open: None,
             usage: Usage::default(),
             stop: None,
+            refused: false,
             last: None,
         }
     }
@@ -296,6 +299,7 @@ impl Encoder {
     fn refusal(&mut self, text: &str, out: &mut String) {
         let Some(content) = self.content() else { return };
         content.text += text;
+        self.refused |= !text.is_empty();
         self.content_event("response.refusal.delta", out, |_, o| o.text_at("delta", text));
     }
 
@@ -425,6 +429,12 @@ impl Encoder {
     /// Closes the open item.
     fn close(&mut self, status: &str, out: &mut String) {
         self.close_part(out);
+        // Clients parse the arguments: none are an empty object.
+        if let Some(Open::Call(call)) = &self.open
+            && (status, call.member(), call.arguments.as_str()) == ("completed", "arguments", "")
+        {
+            self.arguments("{}", out);
+        }
         let Some(open) = &self.open else { return };
         if let Open::Call(call) = open {
             let kind = match call.member() {
@@ -450,7 +460,7 @@ impl Encoder {
         if self.head.is_none() {
             self.start(&Start::default(), out);
         }
-        let (mut status, mut reason) = output::status(self.stop.as_ref());
+        let (mut status, mut reason) = output::status(self.stop.as_ref(), self.refused);
         if fault.is_some() {
             (status, reason) = ("failed", None);
         }

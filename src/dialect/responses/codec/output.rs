@@ -124,13 +124,18 @@ fn counts(usage: &Usage, out: &mut Writer) {
     out.raw_at("total_tokens", usage.total());
 }
 
-/// The status of an answer that ended for this reason, and why it is incomplete.
-pub(super) fn status(reason: Option<&StopReason>) -> (&'static str, Option<&'static str>) {
+/// The status of an answer that ended for this reason, and why it is incomplete. `refused`: it has the
+/// words of a refusal; without any, an answer that was refused must not look as if it were whole.
+pub(super) fn status(
+    reason: Option<&StopReason>,
+    refused: bool,
+) -> (&'static str, Option<&'static str>) {
     match reason {
         Some(StopReason::MaxTokens | StopReason::Context) => {
             ("incomplete", Some("max_output_tokens"))
         }
         Some(StopReason::Filter) => ("incomplete", Some("content_filter")),
+        Some(StopReason::Refusal) if !refused => ("incomplete", Some("content_filter")),
         _ => ("completed", None),
     }
 }

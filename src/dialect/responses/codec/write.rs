@@ -11,7 +11,7 @@ use super::{
     write_items,
 };
 use crate::dialect::hub::{
-    Json, Losses, Refused, Request, Target, Writer, effort,
+    Json, Losses, Refused, Request, Target, Writer,
     request::{Format, ReasoningMode},
 };
 
@@ -35,7 +35,7 @@ pub(super) fn request(
             let model = target.model.as_ref().or(request.model.as_ref());
             members.put("model", model.map(|model| Json::text(model)), o);
             write_items::write(request, losses, &mut members, o);
-            controls(request, losses, &mut members, o);
+            controls(request, target, losses, &mut members, o);
             limits(request, losses, &mut members, o);
             about(request, &mut members, o);
             for (name, value) in &target.fields {
@@ -54,7 +54,13 @@ fn number(value: impl std::fmt::Display) -> Json {
 }
 
 /// Tools, the answer's form, reasoning.
-fn controls(request: &Request, losses: &mut Losses, to: &mut Members<'_>, out: &mut Writer) {
+fn controls(
+    request: &Request,
+    target: &Target,
+    losses: &mut Losses,
+    to: &mut Members<'_>,
+    out: &mut Writer,
+) {
     let listed = tools::listed(request);
     let empty = request.ext.of(NAME).iter().any(|(name, _)| name == "@tools");
     if !listed.is_empty() || empty {
@@ -74,7 +80,8 @@ fn controls(request: &Request, losses: &mut Losses, to: &mut Members<'_>, out: &
         read::still_said(request, "text").or_else(|| text(request, losses, to.own)),
         out,
     );
-    let reasoning = read::still_said(request, "reasoning").or_else(|| reasoning(request));
+    let reasoning =
+        read::still_said(request, "reasoning").or_else(|| reasoning(request, target, losses));
     to.put("reasoning", reasoning, out);
 }
 
@@ -114,14 +121,13 @@ fn write_format(format: &Format, own: bool, out: &mut Writer) {
     }
 }
 
-fn reasoning(request: &Request) -> Option<Json> {
+fn reasoning(request: &Request, target: &Target, losses: &mut Losses) -> Option<Json> {
     let reasoning = &request.reasoning;
-    let off = reasoning.mode == Some(ReasoningMode::Off);
-    let word = match (&reasoning.effort, reasoning.budget) {
-        (Some(word), _) => Some(word.as_str()),
-        (None, _) if off => Some("none"),
-        (None, budget) => budget.map(effort::word),
-    };
+    let (word, unsaid) = target.effort_of(reasoning);
+    if unsaid {
+        let path = if request.ext.language == "messages" { "thinking" } else { "reasoning_effort" };
+        losses.add(path, "the model may have no word for it");
+    }
     let shown = matches!(reasoning.mode, Some(ReasoningMode::On | ReasoningMode::Auto));
     let summary = match reasoning.show.as_deref() {
         Some("omitted") => None,

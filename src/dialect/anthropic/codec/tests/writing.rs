@@ -519,10 +519,10 @@ fn reasoning_is_told_as_the_model_takes_it() {
     use ReasoningMode::{Auto, Off};
     for (effort, budget, mode, limit, facts, thinking, word, losses) in [
         (None, None, None, 9000, Thinking::Effort, null(), null(), &[][..]),
-        (Some("high"), None, None, 9000, Thinking::Effort, null(), json!("high"), &[]),
-        (Some("minimal"), None, None, 9000, Thinking::Effort, null(), json!("low"), &[]),
+        (Some("high"), None, None, 9000, Thinking::Effort, adaptive(), json!("high"), &[]),
+        (Some("minimal"), None, None, 9000, Thinking::Effort, adaptive(), json!("low"), &[]),
         (Some("none"), None, None, 9000, Thinking::Effort, off(), null(), &[]),
-        (None, Some(3000), None, 9000, Thinking::Effort, null(), json!("medium"), &[]),
+        (None, Some(3000), None, 9000, Thinking::Effort, adaptive(), json!("medium"), &[]),
         (None, None, Some(Off), 9000, Thinking::Effort, off(), null(), &[]),
         (None, None, Some(Auto), 9000, Thinking::Effort, adaptive(), null(), &[]),
         (Some("low"), None, None, 9000, Thinking::Budget, enabled(1024), null(), &[]),
@@ -547,6 +547,111 @@ fn reasoning_is_told_as_the_model_takes_it() {
             "{effort:?} {budget:?} {mode:?} {limit} {facts:?}"
         );
     }
+}
+
+#[test]
+fn a_limit_of_our_own_leaves_the_answer_its_share() {
+    let run = |effort: &str, budget, thinking, default, most| {
+        let mut request = user(vec![text("x")]);
+        request.reasoning.effort = Some(effort.to_owned()).filter(|word| !word.is_empty());
+        request.reasoning.budget = budget;
+        let facts = ModelFacts {
+            thinking,
+            default_output: default,
+            max_output: most,
+            ..ModelFacts::default()
+        };
+        let (out, losses) = write(&request, &target(facts));
+        let given = out["thinking"]["budget_tokens"].as_u64();
+        (out["max_tokens"].as_u64().unwrap(), given, losses.iter().count())
+    };
+    use Thinking::{Budget, Effort, None as No, Unknown};
+    for (effort, budget, thinking, default, most, got) in [
+        ("high", None, Budget, None, None, (8192, Some(4096), 0)),
+        ("max", None, Budget, Some(8000), None, (24_384, Some(16_384), 0)),
+        ("max", None, Budget, None, Some(8192), (8192, Some(4096), 0)),
+        ("", Some(100), Budget, None, None, (5120, Some(1024), 0)),
+        ("high", None, Budget, None, Some(1500), (1500, None, 1)),
+        ("none", None, Budget, None, None, (4096, None, 0)),
+        ("high", None, Effort, None, None, (8192, None, 0)),
+        ("none", None, Effort, None, None, (4096, None, 0)),
+        ("", Some(5000), Unknown, None, None, (9096, Some(5000), 0)),
+        ("high", None, Unknown, None, None, (4096, None, 0)),
+        ("high", None, No, None, None, (4096, None, 1)),
+        ("", None, Budget, None, None, (4096, None, 0)),
+    ] {
+        let written = run(effort, budget, thinking, default, most);
+        assert_eq!(written, got, "{effort} {budget:?} {thinking:?} {default:?} {most:?}");
+    }
+}
+
+/// A model of budgets refuses to think where it goes on from calls before which it has not.
+#[test]
+fn reasoning_is_left_out_behind_calls_that_came_without_it() {
+    let thought = || {
+        let state = State { issuer: None, language: LANGUAGE.into(), value: "sig".into() };
+        Part::Reasoning(ReasoningPart { state: Some(state), ..ReasoningPart::default() })
+    };
+    let unsigned =
+        || Part::Reasoning(ReasoningPart { text: Some("hm".into()), ..ReasoningPart::default() });
+    let go = || (Role::User, vec![text("go")]);
+    let calls = |first: Option<Part>, id: &str| {
+        (Role::Assistant, first.into_iter().chain([call(id, "{}")]).collect::<Vec<_>>())
+    };
+    let done = |id: &str| (Role::User, vec![result(id, "1")]);
+    let said = || (Role::Assistant, vec![text("said")]);
+    for (history, thinks) in [
+        (vec![go()], true),
+        (vec![go(), calls(None, "a"), done("a")], false),
+        (vec![go(), calls(Some(unsigned()), "a"), done("a")], false),
+        (vec![go(), calls(Some(text("I call")), "a"), done("a")], false),
+        (vec![go(), calls(Some(thought()), "a"), done("a")], true),
+        // The model does not reason again between calls.
+        (vec![go(), calls(Some(thought()), "a"), done("a"), calls(None, "b"), done("b")], true),
+        (vec![go(), calls(None, "a"), done("a"), calls(Some(thought()), "b"), done("b")], false),
+        (vec![go(), calls(None, "a"), (Role::User, vec![result("a", "1"), text("and")])], false),
+        // That turn is over.
+        (vec![go(), calls(None, "a"), done("a"), said(), go()], true),
+        (
+            vec![
+                go(),
+                calls(None, "a"),
+                done("a"),
+                said(),
+                go(),
+                calls(Some(thought()), "b"),
+                done("b"),
+            ],
+            true,
+        ),
+    ] {
+        for (thinking, always) in
+            [(Thinking::Budget, false), (Thinking::Unknown, false), (Thinking::Effort, true)]
+        {
+            let mut request = Request { max_output: Some(9000), ..turns(history.clone()) };
+            request.reasoning.budget = Some(2048);
+            let facts = ModelFacts { thinking, ..ModelFacts::default() };
+            let (out, losses) = write(&request, &target(facts));
+            let on = thinks || always;
+            assert_eq!(out["thinking"].is_object(), on, "{thinking:?} {history:?}");
+            assert_eq!(paths(&losses), if on { &[][..] } else { &["reasoning_effort"][..] });
+        }
+    }
+}
+
+#[test]
+fn who_says_effort_and_wants_a_call_gets_the_call() {
+    let mut request = Request {
+        tools: vec![tool("f", None)],
+        tool_choice: Some(ToolChoice::Required),
+        ..user(vec![text("x")])
+    };
+    request.reasoning.effort = Some("high".into());
+    let facts = ModelFacts { thinking: Thinking::Effort, ..ModelFacts::default() };
+    let (out, losses) = write(&request, &target(facts));
+    assert!(out["thinking"].is_null(), "{out}");
+    assert_eq!(out["output_config"]["effort"], "high");
+    assert_eq!(paths(&losses), ["reasoning_effort"]);
 }
 
 #[test]

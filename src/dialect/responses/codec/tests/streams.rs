@@ -591,7 +591,31 @@ fn texts_behind_each_other_are_one_message_and_a_call_between_makes_two() {
         .collect();
     assert_eq!(kinds, [("message", 3), ("function_call", 0), ("message", 1), ("message", 1)]);
     assert_eq!((&output[3]["phase"], &output[2]["phase"]), (&json!("final_answer"), &Value::Null));
-    assert_eq!(output[1]["arguments"], "");
+    // Clients parse them.
+    assert_eq!(output[1]["arguments"], "{}");
+}
+
+#[test]
+fn a_refusal_without_words_is_no_whole_answer() {
+    let events = |words: &str| {
+        let refusal = Event::Refusal { choice: 0, part: 1, text: words.into() };
+        vec![
+            start("a"),
+            opens(0, plain()),
+            says(0, "I"),
+            closes(0),
+            opens(1, PartKind::Refusal),
+            refusal,
+            closes(1),
+            stops(StopReason::Refusal),
+            Event::End,
+        ]
+    };
+    let said = last(&encode(&events("no"), &exchange()))["response"].clone();
+    assert_eq!(said["status"], "completed");
+    let bare = last(&encode(&events(""), &exchange()))["response"].clone();
+    assert_eq!(bare["status"], "incomplete");
+    assert_eq!(bare["incomplete_details"], json!({"reason": "content_filter"}));
 }
 
 #[test]

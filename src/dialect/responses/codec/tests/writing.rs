@@ -7,12 +7,13 @@ use super::{
     requests::write,
 };
 use crate::dialect::hub::{
-    Codec, Json, Losses, Part, Request, Role, Target, Turn,
+    Codec, Extension, Json, Losses, Part, Request, Role, Target, Turn,
     request::{
         CustomTool, Format, Function, Media, MediaSource, Opaque, Reasoning, ReasoningMode,
         ReasoningPart, Sampling, Search, State, SystemText, Text, Tool, ToolCall, ToolChoice,
         ToolKind, ToolResult,
     },
+    target::Quirks,
 };
 
 fn turn(role: Role, parts: Vec<Part>) -> Turn {
@@ -251,8 +252,19 @@ fn the_form_of_the_answer_and_reasoning_have_their_places() {
     assert_eq!(body["safety_identifier"].as_str().map(str::len), Some(64));
     assert_eq!(losses.paths(), ["stop"]);
     let off = Reasoning { mode: Some(ReasoningMode::Off), ..Reasoning::default() };
-    let (body, _) = write(&Request { reasoning: off, ..Request::default() });
+    let off = Request {
+        reasoning: off,
+        ext: Extension::new("messages", Vec::new()),
+        ..Request::default()
+    };
+    let (body, _) = write(&off);
     assert_eq!(body["reasoning"], json!({"effort": "none"}));
+    // A vendor answers 400 to a word that its model does not have.
+    let quirks = Quirks { effort_none: false, ..Quirks::default() };
+    let (vendor, mut losses) = (Target { quirks, ..Target::default() }, Losses::default());
+    let body = ResponsesCodec.write(&off, &vendor, &mut losses).unwrap();
+    assert!(!body.contains("\"effort\""), "{body}");
+    assert_eq!(losses.paths(), ["thinking"]);
 }
 
 #[test]

@@ -497,3 +497,142 @@ fn a_models_abilities_count() {
     let (out, ..) = prepare(off, &ALL, &ALL, &target).unwrap();
     assert_eq!((out.reasoning.effort.as_deref(), out.reasoning.mode), (Some("low"), None));
 }
+
+/// Ids of the calls, and those that the results have with their texts.
+fn ids(request: &Request) -> (Vec<String>, Vec<(String, Part)>) {
+    let (mut calls, mut results) = (Vec::new(), Vec::new());
+    for part in request.turns.iter().flat_map(|turn| &turn.parts) {
+        match part {
+            Part::ToolCall(call) => calls.push(call.id.clone()),
+            Part::ToolResult(result) => {
+                results.push((result.call.clone(), result.parts[0].clone()));
+            }
+            _ => {}
+        }
+    }
+    (calls, results)
+}
+
+fn result_of(call: &str, says: &str) -> Part {
+    let parts = vec![text(says)];
+    Part::ToolResult(ToolResult { call: call.into(), parts, ..ToolResult::default() })
+}
+
+#[test]
+fn two_calls_with_one_id_in_a_turn_keep_their_results_apart() {
+    let calls = vec![Part::ToolCall(call("x", "f")), Part::ToolCall(call("x", "g"))];
+    let (out, _, losses) = little(
+        asking(vec![
+            turn(Role::Assistant, calls),
+            turn(Role::User, vec![result_of("x", "first"), result_of("x", "second")]),
+        ]),
+        &Target::default(),
+    )
+    .unwrap();
+    let (calls, results) = ids(&out);
+    assert_eq!(calls, ["x", "x_2"]);
+    assert_eq!(results, [("x".to_owned(), text("first")), ("x_2".to_owned(), text("second"))]);
+    assert!(losses.is_empty(), "{losses:?}");
+}
+
+#[test]
+fn of_several_results_of_a_call_the_last_one_counts() {
+    let (out, _, losses) = little(
+        asking(vec![
+            turn(Role::Assistant, vec![Part::ToolCall(call("x", "f"))]),
+            turn(Role::User, vec![result_of("x", "first")]),
+            turn(Role::User, vec![result_of("x", "second"), text("go on")]),
+        ]),
+        &Target::default(),
+    )
+    .unwrap();
+    assert_eq!(ids(&out).1, [("x".to_owned(), text("second"))]);
+    assert_eq!(paths(&losses), ["messages[1]"]);
+}
+
+#[test]
+fn a_result_that_comes_late_stands_behind_its_call() {
+    let late = |rest: Vec<Part>| {
+        let mut last = vec![result_of("x", "done")];
+        last.extend(rest);
+        let turns = vec![
+            turn(Role::Assistant, vec![Part::ToolCall(call("x", "f"))]),
+            turn(Role::User, vec![text("interrupt")]),
+            turn(Role::Assistant, vec![text("ok")]),
+            turn(Role::User, last),
+        ];
+        little(asking(turns), &Target::default())
+    };
+    let (out, _, losses) = late(vec![text("and now?")]).unwrap();
+    assert!(losses.is_empty(), "{losses:?}");
+    assert_eq!(out.turns[1].parts, [result_of("x", "done"), text("interrupt")]);
+    assert_eq!(out.turns[3].parts, [text("and now?")]);
+    // The answer is still the model's turn, although nothing else was said.
+    let (out, ..) = late(Vec::new()).unwrap();
+    assert_eq!(out.turns[1].parts, [result_of("x", "done"), text("interrupt")]);
+    assert_eq!((out.turns.len(), out.turns[3].role), (4, Role::User));
+    // A result before its call has none.
+    let turns = vec![
+        turn(Role::User, vec![result("x")]),
+        turn(Role::Assistant, vec![Part::ToolCall(call("x", "f"))]),
+    ];
+    assert!(little(asking(turns), &Target::default()).unwrap_err().invalid);
+}
+
+#[test]
+fn many_calls_take_no_more_time_each_than_few() {
+    const MANY: usize = 20_000;
+    let began = std::time::Instant::now();
+    // Of one id, and each of its own with its results the other way round.
+    let same = |_| "x".to_owned();
+    let own = |at: usize| format!("c{at}");
+    for id in [&same as &dyn Fn(usize) -> String, &own] {
+        let calls = (0..MANY).map(|at| Part::ToolCall(call(&id(at), &format!("f{at}"))));
+        let results = (0..MANY).rev().map(|at| result_of(&id(at), "r"));
+        let turns =
+            vec![turn(Role::Assistant, calls.collect()), turn(Role::User, results.collect())];
+        let (out, ..) = little(asking(turns), &Target::default()).unwrap();
+        let (calls, results) = ids(&out);
+        assert!(calls.iter().eq(results.iter().map(|(call, _)| call)));
+        assert_eq!(calls.iter().collect::<std::collections::HashSet<_>>().len(), MANY);
+    }
+    assert!(began.elapsed().as_secs() < 4, "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_tool_of_free_text_keeps_its_group_and_the_groups_description_is_noted() {
+    let json = |text: &str| Json::parse(text).unwrap();
+    let group = |name: &str, said: &str| {
+        let members =
+            vec![("@namespace".to_owned(), Json::text(name)), ("@group".to_owned(), json(said))];
+        Tool::Custom(CustomTool {
+            name: "patch".into(),
+            path: format!("tools[{}].tools[0]", name.len()),
+            ext: Extension::new("all", members),
+            ..CustomTool::default()
+        })
+    };
+    let mut called = call("c1", "patch");
+    (called.kind, called.namespace) = (ToolKind::Custom, Some("b".into()));
+    let request = Request {
+        tools: vec![group("a", "{}"), group("b", r#"{"description":"Files."}"#)],
+        turns: vec![
+            turn(Role::Assistant, vec![Part::ToolCall(called)]),
+            turn(Role::User, vec![result("c1")]),
+        ],
+        ..Request::default()
+    };
+    let (out, undo, losses) = little(request, &Target::default()).unwrap();
+    let names = out.tools.iter().map(|tool| match tool {
+        Tool::Function(function) => function.name.as_str(),
+        other => panic!("{other:?}"),
+    });
+    let names: Vec<_> = names.collect();
+    assert_eq!(names, ["a__patch", "b__patch"]);
+    assert_eq!(paths(&losses), ["tools[1].description"]);
+    let Part::ToolCall(sent) = &out.turns[0].parts[0] else { panic!() };
+    assert_eq!(sent.name, "b__patch");
+    let groups: Vec<_> = undo.tools.iter().map(|tool| tool.namespace.as_deref()).collect();
+    assert_eq!(groups, [Some("a"), Some("b")]);
+    assert!(undo.tools.iter().all(|tool| tool.custom && tool.name == "patch"), "{undo:?}");
+}

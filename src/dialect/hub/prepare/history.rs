@@ -28,13 +28,26 @@ pub fn prepare(
     if to.unique_call_ids {
         make_ids_unique(&mut request.turns);
     }
-    if request.turns.last().is_some_and(is_prefill) && !(to.prefill && target.quirks.continues) {
-        let path = request.turns.last().map_or_else(String::new, |turn| turn.path.clone());
+    // What is blank is not written for Messages, which takes no such texts.
+    let written = |turn: &&Turn| to.name != "messages" || !is_blank(turn);
+    let last = request.turns.iter().rfind(written);
+    if last.is_none() && to.name == "messages" {
+        let why = "at least one message with content is needed";
+        return Err(Refused::invalid("messages", why));
+    }
+    if let Some(last) = last.filter(|turn| is_prefill(turn))
+        && !(to.prefill && target.quirks.continues)
+    {
         let why = "the backend does not continue an answer that the request begins";
-        return Err(Refused::new(path, why));
+        return Err(Refused::new(last.path.clone(), why));
     }
     request.turns.retain(|turn| !turn.parts.is_empty());
     Ok(())
+}
+
+/// Nothing is said in it.
+fn is_blank(turn: &Turn) -> bool {
+    turn.parts.iter().all(|part| matches!(part, Part::Text(text) if text.text.trim().is_empty()))
 }
 
 /// The client has begun the answer.
@@ -50,6 +63,9 @@ fn read_opaque(request: &mut Request, to: &Traits, losses: &mut Losses) -> Resul
         let mut parts = Vec::with_capacity(turn.parts.len());
         for part in std::mem::take(&mut turn.parts) {
             match part {
+                // Its tools are among those of the request.
+                Part::Opaque(opaque)
+                    if opaque.language != to.name && opaque.kind == "additional_tools" => {}
                 Part::Opaque(opaque) if opaque.language != to.name => {
                     if REFERENCES.contains(&opaque.kind.as_str()) {
                         let why = format!("`{}` can only be read by its vendor", opaque.kind);

@@ -4,7 +4,7 @@ use super::*;
 use crate::dialect::hub::{
     codec::RenamedTool,
     request::{
-        CustomTool, Function, Opaque, ReasoningMode, ReasoningPart, Role, State, Text, Tool,
+        CustomTool, Function, Media, Opaque, ReasoningMode, ReasoningPart, Role, State, Text, Tool,
         ToolCall, ToolChoice, ToolKind, VendorTool,
     },
     target::{ModelFacts, Words},
@@ -489,7 +489,7 @@ fn a_models_abilities_count() {
     assert_eq!(paths(&losses), ["tools", "temperature", "max_tokens", "effort"]);
     request.tool_choice = Some(ToolChoice::Required);
     assert!(prepare(request, &ALL, &ALL, &target).is_err());
-    let image = Part::Image(crate::dialect::hub::request::Media::default());
+    let image = Part::Image(Media::default());
     assert!(prepare(asking(vec![turn(Role::User, vec![image])]), &ALL, &ALL, &target).is_err());
     // A model that cannot switch its reasoning off reasons as little as it can.
     let mut off = Request::default();
@@ -635,4 +635,68 @@ fn a_tool_of_free_text_keeps_its_group_and_the_groups_description_is_noted() {
     let groups: Vec<_> = undo.tools.iter().map(|tool| tool.namespace.as_deref()).collect();
     assert_eq!(groups, [Some("a"), Some("b")]);
     assert!(undo.tools.iter().all(|tool| tool.custom && tool.name == "patch"), "{undo:?}");
+}
+
+#[test]
+fn who_pays_at_anthropic_is_told_to_nobody_else() {
+    let system = |text: &str| SystemText { text: text.into(), ..SystemText::default() };
+    let request = Request {
+        system: vec![system("x-anthropic-billing-header: cc_version=2"), system("be brief")],
+        turns: vec![turn(Role::User, vec![text("hi")])],
+        ..Request::default()
+    };
+    let messages = Traits { name: "messages", ..ALL };
+    for (from, to, kept) in [
+        (&messages, &LITTLE, 1),
+        (&messages, &ALL, 1),
+        (&messages, &messages, 2),
+        (&ALL, &messages, 2),
+    ] {
+        let (out, _, losses) = prepare(request.clone(), from, to, &Target::default()).unwrap();
+        assert_eq!(out.system.len(), kept, "{} {}", from.name, to.name);
+        assert!(losses.is_empty(), "{losses:?}");
+    }
+}
+
+#[test]
+fn tools_that_an_item_has_added_are_no_loss() {
+    let added = Part::Opaque(Opaque {
+        language: "all",
+        kind: "additional_tools".into(),
+        json: Json::parse("{}").unwrap(),
+        readable: String::new(),
+    });
+    let turns = vec![turn(Role::User, vec![added.clone()]), turn(Role::User, vec![text("x")])];
+    let (out, _, losses) = little(asking(turns.clone()), &Target::default()).unwrap();
+    assert_eq!((out.turns.len(), losses.is_empty()), (1, true));
+    let (out, ..) = prepare(asking(turns), &LITTLE, &ALL, &Target::default()).unwrap();
+    assert_eq!(out.turns[0].parts, [added], "its own language has the item");
+}
+
+#[test]
+fn what_is_not_written_decides_nothing() {
+    let messages = Traits { name: "messages", prefill: false, ..ALL };
+    let begun = |last: &str| {
+        let turns = vec![
+            turn(Role::User, vec![text("hi")]),
+            Turn { path: "messages[2]".into(), ..turn(Role::Assistant, vec![text("It is")]) },
+            turn(Role::User, vec![text(last), text("")]),
+        ];
+        asking(turns)
+    };
+    let to = |request, to: &Traits| prepare(request, &ALL, to, &Target::default());
+    for blank in ["", " \n"] {
+        assert_eq!(to(begun(blank), &messages).unwrap_err().path, "messages[2]");
+        // Where it is written, it is a turn.
+        assert!(to(begun(blank), &LITTLE).is_ok());
+        let nothing = asking(vec![turn(Role::User, vec![text(blank)])]);
+        let refused = to(nothing, &messages).unwrap_err();
+        assert_eq!((refused.path.as_str(), refused.invalid), ("messages", true));
+    }
+    assert!(to(asking(Vec::new()), &messages).is_err());
+    assert!(to(begun("go on"), &messages).is_ok());
+    // A picture is something.
+    let mut picture = begun("");
+    picture.turns[2].parts.push(Part::Image(Media::default()));
+    assert!(to(picture, &messages).is_ok());
 }

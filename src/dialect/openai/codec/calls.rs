@@ -10,6 +10,7 @@ use crate::dialect::hub::{
     Object,
     json::compact,
     request::{State, ToolKind},
+    serial::MOST_PARTS,
 };
 
 /// One entry of `tool_calls`, of a delta or of a message.
@@ -106,13 +107,20 @@ pub struct Calls {
     ids: HashMap<String, usize>,
     /// The last call in a slot.
     slots: HashMap<u64, usize>,
+    /// Those before this one are closed.
+    done: usize,
 }
+
+/// Calls of one choice. The answer of a server that makes more has more parts than it may have, or
+/// has calls without a name, and ends with an error.
+const MOST_CALLS: usize = 2 * MOST_PARTS as usize;
 
 impl Calls {
     /// Takes an entry: the number of its call, and where the arguments that are new begin.
     /// `whole`: it is of a message, in which each entry is a call of its own.
     pub fn take(&mut self, piece: Piece, whole: bool) -> (usize, usize) {
         let known = if whole { None } else { self.find(&piece) };
+        let known = known.or_else(|| (self.list.len() >= MOST_CALLS).then_some(MOST_CALLS - 1));
         let at = known.unwrap_or_else(|| {
             self.list.push(Call { kind: piece.kind, ..Call::default() });
             let at = self.list.len() - 1;
@@ -172,9 +180,11 @@ impl Calls {
         &mut self.list[at]
     }
 
-    /// All of them.
+    /// All of them, but not those at the beginning that are closed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Call> {
-        self.list.iter_mut()
+        let closed = self.list[self.done..].iter().take_while(|call| call.closed);
+        self.done += closed.count();
+        self.list[self.done..].iter_mut()
     }
 
     /// All calls that were begun are whole.

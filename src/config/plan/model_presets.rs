@@ -28,6 +28,8 @@ fn claude(rest: &str) -> ModelFacts {
     ModelFacts {
         thinking: if at_least((4, 6)) { Thinking::Effort } else { Thinking::Budget },
         sampling: at_least((4, 7)).then_some(false),
+        // From 4 on; the larger limits of some models are for the configuration to say.
+        default_output: (major >= 4).then_some(32_000),
         vision: Some(true),
         tools: Some(true),
         ..ModelFacts::default()

@@ -23,7 +23,7 @@ pub fn languages(vendor: Vendor) -> &'static [&'static str] {
 
 /// A hosted service in general: limits and roles as OpenAI had them first, nothing of an engine.
 fn hosted() -> Quirks {
-    Quirks { reasoning_field: None, continues: false, ..Quirks::default() }
+    Quirks { reasoning_field: None, continues: false, effort_none: false, ..Quirks::default() }
 }
 
 /// How requests in Chat are written for a vendor.

@@ -1,7 +1,7 @@
 //! JSON as text: what a translation does not have to understand keeps its bytes, so that numbers
 //! keep their digits and members keep their order.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -106,8 +106,14 @@ pub fn compact(text: &str) -> Cow<'_, str> {
 /// The members of an object, to be taken out one by one. Of two equal names the last counts.
 #[derive(Clone, Debug, Default)]
 pub struct Object<'a> {
-    members: Vec<(Cow<'a, str>, &'a RawValue)>,
+    /// `None`: it was taken.
+    members: Vec<Option<(Cow<'a, str>, &'a RawValue)>>,
+    /// Where the members stand, of an object that has many.
+    index: Option<HashMap<Cow<'a, str>, usize>>,
 }
+
+/// Members that are searched one by one; more have an index.
+const FEW: usize = 32;
 
 impl<'a> Object<'a> {
     /// Reads an object.
@@ -120,8 +126,8 @@ impl<'a> Object<'a> {
 
     /// Takes a member; `None` if it is not there or `null`.
     pub fn take(&mut self, name: &str) -> Option<&'a RawValue> {
-        let at = self.members.iter().position(|(key, _)| key == name)?;
-        let (_, value) = self.members.remove(at);
+        let at = self.position(name)?;
+        let (_, value) = self.members[at].take()?;
         (value.get() != "null").then_some(value)
     }
 
@@ -137,7 +143,35 @@ impl<'a> Object<'a> {
 
     /// A member as it stands, `null` included, without taking it.
     pub fn get(&self, name: &str) -> Option<&'a RawValue> {
-        self.members.iter().find(|(key, _)| key == name).map(|(_, value)| *value)
+        self.members[self.position(name)?].as_ref().map(|(_, value)| *value)
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        match &self.index {
+            Some(index) => index.get(name).copied(),
+            None => {
+                let is = |member: &Option<(Cow<'a, str>, _)>| {
+                    member.as_ref().is_some_and(|(key, _)| key == name)
+                };
+                self.members.iter().position(is)
+            }
+        }
+    }
+
+    fn set(&mut self, name: Cow<'a, str>, value: &'a RawValue) {
+        if let Some(at) = self.position(&name) {
+            self.members[at] = Some((name, value));
+            return;
+        }
+        if let Some(index) = &mut self.index {
+            index.insert(name.clone(), self.members.len());
+        }
+        self.members.push(Some((name, value)));
+        if self.index.is_none() && self.members.len() > FEW {
+            let names = self.members.iter().enumerate();
+            let index = names.filter_map(|(at, member)| Some((member.as_ref()?.0.clone(), at)));
+            self.index = Some(index.collect());
+        }
     }
 
     /// A string member, without taking it.
@@ -152,12 +186,13 @@ impl<'a> Object<'a> {
 
     /// What was not taken, in its order.
     pub fn rest(self) -> Vec<(String, Json)> {
-        self.members.into_iter().map(|(key, value)| (key.into_owned(), Json::of(value))).collect()
+        let rest = self.members.into_iter().flatten();
+        rest.map(|(key, value)| (key.into_owned(), Json::of(value))).collect()
     }
 
     /// The members, in their order.
     pub fn members(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
-        self.members.iter().map(|(key, value)| (key.as_ref(), *value))
+        self.members.iter().flatten().map(|(key, value)| (key.as_ref(), *value))
     }
 }
 
@@ -172,15 +207,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::new();
+                let mut object = Object::default();
                 while let Some(Name(name)) = map.next_key()? {
-                    let value = map.next_value()?;
-                    match members.iter_mut().find(|(key, _)| *key == name) {
-                        Some(known) => known.1 = value,
-                        None => members.push((name, value)),
-                    }
+                    object.set(name, map.next_value()?);
                 }
-                Ok(Object { members })
+                Ok(object)
             }
         }
         deserializer.deserialize_map(Members)
@@ -354,6 +385,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::dialect::hub::stopwatch::Stopwatch;
 
     #[test]
     fn values_keep_digits_and_order() {
@@ -374,6 +406,33 @@ mod tests {
         let rest: Vec<_> =
             object.rest().into_iter().map(|(n, v)| (n, v.as_str().to_owned())).collect();
         assert_eq!(rest, [("c".into(), "\"x\"".into()), ("d".into(), "{\"e\":[1]}".to_owned())]);
+    }
+
+    #[test]
+    fn an_object_of_many_members_is_as_one_of_few() {
+        const MANY: usize = 100_000;
+        let began = Stopwatch::start();
+        let mut text = String::from("{");
+        // Every name twice, and every second one taken, some of them as `null`.
+        for (at, value) in (0..MANY).map(|at| (at, "1")).chain((0..MANY).map(|at| (at, "2"))) {
+            let value = if at % 10 == 0 { "null" } else { value };
+            text += &format!("\"k\\u00{:02x}{at}\":{value},", 0x61 + at % 20);
+        }
+        text += "\"last\":3}";
+        let mut object = Object::parse(&text).unwrap();
+        let name = |at: usize| format!("k{}{at}", char::from(0x61 + (at % 20) as u8));
+        for at in (0..MANY).step_by(2) {
+            assert!(object.has(&name(at)));
+            let value = object.take(&name(at)).map(RawValue::get);
+            assert_eq!(value, (at % 10 != 0).then_some("2"));
+            assert!(!object.has(&name(at)) && object.take(&name(at)).is_none());
+        }
+        let rest = object.rest();
+        assert_eq!(rest.len(), MANY / 2 + 1);
+        for (at, (key, value)) in rest.iter().take(MANY / 2).enumerate() {
+            assert_eq!((key, value.as_str()), (&name(2 * at + 1), "2"));
+        }
+        assert!(began.time().as_secs() < 4, "{:?}", began.time());
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub mod prepare;
 pub mod request;
 pub mod response;
 pub mod serial;
+#[cfg(test)]
+pub mod stopwatch;
 pub mod target;
 pub mod tool_names;
 pub mod translator;

@@ -1,6 +1,8 @@
 //! What all answers have in common on their way, whatever the languages: one beginning, one end,
 //! parts one behind the other, names as the client knows them, and the right reason for the end.
 
+use std::collections::{HashMap, HashSet};
+
 use super::{
     codec::{Exchange, RenamedTool, Undo},
     event::{Event, PartKind, Start, StopReason},
@@ -14,7 +16,8 @@ use super::{
 /// Makes the events of a decoder fit for an encoder.
 pub struct Normal {
     serial: Serial,
-    undo: Undo,
+    /// Tools that have another name or kind at the backend, by their names there.
+    undo: HashMap<String, RenamedTool>,
     started: bool,
     over: bool,
     /// The engine broke the answer off: what it has counted may still come.
@@ -22,19 +25,13 @@ pub struct Normal {
     /// The answer's id, which ids of calls are made from.
     id: String,
     /// Choices with a call.
-    called: Vec<u32>,
+    called: HashSet<u32>,
     /// Choices that have ended.
-    stopped: Vec<u32>,
-    /// Calls whose arguments are unpacked once they are whole.
-    custom: Vec<CustomCall>,
+    stopped: HashSet<u32>,
+    /// Arguments of calls of tools that take free text, and were sent as functions: they are unpacked
+    /// once they are whole. By choice and part.
+    custom: HashMap<(u32, u32), String>,
     scratch: Vec<Event>,
-}
-
-/// A call of a tool that takes free text, and was sent as a function.
-struct CustomCall {
-    choice: u32,
-    part: u32,
-    arguments: String,
 }
 
 impl Normal {
@@ -42,14 +39,14 @@ impl Normal {
     pub fn new(exchange: &Exchange) -> Self {
         Self {
             serial: Serial::default(),
-            undo: exchange.undo.clone(),
+            undo: undo(&exchange.undo),
             started: false,
             over: false,
             aborted: false,
             id: String::new(),
-            called: Vec::new(),
-            stopped: Vec::new(),
-            custom: Vec::new(),
+            called: HashSet::new(),
+            stopped: HashSet::new(),
+            custom: HashMap::new(),
             scratch: Vec::new(),
         }
     }
@@ -73,7 +70,8 @@ impl Normal {
         }
         let mut ordered = std::mem::take(&mut self.scratch);
         if self.serial.take(event, &mut ordered).is_err() {
-            let message = "The backend writes too many parts of its answer at the same time";
+            let message =
+                "The backend writes too many parts of its answer, or too many at the same time";
             ordered.push(Event::Fault(StreamFault::new(Class::Server, message)));
         }
         for event in ordered.drain(..) {
@@ -103,15 +101,13 @@ impl Normal {
                 let kind = self.part(choice, part, kind);
                 out.push(Event::PartStart { choice, part, kind });
             }
-            Event::Arguments { choice, part, text } => match self.custom_call(choice, part) {
-                Some(call) => call.arguments += &text,
+            Event::Arguments { choice, part, text } => match self.custom.get_mut(&(choice, part)) {
+                Some(arguments) => *arguments += &text,
                 None => out.push(Event::Arguments { choice, part, text }),
             },
             Event::PartStop { choice, part } => {
-                if let Some(at) =
-                    self.custom.iter().position(|c| (c.choice, c.part) == (choice, part))
-                {
-                    let text = input(self.custom.remove(at).arguments);
+                if let Some(arguments) = self.custom.remove(&(choice, part)) {
+                    let text = input(arguments);
                     out.push(Event::Arguments { choice, part, text });
                 }
                 out.push(Event::PartStop { choice, part });
@@ -124,7 +120,7 @@ impl Normal {
             event if self.aborted && !matches!(event, Event::Usage(_) | Event::Fault(_)) => {}
             Event::Stop { choice, .. } if self.stopped.contains(&choice) => {}
             Event::Stop { choice, reason } => {
-                self.stopped.push(choice);
+                self.stopped.insert(choice);
                 let reason = self.reason(choice, reason);
                 out.push(Event::Stop { choice, reason });
             }
@@ -146,40 +142,65 @@ impl Normal {
         let PartKind::ToolCall { mut id, mut name, mut kind, mut namespace } = kind else {
             return kind;
         };
-        self.called.push(choice);
+        self.called.insert(choice);
         if id.is_empty() {
             id = tool_names::call_id(&self.id, choice, part);
         }
-        if let Some(tool) = self.undo.tools.iter().find(|tool| tool.sent == name).cloned() {
+        if let Some(tool) = self.undo.get(&name).cloned() {
             let RenamedTool { name: client, namespace: group, custom, .. } = tool;
             (name, namespace) = (client, group);
             if custom {
                 kind = ToolKind::Custom;
-                self.custom.push(CustomCall { choice, part, arguments: String::new() });
+                self.custom.insert((choice, part), String::new());
             }
         }
         PartKind::ToolCall { id, name, kind, namespace }
     }
 
-    fn custom_call(&mut self, choice: u32, part: u32) -> Option<&mut CustomCall> {
-        self.custom.iter_mut().find(|call| (call.choice, call.part) == (choice, part))
-    }
-
-    /// Engines say `stop` although calls were made. A limit wins: a call that was cut off must not
-    /// look as if it could be run.
+    /// Engines say `stop` although calls were made, or that there is a call where there is none. A
+    /// limit wins: a call that was cut off must not look as if it could be run.
     fn reason(&self, choice: u32, reason: StopReason) -> StopReason {
-        let plain = matches!(reason, StopReason::EndTurn | StopReason::Other(_));
-        if plain && self.called.contains(&choice) { StopReason::ToolUse } else { reason }
+        match (reason, self.called.contains(&choice)) {
+            (StopReason::EndTurn | StopReason::Other(_), true) => StopReason::ToolUse,
+            (StopReason::ToolUse, false) => StopReason::EndTurn,
+            (reason, _) => reason,
+        }
     }
 }
 
-/// The text in `{"input":"..."}`; what is no such object is the text itself.
+/// Of two tools that have one name at the backend the first is meant.
+fn undo(undo: &Undo) -> HashMap<String, RenamedTool> {
+    let tools = undo.tools.iter().rev();
+    tools.map(|tool| (tool.sent.clone(), tool.clone())).collect()
+}
+
+/// The text in `{"input":"..."}`, or what has come of it; what is no such object is the text itself.
 fn input(arguments: String) -> String {
     let read = |text: &str| {
         let object = Object::parse(text).ok()?;
         object.text("input")
     };
-    read(&arguments).unwrap_or(arguments)
+    read(&arguments).or_else(|| cut_input(&arguments)).unwrap_or(arguments)
+}
+
+/// The beginning of the text in an object that was cut off within it.
+fn cut_input(arguments: &str) -> Option<String> {
+    let mut rest = arguments;
+    for token in ["{", "\"input\"", ":", "\""] {
+        rest = rest.trim_start().strip_prefix(token)?;
+    }
+    let mut escaped = false;
+    let end = rest.bytes().position(|byte| {
+        let ends = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        ends
+    });
+    let text = &rest[..end.unwrap_or(rest.len())];
+    // A character may be cut within its escapes, of which there are up to two: `\ud83d\ude00`.
+    (0..12).find_map(|less| {
+        let text = text.get(..text.len().checked_sub(less)?)?;
+        serde_json::from_str(&format!("\"{text}\"")).ok()
+    })
 }
 
 #[cfg(test)]
@@ -244,6 +265,47 @@ mod tests {
             let out = run(&Exchange::default(), vec![call("f"), stop(said), Event::End]);
             assert!(out.contains(&stop(meant)), "{out:?}");
         }
+    }
+
+    #[test]
+    fn a_call_that_was_not_made_is_no_reason() {
+        let events = vec![stop(StopReason::ToolUse), Event::End];
+        let out = run(&Exchange::default(), events);
+        assert!(out.contains(&stop(StopReason::EndTurn)), "{out:?}");
+        // A call of one choice is none of another.
+        let other = Event::Stop { choice: 1, reason: StopReason::ToolUse };
+        let events = vec![call("f"), stop(StopReason::ToolUse), other, Event::End];
+        let out = run(&Exchange::default(), events);
+        assert!(out.contains(&stop(StopReason::ToolUse)), "{out:?}");
+        let end = Event::Stop { choice: 1, reason: StopReason::EndTurn };
+        assert!(out.contains(&end), "{out:?}");
+    }
+
+    #[test]
+    fn free_text_that_was_cut_off_is_text() {
+        let whole = r#" { "input" : "a\nb \\ \" ä \ud83d\ude00" , "x" : 1 }"#;
+        let text = "a\nb \\ \" ä \u{1f600}";
+        let begins = whole.find(": \"").unwrap() + 3;
+        for end in (0..=whole.len()).filter(|end| whole.is_char_boundary(*end)) {
+            let got = input(whole[..end].to_owned());
+            match end < begins {
+                true => assert_eq!(got, whole[..end]),
+                false => assert!(text.starts_with(&got), "{got:?} of {:?}", &whole[..end]),
+            }
+        }
+        assert_eq!(input(whole.to_owned()), text);
+        assert_eq!(input(r#"{"input":"a\nb"#.to_owned()), "a\nb");
+        assert_eq!(input(r#"{"input":"a","x":"#.to_owned()), "a");
+        assert_eq!(input(r#"{"other":"a"}"#.to_owned()), r#"{"other":"a"}"#);
+        assert_eq!(input("plain".to_owned()), "plain");
+    }
+
+    #[test]
+    fn an_answer_of_endless_parts_ends_with_a_fault() {
+        let parts = |part| Event::PartStart { choice: 0, part, kind: PartKind::Refusal };
+        let out = run(&Exchange::default(), (0..200_000).map(parts).collect());
+        assert!(matches!(out.last(), Some(Event::Fault(_))), "{:?}", out.last());
+        assert!(out.len() < 2000);
     }
 
     #[test]

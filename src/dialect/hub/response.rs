@@ -1,5 +1,7 @@
 //! A whole answer, folded from its events: one set of rules for plain answers and streams.
 
+use std::collections::HashMap;
+
 use super::{
     event::{Event, PartKind, Start, StopReason},
     fault::StreamFault,
@@ -17,7 +19,12 @@ pub struct Response {
     pub usage: Usage,
     /// The answer broke.
     pub fault: Option<StreamFault>,
+    /// Citations of texts that are not closed, by choice and part.
+    citations: HashMap<(u32, u32), Citations>,
 }
+
+/// The elements of a list, and their language.
+type Citations = (&'static str, Vec<Json>);
 
 /// One of the answers.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,6 +40,7 @@ impl Response {
     pub fn of<'a>(events: impl IntoIterator<Item = &'a Event>) -> Self {
         let mut response = Self::default();
         events.into_iter().for_each(|event| response.take(event));
+        response.cite_all();
         response
     }
 
@@ -68,9 +76,9 @@ impl Response {
                 _ => {}
             },
             Event::Citation { choice, part, citation } => {
-                if let Some(Part::Text(open)) = self.part(*choice, *part) {
-                    cite(open, citation.language, &citation.json);
-                }
+                let list = self.citations.entry((*choice, *part)).or_default();
+                list.0 = citation.language;
+                list.1.push(citation.json.clone());
             }
             Event::Refusal { choice, part, text } => {
                 if let Some(Part::Refusal(open)) = self.part(*choice, *part) {
@@ -79,9 +87,36 @@ impl Response {
             }
             Event::Usage(usage) => self.usage = self.usage.updated(*usage),
             Event::Stop { choice, reason } => self.choice(*choice).stop = Some(reason.clone()),
-            Event::Fault(fault) => self.fault = Some(fault.clone()),
-            Event::PartStop { .. } | Event::End | Event::Ping | Event::Opaque { .. } => {}
+            Event::PartStop { choice, part } => self.cite(*choice, *part),
+            Event::Fault(fault) => {
+                self.cite_all();
+                self.fault = Some(fault.clone());
+            }
+            Event::End => self.cite_all(),
+            Event::Ping | Event::Opaque { .. } => {}
         }
+    }
+
+    /// A text that closes has its citations, which are of one language.
+    fn cite(&mut self, choice: u32, part: u32) {
+        let Some((language, list)) = self.citations.remove(&(choice, part)) else { return };
+        let Some(Part::Text(text)) = self.part(choice, part) else { return };
+        // Some may have come before it was opened again.
+        let before = text.citations.take();
+        let before = before.as_ref().and_then(Json::array).unwrap_or_default();
+        text.citations = Some(Json::written(|out| {
+            out.array(|out| {
+                before.iter().for_each(|citation| out.raw(citation.get()));
+                list.iter().for_each(|citation| out.raw(citation.as_str()));
+            });
+        }));
+        text.ext.language = language;
+    }
+
+    fn cite_all(&mut self) {
+        let mut open: Vec<_> = self.citations.keys().copied().collect();
+        open.sort_unstable();
+        open.into_iter().for_each(|(choice, part)| self.cite(choice, part));
     }
 
     fn choice(&mut self, number: u32) -> &mut Choice {
@@ -140,19 +175,41 @@ fn reason(open: &mut ReasoningPart, text: &str, summary: Option<u32>) {
     open.summary[number] += text;
 }
 
-/// Adds to the list of citations, which are of one language.
-fn cite(open: &mut Text, language: &'static str, citation: &Json) {
-    let before =
-        open.citations.as_ref().map_or("", |list| &list.as_str()[1..list.as_str().len() - 1]);
-    let comma = if before.is_empty() { "" } else { "," };
-    let all = format!("[{before}{comma}{}]", citation.as_str());
-    open.citations = Json::parse(&all).ok();
-    open.ext.language = language;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialect::hub::{event::Citation, stopwatch::Stopwatch};
+
+    #[test]
+    fn many_citations_are_a_list() {
+        const MANY: usize = 20_000;
+        let began = Stopwatch::start();
+        let cite = |at: usize| Event::Citation {
+            choice: 0,
+            part: 0,
+            citation: Citation {
+                language: "chat",
+                json: Json::text(&format!("{at} {}", "x".repeat(100))),
+                url: None,
+                title: None,
+            },
+        };
+        let open = Event::PartStart { choice: 0, part: 0, kind: PartKind::Text { phase: None } };
+        for last in
+            [vec![Event::PartStop { choice: 0, part: 0 }, Event::End], vec![Event::End], vec![]]
+        {
+            let mut events = vec![open.clone()];
+            events.extend((0..MANY).map(cite));
+            events.extend(last);
+            let whole = Response::of(&events);
+            let Part::Text(text) = &whole.choices[0].parts[0] else { panic!() };
+            let list = text.citations.as_ref().unwrap();
+            let list = list.array().unwrap();
+            assert_eq!((list.len(), text.ext.language), (MANY, "chat"));
+            assert!(list[MANY - 1].get().starts_with("\"19999 "));
+        }
+        assert!(began.time().as_secs() < 4, "{:?}", began.time());
+    }
 
     #[test]
     fn events_are_folded() {

@@ -1,12 +1,15 @@
 //! Puts parts one behind the other. Backends may write two calls in turn; clients are written for
 //! one open block at a time.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
-use super::event::Event;
+use super::event::{Event, PartKind};
 
 /// Bytes of text that wait for an open part to close, at most.
 const MOST_WAITING: usize = 4 << 20;
+
+/// Parts of one choice, at most.
+pub const MOST_PARTS: u32 = 1024;
 
 /// Puts parts one behind the other, for each choice: what belongs to another part than the open
 /// one waits until that has closed.
@@ -19,11 +22,14 @@ pub struct Serial {
 #[derive(Default)]
 struct Open {
     part: Option<u32>,
-    waiting: VecDeque<Event>,
+    /// The parts that wait, in the order in which they came.
+    order: VecDeque<u32>,
+    /// What waits of each.
+    waiting: HashMap<u32, Vec<Event>>,
     bytes: usize,
 }
 
-/// More was waiting than is allowed.
+/// More parts than are allowed, or more was waiting.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooMuch;
 
@@ -31,7 +37,7 @@ impl Serial {
     /// Takes an event, and gives those that can go out now.
     ///
     /// # Errors
-    /// If too much would have to wait.
+    /// If too much would have to wait, or the choice has too many parts.
     pub fn take(&mut self, event: Event, out: &mut Vec<Event>) -> Result<(), TooMuch> {
         let Some((choice, part)) = place(&event) else {
             if let Event::Stop { choice, .. } = &event {
@@ -43,6 +49,9 @@ impl Serial {
             out.push(event);
             return Ok(());
         };
+        if part >= MOST_PARTS {
+            return Err(TooMuch);
+        }
         let open = self.choice(choice);
         match open.part {
             None => {
@@ -59,7 +68,7 @@ impl Serial {
                 }
                 Ok(())
             }
-            Some(_) => open.wait(event),
+            Some(_) => open.wait(part, event),
         }
     }
 
@@ -82,33 +91,31 @@ impl Serial {
 }
 
 impl Open {
-    fn wait(&mut self, event: Event) -> Result<(), TooMuch> {
+    fn wait(&mut self, part: u32, event: Event) -> Result<(), TooMuch> {
         self.bytes += 64 + weight(&event);
         if self.bytes > MOST_WAITING {
             return Err(TooMuch);
         }
-        self.waiting.push_back(event);
+        let queue = self.waiting.entry(part).or_default();
+        if queue.is_empty() {
+            self.order.push_back(part);
+        }
+        queue.push(event);
         Ok(())
     }
 
     /// The next part that waits becomes the open one, and so on while they are whole.
     fn release(&mut self, out: &mut Vec<Event>) {
         while self.part.is_none() {
-            let Some((_, part)) = self.waiting.front().and_then(place) else { return };
+            let Some(part) = self.order.pop_front() else { return };
             self.part = Some(part);
-            let mut rest = VecDeque::with_capacity(self.waiting.len());
-            for event in std::mem::take(&mut self.waiting) {
-                if place(&event).is_some_and(|(_, of)| of == part) {
-                    self.bytes -= (64 + weight(&event)).min(self.bytes);
-                    if matches!(event, Event::PartStop { .. }) {
-                        self.part = None;
-                    }
-                    out.push(event);
-                } else {
-                    rest.push_back(event);
+            for event in self.waiting.remove(&part).unwrap_or_default() {
+                self.bytes -= (64 + weight(&event)).min(self.bytes);
+                if matches!(event, Event::PartStop { .. }) {
+                    self.part = None;
                 }
+                out.push(event);
             }
-            self.waiting = rest;
         }
     }
 }
@@ -136,11 +143,17 @@ fn place(event: &Event) -> Option<(u32, u32)> {
 
 fn weight(event: &Event) -> usize {
     match event {
-        Event::Text { text, .. }
-        | Event::Reasoning { text, .. }
+        Event::Text { text, logprobs, .. } => {
+            text.len() + logprobs.as_ref().map_or(0, |json| json.as_str().len())
+        }
+        Event::Reasoning { text, .. }
         | Event::Arguments { text, .. }
         | Event::Refusal { text, .. } => text.len(),
         Event::State { state, .. } => state.value.len(),
+        Event::Citation { citation, .. } => citation.json.as_str().len(),
+        Event::Opaque { json, .. }
+        | Event::PartStart { kind: PartKind::Opaque { json, .. }, .. } => json.as_str().len(),
+        Event::PartStart { kind: PartKind::ToolCall { id, name, .. }, .. } => id.len() + name.len(),
         _ => 0,
     }
 }
@@ -150,7 +163,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::dialect::hub::{PartKind, StopReason};
+    use crate::dialect::hub::{Json, PartKind, StopReason, event::Citation, stopwatch::Stopwatch};
 
     fn start(part: u32) -> Event {
         Event::PartStart { choice: 0, part, kind: PartKind::Text { phase: None } }
@@ -212,6 +225,39 @@ mod tests {
         serial.take(start(1), &mut out).unwrap();
         let large = text(1, &"x".repeat(MOST_WAITING));
         assert_eq!(serial.take(large, &mut out), Err(TooMuch));
+    }
+
+    #[test]
+    fn what_waits_is_weighed_by_all_that_it_holds() {
+        let json = Json::text(&"x".repeat(MOST_WAITING));
+        let kind = PartKind::Opaque { language: "chat", kind: String::new(), json: json.clone() };
+        let citation = Citation { language: "chat", json: json.clone(), url: None, title: None };
+        for event in [
+            Event::PartStart { choice: 0, part: 1, kind },
+            Event::Citation { choice: 0, part: 1, citation },
+            Event::Text { choice: 0, part: 1, text: String::new(), logprobs: Some(json) },
+        ] {
+            let (mut serial, mut out) = (Serial::default(), Vec::new());
+            serial.take(start(0), &mut out).unwrap();
+            assert_eq!(serial.take(event, &mut out), Err(TooMuch));
+        }
+    }
+
+    #[test]
+    fn a_choice_has_so_many_parts_and_they_wait_cheaply() {
+        let began = Stopwatch::start();
+        let (mut serial, mut out) = (Serial::default(), Vec::new());
+        serial.take(start(0), &mut out).unwrap();
+        (1..MOST_PARTS).for_each(|part| serial.take(start(part), &mut out).unwrap());
+        for round in 0..20 {
+            for part in 1..MOST_PARTS {
+                serial.take(text(part, &round.to_string()), &mut out).unwrap();
+            }
+        }
+        assert_eq!(serial.take(start(MOST_PARTS), &mut out), Err(TooMuch));
+        serial.take(end(), &mut out).unwrap();
+        assert_eq!(out.len(), MOST_PARTS as usize * 22 - 20 + 1);
+        assert!(began.time().as_secs() < 2, "{:?}", began.time());
     }
 
     proptest! {

@@ -1,17 +1,20 @@
 //! The conversation: results of calls stand behind their calls, ids are such as the backend takes,
 //! and parts of other vendors become text.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::dialect::hub::{
     loss::{Losses, Refused},
-    request::{Part, Request, Role, Text, ToolCall, ToolResult, Turn},
+    request::{Part, Request, Role, Text, ToolKind, ToolResult, Turn},
     target::{Target, Traits},
     tool_names,
 };
 
 /// Parts that stand for something that only their vendor has.
 const REFERENCES: [&str; 3] = ["item_reference", "compaction", "program"];
+
+/// The longest id of a call that vendors take.
+const LONGEST_ID: usize = 64;
 
 /// Brings the turns into the backend's shape.
 pub fn prepare(
@@ -25,13 +28,26 @@ pub fn prepare(
     if to.unique_call_ids {
         make_ids_unique(&mut request.turns);
     }
-    if request.turns.last().is_some_and(is_prefill) && !(to.prefill && target.quirks.continues) {
-        let path = request.turns.last().map_or_else(String::new, |turn| turn.path.clone());
+    // What is blank is not written for Messages, which takes no such texts.
+    let written = |turn: &&Turn| to.name != "messages" || !is_blank(turn);
+    let last = request.turns.iter().rfind(written);
+    if last.is_none() && to.name == "messages" {
+        let why = "at least one message with content is needed";
+        return Err(Refused::invalid("messages", why));
+    }
+    if let Some(last) = last.filter(|turn| is_prefill(turn))
+        && !(to.prefill && target.quirks.continues)
+    {
         let why = "the backend does not continue an answer that the request begins";
-        return Err(Refused::new(path, why));
+        return Err(Refused::new(last.path.clone(), why));
     }
     request.turns.retain(|turn| !turn.parts.is_empty());
     Ok(())
+}
+
+/// Nothing is said in it.
+fn is_blank(turn: &Turn) -> bool {
+    turn.parts.iter().all(|part| matches!(part, Part::Text(text) if text.text.trim().is_empty()))
 }
 
 /// The client has begun the answer.
@@ -47,6 +63,9 @@ fn read_opaque(request: &mut Request, to: &Traits, losses: &mut Losses) -> Resul
         let mut parts = Vec::with_capacity(turn.parts.len());
         for part in std::mem::take(&mut turn.parts) {
             match part {
+                // Its tools are among those of the request.
+                Part::Opaque(opaque)
+                    if opaque.language != to.name && opaque.kind == "additional_tools" => {}
                 Part::Opaque(opaque) if opaque.language != to.name => {
                     if REFERENCES.contains(&opaque.kind.as_str()) {
                         let why = format!("`{}` can only be read by its vendor", opaque.kind);
@@ -74,112 +93,153 @@ fn read_opaque(request: &mut Request, to: &Traits, losses: &mut Losses) -> Resul
 /// All results of a turn's calls stand first in the turn behind it, in the order of the calls. A
 /// call without a result gets one that says so; a result without a call is a mistake of the client.
 fn join_results(request: &mut Request, losses: &mut Losses) -> Result<(), Refused> {
-    let mut turns: Vec<Turn> = Vec::with_capacity(request.turns.len());
-    let mut rest = std::mem::take(&mut request.turns).into_iter().peekable();
-    // Results in the first turns have no call.
-    let mut round: Vec<Turn> = Vec::new();
-    let mut calls: Vec<ToolCall> = Vec::new();
-    loop {
-        let next = rest.next();
-        let ends = next.as_ref().is_none_or(|turn| turn.role == Role::Assistant);
-        if !ends {
-            round.extend(next);
-            continue;
+    let turns = std::mem::take(&mut request.turns);
+    let mut rounds = Round::all(turns);
+    // Of two calls with one id the later one is meant.
+    let mut latest: HashMap<String, usize> = HashMap::new();
+    let mut late = false;
+    for at in 0..rounds.len() {
+        late = false;
+        latest.extend(rounds[at].calls.iter().map(|call| (call.id.clone(), at)));
+        for (path, result) in rounds[at].take_results() {
+            let Some(&of) = latest.get(&result.call) else {
+                let why =
+                    format!("it has the result of a call `{}` that was not made", result.call);
+                return Err(Refused::invalid(path, why));
+            };
+            late = of != at;
+            let round = &mut rounds[of];
+            round.path.get_or_insert(path);
+            round.results.entry(result.call.clone()).or_default().push_back(result);
         }
-        // Neighbouring turns of the assistant are one as to their calls.
-        if next.is_some() && round.is_empty() && !calls.is_empty() {
-            calls.extend(calls_of(next.as_ref()));
-            turns.extend(next);
-            continue;
-        }
-        close_round(&mut turns, std::mem::take(&mut round), &calls, losses)?;
-        calls = calls_of(next.as_ref());
-        match next {
-            Some(turn) => turns.push(turn),
-            None => break,
-        }
+    }
+    let mut turns = Vec::new();
+    for round in rounds {
+        round.close(&mut turns, losses);
+    }
+    // What stood last was the result of an earlier call, and stands behind that call now: the
+    // answer is still the model's turn.
+    let last = turns.iter().rfind(|turn| !turn.parts.is_empty());
+    if late && let Some(last) = last.filter(|turn| turn.role == Role::Assistant) {
+        let path = last.path.clone();
+        let parts = vec![Part::Text(Text::plain("The result of the earlier call has come."))];
+        turns.push(Turn { role: Role::User, parts, path, ..Turn::default() });
     }
     request.turns = turns;
     Ok(())
 }
 
-fn calls_of(turn: Option<&Turn>) -> Vec<ToolCall> {
-    let parts = turn.map_or(&[][..], |turn| &turn.parts);
-    let call = |part: &Part| match part {
-        Part::ToolCall(call) => Some(call.clone()),
-        _ => None,
-    };
-    parts.iter().filter_map(call).collect()
+/// What the assistant says, and what stands between that and its next turn.
+#[derive(Default)]
+struct Round {
+    /// Neighbouring turns of the assistant are one as to their calls.
+    assistant: Vec<Turn>,
+    others: Vec<Turn>,
+    calls: Vec<Called>,
+    /// By their calls.
+    results: HashMap<String, VecDeque<ToolResult>>,
+    /// Of the first result.
+    path: Option<String>,
 }
 
-/// The turns between two of the assistant's.
-fn close_round(
-    turns: &mut Vec<Turn>,
-    mut round: Vec<Turn>,
-    calls: &[ToolCall],
-    losses: &mut Losses,
-) -> Result<(), Refused> {
-    let mut results: Vec<ToolResult> = Vec::new();
-    let mut path = None;
-    for turn in &mut round {
-        let here = turn.path.clone();
-        let mut parts = Vec::with_capacity(turn.parts.len());
-        for part in std::mem::take(&mut turn.parts) {
-            match part {
-                Part::ToolResult(result) => {
-                    if !calls.iter().any(|call| call.id == result.call) {
-                        let why = format!(
-                            "it has the result of a call `{}` that the turn before does not make",
-                            result.call
-                        );
-                        return Err(Refused::invalid(here, why));
-                    }
-                    path.get_or_insert_with(|| here.clone());
-                    results.push(result);
+/// What a result has to know of its call.
+struct Called {
+    id: String,
+    name: String,
+    kind: ToolKind,
+}
+
+impl Round {
+    /// The first one has no assistant, unless the conversation begins with one.
+    fn all(turns: Vec<Turn>) -> Vec<Self> {
+        let mut rounds = vec![Self::default()];
+        for turn in turns {
+            let assistant = turn.role == Role::Assistant;
+            if assistant && rounds.last().is_none_or(|round| !round.others.is_empty()) {
+                rounds.push(Self::default());
+            }
+            let Some(round) = rounds.last_mut() else { continue };
+            if !assistant {
+                round.others.push(turn);
+                continue;
+            }
+            round.calls.extend(turn.parts.iter().filter_map(|part| match part {
+                Part::ToolCall(call) => {
+                    Some(Called { id: call.id.clone(), name: call.name.clone(), kind: call.kind })
                 }
-                part => parts.push(part),
-            }
+                _ => None,
+            }));
+            round.assistant.push(turn);
         }
-        turn.parts = parts;
+        rounds
     }
-    if calls.is_empty() {
-        turns.extend(round);
-        return Ok(());
+
+    /// The results that stand in it, with the paths of their turns.
+    fn take_results(&mut self) -> Vec<(String, ToolResult)> {
+        let mut results = Vec::new();
+        for turn in &mut self.others {
+            let mut parts = Vec::with_capacity(turn.parts.len());
+            for part in std::mem::take(&mut turn.parts) {
+                match part {
+                    Part::ToolResult(result) => results.push((turn.path.clone(), result)),
+                    part => parts.push(part),
+                }
+            }
+            turn.parts = parts;
+        }
+        results
     }
-    let mut ordered = Vec::with_capacity(calls.len());
-    for call in calls {
-        let found = results.iter().position(|result| result.call == call.id);
-        let result = match found {
-            Some(at) => results.remove(at),
-            None => {
-                let path = turns.last().map_or_else(String::new, |turn| turn.path.clone());
-                losses.add(
-                    path,
-                    format!("the call `{}` has no result; the model is told so", call.id),
-                );
+
+    fn close(mut self, turns: &mut Vec<Turn>, losses: &mut Losses) {
+        turns.append(&mut self.assistant);
+        if self.calls.is_empty() {
+            return turns.append(&mut self.others);
+        }
+        // Calls with this id that are still to come.
+        let mut left: HashMap<&str, usize> = HashMap::new();
+        for call in &self.calls {
+            *left.entry(&call.id).or_default() += 1;
+        }
+        let place = turns.last().map_or_else(String::new, |turn| turn.path.clone());
+        let mut ordered = Vec::with_capacity(self.calls.len());
+        for call in &self.calls {
+            let more = left.get_mut(call.id.as_str()).is_some_and(|left| {
+                *left -= 1;
+                *left > 0
+            });
+            let results = self.results.remove(&call.id);
+            let mut results = results.unwrap_or_default();
+            let found = if more { results.pop_front() } else { results.pop_back() };
+            ordered.push(Part::ToolResult(found.unwrap_or_else(|| {
+                let why = format!("the call `{}` has no result; the model is told so", call.id);
+                losses.add(place.clone(), why);
                 missing(call)
+            })));
+            if more {
+                self.results.insert(call.id.clone(), results);
+            } else if !results.is_empty() {
+                let path = self.path.clone().unwrap_or_default();
+                let why =
+                    format!("the call `{}` has several results: the last one counts", call.id);
+                losses.add(path, why);
             }
-        };
-        ordered.push(Part::ToolResult(result));
-    }
-    // A second result of the same call goes with the first.
-    ordered.extend(results.into_iter().map(Part::ToolResult));
-    match round.first_mut().filter(|turn| turn.role == Role::User) {
-        Some(first) => {
-            ordered.append(&mut first.parts);
-            first.parts = ordered;
         }
-        None => {
-            let path = path.unwrap_or_default();
-            let turn = Turn { role: Role::User, parts: ordered, path, ..Turn::default() };
-            round.insert(0, turn);
+        match self.others.first_mut().filter(|turn| turn.role == Role::User) {
+            Some(first) => {
+                ordered.append(&mut first.parts);
+                first.parts = ordered;
+            }
+            None => {
+                let path = self.path.take().unwrap_or_default();
+                let turn = Turn { role: Role::User, parts: ordered, path, ..Turn::default() };
+                turns.push(turn);
+            }
         }
+        turns.append(&mut self.others);
     }
-    turns.extend(round);
-    Ok(())
 }
 
-fn missing(call: &ToolCall) -> ToolResult {
+fn missing(call: &Called) -> ToolResult {
     ToolResult {
         call: call.id.clone(),
         name: Some(call.name.clone()),
@@ -194,8 +254,9 @@ fn missing(call: &ToolCall) -> ToolResult {
 /// Engines repeat ids over turns (`call_0`, `functions.Bash:0`); some vendors take each once, and
 /// only of letters, digits, `_` and `-`.
 fn make_ids_unique(turns: &mut [Turn]) {
-    let mut used: HashSet<String> = HashSet::new();
-    let mut current: HashMap<String, String> = HashMap::new();
+    let mut ids = Ids::default();
+    // The new ids of a turn's calls, by the old one, in their order: results are in the same.
+    let mut current: HashMap<String, VecDeque<String>> = HashMap::new();
     let mut before = Role::User;
     for turn in turns {
         // Neighbouring turns of the assistant are one as to their calls.
@@ -206,12 +267,13 @@ fn make_ids_unique(turns: &mut [Turn]) {
         for part in &mut turn.parts {
             match part {
                 Part::ToolCall(call) => {
-                    let id = unique(&call.id, &mut used);
-                    current.insert(std::mem::replace(&mut call.id, id.clone()), id);
+                    let id = ids.unique(&call.id);
+                    let old = std::mem::replace(&mut call.id, id.clone());
+                    current.entry(old).or_default().push_back(id);
                 }
                 Part::ToolResult(result) => {
-                    if let Some(id) = current.get(&result.call) {
-                        result.call.clone_from(id);
+                    if let Some(id) = current.get_mut(&result.call).and_then(VecDeque::pop_front) {
+                        result.call = id;
                     }
                 }
                 _ => {}
@@ -220,13 +282,29 @@ fn make_ids_unique(turns: &mut [Turn]) {
     }
 }
 
-fn unique(id: &str, used: &mut HashSet<String>) -> String {
-    let plain = tool_names::allowed(id, 64, |_| false);
-    let mut unique = plain.clone();
-    let mut number = 2;
-    while !used.insert(unique.clone()) {
-        unique = format!("{plain}_{number}");
-        number += 1;
+/// Ids that are in use.
+#[derive(Default)]
+struct Ids {
+    used: HashSet<String>,
+    /// The number to try next, by what it is put behind.
+    next: HashMap<String, usize>,
+}
+
+impl Ids {
+    fn unique(&mut self, id: &str) -> String {
+        let plain = tool_names::allowed(id, LONGEST_ID, |_| false);
+        if self.used.insert(plain.clone()) {
+            return plain;
+        }
+        let next = self.next.entry(plain.clone()).or_insert(2);
+        loop {
+            let suffix = format!("_{next}");
+            *next += 1;
+            let kept = plain.len().min(LONGEST_ID - suffix.len());
+            let unique = format!("{}{suffix}", &plain[..kept]);
+            if self.used.insert(unique.clone()) {
+                return unique;
+            }
+        }
     }
-    unique
 }

@@ -52,6 +52,9 @@ pub fn unwrap(
     Ok(Outgoing { body, losses, undo: Undo::default() })
 }
 
+/// How the block begins in which Claude Code says who pays; Anthropic takes it out of the prompt.
+const ATTRIBUTION: &str = "x-anthropic-billing-header";
+
 /// Brings a request into the shape of another language.
 ///
 /// # Errors
@@ -64,6 +67,9 @@ pub fn prepare(
 ) -> Result<(Request, Undo, Losses), Refused> {
     let mut losses = Losses::default();
     refuse_foreign_state(&request)?;
+    if from.name == "messages" && to.name != from.name {
+        request.system.retain(|text| !text.text.starts_with(ATTRIBUTION));
+    }
     limits::choices(&mut request, from, to, target, &mut losses)?;
     let undo = tools::prepare(&mut request, to, target, &mut losses)?;
     reasoning::prepare(&mut request, from, to, target, &mut losses);

@@ -4,9 +4,10 @@ use super::*;
 use crate::dialect::hub::{
     codec::RenamedTool,
     request::{
-        CustomTool, Function, Opaque, ReasoningMode, ReasoningPart, Role, State, Text, Tool,
+        CustomTool, Function, Media, Opaque, ReasoningMode, ReasoningPart, Role, State, Text, Tool,
         ToolCall, ToolChoice, ToolKind, VendorTool,
     },
+    stopwatch::Stopwatch,
     target::{ModelFacts, Words},
 };
 
@@ -489,7 +490,7 @@ fn a_models_abilities_count() {
     assert_eq!(paths(&losses), ["tools", "temperature", "max_tokens", "effort"]);
     request.tool_choice = Some(ToolChoice::Required);
     assert!(prepare(request, &ALL, &ALL, &target).is_err());
-    let image = Part::Image(crate::dialect::hub::request::Media::default());
+    let image = Part::Image(Media::default());
     assert!(prepare(asking(vec![turn(Role::User, vec![image])]), &ALL, &ALL, &target).is_err());
     // A model that cannot switch its reasoning off reasons as little as it can.
     let mut off = Request::default();
@@ -506,4 +507,207 @@ fn a_models_abilities_count() {
         assert_eq!(out.reasoning.effort.as_deref(), Some(word), "{budget}");
         assert_eq!(paths(&losses).len(), lost, "{budget}");
     }
+}
+
+/// Ids of the calls, and those that the results have with their texts.
+fn ids(request: &Request) -> (Vec<String>, Vec<(String, Part)>) {
+    let (mut calls, mut results) = (Vec::new(), Vec::new());
+    for part in request.turns.iter().flat_map(|turn| &turn.parts) {
+        match part {
+            Part::ToolCall(call) => calls.push(call.id.clone()),
+            Part::ToolResult(result) => {
+                results.push((result.call.clone(), result.parts[0].clone()));
+            }
+            _ => {}
+        }
+    }
+    (calls, results)
+}
+
+fn result_of(call: &str, says: &str) -> Part {
+    let parts = vec![text(says)];
+    Part::ToolResult(ToolResult { call: call.into(), parts, ..ToolResult::default() })
+}
+
+#[test]
+fn two_calls_with_one_id_in_a_turn_keep_their_results_apart() {
+    let calls = vec![Part::ToolCall(call("x", "f")), Part::ToolCall(call("x", "g"))];
+    let (out, _, losses) = little(
+        asking(vec![
+            turn(Role::Assistant, calls),
+            turn(Role::User, vec![result_of("x", "first"), result_of("x", "second")]),
+        ]),
+        &Target::default(),
+    )
+    .unwrap();
+    let (calls, results) = ids(&out);
+    assert_eq!(calls, ["x", "x_2"]);
+    assert_eq!(results, [("x".to_owned(), text("first")), ("x_2".to_owned(), text("second"))]);
+    assert!(losses.is_empty(), "{losses:?}");
+}
+
+#[test]
+fn of_several_results_of_a_call_the_last_one_counts() {
+    let (out, _, losses) = little(
+        asking(vec![
+            turn(Role::Assistant, vec![Part::ToolCall(call("x", "f"))]),
+            turn(Role::User, vec![result_of("x", "first")]),
+            turn(Role::User, vec![result_of("x", "second"), text("go on")]),
+        ]),
+        &Target::default(),
+    )
+    .unwrap();
+    assert_eq!(ids(&out).1, [("x".to_owned(), text("second"))]);
+    assert_eq!(paths(&losses), ["messages[1]"]);
+}
+
+#[test]
+fn a_result_that_comes_late_stands_behind_its_call() {
+    let late = |rest: Vec<Part>| {
+        let mut last = vec![result_of("x", "done")];
+        last.extend(rest);
+        let turns = vec![
+            turn(Role::Assistant, vec![Part::ToolCall(call("x", "f"))]),
+            turn(Role::User, vec![text("interrupt")]),
+            turn(Role::Assistant, vec![text("ok")]),
+            turn(Role::User, last),
+        ];
+        little(asking(turns), &Target::default())
+    };
+    let (out, _, losses) = late(vec![text("and now?")]).unwrap();
+    assert!(losses.is_empty(), "{losses:?}");
+    assert_eq!(out.turns[1].parts, [result_of("x", "done"), text("interrupt")]);
+    assert_eq!(out.turns[3].parts, [text("and now?")]);
+    // The answer is still the model's turn, although nothing else was said.
+    let (out, ..) = late(Vec::new()).unwrap();
+    assert_eq!(out.turns[1].parts, [result_of("x", "done"), text("interrupt")]);
+    assert_eq!((out.turns.len(), out.turns[3].role), (4, Role::User));
+    // A result before its call has none.
+    let turns = vec![
+        turn(Role::User, vec![result("x")]),
+        turn(Role::Assistant, vec![Part::ToolCall(call("x", "f"))]),
+    ];
+    assert!(little(asking(turns), &Target::default()).unwrap_err().invalid);
+}
+
+#[test]
+fn many_calls_take_no_more_time_each_than_few() {
+    const MANY: usize = 20_000;
+    let began = Stopwatch::start();
+    // Of one id, and each of its own with its results the other way round.
+    let same = |_| "x".to_owned();
+    let own = |at: usize| format!("c{at}");
+    for id in [&same as &dyn Fn(usize) -> String, &own] {
+        let calls = (0..MANY).map(|at| Part::ToolCall(call(&id(at), &format!("f{at}"))));
+        let results = (0..MANY).rev().map(|at| result_of(&id(at), "r"));
+        let turns =
+            vec![turn(Role::Assistant, calls.collect()), turn(Role::User, results.collect())];
+        let (out, ..) = little(asking(turns), &Target::default()).unwrap();
+        let (calls, results) = ids(&out);
+        assert!(calls.iter().eq(results.iter().map(|(call, _)| call)));
+        assert_eq!(calls.iter().collect::<std::collections::HashSet<_>>().len(), MANY);
+    }
+    assert!(began.time().as_secs() < 4, "{:?}", began.time());
+}
+
+#[test]
+fn a_tool_of_free_text_keeps_its_group_and_the_groups_description_is_noted() {
+    let json = |text: &str| Json::parse(text).unwrap();
+    let group = |name: &str, said: &str| {
+        let members =
+            vec![("@namespace".to_owned(), Json::text(name)), ("@group".to_owned(), json(said))];
+        Tool::Custom(CustomTool {
+            name: "patch".into(),
+            path: format!("tools[{}].tools[0]", name.len()),
+            ext: Extension::new("all", members),
+            ..CustomTool::default()
+        })
+    };
+    let mut called = call("c1", "patch");
+    (called.kind, called.namespace) = (ToolKind::Custom, Some("b".into()));
+    let request = Request {
+        tools: vec![group("a", "{}"), group("b", r#"{"description":"Files."}"#)],
+        turns: vec![
+            turn(Role::Assistant, vec![Part::ToolCall(called)]),
+            turn(Role::User, vec![result("c1")]),
+        ],
+        ..Request::default()
+    };
+    let (out, undo, losses) = little(request, &Target::default()).unwrap();
+    let names = out.tools.iter().map(|tool| match tool {
+        Tool::Function(function) => function.name.as_str(),
+        other => panic!("{other:?}"),
+    });
+    let names: Vec<_> = names.collect();
+    assert_eq!(names, ["a__patch", "b__patch"]);
+    assert_eq!(paths(&losses), ["tools[1].description"]);
+    let Part::ToolCall(sent) = &out.turns[0].parts[0] else { panic!() };
+    assert_eq!(sent.name, "b__patch");
+    let groups: Vec<_> = undo.tools.iter().map(|tool| tool.namespace.as_deref()).collect();
+    assert_eq!(groups, [Some("a"), Some("b")]);
+    assert!(undo.tools.iter().all(|tool| tool.custom && tool.name == "patch"), "{undo:?}");
+}
+
+#[test]
+fn who_pays_at_anthropic_is_told_to_nobody_else() {
+    let system = |text: &str| SystemText { text: text.into(), ..SystemText::default() };
+    let request = Request {
+        system: vec![system("x-anthropic-billing-header: cc_version=2"), system("be brief")],
+        turns: vec![turn(Role::User, vec![text("hi")])],
+        ..Request::default()
+    };
+    let messages = Traits { name: "messages", ..ALL };
+    for (from, to, kept) in [
+        (&messages, &LITTLE, 1),
+        (&messages, &ALL, 1),
+        (&messages, &messages, 2),
+        (&ALL, &messages, 2),
+    ] {
+        let (out, _, losses) = prepare(request.clone(), from, to, &Target::default()).unwrap();
+        assert_eq!(out.system.len(), kept, "{} {}", from.name, to.name);
+        assert!(losses.is_empty(), "{losses:?}");
+    }
+}
+
+#[test]
+fn tools_that_an_item_has_added_are_no_loss() {
+    let added = Part::Opaque(Opaque {
+        language: "all",
+        kind: "additional_tools".into(),
+        json: Json::parse("{}").unwrap(),
+        readable: String::new(),
+    });
+    let turns = vec![turn(Role::User, vec![added.clone()]), turn(Role::User, vec![text("x")])];
+    let (out, _, losses) = little(asking(turns.clone()), &Target::default()).unwrap();
+    assert_eq!((out.turns.len(), losses.is_empty()), (1, true));
+    let (out, ..) = prepare(asking(turns), &LITTLE, &ALL, &Target::default()).unwrap();
+    assert_eq!(out.turns[0].parts, [added], "its own language has the item");
+}
+
+#[test]
+fn what_is_not_written_decides_nothing() {
+    let messages = Traits { name: "messages", prefill: false, ..ALL };
+    let begun = |last: &str| {
+        let turns = vec![
+            turn(Role::User, vec![text("hi")]),
+            Turn { path: "messages[2]".into(), ..turn(Role::Assistant, vec![text("It is")]) },
+            turn(Role::User, vec![text(last), text("")]),
+        ];
+        asking(turns)
+    };
+    let to = |request, to: &Traits| prepare(request, &ALL, to, &Target::default());
+    for blank in ["", " \n"] {
+        assert_eq!(to(begun(blank), &messages).unwrap_err().path, "messages[2]");
+        // Where it is written, it is a turn.
+        assert!(to(begun(blank), &LITTLE).is_ok());
+        let nothing = asking(vec![turn(Role::User, vec![text(blank)])]);
+        let refused = to(nothing, &messages).unwrap_err();
+        assert_eq!((refused.path.as_str(), refused.invalid), ("messages", true));
+    }
+    assert!(to(asking(Vec::new()), &messages).is_err());
+    assert!(to(begun("go on"), &messages).is_ok());
+    // A picture is something.
+    let mut picture = begun("");
+    picture.turns[2].parts.push(Part::Image(Media::default()));
+    assert!(to(picture, &messages).is_ok());
 }

@@ -1,6 +1,8 @@
 //! Tools: what the backend's language has no kind of tool for becomes a function or is dropped, and
 //! names that it would refuse are changed, in the tools, the choice and the history alike.
 
+use std::collections::{HashMap, HashSet};
+
 use crate::dialect::hub::{
     codec::{RenamedTool, Undo},
     json::Json,
@@ -30,6 +32,7 @@ pub fn prepare(
         losses.add("tools", "the model cannot call tools");
     }
     choose_among(request, to)?;
+    note_groups(request, to, losses);
     let names = Names::of(request, to, target);
     names.apply(request);
     Ok(names.undo())
@@ -94,12 +97,12 @@ fn drop_vendor_tools(
 fn choose_among(request: &mut Request, to: &Traits) -> Result<(), Refused> {
     match request.tool_choice.take() {
         Some(ToolChoice::Allowed { names, required, .. }) => {
-            let known =
-                |name: &String| request.tools.iter().any(|tool| name_of(tool) == Some(name));
-            if let Some(missing) = names.iter().find(|name| !known(name)) {
+            let known: HashSet<&String> = request.tools.iter().filter_map(name_of).collect();
+            if let Some(missing) = names.iter().find(|name| !known.contains(name)) {
                 let why = format!("the tool `{missing}` is not among those that the backend gets");
                 return Err(Refused::new("tool_choice", why));
             }
+            let names: HashSet<String> = names.into_iter().collect();
             request.tools.retain(|tool| name_of(tool).is_none_or(|name| names.contains(name)));
             request.tool_choice =
                 Some(if required { ToolChoice::Required } else { ToolChoice::Auto });
@@ -121,24 +124,61 @@ fn name_of(tool: &Tool) -> Option<&String> {
     }
 }
 
+/// The group of a tool that takes free text: Responses keeps it in a member of its own, as it keeps
+/// what else a group says.
+fn group_of(custom: &CustomTool) -> Option<String> {
+    custom.ext.get("@namespace").and_then(Json::as_text)
+}
+
+/// A language without groups of tools has no place for what a group is for.
+fn note_groups(request: &Request, to: &Traits, losses: &mut Losses) {
+    if to.namespaces {
+        return;
+    }
+    for tool in &request.tools {
+        let (path, ext) = match tool {
+            Tool::Function(function) => (&function.path, &function.ext),
+            Tool::Custom(custom) => (&custom.path, &custom.ext),
+            Tool::Vendor(_) => continue,
+        };
+        let described = |group: &Json| {
+            let said = group.object().and_then(|group| group.text("description"));
+            said.is_some_and(|text| !text.is_empty())
+        };
+        if ext.get("@group").is_some_and(described) {
+            // `tools[1].tools[0]` stands in the group `tools[1]`.
+            let group = path.rsplit_once(".tools[").map_or(path.as_str(), |(group, _)| group);
+            let why = "the backend's language has no groups of tools that are described";
+            losses.add(format!("{group}.description"), why);
+        }
+    }
+}
+
 /// The names that tools have at the backend.
 struct Names<'a> {
     to: &'a Traits,
     custom: bool,
     tools: Vec<RenamedTool>,
+    /// Where they stand in the list, by their names and groups.
+    known: HashMap<(String, Option<String>), usize>,
+    /// The names that are in use at the backend.
+    taken: HashSet<String>,
 }
 
 impl<'a> Names<'a> {
     /// Of the tools of a request, and of those that only its history knows.
     fn of(request: &Request, to: &'a Traits, target: &Target) -> Self {
         let custom = target.quirks.custom_tools.unwrap_or(to.custom_tools);
-        let mut names = Self { to, custom, tools: Vec::new() };
+        let (known, taken) = (HashMap::new(), HashSet::new());
+        let mut names = Self { to, custom, tools: Vec::new(), known, taken };
         for tool in &request.tools {
             match tool {
                 Tool::Function(function) => {
                     names.add(&function.name, function.namespace.as_deref(), ToolKind::Function);
                 }
-                Tool::Custom(tool) => names.add(&tool.name, None, ToolKind::Custom),
+                Tool::Custom(tool) => {
+                    names.add(&tool.name, group_of(tool).as_deref(), ToolKind::Custom);
+                }
                 Tool::Vendor(_) => {}
             }
         }
@@ -151,14 +191,15 @@ impl<'a> Names<'a> {
     }
 
     fn add(&mut self, name: &str, namespace: Option<&str>, kind: ToolKind) {
-        if self.find(name, namespace).is_some() {
+        let key = (name.to_owned(), namespace.map(str::to_owned));
+        if self.known.contains_key(&key) {
             return;
         }
         let flat = match namespace.filter(|_| !self.to.namespaces) {
             Some(namespace) => format!("{namespace}__{name}"),
             None => name.to_owned(),
         };
-        let taken = |name: &str| self.tools.iter().any(|tool| tool.sent == name);
+        let taken = |name: &str| self.taken.contains(name);
         let mut sent = tool_names::allowed(&flat, self.to.longest_tool_name, taken);
         if taken(&sent) {
             // Two tools of one name in different groups.
@@ -166,6 +207,8 @@ impl<'a> Names<'a> {
             sent = format!("{sent}_{}", tool_names::hash(&whole));
             sent = tool_names::allowed(&sent, self.to.longest_tool_name, |_| false);
         }
+        self.known.insert(key, self.tools.len());
+        self.taken.insert(sent.clone());
         self.tools.push(RenamedTool {
             sent,
             name: name.to_owned(),
@@ -175,7 +218,8 @@ impl<'a> Names<'a> {
     }
 
     fn find(&self, name: &str, namespace: Option<&str>) -> Option<&RenamedTool> {
-        self.tools.iter().find(|tool| tool.name == name && tool.namespace.as_deref() == namespace)
+        let key = (name.to_owned(), namespace.map(str::to_owned));
+        self.known.get(&key).map(|at| &self.tools[*at])
     }
 
     fn sent(&self, name: &str, namespace: Option<&str>) -> String {
@@ -192,7 +236,7 @@ impl<'a> Names<'a> {
                     }
                 }
                 Tool::Custom(custom) => {
-                    custom.name = self.sent(&custom.name, None);
+                    custom.name = self.sent(&custom.name, group_of(custom).as_deref());
                     if !self.custom {
                         *tool = Tool::Function(as_function(custom));
                     }

@@ -10,6 +10,7 @@ use crate::dialect::hub::{
     Translator, Usage,
     event::Citation,
     request::{ClientWishes, Part, State, ToolKind},
+    stopwatch::Stopwatch,
     translator,
 };
 
@@ -1119,6 +1120,34 @@ fn events_of(capture: &'static str) -> Vec<&'static str> {
     body(capture).split_inclusive("\n\n").collect()
 }
 
+#[test]
+fn an_answer_of_endless_calls_ends_with_an_error_and_soon() {
+    const MANY: usize = 20_000;
+    let began = Stopwatch::start();
+    for (index, whole) in [(false, true), (true, true), (true, false)] {
+        let calls: Vec<Value> = (0..MANY)
+            .map(|at| {
+                let arguments = if whole { "{}" } else { "{" };
+                let function = json!({"name": format!("f{at}"), "arguments": arguments});
+                let mut call = json!({"id": format!("c{at}"), "function": function});
+                if index {
+                    call["index"] = at.into();
+                }
+                call
+            })
+            .collect();
+        let choice = json!({"index": 0, "delta": {"tool_calls": calls}});
+        let stream = format!("data: {}\n\n", json!({"id": "x", "choices": [choice]}));
+        let (events, _) = translate(&stream);
+        assert!(matches!(events.last(), Some(Event::Fault(_))), "{:?}", events.last());
+        let choice =
+            json!({"message": {"content": null, "tool_calls": choice["delta"]["tool_calls"]}});
+        let body = json!({"id": "x", "choices": [choice]}).to_string();
+        assert!(translator::answer(&ChatCodec, &body, &exchange()).is_err());
+    }
+    assert!(began.time().as_secs() < 10, "{:?}", began.time());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -1140,6 +1169,7 @@ proptest! {
                 3 => events.truncate(a),
                 _ => {
                     let at = second.index(events[a].len());
+                    let at = (0..=at).rfind(|at| events[a].is_char_boundary(*at)).unwrap();
                     events[a].truncate(at);
                 }
             }

@@ -1,6 +1,8 @@
 //! The calls of one choice, put together from deltas that servers number, name and repeat in many
 //! ways.
 
+use std::collections::HashMap;
+
 use serde_json::value::RawValue;
 
 use super::words::{LANGUAGE, split_id};
@@ -8,6 +10,7 @@ use crate::dialect::hub::{
     Object,
     json::compact,
     request::{State, ToolKind},
+    serial::MOST_PARTS,
 };
 
 /// One entry of `tool_calls`, of a delta or of a message.
@@ -76,7 +79,6 @@ fn signature(extra: Option<&RawValue>) -> Option<String> {
 /// A call.
 #[derive(Debug, Default)]
 pub struct Call {
-    slot: Option<u64>,
     pub id: String,
     pub name: String,
     pub kind: ToolKind,
@@ -115,21 +117,37 @@ impl Call {
 #[derive(Debug, Default)]
 pub struct Calls {
     list: Vec<Call>,
+    /// The first call with an id.
+    ids: HashMap<String, usize>,
+    /// The last call in a slot.
+    slots: HashMap<u64, usize>,
+    /// Those before this one are closed.
+    done: usize,
 }
+
+/// Calls of one choice. The answer of a server that makes more has more parts than it may have, or
+/// has calls without a name, and ends with an error.
+const MOST_CALLS: usize = 2 * MOST_PARTS as usize;
 
 impl Calls {
     /// Takes an entry: the number of its call, and where the arguments that are new begin.
     /// `whole`: it is of a message, in which each entry is a call of its own.
     pub fn take(&mut self, piece: Piece, whole: bool) -> (usize, usize) {
         let known = if whole { None } else { self.find(&piece) };
+        let known = known.or_else(|| (self.list.len() >= MOST_CALLS).then_some(MOST_CALLS - 1));
         let at = known.unwrap_or_else(|| {
-            self.list.push(Call { slot: piece.index, kind: piece.kind, ..Call::default() });
-            self.list.len() - 1
+            self.list.push(Call { kind: piece.kind, ..Call::default() });
+            let at = self.list.len() - 1;
+            if let Some(slot) = piece.index {
+                self.slots.insert(slot, at);
+            }
+            at
         });
         let call = &mut self.list[at];
         if let Some(id) = piece.id.filter(|_| call.id.is_empty() && call.part.is_none()) {
             let (id, state) = split_id(&id);
             (call.id, call.state) = (id, state.or(call.state.take()));
+            self.ids.entry(call.id.clone()).or_insert(at);
         }
         if call.name.is_empty() {
             call.name = piece.name.unwrap_or_default();
@@ -156,7 +174,7 @@ impl Calls {
 
     /// The call that an entry belongs to; `None`: to a new one.
     fn find(&self, piece: &Piece) -> Option<usize> {
-        let in_slot = |slot: u64| self.list.iter().rposition(|call| call.slot == Some(slot));
+        let in_slot = |slot: u64| self.slots.get(&slot).copied();
         let Some(id) = &piece.id else {
             let at = match piece.index {
                 Some(slot) => in_slot(slot)?,
@@ -165,8 +183,8 @@ impl Calls {
             return (!self.list[at].is_followed_by(piece)).then_some(at);
         };
         let id = split_id(id).0;
-        if let Some(at) = self.list.iter().position(|call| call.id == id) {
-            return Some(at);
+        if let Some(at) = self.ids.get(&id) {
+            return Some(*at);
         }
         // A new id in the same place is a new call (Ollama numbers all of them 0), unless nothing
         // else says so: an id that comes late, or another one with each delta.
@@ -182,9 +200,11 @@ impl Calls {
         &mut self.list[at]
     }
 
-    /// All of them.
+    /// All of them, but not those at the beginning that are closed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Call> {
-        self.list.iter_mut()
+        let closed = self.list[self.done..].iter().take_while(|call| call.closed);
+        self.done += closed.count();
+        self.list[self.done..].iter_mut()
     }
 
     /// All calls that were begun are whole.

@@ -1,5 +1,7 @@
 //! Reads a client's request.
 
+use std::collections::HashSet;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -55,7 +57,8 @@ pub fn request(body: &str) -> Result<Request, Refused> {
         inner.extend(members::prefixed("stream_options", options));
     }
     let mut rest = from.rest();
-    rest.retain(|(name, _)| !defaults.iter().any(|(known, _)| known == name));
+    let known: HashSet<&str> = defaults.iter().map(|(name, _)| name.as_str()).collect();
+    rest.retain(|(name, _)| !known.contains(name.as_str()));
     rest.extend(inner);
     // A name that is older than the one in use says nothing more.
     defaults.retain(|(name, value)| {

@@ -1,7 +1,7 @@
 //! Reads messages into the system's texts and turns. Results of tools that stand one behind the
 //! other are one turn; each other message is one.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::value::RawValue;
 
@@ -22,6 +22,7 @@ use crate::dialect::hub::{
 /// # Errors
 /// If something is not of its type, or a role does not exist.
 pub fn read(raw: &RawValue, request: &mut Request) -> Result<(), Refused> {
+    let (mut calls, mut open) = (Calls::default(), None);
     for (at, raw) in list(raw, "messages")?.into_iter().enumerate() {
         let path = format!("messages[{at}]");
         let mut message = object(raw, &path)?;
@@ -35,14 +36,19 @@ pub fn read(raw: &RawValue, request: &mut Request) -> Result<(), Refused> {
                 turn.developer = role == "developer";
                 request.turns.push(turn);
             }
-            "user" => request.turns.push(turn(message, Role::User, path)?),
+            "user" => {
+                let turn = turn(message, Role::User, path)?;
+                calls.note(&turn);
+                request.turns.push(turn);
+            }
             "assistant" => {
                 let turn = assistant(message, path.clone(), &mut request.stateful)?;
+                calls.note(&turn);
                 request.turns.push(turn);
             }
             "tool" | "function" => {
-                let result = result(message, role == "function", &path, &request.turns)?;
-                add(result, path, &mut request.turns);
+                let result = result(message, role == "function", &path, &calls)?;
+                add(result, path, &mut request.turns, &mut open);
             }
             _ => {
                 let why = "It is none of system, developer, user, assistant, tool, function";
@@ -51,6 +57,26 @@ pub fn read(raw: &RawValue, request: &mut Request) -> Result<(), Refused> {
         }
     }
     Ok(())
+}
+
+/// What results have to know of the calls before them.
+#[derive(Default)]
+struct Calls {
+    /// By their ids.
+    kinds: HashMap<String, ToolKind>,
+    /// The ids of the last calls, by the names of their tools.
+    last: HashMap<String, String>,
+}
+
+impl Calls {
+    fn note(&mut self, turn: &Turn) {
+        for part in &turn.parts {
+            if let Part::ToolCall(call) = part {
+                self.kinds.insert(call.id.clone(), call.kind);
+                self.last.insert(call.name.clone(), call.id.clone());
+            }
+        }
+    }
 }
 
 /// One text for each part. A mark for caches on the message is one on its text.
@@ -110,11 +136,15 @@ fn assistant(
     stateful: &mut Vec<String>,
 ) -> Result<Turn, Refused> {
     let mut calls = Vec::new();
+    let mut known: HashMap<(String, String), usize> = HashMap::new();
     if let Some(raw) = message.take("tool_calls") {
         let at = join(&path, "tool_calls");
         for (number, raw) in list(raw, &at)?.into_iter().enumerate() {
             let call = call(raw, &format!("{at}[{number}]"))?;
-            if !calls.contains(&call) {
+            // The same call once more is none.
+            let key = (call.id.clone(), call.arguments.clone());
+            let first = *known.entry(key).or_insert(calls.len());
+            if calls.get(first) != Some(&call) {
                 calls.push(call);
             }
         }
@@ -211,12 +241,12 @@ fn result(
     mut message: Object<'_>,
     legacy: bool,
     path: &str,
-    before: &[Turn],
+    before: &Calls,
 ) -> Result<ToolResult, Refused> {
     let (parts, plain) = content(&mut message, path)?;
     let mut name = text(&mut message, "name", path)?;
     let call = if legacy {
-        let called = name.as_deref().and_then(|name| last_call(before, name));
+        let called = name.as_ref().and_then(|name| before.last.get(name)).cloned();
         called.unwrap_or_else(|| legacy_id(path))
     } else {
         split_id(&required(&mut message, "tool_call_id", path)?).0
@@ -225,11 +255,12 @@ fn result(
         name = None;
     }
     Ok(ToolResult {
+        // It has the kind of its call.
+        kind: before.kinds.get(&call).copied().unwrap_or_default(),
         call,
         name,
         parts,
         plain,
-        kind: ToolKind::Function,
         is_error: take(&mut message, "is_error", path, "true or false")?.unwrap_or(false),
         cache: message.json("cache_control"),
         ext: rest(message, None),
@@ -237,26 +268,14 @@ fn result(
     })
 }
 
-/// The id of the last call of a function with this name.
-fn last_call(before: &[Turn], name: &str) -> Option<String> {
-    before.iter().rev().flat_map(|turn| turn.parts.iter().rev()).find_map(|part| match part {
-        Part::ToolCall(call) if call.name == name => Some(call.id.clone()),
-        _ => None,
-    })
-}
-
-/// Adds a result to the turn of results that stands last, or to a new one. It has the kind of its
-/// call.
-fn add(mut result: ToolResult, path: String, turns: &mut Vec<Turn>) {
-    let parts = turns.iter().rev().flat_map(|turn| &turn.parts);
-    let kind = parts.filter_map(|part| match part {
-        Part::ToolCall(call) if call.id == result.call => Some(call.kind),
-        _ => None,
-    });
-    result.kind = kind.into_iter().next().unwrap_or_default();
+/// Adds a result to the turn of results that stands last, or to a new one. `open`: the number of that
+/// turn, if it is known to hold nothing else.
+fn add(result: ToolResult, path: String, turns: &mut Vec<Turn>, open: &mut Option<usize>) {
     let part = Part::ToolResult(result);
+    let last = turns.len().checked_sub(1);
+    let known = *open == last;
     let results = |turn: &Turn| {
-        let all = turn.parts.iter().all(|part| matches!(part, Part::ToolResult(_)));
+        let all = known || turn.parts.iter().all(|part| matches!(part, Part::ToolResult(_)));
         turn.role == Role::User && all && !turn.parts.is_empty()
     };
     match turns.last_mut().filter(|turn| results(turn)) {
@@ -266,4 +285,5 @@ fn add(mut result: ToolResult, path: String, turns: &mut Vec<Turn>) {
             turns.push(Turn { role: Role::User, parts: vec![part], path, ext, ..Turn::default() });
         }
     }
+    *open = turns.len().checked_sub(1);
 }

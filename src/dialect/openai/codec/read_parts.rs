@@ -21,6 +21,23 @@ use crate::dialect::hub::{
 /// # Errors
 /// If it is neither a string nor a list, or a part of it is wrong.
 pub fn content(message: &mut Object<'_>, path: &str) -> Result<(Vec<Part>, bool), Refused> {
+    content_of(message, path, Place::Message)
+}
+
+/// What content is of.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Message,
+    /// A result of a tool that is itself a part: it holds texts and media. Anything else stays as it
+    /// is, so that no result stands in a result in a result.
+    Result,
+}
+
+fn content_of(
+    message: &mut Object<'_>,
+    path: &str,
+    place: Place,
+) -> Result<(Vec<Part>, bool), Refused> {
     let Some(raw) = message.take("content") else { return Ok((Vec::new(), false)) };
     if raw.get().starts_with('"') {
         let text: String = serde_json::from_str(raw.get())
@@ -32,11 +49,12 @@ pub fn content(message: &mut Object<'_>, path: &str) -> Result<(Vec<Part>, bool)
         return Err(Refused::invalid(path, "It must be a string or a list of parts"));
     }
     let parts = list(raw, &path)?.into_iter().enumerate();
-    let parts: Result<_, _> = parts.map(|(at, raw)| part(raw, &format!("{path}[{at}]"))).collect();
+    let parts: Result<_, _> =
+        parts.map(|(at, raw)| part(raw, &format!("{path}[{at}]"), place)).collect();
     Ok((parts?, false))
 }
 
-fn part(raw: &RawValue, path: &str) -> Result<Part, Refused> {
+fn part(raw: &RawValue, path: &str, place: Place) -> Result<Part, Refused> {
     // Mistral and vLLM take bare strings.
     if let Ok(text) = serde_json::from_str::<String>(raw.get()) {
         let ext = Extension::new(LANGUAGE, Vec::new());
@@ -65,9 +83,9 @@ fn part(raw: &RawValue, path: &str) -> Result<Part, Refused> {
         "video_url" => Part::Video(at_url(from, "video_url", path)?),
         "input_audio" => Part::Audio(audio(from, path)?),
         "file" => Part::File(file(from, path)?),
-        "thinking" => Part::Reasoning(thinking(from, path)?),
-        "tool_use" => Part::ToolCall(tool_use(from, path)?),
-        "tool_result" => Part::ToolResult(tool_result(from, path)?),
+        "thinking" if place == Place::Message => Part::Reasoning(thinking(from, path)?),
+        "tool_use" if place == Place::Message => Part::ToolCall(tool_use(from, path)?),
+        "tool_result" if place == Place::Message => Part::ToolResult(tool_result(from, path)?),
         _ => Part::Opaque(Opaque {
             language: LANGUAGE,
             readable: from.text("text").unwrap_or_default(),
@@ -195,7 +213,7 @@ fn tool_use(mut from: Object<'_>, path: &str) -> Result<ToolCall, Refused> {
 }
 
 fn tool_result(mut from: Object<'_>, path: &str) -> Result<ToolResult, Refused> {
-    let (parts, plain) = content(&mut from, path)?;
+    let (parts, plain) = content_of(&mut from, path, Place::Result)?;
     Ok(ToolResult {
         call: split_id(&required(&mut from, "tool_use_id", path)?).0,
         parts,

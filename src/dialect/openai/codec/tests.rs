@@ -10,6 +10,7 @@ use crate::dialect::hub::{
         Format, Media, MediaSource, ReasoningMode, ReasoningPart, Search, State, SystemText, Text,
         ToolCall, ToolChoice, ToolKind, ToolResult,
     },
+    stopwatch::Stopwatch,
     target::{ModelFacts, Quirks},
 };
 
@@ -690,6 +691,72 @@ fn case_30_a_longer_history_begins_with_the_bytes_of_the_shorter_one() {
         let (short, long) = (of(count), of(all.len()));
         assert!(long.starts_with(&short), "{count}:\n{short}\n{long}");
         assert_eq!(short, of(count));
+    }
+}
+
+#[test]
+fn many_members_and_calls_take_no_more_time_each_than_few() {
+    const MANY: usize = 20_000;
+    let began = Stopwatch::start();
+    let calls: Vec<Value> = (0..MANY)
+        .map(|at| {
+            let function = json!({"name": "f", "arguments": "{}"});
+            json!({"id": format!("c{at}"), "type": "function", "function": function})
+        })
+        .collect();
+    let result =
+        |at: usize| json!({"role": "tool", "tool_call_id": format!("c{at}"), "content": ""});
+    let mut messages = vec![json!({"role": "assistant", "tool_calls": calls})];
+    messages.extend((0..MANY).rev().map(result));
+    // Of unknown calls, too.
+    messages.extend((MANY..2 * MANY).map(result));
+    messages.extend((0..MANY).map(|_| json!({"role": "function", "name": "g", "content": ""})));
+    let mut body = json!({"messages": messages});
+    (0..MANY).for_each(|at| body[format!("x{at}")] = Value::Null);
+    let out = write(&read(&body), &Target::default());
+    let ids = out["messages"].as_array().unwrap()[1..].iter();
+    let ids: Vec<&str> = ids.map(|m| m["tool_call_id"].as_str().unwrap()).collect();
+    assert_eq!((ids[0], ids[MANY - 1], ids[MANY]), ("c0", "c19999", "c20000"));
+    assert!(out["x7"].is_null() && out.as_object().unwrap().contains_key("x7"));
+    assert!(began.time().as_secs() < 6, "{:?}", began.time());
+}
+
+#[test]
+fn a_call_that_stands_twice_in_a_list_is_one() {
+    let call = |id: &str, arguments: &str| {
+        let function = json!({"name": "f", "arguments": arguments});
+        json!({"id": id, "type": "function", "function": function})
+    };
+    let calls = json!([call("a", "1"), call("b", "1"), call("a", "1"), call("a", "2")]);
+    let request = read(&json!({"messages": [{"role": "assistant", "tool_calls": calls}]}));
+    let kept = request.turns[0].parts.iter().map(|part| match part {
+        Part::ToolCall(call) => format!("{}{}", call.id, call.arguments),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(kept.collect::<Vec<_>>(), ["a1", "b1", "a2"]);
+}
+
+#[test]
+fn results_in_results_and_schemas_in_schemas_end_somewhere() {
+    const DEEP: usize = 20_000;
+    let open = r#"{"type":"tool_result","tool_use_id":"t","content":["#;
+    let nested = format!("{}{}", open.repeat(DEEP), "]}".repeat(DEEP));
+    let body = format!(r#"{{"messages":[{{"role":"user","content":[{nested}]}}]}}"#);
+    let request = ChatCodec.read(&body).unwrap();
+    let Part::ToolResult(outer) = &request.turns[0].parts[0] else { panic!() };
+    assert!(matches!(&outer.parts[..], [Part::Opaque(inner)] if inner.kind == "tool_result"));
+    for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
+        let schema = format!("{}1{}", open.repeat(DEEP), close.repeat(DEEP));
+        let format = Format::Schema {
+            name: None,
+            description: None,
+            schema: Json::parse(&schema).unwrap(),
+            strict: None,
+        };
+        let ext = Extension::new("messages", Vec::new());
+        let request = Request { format: Some(format), ext, ..Request::default() };
+        let out = ChatCodec.write(&request, &Target::default(), &mut Losses::default()).unwrap();
+        assert!(out.contains(r#""strict":false"#));
     }
 }
 

@@ -1,5 +1,7 @@
 //! Writes a request for a backend.
 
+use std::collections::HashSet;
+
 use sha2::{Digest, Sha256};
 
 use super::{members, tools, words::LANGUAGE, write_messages::Messages};
@@ -339,28 +341,38 @@ fn switch(request: &Request) -> &'static str {
     }
 }
 
+/// Objects and lists in each other up to which a schema is looked at; OpenAI takes fewer.
+const DEEPEST: u32 = 64;
+
 /// Each object of a schema has only the members that it names, and needs all of them: what OpenAI
 /// asks for where a schema is strict.
 fn is_closed(schema: &Json) -> bool {
-    fn closed(text: &str) -> bool {
+    fn closed(text: &str, depth: u32) -> bool {
+        if !text.starts_with(['{', '[']) {
+            return true;
+        }
+        if depth > DEEPEST {
+            return false;
+        }
+        let depth = depth + 1;
         if let Ok(list) = serde_json::from_str::<Vec<&serde_json::value::RawValue>>(text) {
-            return list.into_iter().all(|element| closed(element.get()));
+            return list.into_iter().all(|element| closed(element.get(), depth));
         }
         let Ok(mut object) = Object::parse(text) else { return true };
         if object.has("properties") || object.text("type").as_deref() == Some("object") {
             let alone =
                 object.get("additionalProperties").is_some_and(|more| more.get() == "false");
-            let needed: Vec<String> = object.read("required").unwrap_or_default();
+            let needed: HashSet<String> = object.read("required").unwrap_or_default();
             let names = object.take("properties").and_then(|p| Object::parse(p.get()).ok());
             let names = names.unwrap_or_default();
-            let all = names.members().all(|(name, value)| {
-                needed.iter().any(|needed| needed == name) && closed(value.get())
-            });
-            if !alone || !all {
+            let mut all = names.members();
+            if !alone
+                || !all.all(|(name, value)| needed.contains(name) && closed(value.get(), depth))
+            {
                 return false;
             }
         }
-        object.members().all(|(_, value)| closed(value.get()))
+        object.members().all(|(_, value)| closed(value.get(), depth))
     }
-    closed(schema.as_str())
+    closed(schema.as_str(), 0)
 }

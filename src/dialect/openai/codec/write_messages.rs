@@ -3,6 +3,8 @@
 //! Messages are written from the beginning on, each from its own turns alone: a longer history
 //! begins with the bytes of the shorter one.
 
+use std::collections::HashMap;
+
 use super::{
     content::{self, Piece, Style},
     details,
@@ -136,8 +138,11 @@ impl<'a> Messages<'a> {
                 _ => None,
             }));
         }
-        let calls = std::mem::take(&mut self.calls);
-        let order = |id: &str| calls.iter().position(|call| *call == id).unwrap_or(calls.len());
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        for (at, call) in std::mem::take(&mut self.calls).into_iter().enumerate() {
+            places.entry(call).or_insert(at);
+        }
+        let order = |id: &str| places.get(id).copied().unwrap_or(usize::MAX);
         results.sort_by_key(|(_, result)| order(&result.call));
         let mut shown = Vec::new();
         for (turn, result) in &results {

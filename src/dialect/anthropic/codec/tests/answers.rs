@@ -85,7 +85,8 @@ fn words_for_the_end_are_those_of_the_language() {
         (StopReason::StopSequence(Some("X".into())), "stop_sequence", "X".into()),
         (StopReason::MaxTokens, "max_tokens", Value::Null),
         (StopReason::Context, "model_context_window_exceeded", Value::Null),
-        (StopReason::ToolUse, "tool_use", Value::Null),
+        // There is no call.
+        (StopReason::ToolUse, "end_turn", Value::Null),
         (StopReason::Filter, "refusal", Value::Null),
         (StopReason::Refusal, "refusal", Value::Null),
         (StopReason::Pause, "pause_turn", Value::Null),

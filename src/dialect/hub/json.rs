@@ -172,7 +172,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::new();
+                // Most objects of an event fit.
+                let mut members: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::with_capacity(8);
                 while let Some(Name(name)) = map.next_key()? {
                     let value = map.next_value()?;
                     match members.iter_mut().find(|(key, _)| *key == name) {
@@ -213,9 +214,15 @@ impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
 }
 
 /// Writes JSON. Commas are put by itself.
-#[derive(Default)]
 pub struct Writer {
     out: String,
+}
+
+impl Default for Writer {
+    /// With room for an event of a stream, which would grow several times.
+    fn default() -> Self {
+        Self { out: String::with_capacity(256) }
+    }
 }
 
 impl Writer {

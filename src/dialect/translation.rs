@@ -18,6 +18,9 @@ use crate::base::TokenCounts;
 /// Bytes of a plain answer that is translated, at most.
 const LONGEST_DOCUMENT: usize = 64 << 20;
 
+/// By how many bytes an event of one language is longer than that of another, usually at most.
+const FRAME: usize = 160;
+
 /// Both languages of an answer, and what is known of its request.
 #[derive(Clone)]
 pub struct Translation {
@@ -132,6 +135,8 @@ impl TranslatedBody {
         match form {
             Form::Stream(translator) => {
                 if let Some(piece) = piece {
+                    // Once, and not at each part of an event.
+                    spoken.reserve(piece.len() + FRAME);
                     translator.push(&piece, spoken, &mut seen);
                 }
                 if end {

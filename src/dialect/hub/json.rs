@@ -207,7 +207,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut object = Object::default();
+                // Most objects of an event fit.
+                let mut object = Object { members: Vec::with_capacity(8), index: None };
                 while let Some(Name(name)) = map.next_key()? {
                     object.set(name, map.next_value()?);
                 }
@@ -244,9 +245,15 @@ impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
 }
 
 /// Writes JSON. Commas are put by itself.
-#[derive(Default)]
 pub struct Writer {
     out: String,
+}
+
+impl Default for Writer {
+    /// With room for an event of a stream, which would grow several times.
+    fn default() -> Self {
+        Self { out: String::with_capacity(256) }
+    }
 }
 
 impl Writer {

@@ -425,6 +425,14 @@ impl Encoder {
     /// Closes the open item.
     fn close(&mut self, status: &str, out: &mut String) {
         self.close_part(out);
+        if let Some(Open::Call(call)) = &self.open
+            && status == "completed"
+            && call.member() == "arguments"
+            && call.arguments.is_empty()
+        {
+            // Clients parse them: a call without any has an empty object, as the vendor writes it.
+            self.arguments("{}", out);
+        }
         let Some(open) = &self.open else { return };
         if let Open::Call(call) = open {
             let kind = match call.member() {

@@ -591,7 +591,7 @@ fn texts_behind_each_other_are_one_message_and_a_call_between_makes_two() {
         .collect();
     assert_eq!(kinds, [("message", 3), ("function_call", 0), ("message", 1), ("message", 1)]);
     assert_eq!((&output[3]["phase"], &output[2]["phase"]), (&json!("final_answer"), &Value::Null));
-    assert_eq!(output[1]["arguments"], "");
+    assert_eq!(output[1]["arguments"], "{}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! `tests/golden/translate/FROM-TO/`. `GOLDEN_WRITE=1 cargo test goldens` writes it anew; the
 //! difference is to be read.
 
+mod hardest;
 mod properties;
 
 use std::{

@@ -199,6 +199,11 @@ impl Passage {
         self.form == Form::Stream
     }
 
+    /// It is translated, and nothing of it can go out before it has come to its end.
+    pub fn comes_whole(&self) -> bool {
+        matches!(&self.codec, Codec::Translated(body) if body.comes_whole())
+    }
+
     /// It is one document, as far as is known, that goes out as such.
     pub fn is_document(&self) -> bool {
         self.form == Form::Document

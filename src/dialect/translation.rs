@@ -196,6 +196,11 @@ impl TranslatedBody {
         }
     }
 
+    /// It is one document, for the backend or for the client.
+    pub fn comes_whole(&self) -> bool {
+        matches!(self.form, Form::Document(_) | Form::Fold(_))
+    }
+
     /// What the engine has reported so far.
     pub fn counts(&self) -> Option<TokenCounts> {
         self.usage.counts()

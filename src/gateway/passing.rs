@@ -174,10 +174,9 @@ pub fn hold_back(session: &Session, ctx: &mut Ctx) {
     } else if passage.is_off() {
         follows && passage.is_open()
     } else if passage.is_stream() {
-        follows
+        follows || passage.comes_whole()
     } else {
-        // A translated document comes as a whole, or is an error.
-        follows || attempt.model.is_some() || lines || attempt.translated.is_some()
+        follows || attempt.model.is_some() || lines || passage.comes_whole()
     };
     let stream = passage.is_stream();
     attempt.answer.hold = held.then(BodyHold::default);

@@ -65,10 +65,8 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
         return Err(Error::explain(ErrorType::ConnectionClosed, "an empty answer").into_up());
     }
     passing::hold_back(session, ctx);
-    // Nothing of a translated document can come before its end: until then it can become an error.
-    let whole = ctx.attempt.as_ref().is_some_and(|attempt| {
-        attempt.translated.is_some() && attempt.answer.passage.is_document()
-    });
+    // Until its end it can become an error.
+    let whole = ctx.attempt.as_ref().is_some_and(|a| a.answer.passage.comes_whole());
     if (ctx.retry.defers || whole) && ctx.deferred.is_none() && !ctx.has_begun() {
         ctx.deferred = Some(deferred_head::defer(session, None, true));
     }

@@ -36,7 +36,7 @@ pub fn for_backend(
     let client = ctx.request.language();
     let sole = languages.iter().nth(1).is_none();
     let same = languages.has(client.name()) && (sole || serves(ctx, picked));
-    if same && !envelope::is_in(ctx.body.bytes()) {
+    if same && !(ctx.snapshot.mixes_languages && envelope::is_in(ctx.body.bytes())) {
         return Ok(None);
     }
     let model = picked.model.as_ref();

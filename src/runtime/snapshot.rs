@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub backends: Vec<BackendPlan>,
     /// The endpoints of the backends, in the same order: none, one or several for each.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Backends of different languages are there: a conversation may have been with others before.
+    pub mixes_languages: bool,
 }
 
 impl Snapshot {
@@ -63,6 +65,7 @@ impl Snapshot {
             tiers: Arc::new(tiers),
             router,
             pools,
+            mixes_languages: mixes_languages(&backends),
             backends,
             endpoints,
         }
@@ -87,6 +90,7 @@ impl Snapshot {
             tiers: Arc::clone(&self.tiers),
             router,
             pools,
+            mixes_languages: mixes_languages(&backends),
             backends,
             endpoints,
         })
@@ -116,6 +120,13 @@ impl Snapshot {
         };
         enough && !self.backends.is_empty()
     }
+}
+
+/// Whether the backends speak different languages, or one of them several.
+fn mixes_languages(backends: &[BackendPlan]) -> bool {
+    let mut names = backends.iter().flat_map(|b| b.languages.iter().map(|l| l.name()));
+    let first = names.next();
+    names.any(|name| Some(name) != first)
 }
 
 /// The router, and the pools that it names, which continue the `old` pools. A backend without an

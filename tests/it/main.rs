@@ -44,6 +44,7 @@ mod health_cli;
 mod hedging;
 mod image;
 mod keepalive;
+mod languages;
 mod lifecycle;
 mod limit_redis;
 mod limits;

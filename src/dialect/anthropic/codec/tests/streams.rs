@@ -235,6 +235,19 @@ fn an_end_that_was_said_by_the_reason_alone_is_an_end() {
 }
 
 #[test]
+fn an_end_without_a_reason_is_an_answer_that_was_broken_off() {
+    let stream = fixture!("vllm_messages_stream.answer.sse");
+    let (before, reason) = stream.rsplit_once("\"stop_reason\":\"").unwrap();
+    let (_, behind) = reason.split_once('"').unwrap();
+    let broken = whole(&format!("{before}\"stop_reason\":null{behind}")).0;
+    assert_eq!(broken.error.unwrap()["type"], "api_error");
+    // A server that says nothing of its end at all has ended well.
+    let at = stream.find("event: message_delta").unwrap();
+    let end = "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
+    assert!(whole(&format!("{}{end}", &stream[..at])).0.error.is_none());
+}
+
+#[test]
 fn errors_in_a_stream_keep_their_class() {
     let head = &VENDOR[..VENDOR.find("event: content_block_stop").unwrap()];
     for (event, kind) in [

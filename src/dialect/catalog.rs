@@ -297,7 +297,7 @@ mod tests {
                 "/v1/responses/compact",
                 "/v1/responses/compact",
                 "responses",
-                Kind::Inference { generates: false },
+                Kind::Inference { generates: true },
             ),
             (
                 "POST",

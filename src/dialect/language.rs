@@ -75,6 +75,11 @@ pub trait Dialect: Sync {
         &[]
     }
 
+    /// Engines take their own fields (`cache_salt`) in it.
+    fn takes_engine_fields(&self) -> bool {
+        true
+    }
+
     /// How the names of header fields begin that only servers of this language understand: a
     /// translated request goes without them.
     fn own_prefixes(&self) -> &'static [&'static str] {

@@ -66,6 +66,8 @@ pub struct Metering {
 pub struct Progress {
     /// The engine's counts may be running figures, which are final once the answer is.
     pub running: bool,
+    /// Those figures come at the beginning and at the end alone.
+    pub sparse: bool,
     /// Events with data that have come, the end marker and usage events included.
     pub events: u64,
     /// Events that have carried a part of the answer: about one token each.

@@ -287,11 +287,15 @@ fn note(event: &Event, usage: &mut Usage, progress: &mut Progress) {
         Event::Start(start) => {
             progress.events += 1;
             // Counts that come before the end are those so far.
-            progress.running = true;
+            (progress.running, progress.sparse) = (true, true);
             *usage = usage.updated(start.usage.unwrap_or_default());
             progress.model = start.model.clone().map(Into::into);
         }
-        Event::Usage(more) => *usage = usage.updated(*more),
+        Event::Usage(more) => {
+            *usage = usage.updated(*more);
+            // What comes with the pieces is as new as they are.
+            progress.sparse &= progress.choice_ended;
+        }
         Event::Stop { reason, .. } => {
             progress.choice_ended = true;
             progress.aborted |= *reason == StopReason::Aborted;

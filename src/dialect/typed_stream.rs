@@ -100,6 +100,7 @@ impl<E: Events> Meter for TypedMeter<E> {
             return Bytes::new();
         }
         seen.running = true;
+        seen.sparse = true;
         if seen.content
             && self.splitter.is_between()
             && self.large.is_none()

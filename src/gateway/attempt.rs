@@ -170,13 +170,13 @@ impl Answer {
         self.begun && self.passage.is_stream() && self.progress().finished
     }
 
-    /// The counts of its tokens, and what they are worth. Engines that report running counts seldom
-    /// (Messages does at the beginning and at the end) have generated at least as many tokens as
-    /// pieces have come.
+    /// The counts of its tokens, and what they are worth. Where counts come at the beginning and at the
+    /// end alone, as many tokens as pieces have come at least.
     pub fn usage(&self) -> (TokenCounts, UsageSource) {
         let (mut counts, source) = self.passage.usage();
         let parts = self.progress().parts;
-        if source == UsageSource::Partial && self.passage.is_stream() && counts.completion < parts {
+        let stale = self.progress().sparse && source == UsageSource::Partial;
+        if stale && counts.completion < parts {
             counts.total = counts.total.saturating_add(parts - counts.completion);
             counts.completion = parts;
         }

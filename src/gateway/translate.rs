@@ -127,7 +127,7 @@ fn target(ctx: &Ctx, endpoint: &Endpoint, model: Option<&Arc<str>>) -> Target {
         fields: fields
             .filter_map(|(name, value)| Some((name, Json::parse(&value.to_string()).ok()?)))
             .collect(),
-        usage: plan.stream_usage != StreamUsage::Off,
+        usage_off: plan.stream_usage == StreamUsage::Off,
         running_usage: plan.stream_usage == StreamUsage::Continuous,
     }
 }
@@ -148,7 +148,10 @@ fn translate(
         return Err(Rejection::no_such_operation(shown));
     };
     let request = read(ctx, from)?;
-    let target = target(ctx, endpoint, model);
+    let mut target = target(ctx, endpoint, model);
+    if !language.takes_engine_fields() {
+        target.fields.clear();
+    }
     let client_wishes = request.client.clone();
     let outgoing = prepare::translate((*request).clone(), from.traits(), to, &target)
         .map_err(|refused| rejection(&refused))?;

@@ -162,13 +162,8 @@ impl Planner<'_> {
             }
         }
         let languages = self.languages(at, raw);
-        // Engines read keys in one form, whatever the language; vendors and other servers in that of
-        // their first one.
-        let engine = raw.vendor.is_none() && raw.engine != Engine::Other;
-        let engine = engine && raw.protocol.as_deref() != Some("anthropic");
-        let usual = if engine { Languages::default().first() } else { languages.first() };
         let form = KeyHeader {
-            language: usual,
+            language: languages.first(),
             name: raw.auth_header.as_deref(),
             scheme: raw.auth_scheme.as_deref(),
         };

@@ -17,15 +17,22 @@ pub struct BasePath {
 }
 
 /// Endpoints that the gateway calls: they are removed from the end of a URL.
-const ENDPOINTS: [&str; 6] =
-    ["/chat/completions", "/completions", "/embeddings", "/models", "/responses", "/messages"];
+const ENDPOINTS: [&str; 4] = ["/chat/completions", "/completions", "/embeddings", "/models"];
 
 /// Endpoints that are recognised without a version in front of them: no prefix has such a name.
 const UNMISTAKABLE: [&str; 2] = ["/chat/completions", "/completions"];
 
 /// Endpoints that are refused at the end of a URL: those of other APIs, and those of languages that
 /// only `languages` gives to a backend.
-const FOREIGN: [&str; 5] = ["/rerank", "/score", "/images/generations", "/moderations", "/batches"];
+const FOREIGN: [&str; 7] = [
+    "/responses",
+    "/messages",
+    "/rerank",
+    "/score",
+    "/images/generations",
+    "/moderations",
+    "/batches",
+];
 
 /// Names of query parameters that hold a client's key in some API.
 const CREDENTIALS: [&str; 7] =

@@ -104,6 +104,11 @@ impl Dialect for Anthropic {
         &["responses", "chat"]
     }
 
+    /// vLLM's requests have none of them.
+    fn takes_engine_fields(&self) -> bool {
+        false
+    }
+
     fn own_prefixes(&self) -> &'static [&'static str] {
         &["anthropic-", "x-stainless-", "x-claude-code-"]
     }

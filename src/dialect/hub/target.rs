@@ -185,8 +185,8 @@ pub struct Target {
     pub strict: bool,
     /// Whose state of reasoning it can read: a name from the configuration, or the backend's.
     pub issuer: String,
-    /// A stream reports its usage at its end.
-    pub usage: bool,
+    /// A stream is not asked for its usage.
+    pub usage_off: bool,
     /// A stream reports its usage in every chunk (vLLM).
     pub running_usage: bool,
     /// Members that are added (`cache_salt`), as they go out.

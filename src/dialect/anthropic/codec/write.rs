@@ -81,6 +81,9 @@ fn rest(out: &mut Writer, request: &Request, target: &Target) {
             }
         }
     }
+    for (name, value) in &target.fields {
+        out.json_at(name, value);
+    }
 }
 
 fn system(out: &mut Writer, request: &Request) {

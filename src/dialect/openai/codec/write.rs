@@ -287,7 +287,7 @@ impl Top<'_> {
             return;
         }
         self.out.raw_at("stream", true);
-        if !self.target.usage
+        if self.target.usage_off
             || !self.target.quirks.stream_options
             || self.refuses("stream_options")
         {

@@ -283,7 +283,6 @@ impl Fold {
 /// Notes what an event says of the answer.
 fn note(event: &Event, usage: &mut Usage, progress: &mut Progress) {
     match event {
-        Event::Ping => return,
         Event::Start(start) => {
             progress.events += 1;
             // Counts that come before the end are those so far.

@@ -59,8 +59,11 @@ const LANGUAGES: [(&str, &[Language]); 4] = [
     ("all", &Language::ALL),
 ];
 
+/// What a kind of engine does otherwise than the others.
+type Change = fn(&mut Behaviour);
+
 /// What backends do, and the beginning of the names of their models.
-const KINDS: [(&str, fn(&mut Behaviour)); 8] = [
+const KINDS: [(&str, Change); 8] = [
     ("m", |_| {}),
     ("busy", |b| b.fail = Fail::Busy),
     ("limited", |b| b.fail = Fail::TooMany),

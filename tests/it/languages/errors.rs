@@ -33,9 +33,12 @@ fn error(language: &str, kind: &str, message: &str) -> String {
     .to_string()
 }
 
+/// Status, type and code.
+type OpenAiError = (u16, &'static str, Option<&'static str>);
+
 /// Statuses of a backend; what a client of OpenAI's languages gets: status, type and code; what one of
 /// Messages gets: status and type.
-const STATUSES: [(u16, (u16, &str, Option<&str>), (u16, &str)); 14] = [
+const STATUSES: [(u16, OpenAiError, (u16, &str)); 14] = [
     (400, (400, "invalid_request_error", None), (400, "invalid_request_error")),
     (401, (502, "server_error", Some("upstream_auth")), (502, "api_error")),
     (402, (402, "insufficient_quota", Some("insufficient_quota")), (402, "billing_error")),

@@ -124,8 +124,8 @@ fn state_that_only_a_vendor_has_is_refused_before_anything_else() {
     }
 }
 
-#[test]
-fn tools_have_names_and_kinds_that_the_backend_takes() {
+/// Tools of every kind, with names that backends refuse, and a conversation that has used them.
+fn named_oddly() -> Request {
     let function = |name: &str, namespace: Option<&str>| {
         Tool::Function(Function {
             name: name.into(),
@@ -144,7 +144,7 @@ fn tools_have_names_and_kinds_that_the_backend_takes() {
     (patch.kind, patch.arguments) = (ToolKind::Custom, "*** Begin\n\"x\"".to_owned());
     let mut grouped = call("c3", "close");
     grouped.namespace = Some("agents".into());
-    let request = Request {
+    Request {
         tools: vec![
             function("a.b", None),
             function("a_b", None),
@@ -167,7 +167,12 @@ fn tools_have_names_and_kinds_that_the_backend_takes() {
             turn(Role::User, vec![result("c1"), result("c2"), result("c3")]),
         ],
         ..Request::default()
-    };
+    }
+}
+
+#[test]
+fn tools_have_names_and_kinds_that_the_backend_takes() {
+    let request = named_oddly();
     let (out, undo, losses) = little(request.clone(), &Target::default()).unwrap();
     assert!(losses.is_empty(), "{losses:?}");
     let names: Vec<&str> = out

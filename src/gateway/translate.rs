@@ -105,8 +105,9 @@ fn unwrapped(
 fn log_losses(ctx: &Ctx, endpoint: &Endpoint, to: &dyn Dialect, losses: &Losses) {
     if !losses.is_empty() {
         log::info!(
-            "request {}: in {} for backend {}, without {}",
+            "request {}: translated from {} to {} for backend {}, without {}",
             ctx.request.id,
+            ctx.request.language().name(),
             to.name(),
             endpoint.name,
             shown(losses),

@@ -56,7 +56,8 @@ pub trait Dialect: Sync {
     }
 
     /// The path at which servers of this language count the tokens of a request, and how. `tokenizes`:
-    /// the server has vLLM's `/tokenize`; `hosted`: it is a vendor's.
+    /// the server has vLLM's `/tokenize`; `hosted`: it is a
+    /// vendor's, or speaks nothing else.
     fn counter(
         &self,
         _tokenizes: bool,

@@ -189,7 +189,10 @@ fn spoken(
     counts: bool,
 ) -> Option<(&'static dyn Dialect, &'static str, &'static dyn Codec)> {
     if counts {
-        let (path, counting) = language.counter(plan.engine == Engine::Vllm, plan.hosted)?;
+        // Engines that speak several languages count where vLLM does.
+        let only = plan.languages.iter().nth(1).is_none();
+        let (path, counting) =
+            language.counter(plan.engine == Engine::Vllm, plan.hosted || only)?;
         return Some((language, path, counting));
     }
     let operation = usual_operation(language)?;

@@ -15,7 +15,7 @@ use crate::{
 /// Reads a request body.
 ///
 /// # Errors
-/// As [`body::glance`]; also if a switch in `stream_options` is none.
+/// As `body::glance`; also if a switch in `stream_options` is none.
 pub fn glance(doc: &[u8], guarded: &[String]) -> Result<Glance, Rejection> {
     // `max_tokens` and `max_completion_tokens`, which takes precedence.
     let mut limits = (None, None);

@@ -139,14 +139,8 @@ fn exchange(
 /// The codec of a language's usual operation.
 fn codec(name: &str) -> Result<&'static dyn Codec, String> {
     let language: Option<&'static dyn Dialect> = Protocol::named(name).map(Protocol::language);
-    let codec = language.and_then(|language| {
-        let operation = language
-            .operations()
-            .iter()
-            .find(|operation| operation.path == language.usual_path())?;
-        language.codec(operation)
-    });
-    codec.ok_or_else(|| {
+    let usual = language.and_then(Dialect::usual_codec);
+    usual.map(|(_, codec)| codec).ok_or_else(|| {
         let known: Vec<_> = names().collect();
         format!("there is no language `{name}`; known are {}", known.join(", "))
     })

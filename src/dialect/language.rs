@@ -55,6 +55,13 @@ pub trait Dialect: Sync {
         None
     }
 
+    /// The path and the codec of its most common operation.
+    fn usual_codec(&self) -> Option<(&'static str, &'static dyn Codec)> {
+        let usual = |operation: &&Operation| operation.path == self.usual_path();
+        let operation = self.operations().iter().find(usual)?;
+        Some((operation.path, self.codec(operation)?))
+    }
+
     /// The path at which servers of this language count the tokens of a request, and how. `tokenizes`:
     /// the server has vLLM's `/tokenize`; `hosted`: it is a
     /// vendor's, or speaks nothing else.

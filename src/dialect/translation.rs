@@ -37,9 +37,7 @@ pub struct Translation {
 impl Translation {
     /// A backend's error response as the client gets it: its status and body.
     pub fn error(&self, status: u16, body: &[u8]) -> (u16, Bytes) {
-        let fault = self.fault(status, body);
-        let (status, body) = self.to.write_error(&fault);
-        (status, body.into())
+        self.failed(&self.fault(status, body))
     }
 
     /// What an answer with a good status says of its failure, as the status and the body of an error.
@@ -180,17 +178,15 @@ impl TranslatedBody {
     /// The answer broke: what the client gets as its end. Empty where it gets a document, or has its
     /// end already.
     pub fn fail(&mut self, fault: StreamFault, progress: &mut Progress) -> Bytes {
-        let Self { form, usage, spoken, .. } = self;
+        let Self { form, usage, spoken, translation } = self;
         match form {
             Form::Stream(translator) => {
                 translator.fail(fault, spoken, |event| note(event, usage, progress));
                 Bytes::from(std::mem::take(spoken))
             }
-            Form::Document(_) if self.translation.stream => {
-                let mut encoder = self.translation.to.encoder(&self.translation.exchange);
-                encoder.event(&Event::Start(Default::default()), spoken);
-                encoder.event(&Event::Fault(fault), spoken);
-                Bytes::from(std::mem::take(spoken))
+            Form::Document(_) if translation.stream => {
+                let events = [Event::Start(Default::default()), Event::Fault(fault)];
+                translator::stream(translation.to, &events, &translation.exchange).into()
             }
             Form::Fold(_) | Form::Document(_) => Bytes::new(),
         }

@@ -16,7 +16,7 @@ use crate::{
         plan::{self, BackendPlan},
     },
     dialect::{
-        Dialect, Kind, Operation, Translation,
+        Dialect, Kind, Translation,
         hub::{
             Codec, Exchange, Json, Losses, ModelFacts, Refused, Request, Target, envelope, prepare,
         },
@@ -195,18 +195,14 @@ fn spoken(
             language.counter(plan.engine == Engine::Vllm, plan.hosted || only)?;
         return Some((language, path, counting));
     }
-    let operation = usual_operation(language)?;
-    Some((language, operation.path, language.codec(operation)?))
+    let (path, codec) = language.usual_codec()?;
+    Some((language, path, codec))
 }
 
 /// A backend can count the tokens of a request in this client's language.
 pub fn counts(client: &'static dyn Dialect, plan: &BackendPlan) -> bool {
     plan.languages.has(client.name())
         || near(client, plan).any(|language| spoken(language, plan, true).is_some())
-}
-
-fn usual_operation(language: &'static dyn Dialect) -> Option<&'static Operation> {
-    language.operations().iter().find(|operation| operation.path == language.usual_path())
 }
 
 /// The client's request, read once.

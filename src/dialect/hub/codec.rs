@@ -3,7 +3,6 @@
 use super::{
     event::Event,
     fault::StreamFault,
-    json::Json,
     loss::{Losses, Refused},
     request::{ClientWishes, Request},
     response::Response,
@@ -130,6 +129,3 @@ pub struct Outgoing {
     /// What is to be undone in the answer.
     pub undo: Undo,
 }
-
-/// A member that is added to what goes out.
-pub type Field = (&'static str, Json);

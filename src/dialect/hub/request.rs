@@ -41,12 +41,6 @@ impl Extension {
             |(name, value): &&(String, Json)| !name.starts_with('@') && value.as_str() != "null";
         self.members.iter().filter(says).map(|(name, _)| name.as_str())
     }
-
-    /// Takes a member out.
-    pub fn take(&mut self, name: &str) -> Option<Json> {
-        let at = self.members.iter().position(|(key, _)| key == name)?;
-        Some(self.members.remove(at).1)
-    }
 }
 
 /// A request.

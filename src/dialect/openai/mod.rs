@@ -43,7 +43,7 @@ const CHAT: &str = "/v1/chat/completions";
 /// vLLM's `/tokenize`, with the chat template.
 static COUNTING: Counting = Counting {
     codec: &ChatCodec,
-    read: ChatCodec::read_request,
+    read: |body| ChatCodec.read(body),
     members: &["model", "messages", "tools"],
     count: "count",
     object: None,

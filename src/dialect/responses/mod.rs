@@ -50,7 +50,7 @@ const INPUT_TOKENS: &str = "/v1/responses/input_tokens";
 
 static COUNTING: Counting = Counting {
     codec: &ResponsesCodec,
-    read: ResponsesCodec::read_request,
+    read: |body| ResponsesCodec.read(body),
     members: &["model", "input", "instructions", "tools", "tool_choice", "text", "reasoning"],
     count: "input_tokens",
     object: Some("response.input_tokens"),

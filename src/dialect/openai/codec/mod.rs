@@ -75,16 +75,6 @@ pub const TRAITS: Traits = Traits {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ChatCodec;
 
-impl ChatCodec {
-    /// Reads a request.
-    ///
-    /// # Errors
-    /// As [`Codec::read`].
-    pub fn read_request(body: &str) -> Result<Request, Refused> {
-        read::request(body)
-    }
-}
-
 impl Codec for ChatCodec {
     fn traits(&self) -> &'static Traits {
         &TRAITS

@@ -35,16 +35,6 @@ use crate::dialect::{
 /// The codec of Responses.
 pub struct ResponsesCodec;
 
-impl ResponsesCodec {
-    /// Reads a request, for an answer or to count its tokens.
-    ///
-    /// # Errors
-    /// As [`Codec::read`].
-    pub fn read_request(body: &str) -> Result<Request, Refused> {
-        read::request(body)
-    }
-}
-
 impl Codec for ResponsesCodec {
     fn traits(&self) -> &'static Traits {
         &TRAITS

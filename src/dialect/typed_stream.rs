@@ -2,6 +2,9 @@
 //! Responses: `event: T`, then `data: {"type":T,...}`. Such a stream says itself how it ends; one that
 //! ends in another way was cut off, and its client is told so by the language's own failure.
 
+#[cfg(test)]
+pub mod watched;
+
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};

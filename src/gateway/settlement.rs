@@ -65,9 +65,6 @@ fn consumed(ctx: &Ctx, error: Option<&Error>) -> Consumption {
     let whole = outcome(ctx, error) == Outcome::Complete;
     let parts = ctx.attempt.as_ref().map_or(0, |attempt| attempt.answer.unmetered_parts());
     let (counts, source) = usage(ctx);
-    if ctx.request.counts_tokens() {
-        return Consumption::Nothing;
-    }
     let (counts, seen) = match (source, ctx.limits.asked) {
         (UsageSource::Final, _) if whole => (counts, CountSource::Complete),
         (UsageSource::Final | UsageSource::Partial, _) => (counts, CountSource::Partial),

@@ -5,60 +5,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     base::UsageSource,
-    dialect::{Blame, Failure, Meter, Metering, captured, typed_stream::TypedMeter},
+    dialect::{Blame, Failure, Meter, captured, typed_stream::watched},
 };
 
-/// A meter, what it has seen, and what went out.
-struct Watched {
-    meter: TypedMeter<MessageEvents>,
-    seen: Progress,
-    out: Vec<u8>,
-}
-
-impl Watched {
-    fn new(model: Option<&str>) -> Self {
-        let metering = Metering { model: model.map(Into::into), ..Metering::default() };
-        let meter = TypedMeter::new(&metering);
-        Self { meter, seen: Progress::default(), out: Vec::new() }
-    }
-
-    fn of(parts: &[&[u8]]) -> Self {
-        let mut watched = Self::new(None);
-        for part in parts {
-            watched.push(part);
-        }
-        watched
-    }
-
-    fn push(&mut self, part: &[u8]) {
-        let out = self.meter.push(Bytes::copy_from_slice(part), &mut self.seen);
-        self.out.extend_from_slice(&out);
-    }
-
-    fn finished(mut self) -> Self {
-        let out = self.meter.finish(&mut self.seen);
-        self.out.extend_from_slice(&out);
-        self
-    }
-
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.out).unwrap()
-    }
-
-    fn usage(&self) -> (u64, u64, Option<u64>, UsageSource) {
-        let (counts, source) = self.seen.usage(self.meter.counts());
-        (counts.prompt, counts.completion, counts.cached, source)
-    }
-
-    /// All that must not depend on how the bytes are cut.
-    fn all(&self) -> (String, String) {
-        let Progress { events, parts, content, finished, ended, choice_ended, aborted, .. } =
-            self.seen;
-        let flags = (events, parts, content, finished, ended, choice_ended, aborted);
-        let rest = (&self.seen.error, &self.seen.model, self.usage());
-        (self.text().to_owned(), format!("{flags:?} {rest:?}"))
-    }
-}
+type Watched = watched::Watched<MessageEvents>;
 
 fn event(document: &str) -> String {
     let name = std::str::from_utf8(text(document.as_bytes(), "type")).unwrap();

@@ -71,8 +71,11 @@ fn what_a_script_may_say() {
             "\"2\"",
         ),
         ("return json.encode({a = {1, 2}, b = json.null})", "\"{\\\"a\\\":[1,2],\\\"b\\\":null}\""),
-        ("return json.decode('{\"a\":[1,{\"b\":2.5}],\"c\":null}')", "{\"a\":[1,{\"b\":2.5}]}"),
-        ("return math.floor(2.7) + math.max(1, 5) + math.pow(2, 2)", "11"),
+        (
+            "return json.decode('{\"c\":null,\"a\":[1,{\"b\":2.5}]}')",
+            "{\"a\":[1,{\"b\":2.5}],\"c\":null}",
+        ),
+        ("return math.floor(2.7) + math.max(1, 5) + math.pow(2, 2)", "11.0"),
         (
             "return type(now()) .. type(now_ms()) .. type(os.time()) .. type(os.date())",
             "\"numbernumbernumberstring\"",
@@ -103,7 +106,6 @@ fn what_is_not_there() {
     for name in [
         "io",
         "package",
-        "require",
         "load",
         "loadstring",
         "loadfile",
@@ -279,7 +281,7 @@ fn the_log_is_bounded() {
     let (result, account) = script.unwrap().run_here(&Plain);
     assert!(result.is_ok());
     assert_eq!(account.log.len(), 11);
-    assert_eq!(account.log[0], "line 1\u{20}2");
+    assert_eq!(account.log[0].text, "line 1\u{20}2");
 }
 
 /// Time enough for a slow machine: these are not about the limit.

@@ -248,3 +248,32 @@ fn is_memory(error: &Error) -> bool {
         _ => false,
     }
 }
+
+/// The names of all words of an interpreter.
+#[cfg(test)]
+pub fn all_words() -> Vec<String> {
+    fn add(prefix: &str, table: &Table, words: &mut Vec<String>) {
+        for pair in table.pairs::<String, Value>() {
+            let (name, value) = pair.unwrap();
+            let name = format!("{prefix}{name}");
+            let library = value.as_table().and_then(Table::metatable);
+            let inside = library.and_then(|meta| meta.raw_get::<Value>("__index").ok());
+            match inside {
+                Some(Value::Table(inside)) => {
+                    if name == "log" {
+                        words.push(name.clone());
+                    }
+                    add(&format!("{name}."), &inside, words);
+                }
+                _ => words.push(name),
+            }
+        }
+    }
+    let interpreter = Interpreter::new().unwrap();
+    let mut words = Vec::new();
+    let base = interpreter.words.meta.raw_get::<Table>("__index").unwrap();
+    base.raw_set("http", &interpreter.words.http).unwrap();
+    add("", &base, &mut words);
+    words.sort();
+    words
+}

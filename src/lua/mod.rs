@@ -18,6 +18,8 @@ mod clock;
 mod code;
 mod date;
 mod dates;
+#[cfg(test)]
+mod effect_tests;
 mod effects;
 mod interpreter;
 mod job;
@@ -37,6 +39,8 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod texts;
+#[cfg(test)]
+mod word_tests;
 pub mod words;
 mod zone;
 

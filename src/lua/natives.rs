@@ -16,6 +16,7 @@ use super::{
     job::LogLine,
     json,
     pattern::{self, Budget, Capture, Failure, Match, SubstituteError},
+    reads::message,
     texts::{self, canonical},
 };
 
@@ -82,6 +83,12 @@ pub fn table(lua: &Lua, call: &Call, log: &Log) -> mlua::Result<Table> {
     table.set("rep", repeat)?;
     let canonical = |lua: &Lua, name: LuaString| lua.create_string(canonical(&name.as_bytes()));
     table.set("canonical", lua.create_function(canonical)?)?;
+    // What was raised in Rust is no string to Lua.
+    let told = |lua: &Lua, error: Value| match error {
+        Value::Error(error) => Ok(Value::String(lua.create_string(message(&error))?)),
+        other => Ok(other),
+    };
+    table.set("told", lua.create_function(told)?)?;
     Ok(table)
 }
 

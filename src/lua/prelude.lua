@@ -261,6 +261,16 @@ local base = {
   uuid = native.uuid, generate_uuid = native.uuid, now = native.now, now_ms = native.now_ms, log = log,
 }
 
+-- Errors that were raised in Rust become strings.
+local function told(fine, ...)
+  if fine then return true, ... end
+  local error = ...
+  if type(error) == "userdata" then error = native.told(error) end
+  return false, error
+end
+
+function base.pcall(...) return told(pcall(...)) end
+
 -- C would call the handler inside the hook that raised the error, where no hook runs.
 function base.xpcall(call, handler, ...)
   local function finish(fine, ...)
@@ -268,7 +278,7 @@ function base.xpcall(call, handler, ...)
     local _, told = pcall(handler, ...)
     return false, told
   end
-  return finish(pcall(call, ...))
+  return finish(told(pcall(call, ...)))
 end
 
 -- The fields that a metatable may have. C follows chains of tables, closes and finalizes values, and

@@ -165,13 +165,44 @@ pub fn bytecode(name: &str, text: &str) -> Result<Vec<u8>, String> {
 /// The message of an error without its traceback, on one line.
 pub fn message(error: &Error) -> String {
     let text = match error {
-        Error::CallbackError { cause, .. } => return message(cause),
+        Error::CallbackError { cause, traceback } => match (message(cause), place(traceback)) {
+            // Errors of functions in Rust do not say where they were called.
+            (text, Some(place)) if is_native(cause) => format!("{place}: {text}"),
+            (text, _) => return text,
+        },
         Error::RuntimeError(text) | Error::MemoryError(text) => text.clone(),
         Error::SyntaxError { message, .. } => message.clone(),
         other => other.to_string(),
     };
     let text = text.split("\nstack traceback:").next().unwrap_or_default();
     text.chars().take(LONGEST_ERROR).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Whether an error was raised by a function in Rust.
+fn is_native(error: &Error) -> bool {
+    match error {
+        Error::RuntimeError(text) => !text.contains("\nstack traceback:") && !has_place(text),
+        Error::BadArgument { .. } | Error::FromLuaConversionError { .. } => true,
+        _ => false,
+    }
+}
+
+/// Whether a text begins with `NAME:LINE: `.
+fn has_place(text: &str) -> bool {
+    let before = text.split(": ").next().unwrap_or_default();
+    before
+        .rsplit_once(':')
+        .is_some_and(|(_, line)| !line.is_empty() && line.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The first place of a script in a traceback, `NAME:LINE`.
+fn place(traceback: &str) -> Option<&str> {
+    traceback.lines().map(str::trim).find_map(|line| {
+        let at = line.split(": in ").next().filter(|at| at.len() < line.len())?;
+        let (name, number) = at.rsplit_once(':')?;
+        let own = name != "prelude" && !number.is_empty();
+        (own && number.bytes().all(|b| b.is_ascii_digit())).then_some(at)
+    })
 }
 
 #[cfg(test)]

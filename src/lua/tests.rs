@@ -8,7 +8,7 @@ use super::{Failure, Globals, Job, Limits, Script, json};
 
 /// A call without globals whose answer is JSON.
 #[derive(Clone)]
-struct Plain;
+pub struct Plain;
 
 impl Job for Plain {
     type Answer = serde_json::Value;
@@ -31,7 +31,7 @@ impl Job for Plain {
     }
 }
 
-fn ask(text: &str) -> Result<serde_json::Value, Failure> {
+pub fn ask(text: &str) -> Result<serde_json::Value, Failure> {
     let script =
         Script::compile("test", text, Limits::default()).unwrap_or_else(|e| panic!("{text}: {e}"));
     script.run_here(&Plain).0
@@ -285,7 +285,7 @@ fn the_log_is_bounded() {
 }
 
 /// Time enough for a slow machine: these are not about the limit.
-fn patient() -> Limits {
+pub fn patient() -> Limits {
     Limits::new(Duration::from_secs(10), 10 << 20)
 }
 

@@ -42,7 +42,7 @@ const fn early(
 }
 
 /// All words.
-pub const WORDS: [Word; 111] = [
+pub const WORDS: [Word; 118] = [
     word("_VERSION", "_VERSION", "string", "The version of Lua."),
     word(
         "assert",
@@ -215,6 +215,13 @@ pub const WORDS: [Word; 111] = [
     word("math.tointeger", "math.tointeger(x)", "integer | nil", "The integer that x is."),
     word("math.type", "math.type(x)", "string | nil", "'integer' or 'float'."),
     word("math.ult", "math.ult(m, n)", "boolean", "Compares integers without sign."),
+    word("math.atan2", "math.atan2(y, x)", "number", "The same as math.atan with two arguments."),
+    word("math.cosh", "math.cosh(x)", "number", "The hyperbolic cosine."),
+    word("math.frexp", "math.frexp(x)", "number, integer", "m and e, so that x is m * 2^e."),
+    word("math.ldexp", "math.ldexp(m, e)", "number", "m * 2^e."),
+    word("math.log10", "math.log10(x)", "number", "The logarithm with base 10."),
+    word("math.sinh", "math.sinh(x)", "number", "The hyperbolic sine."),
+    word("math.tanh", "math.tanh(x)", "number", "The hyperbolic tangent."),
     word("os.clock", "os.clock()", "number", "The CPU time of the process in seconds."),
     word(
         "os.date",
@@ -395,3 +402,23 @@ pub const WORDS: [Word; 111] = [
     word("log.warn", "log.warn(...)", "nothing", "Writes a line at the level warn."),
     word("log.error", "log.error(...)", "nothing", "Writes a line at the level error."),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lua::interpreter::all_words;
+
+    #[test]
+    fn every_word_is_in_the_table() {
+        let mut names: Vec<_> = WORDS.iter().map(|word| word.name.to_owned()).collect();
+        names.sort();
+        assert_eq!(names, all_words());
+        for word in WORDS {
+            let bare = word.signature.split(['(', '.']).next().unwrap();
+            assert!(word.name.starts_with(bare), "{}", word.name);
+            assert!(word.doc.ends_with('.'), "{}", word.name);
+            let http = word.name.starts_with("http.");
+            assert_eq!(word.stages == Stages::BeforeBackend, http, "{}", word.name);
+        }
+    }
+}

@@ -14,8 +14,8 @@
 //! | 5 | [`runtime`] | the snapshot of a configuration, and what outlives it |
 //! | 4 | [`auth`], [`balance`], [`limit`], [`route`], [`usage`] | policies, each on its own |
 //! | 3 | [`config`], [`sim`] | what the configuration file means; a simulated vLLM |
-//! | 2 | [`dialect`] | API languages |
-//! | 1 | [`lua`], [`store`], [`telemetry`], [`wire`] | scripts; clients and certificates; metrics and logs; bytes |
+//! | 2 | [`dialect`], [`lua`] | API languages; scripts |
+//! | 1 | [`store`], [`telemetry`], [`wire`] | clients and certificates; metrics and logs; bytes |
 //! | 0 | [`base`] | shared values: ids, callers, rejections, faults, counts, secrets |
 //!
 //! Inside a folder the files form no circle of imports; the same test fails on one.

@@ -84,7 +84,7 @@ impl Job for ScriptInput<'_> {
         }
         let (data, key) = (globals.wants("data"), globals.wants("key"));
         if data || key {
-            let fields = json::object(lua, self.data)?;
+            let fields = json::plain_object(lua, self.data)?;
             if key {
                 table.raw_set("key", &fields)?;
             }
@@ -93,7 +93,7 @@ impl Job for ScriptInput<'_> {
             }
         }
         if globals.wants("metadata") {
-            table.raw_set("metadata", json::object(lua, self.metadata)?)?;
+            table.raw_set("metadata", json::plain_object(lua, self.metadata)?)?;
         }
         if globals.wants("request") {
             table.raw_set("request", request_table(globals, &self.request)?)?;
@@ -163,7 +163,7 @@ impl Job for OwnedScriptInput {
 /// The table `request`, with the fields that the script can use.
 fn request_table(globals: &Globals<'_>, request: &RequestView<'_>) -> lua::Result<lua::Table> {
     let table = globals.lua.create_table_with_capacity(0, 6)?;
-    let wants = |field| globals.wants_of_request(field);
+    let wants = |field| globals.wants_field("request", field);
     if wants("method") {
         table.raw_set("method", request.method.as_str())?;
     }
@@ -224,7 +224,7 @@ impl Verdict {
     /// Reads one field; unknown fields are ignored.
     fn read(&mut self, name: &str, value: &lua::Value) -> Result<(), String> {
         let json =
-            |name: &str| json::from_lua(value, LARGEST).map_err(|e| format!("`{name}`: {e}"));
+            |name: &str| json::from_lua_plain(value, LARGEST).map_err(|e| format!("`{name}`: {e}"));
         match (name, value) {
             ("allow", lua::Value::Boolean(allow)) => self.allow = *allow,
             ("allow", other) => {

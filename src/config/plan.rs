@@ -8,6 +8,7 @@ mod discovery;
 mod health_check;
 mod limit;
 mod log;
+mod lua;
 mod model_presets;
 mod planner;
 mod routing;
@@ -23,6 +24,7 @@ mod vendor;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -56,7 +58,7 @@ use super::{
     raw::Raw,
 };
 pub use crate::base::ModelPattern;
-use crate::{base::ip::IpRules, store::proxy::Proxies};
+use crate::{base::ip::IpRules, lua::Library, store::proxy::Proxies};
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -100,6 +102,8 @@ pub struct Plan {
     /// `None`: requests need no key.
     pub auth: Option<AuthPlan>,
     pub limits: LimitPlan,
+    /// What scripts reach beyond their own values.
+    pub lua: Arc<Library>,
     /// Tiers of keys, by name.
     pub tiers: BTreeMap<String, TierPlan>,
     /// Addresses that may send requests.
@@ -139,6 +143,8 @@ pub(super) fn plan(
     let usage = planner.usage(raw);
     let sizes = planner.sizes(&raw.server);
     planner.storage(raw);
+    let lua = planner.lua_library(raw);
+    planner.library = Arc::clone(&lua);
     let auth = planner.auth(raw);
     let limits = planner.limits(raw, auth.as_ref());
     let tiers = planner.tiers(raw);
@@ -174,6 +180,7 @@ pub(super) fn plan(
         log: log::log(&raw.log),
         auth,
         limits: limits?,
+        lua,
         tiers,
         ip_rules,
         trusted_proxies,

@@ -9,6 +9,7 @@ mod edge_guard;
 mod health_check;
 mod limit;
 mod log;
+mod lua;
 mod models;
 mod routing;
 mod scalar;
@@ -25,7 +26,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     admin::*, auth::*, backend::*, discovery::*, edge_guard::*, health_check::*, limit::*, log::*,
-    models::*, routing::*, scalar::*, server::*, storage::*, tier::*, timeouts::*, usage::*,
+    lua::*, models::*, routing::*, scalar::*, server::*, storage::*, tier::*, timeouts::*,
+    usage::*,
 };
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
@@ -92,6 +94,9 @@ pub struct Raw {
     pub admin: Admin,
     /// Limits. Without this section only the per-key limits of `api_keys` and providers apply.
     pub rate_limit: Option<RateLimit>,
+    /// What scripts reach beyond their own values.
+    #[serde(default)]
+    pub lua: LuaLibrary,
     /// Tiers of keys, by name. The `tier` of a key refers to one.
     #[serde(default)]
     pub tiers: BTreeMap<String, Tier>,

@@ -124,6 +124,11 @@ impl Clock {
         true
     }
 
+    /// The script has waited for this long, which is not its time.
+    pub fn pause(&self, waited: Duration) {
+        self.0.end.set(self.0.end.get() + waited);
+    }
+
     /// Ends the script: returns an error, and from now on every instruction raises one, so that the
     /// script cannot continue after a `pcall`.
     pub fn end(&self, lua: &Lua) -> Error {

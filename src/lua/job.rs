@@ -23,7 +23,7 @@ impl Limits {
     }
 
     /// The limits on a thread that serves requests. A call that needs more is started again on another
-    /// thread: a script has no effects except its answer, so nothing is done twice. The script does not
+    /// thread: its effects are recorded, so nothing is done twice (see `journal.rs`). The script does not
     /// notice, because there is no error that it could catch.
     pub(super) fn brief(self) -> Self {
         Self { time: BRIEF.min(self.time), brief_memory: Some(BRIEF_MEMORY), ..self }
@@ -89,34 +89,79 @@ pub trait Job {
     fn own(&self) -> Self::Owned;
 }
 
+/// Where a script is used: which words it has, and how it is called in messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// The name of the stage.
+    pub stage: &'static str,
+    /// Whether the script may send requests to other servers.
+    pub http: bool,
+}
+
+/// The stages whose scripts may use `http`: they decide before a backend is asked.
+pub const HTTP_STAGES: [&str; 4] = ["on_request", "on_auth", "rate_limit", "on_route"];
+
+impl Scope {
+    /// The decision about a key.
+    pub const AUTH: Self = Self { stage: "auth", http: true };
+
+    /// The scope of a stage, by its name.
+    pub fn of_stage(stage: &'static str) -> Self {
+        Self { stage, http: HTTP_STAGES.contains(&stage) }
+    }
+}
+
 /// The globals of a call, while a job sets them.
 pub struct Globals<'a> {
     pub lua: &'a Lua,
     pub table: &'a Table,
     /// The metatable for header tables, which makes their names not case-sensitive.
     pub headers: &'a Table,
+    pub(super) callables: &'a Table,
     pub(super) code: &'a Code,
 }
 
 impl Globals<'_> {
     /// Whether the script can use this global. If not, it need not be set.
     pub fn wants(&self, name: &str) -> bool {
-        self.code.mentions.contains(&name)
+        self.code.reads.wants(name)
     }
 
-    /// Whether the script can use this field of the global `request`. If not, it need not be set.
-    pub fn wants_of_request(&self, field: &str) -> bool {
-        self.code.reads_of_request(field)
+    /// Whether the script can use this field of a global. If not, it need not be set.
+    pub fn wants_field(&self, global: &str, field: &str) -> bool {
+        self.code.reads.wants_field(global, field)
+    }
+
+    /// Makes a table callable as the function of this name: `error`, or `log`. For a global that has
+    /// the name of a function.
+    ///
+    /// # Errors
+    /// If the interpreter has no memory for it.
+    pub fn callable(&self, table: &Table, word: &str) -> mlua::Result<()> {
+        table.set_metatable(self.callables.raw_get::<Option<Table>>(word)?)
+    }
+}
+
+/// A line that a script logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    pub level: log::Level,
+    pub text: String,
+}
+
+impl fmt::Display for LogLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
 /// The resources that a call used, and its log.
 #[derive(Clone, Debug, Default)]
 pub struct Account {
-    /// Wall time.
+    /// Wall time, including what the call waited for.
     pub time: Duration,
     /// Bytes of its values, including those not yet collected.
     pub memory: usize,
     /// Lines that it logged.
-    pub log: Vec<String>,
+    pub log: Vec<LogLine>,
 }

@@ -1,4 +1,14 @@
 //! Converts values between JSON and Lua.
+//!
+//! Lua has no `null` in a table, no integer above 2^63-1, and one empty table for `[]` and `{}`. What a
+//! table cannot hold is kept in a hidden metatable, its mark, which scripts can neither see nor change:
+//!
+//! - Lists are marked as such, so that an empty one stays a list.
+//! - The names of an object's null members. A member that is still absent is written as null again.
+//! - The digits of integers above 2^63-1 (up to 2^64-1). The script sees the digits as a string; where
+//!   that string still is at its place, it is written as a number again.
+//!
+//! A table that a script builds itself has no mark.
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,12 +25,16 @@ use serde_json::{Map, Number};
 /// Largest nesting of a value.
 const DEEPEST: usize = 64;
 
-/// The metatable of lists, which makes an empty table a JSON list. Scripts cannot see it: it has no
-/// metamethods, and its key cannot be set by a script.
+/// The mark of lists without large integers. It has no metamethods, and its keys cannot be set by a
+/// script.
 struct ListMark(Table);
 
-/// The key in the mark; no other metatable has it.
-const MARK: i64 = 1;
+/// Keys in a mark; no other metatable has them.
+const LIST: i64 = 1;
+/// A table whose keys are the names of null members.
+const NULLS: i64 = 2;
+/// A table of the digits of large integers, by name or index.
+const LARGE: i64 = 3;
 
 /// Creates the mark for lists of this interpreter.
 ///
@@ -28,7 +42,7 @@ const MARK: i64 = 1;
 /// If it is out of memory.
 pub fn prepare(lua: &Lua) -> mlua::Result<()> {
     let mark = lua.create_table()?;
-    mark.raw_set(MARK, true)?;
+    mark.raw_set(LIST, true)?;
     lua.set_app_data(ListMark(mark));
     Ok(())
 }
@@ -50,57 +64,160 @@ pub fn mark_list(lua: &Lua, table: &Table) -> mlua::Result<()> {
 fn is_list(table: &Table) -> bool {
     table
         .metatable()
-        .is_some_and(|mark| mark.raw_get::<Value>(MARK).is_ok_and(|v| v == Value::Boolean(true)))
+        .is_some_and(|mark| mark.raw_get::<Value>(LIST).is_ok_and(|v| v == Value::Boolean(true)))
 }
 
-/// A Lua value for a JSON value. An integer that is too large for Lua becomes text, because it would
-/// be inexact as a floating-point number. `null` in an object is an absent field, in a list
-/// `json.null`.
+/// What the mark of a table keeps under this key.
+fn kept(table: &Table, key: i64) -> Option<Table> {
+    table.metatable()?.raw_get::<Option<Table>>(key).ok()?
+}
+
+/// The mark of a table while the table is filled.
+#[derive(Default)]
+struct Mark {
+    nulls: Option<Table>,
+    large: Option<Table>,
+}
+
+impl Mark {
+    fn null(&mut self, lua: &Lua, name: &str) -> mlua::Result<()> {
+        let nulls = match self.nulls.take() {
+            Some(nulls) => nulls,
+            None => lua.create_table()?,
+        };
+        nulls.raw_set(name, true)?;
+        self.nulls = Some(nulls);
+        Ok(())
+    }
+
+    fn large(&mut self, lua: &Lua, key: impl mlua::IntoLua, digits: &Value) -> mlua::Result<()> {
+        let large = match self.large.take() {
+            Some(large) => large,
+            None => lua.create_table()?,
+        };
+        large.raw_set(key, digits)?;
+        self.large = Some(large);
+        Ok(())
+    }
+
+    fn set(self, lua: &Lua, table: &Table, list: bool) -> mlua::Result<()> {
+        if self.nulls.is_none() && self.large.is_none() {
+            return if list { mark_list(lua, table) } else { Ok(()) };
+        }
+        let mark = lua.create_table()?;
+        if list {
+            mark.raw_set(LIST, true)?;
+        }
+        mark.raw_set(NULLS, self.nulls)?;
+        mark.raw_set(LARGE, self.large)?;
+        table.set_metatable(Some(mark))
+    }
+}
+
+/// A Lua value for a JSON value. `null` in an object is an absent member that is written again, in a
+/// list `json.null`. An integer that is too large for Lua is text (see above); on its own, outside of
+/// an object or a list, it stays text.
 ///
 /// # Errors
 /// If the interpreter is out of memory.
 pub fn to_lua(lua: &Lua, value: &serde_json::Value) -> mlua::Result<Value> {
-    Ok(match value {
-        serde_json::Value::Null => Value::NULL,
-        serde_json::Value::Bool(b) => Value::Boolean(*b),
-        serde_json::Value::Number(n) => number(lua, n)?,
-        serde_json::Value::String(s) => Value::String(lua.create_string(s)?),
-        serde_json::Value::Array(items) => {
-            let table = lua.create_table_with_capacity(items.len(), 0)?;
-            for item in items {
-                table.raw_push(to_lua(lua, item)?)?;
-            }
-            mark_list(lua, &table)?;
-            Value::Table(table)
-        }
-        serde_json::Value::Object(map) => Value::Table(object(lua, map)?),
-    })
+    Writer { lua, marks: true }.value(value)
 }
 
-/// A Lua table for a JSON object.
+/// A Lua table for a JSON object, as [`to_lua`].
 ///
 /// # Errors
 /// As [`to_lua`].
 pub fn object(lua: &Lua, map: &Map<String, serde_json::Value>) -> mlua::Result<Table> {
-    let table = lua.create_table_with_capacity(0, map.len())?;
-    for (name, value) in map {
-        let name = name.as_str();
-        match value {
-            serde_json::Value::Null => {}
-            // Most fields are texts: a text that is set at once needs no handle.
-            serde_json::Value::String(text) => table.raw_set(name, text.as_str())?,
-            value => table.raw_set(name, to_lua(lua, value)?)?,
-        }
-    }
-    Ok(table)
+    Writer { lua, marks: true }.object(map)
 }
 
-fn number(lua: &Lua, n: &Number) -> mlua::Result<Value> {
-    Ok(match (n.as_i64(), n.as_u64()) {
-        (Some(integer), _) => Value::Integer(integer),
-        (None, Some(large)) => Value::String(lua.create_string(large.to_string())?),
-        (None, None) => Value::Number(n.as_f64().unwrap_or(f64::NAN)),
-    })
+/// The same without memory of nulls and of large integers: cheaper, for data that does not go back.
+///
+/// # Errors
+/// As [`to_lua`].
+pub fn plain_object(lua: &Lua, map: &Map<String, serde_json::Value>) -> mlua::Result<Table> {
+    Writer { lua, marks: false }.object(map)
+}
+
+/// The value as it comes back from a script that does not touch it: members are in the order of their
+/// names.
+pub fn normalised(value: &serde_json::Value) -> serde_json::Value {
+    let mut value = match value {
+        serde_json::Value::Number(n) if is_large(n) => n.to_string().into(),
+        other => other.clone(),
+    };
+    value.sort_all_objects();
+    value
+}
+
+/// Whether a number is an integer beyond Lua's.
+fn is_large(n: &Number) -> bool {
+    n.is_u64() && !n.is_i64()
+}
+
+/// Converts JSON values.
+#[derive(Clone, Copy)]
+struct Writer<'l> {
+    lua: &'l Lua,
+    marks: bool,
+}
+
+impl Writer<'_> {
+    fn value(self, value: &serde_json::Value) -> mlua::Result<Value> {
+        Ok(match value {
+            serde_json::Value::Null => Value::NULL,
+            serde_json::Value::Bool(b) => Value::Boolean(*b),
+            serde_json::Value::Number(n) => self.number(n)?,
+            serde_json::Value::String(s) => Value::String(self.lua.create_string(s)?),
+            serde_json::Value::Array(items) => Value::Table(self.list(items)?),
+            serde_json::Value::Object(map) => Value::Table(self.object(map)?),
+        })
+    }
+
+    fn list(self, items: &[serde_json::Value]) -> mlua::Result<Table> {
+        let table = self.lua.create_table_with_capacity(items.len(), 0)?;
+        let mut mark = Mark::default();
+        for (i, item) in items.iter().enumerate() {
+            let value = self.value(item)?;
+            if self.marks && item.as_number().is_some_and(is_large) {
+                mark.large(self.lua, i + 1, &value)?;
+            }
+            table.raw_push(value)?;
+        }
+        mark.set(self.lua, &table, true)?;
+        Ok(table)
+    }
+
+    fn object(self, map: &Map<String, serde_json::Value>) -> mlua::Result<Table> {
+        let table = self.lua.create_table_with_capacity(0, map.len())?;
+        let mut mark = Mark::default();
+        for (name, value) in map {
+            let name = name.as_str();
+            match value {
+                serde_json::Value::Null if self.marks => mark.null(self.lua, name)?,
+                serde_json::Value::Null => {}
+                // Most fields are texts: a text that is set at once needs no handle.
+                serde_json::Value::String(text) => table.raw_set(name, text.as_str())?,
+                serde_json::Value::Number(n) if self.marks && is_large(n) => {
+                    let digits = self.number(n)?;
+                    mark.large(self.lua, name, &digits)?;
+                    table.raw_set(name, digits)?;
+                }
+                value => table.raw_set(name, self.value(value)?)?,
+            }
+        }
+        mark.set(self.lua, &table, false)?;
+        Ok(table)
+    }
+
+    fn number(self, n: &Number) -> mlua::Result<Value> {
+        Ok(match (n.as_i64(), n.as_u64()) {
+            (Some(integer), _) => Value::Integer(integer),
+            (None, Some(large)) => Value::String(self.lua.create_string(large.to_string())?),
+            (None, None) => Value::Number(n.as_f64().unwrap_or(f64::NAN)),
+        })
+    }
 }
 
 /// Parses a JSON text directly into Lua values, so that the memory limit applies. `look` is called
@@ -109,7 +226,13 @@ fn number(lua: &Lua, n: &Number) -> mlua::Result<Value> {
 /// # Errors
 /// The problem of the text, or the error of `look` or the interpreter.
 pub fn decode(lua: &Lua, text: &[u8], look: &dyn Fn() -> mlua::Result<()>) -> mlua::Result<Value> {
-    let into = Into { lua, look, seen: &Cell::new(0), failed: &RefCell::new(None) };
+    let into = Into {
+        lua,
+        look,
+        seen: &Cell::new(0),
+        large: &Cell::new(false),
+        failed: &RefCell::new(None),
+    };
     let mut reader = serde_json::Deserializer::from_slice(text);
     let value = into.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
     value.map_err(|e| {
@@ -124,6 +247,8 @@ struct Into<'l> {
     look: &'l dyn Fn() -> mlua::Result<()>,
     /// Number of values read.
     seen: &'l Cell<u32>,
+    /// Whether the value that was read last is a large integer.
+    large: &'l Cell<bool>,
     /// An error of the interpreter.
     failed: &'l RefCell<Option<mlua::Error>>,
 }
@@ -172,7 +297,10 @@ impl<'de> Visitor<'de> for Into<'_> {
     fn visit_u64<E: Error>(self, n: u64) -> Result<Value, E> {
         match i64::try_from(n) {
             Ok(integer) => Ok(Value::Integer(integer)),
-            Err(_) => self.kept(self.lua.create_string(n.to_string()).map(Value::String)),
+            Err(_) => {
+                self.large.set(true);
+                self.kept(self.lua.create_string(n.to_string()).map(Value::String))
+            }
         }
     }
 
@@ -186,40 +314,63 @@ impl<'de> Visitor<'de> for Into<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let table = self.kept(self.lua.create_table())?;
+        let (mut mark, mut n) = (Mark::default(), 0);
         while let Some(item) = items.next_element_seed(self)? {
+            n += 1;
+            if self.large.take() {
+                self.kept(mark.large(self.lua, n, &item))?;
+            }
             self.kept(table.raw_push(item))?;
         }
-        self.kept(mark_list(self.lua, &table))?;
+        self.kept(mark.set(self.lua, &table, true))?;
         Ok(Value::Table(table))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
         let table = self.kept(self.lua.create_table())?;
+        let mut mark = Mark::default();
         while let Some(name) = fields.next_key::<String>()? {
             let value = fields.next_value_seed(self)?;
-            if !value.is_null() {
-                self.kept(table.raw_set(name, value))?;
+            if value.is_null() {
+                self.kept(mark.null(self.lua, &name))?;
+                continue;
             }
+            if self.large.take() {
+                self.kept(mark.large(self.lua, name.as_str(), &value))?;
+            }
+            self.kept(table.raw_set(name, value))?;
         }
+        self.kept(mark.set(self.lua, &table, false))?;
         Ok(Value::Table(table))
     }
 }
 
-/// A JSON text of at most `largest` bytes. `over` returns whether the time is over.
+/// A JSON text of at most `largest` bytes; members are in the order of their names. `over` returns
+/// whether the time is over.
 ///
 /// # Errors
 /// Why the value cannot be converted.
 pub fn encode(value: &Value, largest: usize, over: &dyn Fn() -> bool) -> Result<String, String> {
-    let value = Reader { left: largest, over, steps: 0 }.value(value, 0)?;
+    let value = Reader { left: largest, over, steps: 0, exact: true }.value(value, 0)?;
     Ok(value.to_string())
 }
 
-/// A JSON value of at most about `largest` bytes.
+/// A JSON value of at most about `largest` bytes; members are in the order of their names. Nulls and
+/// large integers come back as they went in, and a float stays one: `5.0` is not `5`.
 ///
 /// # Errors
 /// Why the value cannot be converted.
 pub fn from_lua(value: &Value, largest: usize) -> Result<serde_json::Value, String> {
-    Reader { left: largest, over: &|| false, steps: 0 }.value(value, 0)
+    Reader { left: largest, over: &|| false, steps: 0, exact: true }.value(value, 0)
+}
+
+/// As [`from_lua`], for values that a script has made itself: `5.0` and `5` are the same number, null
+/// members are left out, and large integers are texts.
+///
+/// # Errors
+/// Why the value cannot be converted.
+pub fn from_lua_plain(value: &Value, largest: usize) -> Result<serde_json::Value, String> {
+    Reader { left: largest, over: &|| false, steps: 0, exact: false }.value(value, 0)
 }
 
 /// Whether this may be how Lua writes a number.
@@ -236,6 +387,8 @@ struct Reader<'a> {
     left: usize,
     over: &'a dyn Fn() -> bool,
     steps: u32,
+    /// Whether the marks of tables are read, and floats stay floats.
+    exact: bool,
 }
 
 fn runtime(why: impl fmt::Display) -> mlua::Error {
@@ -263,8 +416,9 @@ impl Reader<'_> {
             value if value.is_null() => serde_json::Value::Null,
             Value::Boolean(b) => (*b).into(),
             Value::Integer(n) => (*n).into(),
-            // As in scripts, 5.0 and 5 are the same number.
-            Value::Number(n) if n.fract() == 0.0 && n.abs() < 9e15 => (*n as i64).into(),
+            Value::Number(n) if !self.exact && n.fract() == 0.0 && n.abs() < 9e15 => {
+                (*n as i64).into()
+            }
             Value::Number(n) => Number::from_f64(*n).ok_or("a number is not finite")?.into(),
             Value::String(text) => {
                 let text = text.as_bytes();
@@ -305,6 +459,17 @@ impl Reader<'_> {
             }
         };
         table.for_each::<Value, Value>(only_items).map_err(text)?;
+        if self.exact
+            && let Some(large) = kept(table, LARGE)
+        {
+            let restore = |at: usize, digits: String| {
+                if let Some(item) = at.checked_sub(1).and_then(|at| items.get_mut(at)) {
+                    restore(item, &digits);
+                }
+                Ok(())
+            };
+            large.for_each(restore).map_err(text)?;
+        }
         Ok(items.into())
     }
 
@@ -328,6 +493,9 @@ impl Reader<'_> {
             Ok(())
         };
         table.for_each(read).map_err(|e| e.to_string())?;
+        if self.exact {
+            self.restore_members(table, &mut fields)?;
+        }
         if fields.is_empty() && is_list(table) {
             return Ok(serde_json::Value::Array(Vec::new()));
         }
@@ -336,5 +504,42 @@ impl Reader<'_> {
             fields.sort_keys();
         }
         Ok(fields.into())
+    }
+
+    /// Writes null members again that are still absent, and large integers as numbers.
+    fn restore_members(
+        &mut self,
+        table: &Table,
+        fields: &mut Map<String, serde_json::Value>,
+    ) -> Result<(), String> {
+        if let Some(nulls) = kept(table, NULLS) {
+            let add = |name: String, _: Value| {
+                if !fields.contains_key(&name) {
+                    self.take(64 + name.len()).map_err(runtime)?;
+                    fields.insert(name, serde_json::Value::Null);
+                }
+                Ok(())
+            };
+            nulls.for_each(add).map_err(|e| e.to_string())?;
+        }
+        if let Some(large) = kept(table, LARGE) {
+            let restore = |name: String, digits: String| {
+                if let Some(value) = fields.get_mut(&name) {
+                    restore(value, &digits);
+                }
+                Ok(())
+            };
+            large.for_each(restore).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// A large integer as a number again, if the script has not changed it.
+fn restore(value: &mut serde_json::Value, digits: &str) {
+    if value.as_str() == Some(digits)
+        && let Ok(n) = digits.parse::<u64>()
+    {
+        *value = n.into();
     }
 }

@@ -1,18 +1,23 @@
-//! The functions of the sandbox that are written in Rust: patterns, JSON, time, the log.
+//! The functions of the sandbox that are written in Rust: here patterns, JSON, the log.
 
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    time::{SystemTime, UNIX_EPOCH},
 };
+
+use log::Level;
 
 use mlua::{Error, Lua, LuaString, MultiValue, Table, Value, Variadic};
 
 use super::{
+    call::Call,
     clock::Clock,
+    dates, effects,
+    job::LogLine,
     json,
     pattern::{self, Budget, Capture, Failure, Match, SubstituteError},
-    zone,
+    reads::message,
+    texts::{self, canonical},
 };
 
 /// Largest string that a native builds outside of the interpreter's memory limit.
@@ -38,34 +43,59 @@ const LOG_LENGTH: usize = 1000;
 
 /// The log lines of a call.
 #[derive(Clone, Default)]
-pub struct Log(Rc<RefCell<Vec<String>>>);
+pub struct Log(Rc<RefCell<Vec<LogLine>>>);
 
 impl Log {
-    fn add(&self, text: &str) {
+    fn add(&self, level: Level, text: &str) {
         let mut lines = self.0.borrow_mut();
         if lines.len() < LOG_LINES {
             let one_line = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-            lines.push(one_line.take(LOG_LENGTH).collect());
+            lines.push(LogLine { level, text: one_line.take(LOG_LENGTH).collect() });
         } else if lines.len() == LOG_LINES {
-            lines.push("more lines were left out".to_owned());
+            lines.push(LogLine { level, text: "more lines were left out".to_owned() });
         }
     }
 
     /// Takes the lines.
-    pub fn take(&self) -> Vec<String> {
+    pub fn take(&self) -> Vec<LogLine> {
         std::mem::take(&mut self.0.borrow_mut())
     }
 }
 
 /// The table of all natives, for the prelude.
-pub fn table(lua: &Lua, clock: &Clock, log: &Log) -> mlua::Result<Table> {
+pub fn table(lua: &Lua, call: &Call, log: &Log) -> mlua::Result<Table> {
     let table = lua.create_table()?;
+    let clock = call.clock();
     patterns(lua, &table, clock)?;
     json_functions(lua, &table, clock)?;
-    table.set("now", lua.create_function(|_, ()| Ok(unix().as_secs()))?)?;
-    table.set("now_ms", lua.create_function(|_, ()| Ok(unix().as_millis() as u64))?)?;
+    effects::functions(lua, &table, call)?;
+    dates::functions(lua, &table, call)?;
+    texts::functions(lua, &table, clock)?;
+    for (name, level) in [("info", Level::Info), ("warn", Level::Warn), ("fail", Level::Error)] {
+        table.set(name, logger(lua, log, level)?)?;
+    }
+    let at = clock.clone();
+    table.set("look", lua.create_function(move |lua, ()| at.check(lua))?)?;
+    let at = clock.clone();
+    let repeat = lua.create_function(move |lua, (text, n, separator): Repeated| {
+        repeat(lua, &at, &text, n, separator.as_ref())
+    })?;
+    table.set("rep", repeat)?;
+    let canonical = |lua: &Lua, name: LuaString| lua.create_string(canonical(&name.as_bytes()));
+    table.set("canonical", lua.create_function(canonical)?)?;
+    // What was raised in Rust is no string to Lua.
+    let told = |lua: &Lua, error: Value| match error {
+        Value::Error(error) => Ok(Value::String(lua.create_string(message(&error))?)),
+        other => Ok(other),
+    };
+    table.set("told", lua.create_function(told)?)?;
+    Ok(table)
+}
+
+/// The function that logs at this level.
+fn logger(lua: &Lua, log: &Log, level: Level) -> mlua::Result<mlua::Function> {
     let log = log.clone();
-    let write = lua.create_function(move |lua, values: Variadic<Value>| {
+    lua.create_function(move |lua, values: Variadic<Value>| {
         let mut line = String::new();
         for (i, value) in values.into_iter().enumerate() {
             if line.len() > LOG_LENGTH {
@@ -80,25 +110,9 @@ pub fn table(lua: &Lua, clock: &Clock, log: &Log) -> mlua::Result<Table> {
             let head = &bytes[..bytes.len().min(4 * LOG_LENGTH)];
             line.push_str(&String::from_utf8_lossy(head));
         }
-        log.add(&line);
+        log.add(level, &line);
         Ok(())
-    })?;
-    table.set("log", write)?;
-    let at = clock.clone();
-    table.set("look", lua.create_function(move |lua, ()| at.check(lua))?)?;
-    let at = clock.clone();
-    let repeat = lua.create_function(move |lua, (text, n, separator): Repeated| {
-        repeat(lua, &at, &text, n, separator.as_ref())
-    })?;
-    table.set("rep", repeat)?;
-    table.set("unknown_zone", zone::unknown())?;
-    let canonical = |lua: &Lua, name: LuaString| lua.create_string(canonical(&name.as_bytes()));
-    table.set("canonical", lua.create_function(canonical)?)?;
-    Ok(table)
-}
-
-fn unix() -> std::time::Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    })
 }
 
 type Repeated = (LuaString, i64, Option<LuaString>);
@@ -138,17 +152,6 @@ fn repeat(
     let made = lua.create_string(out)?;
     clock.check(lua)?;
     Ok(made)
-}
-
-/// The name of a header field in scripts: `x-api-key` is `X-Api-Key`.
-pub fn canonical(name: &[u8]) -> Vec<u8> {
-    let mut start = true;
-    let case = |b: &u8| {
-        let out = if start { b.to_ascii_uppercase() } else { b.to_ascii_lowercase() };
-        start = *b == b'-';
-        out
-    };
-    name.iter().map(case).collect()
 }
 
 fn json_functions(lua: &Lua, table: &Table, clock: &Clock) -> mlua::Result<()> {

@@ -1,6 +1,7 @@
--- Builds the environment of scripts, once per interpreter. Returns the metatable of a call's globals,
--- the metatable of header tables, the table that the inputs of a call are set in, and the metatable of
--- globals that a call only reads.
+-- Builds the environment of scripts, once per interpreter. Returns a table: the metatable of a call's
+-- globals (meta), the metatable of header tables (headers), the table that the inputs of a call are set
+-- in (inputs), the metatable of globals that a call only reads (only_read), metatables that make tables
+-- callable (callables), and the word http, which not every script has.
 --
 -- No instruction hook runs inside a C function, and a script must not be able to stay in one. So
 -- functions that walk tables of any length are written in Lua here, and functions that search strings
@@ -10,8 +11,8 @@ local native = ...
 local error, getmetatable, setmetatable, rawget, rawset = error, getmetatable, setmetatable, rawget, rawset
 local next, pcall, select, tostring, type = next, pcall, select, tostring, type
 local plain_concat, plain_unpack = table.concat, table.unpack
-local plain_format, plain_date, plain_time, look = string.format, os.date, os.time, native.look
-local format_arguments <const>, format_length <const>, date_length <const> = 50, 10000, 100
+local plain_format, look = string.format, native.look
+local format_arguments <const>, format_length <const> = 50, 10000
 local concat_limit <const>, unpack_limit <const> = 1000000, 100000
 
 local function expect(t, name)
@@ -167,6 +168,7 @@ end
 local maths = {}
 for name, value in pairs(math) do maths[name] = value end
 maths.randomseed = nil
+maths.random = native.random
 maths.pow = maths.pow or function(x, y) return x ^ y end
 
 -- A read-only view of a library.
@@ -178,24 +180,68 @@ local function frozen(library, name)
   })
 end
 
--- If the time zone of the environment is unknown, C silently uses UTC.
-local function zoned()
-  if native.unknown_zone then
-    error("the time zone '" .. native.unknown_zone .. "' (TZ) is not known here: there is no file for it. " ..
-      "Say UTC (os.date('!...'), now()), or give TZ a rule as in CET-1CEST,M3.5.0,M10.5.0/3", 3)
-  end
+-- A table that is also a function.
+local function callable(call, library)
+  return {
+    __index = library,
+    __call = function(_, ...) return call(...) end,
+    __newindex = library and function() error("it cannot be changed", 2) end,
+    __metatable = false,
+  }
 end
 
-local function date(format, time)
-  if format ~= nil and #tostring(format) > date_length then error("the format is too long", 2) end
-  if tostring(format or ""):sub(1, 1) ~= "!" then zoned() end
-  return plain_date(format, time)
+local callables = {
+  error = {
+    __call = function(_, message, level)
+      return error(message, level == 0 and 0 or (level or 1) + 1)
+    end,
+    __metatable = false,
+  },
+  log = callable(native.info),
+}
+
+local log = setmetatable({}, callable(native.info, {info = native.info, warn = native.warn, error = native.fail}))
+
+local string_utils = {
+  split = native.split, trim = native.trim, contains = native.contains,
+  starts_with = native.starts_with, ends_with = native.ends_with,
+  lower = native.lowercase, upper = native.uppercase,
+}
+function string_utils.join(list, separator) return tables.concat(list, separator) end
+
+local hash = {
+  md5 = native.md5, sha1 = native.sha1, sha256 = native.sha256, hmac_sha256 = native.hmac_sha256,
+  base64_encode = native.base64_encode, base64_decode = native.base64_decode, hex = native.hex,
+}
+
+-- Requests to other servers.
+local http = {}
+
+local function ask(method, url, headers, body, timeout)
+  if headers ~= nil and type(headers) ~= "table" then error("http: headers is not a table", 3) end
+  local status, fields, text = native.http(method, url, headers, body, timeout)
+  return {status = status, headers = setmetatable(fields, native.header_names), body = text}
 end
 
-local function time(t)
-  if t == nil then return plain_time() end
-  zoned()
-  return plain_time(t)
+local function options_of(options)
+  if options == nil then return {} end
+  if type(options) ~= "table" then error("http: the options are not a table", 3) end
+  return options
+end
+
+function http.get(url, options)
+  options = options_of(options)
+  return ask("GET", url, options.headers, nil, options.timeout)
+end
+
+function http.post(url, body, options)
+  options = options_of(options)
+  return ask("POST", url, options.headers, body, options.timeout)
+end
+
+function http.request(options)
+  options = options_of(options)
+  return ask(options.method or "GET", options.url, options.headers, options.body, options.timeout)
 end
 
 local base = {
@@ -203,10 +249,27 @@ local base = {
   rawequal = rawequal, rawget = rawget, rawlen = rawlen, select = select,
   tonumber = tonumber, tostring = tostring, type = type, unpack = tables.unpack, _VERSION = _VERSION,
   string = frozen(strings, "string"), table = frozen(tables, "table"), math = frozen(maths, "math"),
-  os = frozen({time = time, date = date, clock = os.clock, difftime = os.difftime}, "os"),
+  os = frozen({time = native.time, date = native.date, clock = os.clock, difftime = os.difftime}, "os"),
   json = frozen({encode = native.encode, decode = native.decode, null = native.null, array = native.array}, "json"),
-  now = native.now, now_ms = native.now_ms, log = native.log,
+  string_utils = frozen(string_utils, "string_utils"), hash = frozen(hash, "hash"),
+  time = frozen({now = native.now, now_ms = native.now_ms, format = native.format_time, parse = native.parse_time}, "time"),
+  store = frozen({
+    get = native.store_get, set = native.store_set, incr = native.store_incr,
+    expire = native.store_expire, delete = native.store_delete,
+  }, "store"),
+  env = frozen(function(_, name) return native.env(name) end, "env"),
+  uuid = native.uuid, generate_uuid = native.uuid, now = native.now, now_ms = native.now_ms, log = log,
 }
+
+-- Errors that were raised in Rust become strings.
+local function told(fine, ...)
+  if fine then return true, ... end
+  local error = ...
+  if type(error) == "userdata" then error = native.told(error) end
+  return false, error
+end
+
+function base.pcall(...) return told(pcall(...)) end
 
 -- C would call the handler inside the hook that raised the error, where no hook runs.
 function base.xpcall(call, handler, ...)
@@ -215,7 +278,7 @@ function base.xpcall(call, handler, ...)
     local _, told = pcall(handler, ...)
     return false, told
   end
-  return finish(pcall(call, ...))
+  return finish(told(pcall(call, ...)))
 end
 
 -- The fields that a metatable may have. C follows chains of tables, closes and finalizes values, and
@@ -278,6 +341,30 @@ local headers = {
   end,
   __metatable = false,
 }
+native.header_names = headers
+
+-- Modules: each has globals of its own, and its value is kept for the rest of the call.
+local meta, loading, frozen_http = {__index = base, __metatable = false}, {}, frozen(http, "http")
+
+function base.require(name)
+  if type(name) ~= "string" then error("bad argument #1 to 'require' (string expected)", 2) end
+  local loaded = native.loaded()
+  local known = loaded[name]
+  if known == loading then error("the module '" .. name .. "' requires itself, perhaps by way of others", 2) end
+  if known ~= nil then return known end
+  local module = native.module(name)
+  local globals = setmetatable({}, meta)
+  if native.may_use_http() then globals.http = frozen_http end
+  loaded[name] = loading
+  local fine, value = pcall(module, globals, name)
+  if not fine then
+    loaded[name] = nil
+    error(value, 0)
+  end
+  if value == nil then value = true end
+  loaded[name] = value
+  return value
+end
 
 -- The globals of a script that sets none are an empty table, which every call can use: it shows the
 -- call's inputs, and behind them the library. The first global that a script does set moves the inputs
@@ -296,4 +383,7 @@ local only_read = {
   __metatable = false,
 }
 
-return {__index = base, __metatable = false}, headers, inputs, only_read
+return {
+  meta = meta, headers = headers, inputs = inputs, only_read = only_read, callables = callables,
+  http = frozen_http,
+}

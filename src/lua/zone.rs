@@ -1,21 +1,64 @@
-//! The time zone of the environment (TZ). The image has no zone files, and the C library silently uses
-//! UTC for a zone that it does not find.
+//! Time zones. The database of zones is part of the program, so that a name such as `Asia/Shanghai`
+//! means the same on a machine without zone files. The zone of the process is that of the environment
+//! (`TZ`), as C reads it.
 
-use std::{env, path::Path, sync::LazyLock};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
-/// Folders of zone files.
+use jiff::tz::{TimeZone, TimeZoneDatabase};
+
+/// Folders of zone files. A file takes precedence over the database, because it may be newer.
 const FOLDERS: [&str; 4] =
     ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/local/share/zoneinfo", "/etc/zoneinfo"];
 
-/// The zone in `TZ`, if there is no file for it.
+/// Longest name of a zone.
+const LONGEST: usize = 100;
+
+/// The rule that C uses for a zone with a name for summer but without rules.
+const USUAL_RULE: &str = ",M3.2.0,M11.1.0";
+
+static DATABASE: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
+
+/// The zone of the process, or the value of `TZ` that is no zone.
+static LOCAL: LazyLock<Result<TimeZone, String>> = LazyLock::new(|| {
+    let Ok(zone) = env::var("TZ") else {
+        return Ok(from_file(Path::new("/etc/localtime")).unwrap_or(TimeZone::UTC));
+    };
+    let folders = env::var("TZDIR").into_iter().chain(FOLDERS.map(str::to_owned));
+    of_environment(&zone, &folders.map(PathBuf::from).collect::<Vec<_>>()).ok_or(zone)
+});
+
+/// The zone in `TZ`, if it is none.
 pub fn unknown() -> Option<&'static str> {
-    static UNKNOWN: LazyLock<Option<String>> = LazyLock::new(|| {
-        let zone = env::var("TZ").ok()?;
-        let folders = env::var("TZDIR").into_iter().chain(FOLDERS.map(str::to_owned));
-        let there = |name: &str| folders.clone().any(|dir| Path::new(&dir).join(name).is_file());
-        (!is_known(&zone, there)).then_some(zone)
-    });
-    UNKNOWN.as_deref()
+    LOCAL.as_ref().err().map(String::as_str)
+}
+
+/// The zone of the process.
+///
+/// # Errors
+/// That the zone in `TZ` is unknown.
+pub fn local() -> Result<TimeZone, String> {
+    LOCAL.clone().map_err(|zone| {
+        format!(
+            "the time zone '{zone}' (TZ) is not known here. Say UTC (os.date('!...'), now()), or give TZ \
+             the name of a zone, as in Europe/Berlin, or a rule, as in CET-1CEST,M3.5.0,M10.5.0/3"
+        )
+    })
+}
+
+/// The zone that a script names: a name of the database, or a rule. No file is read.
+///
+/// # Errors
+/// That there is no such zone.
+pub fn named(name: &str) -> Result<TimeZone, String> {
+    let known = (name.len() <= LONGEST).then(|| of_database(name)).flatten();
+    known.ok_or_else(|| {
+        let name: String = name.chars().take(LONGEST).collect();
+        format!("there is no time zone '{name}'")
+    })
 }
 
 /// Whether a script uses the local time zone, as far as its text shows.
@@ -29,16 +72,34 @@ pub fn is_used(text: &str) -> bool {
     calls("os.date", &["\"!", "'!"]) || calls("os.time", &[")"])
 }
 
-/// Whether a value of `TZ` is valid: UTC, a rule, or the name of a file.
-fn is_known(zone: &str, there: impl Fn(&str) -> bool) -> bool {
+/// The zone that a value of `TZ` names: UTC, a file, a name of the database, or a rule.
+fn of_environment(zone: &str, folders: &[PathBuf]) -> Option<TimeZone> {
     let zone = zone.strip_prefix(':').unwrap_or(zone);
-    if ["", "UTC", "GMT", "UCT", "Etc/UTC", "Zulu", "Universal"].contains(&zone) {
-        return true;
+    if zone.is_empty() {
+        return Some(TimeZone::UTC);
     }
-    if let Some(path) = zone.strip_prefix('/') {
-        return Path::new("/").join(path).is_file();
+    if zone.starts_with('/') {
+        return from_file(Path::new(zone));
     }
-    is_rule(zone) || there(zone)
+    let inside = !zone.split('/').any(|part| part == "..");
+    let files = folders.iter().filter(|_| inside).map(|folder| folder.join(zone));
+    files.filter_map(|file| from_file(&file)).next().or_else(|| of_database(zone))
+}
+
+fn from_file(file: &Path) -> Option<TimeZone> {
+    TimeZone::tzif("", &fs::read(file).ok()?).ok()
+}
+
+fn of_database(zone: &str) -> Option<TimeZone> {
+    if matches!(zone, "UTC" | "utc" | "Z") {
+        return Some(TimeZone::UTC);
+    }
+    DATABASE.get(zone).ok().or_else(|| {
+        is_rule(zone).then(|| {
+            let usual = || TimeZone::posix(&format!("{zone}{USUAL_RULE}")).ok();
+            TimeZone::posix(zone).ok().or_else(usual)
+        })?
+    })
 }
 
 /// `CET-1CEST,M3.5.0,M10.5.0/3`: a name and its offset from UTC.
@@ -74,26 +135,33 @@ mod tests {
     }
 
     #[test]
-    fn a_zone_without_a_file_is_unknown() {
-        let there = |name: &str| name == "Europe/Berlin";
-        for known in [
-            "",
-            "UTC",
-            ":UTC",
-            "GMT",
-            "Europe/Berlin",
-            ":Europe/Berlin",
-            "CET-1CEST,M3.5.0,M10.5.0/3",
-            "EST5EDT",
-            "UTC0",
-            "<+08>-8",
-            "JST-9",
+    fn zones_are_known_without_files() {
+        let summer = jiff::Timestamp::from_second(1_751_371_200).unwrap();
+        for (known, hours) in [
+            ("", 0),
+            ("UTC", 0),
+            (":UTC", 0),
+            ("GMT", 0),
+            ("Europe/Berlin", 2),
+            (":Europe/Berlin", 2),
+            ("Asia/Shanghai", 8),
+            ("asia/tokyo", 9),
+            ("CET", 2),
+            ("CET-1CEST,M3.5.0,M10.5.0/3", 2),
+            ("CET-1CEST", 2),
+            ("EST5EDT", -4),
+            ("UTC0", 0),
+            ("<+08>-8", 8),
+            ("JST-9", 9),
         ] {
-            assert!(is_known(known, there), "{known}");
+            let zone = of_environment(known, &[]).unwrap_or_else(|| panic!("{known}"));
+            assert_eq!(zone.to_offset(summer).seconds(), hours * 3600, "{known}");
         }
-        for unknown in ["Asia/Shanghai", ":Asia/Tokyo", "CET", "Berlin", "/no/such/file", "X", "-1"]
-        {
-            assert!(!is_known(unknown, there), "{unknown}");
+        for unknown in ["No/Such_Zone", "Berlin", "/no/such/file", "X", "-1", "../x", "Asia/"] {
+            assert!(of_environment(unknown, &[]).is_none(), "{unknown}");
         }
+        let folders = [PathBuf::from("/etc")];
+        assert!(of_environment("../etc/passwd", &folders).is_none());
+        assert!(named(&"x".repeat(1 << 20)).unwrap_err().len() < 200);
     }
 }

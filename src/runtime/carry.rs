@@ -20,6 +20,7 @@ use crate::{
     auth::{KeyStore, Resources},
     balance::{Endpoint, Probe, endpoint::BackendIds, health},
     limit,
+    lua::ScriptStore,
     store::{self, Stores},
     telemetry::Metrics,
     usage::Outbox,
@@ -55,6 +56,8 @@ pub struct Carry {
     pub outside: reqwest::Client,
     /// Redis and SQL connections.
     pub stores: Stores,
+    /// The values of the scripts' `store`, if they are kept in this process.
+    pub scripts: Arc<ScriptStore>,
     /// The keys of the admin API.
     pub keys: Arc<KeyStore>,
     /// Requests a reload.
@@ -120,6 +123,7 @@ impl Carry {
             }),
             outside: store::http::outside(),
             stores: Stores::default(),
+            scripts: Arc::default(),
             keys: Arc::new(KeyStore::new(keys_db)),
             reload,
             limits,

@@ -316,6 +316,90 @@ impl Redis {
     }
 }
 
+/// Adds to an integer; a new one ends after a time.
+static INCREMENT: Script = Script::new(
+    "
+local sum = redis.call('INCRBY', KEYS[1], ARGV[1])
+if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return sum
+",
+);
+
+/// Single values.
+impl Redis {
+    /// The string at a key; `None` if it is absent or empty.
+    ///
+    /// # Errors
+    /// If the server is unavailable, or the value is another one or longer than `largest` bytes.
+    pub async fn get_value(
+        &self,
+        key: &str,
+        largest: usize,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let command = redis::cmd("GETRANGE").arg(key).arg(0).arg(largest).take();
+        let value = command.query_async::<Vec<u8>>(&mut self.connection().await?).await;
+        match value.map_err(|e| StoreError::new(cause(&e)))? {
+            long if long.len() > largest => {
+                Err(StoreError::new(format!("the value is larger than {largest} bytes")))
+            }
+            value => Ok((!value.is_empty()).then_some(value)),
+        }
+    }
+
+    /// Sets the string at a key, which ends after `ttl`.
+    ///
+    /// # Errors
+    /// If the server is unavailable, or does not allow it.
+    pub async fn set_value(
+        &self,
+        key: &str,
+        value: &[u8],
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        let mut command = redis::cmd("SET");
+        command.arg(key).arg(value).arg("PX").arg(milliseconds(ttl));
+        let done = command.query_async::<()>(&mut self.connection().await?).await;
+        done.map_err(|e| StoreError::new(cause(&e)))
+    }
+
+    /// Adds to the integer at a key; the sum. A new one ends after `ttl`.
+    ///
+    /// # Errors
+    /// If the server is unavailable, or the value is no integer.
+    pub async fn increment(&self, key: &str, by: i64, ttl: Duration) -> Result<i64, StoreError> {
+        let args = [by.to_string(), milliseconds(ttl).to_string()];
+        let sum = self.script::<i64>(&INCREMENT, &[key.to_owned()], &args).await;
+        sum.map_err(|error| match error.outcome {
+            ScriptOutcome::Refused => StoreError::new("the value is not an integer, or too large"),
+            _ => error.why,
+        })
+    }
+
+    /// Sets when a key ends; whether it is there.
+    ///
+    /// # Errors
+    /// If the server is unavailable, or does not allow it.
+    pub async fn expire(&self, key: &str, ttl: Duration) -> Result<bool, StoreError> {
+        let command = redis::cmd("PEXPIRE").arg(key).arg(milliseconds(ttl)).take();
+        let done = command.query_async::<bool>(&mut self.connection().await?).await;
+        done.map_err(|e| StoreError::new(cause(&e)))
+    }
+
+    /// Removes a key; whether it was there.
+    ///
+    /// # Errors
+    /// If the server is unavailable, or does not allow it.
+    pub async fn delete(&self, key: &str) -> Result<bool, StoreError> {
+        let command = redis::cmd("DEL").arg(key).take();
+        let done = command.query_async::<bool>(&mut self.connection().await?).await;
+        done.map_err(|e| StoreError::new(cause(&e)))
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
 impl Redis {
     /// Adds entries to a stream, all or none. With `max_len`, about that many of the newest entries are kept.
     ///

@@ -6,6 +6,7 @@ use std::{
     fmt::Display,
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,6 +19,7 @@ use crate::{
         problem::Problem,
         raw::{Raw, SecretText},
     },
+    lua::Library,
     store::{proxy::Proxies, tls},
 };
 
@@ -32,6 +34,8 @@ pub(in crate::config) struct Planner<'a> {
     pub(super) proxies: &'a Proxies,
     /// The paths of keys that need the trust store, because they lead to a TLS connection.
     pub(super) trusting: Vec<String>,
+    /// What scripts reach beyond their own values.
+    pub(super) library: Arc<Library>,
 }
 
 impl<'a> Planner<'a> {
@@ -48,6 +52,7 @@ impl<'a> Planner<'a> {
             discovers: false,
             proxies,
             trusting: Vec::new(),
+            library: Arc::default(),
         }
     }
 

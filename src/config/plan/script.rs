@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::planner::Planner;
 use crate::{
     config::raw,
-    lua::{Limits, Script},
+    lua::{Limits, Scope, Script},
 };
 
 /// The built-in scripts: name and text.
@@ -56,12 +56,12 @@ impl Planner<'_> {
         let limits = self.script_limits(&at, &lua);
         if let Some(zone) = Script::unknown_zone(&text) {
             let message = format!(
-                "uses dates, but the time zone `{zone}` (TZ) is unknown here: `os.date` without `!`, and \
-                 `os.time` with a table, will fail"
+                "uses dates, but the time zone `{zone}` (TZ) is unknown: `os.date` without `!`, and `os.time` \
+                 with a table, will fail"
             );
             self.warn(&at, message);
         }
-        match Script::compile(&name, &text, limits) {
+        match Script::compile_with(&name, &text, limits, &self.library, Scope::AUTH) {
             Ok(script) => Some(Arc::new(script)),
             Err(why) => {
                 self.problem(at, format!("is not a Lua script: {why}"), "");

@@ -10,6 +10,7 @@ mod health_check;
 mod limit;
 mod log;
 mod models;
+mod prompts;
 mod routing;
 mod scalar;
 mod server;
@@ -25,7 +26,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     admin::*, auth::*, backend::*, discovery::*, edge_guard::*, health_check::*, limit::*, log::*,
-    models::*, routing::*, scalar::*, server::*, storage::*, tier::*, timeouts::*, usage::*,
+    models::*, prompts::*, routing::*, scalar::*, server::*, storage::*, tier::*, timeouts::*,
+    usage::*,
 };
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
@@ -64,6 +66,8 @@ pub struct Raw {
     /// Timeouts.
     #[serde(default)]
     pub timeouts: Timeouts,
+    /// Prompts of the operator, which are put into requests. Without this section there are none.
+    pub system_prompts: Option<SystemPrompts>,
     /// Privileged inputs of the engines that are removed from client requests.
     #[serde(default)]
     pub edge_guard: EdgeGuard,

@@ -13,7 +13,7 @@ use super::{
     read::read,
     value,
 };
-use crate::{base::without_mark, store::proxy::Proxies};
+use crate::base::without_mark;
 
 /// The result of loading a file.
 pub struct Loaded {
@@ -51,10 +51,14 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
         {
             keys.entry("data_dir".into()).or_insert(folder.into());
         }
-        // A section whose lines are all commented out must not switch authentication off.
+        // A section whose lines are all commented out must not switch authentication or prompts off.
         for (section, hint) in [
             ("auth", "write `auth: {}` to require keys, or remove it"),
             ("rate_limit", "remove it, or write `rate_limit: {enabled: false}`"),
+            (
+                "system_prompts",
+                "write `system_prompts: {}` to insert those of its folder, or remove it",
+            ),
         ] {
             if document.get(section).is_some_and(Value::is_null) {
                 problems.push(Problem::new(section, "is empty").hint(hint));
@@ -63,7 +67,7 @@ pub fn load_text(text: &str, folder: &Path, env: &dyn Fn(&str) -> Option<String>
         // Some later problems may only follow from a missing variable, but most do not.
         let (raw, removed) = read::<Raw>(document, &expanded, &mut problems);
         let mut further = Vec::new();
-        let plan = plan::plan(&raw?, folder, &Proxies::from_env(env), &mut further);
+        let plan = plan::plan(&raw?, folder, env, &mut further);
         for mut problem in further {
             problem.path = value::show(&removed.original(&value::parse(&problem.path)));
             problems.push(problem);

@@ -27,6 +27,17 @@ pub enum ErrorFormat {
     Simple,
 }
 
+/// Where a prompt of the operator stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptPosition {
+    /// Before the client's own system prompt.
+    #[default]
+    Before,
+    /// After it.
+    After,
+}
+
 /// LLM servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

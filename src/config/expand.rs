@@ -16,7 +16,7 @@ pub fn expand(
 ) -> Vec<String> {
     let mut changed = Vec::new();
     walk(document, &mut Vec::new(), &mut |text, path| {
-        if !text.contains('$') {
+        if !text.contains('$') || has_own_variables(path) {
             return;
         }
         match expand_text(text, env) {
@@ -30,6 +30,14 @@ pub fn expand(
         }
     });
     changed
+}
+
+/// Whether the variables of a text are not those of this file: the text of a prompt.
+fn has_own_variables(path: &[Step]) -> bool {
+    let [Step::Key(section), Step::Key(list), Step::Index(_), Step::Key(key)] = path else {
+        return false;
+    };
+    [section.as_str(), list, key] == ["system_prompts", "prompts", "text"]
 }
 
 fn walk(node: &mut Value, path: &mut Vec<Step>, visit: &mut impl FnMut(&mut String, &[Step])) {

@@ -11,6 +11,7 @@ mod log;
 mod lua;
 mod model_presets;
 mod planner;
+mod prompts;
 mod routing;
 mod salt;
 mod script;
@@ -45,6 +46,7 @@ pub use self::{
     limit::{LimitPlan, Price, QueuePlan, SharedPlan},
     log::LogPlan,
     model_presets::of as model_facts,
+    prompts::{Glob, Piece, PromptPlan, PromptsPlan, RequestVariable, prompt_folder_contents},
     routing::*,
     script::SHIPPED,
     server::{AdminPlan, Fixed},
@@ -91,6 +93,8 @@ pub struct Plan {
     /// `None`: no probes.
     pub health_check: Option<HealthPlan>,
     pub timeouts: TimeoutPlan,
+    /// Prompts of the operator; empty if there are none.
+    pub prompts: PromptsPlan,
     /// Request headers that never reach a backend.
     pub guard_headers: Vec<HeaderName>,
     /// Response headers that never reach a client.
@@ -120,22 +124,24 @@ pub struct Plan {
     pub shown: serde_json::Value,
 }
 
-/// Makes the plan of a configuration. Relative paths start at `folder`. `None` if there is a
-/// problem.
+/// Makes the plan of a configuration. Relative paths start at `folder`; `env` looks a variable of the
+/// environment up. `None` if there is a problem.
 pub(super) fn plan(
     raw: &Raw,
     folder: &Path,
-    proxies: &Proxies,
+    env: &dyn Fn(&str) -> Option<String>,
     problems: &mut Vec<Problem>,
 ) -> Option<Plan> {
     let before = problems.len();
-    let mut planner = Planner::new(folder, proxies, problems);
+    let proxies = Proxies::from_env(env);
+    let mut planner = Planner::new(folder, &proxies, env, problems);
     planner.discovers = discovery::are_on(raw);
     let fixed = planner.fixed(raw);
     let (backends, unused) = planner.backends(raw);
     let routing = planner.routing(raw, &backends, &unused);
     let discovery = planner.discovery(raw.discovery.as_ref());
     let health_check = planner.health_check(raw.health_check.as_ref());
+    let prompts = planner.prompts(raw.system_prompts.as_ref());
     let guard = &raw.edge_guard;
     let guard_headers = planner.header_names("edge_guard.remove_headers", &guard.remove_headers);
     let guard_response_headers =
@@ -173,6 +179,7 @@ pub(super) fn plan(
         discovery,
         health_check,
         timeouts: timeouts::timeouts(&raw.timeouts),
+        prompts,
         guard_headers,
         guard_response_headers,
         guard_fields: raw.edge_guard.remove_fields.clone(),

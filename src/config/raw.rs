@@ -11,6 +11,7 @@ mod limit;
 mod log;
 mod lua;
 mod models;
+mod prompts;
 mod routing;
 mod scalar;
 mod server;
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     admin::*, auth::*, backend::*, discovery::*, edge_guard::*, health_check::*, limit::*, log::*,
-    lua::*, models::*, routing::*, scalar::*, server::*, storage::*, tier::*, timeouts::*,
+    lua::*, models::*, prompts::*, routing::*, scalar::*, server::*, storage::*, tier::*, timeouts::*,
     usage::*,
 };
 
@@ -66,6 +67,8 @@ pub struct Raw {
     /// Timeouts.
     #[serde(default)]
     pub timeouts: Timeouts,
+    /// Prompts of the operator, which are put into requests. Without this section there are none.
+    pub system_prompts: Option<SystemPrompts>,
     /// Privileged inputs of the engines that are removed from client requests.
     #[serde(default)]
     pub edge_guard: EdgeGuard,

@@ -11,6 +11,7 @@ use super::{
     meter::{Meter, Metering},
     model_list::Model,
     operation::Operation,
+    system::SystemText,
 };
 use crate::{
     base::{Rejection, limits::Standings},
@@ -96,6 +97,12 @@ pub trait Dialect: Sync {
 
     /// The edits that remove the guarded fields from a body.
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit>;
+
+    /// The edits that put texts of the operator around the system prompt of a request, or give it one;
+    /// none if such a request has no system prompt, or one of a form that is not valid.
+    fn insert_system(&self, _operation: &Operation, _body: &[u8], _text: &SystemText) -> Vec<Edit> {
+        Vec::new()
+    }
 
     /// The edits that make a body fit one backend that speaks this language.
     fn edits(&self, body: &[u8], glance: &Glance, want: &Want<'_>) -> Vec<Edit>;

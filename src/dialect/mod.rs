@@ -31,6 +31,7 @@ mod output;
 mod passage;
 mod preprocess;
 mod responses;
+mod system;
 #[cfg(test)]
 #[path = "../../tests/languages/toy.rs"]
 pub mod toy;
@@ -51,6 +52,7 @@ pub use self::{
     model_list::{Entry, Model},
     operation::{Kind, Operation},
     passage::{Passage, PieceKind, Pushed, Unreadable},
+    system::SystemText,
     translation::{Translation, Untranslatable},
 };
 

@@ -15,6 +15,7 @@ use crate::{
     balance::{Endpoint, Pool, PoolOptions, Predecessor, pool_continuity},
     config::{Plan, choices::Ready, plan::BackendPlan},
     limit::Limiter,
+    prompts::Prompts,
     route::{PoolSpec, Route, RouteTarget, Router},
 };
 
@@ -27,6 +28,7 @@ pub struct Snapshot {
     pub auth: Option<Arc<Auth>>,
     pub limits: Arc<Limiter>,
     pub tiers: Arc<Tiers>,
+    pub prompts: Arc<Prompts>,
     /// From a model to pools.
     pub router: Router,
     /// The pools that the router names.
@@ -49,6 +51,7 @@ impl Snapshot {
         let before = earlier.map(|e| &*e.limits);
         let limits = Limiter::new(plan.limits.clone(), &carry.limits, &carry.stores, before);
         let tiers = Tiers::new(plan.tiers.clone());
+        let prompts = Prompts::new(plan.prompts.clone());
         carry.explains.resize(plan.routing.explain);
         let backends = carry.discovered.backends(&plan);
         let endpoints = endpoints::build(
@@ -65,6 +68,7 @@ impl Snapshot {
             auth: auth.map(Arc::new),
             limits,
             tiers: Arc::new(tiers),
+            prompts: Arc::new(prompts),
             router,
             pools,
             mixes_languages: mixes_languages(&backends),
@@ -90,6 +94,7 @@ impl Snapshot {
             auth: self.auth.clone(),
             limits: Arc::clone(&self.limits),
             tiers: Arc::clone(&self.tiers),
+            prompts: Arc::clone(&self.prompts),
             router,
             pools,
             mixes_languages: mixes_languages(&backends),

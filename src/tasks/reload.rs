@@ -14,7 +14,7 @@ use tokio::{
 
 use super::discovery;
 use crate::{
-    config::{self, choices::Level},
+    config::{self, choices::Level, plan::prompt_folder_contents},
     runtime::{Carry, Live, ReloadRequest},
     telemetry::logger,
 };
@@ -69,12 +69,15 @@ pub async fn run(
 
 type Contents = HashMap<PathBuf, Option<Vec<u8>>>;
 
-/// The contents of the file and of the files that it names; `None` for one that cannot be read.
+/// The contents of the file, of the files that it names and of the folder of prompts; `None` for one that
+/// cannot be read.
 fn contents(file: &Path, live: &Live) -> Vec<(PathBuf, Option<Vec<u8>>)> {
     let snapshot = live.load();
     let named = snapshot.plan.files.iter().map(PathBuf::as_path);
     let all = std::iter::once(file).chain(named);
-    all.map(|path| (path.to_owned(), std::fs::read(path).ok())).collect()
+    let files = all.map(|path| (path.to_owned(), std::fs::read(path).ok()));
+    let folder = snapshot.plan.prompts.folder.iter();
+    files.chain(folder.map(|path| (path.clone(), prompt_folder_contents(path)))).collect()
 }
 
 /// Loads the file; the new generation, or all problems.

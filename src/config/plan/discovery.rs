@@ -297,7 +297,10 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
         drop_fields: Vec::new(),
     };
     let mut problems = Vec::new();
-    let mut planner = Planner::new(std::path::Path::new(""), &source.proxies, &mut problems);
+    // Only prompts read variables after the file was expanded.
+    let env = |_: &str| None;
+    let folder = std::path::Path::new("");
+    let mut planner = Planner::new(folder, &source.proxies, &env, &mut problems);
     let plan = planner.backend("", &raw);
     planner.trust();
     match plan.filter(|_| problems.is_empty()) {

@@ -32,6 +32,8 @@ pub(in crate::config) struct Planner<'a> {
     pub(super) discovers: bool,
     /// The proxies of the environment.
     pub(super) proxies: &'a Proxies,
+    /// Looks a variable of the environment up.
+    pub(super) env: &'a dyn Fn(&str) -> Option<String>,
     /// The paths of keys that need the trust store, because they lead to a TLS connection.
     pub(super) trusting: Vec<String>,
     /// What scripts reach beyond their own values.
@@ -42,6 +44,7 @@ impl<'a> Planner<'a> {
     pub(super) fn new(
         folder: &'a Path,
         proxies: &'a Proxies,
+        env: &'a dyn Fn(&str) -> Option<String>,
         problems: &'a mut Vec<Problem>,
     ) -> Self {
         Self {
@@ -51,6 +54,7 @@ impl<'a> Planner<'a> {
             warnings: Vec::new(),
             discovers: false,
             proxies,
+            env,
             trusting: Vec::new(),
             library: Arc::default(),
         }

@@ -6,6 +6,7 @@ mod errors;
 mod limits;
 mod models;
 mod stream;
+mod system;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -22,6 +23,7 @@ use super::{
     meter::{Meter, Metering},
     model_list::Model,
     operation::{Kind, Operation},
+    system::SystemText,
     typed_stream::TypedMeter,
 };
 use crate::{
@@ -125,6 +127,10 @@ impl Dialect for Anthropic {
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {
         body::guard_edits(body, guarded)
+    }
+
+    fn insert_system(&self, _: &Operation, body: &[u8], text: &SystemText) -> Vec<Edit> {
+        system::insert(body, text)
     }
 
     /// vLLM has no field for a cache salt in this language, so it gets none: the prefix caches of

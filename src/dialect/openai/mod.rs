@@ -7,6 +7,7 @@ mod limits;
 mod models;
 pub mod request;
 pub mod stream;
+mod system;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
@@ -21,6 +22,7 @@ use super::{
     counting::Counting,
     document::{self, DocumentMeter},
     hub::{Codec, ModelFacts},
+    system::SystemText,
 };
 use crate::{
     base::{Rejection, limits::Standings},
@@ -103,6 +105,11 @@ impl Dialect for OpenAi {
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {
         body::guard_edits(body, guarded)
+    }
+
+    /// A prompt of Completions is text that goes on: it has no system prompt.
+    fn insert_system(&self, operation: &Operation, body: &[u8], text: &SystemText) -> Vec<Edit> {
+        if operation.path == CHAT { system::insert(body, text) } else { Vec::new() }
     }
 
     fn edits(&self, body: &[u8], glance: &Glance, want: &Want<'_>) -> Vec<Edit> {

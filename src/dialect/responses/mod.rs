@@ -4,6 +4,7 @@
 pub mod codec;
 mod failure;
 mod stream;
+mod system;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
@@ -21,6 +22,7 @@ use super::{
     model_list::Model,
     openai::OpenAi,
     operation::{Kind, Operation},
+    system::SystemText,
     typed_stream::{self, TypedMeter},
 };
 use crate::{
@@ -103,6 +105,14 @@ impl Dialect for Responses {
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {
         body::guard_edits(body, guarded)
+    }
+
+    /// A compaction has the conversation without the instructions: those of the next request apply.
+    fn insert_system(&self, operation: &Operation, body: &[u8], text: &SystemText) -> Vec<Edit> {
+        match operation.path {
+            RESPONSES | INPUT_TOKENS => system::insert(body, text),
+            _ => Vec::new(),
+        }
     }
 
     /// vLLM's requests have a cache salt and a priority here too.

@@ -69,9 +69,7 @@ impl Gateway {
     pub async fn example(name: &str, env: &[(&str, String)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
-        for entry in fs::read_dir(source).unwrap().map(Result::unwrap) {
-            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-        }
+        copy(&source, folder.path());
         let address = free_address();
         let file = folder.path().join("llmproxy.yaml");
         let listen = [("LISTEN", address.to_string())];
@@ -208,6 +206,19 @@ fn launch(mut command: Command, file: &Path, log: &Path) -> Child {
         .stderr(File::options().create(true).append(true).open(log).unwrap())
         .spawn()
         .unwrap()
+}
+
+/// Copies the files and folders of a folder.
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            fs::create_dir(&target).unwrap();
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
 
 fn with_listen(address: SocketAddr, configuration: &str) -> String {

@@ -6,6 +6,7 @@ mod errors;
 mod limits;
 mod models;
 mod stream;
+mod texts;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -22,6 +23,7 @@ use super::{
     meter::{Meter, Metering},
     model_list::Model,
     operation::{Kind, Operation},
+    texts::{AnswerTexts, RequestTexts},
     typed_stream::TypedMeter,
 };
 use crate::{
@@ -121,6 +123,18 @@ impl Dialect for Anthropic {
         guarded: &[String],
     ) -> Result<Glance, Rejection> {
         body::glance(body, guarded, own)
+    }
+
+    fn request_texts(&self, _operation: &Operation, body: &[u8]) -> RequestTexts {
+        texts::of_request(body)
+    }
+
+    fn answer_texts(&self, document: &[u8], streamed: bool) -> AnswerTexts {
+        texts::of_answer(document, streamed)
+    }
+
+    fn asks_for_json(&self, body: &[u8]) -> bool {
+        texts::asks_for_json(body)
     }
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {

@@ -7,6 +7,7 @@ mod limits;
 mod models;
 pub mod request;
 pub mod stream;
+mod texts;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
@@ -21,6 +22,7 @@ use super::{
     counting::Counting,
     document::{self, DocumentMeter},
     hub::{Codec, ModelFacts},
+    texts::{AnswerTexts, RequestTexts},
 };
 use crate::{
     base::{Rejection, limits::Standings},
@@ -99,6 +101,18 @@ impl Dialect for OpenAi {
         guarded: &[String],
     ) -> Result<Glance, Rejection> {
         request::glance(body, guarded)
+    }
+
+    fn request_texts(&self, _operation: &Operation, body: &[u8]) -> RequestTexts {
+        texts::of_request(body)
+    }
+
+    fn answer_texts(&self, document: &[u8], streamed: bool) -> AnswerTexts {
+        texts::of_answer(document, streamed)
+    }
+
+    fn asks_for_json(&self, body: &[u8]) -> bool {
+        texts::asks_for_json(body)
     }
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {

@@ -4,6 +4,7 @@
 pub mod codec;
 mod failure;
 mod stream;
+mod texts;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
@@ -21,6 +22,7 @@ use super::{
     model_list::Model,
     openai::OpenAi,
     operation::{Kind, Operation},
+    texts::{AnswerTexts, RequestTexts},
     typed_stream::{self, TypedMeter},
 };
 use crate::{
@@ -99,6 +101,18 @@ impl Dialect for Responses {
     ) -> Result<Glance, Rejection> {
         let glance = body::glance(body, guarded, own)?;
         Ok(Glance { stores: !glance.keeps_nothing, ..glance })
+    }
+
+    fn request_texts(&self, _operation: &Operation, body: &[u8]) -> RequestTexts {
+        texts::of_request(body)
+    }
+
+    fn answer_texts(&self, document: &[u8], streamed: bool) -> AnswerTexts {
+        texts::of_answer(document, streamed)
+    }
+
+    fn asks_for_json(&self, body: &[u8]) -> bool {
+        texts::asks_for_json(body)
     }
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {

@@ -106,6 +106,12 @@ pub trait Dialect: Sync {
         AnswerTexts::default()
     }
 
+    /// The member in which a request of this operation limits the tokens of its answer; `None`: it generates
+    /// none.
+    fn output_limit(&self, _operation: &Operation) -> Option<&'static str> {
+        None
+    }
+
     /// Whether a request asks for an answer whose text is JSON.
     fn asks_for_json(&self, _body: &[u8]) -> bool {
         false

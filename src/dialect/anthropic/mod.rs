@@ -133,6 +133,10 @@ impl Dialect for Anthropic {
         texts::of_answer(document, streamed)
     }
 
+    fn output_limit(&self, operation: &Operation) -> Option<&'static str> {
+        operation.kind.generates().then_some("max_tokens")
+    }
+
     fn asks_for_json(&self, body: &[u8]) -> bool {
         texts::asks_for_json(body)
     }

@@ -111,6 +111,13 @@ impl Dialect for OpenAi {
         texts::of_answer(document, streamed)
     }
 
+    fn output_limit(&self, operation: &Operation) -> Option<&'static str> {
+        match operation.path {
+            CHAT => Some("max_completion_tokens"),
+            _ => operation.kind.generates().then_some("max_tokens"),
+        }
+    }
+
     fn asks_for_json(&self, body: &[u8]) -> bool {
         texts::asks_for_json(body)
     }

@@ -111,6 +111,10 @@ impl Dialect for Responses {
         texts::of_answer(document, streamed)
     }
 
+    fn output_limit(&self, operation: &Operation) -> Option<&'static str> {
+        operation.kind.generates().then_some("max_output_tokens")
+    }
+
     fn asks_for_json(&self, body: &[u8]) -> bool {
         texts::asks_for_json(body)
     }

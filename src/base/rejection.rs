@@ -352,7 +352,8 @@ impl Rejection {
 
     /// 400 or 403: a request has personal data of these kinds.
     pub fn personal_data(status: u16, kinds: &str) -> Self {
-        let message = format!("The request has personal data or secrets ({kinds}), which must not be sent");
+        let message =
+            format!("The request has personal data or secrets ({kinds}), which must not be sent");
         Self::denied(status, "personal_data", &message)
     }
 

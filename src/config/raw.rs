@@ -25,8 +25,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    admin::*, auth::*, backend::*, discovery::*, edge_guard::*, guards::*, health_check::*, limit::*, log::*,
-    models::*, routing::*, scalar::*, server::*, storage::*, tier::*, timeouts::*, usage::*,
+    admin::*, auth::*, backend::*, discovery::*, edge_guard::*, guards::*, health_check::*,
+    limit::*, log::*, models::*, routing::*, scalar::*, server::*, storage::*, tier::*,
+    timeouts::*, usage::*,
 };
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar

@@ -203,8 +203,7 @@ impl AnswerFilter {
     fn event(&mut self, event: Bytes, document: Bytes, place: Place) -> Result<(), Hit> {
         let AnswerTexts { texts, ends } = self.language.answer_texts(&document, true);
         self.switch(&document, &texts)?;
-        let mut waiting =
-            Waiting { event, document, place, pieces: Vec::new(), edits: Vec::new() };
+        let mut waiting = Waiting { event, document, place, pieces: Vec::new(), edits: Vec::new() };
         let mut ended = Vec::new();
         for text in texts {
             let document = waiting.document.clone();
@@ -283,7 +282,8 @@ impl AnswerFilter {
         let Some(vault) = self.rules.vault.as_ref().filter(|_| !text.sealed) else {
             return Ok(());
         };
-        for (range, value) in placeholders(&literal.text, 0..literal.text.len(), vault, true).swaps {
+        for (range, value) in placeholders(&literal.text, 0..literal.text.len(), vault, true).swaps
+        {
             let start = text.range.start;
             let range = start + literal.place(range.start)..start + literal.place(range.end);
             edits.push(Edit { range, with: written(vault, value, text).into() });

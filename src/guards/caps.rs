@@ -56,8 +56,7 @@ pub fn cap(
         add(name, most, body, &members, &mut capped);
     }
     if entries.iter().any(|entry| !entry.logprobs) {
-        let clamps =
-            entries.iter().all(|entry| entry.logprobs || entry.action == CapAction::Clamp);
+        let clamps = entries.iter().all(|entry| entry.logprobs || entry.action == CapAction::Clamp);
         logprobs(clamps, body, &members, &mut capped)?;
     }
     let lists = ["tools", "functions"];
@@ -123,7 +122,8 @@ fn number(
         if !clamps {
             return Err(refused(cap.name, cap.most));
         }
-        let edit = Edit { range: member.value.clone(), with: cap.most.to_string().into_bytes().into() };
+        let edit =
+            Edit { range: member.value.clone(), with: cap.most.to_string().into_bytes().into() };
         let lower = |edit: &Edit| number_of(&edit.with).is_none_or(|n| n > cap.most as f64);
         match capped.edits.iter_mut().find(|other| other.range == edit.range) {
             Some(other) if lower(other) => *other = edit,
@@ -189,8 +189,7 @@ fn at_most(
 }
 
 fn note(name: &str, capped: &mut Capped) {
-    let finding =
-        Finding { guard: "caps", kind: name.to_owned(), action: "clamp", count: 1 };
+    let finding = Finding { guard: "caps", kind: name.to_owned(), action: "clamp", count: 1 };
     if !capped.findings.contains(&finding) {
         capped.findings.push(finding);
     }
@@ -206,7 +205,6 @@ fn refused(name: &'static str, most: u64) -> (Rejection, Vec<Finding>) {
 }
 
 fn rejected(name: &'static str, message: &str) -> (Rejection, Vec<Finding>) {
-    let finding =
-        Finding { guard: "caps", kind: name.to_owned(), action: "refuse", count: 1 };
+    let finding = Finding { guard: "caps", kind: name.to_owned(), action: "refuse", count: 1 };
     (Rejection::cap_exceeded(name, message), vec![finding])
 }

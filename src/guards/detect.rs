@@ -234,9 +234,7 @@ fn iban(text: &str, range: Range<usize>) -> Result<Range<usize>, usize> {
     let (at, account): (Vec<usize>, Vec<u8>) = places.take(length).unzip();
     let end = range.start + at.last().map_or(0, |last| last + 1);
     let found = range.start..end;
-    let valid = account.len() == length
-        && stands_alone(text, &found)
-        && checksum::iban(&account);
+    let valid = account.len() == length && stands_alone(text, &found) && checksum::iban(&account);
     if valid { Ok(found) } else { Err(after_first(&range)) }
 }
 
@@ -254,21 +252,49 @@ mod tests {
         use PersonalData::{Card, Email, Iban, Ipv4, Ipv6, NationalId, Phone, Secret};
         let jwt = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N";
         for (kind, text, values) in [
-            (Email, "write to Ann.B+x@mail.example.co.uk, or 我a@b.de。", &["Ann.B+x@mail.example.co.uk", "a@b.de"][..]),
+            (
+                Email,
+                "write to Ann.B+x@mail.example.co.uk, or 我a@b.de。",
+                &["Ann.B+x@mail.example.co.uk", "a@b.de"][..],
+            ),
             (Email, "git@github.com:org/repo and @name", &[]),
-            (Card, "4111 1111 1111 1111, 378282246310005; 4111111111111112", &["4111 1111 1111 1111", "378282246310005"]),
+            (
+                Card,
+                "4111 1111 1111 1111, 378282246310005; 4111111111111112",
+                &["4111 1111 1111 1111", "378282246310005"],
+            ),
             (Card, "order 12 4111-1111-1111-1111 x", &["4111-1111-1111-1111"]),
             (Card, "1700000000000 and 41111111111111114111111111111111", &[]),
-            (Iban, "IBAN DE89 3704 0044 0532 0130 00 is mine, GB82WEST12345698765432.", &["DE89 3704 0044 0532 0130 00", "GB82WEST12345698765432"]),
+            (
+                Iban,
+                "IBAN DE89 3704 0044 0532 0130 00 is mine, GB82WEST12345698765432.",
+                &["DE89 3704 0044 0532 0130 00", "GB82WEST12345698765432"],
+            ),
             (Iban, "DE89 3704 0044 0532 0130 01", &[]),
-            (NationalId, "SSN 123-45-6789, 11010519491231002X, 529.982.247-25", &["123-45-6789", "11010519491231002X", "529.982.247-25"]),
+            (
+                NationalId,
+                "SSN 123-45-6789, 11010519491231002X, 529.982.247-25",
+                &["123-45-6789", "11010519491231002X", "529.982.247-25"],
+            ),
             (NationalId, "000-12-3456 and 1123-45-67890", &[]),
-            (Phone, "+49 (30) 1234567, (415) 555-2671; 13912345678", &["+49 (30) 1234567", "(415) 555-2671", "13912345678"]),
+            (
+                Phone,
+                "+49 (30) 1234567, (415) 555-2671; 13912345678",
+                &["+49 (30) 1234567", "(415) 555-2671", "13912345678"],
+            ),
             (Phone, "030 1234567, 06 12 34 56 78", &["030 1234567", "06 12 34 56 78"]),
             (Phone, "2026-11-30 12:00, 1.13912345678, 550e8400-e29b-41d4-a716-13912345678", &[]),
-            (Secret, "sk-proj-abcdefghij0123456789 AKIAIOSFODNN7EXAMPLE task-abcdefghij0123456789", &["sk-proj-abcdefghij0123456789", "AKIAIOSFODNN7EXAMPLE"]),
+            (
+                Secret,
+                "sk-proj-abcdefghij0123456789 AKIAIOSFODNN7EXAMPLE task-abcdefghij0123456789",
+                &["sk-proj-abcdefghij0123456789", "AKIAIOSFODNN7EXAMPLE"],
+            ),
             (Secret, jwt, &[jwt]),
-            (Secret, "a -----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY----- b", &["-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----"]),
+            (
+                Secret,
+                "a -----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY----- b",
+                &["-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----"],
+            ),
             (Ipv4, "10.0.0.1 and 300.1.1.1, 1.2.3.4.5", &["10.0.0.1"]),
             (Ipv6, "2001:db8::1 std::vector 12:30:45", &["2001:db8::1"]),
         ] {

@@ -164,9 +164,8 @@ impl Guards {
         prompt::check(&denied, &texts, body).map_err(refused)?;
         if selected.redact != 0 {
             let entries: Vec<_> = chosen(&self.redact, selected.redact).collect();
-            let reversible = |entry: &&RedactPlan| {
-                entry.action == RedactAction::Mask && entry.reversible
-            };
+            let reversible =
+                |entry: &&RedactPlan| entry.action == RedactAction::Mask && entry.reversible;
             let json = entries.iter().any(reversible) && language.asks_for_json(body);
             let redacted = redact::redact(&entries, &texts, body, json).map_err(refused)?;
             outcome.edits.extend(redacted.edits);
@@ -200,8 +199,7 @@ impl Guards {
 
 impl fmt::Debug for Guards {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lengths =
-            [self.redact.len(), self.deny.len(), self.moderation.len(), self.caps.len()];
+        let lengths = [self.redact.len(), self.deny.len(), self.moderation.len(), self.caps.len()];
         write!(f, "guards {lengths:?}")
     }
 }

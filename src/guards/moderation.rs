@@ -96,8 +96,11 @@ impl Moderation {
 
     /// Asks. Takes at most `timeout`.
     pub async fn ask(&self, question: &Question) -> Verdict {
-        let finding = |kind: &str, action| {
-            Finding { guard: "moderation", kind: kind.to_owned(), action, count: 1 }
+        let finding = |kind: &str, action| Finding {
+            guard: "moderation",
+            kind: kind.to_owned(),
+            action,
+            count: 1,
         };
         match self.answer(question).await.and_then(|answer| self.read(&answer)) {
             Ok(None) => Verdict::Allowed,
@@ -128,9 +131,8 @@ impl Moderation {
         for (name, value) in &self.plan.headers {
             request = request.header(name, value);
         }
-        let failed = |e| {
-            StoreError::new(format!("the moderation cannot be reached: {}", clients::cause(e)))
-        };
+        let failed =
+            |e| StoreError::new(format!("the moderation cannot be reached: {}", clients::cause(e)));
         let mut answer = request.send().await.map_err(failed)?;
         let status = answer.status();
         let mut body = Vec::new();

@@ -102,7 +102,8 @@ pub fn redact(
         Finding { guard: "redact", kind: rule.kind(), action, count: *count }
     };
     let findings: Vec<Finding> = counts.iter().map(finding).collect();
-    let refused: Vec<usize> = counts.keys().copied().filter(|rule| rules[*rule].refuses()).collect();
+    let refused: Vec<usize> =
+        counts.keys().copied().filter(|rule| rules[*rule].refuses()).collect();
     if let Some(first) = refused.first() {
         let mut kinds: Vec<String> = refused.iter().map(|rule| rules[*rule].kind()).collect();
         kinds.dedup();

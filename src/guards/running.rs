@@ -3,11 +3,7 @@
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use super::vault::Vault;
-use crate::{
-    config::plan::DenyPlan,
-    dialect::texts::Part,
-    wire::pattern::Table,
-};
+use crate::{config::plan::DenyPlan, dialect::texts::Part, wire::pattern::Table};
 
 /// Bytes of a text that are kept behind what is known to be fine, for patterns that look at what stands
 /// before a match.
@@ -86,10 +82,12 @@ impl Running {
             let found = placeholders(&self.text, from..fine, vault, over);
             fine = found.fine;
             let base = self.base;
-            self.swaps.extend(found.swaps.into_iter().map(|(range, value)| Swap {
-                range: base + range.start..base + range.end,
-                value,
-            }));
+            self.swaps.extend(
+                found.swaps.into_iter().map(|(range, value)| Swap {
+                    range: base + range.start..base + range.end,
+                    value,
+                }),
+            );
         }
         self.safe = self.base + fine;
         let mut old = fine.saturating_sub(CONTEXT);

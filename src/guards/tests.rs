@@ -3,8 +3,6 @@
 mod answers;
 mod requests;
 
-use std::sync::Arc;
-
 use bytes::{Bytes, BytesMut};
 
 use super::*;
@@ -42,7 +40,8 @@ fn request(guards: &Guards, name: &str, body: &str) -> Result<(String, RequestOu
     let mut sent = BytesMut::from(body);
     edit::apply(&mut sent, outcome.edits.clone());
     let sent = String::from_utf8(sent.to_vec()).unwrap();
-    let _: serde_json::Value = serde_json::from_str(&sent).unwrap_or_else(|e| panic!("{e}: {sent}"));
+    let _: serde_json::Value =
+        serde_json::from_str(&sent).unwrap_or_else(|e| panic!("{e}: {sent}"));
     Ok((sent, outcome))
 }
 
@@ -54,7 +53,8 @@ fn filter(guards: &Guards, name: &str, vault: Option<Vault>) -> AnswerFilter {
 fn filter_for(name: &str, deny: &str, values: &[&str]) -> AnswerFilter {
     let section = format!("{{redact: [{{kinds: [email]}}], deny: [{deny}]}}");
     let guards = guards(&section);
-    let texts: Vec<_> = values.iter().map(|v| serde_json::json!({"role": "user", "content": v})).collect();
+    let texts: Vec<_> =
+        values.iter().map(|v| serde_json::json!({"role": "user", "content": v})).collect();
     let body = serde_json::json!({"messages": texts}).to_string();
     let (_, outcome) = request(&guards, "chat", &body).unwrap();
     assert_eq!(outcome.vault.as_ref().map_or(0, Vault::len), values.len());
@@ -88,7 +88,10 @@ fn streamed(
 
 /// The running texts of a stream, joined.
 fn joined(name: &str, stream: &[u8]) -> Vec<(dialect::texts::Part, String)> {
-    use crate::{dialect::event, wire::{literal::Literal, sse}};
+    use crate::{
+        dialect::event,
+        wire::{literal::Literal, sse},
+    };
     let mut splitter = sse::Splitter::default();
     let mut events = Vec::new();
     splitter.push(&Bytes::copy_from_slice(stream), |piece| events.push(piece));
@@ -138,13 +141,22 @@ fn mistakes_of_the_configuration_are_told() {
     for (section, problem) in [
         ("{redact: [{kinds: []}]}", "guards.redact[0]: looks for nothing"),
         ("{redact: [{status: 500}]}", "guards.redact[0].status: is neither 400 nor 403"),
-        ("{redact: [{patterns: [{name: email, pattern: x}]}]}", "guards.redact[0].patterns[0].name: is taken"),
+        (
+            "{redact: [{patterns: [{name: email, pattern: x}]}]}",
+            "guards.redact[0].patterns[0].name: is taken",
+        ),
         ("{redact: [{patterns: [{name: 'a b', pattern: x}]}]}", "is no word"),
-        ("{deny: [{words: [a], patterns: ['(']}]}", "guards.deny[0].patterns[0]: cannot be used as a pattern: unclosed group"),
+        (
+            "{deny: [{words: [a], patterns: ['(']}]}",
+            "guards.deny[0].patterns[0]: cannot be used as a pattern: unclosed group",
+        ),
         ("{deny: [{}]}", "guards.deny[0]: looks for nothing"),
         ("{deny: [{words: [a], window: 2}]}", "guards.deny[0].window: is not between 16 and 4096"),
         ("{moderation: [{url: nowhere}]}", "guards.moderation[0].url: is not an http or https URL"),
-        ("{moderation: [{url: 'http://x', form: generic, categories: [hate]}]}", "guards.moderation[0].categories: is for"),
+        (
+            "{moderation: [{url: 'http://x', form: generic, categories: [hate]}]}",
+            "guards.moderation[0].categories: is for",
+        ),
         ("{caps: [{n: 0}]}", "guards.caps[0].n: is zero"),
         ("{caps: [{when: {keys: ['*x']}}]}", "guards.caps[0].when.keys[0]: is neither"),
     ] {

@@ -140,9 +140,8 @@ fn compile(patterns: &[Hir]) -> Result<Regex, String> {
 /// alternative is followed, because a later text may rule out the preferred one.
 fn beginnings(patterns: &[Hir]) -> Result<DFA, String> {
     let patterns: Vec<Hir> = patterns.iter().map(without_looks).collect();
-    let config = thompson::Config::new()
-        .nfa_size_limit(Some(LARGEST))
-        .which_captures(WhichCaptures::None);
+    let config =
+        thompson::Config::new().nfa_size_limit(Some(LARGEST)).which_captures(WhichCaptures::None);
     let nfa = thompson::Compiler::new().configure(config).build_many_from_hir(&patterns);
     let nfa = nfa.map_err(|e| reason(&e.to_string()))?;
     let config = DFA::config()

@@ -189,7 +189,7 @@ impl Planner<'_> {
                 self.problem(format!("{at}.name"), "is taken", "choose another name");
             }
             let list = std::slice::from_ref(&entry.pattern);
-            if let Some(compiled) = self.patterns(list, |_| format!("{at}.pattern")) {
+            if let Some(compiled) = self.compiled(list, |_| format!("{at}.pattern")) {
                 names.push(name);
                 patterns.push(compiled);
             }
@@ -210,11 +210,7 @@ impl Planner<'_> {
     }
 
     /// Compiles patterns; `at` is where one of them stands.
-    fn patterns(
-        &mut self,
-        list: &[String],
-        at: impl Fn(usize) -> String,
-    ) -> Option<Arc<Patterns>> {
+    fn compiled(&mut self, list: &[String], at: impl Fn(usize) -> String) -> Option<Arc<Patterns>> {
         match Patterns::new(list) {
             Ok(patterns) => Some(Arc::new(patterns)),
             Err(bad) => {
@@ -252,7 +248,7 @@ impl Planner<'_> {
         };
         Some(DenyPlan {
             when: self.guard_when(at, &raw.when),
-            patterns: self.patterns(&list, place)?,
+            patterns: self.compiled(&list, place)?,
             on: raw.on.clone(),
             roles: raw.roles.clone(),
             message: raw.message.clone(),

@@ -23,7 +23,8 @@ pub fn of_request(body: &[u8]) -> RequestTexts {
 /// Whether the answer is JSON.
 pub fn asks_for_json(body: &[u8]) -> bool {
     Node::root(body).members().any(|(key, value)| {
-        let format = key.is("response_format") && value.get("type").is_some_and(|t| !t.says("text"));
+        let format =
+            key.is("response_format") && value.get("type").is_some_and(|t| !t.says("text"));
         let guided = key.is("guided_json") || key.is("structured_outputs");
         format || guided && value.bytes() != b"null"
     })

@@ -52,7 +52,8 @@ pub fn of_answer(document: &[u8], streamed: bool) -> AnswerTexts {
     }
     let kind = document.get("type").and_then(|kind| kind.text()).unwrap_or_default();
     let kind = &*kind;
-    if let Some((before, end, part)) = RUNNING.iter().find(|(before, ..)| kind.starts_with(before)) {
+    if let Some((before, end, part)) = RUNNING.iter().find(|(before, ..)| kind.starts_with(before))
+    {
         running(&document, (before, &kind[before.len()..], end), *part, &mut found);
         return found;
     }
@@ -220,7 +221,10 @@ mod tests {
         let item = r#"{"type":"response.output_item.done","item":{"id":"msg_1","content":[
             {"type":"output_text","text":"x"},{"type":"refusal","refusal":"y"}]}}"#;
         let (found, ends) = texts(item, true);
-        assert_eq!(found.iter().map(|t| t.part).collect::<Vec<_>>(), [Part::Content, Part::Refusal]);
+        assert_eq!(
+            found.iter().map(|t| t.part).collect::<Vec<_>>(),
+            [Part::Content, Part::Refusal]
+        );
         let delta = r#"{"type":"response.refusal.delta","item_id":"msg_1","delta":"x"}"#;
         assert_eq!(ends, [Ending::Group(texts(delta, true).0[0].group)]);
     }

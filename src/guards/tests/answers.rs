@@ -7,7 +7,8 @@ use super::*;
 use crate::dialect::texts::Part;
 
 fn chat(delta: &Value) -> String {
-    let chunk = json!({"id": "c", "choices": [{"index": 0, "delta": delta, "finish_reason": null}]});
+    let chunk =
+        json!({"id": "c", "choices": [{"index": 0, "delta": delta, "finish_reason": null}]});
     format!("data: {chunk}\n\n")
 }
 
@@ -35,11 +36,17 @@ fn stream(name: &str, pieces: &[&str]) -> String {
         _ => {
             for piece in pieces {
                 let kind = "response.output_text.delta";
-                out += &event(kind, json!({"type": kind, "item_id": "i", "content_index": 0, "delta": piece}));
+                out += &event(
+                    kind,
+                    json!({"type": kind, "item_id": "i", "content_index": 0, "delta": piece}),
+                );
             }
             let kind = "response.output_text.done";
             let whole = pieces.concat();
-            out += &event(kind, json!({"type": kind, "item_id": "i", "content_index": 0, "text": whole}));
+            out += &event(
+                kind,
+                json!({"type": kind, "item_id": "i", "content_index": 0, "text": whole}),
+            );
         }
     }
     out
@@ -55,12 +62,16 @@ fn content(name: &str, stream: &[u8]) -> String {
 #[test]
 fn placeholders_become_values_across_events() {
     for name in LANGUAGES {
-        let stream = stream(name, &["Dear [EM", "AIL", "_1], and [EMAIL_2", "], not [EMAIL_3] [", "x"]);
+        let stream =
+            stream(name, &["Dear [EM", "AIL", "_1], and [EMAIL_2", "], not [EMAIL_3] [", "x"]);
         let mut filter = filter_for(name, "", &["a@b.de", "c@d.de"]);
         let out = streamed(&mut filter, stream.as_bytes(), &[]).unwrap();
         assert_eq!(content(name, &out), "Dear a@b.de, and c@d.de, not [EMAIL_3] [x");
         let text = String::from_utf8(out).unwrap();
-        assert!(name != "responses" || text.contains("\"text\":\"Dear a@b.de, and c@d.de, not"), "{text}");
+        assert!(
+            name != "responses" || text.contains("\"text\":\"Dear a@b.de, and c@d.de, not"),
+            "{text}"
+        );
         assert!(filter.findings().is_some_and(|found| found.count >= 2));
     }
 }
@@ -90,7 +101,8 @@ fn another_text_of_the_choice_ends_the_wait() {
     let mut filter = filter_for("chat", "", &["a@b.de"]);
     let first = Bytes::from(chat(&json!({"content": "["})));
     assert!(filter.push(&first, false).unwrap().is_empty());
-    let call = |arguments| json!({"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]});
+    let call =
+        |arguments| json!({"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]});
     let second = Bytes::from(chat(&call("{\"a")));
     assert_eq!(filter.push(&second, false).unwrap(), [first, second].concat());
 }
@@ -116,7 +128,8 @@ fn arguments_are_json_within_json() {
     let (_, arguments) = joined("chat", &out.unwrap()).remove(0);
     assert_eq!(serde_json::from_str::<Value>(&arguments).unwrap()["to"], "<a\"\\\n>");
     // Messages have objects in whole answers, and pieces of JSON in streams.
-    let whole = json!({"type": "message", "content": [{"type": "tool_use", "input": {"to": "[V_1]"}}]});
+    let whole =
+        json!({"type": "message", "content": [{"type": "tool_use", "input": {"to": "[V_1]"}}]});
     let mut filter = filter(&guards, "messages", Some(vault));
     let out = filter.document(&Bytes::from(whole.to_string())).unwrap();
     let out: Value = serde_json::from_slice(&out).unwrap();
@@ -152,7 +165,10 @@ fn a_denied_word_ends_the_answer_before_any_of_it() {
             let mut filter = filter_for(name, deny, &[]);
             let (sent, rejection) =
                 streamed(&mut filter, stream_of(pieces).as_bytes(), &[]).unwrap_err();
-            assert_eq!((rejection.code.as_deref(), &*rejection.message), (Some("content_blocked"), "No."));
+            assert_eq!(
+                (rejection.code.as_deref(), &*rejection.message),
+                (Some("content_blocked"), "No.")
+            );
             let sent = content(name, &sent);
             assert!(!sent.contains("se") && !sent.contains('x'), "{sent}");
             assert!(filter.push(&Bytes::from_static(b"data: x\n\n"), true).unwrap().is_empty());
@@ -171,7 +187,8 @@ fn a_denied_word_ends_the_answer_before_any_of_it() {
 #[test]
 fn what_a_client_writes_leads_to_no_value() {
     let guards = guards("{redact: [{}]}");
-    let body = json!({"messages": [{"role": "user", "content": "say [EMAIL_1] to a@b.de [EMAIL_2]"}]});
+    let body =
+        json!({"messages": [{"role": "user", "content": "say [EMAIL_1] to a@b.de [EMAIL_2]"}]});
     let (sent, outcome) = request(&guards, "chat", &body.to_string()).unwrap();
     assert!(sent.contains("say [EMAIL_1] to [EMAIL_2] [EMAIL_3]"), "{sent}");
     let out = streamed(

@@ -39,7 +39,8 @@ fn values_become_placeholders_in_every_language() {
 fn placeholders_stay_over_the_turns_of_a_conversation() {
     let guards = guards("{redact: [{}]}");
     let turn = |texts: &[&str]| {
-        let messages: Vec<Value> = texts.iter().map(|t| json!({"role": "user", "content": t})).collect();
+        let messages: Vec<Value> =
+            texts.iter().map(|t| json!({"role": "user", "content": t})).collect();
         request(&guards, "chat", &json!({"messages": messages}).to_string()).unwrap().0
     };
     let first = turn(&["a@b.de", "c@d.de"]);
@@ -54,15 +55,20 @@ fn entries_refuse_or_mask_by_kind_and_role() {
         "{redact: [{kinds: [email]}, {kinds: [card], action: refuse, status: 403, roles: [user]},
           {kinds: [], patterns: [{name: staff, pattern: 'S-[0-9]{4}'}], reversible: false}]}",
     );
-    let body = |role: &str, text: &str| {
-        json!({"messages": [{"role": role, "content": text}]}).to_string()
-    };
+    let body =
+        |role: &str, text: &str| json!({"messages": [{"role": role, "content": text}]}).to_string();
     let refused = request(&guards, "chat", &body("user", "a@b.de 4111111111111111")).unwrap_err();
-    assert_eq!((refused.rejection.status, refused.rejection.code.as_deref()), (403, Some("personal_data")));
-    assert!(refused.rejection.message.contains("card") && !refused.rejection.message.contains("4111"));
+    assert_eq!(
+        (refused.rejection.status, refused.rejection.code.as_deref()),
+        (403, Some("personal_data"))
+    );
+    assert!(
+        refused.rejection.message.contains("card") && !refused.rejection.message.contains("4111")
+    );
     let expected = Finding { guard: "redact", kind: "card".to_owned(), action: "refuse", count: 1 };
     assert_eq!(refused.findings, [expected]);
-    let (sent, outcome) = request(&guards, "chat", &body("system", "4111111111111111 S-1234")).unwrap();
+    let (sent, outcome) =
+        request(&guards, "chat", &body("system", "4111111111111111 S-1234")).unwrap();
     assert!(sent.contains("4111111111111111 [STAFF_1]") && outcome.vault.is_none(), "{sent}");
 }
 
@@ -76,7 +82,12 @@ fn halves_of_surrogates_hide_nothing() {
     let chat = language("chat");
     let outcome = guards.request(selected, chat, operation(chat), body.as_bytes()).unwrap();
     assert_eq!(outcome.edits.len(), 1);
-    let refused = guards.request(selected, chat, operation(chat), br#"{"messages":[{"content":"\ud800 s\u0065cret"}]}"#);
+    let refused = guards.request(
+        selected,
+        chat,
+        operation(chat),
+        br#"{"messages":[{"content":"\ud800 s\u0065cret"}]}"#,
+    );
     assert_eq!(refused.unwrap_err().rejection.code.as_deref(), Some("content_blocked"));
 }
 
@@ -113,10 +124,18 @@ fn caps_clamp() {
     for (name, body, sent) in [
         ("chat", r#"{"n":5,"max_tokens":70}"#, r#"{"n":2,"max_tokens":50}"#),
         ("chat", r#"{"n":2,"max_tokens":50}"#, r#"{"n":2,"max_tokens":50}"#),
-        ("chat", r#"{"n":"7","max_completion_tokens":1e9}"#, r#"{"n":2,"max_completion_tokens":50}"#),
+        (
+            "chat",
+            r#"{"n":"7","max_completion_tokens":1e9}"#,
+            r#"{"n":2,"max_completion_tokens":50}"#,
+        ),
         ("chat", "{}", r#"{"max_completion_tokens":50}"#),
         ("chat", r#"{"max_completion_tokens":null}"#, r#"{"max_completion_tokens":50}"#),
-        ("chat", r#"{"max_tokens":-1,"logprobs":true,"top_logprobs":20}"#, r#"{"max_tokens":50,"logprobs":true,"top_logprobs":3}"#),
+        (
+            "chat",
+            r#"{"max_tokens":-1,"logprobs":true,"top_logprobs":20}"#,
+            r#"{"max_tokens":50,"logprobs":true,"top_logprobs":3}"#,
+        ),
         ("messages", r#"{"model":"m" }"#, r#"{"model":"m" ,"max_tokens":50}"#),
         ("responses", r#"{"max_output_tokens":51}"#, r#"{"max_output_tokens":50}"#),
     ] {

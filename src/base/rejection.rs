@@ -344,6 +344,30 @@ impl Rejection {
         rejection
     }
 
+    /// 400 or 403: the content of a request or an answer is denied; `message` is the operator's, or a
+    /// service's.
+    pub fn content_blocked(status: u16, message: &str) -> Self {
+        Self::denied(status, "content_blocked", message)
+    }
+
+    /// 400 or 403: a request has personal data of these kinds.
+    pub fn personal_data(status: u16, kinds: &str) -> Self {
+        let message =
+            format!("The request has personal data or secrets ({kinds}), which must not be sent");
+        Self::denied(status, "personal_data", &message)
+    }
+
+    /// 400: a request asks for more of `param` than it may.
+    pub fn cap_exceeded(param: &'static str, message: &str) -> Self {
+        Self::new(400, RejectionKind::InvalidRequest, message).param(param).code("cap_exceeded")
+    }
+
+    /// 503: the service that judges requests fails, and the configuration rejects requests in that case.
+    pub fn moderation_unavailable() -> Self {
+        let message = "The request cannot be checked at the moment";
+        Self::new(503, RejectionKind::Unavailable, message).code("moderation_unavailable")
+    }
+
     /// 503: the limits cannot be checked, and the configuration rejects requests in that case.
     pub fn limits_unavailable(retry_after: u64) -> Self {
         let mut rejection = Self::new(

@@ -258,3 +258,106 @@ pub enum KeyForm {
     /// The key is left out.
     None,
 }
+
+/// Who speaks in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GuardRole {
+    /// Instructions: `system` and `developer`.
+    System,
+    User,
+    /// What the model has said earlier, and the arguments of its calls.
+    Assistant,
+    /// Results of tools.
+    Tool,
+}
+
+/// What happens to personal data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RedactAction {
+    /// A placeholder such as `[EMAIL_1]` goes to the backend in its place.
+    #[default]
+    Mask,
+    /// The request is rejected.
+    Refuse,
+}
+
+/// Kinds of personal data.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum PersonalData {
+    /// Addresses of e-mail.
+    Email,
+    /// Phone numbers with a country code or in a usual national form.
+    Phone,
+    /// Numbers of payment cards, by their check digit.
+    Card,
+    /// Bank accounts, by their check digits.
+    Iban,
+    /// Numbers of persons: of the USA (by form), of Brazil, China, France, India, Italy, Poland and Spain (by
+    /// their check digits).
+    NationalId,
+    /// Keys of APIs, tokens, and private keys in PEM.
+    Secret,
+    /// Addresses of IPv4.
+    Ipv4,
+    /// Addresses of IPv6.
+    Ipv6,
+}
+
+/// Where words and patterns are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DenyOn {
+    /// In requests.
+    Prompt,
+    /// In answers.
+    Answer,
+}
+
+/// When a service is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModerationMode {
+    /// Before the request goes to a backend.
+    #[default]
+    Before,
+    /// While a backend works on the request; nothing of its answer goes to the client before.
+    Beside,
+}
+
+/// What a service is asked, and how it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModerationForm {
+    /// OpenAI's: `{"input": [...]}`, and `results[].flagged` and `results[].categories`.
+    #[default]
+    Openai,
+    /// `{"texts", "model", "user", "key"}`, and `{"allow": true}` or `{"allow": false, "message": "..."}`.
+    Generic,
+}
+
+/// What happens while a service fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModerationFail {
+    /// Requests pass.
+    Open,
+    /// Requests are rejected with 503.
+    #[default]
+    Closed,
+}
+
+/// What happens to a request that asks for more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CapAction {
+    /// It is rejected with 400.
+    #[default]
+    Refuse,
+    /// It gets the most that is allowed.
+    Clamp,
+}

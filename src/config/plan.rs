@@ -5,6 +5,7 @@ mod auth;
 mod backend;
 mod base_path;
 mod discovery;
+mod guards;
 mod health_check;
 mod limit;
 mod log;
@@ -42,6 +43,7 @@ pub use self::{
     backend::BackendPlan,
     base_path::BasePath,
     discovery::{DiscoveryPlan, SourceList, SourceLocation, SourcePlan, read_list},
+    guards::*,
     health_check::HealthPlan,
     limit::{LimitPlan, Price, QueuePlan, SharedPlan},
     log::LogPlan,
@@ -101,6 +103,8 @@ pub struct Plan {
     pub guard_response_headers: Vec<HeaderName>,
     /// Body fields that never reach a backend.
     pub guard_fields: Vec<String>,
+    /// What is looked for in requests and answers.
+    pub guards: GuardsPlan,
     pub usage: UsagePlan,
     pub log: LogPlan,
     /// `None`: requests need no key.
@@ -146,6 +150,7 @@ pub(super) fn plan(
     let guard_headers = planner.header_names("edge_guard.remove_headers", &guard.remove_headers);
     let guard_response_headers =
         planner.header_names("edge_guard.remove_response_headers", &guard.remove_response_headers);
+    let guards = planner.guards(&raw.guards);
     let usage = planner.usage(raw);
     let sizes = planner.sizes(&raw.server);
     planner.storage(raw);
@@ -183,6 +188,7 @@ pub(super) fn plan(
         guard_headers,
         guard_response_headers,
         guard_fields: raw.edge_guard.remove_fields.clone(),
+        guards,
         usage: usage?,
         log: log::log(&raw.log),
         auth,

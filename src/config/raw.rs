@@ -6,6 +6,7 @@ mod auth;
 mod backend;
 mod discovery;
 mod edge_guard;
+mod guards;
 mod health_check;
 mod limit;
 mod log;
@@ -26,9 +27,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    admin::*, auth::*, backend::*, discovery::*, edge_guard::*, health_check::*, limit::*, log::*,
-    lua::*, models::*, prompts::*, routing::*, scalar::*, server::*, storage::*, tier::*, timeouts::*,
-    usage::*,
+    admin::*, auth::*, backend::*, discovery::*, edge_guard::*, guards::*, health_check::*,
+    limit::*, log::*, lua::*, models::*, prompts::*, routing::*, scalar::*, server::*, storage::*,
+    tier::*, timeouts::*, usage::*,
 };
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
@@ -72,6 +73,9 @@ pub struct Raw {
     /// Privileged inputs of the engines that are removed from client requests.
     #[serde(default)]
     pub edge_guard: EdgeGuard,
+    /// What is looked for in requests and answers before they pass.
+    #[serde(default)]
+    pub guards: Guards,
     /// The folder for the gateway's own data: usage records that wait for delivery, and databases.
     /// The environment variable `LLMPROXY_DATA_DIR` sets the default.
     #[serde(default = "data_dir")]

@@ -12,6 +12,7 @@ use super::{
     model_list::Model,
     operation::Operation,
     system::SystemText,
+    texts::{AnswerTexts, RequestTexts},
 };
 use crate::{
     base::{Rejection, limits::Standings},
@@ -93,6 +94,28 @@ pub trait Dialect: Sync {
     /// translated request goes without them.
     fn own_prefixes(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// The texts of a request that a model reads, and its images: where each of them stands in the body.
+    fn request_texts(&self, _operation: &Operation, _body: &[u8]) -> RequestTexts {
+        RequestTexts::default()
+    }
+
+    /// The texts of an answer, and which of them end: of the document of one event, or (`streamed` is
+    /// `false`) of a whole answer.
+    fn answer_texts(&self, _document: &[u8], _streamed: bool) -> AnswerTexts {
+        AnswerTexts::default()
+    }
+
+    /// The member in which a request of this operation limits the tokens of its answer; `None`: it generates
+    /// none.
+    fn output_limit(&self, _operation: &Operation) -> Option<&'static str> {
+        None
+    }
+
+    /// Whether a request asks for an answer whose text is JSON.
+    fn asks_for_json(&self, _body: &[u8]) -> bool {
+        false
     }
 
     /// The edits that remove the guarded fields from a body.

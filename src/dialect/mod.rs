@@ -14,7 +14,7 @@ mod counting;
 mod counts;
 mod document;
 mod error_wording;
-mod event;
+pub mod event;
 mod glance;
 #[cfg(test)]
 mod goldens;
@@ -25,6 +25,7 @@ mod limit_headers;
 mod meter;
 mod model_list;
 mod model_name;
+mod node;
 pub mod openai;
 mod operation;
 mod output;
@@ -32,6 +33,7 @@ mod passage;
 mod preprocess;
 mod responses;
 mod system;
+pub mod texts;
 #[cfg(test)]
 #[path = "../../tests/languages/toy.rs"]
 pub mod toy;

@@ -8,6 +8,8 @@ pub mod head;
 pub mod headers;
 pub mod inflate;
 pub mod json;
+pub mod literal;
+pub mod pattern;
 pub mod prefix;
 pub mod samples;
 pub mod sniff;

@@ -7,6 +7,7 @@ mod limits;
 mod models;
 mod stream;
 mod system;
+mod texts;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -24,6 +25,7 @@ use super::{
     model_list::Model,
     operation::{Kind, Operation},
     system::SystemText,
+    texts::{AnswerTexts, RequestTexts},
     typed_stream::TypedMeter,
 };
 use crate::{
@@ -123,6 +125,22 @@ impl Dialect for Anthropic {
         guarded: &[String],
     ) -> Result<Glance, Rejection> {
         body::glance(body, guarded, own)
+    }
+
+    fn request_texts(&self, _operation: &Operation, body: &[u8]) -> RequestTexts {
+        texts::of_request(body)
+    }
+
+    fn answer_texts(&self, document: &[u8], streamed: bool) -> AnswerTexts {
+        texts::of_answer(document, streamed)
+    }
+
+    fn output_limit(&self, operation: &Operation) -> Option<&'static str> {
+        operation.kind.generates().then_some("max_tokens")
+    }
+
+    fn asks_for_json(&self, body: &[u8]) -> bool {
+        texts::asks_for_json(body)
     }
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {

@@ -8,6 +8,7 @@ mod models;
 pub mod request;
 pub mod stream;
 mod system;
+mod texts;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
@@ -23,6 +24,7 @@ use super::{
     document::{self, DocumentMeter},
     hub::{Codec, ModelFacts},
     system::SystemText,
+    texts::{AnswerTexts, RequestTexts},
 };
 use crate::{
     base::{Rejection, limits::Standings},
@@ -101,6 +103,25 @@ impl Dialect for OpenAi {
         guarded: &[String],
     ) -> Result<Glance, Rejection> {
         request::glance(body, guarded)
+    }
+
+    fn request_texts(&self, _operation: &Operation, body: &[u8]) -> RequestTexts {
+        texts::of_request(body)
+    }
+
+    fn answer_texts(&self, document: &[u8], streamed: bool) -> AnswerTexts {
+        texts::of_answer(document, streamed)
+    }
+
+    fn output_limit(&self, operation: &Operation) -> Option<&'static str> {
+        match operation.path {
+            CHAT => Some("max_completion_tokens"),
+            _ => operation.kind.generates().then_some("max_tokens"),
+        }
+    }
+
+    fn asks_for_json(&self, body: &[u8]) -> bool {
+        texts::asks_for_json(body)
     }
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {

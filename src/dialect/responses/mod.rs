@@ -5,6 +5,7 @@ pub mod codec;
 mod failure;
 mod stream;
 mod system;
+mod texts;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
@@ -23,6 +24,7 @@ use super::{
     openai::OpenAi,
     operation::{Kind, Operation},
     system::SystemText,
+    texts::{AnswerTexts, RequestTexts},
     typed_stream::{self, TypedMeter},
 };
 use crate::{
@@ -101,6 +103,22 @@ impl Dialect for Responses {
     ) -> Result<Glance, Rejection> {
         let glance = body::glance(body, guarded, own)?;
         Ok(Glance { stores: !glance.keeps_nothing, ..glance })
+    }
+
+    fn request_texts(&self, _operation: &Operation, body: &[u8]) -> RequestTexts {
+        texts::of_request(body)
+    }
+
+    fn answer_texts(&self, document: &[u8], streamed: bool) -> AnswerTexts {
+        texts::of_answer(document, streamed)
+    }
+
+    fn output_limit(&self, operation: &Operation) -> Option<&'static str> {
+        operation.kind.generates().then_some("max_output_tokens")
+    }
+
+    fn asks_for_json(&self, body: &[u8]) -> bool {
+        texts::asks_for_json(body)
     }
 
     fn guard_edits(&self, body: &[u8], guarded: &[String]) -> Vec<Edit> {

@@ -1,0 +1,228 @@
+//! Guards: what is looked for in requests and answers before they pass. Each is configuration, not code.
+//!
+//! [`Guards::applies`] chooses the entries for a request by its caller and its model. [`Guards::request`]
+//! judges the body and tells the edits; [`Moderation::ask`] asks services. [`Guards::answer`] makes the filter
+//! of an answer, if there is anything to do. None of it knows a language: `dialect/texts.rs` finds the texts.
+
+mod answer;
+mod caps;
+mod checksum;
+mod detect;
+mod finding;
+mod inner;
+mod moderation;
+mod prompt;
+mod redact;
+mod role;
+mod running;
+#[cfg(test)]
+mod tests;
+mod vault;
+
+use std::{fmt, sync::Arc};
+
+pub use self::{
+    answer::{AnswerFilter, Blocked},
+    finding::Finding,
+    moderation::{Moderation, Question, Verdict},
+    vault::Vault,
+};
+use crate::{
+    base::{ModelPattern, Rejection},
+    config::{
+        choices::{DenyOn, RedactAction},
+        plan::{CapsPlan, DenyPlan, GuardsPlan, RedactPlan, WhenPlan},
+    },
+    dialect::{Dialect, Operation, texts::RequestTexts},
+    store::http as clients,
+    wire::edit::Edit,
+};
+
+/// The guards of a configuration.
+#[derive(Default)]
+pub struct Guards {
+    redact: Vec<RedactPlan>,
+    deny: Vec<Arc<DenyPlan>>,
+    moderation: Vec<(WhenPlan, Arc<Moderation>)>,
+    caps: Vec<CapsPlan>,
+}
+
+/// What a request is known by.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Who<'a> {
+    /// As the client names it.
+    pub model: &'a str,
+    /// Id and name of the key, empty if there is none.
+    pub key_id: &'a str,
+    pub key_name: &'a str,
+    pub tags: &'a [String],
+}
+
+/// The entries that apply to a request: a bit for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Selected {
+    redact: u64,
+    deny: u64,
+    moderation: u64,
+    caps: u64,
+}
+
+impl Selected {
+    /// Whether none applies.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether [`Guards::request`] has anything to do.
+    pub fn reads_body(&self) -> bool {
+        self.redact | self.deny | self.caps != 0
+    }
+
+    /// Whether a service is to be asked.
+    pub fn moderates(&self) -> bool {
+        self.moderation != 0
+    }
+}
+
+/// What becomes of a request that passes.
+#[derive(Debug, Default)]
+pub struct RequestOutcome {
+    /// They do not overlap; the offsets are those of the body that was given.
+    pub edits: Vec<Edit>,
+    /// What the answer gets back.
+    pub vault: Option<Vault>,
+    pub findings: Vec<Finding>,
+}
+
+/// A request that does not pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub rejection: Rejection,
+    pub findings: Vec<Finding>,
+}
+
+impl Guards {
+    /// Makes the guards of a plan.
+    pub fn new(plan: &GuardsPlan) -> Self {
+        let client = (!plan.moderation.is_empty()).then(clients::outside);
+        let moderation = plan.moderation.iter().zip(client.iter().cycle());
+        let moderation = moderation.map(|(plan, client)| {
+            (plan.when.clone(), Arc::new(Moderation::new(plan.clone(), client.clone())))
+        });
+        Self {
+            redact: plan.redact.clone(),
+            deny: plan.deny.iter().cloned().map(Arc::new).collect(),
+            moderation: moderation.collect(),
+            caps: plan.caps.clone(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.redact.is_empty()
+            && self.deny.is_empty()
+            && self.moderation.is_empty()
+            && self.caps.is_empty()
+    }
+
+    /// The entries that apply to a request.
+    pub fn applies(&self, who: &Who<'_>) -> Selected {
+        Selected {
+            redact: mask(self.redact.iter().map(|entry| &entry.when), who),
+            deny: mask(self.deny.iter().map(|entry| &entry.when), who),
+            moderation: mask(self.moderation.iter().map(|(when, _)| when), who),
+            caps: mask(self.caps.iter().map(|entry| &entry.when), who),
+        }
+    }
+
+    /// Judges the body of a request, which is one JSON object in UTF-8. Its time is linear in the body.
+    ///
+    /// # Errors
+    /// If it does not pass. The message does not repeat what was found.
+    pub fn request(
+        &self,
+        selected: Selected,
+        language: &dyn Dialect,
+        operation: &Operation,
+        body: &[u8],
+    ) -> Result<RequestOutcome, Refused> {
+        if !selected.reads_body() {
+            return Ok(RequestOutcome::default());
+        }
+        let RequestTexts { texts, images } = language.request_texts(operation, body);
+        let refused = |(rejection, findings)| Refused { rejection, findings };
+        let mut outcome = RequestOutcome::default();
+        if selected.caps != 0 {
+            let entries: Vec<_> = chosen(&self.caps, selected.caps).collect();
+            let limit = language.output_limit(operation);
+            let capped = caps::cap(&entries, body, &images, limit).map_err(refused)?;
+            outcome.edits = capped.edits;
+            outcome.findings = capped.findings;
+        }
+        let denied = chosen(&self.deny, selected.deny).filter(|e| e.on.contains(&DenyOn::Prompt));
+        let denied: Vec<&DenyPlan> = denied.map(AsRef::as_ref).collect();
+        prompt::check(&denied, &texts, body).map_err(refused)?;
+        if selected.redact != 0 {
+            let entries: Vec<_> = chosen(&self.redact, selected.redact).collect();
+            let reversible =
+                |entry: &&RedactPlan| entry.action == RedactAction::Mask && entry.reversible;
+            let json = entries.iter().any(reversible) && language.asks_for_json(body);
+            let redacted = redact::redact(&entries, &texts, body, json).map_err(refused)?;
+            outcome.edits.extend(redacted.edits);
+            outcome.findings.extend(redacted.findings);
+            outcome.vault = redacted.vault;
+        }
+        Ok(outcome)
+    }
+
+    /// The services to ask about a request.
+    pub fn moderations(&self, selected: Selected) -> impl Iterator<Item = &Arc<Moderation>> {
+        chosen(&self.moderation, selected.moderation).map(|(_, moderation)| moderation)
+    }
+
+    /// The filter of an answer in the client's language; `None` if there is nothing to look for. `by_line`:
+    /// a stream has its documents on lines of their own, not in events.
+    pub fn answer(
+        &self,
+        selected: Selected,
+        language: &'static dyn Dialect,
+        vault: Option<Vault>,
+        by_line: bool,
+    ) -> Option<AnswerFilter> {
+        let denied = chosen(&self.deny, selected.deny);
+        let denied: Vec<_> =
+            denied.filter(|entry| entry.on.contains(&DenyOn::Answer)).cloned().collect();
+        let needed = vault.is_some() || !denied.is_empty();
+        needed.then(|| AnswerFilter::new(language, denied, vault, by_line))
+    }
+}
+
+impl fmt::Debug for Guards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lengths = [self.redact.len(), self.deny.len(), self.moderation.len(), self.caps.len()];
+        write!(f, "guards {lengths:?}")
+    }
+}
+
+/// The entries whose bits are set.
+fn chosen<T>(entries: &[T], mask: u64) -> impl Iterator<Item = &T> {
+    entries.iter().enumerate().filter(move |(i, _)| mask >> i & 1 == 1).map(|(_, entry)| entry)
+}
+
+/// A plan has no more entries than there are bits.
+fn mask<'a>(conditions: impl Iterator<Item = &'a WhenPlan>, who: &Who<'_>) -> u64 {
+    let fitting = conditions.enumerate().filter(|(_, when)| fits(when, who));
+    fitting.fold(0, |mask, (i, _)| mask | 1 << i)
+}
+
+fn fits(when: &WhenPlan, who: &Who<'_>) -> bool {
+    let any = |patterns: &[ModelPattern], names: &[&str]| {
+        let matches = |pattern: &ModelPattern| names.iter().any(|name| pattern.matches(name));
+        patterns.is_empty() || patterns.iter().any(matches)
+    };
+    let known: Vec<&str> =
+        [who.key_id, who.key_name].into_iter().filter(|name| !name.is_empty()).collect();
+    any(&when.models, &[who.model])
+        && any(&when.keys, &known)
+        && (when.tags.is_empty() || when.tags.iter().any(|tag| who.tags.contains(tag)))
+}

@@ -1,0 +1,197 @@
+//! Services that judge requests: OpenAI's moderations, or any HTTP service.
+
+use http::header::CONTENT_TYPE;
+use serde_json::{Value, json};
+
+use super::{finding::Finding, role::in_roles};
+use crate::{
+    base::Rejection,
+    config::{
+        choices::{ModerationFail, ModerationForm, ModerationMode},
+        plan::ModerationPlan,
+    },
+    dialect::texts::RequestText,
+    store::{StoreError, http as clients},
+    wire::literal::Literal,
+};
+
+/// Largest answer in bytes.
+const LARGEST: usize = 1 << 20;
+
+/// A service.
+pub struct Moderation {
+    pub(super) plan: ModerationPlan,
+    client: reqwest::Client,
+}
+
+/// What a service is asked about.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The texts of the request, at most `max_text` bytes of them.
+    pub texts: Vec<String>,
+    pub model: String,
+    /// Ids, empty if unknown.
+    pub user: String,
+    pub key: String,
+}
+
+/// What a service says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The request may pass.
+    Allowed,
+    /// It may not.
+    Blocked { rejection: Rejection, finding: Finding },
+    /// The service failed: `why` is for the log. `rejection` is `None` where requests pass then.
+    Failed { why: String, rejection: Option<Rejection>, finding: Finding },
+}
+
+impl Moderation {
+    pub(super) fn new(plan: ModerationPlan, client: reqwest::Client) -> Self {
+        Self { plan, client }
+    }
+
+    /// Whether it is asked before the request goes to a backend, or beside it.
+    pub fn is_before(&self) -> bool {
+        self.plan.mode == ModerationMode::Before
+    }
+
+    /// Its URL without what may be secret, for logs.
+    pub fn name(&self) -> &str {
+        self.plan.url.split(['?', '#']).next().unwrap_or_default()
+    }
+
+    /// What it is asked about a request; `None` if the request has none of the texts that it judges. Of more
+    /// than `max_text` bytes it gets the last ones.
+    pub fn question(
+        &self,
+        texts: &[RequestText],
+        body: &[u8],
+        model: &str,
+        (user, key): (&str, &str),
+    ) -> Option<Question> {
+        let mut left = self.plan.max_text;
+        let mut told = Vec::new();
+        for text in texts.iter().rev().filter(|text| in_roles(&self.plan.roles, text.role)) {
+            let Some(literal) = body.get(text.range.clone()).and_then(Literal::read) else {
+                continue;
+            };
+            let mut from = literal.text.len().saturating_sub(left);
+            while !literal.text.is_char_boundary(from) {
+                from += 1;
+            }
+            let part = &literal.text[from..];
+            left -= part.len();
+            if !part.trim().is_empty() {
+                told.push(part.to_owned());
+            }
+            if left == 0 || from > 0 {
+                break;
+            }
+        }
+        told.reverse();
+        let (model, user, key) = (model.to_owned(), user.to_owned(), key.to_owned());
+        (!told.is_empty()).then_some(Question { texts: told, model, user, key })
+    }
+
+    /// Asks. Takes at most `timeout`.
+    pub async fn ask(&self, question: &Question) -> Verdict {
+        let finding = |kind: &str, action| Finding {
+            guard: "moderation",
+            kind: kind.to_owned(),
+            action,
+            count: 1,
+        };
+        match self.answer(question).await.and_then(|answer| self.read(&answer)) {
+            Ok(None) => Verdict::Allowed,
+            Ok(Some(message)) => Verdict::Blocked {
+                rejection: Rejection::content_blocked(self.plan.status, &message),
+                finding: finding("flagged", "refuse"),
+            },
+            Err(why) => {
+                let closed = self.plan.fail == ModerationFail::Closed;
+                let action = if closed { "refuse" } else { "pass" };
+                Verdict::Failed {
+                    why: why.to_string(),
+                    rejection: closed.then(Rejection::moderation_unavailable),
+                    finding: finding("unavailable", action),
+                }
+            }
+        }
+    }
+
+    async fn answer(&self, question: &Question) -> Result<Value, StoreError> {
+        let body = self.words(question).to_string();
+        let mut request = self
+            .client
+            .post(&self.plan.url)
+            .timeout(self.plan.timeout)
+            .header(CONTENT_TYPE, "application/json")
+            .body(body);
+        for (name, value) in &self.plan.headers {
+            request = request.header(name, value);
+        }
+        let failed =
+            |e| StoreError::new(format!("the moderation cannot be reached: {}", clients::cause(e)));
+        let mut answer = request.send().await.map_err(failed)?;
+        let status = answer.status();
+        let mut body = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(failed)? {
+            body.extend_from_slice(&piece);
+            if body.len() > LARGEST {
+                return Err(StoreError::new("the moderation's answer is too large"));
+            }
+        }
+        if !status.is_success() {
+            return Err(StoreError::new(format!("the moderation answered {status}")));
+        }
+        let read = serde_json::from_slice(&body);
+        read.map_err(|_| StoreError::new("the moderation's answer is not JSON"))
+    }
+
+    fn words(&self, question: &Question) -> Value {
+        match self.plan.form {
+            ModerationForm::Openai => {
+                let mut words = json!({"input": question.texts});
+                if let Some(model) = &self.plan.model {
+                    words["model"] = model.as_str().into();
+                }
+                words
+            }
+            ModerationForm::Generic => json!({
+                "texts": question.texts,
+                "model": question.model,
+                "user": question.user,
+                "key": question.key,
+            }),
+        }
+    }
+
+    /// The message for the client if the request must not pass.
+    fn read(&self, answer: &Value) -> Result<Option<String>, StoreError> {
+        let blocked = match self.plan.form {
+            ModerationForm::Openai => {
+                let results = answer["results"].as_array();
+                let results = results.ok_or(StoreError::new("the moderation has no `results`"))?;
+                results.iter().any(|result| self.flags(result))
+            }
+            ModerationForm::Generic => {
+                let allow = answer["allow"].as_bool();
+                !allow.ok_or(StoreError::new("the moderation's `allow` is no boolean"))?
+            }
+        };
+        let own = || match self.plan.form {
+            ModerationForm::Generic => answer["message"].as_str(),
+            ModerationForm::Openai => None,
+        };
+        Ok(blocked.then(|| own().unwrap_or(&self.plan.message).to_owned()))
+    }
+
+    fn flags(&self, result: &Value) -> bool {
+        let category = |name: &String| result["categories"][name.as_str()] == true;
+        match self.plan.categories.is_empty() {
+            true => result["flagged"] == true,
+            false => self.plan.categories.iter().any(category),
+        }
+    }
+}

@@ -12,7 +12,7 @@
 //! | 7 | [`server`] | the composition root: listeners, services, signals |
 //! | 6 | [`gateway`], [`admin`], [`listener`], [`tasks`] | the `ProxyHttp` implementation; the operator's API; clients' connections; background services |
 //! | 5 | [`runtime`] | the snapshot of a configuration, and what outlives it |
-//! | 4 | [`auth`], [`balance`], [`guards`], [`limit`], [`prompts`], [`route`], [`usage`] | policies, each on its own |
+//! | 4 | [`auth`], [`balance`], [`guards`], [`hooks`], [`limit`], [`prompts`], [`route`], [`usage`] | policies, each on its own |
 //! | 3 | [`config`], [`sim`] | what the configuration file means; a simulated vLLM |
 //! | 2 | [`dialect`], [`lua`] | API languages; scripts |
 //! | 1 | [`store`], [`telemetry`], [`wire`] | clients and certificates; metrics and logs; bytes |
@@ -87,6 +87,7 @@ pub mod demo;
 pub mod dialect;
 pub mod gateway;
 pub mod guards;
+pub mod hooks;
 pub mod limit;
 pub mod listener;
 pub mod lua;

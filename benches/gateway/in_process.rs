@@ -232,6 +232,8 @@ fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
             session: Some(n),
             blocks: &blocks,
             excluded: &[],
+            strategy: None,
+            binds: false,
             now,
         };
         let mut choice = pool.pick(&request).ok().unwrap();

@@ -115,6 +115,7 @@ mod tests {
             outcome: Outcome::Rejected,
             status: 502,
             duration: Duration::from_millis(7),
+            hooks: Vec::new(),
             queued: None,
         });
         let (status, trace) = explained(&state, "req-1").await;
@@ -129,6 +130,7 @@ mod tests {
                 "request_id": "req-1", "time": "1970-01-01T00:00:00.000Z", "model": "gpt-4o",
                 "key_id": "key-1", "user_id": "u", "outcome": "rejected", "status": 502,
                 "duration_ms": 7, "queued_ms": null,
+                "hooks": [],
                 "tries": [{
                     "at_ms": 1, "tier": 0, "pool": 0, "model": "qwen-72b", "backend": "b",
                     "candidates": [{"backend": "b", "score": 1.5, "barred": null}],

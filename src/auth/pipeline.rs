@@ -113,6 +113,11 @@ pub struct IdentifiedKey {
 }
 
 impl IdentifiedKey {
+    /// The data of the key, as its first provider returned it.
+    pub fn data(&self) -> Option<&Map<String, serde_json::Value>> {
+        self.records.first().map(|(_, record)| &record.data)
+    }
+
     /// The caller according to the key's data, before the decision.
     pub fn principal(&self) -> Option<Arc<Principal>> {
         self.records.first().map(|(_, record)| Arc::clone(&record.principal))

@@ -128,6 +128,11 @@ impl Endpoint {
         &self.state
     }
 
+    /// The recent average time to first token, in milliseconds; `None`: not known.
+    pub fn latency_ms(&self) -> Option<f64> {
+        self.state.latency().map(|micros| f64::from(micros) / 1000.0)
+    }
+
     pub fn in_flight(&self) -> usize {
         self.state.in_flight()
     }

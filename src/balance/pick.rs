@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{ejection::Scope, endpoint::Endpoint, state::Lease};
+use crate::config::plan::Strategy;
 
 /// What a request asks a pool for.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,10 @@ pub struct PickRequest<'a> {
     pub blocks: &'a [u64],
     /// Ids of backends that must not be picked.
     pub excluded: &'a [u32],
+    /// The strategy in place of the pool's, where the pool has others ready.
+    pub strategy: Option<Strategy>,
+    /// The session binds the request also where the pool's configuration has no affinity.
+    pub binds: bool,
     pub now: Instant,
 }
 

@@ -45,6 +45,8 @@ pub struct PoolOptions<'a> {
     /// Without probes every backend counts as healthy, whatever earlier probes found.
     pub probed: bool,
     pub predecessor: Predecessor<'a>,
+    /// A request may ask for another strategy.
+    pub selectable: bool,
     /// Seed of the random numbers.
     pub seed: u64,
 }
@@ -55,6 +57,8 @@ pub struct Pool {
     members: Vec<Arc<Endpoint>>,
     table: Arc<Table>,
     balancer: Box<dyn Balancer>,
+    /// The other strategies, where requests may ask for them.
+    others: Vec<(Strategy, Box<dyn Balancer>)>,
     probed: bool,
     balance: BalancePlan,
     circuit: CircuitPlan,
@@ -69,7 +73,9 @@ impl Pool {
             bound: balance.bound,
             stale: 3 * options.load_interval,
             max_ejected: options.circuit.max_ejected,
-            ring: balance.affinity.is_some() || balance.strategy == Strategy::ConsistentHash,
+            ring: options.selectable
+                || balance.affinity.is_some()
+                || balance.strategy == Strategy::ConsistentHash,
             seed: options.seed,
         };
         let memory = (balance.strategy == Strategy::PrefixAffinity).then(|| {
@@ -88,18 +94,26 @@ impl Pool {
         }
         let table = Arc::new(table);
         let set: BTreeSet<_> = table.backends.iter().cloned().collect();
-        let registry = Arc::clone(options.registry);
-        let backends = Backends::new_with_health_registry(Static::new(set), registry);
-        let balancer = strategy::balancer(balance.strategy, backends, &table);
-        balancer
-            .start()
-            .now_or_never()
-            .expect("a static list does not wait")
-            .expect("a static list does not fail");
+        let started = |strategy| {
+            let registry = Arc::clone(options.registry);
+            let list = Static::new(set.clone());
+            let backends = Backends::new_with_health_registry(list, registry);
+            let balancer = strategy::balancer(strategy, backends, &table);
+            balancer
+                .start()
+                .now_or_never()
+                .expect("a static list does not wait")
+                .expect("a static list does not fail");
+            balancer
+        };
+        let balancer = started(balance.strategy);
+        let others = strategy::SELECTABLE.iter().filter(|_| options.selectable);
+        let others = others.map(|strategy| (*strategy, started(*strategy))).collect();
         Self {
             members: listed,
             table,
             balancer,
+            others,
             probed: options.probed,
             balance: balance.clone(),
             circuit: *options.circuit,
@@ -143,20 +157,30 @@ impl Pool {
             let backend = &table.backends[member];
             accept(backend, self.is_healthy(backend))
         });
+        let balancer = self.balancer_for(pick.request);
         if !bound {
-            self.balancer.select(table, pick, &accept)?;
+            balancer.select(table, pick, &accept)?;
         }
         let (member, trials) = admitted.get()?;
-        self.balancer.picked(table, member, pick);
+        balancer.picked(table, member, pick);
         let endpoint = Arc::clone(&table.members[member]);
         let caller = (pick.request.model, pick.request.caller);
         let lease = endpoint.state().lease(caller, self.circuit, trials);
         Some(PickedBackend { endpoint, lease })
     }
 
+    /// The strategy that the request asks for, or the pool's.
+    fn balancer_for(&self, request: &PickRequest<'_>) -> &dyn Balancer {
+        let asked = request.strategy.filter(|strategy| *strategy != self.balance.strategy);
+        let other = asked.and_then(|asked| self.others.iter().find(|(known, _)| *known == asked));
+        other.map_or(&*self.balancer, |(_, balancer)| &**balancer)
+    }
+
     /// The member to which the request's session is bound, if it is not overloaded.
     fn bound_member(&self, pick: &Pick<'_>) -> Option<usize> {
-        if self.balance.affinity.is_none() || self.balance.strategy == Strategy::ConsistentHash {
+        let strategy = pick.request.strategy.unwrap_or(self.balance.strategy);
+        let binds = self.balance.affinity.is_some() || pick.request.binds;
+        if !binds || strategy == Strategy::ConsistentHash {
             return None;
         }
         let member = self.table.ring_member(pick, |_| true)?;

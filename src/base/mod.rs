@@ -18,6 +18,7 @@ pub mod principal;
 pub mod rejection;
 pub mod render;
 pub mod secret;
+pub mod stage;
 pub mod terms;
 pub mod text;
 pub mod usage;
@@ -30,6 +31,7 @@ pub use period::ResetPeriod;
 pub use principal::Principal;
 pub use rejection::{Rejection, RejectionKind};
 pub use secret::Secret;
+pub use stage::{Stage, Stages};
 pub use text::without_mark;
 pub use usage::{KeyUsage, Outcome, TokenCounts, UsageSource};
 

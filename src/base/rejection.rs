@@ -148,6 +148,36 @@ impl Rejection {
         self.status == 503 && (limited || full)
     }
 
+    /// A script of the operator's refuses the request: `status` is 4xx or 5xx, `retry_after` in seconds.
+    pub fn by_script(
+        status: u16,
+        message: impl Into<String>,
+        code: Option<String>,
+        retry_after: Option<u64>,
+    ) -> Self {
+        let kind = match status {
+            429 => RejectionKind::RequestLimit,
+            status => RejectionKind::of_status(status),
+        };
+        let code = code.map_or(Cow::Borrowed("refused_by_hook"), Cow::Owned);
+        Self { code: Some(code), retry_after, ..Self::new(status, kind, message) }
+    }
+
+    /// 500: a script that must not fail has failed. The log says how.
+    pub fn hook_failed(stage: &str) -> Self {
+        let message = format!("A script of the gateway failed ({stage})");
+        Self::new(500, RejectionKind::ServerError, message).code("hook_failed")
+    }
+
+    /// 403: the caller may not use this model.
+    pub fn model_not_allowed(model: &str) -> Self {
+        let shown: String = model.chars().take(200).collect();
+        let message = format!("You may not use the model `{shown}`");
+        Self::new(403, RejectionKind::PermissionDenied, message)
+            .param("model")
+            .code("model_not_allowed")
+    }
+
     /// 404: the path is not on the allow-list.
     pub fn unknown_path(method: &str, path: &str) -> Self {
         let shown: String = path.chars().take(200).collect();

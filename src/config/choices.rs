@@ -38,6 +38,16 @@ pub enum PromptPosition {
     After,
 }
 
+/// What happens when the script of a hook fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnScriptError {
+    /// The request goes on as if the script had changed nothing.
+    Open,
+    /// The request is refused, or its answer ends.
+    Closed,
+}
+
 /// LLM servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

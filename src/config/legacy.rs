@@ -15,11 +15,8 @@ pub enum Now {
 use Now::{Gone, Moved};
 
 const CONNECTIONS: &str = "connections to databases are opened and closed on demand";
-const SCRIPTS: &str =
-    "scripts only decide about keys: write `lua_script` in a provider of `auth.pipeline`";
-
 /// The keys, with `[]` for any element of a list. An entry also covers the keys below it.
-pub const KEYS: [(&str, Now); 43] = [
+pub const KEYS: [(&str, Now); 47] = [
     ("server.listen", Moved("listen")),
     ("server.read_timeout", Moved("timeouts.client_read")),
     ("server.idle_timeout", Moved("timeouts.client_idle")),
@@ -60,21 +57,18 @@ pub const KEYS: [(&str, Now); 43] = [
             "metrics are always served, at `/metrics`; `server.metrics_listen` gives them a separate address",
         ),
     ),
-    ("hooks", Gone(SCRIPTS)),
-    ("scripts", Gone(SCRIPTS)),
     (
         "routing.timeout",
         Gone("it had no effect; `timeouts.total` limits a whole request, streams included"),
     ),
     ("routing.connect_timeout", Moved("timeouts.connect")),
-    (
-        "routing.script",
-        Gone("it had no effect; `models` and `routing.fallback` select the backend of a request"),
-    ),
-    (
-        "rate_limit.script",
-        Gone("it had no effect; a script in `auth.pipeline` may return `limits` for a key"),
-    ),
+    ("routing.script", Moved("scripts.routing.script")),
+    ("routing.script_file", Moved("scripts.routing.script_file")),
+    ("routing.request_transform", Moved("scripts.request_transform")),
+    ("routing.response_transform", Moved("scripts.response_transform")),
+    ("auth.script", Moved("scripts.auth.script")),
+    ("rate_limit.script", Moved("scripts.rate_limit.script")),
+    ("error_handler", Moved("scripts.error_handler")),
     ("health_check.script", Gone("it had no effect; a probe succeeds with the `expected_status`")),
     ("backends[].timeout", Gone("it had no effect; `timeouts` apply to all backends")),
     (
@@ -105,8 +99,9 @@ pub const KEYS: [(&str, Now); 43] = [
     ("storage.caches[].max_size", Gone("it belonged to the driver `memory`, which had no effect")),
     ("storage.caches[].ttl", Gone("it belonged to the driver `memory`, which had no effect")),
     ("usage.reporters[].webhook.method", Gone("records are always sent with POST")),
-    ("usage.reporters[].script", Gone("it had no effect")),
-    ("usage_hook.reporters[].script", Gone("it had no effect")),
+    ("usage.reporters[].script", Gone("it had no effect; write `hooks.on_usage`")),
+    ("usage_hook.reporters[].script", Gone("it had no effect; write `hooks.on_usage`")),
+    ("usage_hook.script", Moved("scripts.usage.script")),
     ("usage.storage", Gone("name the storage in a reporter: `usage.reporters[].database.storage`")),
     (
         "discovery.sources[].kubernetes",
@@ -164,7 +159,8 @@ mod tests {
         let now = |path: &str| now(&value::parse(path));
         assert_eq!(now("server.listen"), Some(Moved("listen")));
         assert_eq!(now("listen"), None);
-        assert!(matches!(now("hooks.on_request.script"), Some(Gone(_))));
+        assert_eq!(now("hooks.on_request.script"), None);
+        assert_eq!(now("rate_limit.script"), Some(Moved("scripts.rate_limit.script")));
         assert!(matches!(now("backends[7].timeout"), Some(Gone(_))));
         assert_eq!(now("backends[7].url"), None);
         assert_eq!(now("logging.access.enabled"), Some(Moved("log.access")));

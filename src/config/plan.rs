@@ -7,6 +7,7 @@ mod base_path;
 mod discovery;
 mod guards;
 mod health_check;
+mod hooks;
 mod limit;
 mod log;
 mod lua;
@@ -22,6 +23,7 @@ mod tier;
 mod timeouts;
 mod usage;
 mod vendor;
+mod when;
 
 use std::{
     collections::BTreeMap,
@@ -45,6 +47,7 @@ pub use self::{
     discovery::{DiscoveryPlan, SourceList, SourceLocation, SourcePlan, read_list},
     guards::*,
     health_check::HealthPlan,
+    hooks::HookPlan,
     limit::{LimitPlan, Price, QueuePlan, SharedPlan},
     log::LogPlan,
     model_presets::of as model_facts,
@@ -55,6 +58,7 @@ pub use self::{
     tier::TierPlan,
     timeouts::TimeoutPlan,
     usage::*,
+    when::{Subject, WhenPlan},
 };
 use super::{
     choices::{ErrorFormat, Ready},
@@ -114,6 +118,8 @@ pub struct Plan {
     pub lua: Arc<Library>,
     /// Tiers of keys, by name.
     pub tiers: BTreeMap<String, TierPlan>,
+    /// Scripts at the stages of a request.
+    pub hooks: Vec<HookPlan>,
     /// Addresses that may send requests.
     pub ip_rules: IpRules,
     /// Proxies whose `X-Forwarded-For` is trusted.
@@ -159,6 +165,7 @@ pub(super) fn plan(
     let auth = planner.auth(raw);
     let limits = planner.limits(raw, auth.as_ref());
     let tiers = planner.tiers(raw);
+    let hooks = planner.hooks(&raw.hooks, &raw.scripts);
     let ip_rules = planner.ip_rules(&raw.server);
     let trusted_proxies = planner.nets("server.trusted_proxies", &raw.server.trusted_proxies);
     planner.trust();
@@ -195,6 +202,7 @@ pub(super) fn plan(
         limits: limits?,
         lua,
         tiers,
+        hooks,
         ip_rules,
         trusted_proxies,
         error_format: raw.server.error_format,

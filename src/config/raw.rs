@@ -8,6 +8,7 @@ mod discovery;
 mod edge_guard;
 mod guards;
 mod health_check;
+mod hooks;
 mod limit;
 mod log;
 mod lua;
@@ -20,6 +21,7 @@ mod storage;
 mod tier;
 mod timeouts;
 mod usage;
+mod when;
 
 use std::collections::BTreeMap;
 
@@ -28,8 +30,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     admin::*, auth::*, backend::*, discovery::*, edge_guard::*, guards::*, health_check::*,
-    limit::*, log::*, lua::*, models::*, prompts::*, routing::*, scalar::*, server::*, storage::*,
-    tier::*, timeouts::*, usage::*,
+    hooks::*, limit::*, log::*, lua::*, models::*, prompts::*, routing::*, scalar::*, server::*,
+    storage::*, tier::*, timeouts::*, usage::*, when::*,
 };
 
 /// LLMProxy configuration. Strings may hold `${VAR}`, `${VAR:-default}`, and `$$` for a dollar
@@ -107,6 +109,12 @@ pub struct Raw {
     /// Tiers of keys, by name. The `tier` of a key refers to one.
     #[serde(default)]
     pub tiers: BTreeMap<String, Tier>,
+    /// Scripts at the stages of a request.
+    #[serde(default)]
+    pub hooks: Hooks,
+    /// Scripts at the stages of a request, with the keys of version 0.5.
+    #[serde(default)]
+    pub scripts: Scripts,
 }
 
 fn default_listen() -> String {

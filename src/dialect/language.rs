@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{
     counting::Counting,
+    event_words::EventWord,
     glance::{Glance, Want},
     hub::{Codec, ModelFacts},
     limit_headers::LimitHeaders,
@@ -62,6 +63,12 @@ pub trait Dialect: Sync {
         let usual = |operation: &&Operation| operation.path == self.usual_path();
         let operation = self.operations().iter().find(usual)?;
         Some((operation.path, self.codec(operation)?))
+    }
+
+    /// Where the words stand that scripts know of the events of its streams. Of several places of one
+    /// word the first that an event has is used.
+    fn event_words(&self) -> &'static [EventWord] {
+        &[]
     }
 
     /// The path at which servers of this language count the tokens of a request, and how. `tokenizes`:

@@ -15,6 +15,7 @@ mod counts;
 mod document;
 mod error_wording;
 pub mod event;
+mod event_words;
 mod glance;
 #[cfg(test)]
 mod goldens;
@@ -46,6 +47,7 @@ pub use self::{
         label, names, operation_count,
     },
     error_wording::ErrorWording,
+    event_words::EventWord,
     glance::{Glance, UsageRequest, Want},
     language::Dialect,
     languages::Languages,

@@ -10,13 +10,13 @@ use pingora_proxy::Session;
 
 use super::{
     ctx::Ctx,
-    reply,
+    hooks, reply,
     stop::Stop,
     wait::{WaitFor, wait},
 };
 use crate::{
     auth::Auth,
-    base::Rejection,
+    base::{Rejection, Stage},
     dialect::Glance,
     limit::{
         AdmissionRequest, Denial, Limiter, Rejected, RequestFacts, Ticket,
@@ -57,6 +57,12 @@ pub async fn admit(
     // To count the tokens of a request uses none.
     let asks = glance.filter(|_| !ctx.request.counts_tokens());
     ctx.limits.asked = asks.map(|glance| (ctx.body.bytes().len(), most(glance)));
+    if snapshot.hooks.has(Stage::RateLimit) && glance.is_some() {
+        let standing = |ctx: &Ctx| {
+            claims(ctx, &limiter).map_or_else(Vec::new, |mut request| limiter.peek(&mut request))
+        };
+        Box::pin(hooks::limits::run_all(session, ctx, standing)).await?;
+    }
     let Some(mut request) = claims(ctx, &limiter) else {
         return Ok(());
     };
@@ -111,6 +117,9 @@ fn claims(ctx: &Ctx, limiter: &Limiter) -> Option<AdmissionRequest> {
     let (bytes, max_tokens) = ctx.limits.asked.unwrap_or_default();
     let mut request = limiter.prepare(&ask, bytes, max_tokens)?;
     request.class = ctx.snapshot.tiers.of(ask.principal).queue_class;
+    if let Some(weight) = ctx.hooks.as_ref().and_then(|state| state.weight) {
+        request.weigh(weight);
+    }
     Some(request)
 }
 

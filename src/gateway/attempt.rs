@@ -33,6 +33,8 @@ pub struct Attempt {
     pub span: Option<usize>,
     /// The request's body has been given to it.
     pub sent_body: bool,
+    /// The body that scripts have made for it; `None`: its version of the client's.
+    pub own_body: Option<Bytes>,
     /// The usage of a stream that the backend was asked for, beyond what the client asked.
     pub usage: Option<UsageRequest>,
     /// A kept-alive connection was dead: the attempt is repeated on a new connection.
@@ -108,6 +110,7 @@ impl Attempt {
             began: Instant::now(),
             span: None,
             sent_body: false,
+            own_body: None,
             usage: None,
             reconnects: false,
             answer: Answer::default(),
@@ -121,6 +124,7 @@ impl Attempt {
         self.fault = None;
         self.reconnects = false;
         self.sent_body = false;
+        self.own_body = None;
     }
 
     /// The status that the client sees.

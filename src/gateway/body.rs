@@ -86,6 +86,11 @@ impl Body {
         &self.bytes
     }
 
+    /// The bytes, to be kept beside it.
+    pub fn shared(&self) -> Bytes {
+        self.bytes.clone()
+    }
+
     /// Edits the body for every backend.
     pub fn change(&mut self, edits: Vec<Edit>) {
         self.bytes = edited(std::mem::take(&mut self.bytes), edits);

@@ -13,6 +13,7 @@ use super::{
     body::Body,
     deferred_head::DeferredHead,
     end::End,
+    hooks::state::RequestHooks,
     inbound::{Caller, Request},
     request_limits::RequestLimits,
     retry::{RetryPolicy, RoutingView},
@@ -52,6 +53,8 @@ pub struct Ctx {
     /// out and puts it back; `failure` replaces it by a kept answer. The phases of the answer write
     /// into it.
     pub attempt: Option<Attempt>,
+    /// What scripts have left in it; `None` where there are none. Written and read by `hooks`.
+    pub hooks: Option<Box<RequestHooks>>,
     /// The attempts for `/admin/v1/explain`. Written by `admission`, `attempts`, `peer` and `hedge`;
     /// taken by `logging`.
     pub timeline: Timeline,
@@ -113,6 +116,7 @@ impl Ctx {
             route: None,
             retry: RetryPolicy::default(),
             attempt: None,
+            hooks: None,
             timeline: Timeline::default(),
             watch: None,
             deferred: None,

@@ -9,13 +9,9 @@
 //!
 //! It also ends an answer that is complete although its backend does not end it.
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+mod handle;
+
+use std::{sync::atomic::Ordering, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,134 +32,12 @@ use pingora::{
 use pingora_proxy::Session;
 use tokio::time::Instant;
 
+pub use self::handle::DeferredHead;
+use super::hooks::answer::{AnswerFilters, Outgoing};
 use crate::base::lock;
 
 /// Any bytes but none: `outbound` replaces them by the body.
 const PLACEHOLDER: Bytes = Bytes::from_static(b" ");
-
-/// A head that is deferred: the handle of the wrapper around the client's session, and where the
-/// real session comes back to when the wrapper is dropped.
-#[derive(Clone, Default)]
-pub struct DeferredHead(Arc<Shared>);
-
-#[derive(Default)]
-struct Shared {
-    session: Mutex<Option<Box<ServerSession>>>,
-    quiet: AtomicBool,
-    /// Something was written through the wrapper, or it is needed for as long as the request.
-    used: AtomicBool,
-    /// The client has the whole answer once it has what is written next.
-    over: AtomicBool,
-    /// A keep-alive from the backend, and a head for it.
-    heartbeat: Mutex<Option<(Box<ResponseHeader>, Bytes)>>,
-    pending: Mutex<Pending>,
-}
-
-/// A piece that goes out by itself if nothing comes soon that it waits for.
-#[derive(Default)]
-enum Pending {
-    #[default]
-    None,
-    Waiting(Bytes, Instant),
-    /// Being sent, or sent: the bytes that are left.
-    Leaving(Bytes),
-}
-
-impl DeferredHead {
-    /// No comments for now, or comments again.
-    pub fn set_quiet(&self, quiet: bool) {
-        self.0.quiet.store(quiet, Ordering::Relaxed);
-    }
-
-    /// The answer ends with what is passed on next, whatever its backend does.
-    pub fn end(&self) {
-        self.0.over.store(true, Ordering::Relaxed);
-    }
-
-    /// Sends a keep-alive from the backend on before anything of the answer, and after this head
-    /// if none has been sent.
-    pub fn pass_heartbeat(&self, head: Box<ResponseHeader>, piece: Bytes) {
-        *lock(&self.0.heartbeat) = Some((head, piece));
-    }
-
-    /// Sends this piece at that time, unless [`Self::recall`] comes before. `false` if another one is
-    /// still going out.
-    pub fn send_at(&self, at: std::time::Instant, piece: Bytes) -> bool {
-        let mut pending = lock(&self.0.pending);
-        let free = !matches!(&*pending, Pending::Leaving(rest) if !rest.is_empty());
-        if free {
-            *pending = Pending::Waiting(piece, at.into());
-        }
-        free
-    }
-
-    /// Takes back what waits; `false` if it is too late for that.
-    pub fn recall(&self) -> bool {
-        let mut pending = lock(&self.0.pending);
-        let late = matches!(*pending, Pending::Leaving(_));
-        if !late {
-            *pending = Pending::None;
-        }
-        !late
-    }
-
-    /// When there is something to send.
-    fn pending_at(&self) -> Option<Instant> {
-        match &*lock(&self.0.pending) {
-            Pending::Waiting(_, at) => Some(*at),
-            Pending::Leaving(rest) if !rest.is_empty() => Some(Instant::now()),
-            _ => None,
-        }
-    }
-
-    /// What is to be sent by now; it cannot be taken back any more.
-    fn leaving(&self, now: Instant) -> Bytes {
-        let mut pending = lock(&self.0.pending);
-        match std::mem::take(&mut *pending) {
-            Pending::Waiting(piece, at) if at <= now => *pending = Pending::Leaving(piece),
-            other => *pending = other,
-        }
-        match &*pending {
-            Pending::Leaving(rest) => rest.clone(),
-            _ => Bytes::new(),
-        }
-    }
-
-    /// This many bytes of it were sent.
-    fn sent(&self, bytes: usize) {
-        if let Pending::Leaving(rest) = &mut *lock(&self.0.pending) {
-            *rest = rest.slice(bytes..);
-        }
-    }
-
-    /// What is left of it, which must go out before anything else.
-    fn take_rest(&self) -> Bytes {
-        let mut pending = lock(&self.0.pending);
-        match std::mem::take(&mut *pending) {
-            Pending::Leaving(rest) => rest,
-            other => {
-                *pending = other;
-                Bytes::new()
-            }
-        }
-    }
-
-    /// A keep-alive of a backend that has failed since is not sent.
-    pub fn forget_heartbeat(&self) {
-        lock(&self.0.heartbeat).take();
-    }
-
-    fn take(&self) -> Option<Box<ServerSession>> {
-        lock(&self.0.session).take()
-    }
-
-    /// The wrapper holds nothing, has sent nothing, and nothing is left for it to do.
-    fn is_spare(&self) -> bool {
-        let used = [&self.0.used, &self.0.over].iter().any(|flag| flag.load(Ordering::Relaxed));
-        let waits = lock(&self.0.heartbeat).is_some();
-        !used && !waits && matches!(*lock(&self.0.pending), Pending::None)
-    }
-}
 
 /// Comments for a client that waits for a stream.
 pub struct KeepAlive {
@@ -353,6 +227,42 @@ impl Wrapper {
         Ok(true)
     }
 
+    /// What scripts make of these. `over`: nothing follows them.
+    async fn filtered(
+        &self,
+        filters: &mut AnswerFilters,
+        mut tasks: Vec<HttpTask>,
+        over: bool,
+    ) -> Result<Outgoing> {
+        if over && !tasks.iter().any(HttpTask::is_end) {
+            tasks.push(HttpTask::Done);
+        }
+        filters.tasks(tasks, self.opened()).await
+    }
+
+    /// Writes what scripts make of a part of an answer that is not Pingora's.
+    async fn write(&mut self, task: HttpTask) -> Result<()> {
+        let Some(mut filters) = self.home.take_filters() else {
+            return self.write_task(task).await;
+        };
+        let filtered = self.filtered(&mut filters, vec![task], false).await;
+        *lock(&self.home.0.filters) = Some(filters);
+        for task in filtered?.tasks {
+            self.write_task(task).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_task(&mut self, task: HttpTask) -> Result<()> {
+        match task {
+            HttpTask::Header(head, _) => self.real_mut().write_response_header(head).await,
+            HttpTask::Body(Some(piece), end) if end || !piece.is_empty() => {
+                self.real_mut().write_response_body(piece, end).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What of these goes to the client now.
     fn pass(&mut self, tasks: Vec<HttpTask>) -> Vec<HttpTask> {
         if self.begun {
@@ -407,7 +317,17 @@ impl CustomSession for Wrapper {
         finish_pending(self.real_mut(), &home).await.map_err(|e| e.into_down())?;
         self.pass_heartbeat().await?;
         let mut out = self.pass(tasks);
-        if self.home.0.over.load(Ordering::Relaxed) {
+        let over = self.home.0.over.load(Ordering::Relaxed);
+        if let Some(mut filters) = self.home.take_filters() {
+            let filtered = self.filtered(&mut filters, out, over).await;
+            *lock(&self.home.0.filters) = Some(filters);
+            let Outgoing { tasks, stopped } = filtered?;
+            out = tasks;
+            if stopped {
+                return self.end(out).await;
+            }
+        }
+        if over {
             return self.end(out).await;
         }
         match out.first() {
@@ -463,8 +383,8 @@ impl CustomSession for Wrapper {
         self.real_mut().drain_request_body().await
     }
 
-    async fn write_response_header(&mut self, head: Box<ResponseHeader>, _end: bool) -> Result<()> {
-        self.real_mut().write_response_header(head).await
+    async fn write_response_header(&mut self, head: Box<ResponseHeader>, end: bool) -> Result<()> {
+        self.write(HttpTask::Header(head, end)).await
     }
 
     async fn write_response_header_ref(&mut self, head: &ResponseHeader, _end: bool) -> Result<()> {
@@ -472,7 +392,7 @@ impl CustomSession for Wrapper {
     }
 
     async fn write_body(&mut self, piece: Bytes, end: bool) -> Result<()> {
-        self.real_mut().write_response_body(piece, end).await
+        self.write(HttpTask::Body(Some(piece), end)).await
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {

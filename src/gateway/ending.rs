@@ -22,6 +22,16 @@ pub fn end(session: &mut Session, ctx: &mut Ctx) {
     }
 }
 
+/// A script has ended the client's answer: the backend need not go on.
+pub fn cut(ctx: &mut Ctx) {
+    if let Some(attempt) = &mut ctx.attempt {
+        attempt.answer.whole = true;
+    }
+    if let Some(watch) = &ctx.watch {
+        watch.set_last(Ctx::after(Some(LAST_CHUNK)));
+    }
+}
+
 /// A connection broke. Returns whether the stream was already complete.
 pub fn was_complete(session: &mut Session, ctx: &mut Ctx) -> bool {
     let Some(attempt) = &mut ctx.attempt else { return false };

@@ -17,7 +17,9 @@ use super::{
     ctx::Ctx,
     deferred_head,
     end::End,
-    ending, fault, heartbeat, receive, reply,
+    ending, fault, heartbeat,
+    hooks::answer::AnswerFilters,
+    receive, reply,
     retry::AttemptOutcome,
     stop,
 };
@@ -73,6 +75,11 @@ pub fn proxying(
         error.set_retry(true);
         return error;
     }
+    if stop::rejection_of(&error).is_some() {
+        // The gateway itself has refused the request: no backend is at fault.
+        error.set_retry(false);
+        return error;
+    }
     heartbeat::recall(ctx);
     if ending::was_complete(session, ctx) {
         error.set_retry(false);
@@ -99,8 +106,10 @@ pub fn proxying(
 /// No attempt is left: answers the client, if it can still be answered.
 pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
     ctx.retry.ended();
+    let mut filters = None;
     if let Some(deferred) = ctx.deferred.take() {
         written(deferred_head::release(session, &deferred).await);
+        filters = deferred.take_filters();
     }
     if ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.is_complete()) {
         return end_complete(session, ctx).await;
@@ -109,7 +118,7 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
         // The answer of the gateway itself could not be written.
         0
     } else {
-        answer(session, error, ctx).await
+        answer(session, error, filters, ctx).await
     };
     // The connection is closed after this. What the client has sent and has not been read, the last
     // chunk of a body for instance, would turn the close into a reset.
@@ -119,12 +128,17 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
     FailToProxy { error_code: code, can_reuse_downstream: false }
 }
 
-async fn answer(session: &mut Session, error: &Error, ctx: &mut Ctx) -> u16 {
+async fn answer(
+    session: &mut Session,
+    error: &Error,
+    filters: Option<Box<AnswerFilters>>,
+    ctx: &mut Ctx,
+) -> u16 {
     let fault = stop::fault_of(error).or_else(|| attempts::fault(ctx));
     let left = fault.is_some_and(|fault| fault.side == Side::Client);
     let kept = ctx.retry.kept.take().filter(|_| !ctx.has_begun() && !left);
     if let Some(kept) = kept {
-        return pass_on(session, ctx, kept).await;
+        return pass_on(session, ctx, kept, filters).await;
     }
     let cause = match stop::rejection_of(error) {
         Some(rejection) => FailureCause::Rejection(rejection.clone()),
@@ -151,8 +165,13 @@ async fn end_complete(session: &mut Session, ctx: &mut Ctx) -> FailToProxy {
 }
 
 /// Answers with the last real answer that a backend gave.
-async fn pass_on(session: &mut Session, ctx: &mut Ctx, kept: KeptAnswer) -> u16 {
-    let KeptAnswer { endpoint, mut head, body } = kept;
+async fn pass_on(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    kept: KeptAnswer,
+    filters: Option<Box<AnswerFilters>>,
+) -> u16 {
+    let KeptAnswer { endpoint, mut head, mut body } = kept;
     let status = head.status.as_u16();
     let mut attempt = Attempt::answered(endpoint);
     attempt.span = ctx.attempt.as_ref().and_then(|attempt| attempt.span);
@@ -163,6 +182,9 @@ async fn pass_on(session: &mut Session, ctx: &mut Ctx, kept: KeptAnswer) -> u16 
         let event = reply::error_wording(ctx).error_event(status, &body);
         written(reply::last(session, ctx, event).await);
         return status;
+    }
+    if let Some(mut filters) = filters {
+        written(filters.whole(&mut head, &mut body).await);
     }
     head.remove_header(&header::TRANSFER_ENCODING);
     if let Err(e) = head.insert_header(header::CONTENT_LENGTH, body.len()) {
@@ -199,8 +221,8 @@ async fn refuse(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u1
     };
     // What was begun on this connection may be unfinished.
     session.set_keepalive(None);
-    written(reply::write(session, ctx, end, reply::JSON, body, &[]).await);
-    status
+    written(reply::write_error(session, ctx, end, body, Vec::new()).await);
+    ctx.end().map_or(status, |end| end.status)
 }
 
 /// The head of an answer has gone out. A stream is ended with an error event, so that its reader

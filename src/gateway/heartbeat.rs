@@ -59,8 +59,13 @@ pub fn pass(session: &mut Session, body: &mut Option<Bytes>, ctx: &mut Ctx) -> b
 
 /// A chunk that ends a choice does not wait for longer than a moment for what belongs to it.
 pub fn send_soon(session: &mut Session, ctx: &mut Ctx) {
+    let filtered = ctx.hooks.as_ref().is_some_and(|state| state.report.is_some());
     let Some(attempt) = &mut ctx.attempt else { return };
     let answer = &mut attempt.answer;
+    if filtered {
+        // Scripts see it together with what it waits for.
+        return;
+    }
     let pending = answer.progress().pending.clone().filter(|_| answer.begun);
     let Some(pending) = pending else {
         answer.pending = None;

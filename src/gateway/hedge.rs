@@ -111,7 +111,7 @@ async fn run(session: &mut Session, ctx: &mut Ctx, delay: Duration) -> Result<bo
     let mut race = Race::default();
     let Attempts { policy, timeline, view, .. } = ctx.attempts(session);
     match policy.next(&view, timeline) {
-        Next::Attempt(picked) => race.first = begin(session, ctx, *picked)?,
+        Next::Attempt(picked) => race.first = begin(session, ctx, *picked).await?,
         Next::Pause(pause) => {
             policy.postpone(pause);
             return Ok(false);
@@ -135,7 +135,7 @@ async fn run(session: &mut Session, ctx: &mut Ctx, delay: Duration) -> Result<bo
 }
 
 /// Begins an attempt, and takes it out of the context.
-fn begin(
+async fn begin(
     session: &Session,
     ctx: &mut Ctx,
     picked: PlannedAttempt,
@@ -148,6 +148,7 @@ fn begin(
     }
     let mut request = outbound::of_client(session.req_header());
     outbound::headers(&mut request, ctx)?;
+    outbound::hooked(&mut request, ctx).await?;
     let exchange = Exchange {
         carry: ctx.carry.clone(),
         endpoint,
@@ -183,7 +184,7 @@ async fn contest(
         let Some(first) = &race.first else { continue };
         let Attempts { policy, timeline, view, .. } = ctx.attempts(session);
         if let Some(picked) = policy.second(&first.attempt, &view, timeline)
-            && let Some(runner) = begin(session, ctx, *picked)?
+            && let Some(runner) = begin(session, ctx, *picked).await?
         {
             ctx.timeline.hedge(runner.attempt.span);
             race.second = Some(runner);

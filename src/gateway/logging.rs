@@ -5,20 +5,23 @@ use std::{sync::Arc, time::Duration};
 
 use pingora::{Error, ErrorSource};
 use pingora_proxy::Session;
+use serde_json::Map;
 
-use super::{attempts, ctx::Ctx, deferred_head, end::End, settlement, stored};
+use super::{attempts, ctx::Ctx, deferred_head, end::End, hooks, settlement, stored};
 use crate::{
     balance::Endpoint,
-    base::{Fault, FaultKind, Outcome, Side, TokenCounts, UsageSource, secret::Masked},
+    base::{
+        Fault, FaultKind, Outcome, Side, Stage, TokenCounts, UsageSource, lock, secret::Masked,
+    },
     config::choices::KeyForm,
     dialect,
-    runtime::explain::{KeptRequest, Names},
+    runtime::explain::{KeptHook, KeptRequest, Names},
     telemetry::{access, logger},
     usage::{Draft, ShownKey},
 };
 
 /// The request ends.
-pub fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+pub async fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     if let Some(deferred) = ctx.deferred.take() {
         deferred_head::abandon(session, &deferred);
     }
@@ -36,7 +39,7 @@ pub fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     let summary = Summary {
         masked: ctx.caller.key().map(Masked::new),
         outcome,
-        status: ctx.end().map_or(499, |end| end.status),
+        status: shown_status(ctx),
         stream: ctx.request.stream || answer.is_some_and(|answer| answer.passage.is_stream()),
         counts,
         source,
@@ -51,11 +54,45 @@ pub fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
         ctx.carry.metrics.errors.with_label_values(&[side.word(), reason]).inc();
     }
     access_line(session, ctx, &summary);
-    trace(ctx, &summary);
-    // It takes away what the others look at.
-    record(session, ctx, &summary);
+    if ctx.snapshot.hooks.is_empty() {
+        trace(ctx, &summary);
+        // It takes away what the others look at.
+        record(session, ctx, &summary);
+    } else {
+        Box::pin(hooked(session, ctx, &summary)).await;
+    }
     // Last: when nothing is in flight any more, every record is on its way.
     ctx.in_flight = None;
+}
+
+/// The status that the client got.
+fn shown_status(ctx: &Ctx) -> u16 {
+    let report = ctx.hooks.as_ref().and_then(|state| state.report.as_ref());
+    let changed = report.and_then(|report| lock(report).status);
+    changed.unwrap_or_else(|| ctx.end().map_or(499, |end| end.status))
+}
+
+/// The record as scripts want it, and the trace, which has their runs.
+async fn hooked(session: &Session, ctx: &mut Ctx, summary: &Summary) {
+    hooks::auth::label_caller(ctx);
+    let mut draft = draft(session, ctx, summary);
+    if let Some(draft) = &mut draft {
+        if ctx.snapshot.hooks.has(Stage::Usage) {
+            hooks::usage::run_all(session, ctx, draft).await;
+        }
+        if ctx.snapshot.hooks.has(Stage::Complete) {
+            hooks::complete::begin(session, ctx, draft);
+        }
+    }
+    let model = draft.as_ref().and_then(|draft| draft.model.clone());
+    let who = draft.as_ref().and_then(|draft| draft.who.clone());
+    if let Some(draft) = draft {
+        ctx.carry.usage.put(draft);
+    }
+    // The trace names what the record has taken.
+    (ctx.request.model, ctx.caller.principal) =
+        (ctx.request.model.take().or(model), ctx.caller.principal.take().or(who));
+    trace(ctx, summary);
 }
 
 /// What the three accounts have in common.
@@ -156,12 +193,17 @@ fn count(session: &Session, ctx: &Ctx, summary: &Summary) {
 /// Sends a record on its way: for every inference request, whatever became of it.
 /// Nothing is copied that can be taken: this is the last that is done for the request.
 fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
+    if let Some(draft) = draft(session, ctx, summary) {
+        ctx.carry.usage.put(draft);
+    }
+}
+
+/// The record; `None`: none is made.
+fn draft(session: &Session, ctx: &mut Ctx, summary: &Summary) -> Option<Draft> {
     let plan = &ctx.snapshot.plan.usage;
-    let Some(found) = ctx.request.operation.filter(|found| found.kind().is_inference()) else {
-        return;
-    };
+    let found = ctx.request.operation.filter(|found| found.kind().is_inference())?;
     if !plan.is_on() {
-        return;
+        return None;
     }
     let unknown = summary.outcome == Outcome::Rejected
         && ctx.caller.principal.is_none()
@@ -169,7 +211,7 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
     // Who has no key must not be able to fill the spool.
     if unknown && ctx.carry.usage.is_half_full() {
         ctx.carry.metrics.usage.lost.with_label_values(&["unknown_caller"]).inc();
-        return;
+        return None;
     }
     let key = ctx.caller.key();
     let api_key = match plan.caller_key {
@@ -178,7 +220,7 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
         KeyForm::None => ShownKey::None,
     };
     let cost = cost(ctx, summary);
-    let draft = Draft {
+    Some(Draft {
         record_id: rand::random(),
         request_id: ctx.request.id.clone(),
         who: ctx.caller.principal.take(),
@@ -199,8 +241,9 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
         ttft: summary.first_token,
         queued: ctx.timeline.queued,
         tries: ctx.retry.begun,
-    };
-    ctx.carry.usage.put(draft);
+        custom: Map::new(),
+        metered: None,
+    })
 }
 
 /// What the tokens cost, whether anything limits the caller or not: the amount that budgets are
@@ -241,6 +284,20 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
     access::write(&line, ctx.snapshot.plan.fixed.json_log, summary.now);
 }
 
+/// What scripts have done, in the order of the stages.
+fn hook_runs(ctx: &mut Ctx) -> Vec<KeptHook> {
+    let Some(state) = ctx.hooks.as_deref_mut() else { return Vec::new() };
+    let mut runs = std::mem::take(&mut state.trace);
+    if let Some(report) = &state.report {
+        // Before those that ran after the answer.
+        let after = runs.iter().position(|run| run.stage == Stage::Usage.key());
+        let of_answer = std::mem::take(&mut lock(report).trace);
+        let at = after.unwrap_or(runs.len());
+        runs.splice(at..at, of_answer);
+    }
+    runs
+}
+
 /// Keeps the timeline of the request for `/admin/v1/explain`.
 fn trace(ctx: &mut Ctx, summary: &Summary) {
     if ctx.carry.explains.capacity() == 0 {
@@ -264,6 +321,7 @@ fn trace(ctx: &mut Ctx, summary: &Summary) {
     };
     let span = ctx.attempt.as_ref().and_then(|attempt| attempt.span);
     ctx.timeline.end(span, result);
+    let hooks = hook_runs(ctx);
     let principal = ctx.caller.principal.as_deref();
     let names = Names::new(
         ctx.request.model.as_deref().unwrap_or_default(),
@@ -275,6 +333,7 @@ fn trace(ctx: &mut Ctx, summary: &Summary) {
         arrived: summary.arrived,
         names,
         attempts: ctx.timeline.take(),
+        hooks,
         outcome: summary.outcome,
         status: summary.status,
         duration: summary.duration,

@@ -17,6 +17,7 @@ mod failure;
 mod fault;
 mod heartbeat;
 mod hedge;
+mod hooks;
 mod inbound;
 mod logging;
 mod models;
@@ -113,7 +114,8 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        outbound::headers(request, ctx)
+        outbound::headers(request, ctx)?;
+        outbound::hooked(request, ctx).await
     }
 
     async fn request_body_filter(
@@ -186,7 +188,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Self::CTX) {
-        logging::finish(session, error, ctx);
+        logging::finish(session, error, ctx).await;
     }
 
     /// Without the query: clients put keys there.

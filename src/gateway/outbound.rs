@@ -9,11 +9,14 @@ use pingora::{Error, ErrorType, OrErr, Result, http::RequestHeader};
 use super::{
     body::Shape,
     ctx::Ctx,
+    hooks,
     reply::{JSON, REQUEST_ID},
+    stop::Stop,
     translated::TranslatedRequest,
 };
 use crate::{
     auth::Auth,
+    base::Stage,
     config::{
         choices::{Engine, StreamUsage},
         plan::BackendPlan,
@@ -97,6 +100,26 @@ pub fn headers(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
         if let Some(length) = length {
             fields.insert(header::CONTENT_LENGTH, length.into());
         }
+    })
+}
+
+/// Runs the scripts that see what is about to be sent.
+///
+/// # Errors
+/// If one refuses the request.
+pub async fn hooked(request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+    if !ctx.snapshot.hooks.has(Stage::UpstreamRequest) || !ctx.request.is_inference() {
+        return Ok(());
+    }
+    let body = for_backend(ctx);
+    let sent = Box::pin(hooks::upstream::run_all(request, body, ctx)).await;
+    let body = sent.map_err(|rejection| Stop::Refuse(rejection).into_error())?;
+    let length = body.len();
+    if let Some(attempt) = &mut ctx.attempt {
+        attempt.own_body = Some(body);
+    }
+    head::edit_request(request, |fields| {
+        fields.insert(header::CONTENT_LENGTH, length.into());
     })
 }
 
@@ -209,6 +232,9 @@ pub fn for_backend(ctx: &mut Ctx) -> Bytes {
     let Some(attempt) = &mut ctx.attempt else {
         return Bytes::new();
     };
+    if let Some(own) = &attempt.own_body {
+        return own.clone();
+    }
     if attempt.translated.is_some() {
         let backend = &attempt.endpoint.plan.name;
         return ctx.body.translations.body(backend, attempt.model.as_deref());

@@ -60,6 +60,12 @@ fn push(
     ctx: &mut Ctx,
 ) -> Result<()> {
     let Some(attempt) = &mut ctx.attempt else { return Ok(()) };
+    let stopped = ctx.hooks.as_ref().is_some_and(|state| state.has_stopped());
+    if stopped && !attempt.answer.whole {
+        ending::cut(ctx);
+        *body = Some(Bytes::new());
+        return Ok(());
+    }
     // The client has all of it, or was answered in other words.
     let over = attempt.answer.whole || attempt.answer.replaced;
     attempt.answer.whole |= end_of_stream;

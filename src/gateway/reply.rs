@@ -5,9 +5,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 use pingora::{Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
-use super::{ctx::Ctx, end::End, settlement};
+use super::{
+    ctx::Ctx,
+    end::End,
+    hooks::{self, error::ErrorResponse},
+    settlement,
+};
 use crate::{
-    base::{Rejection, limits::Standings},
+    base::{Rejection, Stage, limits::Standings},
     config::choices::ErrorFormat,
     dialect::{ErrorWording, LimitHeaders},
     wire::head,
@@ -21,6 +26,9 @@ const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// The content type of errors.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// The content type of texts.
+pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 /// How errors are worded for this request.
 pub fn error_wording(ctx: &Ctx) -> ErrorWording {
@@ -105,7 +113,25 @@ pub async fn refuse(session: &mut Session, ctx: &mut Ctx, rejection: Rejection) 
     if rejection.close {
         session.set_keepalive(None);
     }
-    write(session, ctx, End::refused(rejection), JSON, body, &more).await
+    write_error(session, ctx, End::refused(rejection), body, more).await
+}
+
+/// Writes an error response, with which the request ends. `more`: further fields of its head.
+pub async fn write_error(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    mut end: End,
+    body: Bytes,
+    more: Vec<(HeaderName, HeaderValue)>,
+) -> Result<()> {
+    let (mut body, mut more) = (body, more);
+    if ctx.snapshot.hooks.has(Stage::Error) {
+        let response = ErrorResponse { status: end.status, body, fields: more };
+        let response = Box::pin(hooks::error::run_all(session, ctx, &end, response)).await;
+        end.status = response.status;
+        (body, more) = (response.body, response.fields);
+    }
+    write(session, ctx, end, JSON, body, &more).await
 }
 
 /// Whether the head of an answer has gone to the client.

@@ -12,12 +12,12 @@ use super::{
     deferred_head::{self, KeepAlive},
     early,
     end::End,
-    hedge, models, receive, reply,
+    hedge, hooks, models, receive, reply,
     stop::Stop,
     stored,
 };
 use crate::{
-    base::Rejection,
+    base::{Rejection, Stage},
     dialect::{self, Glance, Kind},
     telemetry::Metrics,
     wire::headers::{content_coding, wants_websocket},
@@ -33,6 +33,9 @@ pub async fn filter(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         Ok(Step::Answered) => Ok(true),
         Err(Stop::Broken(error)) => Err(error),
         Err(Stop::Refuse(rejection)) => {
+            if let Some(deferred) = ctx.deferred.take() {
+                deferred_head::abandon(session, &deferred);
+            }
             let close = rejection.close;
             reply::refuse(session, ctx, rejection).await?;
             if close {
@@ -94,7 +97,6 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
 
 /// What the gateway answers itself.
 async fn own(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<(), Stop> {
-    const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
     let (status, content_type, body) = match kind {
         Kind::Models => (200, reply::JSON, models::list(session, ctx).await?),
         Kind::Model => {
@@ -109,11 +111,11 @@ async fn own(session: &mut Session, ctx: &mut Ctx, kind: Kind) -> Result<(), Sto
             (200, content_type, ctx.carry.metrics.render().into())
         }
         Kind::Ready => match ctx.carry.ready(&ctx.snapshot) {
-            Ok(()) => (200, TEXT, "OK".into()),
-            Err(why) => (503, TEXT, why.into()),
+            Ok(()) => (200, reply::TEXT, "OK".into()),
+            Err(why) => (503, reply::TEXT, why.into()),
         },
         Kind::Health | Kind::Inference { .. } | Kind::CountTokens | Kind::Stored => {
-            (200, TEXT, "OK".into())
+            (200, reply::TEXT, "OK".into())
         }
     };
     reply::write(session, ctx, End::answered(status), content_type, body, &[]).await?;
@@ -125,11 +127,18 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
         return Err(Rejection::compressed_body(coding).into());
     }
     receive::read(session, ctx).await?;
-    let glance = glance(session, ctx)?;
-    ctx.request.model.clone_from(&glance.model);
-    ctx.request.stream = glance.stream;
-    ctx.request.usage = glance.usage.unwrap_or_default();
+    let mut glance = glance(session, ctx)?;
+    look(ctx, &glance);
+    // Boxed: requests without scripts do not carry the room for them.
+    let hooks = !ctx.snapshot.hooks.is_empty();
+    if hooks && Box::pin(hooks::request::run_all(session, ctx)).await? {
+        glance = self::glance(session, ctx)?;
+        look(ctx, &glance);
+    }
     auth::decide(session, ctx).await?;
+    if hooks && Box::pin(checked(session, ctx)).await? {
+        return Ok(Step::Answered);
+    }
     let snapshot = ctx.snapshot.clone();
     ctx.route = Some(match snapshot.router.find(glance.model.as_deref()) {
         Ok(route) => route,
@@ -145,14 +154,35 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     if let Some(id) = continues {
         stored::bind(ctx, &id)?;
     }
+    if ctx.snapshot.hooks.has(Stage::Route) {
+        Box::pin(hooks::route::run_all(session, ctx)).await?;
+    }
     if count::estimate(session, ctx).await? {
         return Ok(Step::Answered);
+    }
+    if hooks && let Some(filters) = hooks::answer::begin(session, ctx) {
+        let deferred = deferred_head::defer(session, None, false);
+        deferred.filter(filters);
+        ctx.deferred = Some(deferred);
     }
     if hedge::serve(session, ctx).await? {
         return Ok(Step::Answered);
     }
     defer_head(session, ctx)?;
     Ok(Step::Proxy)
+}
+
+/// Takes over what the body says.
+fn look(ctx: &mut Ctx, glance: &Glance) {
+    ctx.request.model.clone_from(&glance.model);
+    ctx.request.stream = glance.stream;
+    ctx.request.usage = glance.usage.unwrap_or_default();
+}
+
+/// Runs the scripts that see who may make the request. `true`: a script has answered it.
+async fn checked(session: &mut Session, ctx: &mut Ctx) -> Result<bool, Stop> {
+    hooks::auth::run_all(session, ctx).await?;
+    hooks::request::answer(session, ctx).await
 }
 
 /// What the body says, in the client's language.
@@ -197,6 +227,15 @@ fn defer_head(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
         }
         None => None,
     };
-    ctx.deferred = Some(deferred_head::defer(session, keep_alive, false));
+    let filters = ctx.deferred.take().and_then(|deferred| {
+        // One wrapper does both.
+        deferred_head::abandon(session, &deferred);
+        deferred.take_filters()
+    });
+    let deferred = deferred_head::defer(session, keep_alive, false);
+    if let Some(filters) = filters {
+        deferred.filter(*filters);
+    }
+    ctx.deferred = Some(deferred);
     Ok(())
 }

@@ -28,10 +28,10 @@ pub use self::{
     vault::Vault,
 };
 use crate::{
-    base::{ModelPattern, Rejection},
+    base::Rejection,
     config::{
         choices::{DenyOn, RedactAction},
-        plan::{CapsPlan, DenyPlan, GuardsPlan, RedactPlan, WhenPlan},
+        plan::{CapsPlan, DenyPlan, GuardsPlan, RedactPlan, Subject, WhenPlan},
     },
     dialect::{Dialect, Operation, texts::RequestTexts},
     store::http as clients,
@@ -45,17 +45,6 @@ pub struct Guards {
     deny: Vec<Arc<DenyPlan>>,
     moderation: Vec<(WhenPlan, Arc<Moderation>)>,
     caps: Vec<CapsPlan>,
-}
-
-/// What a request is known by.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Who<'a> {
-    /// As the client names it.
-    pub model: &'a str,
-    /// Id and name of the key, empty if there is none.
-    pub key_id: &'a str,
-    pub key_name: &'a str,
-    pub tags: &'a [String],
 }
 
 /// The entries that apply to a request: a bit for each.
@@ -126,12 +115,12 @@ impl Guards {
     }
 
     /// The entries that apply to a request.
-    pub fn applies(&self, who: &Who<'_>) -> Selected {
+    pub fn applies(&self, subject: &Subject<'_>) -> Selected {
         Selected {
-            redact: mask(self.redact.iter().map(|entry| &entry.when), who),
-            deny: mask(self.deny.iter().map(|entry| &entry.when), who),
-            moderation: mask(self.moderation.iter().map(|(when, _)| when), who),
-            caps: mask(self.caps.iter().map(|entry| &entry.when), who),
+            redact: mask(self.redact.iter().map(|entry| &entry.when), subject),
+            deny: mask(self.deny.iter().map(|entry| &entry.when), subject),
+            moderation: mask(self.moderation.iter().map(|(when, _)| when), subject),
+            caps: mask(self.caps.iter().map(|entry| &entry.when), subject),
         }
     }
 
@@ -210,19 +199,7 @@ fn chosen<T>(entries: &[T], mask: u64) -> impl Iterator<Item = &T> {
 }
 
 /// A plan has no more entries than there are bits.
-fn mask<'a>(conditions: impl Iterator<Item = &'a WhenPlan>, who: &Who<'_>) -> u64 {
-    let fitting = conditions.enumerate().filter(|(_, when)| fits(when, who));
+fn mask<'a>(conditions: impl Iterator<Item = &'a WhenPlan>, subject: &Subject<'_>) -> u64 {
+    let fitting = conditions.enumerate().filter(|(_, when)| when.matches(subject));
     fitting.fold(0, |mask, (i, _)| mask | 1 << i)
-}
-
-fn fits(when: &WhenPlan, who: &Who<'_>) -> bool {
-    let any = |patterns: &[ModelPattern], names: &[&str]| {
-        let matches = |pattern: &ModelPattern| names.iter().any(|name| pattern.matches(name));
-        patterns.is_empty() || patterns.iter().any(matches)
-    };
-    let known: Vec<&str> =
-        [who.key_id, who.key_name].into_iter().filter(|name| !name.is_empty()).collect();
-    any(&when.models, &[who.model])
-        && any(&when.keys, &known)
-        && (when.tags.is_empty() || when.tags.iter().any(|tag| who.tags.contains(tag)))
 }

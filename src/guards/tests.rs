@@ -34,7 +34,7 @@ fn operation(language: &'static dyn Dialect) -> &'static Operation {
 
 /// What the backend gets, and what the answer gets back.
 fn request(guards: &Guards, name: &str, body: &str) -> Result<(String, RequestOutcome), Refused> {
-    let selected = guards.applies(&Who::default());
+    let selected = guards.applies(&Subject::default());
     let language = language(name);
     let outcome = guards.request(selected, language, operation(language), body.as_bytes())?;
     let mut sent = BytesMut::from(body);
@@ -46,7 +46,7 @@ fn request(guards: &Guards, name: &str, body: &str) -> Result<(String, RequestOu
 }
 
 fn filter(guards: &Guards, name: &str, vault: Option<Vault>) -> AnswerFilter {
-    guards.answer(guards.applies(&Who::default()), language(name), vault, false).unwrap()
+    guards.answer(guards.applies(&Subject::default()), language(name), vault, false).unwrap()
 }
 
 /// The filter for these denied words and these values of e-mail.
@@ -125,15 +125,15 @@ fn entries_apply_by_model_key_and_tag() {
     );
     let tags = ["b".to_owned()];
     for (who, caps) in [
-        (Who::default(), 0b001),
-        (Who { model: "qwen-7b", ..Who::default() }, 0b001),
-        (Who { model: "qwen-7b", key_name: "vip", ..Who::default() }, 0b011),
-        (Who { model: "llama", key_id: "vip", tags: &tags, ..Who::default() }, 0b101),
+        (Subject::default(), 0b001),
+        (Who { model: "qwen-7b", ..Subject::default() }, 0b001),
+        (Who { model: "qwen-7b", key_name: "vip", ..Subject::default() }, 0b011),
+        (Who { model: "llama", key_id: "vip", tags: &tags, ..Subject::default() }, 0b101),
     ] {
         assert_eq!(guards.applies(&who).caps, caps, "{who:?}");
     }
     assert!(!guards.is_empty() && Guards::default().is_empty());
-    assert!(Guards::default().applies(&Who::default()).is_empty());
+    assert!(Guards::default().applies(&Subject::default()).is_empty());
 }
 
 #[test]

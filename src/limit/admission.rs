@@ -25,6 +25,16 @@ pub struct AdmissionRequest {
     pub class: i32,
 }
 
+impl AdmissionRequest {
+    /// It counts as this many requests where requests are counted. Tokens and slots are as they are.
+    pub fn weigh(&mut self, weight: u64) {
+        let counts_requests = |dim| matches!(dim, Dim::RequestsPerSecond | Dim::RequestsPerMinute);
+        for claim in self.claims.takes.iter_mut().filter(|claim| counts_requests(claim.dim)) {
+            claim.amount = claim.amount.saturating_mul(weight);
+        }
+    }
+}
+
 /// A rejection and the rule that caused it.
 pub struct Denial {
     pub rejection: Rejection,

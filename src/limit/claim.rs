@@ -104,6 +104,39 @@ impl Claim {
     }
 }
 
+/// How one limit of a request stands, for scripts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClaimState {
+    pub scope: Scope,
+    pub dim: Dim,
+    /// As the rule states it.
+    pub limit: f64,
+    /// Units left.
+    pub left: u64,
+    /// Units that the request takes.
+    pub wanted: u64,
+    /// Until nothing is taken.
+    pub reset: Duration,
+}
+
+impl ClaimState {
+    pub(super) fn of(claim: &Claim) -> Self {
+        Self {
+            scope: claim.scope,
+            dim: claim.dim,
+            limit: claim.allows(),
+            left: claim.left,
+            wanted: claim.amount,
+            reset: Duration::from_secs_f64(claim.reset as f64 / SECOND as f64),
+        }
+    }
+
+    /// `per_key.requests_per_minute`
+    pub fn rule(&self) -> String {
+        format!("{}.{}", self.scope.word(), self.dim.word())
+    }
+}
+
 /// What an amount is counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unit {

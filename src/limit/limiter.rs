@@ -11,7 +11,7 @@ use std::{
 use super::{
     admission::{AdmissionRequest, Denial, REDIS, Rejected},
     bucket::SECOND,
-    claim::{ClaimKind, Claims, Dim, FailedClaim, Shortfall, Unit},
+    claim::{ClaimKind, ClaimState, Claims, Dim, FailedClaim, Shortfall, Unit},
     counters::Counters,
     estimate::Estimate,
     ledger::Ledger,
@@ -139,6 +139,14 @@ impl Limiter {
             max_tokens,
             class: 0,
         })
+    }
+
+    /// How the limits of a request stand before it is admitted; nothing is taken. Limits that are counted
+    /// in Redis stand as this process knows them.
+    pub fn peek(&self, request: &mut AdmissionRequest) -> Vec<ClaimState> {
+        let counters = &self.shared.counters;
+        counters.table.observe(&mut request.claims.takes, counters.now());
+        request.claims.takes.iter().map(ClaimState::of).collect()
     }
 
     /// Takes the claims of a request. `first`: the request does not come from the queue, and must not

@@ -18,6 +18,7 @@ pub mod table;
 pub mod ticket;
 
 pub use admission::{AdmissionRequest, Denial, Rejected};
+pub use claim::{ClaimState, Dim};
 pub use limiter::{Limiter, Shared};
 pub use rules::RequestFacts;
 pub use ticket::{Consumption, CountSource, Ticket};

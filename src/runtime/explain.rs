@@ -47,6 +47,23 @@ pub struct Trace {
     pub duration_ms: u64,
     /// How long it waited for a slot; `null` if it did not wait.
     pub queued_ms: Option<u64>,
+    /// The scripts that ran for it, in their order.
+    pub hooks: Vec<HookTrace>,
+}
+
+/// One run of a script; in `on_stream_event` all runs for the stream.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct HookTrace {
+    /// The stage, by its key in the configuration.
+    pub stage: &'static str,
+    /// The script.
+    pub script: String,
+    /// How long it took, waits included.
+    pub took_us: u64,
+    /// `nothing`, `changed`, `refused` or `failed`.
+    pub result: &'static str,
+    /// What it changed, or why it failed.
+    pub changed: Vec<String>,
 }
 
 /// One attempt.
@@ -99,6 +116,7 @@ pub struct KeptRequest {
     pub arrived: Timestamp,
     pub names: Names,
     pub attempts: Vec<KeptAttempt>,
+    pub hooks: Vec<KeptHook>,
     pub outcome: Outcome,
     pub status: u16,
     pub duration: Duration,
@@ -123,6 +141,27 @@ pub struct KeptAttempt {
     pub hedge: bool,
     /// `None`: it was sent in the client's language.
     pub translation: Option<Box<KeptTranslation>>,
+}
+
+/// What is kept of a run of a script.
+pub struct KeptHook {
+    pub stage: &'static str,
+    pub script: String,
+    pub took: Duration,
+    pub result: &'static str,
+    pub changed: Vec<String>,
+}
+
+impl KeptHook {
+    fn trace(&self) -> HookTrace {
+        HookTrace {
+            stage: self.stage,
+            script: self.script.clone(),
+            took_us: self.took.as_micros() as u64,
+            result: self.result,
+            changed: self.changed.clone(),
+        }
+    }
 }
 
 /// What is kept of a translation.
@@ -177,6 +216,7 @@ impl KeptRequest {
             status: self.status,
             duration_ms: millis(self.duration),
             queued_ms: self.queued.map(millis),
+            hooks: self.hooks.iter().map(KeptHook::trace).collect(),
         }
     }
 }
@@ -312,6 +352,7 @@ mod tests {
             arrived: Timestamp::UNIX_EPOCH,
             names: Names::new("m", "", ""),
             attempts: Vec::new(),
+            hooks: Vec::new(),
             outcome: Outcome::Complete,
             status,
             duration: Duration::from_millis(1),

@@ -13,7 +13,9 @@ use super::{
 use crate::{
     auth::Auth,
     balance::{Endpoint, Pool, PoolOptions, Predecessor, pool_continuity},
+    base::Stage,
     config::{Plan, choices::Ready, plan::BackendPlan},
+    hooks::Hooks,
     limit::Limiter,
     prompts::Prompts,
     route::{PoolSpec, Route, RouteTarget, Router},
@@ -37,6 +39,8 @@ pub struct Snapshot {
     pub backends: Vec<BackendPlan>,
     /// The endpoints of the backends, in the same order: none, one or several for each.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// The operator's scripts.
+    pub hooks: Arc<Hooks>,
     /// Backends of different languages are there: a conversation may have been with others before.
     pub mixes_languages: bool,
 }
@@ -52,6 +56,7 @@ impl Snapshot {
         let limits = Limiter::new(plan.limits.clone(), &carry.limits, &carry.stores, before);
         let tiers = Tiers::new(plan.tiers.clone());
         let prompts = Prompts::new(plan.prompts.clone());
+        let hooks = Arc::new(Hooks::new(&plan.hooks, &carry.metrics));
         carry.explains.resize(plan.routing.explain);
         let backends = carry.discovered.backends(&plan);
         let endpoints = endpoints::build(
@@ -71,6 +76,7 @@ impl Snapshot {
             prompts: Arc::new(prompts),
             router,
             pools,
+            hooks,
             mixes_languages: mixes_languages(&backends),
             backends,
             endpoints,
@@ -97,6 +103,7 @@ impl Snapshot {
             prompts: Arc::clone(&self.prompts),
             router,
             pools,
+            hooks: Arc::clone(&self.hooks),
             mixes_languages: mixes_languages(&backends),
             backends,
             endpoints,
@@ -183,6 +190,7 @@ fn pools(
             registry: &carry.health,
             probed: plan.health_check.is_some(),
             predecessor,
+            selectable: plan.hooks.iter().any(|hook| hook.stage == Stage::Route),
             seed: rand::random(),
         };
         Pool::new(members(spec), &options)

@@ -12,6 +12,7 @@ use prometheus::{
 };
 
 use super::{
+    hooks::HookMetrics,
     limits::LimitMetrics,
     models::ModelTokens,
     process,
@@ -71,6 +72,8 @@ pub struct Metrics {
     /// `llmproxy_quota_counting`: keys whose used quota or balance is still to be written to their
     /// source.
     pub counting: IntGauge,
+    /// Scripts.
+    pub hooks: HookMetrics,
     /// Limits.
     pub limits: LimitMetrics,
     /// Connections of clients.
@@ -264,6 +267,7 @@ impl Metrics {
             auth_queries,
             count_errors,
             counting,
+            hooks: HookMetrics::new(r),
             limits: LimitMetrics::new(r),
             tokens: ModelTokens::new(r),
             usage: UsageMetrics::new(r),

@@ -13,5 +13,5 @@ pub mod spool;
 pub mod store;
 
 pub use outbox::{Outbox, ReporterState, ReporterStatus};
-pub use record::{Draft, Record, ShownKey};
+pub use record::{Draft, Metered, Record, ShownKey};
 pub use spool::{Cursor, Entry, Spool};

@@ -99,6 +99,13 @@ pub struct Record<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "f64", range(min = 0))]
     pub cost: Option<f64>,
+    /// What a script (`hooks.on_usage`) added.
+    #[serde(default, skip_serializing_if = "no_members")]
+    pub custom: Cow<'a, Map<String, Value>>,
+    /// What the gateway had counted, where a script has changed counts or cost; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Metered")]
+    pub metered: Option<Metered>,
     /// Whether the response was a stream of events.
     pub is_stream: bool,
     /// The path, such as `/v1/chat/completions`.
@@ -134,6 +141,30 @@ pub struct Record<'a> {
     pub usage_source: UsageSource,
     /// The same token counts, as later versions of LLMProxy sent them; `null` if unknown.
     pub usage: Option<Usage>,
+}
+
+/// What the gateway had counted before a script changed the record.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Metered {
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    pub total_tokens: u64,
+    /// Absent if the record had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "f64")]
+    pub cost: Option<f64>,
+}
+
+impl Metered {
+    /// These counts and this cost.
+    pub fn new(counts: &TokenCounts, cost: Option<f64>) -> Self {
+        Self {
+            prompt_tokens: counts.prompt,
+            completion_tokens: counts.completion,
+            total_tokens: counts.total,
+            cost,
+        }
+    }
 }
 
 /// The token counts in OpenAI's form.
@@ -192,6 +223,10 @@ pub struct Draft {
     pub ttft: Option<Duration>,
     pub queued: Option<Duration>,
     pub tries: u32,
+    /// What a script added.
+    pub custom: Map<String, Value>,
+    /// What the gateway had counted, if a script has changed it.
+    pub metered: Option<Metered>,
 }
 
 /// The caller's key, as the configuration wants it in records.
@@ -316,6 +351,14 @@ impl Draft {
             members.raw(",\"cost\":");
             members.value(cost);
         }
+        if !self.custom.is_empty() {
+            members.raw(",\"custom\":");
+            members.value(&self.custom);
+        }
+        if let Some(metered) = &self.metered {
+            members.raw(",\"metered\":");
+            members.value(metered);
+        }
         members.raw(if self.stream { ",\"is_stream\":true" } else { ",\"is_stream\":false" });
         self.write_course(&mut members, counts);
     }
@@ -405,6 +448,8 @@ impl Draft {
             audio_prompt_tokens: counts.audio_prompt,
             audio_completion_tokens: counts.audio_completion,
             cost: self.cost,
+            custom: Cow::Borrowed(&self.custom),
+            metered: self.metered,
             is_stream: self.stream,
             endpoint: self.path.into(),
             timestamp: format!("{:.3}", self.arrived).into(),
@@ -499,6 +544,8 @@ mod tests {
             (source, outcome) in (0usize..3, 0usize..4),
             arrived in -9_999_999_999i64..253_402_207_200_000,
             (latency, ttft, queued) in any::<(Duration, Option<Duration>, Option<Duration>)>(),
+            custom in vec((name(), value()), 0..3),
+            metered in option::of((counts(), option::of(any::<f64>()))),
             method in "[!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}",
         ) -> Draft {
             use Outcome::{ClientAborted, Complete, Rejected, UpstreamError};
@@ -523,6 +570,8 @@ mod tests {
                 ttft,
                 queued,
                 tries,
+                custom: custom.into_iter().collect(),
+                metered: metered.map(|(counts, cost)| Metered::new(&counts, cost)),
             }
         }
     }

@@ -13,4 +13,5 @@ pub mod pattern;
 pub mod prefix;
 pub mod samples;
 pub mod sniff;
+pub mod splice;
 pub mod sse;

@@ -42,6 +42,7 @@ mod guard;
 mod health;
 mod health_cli;
 mod hedging;
+mod hooks;
 mod image;
 mod keepalive;
 mod languages;

@@ -62,6 +62,8 @@ impl Bed {
             session: None,
             blocks: &[],
             excluded: &[],
+            strategy: None,
+            binds: false,
             now: self.now,
         }
     }
@@ -112,6 +114,7 @@ fn pool(
         registry,
         probed: false,
         predecessor,
+        selectable: false,
         seed: 42,
     };
     Pool::new(members, &options)

@@ -97,6 +97,18 @@ where
     Box::new(LoadBalancer::<S>::from_backends_with_config(backends, Some(Arc::clone(table))))
 }
 
+/// The strategies that one request may ask for in place of its pool's. What prompts begin with is
+/// remembered only by pools that are configured for it.
+pub(super) const SELECTABLE: [Strategy; 7] = [
+    Strategy::RoundRobin,
+    Strategy::LeastConnections,
+    Strategy::LatencyBased,
+    Strategy::Random,
+    Strategy::P2c,
+    Strategy::ConsistentHash,
+    Strategy::LeastLoad,
+];
+
 /// The strategies, by their names in the configuration.
 pub(super) fn balancer(
     strategy: Strategy,

@@ -4,15 +4,14 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue};
 
-use super::planner::Planner;
+use super::{planner::Planner, when::WhenPlan};
 use crate::{
-    base::ModelPattern,
     config::{
         choices::{
             CapAction, DenyOn, GuardRole, ModerationFail, ModerationForm, ModerationMode,
             PersonalData, RedactAction,
         },
-        raw::{self, GuardWhen},
+        raw,
     },
     wire::pattern::Patterns,
 };
@@ -27,15 +26,6 @@ pub struct GuardsPlan {
     pub deny: Vec<DenyPlan>,
     pub moderation: Vec<ModerationPlan>,
     pub caps: Vec<CapsPlan>,
-}
-
-/// When an entry applies: if each list that is not empty has a match.
-#[derive(Clone, Debug, Default)]
-pub struct WhenPlan {
-    pub models: Vec<ModelPattern>,
-    /// Of ids and of names.
-    pub keys: Vec<ModelPattern>,
-    pub tags: Vec<String>,
 }
 
 /// Personal data.
@@ -138,28 +128,6 @@ impl Planner<'_> {
         plan
     }
 
-    fn guard_when(&mut self, at: &str, raw: &GuardWhen) -> WhenPlan {
-        let mut list = |name: &str, texts: &[String]| {
-            let mut patterns = Vec::with_capacity(texts.len());
-            for (i, text) in texts.iter().enumerate() {
-                match ModelPattern::parse(text) {
-                    Ok(pattern) => patterns.push(pattern),
-                    Err(_) => self.problem(
-                        format!("{at}.when.{name}[{i}]"),
-                        "is neither a name nor a prefix and `*`",
-                        "write `qwen-72b` or `qwen-*`",
-                    ),
-                }
-            }
-            patterns
-        };
-        WhenPlan {
-            models: list("models", &raw.models),
-            keys: list("keys", &raw.keys),
-            tags: raw.tags.clone(),
-        }
-    }
-
     fn guard_status(&mut self, at: &str, status: u16) {
         if !matches!(status, 400 | 403) {
             self.problem(format!("{at}.status"), "is neither 400 nor 403", "");
@@ -198,7 +166,7 @@ impl Planner<'_> {
         kinds.sort_unstable();
         kinds.dedup();
         RedactPlan {
-            when: self.guard_when(at, &raw.when),
+            when: self.when(at, &raw.when),
             action: raw.action,
             reversible: raw.reversible,
             kinds,
@@ -247,7 +215,7 @@ impl Planner<'_> {
             None => format!("{at}.words[{i}]"),
         };
         Some(DenyPlan {
-            when: self.guard_when(at, &raw.when),
+            when: self.when(at, &raw.when),
             patterns: self.compiled(&list, place)?,
             on: raw.on.clone(),
             roles: raw.roles.clone(),
@@ -274,7 +242,7 @@ impl Planner<'_> {
             }
         }
         ModerationPlan {
-            when: self.guard_when(at, &raw.when),
+            when: self.when(at, &raw.when),
             mode: raw.mode,
             form: raw.form,
             url: raw.url.clone(),
@@ -297,7 +265,7 @@ impl Planner<'_> {
             }
         }
         CapsPlan {
-            when: self.guard_when(at, &raw.when),
+            when: self.when(at, &raw.when),
             action: raw.action,
             n: raw.n,
             max_tokens: raw.max_tokens,

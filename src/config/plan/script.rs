@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::planner::Planner;
 use crate::{
+    base::Stage,
     config::raw,
     lua::{Limits, Scope, Script},
 };
@@ -18,20 +19,62 @@ pub const SHIPPED: [(&str, &str); 6] = [
     ("webhook_result", include_str!("../../../lua/webhook_result.lua")),
 ];
 
+/// Where the text of a script is.
+#[derive(Clone, Copy)]
+pub(super) struct ScriptSource<'a> {
+    /// The key that says so, below the script's section.
+    key: &'static str,
+    text: &'a str,
+}
+
+impl<'a> ScriptSource<'a> {
+    /// The one of these keys that is given.
+    ///
+    /// # Errors
+    /// The keys, if several are.
+    pub fn of(given: &[(&'static str, Option<&'a str>)]) -> Result<Option<Self>, String> {
+        let given: Vec<_> =
+            given.iter().filter_map(|(key, text)| Some(Self { key, text: (*text)? })).collect();
+        match given[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one)),
+            [..] => {
+                let keys: Vec<_> = given.iter().map(|source| source.key).collect();
+                Err(keys.join(", "))
+            }
+        }
+    }
+}
+
+/// How a script is used.
+pub(super) struct ScriptUse {
+    /// How long a call may take; `None`: the usual time.
+    pub timeout: Option<Duration>,
+    /// Bytes; `None`: the usual size.
+    pub max_memory: Option<u64>,
+    /// The stage; `None`: it decides about a key.
+    pub stage: Option<Stage>,
+}
+
+impl ScriptUse {
+    fn scope(&self) -> Scope {
+        self.stage.map_or(Scope::AUTH, |stage| Scope::of_stage(stage.key()))
+    }
+}
+
 impl Planner<'_> {
     pub(super) fn script(&mut self, at: &str, raw: &raw::Provider) -> Option<Arc<Script>> {
         let lua = raw.lua.clone().unwrap_or_default();
         let given = [
-            ("lua_script", &raw.lua_script),
-            ("lua_script_file", &raw.lua_script_file),
-            ("lua.script", &lua.script),
-            ("lua.path", &lua.path),
-            ("lua.name", &lua.name),
+            ("lua_script", raw.lua_script.as_deref()),
+            ("lua_script_file", raw.lua_script_file.as_deref()),
+            ("lua.script", lua.script.as_deref()),
+            ("lua.path", lua.path.as_deref()),
+            ("lua.name", lua.name.as_deref()),
         ];
-        let given: Vec<_> =
-            given.iter().filter_map(|(key, text)| Some((*key, text.as_deref()?))).collect();
-        let (key, text) = match given[..] {
-            [] if raw.lua.is_some() => {
+        let source = match ScriptSource::of(&given) {
+            Ok(Some(source)) => source,
+            Ok(None) if raw.lua.is_some() => {
                 self.problem(
                     format!("{at}.lua"),
                     "has no script",
@@ -39,21 +82,35 @@ impl Planner<'_> {
                 );
                 return None;
             }
-            [] => return None,
-            [one] => one,
-            [..] => {
-                let keys: Vec<_> = given.iter().map(|(key, _)| *key).collect();
-                self.problem(at, format!("has several scripts: {}", keys.join(", ")), "keep one");
+            Ok(None) => return None,
+            Err(keys) => {
+                self.problem(at, format!("has several scripts: {keys}"), "keep one");
                 return None;
             }
         };
+        let how = ScriptUse {
+            timeout: lua.timeout.map(|t| t.0),
+            max_memory: lua.max_memory.map(|m| m.0),
+            stage: None,
+        };
+        Some(self.compile(at, source, &how)?.1)
+    }
+
+    /// Compiles a script; its name is given too.
+    pub(super) fn compile(
+        &mut self,
+        at: &str,
+        source: ScriptSource<'_>,
+        how: &ScriptUse,
+    ) -> Option<(String, Arc<Script>)> {
+        let ScriptSource { key, text } = source;
         let at = format!("{at}.{key}");
         let (name, text) = match key {
-            "lua_script" | "lua.script" => ("script".to_owned(), text.to_owned()),
-            "lua.name" => self.script_by_name(&at, text)?,
+            "lua_script" | "lua.script" | "script" => ("script".to_owned(), text.to_owned()),
+            "lua.name" | "name" => self.script_by_name(&at, text)?,
             _ => (text.to_owned(), self.script_file(&at, text)?),
         };
-        let limits = self.script_limits(&at, &lua);
+        let limits = self.script_limits(&at, how);
         if let Some(zone) = Script::unknown_zone(&text) {
             let message = format!(
                 "uses dates, but the time zone `{zone}` (TZ) is unknown: `os.date` without `!`, and `os.time` \
@@ -61,8 +118,8 @@ impl Planner<'_> {
             );
             self.warn(&at, message);
         }
-        match Script::compile_with(&name, &text, limits, &self.library, Scope::AUTH) {
-            Ok(script) => Some(Arc::new(script)),
+        match Script::compile_with(&name, &text, limits, &self.library, how.scope()) {
+            Ok(script) => Some((name, Arc::new(script))),
             Err(why) => {
                 self.problem(at, format!("is not a Lua script: {why}"), "");
                 None
@@ -70,11 +127,11 @@ impl Planner<'_> {
         }
     }
 
-    fn script_limits(&mut self, at: &str, lua: &raw::Lua) -> Limits {
+    fn script_limits(&mut self, at: &str, how: &ScriptUse) -> Limits {
         let standard = Limits::default();
         let limits = Limits::new(
-            lua.timeout.map_or(standard.time, |t| t.0),
-            lua.max_memory.map_or(standard.memory, |m| m.0 as usize),
+            how.timeout.unwrap_or(standard.time),
+            how.max_memory.map_or(standard.memory, |bytes| bytes as usize),
         );
         if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&limits.time) {
             self.problem(

@@ -353,7 +353,10 @@ pub struct StatusCode {
 }
 
 /// A script may hold secrets: only its length is shown.
-fn length_only<S: Serializer>(script: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn length_only<S: Serializer>(
+    script: &Option<String>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     let shown = script.as_ref().map(|text| format!("[{} bytes]", text.len()));
     shown.serialize(serializer)
 }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::scalar::{ByteSize, SecretText, Span, Switch, secs, without_query, yes};
+use super::{
+    scalar::{ByteSize, SecretText, Span, Switch, secs, without_query, yes},
+    when::When,
+};
 use crate::config::choices::{
     CapAction, DenyOn, GuardRole, ModerationFail, ModerationForm, ModerationMode, PersonalData,
     RedactAction,
@@ -26,18 +29,6 @@ pub struct Guards {
     pub caps: Vec<Caps>,
 }
 
-/// When an entry applies: if each list that is not empty has a match.
-#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct GuardWhen {
-    /// Models, exact or a prefix with `*` at the end.
-    pub models: Vec<String>,
-    /// Ids or names of keys, exact or a prefix with `*` at the end.
-    pub keys: Vec<String>,
-    /// Tags of the caller, which a script has set.
-    pub tags: Vec<String>,
-}
-
 /// Personal data and secrets in requests.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -45,7 +36,7 @@ pub struct Redact {
     /// `false`: the entry does not apply.
     pub enabled: Switch,
     /// When it applies; by default always.
-    pub when: GuardWhen,
+    pub when: When,
     /// What happens to what is found.
     pub action: RedactAction,
     /// With `action: mask`: whether placeholders in the answer become the values again.
@@ -65,7 +56,7 @@ impl Default for Redact {
         use PersonalData::{Card, Email, Iban, NationalId, Phone, Secret};
         Self {
             enabled: Switch::default(),
-            when: GuardWhen::default(),
+            when: When::default(),
             action: RedactAction::default(),
             reversible: true,
             kinds: vec![Email, Phone, Card, Iban, NationalId, Secret],
@@ -93,7 +84,7 @@ pub struct Deny {
     /// `false`: the entry does not apply.
     pub enabled: Switch,
     /// When it applies; by default always.
-    pub when: GuardWhen,
+    pub when: When,
     /// Where they are looked for.
     pub on: Vec<DenyOn>,
     /// Words and phrases, in any case. One that begins or ends with a Latin letter or a digit is only found
@@ -115,7 +106,7 @@ impl Default for Deny {
     fn default() -> Self {
         Self {
             enabled: Switch::default(),
-            when: GuardWhen::default(),
+            when: When::default(),
             on: vec![DenyOn::Prompt],
             words: Vec::new(),
             patterns: Vec::new(),
@@ -136,7 +127,7 @@ pub struct Moderation {
     pub enabled: Switch,
     /// When it applies; by default always.
     #[serde(default)]
-    pub when: GuardWhen,
+    pub when: When,
     /// When it is asked.
     #[serde(default)]
     pub mode: ModerationMode,
@@ -205,7 +196,7 @@ pub struct Caps {
     /// `false`: the entry does not apply.
     pub enabled: Switch,
     /// When it applies; by default always.
-    pub when: GuardWhen,
+    pub when: When,
     /// What happens to a request that asks for more.
     pub action: CapAction,
     /// Answers to one prompt: `n` and `best_of`.
@@ -229,7 +220,7 @@ impl Default for Caps {
     fn default() -> Self {
         Self {
             enabled: Switch::default(),
-            when: GuardWhen::default(),
+            when: When::default(),
             action: CapAction::default(),
             n: None,
             max_tokens: None,

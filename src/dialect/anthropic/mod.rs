@@ -17,6 +17,7 @@ use super::{
     body::{self, BadSwitch, Field},
     counting::Counting,
     document::{self, DocumentMeter, Shape},
+    event_words::EventWord,
     glance::{Glance, Want},
     hub::Codec,
     language::Dialect,
@@ -67,6 +68,17 @@ static CREDENTIAL_FIELDS: [HeaderName; 4] = [
 static OWN_FIELDS: [(HeaderName, HeaderValue); 1] =
     [(VERSION, HeaderValue::from_static("2023-06-01"))];
 
+const EVENT_WORDS: [EventWord; 8] = [
+    EventWord::any("content", "/delta/text"),
+    EventWord::of("content_block_start", "content", "/content_block/text"),
+    EventWord::any("reasoning", "/delta/thinking"),
+    EventWord::any("tool_calls", "/delta/partial_json"),
+    EventWord::of("content_block_start", "tool_calls", "/content_block/name"),
+    EventWord::any("finish_reason", "/delta/stop_reason"),
+    EventWord::any("usage", "/usage"),
+    EventWord::any("usage", "/message/usage"),
+];
+
 impl Dialect for Anthropic {
     fn name(&self) -> &'static str {
         models::LANGUAGE
@@ -104,6 +116,10 @@ impl Dialect for Anthropic {
     }
 
     /// Responses keep the state of reasoning, Chat does not.
+    fn event_words(&self) -> &'static [EventWord] {
+        &EVENT_WORDS
+    }
+
     fn nearest(&self) -> &'static [&'static str] {
         &["responses", "chat"]
     }

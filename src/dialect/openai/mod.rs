@@ -22,6 +22,7 @@ use super::{
     Dialect, Glance, Kind, LimitHeaders, Meter, Metering, Model, Operation, Want, body,
     counting::Counting,
     document::{self, DocumentMeter},
+    event_words::EventWord,
     hub::{Codec, ModelFacts},
     system::SystemText,
     texts::{AnswerTexts, RequestTexts},
@@ -61,6 +62,18 @@ static CREDENTIAL_FIELDS: [HeaderName; 4] = [
     HeaderName::from_static("x-goog-api-key"),
 ];
 
+/// Of several choices in one event, the first.
+const EVENT_WORDS: [EventWord; 8] = [
+    EventWord::any("content", "/choices/0/delta/content"),
+    EventWord::any("content", "/choices/0/text"),
+    EventWord::any("reasoning", "/choices/0/delta/reasoning_content"),
+    EventWord::any("reasoning", "/choices/0/delta/reasoning"),
+    EventWord::any("tool_calls", "/choices/0/delta/tool_calls"),
+    EventWord::any("tool_calls", "/choices/0/delta/function_call"),
+    EventWord::any("finish_reason", "/choices/0/finish_reason"),
+    EventWord::any("usage", "/usage"),
+];
+
 impl Dialect for OpenAi {
     fn name(&self) -> &'static str {
         models::LANGUAGE
@@ -85,6 +98,10 @@ impl Dialect for OpenAi {
     /// OpenAI's newest models refuse tools here while they reason.
     fn serves(&self, glance: &Glance, facts: &ModelFacts) -> bool {
         facts.chat_tools != Some(false) || glance.tools.is_none()
+    }
+
+    fn event_words(&self) -> &'static [EventWord] {
+        &EVENT_WORDS
     }
 
     fn nearest(&self) -> &'static [&'static str] {

@@ -15,6 +15,7 @@ use super::{
     body::{self, BadSwitch, Field},
     counting::Counting,
     document::{self, DocumentMeter, Shape},
+    event_words::EventWord,
     glance::{Glance, Want},
     hub::Codec,
     language::Dialect,
@@ -60,6 +61,23 @@ static COUNTING: Counting = Counting {
     object: Some("response.input_tokens"),
 };
 
+/// The text comes in pieces, and again as a whole in the `done` events.
+const EVENT_WORDS: [EventWord; 13] = [
+    EventWord::of("response.output_text.delta", "content", "/delta"),
+    EventWord::of("response.output_text.done", "content", "/text"),
+    EventWord::of("response.content_part.done", "content", "/part/text"),
+    EventWord::of("response.output_item.done", "content", "/item/content/0/text"),
+    EventWord::of("response.reasoning_text.delta", "reasoning", "/delta"),
+    EventWord::of("response.reasoning_text.done", "reasoning", "/text"),
+    EventWord::of("response.reasoning_summary_text.delta", "reasoning", "/delta"),
+    EventWord::of("response.function_call_arguments.delta", "tool_calls", "/delta"),
+    EventWord::of("response.function_call_arguments.done", "tool_calls", "/arguments"),
+    EventWord::of("response.completed", "finish_reason", "/response/status"),
+    EventWord::of("response.incomplete", "finish_reason", "/response/incomplete_details/reason"),
+    EventWord::of("response.failed", "finish_reason", "/response/status"),
+    EventWord::any("usage", "/response/usage"),
+];
+
 impl Dialect for Responses {
     fn name(&self) -> &'static str {
         "responses"
@@ -86,6 +104,10 @@ impl Dialect for Responses {
     }
 
     /// Messages keep the state of reasoning, Chat does not.
+    fn event_words(&self) -> &'static [EventWord] {
+        &EVENT_WORDS
+    }
+
     fn nearest(&self) -> &'static [&'static str] {
         &["messages", "chat"]
     }

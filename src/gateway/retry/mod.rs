@@ -29,7 +29,7 @@ use super::{
 use crate::{
     balance::{Evidence, UnsettledFailure},
     base::{Fault, FaultKind, Side},
-    config::plan::{Backoff, PrefixPlan},
+    config::plan::{Backoff, PrefixPlan, Strategy},
     route::Route,
     runtime::{Carry, Snapshot},
 };
@@ -54,6 +54,8 @@ pub struct RetryPolicy {
     unable: Excluded,
     /// The only backend that has the state that the request refers to.
     owner: Option<u32>,
+    /// What scripts have chosen; `None`: nothing. Written by `hooks::route`.
+    pub choice: Option<Box<RouteChoice>>,
     /// Rounds that have ended.
     rounds: u32,
     /// Pauses that were made because no backend was available.
@@ -80,6 +82,19 @@ pub struct RetryPolicy {
     caller: Option<u64>,
     /// How the conversation begins, once a pool has asked: the model there, and the hashes.
     beginnings: Option<(Option<Arc<str>>, PrefixPlan, Vec<u64>)>,
+}
+
+/// What scripts have chosen of the ways in which a backend is found.
+#[derive(Default)]
+pub struct RouteChoice {
+    /// Ids of the backends that may be picked, the only ones.
+    pub allowed: Option<Vec<u32>>,
+    /// The model's name in place of the client's.
+    pub model: Option<Arc<str>>,
+    /// How a backend is picked.
+    pub strategy: Option<Strategy>,
+    /// What binds the request to a backend, hashed.
+    pub session: Option<u64>,
 }
 
 /// Whether another attempt is under way at the same time as the present one.

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{RetryPolicy, RoutingView, pause};
+use super::{RetryPolicy, RouteChoice, RoutingView, pause};
 use crate::{
-    balance::{Candidate, NoBackend, PickRequest, PickedBackend},
+    balance::{Candidate, NoBackend, PickRequest, PickedBackend, Pool},
     config::plan::{PrefixPlan, Strategy},
     gateway::{
         affinity,
@@ -93,6 +93,25 @@ impl RetryPolicy {
     pub fn pass_over(&mut self, picked: PlannedAttempt) {
         let PlannedAttempt { choice, model, .. } = picked;
         self.unable.add(choice.endpoint.id, model, false);
+    }
+
+    /// What scripts choose is written here.
+    pub fn choice_mut(&mut self) -> &mut RouteChoice {
+        self.choice.get_or_insert_default()
+    }
+
+    /// The states of the backends of a split, as the next pick would see them.
+    pub fn candidates(
+        &mut self,
+        view: &RoutingView<'_>,
+        split: &Split,
+        now: Instant,
+        most: usize,
+    ) -> Vec<Candidate> {
+        let pool = &view.snapshot.pools[split.pool];
+        let excluded = self.excluded_in(pool, split.model.as_deref());
+        let request = self.request(view, split, &excluded, now);
+        pool.candidates(&request, most)
     }
 
     /// Only this backend has what the request refers to.
@@ -188,28 +207,10 @@ impl RetryPolicy {
         if balance.strategy == Strategy::PrefixAffinity {
             self.hash_beginnings(view, split.model.as_ref(), &balance.prefix);
         }
-        let asked = view.request.model.as_deref().unwrap_or_default();
-        let model = split.model.as_deref().unwrap_or(asked);
-        let caller = match self.caller {
-            Some(caller) => caller,
-            None => *self.caller.insert(affinity::caller(view.caller, view.request)),
-        };
-        let there = split.model.as_deref();
-        let mut excluded: Vec<u32> =
-            self.excluded.with(there).chain(self.unable.with(there)).collect();
-        if let Some(owner) = self.owner {
-            excluded.extend(pool.members().map(|(e, _)| e.id).filter(|id| *id != owner));
-        }
-        let blocks = self.beginnings.as_ref();
-        let request = PickRequest {
-            model,
-            caller,
-            ignore_ejections: self.is_spared(view),
-            session: affinity::session(view.headers, view.caller, view.request, balance),
-            blocks: blocks.map_or(&[], |(_, _, blocks)| blocks.as_slice()),
-            excluded: &excluded,
-            now,
-        };
+        self.caller.get_or_insert_with(|| affinity::caller(view.caller, view.request));
+        let excluded = self.excluded_in(pool, split.model.as_deref());
+        let model = self.model_of(split);
+        let request = self.request(view, split, &excluded, now);
         let explains = &view.carry.explains;
         // As they stand before one is chosen; a sole one is of interest only if it is not.
         let candidates = match pool.len() > 1 {
@@ -217,16 +218,60 @@ impl RetryPolicy {
             false => Vec::new(),
         };
         match pool.pick(&request) {
-            Ok(choice) => {
-                let (pool, model) = (split.pool, split.model.clone());
-                Ok(PlannedAttempt { choice, tier, pool, model, candidates })
-            }
+            Ok(choice) => Ok(PlannedAttempt { choice, tier, pool: split.pool, model, candidates }),
             Err(none) => {
                 let candidates = timeline::barred(explains, pool, &request);
-                let (pool, model) = (split.pool, split.model.clone());
+                let pool = split.pool;
                 timeline.no_backend(view.request.arrived, Search { tier, pool, model, candidates });
                 Err(none)
             }
+        }
+    }
+
+    /// The model's name at the backends of a split, if it is not the client's.
+    fn model_of(&self, split: &Split) -> Option<Arc<str>> {
+        let chosen = || self.choice.as_ref().and_then(|choice| choice.model.clone());
+        split.model.clone().or_else(chosen)
+    }
+
+    /// The backends of a pool that must not be picked.
+    fn excluded_in(&self, pool: &Pool, model: Option<&str>) -> Vec<u32> {
+        let mut excluded: Vec<u32> =
+            self.excluded.with(model).chain(self.unable.with(model)).collect();
+        let ids = || pool.members().map(|(endpoint, _)| endpoint.id);
+        if let Some(owner) = self.owner {
+            excluded.extend(ids().filter(|id| *id != owner));
+        }
+        if let Some(allowed) = self.choice.as_ref().and_then(|choice| choice.allowed.as_ref()) {
+            excluded.extend(ids().filter(|id| !allowed.contains(id)));
+        }
+        excluded
+    }
+
+    /// What a pool is asked for.
+    fn request<'a>(
+        &'a self,
+        view: &RoutingView<'a>,
+        split: &'a Split,
+        excluded: &'a [u32],
+        now: Instant,
+    ) -> PickRequest<'a> {
+        let balance = view.snapshot.pools[split.pool].balance();
+        let choice = self.choice.as_deref();
+        let asked = view.request.model.as_deref().unwrap_or_default();
+        let chosen = choice.and_then(|choice| choice.model.as_deref());
+        let session = choice.and_then(|choice| choice.session);
+        PickRequest {
+            model: split.model.as_deref().or(chosen).unwrap_or(asked),
+            caller: self.caller.unwrap_or_default(),
+            ignore_ejections: self.is_spared(view),
+            session: session
+                .or_else(|| affinity::session(view.headers, view.caller, view.request, balance)),
+            blocks: self.beginnings.as_ref().map_or(&[], |(_, _, blocks)| blocks.as_slice()),
+            excluded,
+            strategy: choice.and_then(|choice| choice.strategy),
+            binds: session.is_some(),
+            now,
         }
     }
 

@@ -78,7 +78,7 @@ fn halves_of_surrogates_hide_nothing() {
     let body = r#"{"messages":[{"content":"\ud800 a@b.de"}]}"#;
     let (sent, _) = request(&guards, "chat", &body.replace(r"\ud800", r"\ud83d\ude00")).unwrap();
     assert!(sent.contains("[EMAIL_1]"));
-    let selected = guards.applies(&Who::default());
+    let selected = guards.applies(&Subject::default());
     let chat = language("chat");
     let outcome = guards.request(selected, chat, operation(chat), body.as_bytes()).unwrap();
     assert_eq!(outcome.edits.len(), 1);

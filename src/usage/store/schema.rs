@@ -40,7 +40,7 @@ const fn optional(name: &'static str, holds: ColumnType) -> Field {
 const NAME: ColumnType = ColumnType::Short(255);
 
 /// The fields in the order of [`Record`]. `usage` is left out: it repeats other fields.
-const FIELDS: [Field; 37] = [
+const FIELDS: [Field; 39] = [
     field("record_id", ColumnType::Short(64)),
     field("version", ColumnType::Whole),
     field("process", ColumnType::Short(64)),
@@ -65,6 +65,8 @@ const FIELDS: [Field; 37] = [
     optional("audio_prompt_tokens", ColumnType::Whole),
     optional("audio_completion_tokens", ColumnType::Whole),
     optional("cost", ColumnType::Float),
+    optional("custom", ColumnType::Long),
+    optional("metered", ColumnType::Long),
     field("is_stream", ColumnType::Flag),
     field("endpoint", NAME),
     field("timestamp", ColumnType::Moment),

@@ -1,0 +1,44 @@
+//! `on_complete`: after the end. The scripts run apart from the request, and change nothing.
+
+use std::sync::Arc;
+
+use pingora_proxy::Session;
+
+use super::{run::subject, usage, words::OwnedWords};
+use crate::{
+    base::Stage,
+    gateway::ctx::Ctx,
+    hooks::{Global, Hook, Input},
+    usage::Draft,
+};
+
+/// Begins the scripts; they end when they do.
+pub fn begin(session: &Session, ctx: &Ctx, draft: &Draft) {
+    let snapshot = Arc::clone(&ctx.snapshot);
+    let applies = |hook: &&Arc<Hook>| hook.applies(&subject(ctx));
+    let hooks: Vec<Arc<Hook>> =
+        snapshot.hooks.at(Stage::Complete).iter().filter(applies).cloned().collect();
+    if hooks.is_empty() {
+        return;
+    }
+    let words = OwnedWords::of(session.req_header(), ctx).at(draft.backend_url.as_deref());
+    let words = words.of_record(draft.model.as_deref(), draft.who.clone());
+    let kept = ctx.hooks.as_ref().and_then(|state| state.kept.clone());
+    let result = usage::record(draft);
+    let status = draft.status;
+    tokio::spawn(async move {
+        for hook in hooks {
+            let body = || serde_json::from_slice(kept.as_ref()?).ok().map(Arc::new);
+            let view = words.borrow();
+            let mut globals: Vec<Global> = vec![view.request(&hook, body)];
+            view.others(&hook, &mut globals);
+            globals.push(("result", result.clone()));
+            let response = Input::Fields(vec![("status_code", Input::Integer(status.into()))]);
+            globals.push(("response", response));
+            // What it returns has no meaning; a failure has been logged.
+            if hook.run(globals).await.is_ok() {
+                hook.count("nothing");
+            }
+        }
+    });
+}

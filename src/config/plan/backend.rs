@@ -107,11 +107,6 @@ impl BackendPlan {
     }
 }
 
-/// The engine, unless it is the one that stands for no choice.
-fn unless_default(engine: Engine) -> Engine {
-    if engine == Engine::default() { Engine::Other } else { engine }
-}
-
 const URL_HINT: &str = "write `http://host:8000` or `https://host/v1`";
 
 /// The header field of a key.
@@ -196,19 +191,19 @@ impl Planner<'_> {
         }
         let name = raw.name.clone().unwrap_or_else(|| url.clone());
         let mut quirks =
-            raw.vendor.map_or_else(|| vendor::of_engine(raw.engine), vendor::of_vendor);
+            raw.vendor.map_or_else(|| vendor::of_engine(raw.engine.unwrap_or_default()), vendor::of_vendor);
         quirks.refuses.extend(raw.drop_fields.iter().cloned());
-        // What only engines understand is not sent to a hosted service.
-        let (engine, stream_usage) = match (raw.vendor, raw.engine, raw.stream_usage) {
-            (Some(_), engine, _) if !quirks.stream_options => {
-                (unless_default(engine), StreamUsage::Off)
-            }
-            (Some(_), engine, StreamUsage::Continuous) => {
-                (unless_default(engine), StreamUsage::Final)
-            }
-            (Some(_), engine, usage) => (unless_default(engine), usage),
-            (None, engine, usage) => (engine, usage),
+        // What only engines understand is not sent to a hosted service, unless the file says so.
+        let (usual_engine, usual_usage) = match raw.vendor {
+            Some(_) if !quirks.stream_options => (Engine::Other, StreamUsage::Off),
+            Some(_) => (Engine::Other, StreamUsage::Final),
+            None => (Engine::default(), StreamUsage::default()),
         };
+        let engine = raw.engine.unwrap_or(usual_engine);
+        let stream_usage = raw.stream_usage.unwrap_or(usual_usage);
+        if raw.stream_usage.is_some_and(|usage| usage != StreamUsage::Off) {
+            quirks.stream_options = true;
+        }
         Some(BackendPlan {
             state_domain: raw.state_domain.as_deref().unwrap_or(&name).into(),
             hosted: raw.vendor.is_some(),

@@ -140,7 +140,7 @@ impl Dialect for Anthropic {
     }
 
     fn document_meter(&self) -> Box<dyn Meter> {
-        Box::new(DocumentMeter::new(Shape::Choices))
+        Box::new(DocumentMeter::new(Shape::Message))
     }
 
     fn stream_meter(&self, metering: &Metering, _by_line: bool) -> Box<dyn Meter> {

@@ -495,10 +495,22 @@ mod tests {
     #[test]
     fn a_message_without_its_reason_to_stop_is_incomplete() {
         for (document, incomplete) in [
-            (r#"{"type":"message","content":[],"stop_reason":"end_turn","usage":{"input_tokens":1,"output_tokens":2}}"#, false),
-            (r#"{"type": "message", "stop_reason": "model_context_window_exceeded", "usage": {}}"#, false),
-            (r#"{"type":"message","content":[{"type":"tool_use","input":{"stop_reason":1}}],"stop_reason":null,"usage":{"input_tokens":1,"output_tokens":2}}"#, true),
-            (r#"{"content":[{"type":"text","text":"\"stop_reason\":\"x\""}],"type":"message","usage":{"input_tokens":1,"output_tokens":2}}"#, true),
+            (
+                r#"{"type":"message","content":[],"stop_reason":"end_turn","usage":{"input_tokens":1,"output_tokens":2}}"#,
+                false,
+            ),
+            (
+                r#"{"type": "message", "stop_reason": "model_context_window_exceeded", "usage": {}}"#,
+                false,
+            ),
+            (
+                r#"{"type":"message","content":[{"type":"tool_use","input":{"stop_reason":1}}],"stop_reason":null,"usage":{"input_tokens":1,"output_tokens":2}}"#,
+                true,
+            ),
+            (
+                r#"{"content":[{"type":"text","text":"\"stop_reason\":\"x\""}],"type":"message","usage":{"input_tokens":1,"output_tokens":2}}"#,
+                true,
+            ),
             (r#"{"input_tokens":12}"#, false),
             (r#"{"type":"error","error":{"type":"api_error","message":"x"}}"#, false),
         ] {

@@ -204,6 +204,7 @@ struct Entry {
     vendor: Option<Vendor>,
     languages: Option<Vec<String>>,
     protocol: Option<String>,
+    completions: Option<bool>,
     state_domain: Option<String>,
     drop_fields: Option<Vec<String>>,
 }
@@ -295,6 +296,7 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
         protocol: entry.protocol,
         vendor: entry.vendor,
         languages: entry.languages.unwrap_or_default(),
+        completions: entry.completions,
         state_domain: entry.state_domain,
         drop_fields: entry.drop_fields.unwrap_or_default(),
     };

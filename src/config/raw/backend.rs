@@ -74,6 +74,9 @@ pub struct Backend {
     #[serde(default)]
     #[schemars(schema_with = "protocol_schema")]
     pub protocol: Option<String>,
+    /// Whether it has `/v1/completions`, if it speaks `chat`. Without it such a request becomes one for
+    /// Chat. The default is true, with `vendor` what is known of that one.
+    pub completions: Option<bool>,
     /// Which backends can read each other's state of reasoning: backends of one account of a vendor
     /// have the same word here. The default is the backend's name.
     pub state_domain: Option<String>,

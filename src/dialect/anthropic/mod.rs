@@ -17,7 +17,7 @@ use super::{
     document::{self, DocumentMeter, Shape},
     glance::{Glance, Want},
     hub::Codec,
-    language::Dialect,
+    language::{Dialect, Rewording},
     limit_headers::LimitHeaders,
     meter::{Meter, Metering},
     model_list::Model,
@@ -176,6 +176,11 @@ impl Dialect for Anthropic {
 
     fn error_event(&self, body: &[u8]) -> Option<Bytes> {
         errors::error_event(body)
+    }
+
+    /// Claude Code compacts its conversation by Anthropic's words alone.
+    fn overflow_wording(&self) -> Option<Rewording> {
+        Some(codec::reworded_overflow)
     }
 
     fn keep_alive(&self) -> Bytes {

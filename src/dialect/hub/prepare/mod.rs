@@ -115,7 +115,8 @@ fn refuse_nothing(request: &Request, from: &Traits, to: &Traits) -> Result<(), R
     if from.name != "responses" || to.name == from.name || !request.turns.is_empty() || instructed {
         return Ok(());
     }
-    let why = "it is empty, and the request refers to no stored response: write what is to be answered";
+    let why =
+        "it is empty, and the request refers to no stored response: write what is to be answered";
     Err(Refused::invalid("input", why))
 }
 

@@ -51,7 +51,8 @@ mod tests {
 
     fn without(refuses: &[&str], body: &str) -> Result<(String, Vec<String>), Refused> {
         let refuses = refuses.iter().map(|name| (*name).to_owned()).collect();
-        let target = Target { quirks: Quirks { refuses, ..Quirks::default() }, ..Target::default() };
+        let target =
+            Target { quirks: Quirks { refuses, ..Quirks::default() }, ..Target::default() };
         let mut losses = Losses::default();
         let body = leave_out(body.to_owned(), &target, &mut losses)?;
         Ok((body, losses.paths().into_iter().map(str::to_owned).collect()))

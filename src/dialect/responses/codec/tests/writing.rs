@@ -339,8 +339,7 @@ fn the_target_names_the_model_and_adds_members() {
     target.fields.push(("cache_salt", json("\"s\"")));
     target.quirks.refuses.extend(["store".into(), "service_tier".into()]);
     let tier = Some("flex".to_owned());
-    let request =
-        Request { model: Some("here".into()), service_tier: tier, ..Request::default() };
+    let request = Request { model: Some("here".into()), service_tier: tier, ..Request::default() };
     let mut losses = Losses::default();
     let text = ResponsesCodec.write(&request, &target, &mut losses).unwrap();
     let body: Value = serde_json::from_str(&text).unwrap();

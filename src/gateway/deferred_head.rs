@@ -36,6 +36,7 @@ use pingora::{
 use pingora_proxy::Session;
 use tokio::time::Instant;
 
+use super::pending::PendingPiece;
 use crate::base::lock;
 
 /// Any bytes but none: `outbound` replaces them by the body.
@@ -52,27 +53,25 @@ struct Shared {
     quiet: AtomicBool,
     /// Something was written through the wrapper, or it is needed for as long as the request.
     used: AtomicBool,
+    /// The answer has begun, and its content is still waited for.
+    waits: AtomicBool,
     /// The client has the whole answer once it has what is written next.
     over: AtomicBool,
     /// A keep-alive from the backend, and a head for it.
     heartbeat: Mutex<Option<(Box<ResponseHeader>, Bytes)>>,
-    pending: Mutex<Pending>,
-}
-
-/// A piece that goes out by itself if nothing comes soon that it waits for.
-#[derive(Default)]
-enum Pending {
-    #[default]
-    None,
-    Waiting(Bytes, Instant),
-    /// Being sent, or sent: the bytes that are left.
-    Leaving(Bytes),
+    pending: PendingPiece,
 }
 
 impl DeferredHead {
     /// No comments for now, or comments again.
     pub fn set_quiet(&self, quiet: bool) {
         self.0.quiet.store(quiet, Ordering::Relaxed);
+    }
+
+    /// Whether comments go on after what is passed on next: a stream has begun, and nothing of its content
+    /// has come. What is passed on has to be whole events then.
+    pub fn set_waits(&self, waits: bool) {
+        self.0.waits.store(waits, Ordering::Relaxed);
     }
 
     /// The answer ends with what is passed on next, whatever its backend does.
@@ -86,66 +85,14 @@ impl DeferredHead {
         *lock(&self.0.heartbeat) = Some((head, piece));
     }
 
-    /// Sends this piece at that time, unless [`Self::recall`] comes before. `false` if another one is
-    /// still going out.
+    /// See [`PendingPiece::send_at`].
     pub fn send_at(&self, at: std::time::Instant, piece: Bytes) -> bool {
-        let mut pending = lock(&self.0.pending);
-        let free = !matches!(&*pending, Pending::Leaving(rest) if !rest.is_empty());
-        if free {
-            *pending = Pending::Waiting(piece, at.into());
-        }
-        free
+        self.0.pending.send_at(at.into(), piece)
     }
 
-    /// Takes back what waits; `false` if it is too late for that.
+    /// See [`PendingPiece::recall`].
     pub fn recall(&self) -> bool {
-        let mut pending = lock(&self.0.pending);
-        let late = matches!(*pending, Pending::Leaving(_));
-        if !late {
-            *pending = Pending::None;
-        }
-        !late
-    }
-
-    /// When there is something to send.
-    fn pending_at(&self) -> Option<Instant> {
-        match &*lock(&self.0.pending) {
-            Pending::Waiting(_, at) => Some(*at),
-            Pending::Leaving(rest) if !rest.is_empty() => Some(Instant::now()),
-            _ => None,
-        }
-    }
-
-    /// What is to be sent by now; it cannot be taken back any more.
-    fn leaving(&self, now: Instant) -> Bytes {
-        let mut pending = lock(&self.0.pending);
-        match std::mem::take(&mut *pending) {
-            Pending::Waiting(piece, at) if at <= now => *pending = Pending::Leaving(piece),
-            other => *pending = other,
-        }
-        match &*pending {
-            Pending::Leaving(rest) => rest.clone(),
-            _ => Bytes::new(),
-        }
-    }
-
-    /// This many bytes of it were sent.
-    fn sent(&self, bytes: usize) {
-        if let Pending::Leaving(rest) = &mut *lock(&self.0.pending) {
-            *rest = rest.slice(bytes..);
-        }
-    }
-
-    /// What is left of it, which must go out before anything else.
-    fn take_rest(&self) -> Bytes {
-        let mut pending = lock(&self.0.pending);
-        match std::mem::take(&mut *pending) {
-            Pending::Leaving(rest) => rest,
-            other => {
-                *pending = other;
-                Bytes::new()
-            }
-        }
+        self.0.pending.recall()
     }
 
     /// A keep-alive of a backend that has failed since is not sent.
@@ -161,7 +108,7 @@ impl DeferredHead {
     fn is_spare(&self) -> bool {
         let used = [&self.0.used, &self.0.over].iter().any(|flag| flag.load(Ordering::Relaxed));
         let waits = lock(&self.0.heartbeat).is_some();
-        !used && !waits && matches!(*lock(&self.0.pending), Pending::None)
+        !used && !waits && self.0.pending.is_none()
     }
 }
 
@@ -183,7 +130,7 @@ struct Wrapper {
     head: Option<Box<ResponseHeader>>,
     /// A part of an answer has been passed on.
     begun: bool,
-    /// `None` once the answer has begun.
+    /// `None` once the content of the answer has begun.
     keep_alive: Option<(KeepAlive, Instant)>,
 }
 
@@ -262,7 +209,7 @@ async fn finish_comment(session: &mut ServerSession) -> Result<()> {
 }
 
 async fn finish_pending(session: &mut ServerSession, home: &DeferredHead) -> Result<()> {
-    let rest = home.take_rest();
+    let rest = home.0.pending.take_rest();
     if rest.is_empty() { Ok(()) } else { session.write_response_body(rest, false).await }
 }
 
@@ -303,18 +250,18 @@ impl Wrapper {
     /// a byte is handed over at once or not at all: wherever this is broken off, it is known what
     /// has gone out.
     async fn send_pending(&mut self) -> Result<()> {
-        let piece = self.home.leaving(Instant::now());
+        let piece = self.home.0.pending.leaving(Instant::now());
         if piece.is_empty() {
             return Ok(());
         }
         if self.real().supports_proxy_task_api() {
-            self.home.sent(piece.len());
+            self.home.0.pending.sent(piece.len());
             self.real_mut().send_downstream_proxy_task(HttpTask::Body(Some(piece), false));
             return Ok(());
         }
         for at in 0..piece.len() {
             self.real_mut().write_response_body(piece.slice(at..=at), false).await?;
-            self.home.sent(1);
+            self.home.0.pending.sent(1);
         }
         Ok(())
     }
@@ -353,9 +300,22 @@ impl Wrapper {
         Ok(true)
     }
 
+    /// A part of the answer goes out: there are comments only while its content is waited for, and not
+    /// soon after something else.
+    fn rest(&mut self, sends: bool) {
+        if !self.home.0.waits.load(Ordering::Relaxed) {
+            self.keep_alive = None;
+        } else if let (true, Some((keep_alive, next))) = (sends, &mut self.keep_alive) {
+            *next = Instant::now() + keep_alive.every;
+        }
+    }
+
     /// What of these goes to the client now.
     fn pass(&mut self, tasks: Vec<HttpTask>) -> Vec<HttpTask> {
         if self.begun {
+            let body =
+                |task: &HttpTask| matches!(task, HttpTask::Body(Some(p), _) if !p.is_empty());
+            self.rest(tasks.iter().any(body));
             return tasks;
         }
         let mut out = Vec::with_capacity(tasks.len() + 1);
@@ -379,7 +339,7 @@ impl Wrapper {
                 // The head of a failed answer stays here.
                 HttpTask::Failed(_) => out.push(task),
                 task => {
-                    self.keep_alive = None;
+                    self.rest(true);
                     self.begun = true;
                     // With comments its own head was sent, and this one is too late.
                     if let Some(head) = self.head.take().filter(|_| !self.opened()) {
@@ -426,7 +386,7 @@ impl CustomSession for Wrapper {
         loop {
             finish_comment(self.real_mut()).await.map_err(|e| e.into_down())?;
             let comment = self.keep_alive.as_ref().map(|(_, next)| *next);
-            let Some(next) = comment.into_iter().chain(self.home.pending_at()).min() else {
+            let Some(next) = comment.into_iter().chain(self.home.0.pending.at()).min() else {
                 return self.real_mut().read_body_or_idle(no_body_expected).await;
             };
             tokio::select! {
@@ -593,31 +553,5 @@ impl CustomSession for Wrapper {
 
     fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
         Error::e_explain(ErrorType::InternalError, "there is no such writer")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_piece_goes_out_once() {
-        let home = DeferredHead::default();
-        let now = Instant::now();
-        let soon = now + Duration::from_millis(100);
-        let piece = Bytes::from_static(b"abc");
-        assert!(home.send_at(soon.into_std(), piece.clone()));
-        assert_eq!(home.leaving(now), "", "it is too early");
-        assert!(home.recall());
-        assert_eq!((home.pending_at(), home.take_rest()), (None, Bytes::new()));
-        // It is broken off after two bytes.
-        assert!(home.send_at(soon.into_std(), piece.clone()));
-        assert_eq!(home.leaving(soon), piece);
-        home.sent(2);
-        assert!(!home.recall() && home.pending_at().is_some());
-        assert!(!home.send_at(soon.into_std(), Bytes::from_static(b"next")));
-        assert_eq!(home.leaving(now), "c");
-        assert_eq!(home.take_rest(), "c");
-        assert!(home.recall() && home.send_at(soon.into_std(), piece));
     }
 }

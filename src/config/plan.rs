@@ -141,6 +141,10 @@ pub(super) fn plan(
     planner.storage(raw);
     let auth = planner.auth(raw);
     let limits = planner.limits(raw, auth.as_ref());
+    if let Some(stored) = &routing.stored_responses {
+        let at = ("routing.stored_responses.key_prefix", "llmproxy:stored:");
+        planner.apart_from_keys(at, (&stored.server, &stored.prefix), auth.as_ref());
+    }
     let tiers = planner.tiers(raw);
     let ip_rules = planner.ip_rules(&raw.server);
     let trusted_proxies = planner.nets("server.trusted_proxies", &raw.server.trusted_proxies);

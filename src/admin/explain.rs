@@ -135,7 +135,7 @@ mod tests {
                     "at_ms": 1, "tier": 0, "pool": 0, "model": "qwen-72b", "backend": "b",
                     "candidates": [{"backend": "b", "score": 1.5, "barred": null}],
                     "first_byte_ms": null, "took_ms": 5, "result": "connect_failure", "hedge": false,
-                    "language": null, "dropped": [],
+                    "language": null, "language_reason": "native", "dropped": [],
                 }],
             })
         );

@@ -177,6 +177,16 @@ impl Endpoint {
         !self.state.unreadable_logged.swap(true, Ordering::Relaxed)
     }
 
+    /// Notes that it has no tokenizer to ask. `true` if that was not known.
+    pub fn has_no_tokenizer(&self, now: Instant) -> bool {
+        self.state.has_no_tokenizer(now)
+    }
+
+    /// Whether its tokenizer may be asked: it has not said lately that there is none.
+    pub fn may_tokenize(&self, now: Instant) -> bool {
+        self.state.may_tokenize(now)
+    }
+
     /// Records the load that a header of an answer reports (vLLM's `endpoint-load-metrics`).
     pub fn record_load_header(&self, header: &str, now: Instant) {
         if let Some(reading) = load::header(header) {

@@ -31,6 +31,9 @@ const RUNNING_VALID: Duration = Duration::from_secs(10);
 /// Consecutive refused connections after which the server counts as stopped.
 const REFUSALS: u32 = 3;
 
+/// How long a backend is not asked for its tokenizer after it has said that it has none.
+const NO_TOKENIZER: Duration = Duration::from_secs(600);
+
 /// What is known of a backend. The fields that every pick reads stand first, on one cache line.
 #[repr(C, align(64))]
 pub struct BackendState {
@@ -60,6 +63,8 @@ pub struct BackendState {
     name: Mutex<Option<Box<str>>>,
     /// Metered tokens of prompts and of completions.
     metered: [AtomicU64; 2],
+    /// When it said that it has no tokenizer, in milliseconds from `epoch`, plus 1; 0: never.
+    untokenized: AtomicU64,
     /// Looked up at each change, because a removed backend loses its metrics.
     metrics: BalanceMetrics,
 }
@@ -87,6 +92,7 @@ impl BackendState {
             backend: backend.into(),
             name: Mutex::new(Some(backend.into())),
             metered: Default::default(),
+            untokenized: AtomicU64::new(0),
             metrics: metrics.balance.clone(),
         }
     }
@@ -129,6 +135,21 @@ impl BackendState {
         if self.refusals.load(Ordering::Relaxed) > 0 {
             self.refusals.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Notes that it has no tokenizer. `true` if that was not known.
+    pub fn has_no_tokenizer(&self, now: Instant) -> bool {
+        let known = !self.may_tokenize(now);
+        let at = now.saturating_duration_since(self.epoch).as_millis() as u64;
+        self.untokenized.store(at + 1, Ordering::Relaxed);
+        !known
+    }
+
+    /// Whether it has not said lately that it has no tokenizer.
+    pub fn may_tokenize(&self, now: Instant) -> bool {
+        let Some(at) = self.untokenized.load(Ordering::Relaxed).checked_sub(1) else { return true };
+        let since = now.saturating_duration_since(self.epoch + Duration::from_millis(at));
+        since >= NO_TOKENIZER
     }
 
     pub fn in_flight(&self) -> usize {

@@ -32,6 +32,13 @@ pub enum RejectionKind {
     ServerError,
 }
 
+/// What of a backend was not found, and why if that is known.
+fn not_found(what: &str, id: &str, why: &str) -> String {
+    let shown: String = id.chars().take(200).collect();
+    let colon = if why.is_empty() { "" } else { ": " };
+    format!("{what} with id '{shown}' not found{colon}{why}")
+}
+
 impl RejectionKind {
     /// The kind of a rejection whose status an operator chose.
     fn of_status(status: u16) -> Self {
@@ -236,22 +243,37 @@ impl Rejection {
     }
 
     /// 404: no backend is known to have stored this response.
-    pub fn unknown_response(id: &str) -> Self {
-        let shown: String = id.chars().take(200).collect();
-        let message = format!("Response with id '{shown}' not found");
+    pub fn unknown_response(id: &str, why: &str) -> Self {
+        let message = not_found("Response", id, why);
         Self::new(404, RejectionKind::NotFound, message).param("id").code("response_not_found")
     }
 
     /// 400: no backend of the model is known to have stored the response that a new one continues.
-    pub fn unknown_previous_response(id: &str) -> Self {
-        let shown: String = id.chars().take(200).collect();
-        let message = format!(
-            "Previous response with id '{shown}' not found: no backend of this model is known to have \
-             stored it for you"
-        );
+    pub fn unknown_previous_response(id: &str, why: &str) -> Self {
+        let usual = "no backend of this model is known to have stored it for you";
+        let why = if why.is_empty() { usual } else { why };
+        let message = not_found("Previous response", id, why);
         Self::new(400, RejectionKind::InvalidRequest, message)
             .param("previous_response_id")
             .code("previous_response_not_found")
+    }
+
+    /// 404: the conversation that a new response belongs to cannot be gone on with.
+    pub fn unknown_conversation(id: &str, why: &str) -> Self {
+        let message = not_found("Conversation", id, why);
+        Self::new(404, RejectionKind::NotFound, message)
+            .param("conversation")
+            .code("conversation_not_found")
+    }
+
+    /// 503: the only backend that has what the request refers to gets no requests at present.
+    pub fn owner_drained(id: &str, retry_after: u64) -> Self {
+        let shown: String = id.chars().take(200).collect();
+        let message = format!("The backend that has stored '{shown}' is being drained");
+        let mut rejection =
+            Self::new(503, RejectionKind::Unavailable, message).code("backend_drained");
+        rejection.retry_after = Some(retry_after);
+        rejection
     }
 
     /// 413: the body is larger than `limit` bytes.

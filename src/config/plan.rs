@@ -164,6 +164,10 @@ pub(super) fn plan(
     planner.library = Arc::clone(&lua);
     let auth = planner.auth(raw);
     let limits = planner.limits(raw, auth.as_ref());
+    if let Some(stored) = &routing.stored_responses {
+        let at = ("routing.stored_responses.key_prefix", "llmproxy:stored:");
+        planner.apart_from_keys(at, (&stored.server, &stored.prefix), auth.as_ref());
+    }
     let tiers = planner.tiers(raw);
     let hooks = planner.hooks(&raw.hooks, &raw.scripts);
     let ip_rules = planner.ip_rules(&raw.server);

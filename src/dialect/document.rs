@@ -33,6 +33,9 @@ pub enum Shape {
     Choices,
     /// A response of OpenAI's Responses: `status` says that.
     Response,
+    /// A message of Anthropic's: without a `stop_reason` it is not complete. What is no message, a
+    /// count of tokens for instance, has none.
+    Message,
 }
 
 /// Watches one JSON document that arrives in pieces.
@@ -63,6 +66,10 @@ pub struct JsonTap {
     name: Vec<u8>,
     model: Option<Box<str>>,
     aborted: bool,
+    /// It is a message.
+    message: bool,
+    /// It says why it ends.
+    stopped: bool,
 }
 
 /// Members of a document in which a `usage` may stand.
@@ -82,6 +89,8 @@ enum Expect {
     Model,
     FinishReason,
     Status,
+    Type,
+    StopReason,
 }
 
 impl JsonTap {
@@ -250,6 +259,9 @@ impl JsonTap {
             }
             _ if self.shape == Shape::Response => Expect::Nothing,
             1 => {
+                self.message |= expected == Expect::Type && word == b"message";
+                self.stopped |= expected == Expect::StopReason;
+                let message = self.shape == Shape::Message;
                 // What is no key is followed by one before anything is opened.
                 self.within = match word {
                     b"x_groq" => Within::Groq,
@@ -259,6 +271,8 @@ impl JsonTap {
                 match word {
                     b"usage" => Expect::Usage,
                     b"model" => Expect::Model,
+                    b"type" if message => Expect::Type,
+                    b"stop_reason" if message => Expect::StopReason,
                     _ => Expect::Nothing,
                 }
             }
@@ -299,6 +313,11 @@ impl JsonTap {
     pub fn aborted(&self) -> bool {
         self.aborted
     }
+
+    /// What has come is not all of it, once nothing more comes.
+    fn is_incomplete(&self) -> bool {
+        self.message && !self.stopped
+    }
 }
 
 /// What is read of a document that has come in one piece, without reading what lies between: the usage
@@ -326,16 +345,22 @@ static UNUSUAL_RESPONSE: LazyLock<[Finder<'static>; 3]> = LazyLock::new(|| {
     [Finder::new(b"\"failed\""), Finder::new(b"\"cancelled\""), Finder::new(b"}{")]
 });
 
+/// What a message has that is complete, as servers write it.
+static STOP_REASON: LazyLock<Finder<'static>> =
+    LazyLock::new(|| Finder::new(b"\"stop_reason\":\""));
+
 impl Ends {
     /// `None` if it must be read from beginning to end: it is no whole document, it may be several, its
     /// `usage` is not near its end, or the generation may have been broken off.
     fn read(document: &[u8], shape: Shape) -> Option<Self> {
         let one = document.starts_with(b"{") && memchr::memchr(b'\n', document).is_none();
         let unusual = match shape {
-            Shape::Choices => &UNUSUAL,
+            Shape::Choices | Shape::Message => &UNUSUAL,
             Shape::Response => &UNUSUAL_RESPONSE,
         };
-        if !one || unusual.iter().any(|word| word.find(document).is_some()) {
+        // An unescaped quote: it stands in no text.
+        let stops = shape != Shape::Message || STOP_REASON.find(document).is_some();
+        if !one || !stops || unusual.iter().any(|word| word.find(document).is_some()) {
             return None;
         }
         let opening = memchr::memrchr_iter(b'{', document).take(LAST_OBJECTS);
@@ -422,6 +447,7 @@ impl Meter for DocumentMeter {
 
     fn finish(&mut self, seen: &mut Progress) -> Bytes {
         self.whole = None;
+        seen.aborted |= self.tap.is_incomplete();
         seen.ended = true;
         Bytes::new()
     }
@@ -464,6 +490,40 @@ mod tests {
         assert_eq!(tap.usage(), (counts, UsageSource::Final));
         assert!(!tap.aborted());
         assert_eq!(tap.take_model().as_deref(), Some(NAME));
+    }
+
+    #[test]
+    fn a_message_without_its_reason_to_stop_is_incomplete() {
+        for (document, incomplete) in [
+            (
+                r#"{"type":"message","content":[],"stop_reason":"end_turn","usage":{"input_tokens":1,"output_tokens":2}}"#,
+                false,
+            ),
+            (
+                r#"{"type": "message", "stop_reason": "model_context_window_exceeded", "usage": {}}"#,
+                false,
+            ),
+            (
+                r#"{"type":"message","content":[{"type":"tool_use","input":{"stop_reason":1}}],"stop_reason":null,"usage":{"input_tokens":1,"output_tokens":2}}"#,
+                true,
+            ),
+            (
+                r#"{"content":[{"type":"text","text":"\"stop_reason\":\"x\""}],"type":"message","usage":{"input_tokens":1,"output_tokens":2}}"#,
+                true,
+            ),
+            (r#"{"input_tokens":12}"#, false),
+            (r#"{"type":"error","error":{"type":"api_error","message":"x"}}"#, false),
+        ] {
+            for cut in [1, 7, document.len()] {
+                let (mut meter, mut seen) =
+                    (DocumentMeter::new(Shape::Message), Progress::default());
+                for piece in document.as_bytes().chunks(cut) {
+                    meter.push(Bytes::copy_from_slice(piece), &mut seen);
+                }
+                meter.finish(&mut seen);
+                assert_eq!(seen.aborted, incomplete, "{cut} {document}");
+            }
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Glance {
     pub(super) keeps_nothing: bool,
     /// The response that the request continues, which a backend has stored.
     pub continues: Option<String>,
+    /// The stored conversation that the request belongs to, by its id.
+    pub held_in: Option<String>,
     /// Where the tools stand, which engines put before the conversation.
     pub tools: Option<Range<usize>>,
     /// Where instructions stand that are no part of the conversation, and which engines put before it.

@@ -20,6 +20,9 @@ use crate::{
     wire::edit::Edit,
 };
 
+/// Words the body of an error anew; nothing if that one needs no other words.
+pub type Rewording = fn(&[u8]) -> Option<Bytes>;
+
 /// One API language.
 pub trait Dialect: Sync {
     /// Its name, which is also the value of `protocol` of a backend.
@@ -171,6 +174,12 @@ pub trait Dialect: Sync {
     /// A backend's error body as an event of a stream; `None` if readers of streams would not take
     /// it for an error.
     fn error_event(&self, body: &[u8]) -> Option<Bytes>;
+
+    /// How an engine's own error says in words that its clients know that the context is too small;
+    /// `None`: they know the engine's. What it is given is no such error if it gives nothing.
+    fn overflow_wording(&self) -> Option<Rewording> {
+        None
+    }
 
     /// What keeps a client's connection alive while its stream has no content. Readers ignore it.
     fn keep_alive(&self) -> Bytes;

@@ -12,7 +12,7 @@ use super::translated::TranslatedRequest;
 use crate::{
     balance::{Endpoint, Lease, PickedBackend},
     base::{Fault, TokenCounts, UsageSource},
-    dialect::{Passage, Progress, Translation, UsageRequest, hub::StreamFault},
+    dialect::{Passage, Progress, Rewording, Translation, UsageRequest, hub::StreamFault},
 };
 
 /// One attempt. A retry replaces it whole.
@@ -56,6 +56,11 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// The head of an answer that is no success, whose body says whether the backend is at fault.
     pub error_head: Option<Box<ResponseHeader>>,
+    /// How an error of an engine that speaks the client's language is worded anew, if that one has other
+    /// words for it.
+    pub rewording: Option<Rewording>,
+    /// It is a stored answer, a document in which the model gets the client's name.
+    pub renames: bool,
     /// How its body goes to the client.
     pub passage: Passage,
     /// A stream had been opened for the client before this answer came.
@@ -76,6 +81,8 @@ pub struct Answer {
     pub begun: bool,
     /// The client got the gateway's own wording: the rest of the answer is dropped.
     pub replaced: bool,
+    /// The client gets what the retry policy keeps in its place.
+    pub substituted: bool,
     /// It is not passed on: another attempt is made.
     pub discarded: bool,
     /// It is remembered which backend has stored it.

@@ -55,14 +55,23 @@ pub fn start(session: &Session, ctx: &mut Ctx, picked: PlannedAttempt) -> Result
     let translated = match translate::for_backend(ctx, &picked) {
         Ok(translated) => translated,
         Err(rejection) => {
+            let client = ctx.request.language();
+            let to = translate::language_of(client, &picked.choice.endpoint.plan);
+            let labels = [client.name(), to.unwrap_or_default(), "refused"];
+            ctx.carry.metrics.translations.with_label_values(&labels).inc();
             ctx.retry.pass_over(picked);
             return Err(rejection);
         }
     };
+    if let Some(translated) = translated.as_ref().filter(|made| made.answer.is_some()) {
+        let result = if translated.losses.is_empty() { "whole" } else { "lossy" };
+        let labels = [ctx.request.language().name(), translated.language.name(), result];
+        ctx.carry.metrics.translations.with_label_values(&labels).inc();
+    }
     let Attempts { policy, attempt, timeline, view } = ctx.attempts(session);
     let started = policy.start(picked, &view, timeline);
     if let Some(translated) = &translated {
-        timeline.translated(started.span, translated.language.name(), &translated.losses);
+        timeline.translated(started.span, translated);
     }
     *attempt = Some(Attempt { translated, ..started });
     Ok(())

@@ -57,7 +57,7 @@ struct Wrapper {
     head: Option<Box<ResponseHeader>>,
     /// A part of an answer has been passed on.
     begun: bool,
-    /// `None` once the answer has begun.
+    /// `None` once the content of the answer has begun.
     keep_alive: Option<(KeepAlive, Instant)>,
 }
 
@@ -136,7 +136,7 @@ async fn finish_comment(session: &mut ServerSession) -> Result<()> {
 }
 
 async fn finish_pending(session: &mut ServerSession, home: &DeferredHead) -> Result<()> {
-    let rest = home.take_rest();
+    let rest = home.0.pending.take_rest();
     if rest.is_empty() { Ok(()) } else { session.write_response_body(rest, false).await }
 }
 
@@ -177,18 +177,18 @@ impl Wrapper {
     /// a byte is handed over at once or not at all: wherever this is broken off, it is known what
     /// has gone out.
     async fn send_pending(&mut self) -> Result<()> {
-        let piece = self.home.leaving(Instant::now());
+        let piece = self.home.0.pending.leaving(Instant::now());
         if piece.is_empty() {
             return Ok(());
         }
         if self.real().supports_proxy_task_api() {
-            self.home.sent(piece.len());
+            self.home.0.pending.sent(piece.len());
             self.real_mut().send_downstream_proxy_task(HttpTask::Body(Some(piece), false));
             return Ok(());
         }
         for at in 0..piece.len() {
             self.real_mut().write_response_body(piece.slice(at..=at), false).await?;
-            self.home.sent(1);
+            self.home.0.pending.sent(1);
         }
         Ok(())
     }
@@ -263,9 +263,22 @@ impl Wrapper {
         }
     }
 
+    /// A part of the answer goes out: there are comments only while its content is waited for, and not
+    /// soon after something else.
+    fn rest(&mut self, sends: bool) {
+        if !self.home.0.waits.load(Ordering::Relaxed) {
+            self.keep_alive = None;
+        } else if let (true, Some((keep_alive, next))) = (sends, &mut self.keep_alive) {
+            *next = Instant::now() + keep_alive.every;
+        }
+    }
+
     /// What of these goes to the client now.
     fn pass(&mut self, tasks: Vec<HttpTask>) -> Vec<HttpTask> {
         if self.begun {
+            let body =
+                |task: &HttpTask| matches!(task, HttpTask::Body(Some(p), _) if !p.is_empty());
+            self.rest(tasks.iter().any(body));
             return tasks;
         }
         let mut out = Vec::with_capacity(tasks.len() + 1);
@@ -289,7 +302,7 @@ impl Wrapper {
                 // The head of a failed answer stays here.
                 HttpTask::Failed(_) => out.push(task),
                 task => {
-                    self.keep_alive = None;
+                    self.rest(true);
                     self.begun = true;
                     // With comments its own head was sent, and this one is too late.
                     if let Some(head) = self.head.take().filter(|_| !self.opened()) {
@@ -346,7 +359,7 @@ impl CustomSession for Wrapper {
         loop {
             finish_comment(self.real_mut()).await.map_err(|e| e.into_down())?;
             let comment = self.keep_alive.as_ref().map(|(_, next)| *next);
-            let Some(next) = comment.into_iter().chain(self.home.pending_at()).min() else {
+            let Some(next) = comment.into_iter().chain(self.home.0.pending.at()).min() else {
                 return self.real_mut().read_body_or_idle(no_body_expected).await;
             };
             tokio::select! {
@@ -513,31 +526,5 @@ impl CustomSession for Wrapper {
 
     fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
         Error::e_explain(ErrorType::InternalError, "there is no such writer")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_piece_goes_out_once() {
-        let home = DeferredHead::default();
-        let now = Instant::now();
-        let soon = now + Duration::from_millis(100);
-        let piece = Bytes::from_static(b"abc");
-        assert!(home.send_at(soon.into_std(), piece.clone()));
-        assert_eq!(home.leaving(now), "", "it is too early");
-        assert!(home.recall());
-        assert_eq!((home.pending_at(), home.take_rest()), (None, Bytes::new()));
-        // It is broken off after two bytes.
-        assert!(home.send_at(soon.into_std(), piece.clone()));
-        assert_eq!(home.leaving(soon), piece);
-        home.sent(2);
-        assert!(!home.recall() && home.pending_at().is_some());
-        assert!(!home.send_at(soon.into_std(), Bytes::from_static(b"next")));
-        assert_eq!(home.leaving(now), "c");
-        assert_eq!(home.take_rest(), "c");
-        assert!(home.recall() && home.send_at(soon.into_std(), piece));
     }
 }

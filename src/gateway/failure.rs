@@ -80,6 +80,10 @@ pub fn proxying(
         error.set_retry(false);
         return error;
     }
+    if ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.substituted) {
+        error.set_retry(false);
+        return error;
+    }
     heartbeat::recall(ctx);
     if ending::was_complete(session, ctx) {
         error.set_retry(false);

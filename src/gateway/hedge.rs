@@ -306,6 +306,9 @@ fn judge(session: &mut Session, ctx: &mut Ctx, response: Response) -> Result<Jud
     if ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.discarded) {
         return Ok(Judged::Discarded);
     }
+    if ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.substituted) {
+        return Err(error.into());
+    }
     if let Some(kind) = ctx.watch.as_ref().and_then(|watch| watch.fired()) {
         let fault = Fault { side: Side::Backend, kind };
         return Err(Stop::fault(fault, "ended while it waited"));

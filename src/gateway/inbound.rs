@@ -24,6 +24,9 @@ pub struct Request {
     pub model: Option<String>,
     /// A stream was asked for.
     pub stream: bool,
+    /// The stored answer that is asked for has the backend's name of the model, which the client knows by
+    /// another one.
+    pub renamed: bool,
     /// The usage of the stream that the client asked for.
     pub usage: UsageRequest,
 }
@@ -39,6 +42,7 @@ impl Request {
             claimed: DIALECTS[0],
             model: None,
             stream: false,
+            renamed: false,
             usage: UsageRequest::default(),
         }
     }

@@ -25,6 +25,7 @@ mod outbound;
 mod pacing;
 mod passing;
 mod peer;
+mod pending;
 mod receive;
 mod reply;
 mod request;

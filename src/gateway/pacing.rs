@@ -1,8 +1,12 @@
 //! When pieces of an answer come, and when the next one has to.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::ctx::Ctx;
+
+/// How long the end marker of a stream is waited for once its answer is over: then the client gets its
+/// end without it.
+const LONGEST_END: Duration = Duration::from_secs(2);
 
 /// The client is about to get bytes of this answer: no other backend will be asked.
 pub fn begin(ctx: &mut Ctx) {
@@ -19,8 +23,15 @@ pub fn begin(ctx: &mut Ctx) {
 pub fn wait_for_more(end_of_stream: bool, ctx: &Ctx) {
     let (Some(watch), Some(attempt)) = (&ctx.watch, &ctx.attempt) else { return };
     let timeouts = &ctx.snapshot.plan.timeouts;
-    let chunk = Ctx::after(timeouts.between_chunks.filter(|_| !end_of_stream));
     let passage = &attempt.answer.passage;
+    let progress = passage.progress();
+    // In another language an answer has one choice, after whose end only counts and the end marker come.
+    let over = attempt.translation().is_some() && progress.choice_ended && !progress.finished;
+    let between = match timeouts.between_chunks {
+        between if !over => between,
+        between => Some(between.map_or(LONGEST_END, |between| between.min(LONGEST_END))),
+    };
+    let chunk = Ctx::after(between.filter(|_| !end_of_stream));
     let silent = passage.is_stream() && !passage.progress().content;
     let token = match timeouts.first_token {
         Some(wait) if silent && !end_of_stream => Some(attempt.began + wait),

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
@@ -117,6 +117,11 @@ fn pass(
             return Ok(());
         }
     }
+    if let (Some(deferred), Some(attempt)) = (&ctx.deferred, &ctx.attempt) {
+        let passage = &attempt.answer.passage;
+        let silent = !passage.progress().content && !passage.progress().is_over();
+        deferred.set_waits(passage.is_stream() && silent && !end_of_stream);
+    }
     if cut {
         ending::end(session, ctx);
     }
@@ -174,9 +179,12 @@ pub fn hold_back(session: &Session, ctx: &mut Ctx) {
     let (answer, passage) = (&attempt.answer, &attempt.answer.passage);
     // Lines would have to be changed: it must be known that they are lines.
     let lines = ctx.request.stream && passage.changes_stream();
-    let held = if answer.is_error() {
+    let held = if answer.renames {
+        true
+    } else if answer.is_error() {
         // It can only become an event as a whole.
-        follows || answer.promised || attempt.translation().is_some()
+        let reworded = attempt.translation().is_some() || answer.rewording.is_some();
+        follows || answer.promised || reworded
     } else if passage.is_off() {
         follows && passage.is_open()
     } else if passage.is_stream() {
@@ -202,13 +210,29 @@ pub fn nothing_follows(session: &mut Session, ctx: &mut Ctx) -> Result<()> {
     answer.whole = true;
     if answer.passage.is_stream() || answer.is_error() {
         answer.hold.get_or_insert_default();
-        hold(session, Bytes::new(), true, ctx)?;
+        let own = hold(session, Bytes::new(), true, ctx)?.unwrap_or_default();
+        let head = ctx.attempt.as_mut().and_then(|attempt| attempt.answer.error_head.take());
+        // The backend's error says nothing, the client's language does.
+        if let (Some(head), false) = (head, own.is_empty()) {
+            return Err(substitute(ctx, head, own));
+        }
     }
     if let Some(attempt) = &mut ctx.attempt {
         attempt.answer.hold = None;
     }
     ended(session, ctx);
     Ok(())
+}
+
+/// The client gets this in place of the backend's answer, of which it has got nothing. No further
+/// attempt is made. What is returned ends the present one.
+pub fn substitute(ctx: &mut Ctx, head: Box<ResponseHeader>, body: Bytes) -> Box<Error> {
+    if let Some(attempt) = &mut ctx.attempt {
+        attempt.answer.substituted = true;
+        let endpoint = attempt.endpoint.clone();
+        ctx.retry.kept = Some(KeptAnswer { endpoint, head, body });
+    }
+    Error::explain(ErrorType::InternalError, "answered in other words").into_up()
 }
 
 /// Meters a piece, and takes out what the client did not ask for.
@@ -258,7 +282,8 @@ fn hold(
         return Ok(Some(answer.passage.turn_into_lines(held, end_of_stream)));
     }
     let mut error = Bytes::new();
-    let outcome = match decide_hold(answer, attempt.model.is_some(), end_of_stream) {
+    let renames = attempt.model.is_some() || answer.renames;
+    let outcome = match decide_hold(answer, renames, end_of_stream) {
         HoldDecision::Wait => return Ok(None),
         HoldDecision::Pass => None,
         HoldDecision::NoContent(cause) => Some(AttemptOutcome::NoContent(cause)),
@@ -283,6 +308,14 @@ fn hold(
         // The rest of a very long one says nothing more.
         attempt.answer.replaced = true;
         return Ok(Some(in_clients_words(attempt, all)));
+    }
+    let reword = attempt.answer.rewording.filter(|_| attempt.answer.is_error());
+    if let Some(reworded) = reword.and_then(|reword| reword(&all)) {
+        attempt.answer.replaced = true;
+        return Ok(Some(reworded));
+    }
+    if let (true, Some(name)) = (attempt.answer.renames, &ctx.request.model) {
+        return Ok(Some(ctx.request.language().rename_model(all, name)));
     }
     Ok(Some(match (&attempt.model, &ctx.request.model) {
         (Some(_), Some(name)) if !attempt.answer.is_error() => {
@@ -309,6 +342,10 @@ fn decide_hold(answer: &Answer, renames: bool, end_of_stream: bool) -> HoldDecis
     // The name of the model may stand at the end.
     let longest = if renames { LONGEST_RENAMED } else { LONGEST_DOCUMENT };
     let progress = answer.progress();
+    if answer.renames {
+        let all = end_of_stream || len > longest;
+        return if all { HoldDecision::Pass } else { HoldDecision::Wait };
+    }
     if answer.is_error() {
         return if end_of_stream || len > LONGEST_ERROR {
             HoldDecision::Judge
@@ -369,7 +406,7 @@ fn in_clients_words(attempt: &Attempt, body: Bytes) -> Bytes {
     let status = attempt.answer.status.unwrap_or_default();
     match attempt.translation() {
         Some(translation) => translation.error(status, &body).1,
-        None => body,
+        None => attempt.answer.rewording.and_then(|reword| reword(&body)).unwrap_or(body),
     }
 }
 

@@ -149,11 +149,8 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
         Err(rejection) => return Err(rejection.into()),
     });
     admission::admit(session, ctx, Some(&glance)).await?;
-    let continues = glance.continues.clone();
     prepare(session, ctx, glance);
-    if let Some(id) = continues {
-        stored::bind(ctx, &id)?;
-    }
+    stored::bind(ctx).await?;
     if ctx.snapshot.hooks.has(Stage::Route) {
         Box::pin(hooks::route::run_all(session, ctx)).await?;
     }

@@ -6,9 +6,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 use pingora::{Error, ErrorType, Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
-use super::{attempt::Attempt, ctx::Ctx, deferred_head, passing, reply, retry, translate};
+use super::{attempt::Attempt, count, ctx::Ctx, deferred_head, passing, reply, retry, translate};
 use crate::{
-    dialect::{self, Metering, Passage},
+    config::choices::Engine,
+    dialect::{self, Dialect, Metering, Passage, Rewording},
     wire::{head, headers},
 };
 
@@ -50,6 +51,9 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
     }
     if response.status.is_informational() {
         return Ok(());
+    }
+    if let Some((head, body)) = count::in_place_of(status, ctx)? {
+        return Err(passing::substitute(ctx, head, body));
     }
     fields(response, ctx)?;
     let empty = has_no_body(response);
@@ -169,13 +173,16 @@ fn prepare(response: &ResponseHeader, ctx: &mut Ctx) {
     let Some(attempt) = &mut ctx.attempt else { return };
     let status = response.status.as_u16();
     let translated = attempt.translation().cloned();
+    attempt.answer.rewording = rewording(response, language, attempt);
     if retry::wants_body(status, &ctx.snapshot.plan.routing)
         || status >= 400 && translated.is_some()
+        || attempt.answer.rewording.is_some()
     {
         attempt.answer.error_head = Some(Box::new(response.clone()));
         return;
     }
     if !metered {
+        attempt.answer.renames = ctx.request.renamed && status == 200 && is_document(response);
         return;
     }
     let renamed = ctx.request.model.as_deref().filter(|_| attempt.model.is_some());
@@ -198,11 +205,27 @@ fn prepare(response: &ResponseHeader, ctx: &mut Ctx) {
     }
 }
 
+/// How an engine's own error is worded for the client: what vLLM says of its context in another vendor's
+/// language is not what clients of that vendor know.
+fn rewording(
+    response: &ResponseHeader,
+    language: &'static dyn Dialect,
+    attempt: &Attempt,
+) -> Option<Rewording> {
+    let plan = &attempt.endpoint.plan;
+    let own = plan.engine == Engine::Vllm && !plan.hosted && attempt.translation().is_none();
+    let worded = response.status.as_u16() == 400 && !has_no_body(response);
+    language.overflow_wording().filter(|_| own && worded)
+}
+
 /// Whether the body may become longer or shorter than its head says.
 fn may_be_resized(attempt: &Attempt, stream: bool) -> bool {
     let answer = &attempt.answer;
+    if answer.renames {
+        return true;
+    }
     if answer.is_error() {
-        return false;
+        return answer.rewording.is_some();
     }
     let passage = &answer.passage;
     let changed = attempt.model.is_some() || passage.changes_stream();
@@ -219,6 +242,12 @@ fn may_be_resized(attempt: &Attempt, stream: bool) -> bool {
     }
     // What it is will be seen.
     passage.is_off() && (passage.is_open() && changed || passage.decodes())
+}
+
+/// Whether the head says that a JSON document follows.
+fn is_document(response: &ResponseHeader) -> bool {
+    let kind = response.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    kind.to_ascii_lowercase().starts_with(b"application/json") && !has_no_body(response)
 }
 
 /// Whether the head says that no body follows.

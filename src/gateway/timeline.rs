@@ -7,9 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::translated::TranslatedRequest;
 use crate::{
     balance::{Candidate, PickRequest, Pool},
-    dialect::hub::{Losses, loss::Loss},
+    dialect::hub::loss::Loss,
     runtime::explain::{KeptAttempt, KeptTranslation, RecentTraces},
 };
 
@@ -92,11 +93,12 @@ impl Timeline {
     }
 
     /// The attempt's request was translated into this language.
-    pub fn translated(&mut self, span: Option<usize>, language: &'static str, losses: &Losses) {
+    pub fn translated(&mut self, span: Option<usize>, translated: &TranslatedRequest) {
         if let Some(span) = self.open(span) {
             let shown = |loss: &Loss| format!("{}: {}", loss.path, loss.why);
-            let dropped = losses.iter().map(shown).collect();
-            span.translation = Some(Box::new(KeptTranslation { language, dropped }));
+            let dropped = translated.losses.iter().map(shown).collect();
+            let (language, reason) = (translated.language.name(), translated.reason);
+            span.translation = Some(Box::new(KeptTranslation { language, reason, dropped }));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -16,11 +16,12 @@ use crate::{
         plan::{self, BackendPlan},
     },
     dialect::{
-        Dialect, Kind, Translation,
+        self, Dialect, Kind, Translation,
         hub::{
             Codec, Exchange, Json, Losses, ModelFacts, Refused, Request, Target, envelope, prepare,
         },
     },
+    runtime::explain::LanguageReason,
 };
 
 /// The request for a backend that was picked; `None`: it speaks the client's language.
@@ -35,7 +36,8 @@ pub fn for_backend(
     let languages = &endpoint.plan.languages;
     let client = ctx.request.language();
     let sole = languages.iter().nth(1).is_none();
-    let same = languages.has(client.name()) && (sole || serves(ctx, picked));
+    let lacks = lacks_operation(ctx, endpoint);
+    let same = languages.has(client.name()) && !lacks && (sole || serves(ctx, picked));
     if same && !(ctx.snapshot.mixes_languages && envelope::is_in(ctx.body.bytes())) {
         return Ok(None);
     }
@@ -56,6 +58,12 @@ pub fn for_backend(
     let made = Arc::clone(&request);
     ctx.body.translations.keep(&endpoint.plan.name, model.cloned(), made, body);
     Ok(Some(request))
+}
+
+/// The backend speaks the client's language, but not all of it.
+fn lacks_operation(ctx: &Ctx, endpoint: &Endpoint) -> bool {
+    let asked = ctx.request.operation.map(|found| found.operation.path);
+    asked == Some(dialect::COMPLETIONS) && !endpoint.plan.quirks.completions
 }
 
 /// The model serves such a request in the client's language, or there is no other that it could be
@@ -96,8 +104,13 @@ fn unwrapped(
         return None;
     }
     log_losses(ctx, endpoint, client, &outgoing.losses);
-    let request =
-        TranslatedRequest { language: client, path: None, answer: None, losses: outgoing.losses };
+    let request = TranslatedRequest {
+        language: client,
+        path: None,
+        reason: LanguageReason::Native,
+        answer: None,
+        losses: outgoing.losses,
+    };
     Some((request, outgoing.body.into()))
 }
 
@@ -143,7 +156,12 @@ fn translate(
     let operation = ctx.request.operation.map(|found| found.operation);
     let from = operation.and_then(|operation| client.codec(operation));
     let counts = operation.is_some_and(|operation| operation.kind == Kind::CountTokens);
-    let near = near(client, plan).find_map(|language| spoken(language, plan, counts));
+    let lacks = lacks_operation(ctx, endpoint);
+    let own = Some(client).filter(|client| lacks && plan.languages.has(client.name()));
+    let near = own
+        .into_iter()
+        .chain(near(client, plan))
+        .find_map(|language| spoken(language, endpoint, counts));
     let (Some(from), Some((language, path, to))) = (from, near) else {
         let shown = ctx.request.operation.map_or("", |found| found.label());
         return Err(Rejection::no_such_operation(shown));
@@ -169,7 +187,12 @@ fn translate(
     let answer = Translation { from: to, to: from, exchange: Arc::new(exchange), stream };
     log_losses(ctx, endpoint, language, &outgoing.losses);
     let (path, answer, losses) = (Some(path), Some(answer), outgoing.losses);
-    let request = TranslatedRequest { language, path, answer, losses };
+    let reason = match () {
+        () if counts => LanguageReason::Counts,
+        () if plan.languages.has(client.name()) && !lacks => LanguageReason::ChatTools,
+        () => LanguageReason::Nearest,
+    };
+    let request = TranslatedRequest { language, path, reason, answer, losses };
     Ok((request, outgoing.body.into()))
 }
 
@@ -185,14 +208,15 @@ fn near(
 /// How a request is said in a language of a backend; `counts`: its tokens are to be counted.
 fn spoken(
     language: &'static dyn Dialect,
-    plan: &BackendPlan,
+    endpoint: &Endpoint,
     counts: bool,
 ) -> Option<(&'static dyn Dialect, &'static str, &'static dyn Codec)> {
     if counts {
+        let plan = &endpoint.plan;
+        let tokenizes = plan.engine == Engine::Vllm && endpoint.may_tokenize(Instant::now());
         // Engines that speak several languages count where vLLM does.
         let only = plan.languages.iter().nth(1).is_none();
-        let (path, counting) =
-            language.counter(plan.engine == Engine::Vllm, plan.hosted || only)?;
+        let (path, counting) = language.counter(tokenizes, plan.hosted || only)?;
         return Some((language, path, counting));
     }
     let (path, codec) = language.usual_codec()?;
@@ -200,9 +224,10 @@ fn spoken(
 }
 
 /// A backend can count the tokens of a request in this client's language.
-pub fn counts(client: &'static dyn Dialect, plan: &BackendPlan) -> bool {
+pub fn counts(client: &'static dyn Dialect, endpoint: &Endpoint) -> bool {
+    let plan = &endpoint.plan;
     plan.languages.has(client.name())
-        || near(client, plan).any(|language| spoken(language, plan, true).is_some())
+        || near(client, plan).any(|language| spoken(language, endpoint, true).is_some())
 }
 
 /// The client's request, read once.
@@ -230,6 +255,12 @@ fn rejection(refused: &Refused) -> Rejection {
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or_default()
+}
+
+/// The language that a request for this backend is, or would have to be, translated into; `None`: the
+/// backend has none that it could be.
+pub fn language_of(client: &'static dyn Dialect, plan: &BackendPlan) -> Option<&'static str> {
+    near(client, plan).next().map(|language| language.name())
 }
 
 /// What the client is told of the losses.

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::dialect::{
-    Dialect, Translation,
-    hub::{Losses, Refused, Request},
+use crate::{
+    dialect::{
+        Dialect, Translation,
+        hub::{Losses, Refused, Request},
+    },
+    runtime::explain::LanguageReason,
 };
 
 /// A request in a backend's language.
@@ -15,6 +18,8 @@ pub struct TranslatedRequest {
     pub language: &'static dyn Dialect,
     /// The path of its operation; `None`: the client's.
     pub path: Option<&'static str>,
+    /// Why it is this one.
+    pub reason: LanguageReason,
     /// For the answer; `None`: it is in the client's language.
     pub answer: Option<Translation>,
     /// What of the client's request is not in it.

@@ -95,8 +95,24 @@ pub struct AttemptTrace {
     /// The language that the request was translated into for the backend; `null`: it was sent in the
     /// client's.
     pub language: Option<&'static str>,
+    /// Why the backend was asked in that language; `null` if there was none.
+    pub language_reason: Option<LanguageReason>,
     /// What was dropped from it on that way, each with its reason.
     pub dropped: Vec<String>,
+}
+
+/// Why a backend is asked in a language.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LanguageReason {
+    /// It speaks the client's.
+    Native,
+    /// Of its languages a request in the client's loses least in this one.
+    Nearest,
+    /// It speaks the client's, in which the model takes no tools: `abilities.chat_tools`.
+    ChatTools,
+    /// It counts tokens in this one.
+    Counts,
 }
 
 /// The state of one backend at the time of a pick.
@@ -167,6 +183,7 @@ impl KeptHook {
 /// What is kept of a translation.
 pub struct KeptTranslation {
     pub language: &'static str,
+    pub reason: LanguageReason,
     pub dropped: Vec<String>,
 }
 
@@ -240,6 +257,10 @@ impl KeptAttempt {
             result: self.result.clone().into_owned(),
             hedge: self.hedge,
             language: self.translation.as_ref().map(|translation| translation.language),
+            language_reason: match (&self.translation, &self.backend) {
+                (Some(translation), _) => Some(translation.reason),
+                (None, backend) => backend.as_ref().map(|_| LanguageReason::Native),
+            },
             dropped: self.translation.as_ref().map_or_else(Vec::new, |t| t.dropped.clone()),
         }
     }

@@ -8,6 +8,7 @@ use std::{
 use super::{
     carry::Carry,
     endpoints::{self, EarlierEndpoints},
+    owners::SharedOwners,
     tiers::Tiers,
 };
 use crate::{
@@ -41,6 +42,8 @@ pub struct Snapshot {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// The operator's scripts.
     pub hooks: Arc<Hooks>,
+    /// Where all replicas find which backend has stored what; `None`: each knows its own.
+    pub owners: Option<Arc<SharedOwners>>,
     /// Backends of different languages are there: a conversation may have been with others before.
     pub mixes_languages: bool,
 }
@@ -67,8 +70,10 @@ impl Snapshot {
         );
         let old = earlier.map_or(&[][..], |e| &e.pools);
         let (router, pools) = pools(&plan, &backends, &endpoints, old, carry);
+        let stored = plan.routing.stored_responses.clone();
         Self {
             generation: earlier.map_or(1, |e| e.generation + 1),
+            owners: stored.map(|stored| Arc::new(SharedOwners::new(stored, &carry.stores))),
             plan: Arc::new(plan),
             auth: auth.map(Arc::new),
             limits,
@@ -96,6 +101,7 @@ impl Snapshot {
         let (router, pools) = pools(&self.plan, &backends, &endpoints, &self.pools, carry);
         Some(Self {
             generation: self.generation + 1,
+            owners: self.owners.clone(),
             plan: Arc::clone(&self.plan),
             auth: self.auth.clone(),
             limits: Arc::clone(&self.limits),

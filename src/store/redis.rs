@@ -116,6 +116,40 @@ impl Redis {
     }
 }
 
+impl Redis {
+    /// The string at a key; `None`: there is none.
+    ///
+    /// # Errors
+    /// If the command fails, or the key has another type.
+    pub async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
+        let mut connection = self.connection().await?;
+        let got = redis::cmd("GET").arg(key).query_async(&mut connection).await;
+        got.map_err(|e| StoreError::new(cause(&e)))
+    }
+
+    /// Writes a string that ends after this time.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub async fn set(&self, key: &str, text: &str, ttl: Duration) -> Result<(), StoreError> {
+        let mut connection = self.connection().await?;
+        let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
+        let mut set = redis::cmd("SET");
+        let set = set.arg(key).arg(text).arg("PX").arg(millis);
+        set.exec_async(&mut connection).await.map_err(|e| StoreError::new(cause(&e)))
+    }
+
+    /// Removes a key.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub async fn remove(&self, key: &str) -> Result<(), StoreError> {
+        let mut connection = self.connection().await?;
+        let removed = redis::cmd("DEL").arg(key).exec_async(&mut connection).await;
+        removed.map_err(|e| StoreError::new(cause(&e)))
+    }
+}
+
 /// A Lua script, which the server runs atomically.
 pub struct Script {
     text: &'static str,

@@ -55,6 +55,10 @@ pub struct Metrics {
     /// `llmproxy_hedges_total{result}`: second attempts beside a slow first one: `won` (answered
     /// first), `lost` (the first attempt answered, or the client left) or `failed`.
     pub hedges: IntCounterVec,
+    /// `llmproxy_translations_total{from,to,result}`: attempts whose request was to be translated from the
+    /// client's language into one of the backend's: `whole`, `lossy` (something was dropped) or
+    /// `refused`. `to` is empty if no language of the backend could say it.
+    pub translations: IntCounterVec,
     /// `llmproxy_usage_tokens_total{model,type}`, `llmproxy_usage_token_parts_total{model,type}`.
     pub tokens: ModelTokens,
     /// Usage records.
@@ -263,6 +267,11 @@ impl Metrics {
                 "Retries that were not made because the retry budget of the pool was used up",
             ),
             hedges: hedges(r),
+            translations: counters(
+                "llmproxy_translations_total",
+                "Requests that were to be translated for a backend of another language",
+                &["from", "to", "result"],
+            ),
             auth,
             auth_queries,
             count_errors,

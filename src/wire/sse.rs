@@ -96,7 +96,8 @@ impl Splitter {
             self.carry.extend_from_slice(&chunk[range]);
             self.carry.split().freeze()
         };
-        if bytes.is_empty() {
+        // The blank line of a large event may have ended with the piece before.
+        if bytes.is_empty() && !self.oversized {
             return;
         }
         let whole = !std::mem::take(&mut self.oversized);
@@ -304,6 +305,20 @@ mod tests {
         assert_eq!(got, [Piece::Raw(big)]);
         splitter.push(&Bytes::from_static(b"y\n\nz\n\n"), |p| got.push(p));
         assert_eq!(got[1..], [Piece::RawEnd(Bytes::from_static(b"y\n\n")), event("z\n\n")]);
+    }
+
+    #[test]
+    fn a_large_event_may_end_with_a_lone_cr_at_the_end_of_a_piece() {
+        let mut splitter = Splitter::default();
+        let mut got = Vec::new();
+        let big = Bytes::from([&vec![b'x'; MAX_EVENT + 1][..], b"\r\r"].concat());
+        splitter.push(&big, |p| got.push(p));
+        splitter.push(&Bytes::from_static(b"y\n\n"), |p| got.push(p));
+        assert_eq!(got, [Piece::Raw(big.clone()), Piece::RawEnd(Bytes::new()), event("y\n\n")]);
+        got.clear();
+        splitter.push(&big, |p| got.push(p));
+        splitter.push(&Bytes::from_static(b"\ny\n\n"), |p| got.push(p));
+        assert_eq!(got[1..], [Piece::RawEnd(Bytes::from_static(b"\n")), event("y\n\n")]);
     }
 
     #[test]

@@ -97,6 +97,13 @@ async fn scrape() -> Scrape {
     first.answer_rest().await;
     assert_eq!(second.answer().await.status, 200);
 
+    // One is translated.
+    let body =
+        r#"{"model":"sim-model","max_tokens":5,"messages":[{"role":"user","content":"Hi"}]}"#;
+    let mut client = gateway.client().await;
+    client.post_with("/v1/messages", KEY, body.as_bytes()).await;
+    assert_eq!(client.answer().await.status, 200);
+
     // A backend keeps failing, key lookups fail, a script fails, a record is refused.
     let bad = chat(false).replace("sim-model", "bad-model");
     gateway.client().await.ask_with_key(&bad).await;

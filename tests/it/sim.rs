@@ -25,13 +25,18 @@ const EVER: u64 = 3_600_000;
 
 /// How a backend answers, in words: the status, then the events of a stream or how much of a plain
 /// answer came, then how the connection ended. Who is silent is waited for as long as is given.
-async fn answer_in_words(sim: &Sim, stream: bool, silence: Option<Duration>) -> String {
+/// `read` says what is in a body: of a stream (`true`), or of a whole plain answer.
+async fn answer_in_words(
+    sim: &Sim,
+    (path, body): (&str, &str),
+    silence: Option<Duration>,
+    read: impl Fn(&str, bool) -> Vec<&'static str>,
+) -> String {
     let Ok(mut socket) = TcpStream::connect(sim.address).await else {
         return "refused".to_owned();
     };
-    let body = chat(stream);
-    let head = format!("POST {PATH} HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
-    socket.write_all((head + &body).as_bytes()).await.unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
+    socket.write_all((head + body).as_bytes()).await.unwrap();
     let mut raw = Vec::new();
     let end = loop {
         match timeout(silence.unwrap_or(PATIENCE), socket.read_buf(&mut raw)).await {
@@ -48,17 +53,27 @@ async fn answer_in_words(sim: &Sim, stream: bool, silence: Option<Duration>) -> 
     };
     let status = head.split(' ').nth(1).unwrap();
     let words = match head.split_once("content-length: ") {
-        None => body.lines().filter_map(|line| Some(event(line.strip_prefix("data: ")?))).collect(),
+        None => read(body, true),
         Some((_, length)) => {
             let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
             match body.len() {
                 0 => vec!["nothing"],
                 n if n < length => vec!["part"],
-                _ => vec![event(body)],
+                _ => read(body, false),
             }
         }
     };
     format!("{status} {} {end}", words.join(" ")).replace("  ", " ")
+}
+
+/// The same in Chat.
+async fn chat_in_words(sim: &Sim, stream: bool, silence: Option<Duration>) -> String {
+    let body = chat(stream);
+    answer_in_words(sim, (PATH, &body), silence, |body, stream| match stream {
+        true => body.lines().filter_map(|line| Some(event(line.strip_prefix("data: ")?))).collect(),
+        false => vec![event(body)],
+    })
+    .await
 }
 
 fn event(text: &str) -> &'static str {
@@ -117,11 +132,11 @@ async fn every_fault_is_what_it_is_called() {
                 let mut patience = Duration::from_millis(50);
                 eventually(expected, async || {
                     patience *= 2;
-                    answer_in_words(&sim, stream, Some(patience)).await == expected
+                    chat_in_words(&sim, stream, Some(patience)).await == expected
                 })
                 .await;
             } else {
-                let words = answer_in_words(&sim, stream, None).await;
+                let words = chat_in_words(&sim, stream, None).await;
                 assert_eq!(words, expected, "{fault:?} {stream}");
             }
         }
@@ -130,7 +145,7 @@ async fn every_fault_is_what_it_is_called() {
         assert_eq!(sim.stats().completed(), if fault == Fault::Slow { 2 } else { 0 });
         eventually("all has ended", async || sim.stats().open() == 0).await;
         heal(&sim);
-        assert_eq!(answer_in_words(&sim, true, None).await, WELL[0], "{fault:?}");
+        assert_eq!(chat_in_words(&sim, true, None).await, WELL[0], "{fault:?}");
     }
 }
 

@@ -4,7 +4,12 @@
 use llmproxy::sim::{Language, Sim};
 use serde_json::{Value, json};
 
-use crate::support::{Gateway, client::Response, sim_with};
+use crate::support::{
+    Gateway,
+    client::Response,
+    raw::{backend, send},
+    sim_with,
+};
 
 const RESPONSES: &str = "/v1/responses";
 
@@ -217,4 +222,179 @@ models:
     let body: Value = serde_json::from_slice(&seen[0].body).unwrap();
     assert_eq!((seen[0].line.as_str(), &body["model"]), ("POST /tokenize", &json!("m")));
     assert_eq!(body["messages"][0]["content"], "Say hello to the world.");
+}
+
+#[tokio::test]
+async fn a_conversation_stays_with_its_backend_and_its_caller() {
+    let sims = two_engines().await;
+    let gateway = Gateway::start(&with_keys(&sims)).await;
+    for (number, form) in [json!("conv_0"), json!({"id": "conv_1"})].into_iter().enumerate() {
+        let before = asked(&sims);
+        for round in 0..4 {
+            let more = json!({"conversation": form, "stream": round == 1});
+            let made = respond(&gateway, "sk-one-000001", more).await;
+            assert_eq!(made.status, 200, "{}", made.text());
+        }
+        let mut more: Vec<usize> =
+            asked(&sims).iter().zip(&before).map(|(now, then)| now - then).collect();
+        more.sort_unstable();
+        assert_eq!(more, [0, 4]);
+        let id = format!("conv_{number}");
+        let foreign = respond(&gateway, "sk-two-000002", json!({"conversation": id})).await;
+        assert_eq!(foreign.status, 404, "{}", foreign.text());
+        assert_eq!(foreign.json()["error"]["code"], "conversation_not_found");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_is_drained_or_gone_is_named_as_the_reason() {
+    let sims = two_engines().await;
+    let folder = tempfile::tempdir().unwrap();
+    let admin = crate::support::free_address();
+    let line = |name: &str, sim: &Sim| {
+        format!(
+            "  - {{name: {name}, url: \"{}\", languages: [responses], models: [m]}}\n",
+            sim.url()
+        )
+    };
+    let rest = format!(
+        "admin: {{enabled: true, listen: \"{admin}\", token: admin-token-000001, db_path: \"{}\"}}\n",
+        folder.path().join("keys.db").display()
+    );
+    let both = format!("backends:\n{}{}{rest}", line("a", &sims[0]), line("b", &sims[1]));
+    let gateway = Gateway::start(&both).await;
+    let made = respond(&gateway, "", json!({"conversation": "conv_1"})).await;
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    let owner = usize::from(asked(&sims)[1] == 1);
+    let drain = async |method| {
+        let name = ["a", "b"][owner];
+        let request = crate::support::http::client()
+            .request(method, format!("http://{admin}/admin/v1/backends/{name}/drain"))
+            .header("X-Admin-Token", "admin-token-000001");
+        assert_eq!(request.send().await.unwrap().status(), 200);
+    };
+    drain(http::Method::PUT).await;
+    let path = format!("{RESPONSES}/{id}");
+    let of = async || {
+        [
+            ask(&gateway, "", "GET", &path, Value::Null).await,
+            respond(&gateway, "", json!({"previous_response_id": id})).await,
+            respond(&gateway, "", json!({"conversation": "conv_1"})).await,
+        ]
+    };
+    for refused in of().await {
+        let error = &refused.json()["error"];
+        assert_eq!((refused.status, &error["code"]), (503, &json!("backend_drained")));
+        assert!(error["message"].as_str().unwrap().contains("drained"), "{error}");
+    }
+    drain(http::Method::DELETE).await;
+    assert!(of().await.iter().all(|answer| answer.status == 200));
+    let other = 1 - owner;
+    gateway.rewrite(&format!("backends:\n{}{rest}", line(["a", "b"][other], &sims[other])));
+    crate::support::eventually("the backend is gone", async || {
+        ask(&gateway, "", "GET", &path, Value::Null).await.status == 404
+    })
+    .await;
+    let codes = ["response_not_found", "previous_response_not_found", "conversation_not_found"];
+    for (refused, (status, code)) in of().await.iter().zip([404, 400, 404].into_iter().zip(codes)) {
+        let error = &refused.json()["error"];
+        assert_eq!((refused.status, &error["code"]), (status, &json!(code)));
+        let message = error["message"].as_str().unwrap();
+        assert!(message.ends_with("is no longer part of the gateway"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn owners_in_redis_are_known_to_all_replicas_and_after_a_restart() {
+    let redis = crate::support::servers::Redis::start().await;
+    let sims = two_engines().await;
+    let text = format!(
+        "{}storage: {{caches: [{{name: main, driver: redis, addr: \"{}\"}}]}}
+routing: {{stored_responses: {{storage: main}}}}\n",
+        with_keys(&sims),
+        redis.address
+    );
+    let (mut one, two) = (Gateway::start(&text).await, Gateway::start(&text).await);
+    let key = "sk-one-000001";
+    let mut made = Vec::new();
+    for _ in 0..4 {
+        made.push(respond(&one, key, json!({})).await.json()["id"].as_str().unwrap().to_owned());
+    }
+    crate::support::eventually("all are written", async || {
+        redis.command(&["KEYS", "llmproxy:stored:*"]).lines().count() == 4
+    })
+    .await;
+    let ttl = redis.command(&["KEYS", "llmproxy:stored:*"]);
+    let ttl = redis.command(&["TTL", ttl.lines().next().unwrap()]);
+    assert!(ttl.trim().parse::<u64>().unwrap() > 29 * 24 * 3600, "{ttl}");
+    one.crash();
+    one.revive().await;
+    for gateway in [&one, &two] {
+        for id in &made {
+            let path = format!("{RESPONSES}/{id}");
+            assert_eq!(ask(gateway, key, "GET", &path, Value::Null).await.status, 200);
+            let foreign = ask(gateway, "sk-two-000002", "GET", &path, Value::Null).await;
+            assert_eq!(foreign.status, 404);
+            let next = respond(gateway, key, json!({"previous_response_id": id})).await;
+            assert_eq!(next.status, 200, "{}", next.text());
+        }
+    }
+    // What one has deleted the other does not know any more, unless it has seen it itself.
+    let path = format!("{RESPONSES}/{}", made[0]);
+    assert_eq!(ask(&two, key, "DELETE", &path, Value::Null).await.status, 200);
+    // Without Redis each knows what it has seen, and says so once.
+    drop(redis);
+    for _ in 0..3 {
+        let made = respond(&one, key, json!({})).await;
+        let path = format!("{RESPONSES}/{}", made.json()["id"].as_str().unwrap());
+        assert_eq!(ask(&one, key, "GET", &path, Value::Null).await.status, 200);
+        assert_eq!(ask(&one, key, "GET", "/v1/responses/resp_x", Value::Null).await.status, 404);
+    }
+    one.logs("routing.stored_responses:").await;
+    assert_eq!(one.log().matches("routing.stored_responses:").count(), 1, "{}", one.log());
+}
+
+#[tokio::test]
+async fn a_stored_response_has_the_clients_name_of_its_model() {
+    let sim = sim_with(|b| b.models = vec!["m".to_owned()]).await;
+    let gateway = Gateway::start(&format!(
+        "backends: [{{name: a, url: \"{}\", languages: [responses]}}]
+models: {{alias: {{routes: [{{backend: a, model: m}}]}}}}\n",
+        sim.url()
+    ))
+    .await;
+    for (asked, told) in [("alias", "alias"), ("m", "m")] {
+        let made = respond(&gateway, "", json!({"model": asked})).await;
+        assert_eq!(made.json()["model"], told, "{}", made.text());
+        let path = format!("{RESPONSES}/{}", made.json()["id"].as_str().unwrap());
+        let found = ask(&gateway, "", "GET", &path, Value::Null).await;
+        assert_eq!((found.status, &found.json()["model"]), (200, &json!(told)));
+        assert!(found.whole && found.json()["output"].is_array(), "{}", found.text());
+    }
+}
+
+#[tokio::test]
+async fn a_backend_without_a_tokenizer_gives_an_estimate_and_is_not_asked_again() {
+    let sim = sim_with(|b| b.models = vec!["m".to_owned()]).await;
+    for status in ["404 Not Found", "405 Method Not Allowed"] {
+        let no = send(format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\n{{}}"));
+        let (url, seen) = backend(move |_| vec![no.clone()]).await;
+        let gateway = Gateway::start(&format!(
+            "backends:\n  - {{url: \"{url}\", models: [old]}}\n  - {{url: \"{}\", models: [m]}}\n",
+            sim.url()
+        ))
+        .await;
+        for _ in 0..3 {
+            let body =
+                json!({"model": "old", "messages": [{"role": "user", "content": "Say hello."}]});
+            let counted = ask(&gateway, "", "POST", "/v1/messages/count_tokens", body).await;
+            assert_eq!(counted.status, 200, "{}", counted.text());
+            assert_eq!(counted.header("x-llmproxy-estimate"), Some("true"));
+            assert!(counted.json()["input_tokens"].as_u64().unwrap() > 0);
+        }
+        assert_eq!(seen.load(std::sync::atomic::Ordering::SeqCst), 1);
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "Say hello."}]});
+        let counted = ask(&gateway, "", "POST", "/v1/messages/count_tokens", body).await;
+        assert_eq!(counted.header("x-llmproxy-estimate"), None);
+    }
 }

@@ -107,9 +107,26 @@ impl BackendPlan {
     }
 }
 
-/// The engine, unless it is the one that stands for no choice.
-fn unless_default(engine: Engine) -> Engine {
-    if engine == Engine::default() { Engine::Other } else { engine }
+/// How requests are written for a backend, its engine, and which usage its streams are asked for: what is
+/// known of its vendor, unless the file says something else.
+fn peculiarities(raw: &raw::Backend) -> (Quirks, Engine, StreamUsage) {
+    let mut quirks = raw
+        .vendor
+        .map_or_else(|| vendor::of_engine(raw.engine.unwrap_or_default()), vendor::of_vendor);
+    quirks.completions = raw.completions.unwrap_or(quirks.completions);
+    quirks.refuses.extend(raw.drop_fields.iter().cloned());
+    // What only engines understand is not sent to a hosted service, unless the file says so.
+    let (usual_engine, usual_usage) = match raw.vendor {
+        Some(_) if !quirks.stream_options => (Engine::Other, StreamUsage::Off),
+        Some(_) => (Engine::Other, StreamUsage::Final),
+        None => (Engine::default(), StreamUsage::default()),
+    };
+    let engine = raw.engine.unwrap_or(usual_engine);
+    let stream_usage = raw.stream_usage.unwrap_or(usual_usage);
+    if raw.stream_usage.is_some_and(|usage| usage != StreamUsage::Off) {
+        quirks.stream_options = true;
+    }
+    (quirks, engine, stream_usage)
 }
 
 const URL_HINT: &str = "write `http://host:8000` or `https://host/v1`";
@@ -195,20 +212,7 @@ impl Planner<'_> {
             self.problem(format!("{at}.addresses"), message, hint);
         }
         let name = raw.name.clone().unwrap_or_else(|| url.clone());
-        let mut quirks =
-            raw.vendor.map_or_else(|| vendor::of_engine(raw.engine), vendor::of_vendor);
-        quirks.refuses.extend(raw.drop_fields.iter().cloned());
-        // What only engines understand is not sent to a hosted service.
-        let (engine, stream_usage) = match (raw.vendor, raw.engine, raw.stream_usage) {
-            (Some(_), engine, _) if !quirks.stream_options => {
-                (unless_default(engine), StreamUsage::Off)
-            }
-            (Some(_), engine, StreamUsage::Continuous) => {
-                (unless_default(engine), StreamUsage::Final)
-            }
-            (Some(_), engine, usage) => (unless_default(engine), usage),
-            (None, engine, usage) => (engine, usage),
-        };
+        let (quirks, engine, stream_usage) = peculiarities(raw);
         Some(BackendPlan {
             state_domain: raw.state_domain.as_deref().unwrap_or(&name).into(),
             hosted: raw.vendor.is_some(),

@@ -200,10 +200,13 @@ struct Entry {
     stream_usage: Option<StreamUsage>,
     addresses: Option<Addresses>,
     append_v1: Option<bool>,
-    #[serde(default)]
     engine: Option<Engine>,
     vendor: Option<Vendor>,
     languages: Option<Vec<String>>,
+    protocol: Option<String>,
+    completions: Option<bool>,
+    state_domain: Option<String>,
+    drop_fields: Option<Vec<String>>,
 }
 
 /// Reads the list of a source. Invalid entries, and entries with the name of an earlier one, are
@@ -285,16 +288,17 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
         headers: BTreeMap::new(),
         headers_file: BTreeMap::new(),
         proxy: None,
-        stream_usage: entry.stream_usage.unwrap_or_default(),
+        stream_usage: entry.stream_usage,
         addresses: entry.addresses,
-        engine: entry.engine.unwrap_or_default(),
+        engine: entry.engine,
         enabled: raw::Switch(true),
         health_check: raw::Switch(true),
-        protocol: None,
+        protocol: entry.protocol,
         vendor: entry.vendor,
         languages: entry.languages.unwrap_or_default(),
-        state_domain: None,
-        drop_fields: Vec::new(),
+        completions: entry.completions,
+        state_domain: entry.state_domain,
+        drop_fields: entry.drop_fields.unwrap_or_default(),
     };
     let mut problems = Vec::new();
     // Only prompts read variables after the file was expanded.
@@ -366,6 +370,24 @@ mod tests {
                 (Addresses::Each, Addresses::One)
             );
         }
+    }
+
+    #[test]
+    fn an_entry_says_of_its_language_what_a_backend_of_the_file_says() {
+        let text = r#"[{"url": "https://a/v1", "vendor": "mistral", "state_domain": "account",
+                        "drop_fields": ["seed"], "engine": "sglang"},
+                       {"url": "http://b", "protocol": "anthropic"},
+                       {"url": "https://d/v1", "vendor": "mistral", "stream_usage": "continuous"},
+                       {"url": "http://c", "protocol": "morse"}]"#;
+        let listed = read_list(text, &http()).unwrap();
+        let [a, b, d] = &listed.backends[..] else { panic!("{listed:?}") };
+        assert_eq!((&*a.state_domain, a.engine), ("account", Engine::Sglang));
+        assert!(a.quirks.refuses.iter().any(|name| name == "seed"));
+        // What is written takes precedence over what is known of the vendor.
+        assert_eq!((a.stream_usage, d.stream_usage), (StreamUsage::Off, StreamUsage::Continuous));
+        assert_eq!((d.engine, d.quirks.stream_options), (Engine::Other, true));
+        assert_eq!(b.languages.first().name(), "messages");
+        assert!(listed.skipped[0].contains("`morse`"), "{:?}", listed.skipped);
     }
 
     #[test]

@@ -121,7 +121,8 @@ impl Planner<'_> {
             LimitStorage::Memory => None,
             LimitStorage::Redis => {
                 let shared = self.shared(raw, whole)?;
-                self.apart_from_keys(&shared, auth);
+                let at = ("rate_limit.key_prefix", "llmproxy:limit:");
+                self.apart_from_keys(at, (&shared.server, &shared.prefix), auth);
                 Some(shared)
             }
         };
@@ -260,24 +261,30 @@ impl Planner<'_> {
         prices
     }
 
-    /// Counters must not be in the namespace of API keys: a request with the name of a counter as
-    /// its key would be accepted.
-    fn apart_from_keys(&mut self, shared: &SharedPlan, auth: Option<&AuthPlan>) {
+    /// What the gateway writes must not be in the namespace of API keys: a request with the name of such
+    /// a key would be accepted. `at` is the path of the prefix, `usual` its default.
+    pub(super) fn apart_from_keys(
+        &mut self,
+        (at, usual): (&str, &str),
+        (server, prefix): (&redis::Settings, &str),
+        auth: Option<&AuthPlan>,
+    ) {
         let place = |s: &redis::Settings| (s.host.clone(), s.port, s.db);
         for provider in auth.iter().flat_map(|auth| &auth.pipeline) {
             let Source::Redis { settings, pattern } = &provider.source else { continue };
             let before = pattern.split("{api_key}").next().unwrap_or_default();
-            let among = shared.prefix.starts_with(before) || before.starts_with(&shared.prefix);
-            if !among || place(settings) != place(&shared.server) {
+            let among = prefix.starts_with(before) || before.starts_with(prefix);
+            if !among || place(settings) != place(server) {
                 continue;
             }
             let message = format!(
-                "is `{}`, where provider `{}` reads its API keys, `{pattern}`: the rest of a \
-                 counter's name would be a valid key",
-                shared.prefix, provider.name,
+                "is `{prefix}`, where provider `{}` reads its API keys, `{pattern}`: the rest of the \
+                 name of what is written there would be a valid key",
+                provider.name,
             );
-            let hint = "the default is `llmproxy:limit:`, beside keys at `llmproxy:key:{api_key}`";
-            self.problem("rate_limit.key_prefix", message, hint);
+            let hint =
+                format!("the default is `{usual}`, beside keys at `llmproxy:key:{{api_key}}`");
+            self.problem(at, message, &hint);
             return;
         }
     }

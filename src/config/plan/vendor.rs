@@ -42,11 +42,13 @@ pub fn of_vendor(vendor: Vendor) -> Quirks {
         Vendor::Deepseek => Quirks {
             reasoning_field: Some("reasoning_content"),
             reasoning_on_calls: true,
+            completions: false,
             ..hosted()
         },
         Vendor::Moonshot => Quirks {
             reasoning_field: Some("reasoning_content"),
             reasoning_on_calls: true,
+            completions: false,
             ..hosted()
         },
         Vendor::Zai => Quirks {
@@ -54,6 +56,7 @@ pub fn of_vendor(vendor: Vendor) -> Quirks {
             cache_control: true,
             flat_text: false,
             refuses: refuses(&["frequency_penalty", "presence_penalty", "seed", "n"]),
+            completions: false,
             ..hosted()
         },
         Vendor::Openrouter => Quirks {
@@ -66,6 +69,7 @@ pub fn of_vendor(vendor: Vendor) -> Quirks {
         Vendor::Groq => Quirks {
             max_completion_tokens: true,
             refuses: refuses(&["logprobs", "top_logprobs", "logit_bias", "n"]),
+            completions: false,
             ..hosted()
         },
         Vendor::Cerebras => Quirks {
@@ -79,7 +83,7 @@ pub fn of_vendor(vendor: Vendor) -> Quirks {
             ]),
             ..hosted()
         },
-        Vendor::Mistral => Quirks { stream_options: false, ..hosted() },
+        Vendor::Mistral => Quirks { stream_options: false, completions: false, ..hosted() },
         Vendor::Together | Vendor::Fireworks => {
             Quirks { reasoning_field: Some("reasoning_content"), ..hosted() }
         }

@@ -49,13 +49,12 @@ pub struct Backend {
     /// default the environment variables `HTTPS_PROXY` and `NO_PROXY` apply to https.
     #[schemars(with = "Option<String>")]
     pub proxy: Option<SecretText>,
-    /// How the gateway asks for token counts in streams if the client does not.
-    #[serde(default)]
-    pub stream_usage: StreamUsage,
+    /// How the gateway asks for token counts in streams if the client does not. The default is
+    /// `continuous`; with `vendor` it is `final`, or `off` if that one takes no such option.
+    pub stream_usage: Option<StreamUsage>,
     /// The kind of server. Engines differ in the fields for the priority of a request and for the
-    /// salt of their caches.
-    #[serde(default)]
-    pub engine: Engine,
+    /// salt of their caches. The default is `vllm`, with `vendor` `other`.
+    pub engine: Option<Engine>,
     /// Whether it is used. `false` disables it and every route to it.
     #[serde(default)]
     pub enabled: Switch,
@@ -75,10 +74,14 @@ pub struct Backend {
     #[serde(default)]
     #[schemars(schema_with = "protocol_schema")]
     pub protocol: Option<String>,
+    /// Whether it has `/v1/completions`, if it speaks `chat`. Without it such a request becomes one for
+    /// Chat. The default is true, with `vendor` what is known of that one.
+    pub completions: Option<bool>,
     /// Which backends can read each other's state of reasoning: backends of one account of a vendor
     /// have the same word here. The default is the backend's name.
     pub state_domain: Option<String>,
-    /// Members that are left out of translated requests, because it rejects them.
+    /// Members that are left out of translated requests, because it rejects them; by their names in
+    /// its language.
     #[serde(default)]
     pub drop_fields: Vec<String>,
     /// How a name with several addresses is treated. The default is `each` for http and `one` for

@@ -110,7 +110,8 @@ pub enum SourceType {
 pub struct HttpSource {
     /// It is queried with GET and returns a JSON list of backends, or an object with the list in
     /// `backends` or `services`; an entry has `url`, and may have `name`, `weight`, `models`,
-    /// `stream_usage`, `engine`, `append_v1`, `addresses` and `status`.
+    /// `stream_usage`, `engine`, `vendor`, `languages`, `protocol`, `completions`, `state_domain`, `drop_fields`,
+    /// `append_v1`, `addresses` and `status`.
     #[serde(serialize_with = "without_query")]
     pub url: String,
     /// Only `GET` is supported.

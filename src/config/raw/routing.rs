@@ -37,6 +37,9 @@ pub struct Routing {
     pub cache_salt_secret: Option<SecretText>,
     /// A file that holds the secret.
     pub cache_salt_secret_file: Option<String>,
+    /// Where it is remembered which backend has stored which response and conversation. Without this
+    /// section each process knows those that it has seen since it was started.
+    pub stored_responses: Option<StoredResponses>,
     /// The number of recent requests whose routing `/admin/v1/explain` can show; `0`: none.
     pub explain: usize,
     /// When a failing backend is ejected.
@@ -62,12 +65,36 @@ impl Default for Routing {
             cache_salt: CacheSalt::default(),
             cache_salt_secret: None,
             cache_salt_secret_file: None,
+            stored_responses: None,
             explain: 1000,
             circuit: Circuit::default(),
             retry: None,
             fallback: Vec::new(),
         }
     }
+}
+
+/// Where it is remembered which backend has stored which response.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StoredResponses {
+    /// The name of an entry of `storage.caches`.
+    pub storage: String,
+    /// The prefix of the names of all keys.
+    #[serde(default = "stored_prefix")]
+    pub key_prefix: String,
+    /// How long an object is remembered after it was last used in a request that stores something.
+    #[serde(default = "stored_ttl")]
+    pub ttl: Span,
+}
+
+fn stored_prefix() -> String {
+    "llmproxy:stored:".to_owned()
+}
+
+/// As long as OpenAI keeps responses.
+fn stored_ttl() -> Span {
+    secs(30 * 24 * 3600)
 }
 
 /// Session affinity: what binds requests to one backend.

@@ -20,7 +20,7 @@ use super::{
     event_words::EventWord,
     glance::{Glance, Want},
     hub::Codec,
-    language::Dialect,
+    language::{Dialect, Rewording},
     limit_headers::LimitHeaders,
     meter::{Meter, Metering},
     model_list::Model,
@@ -180,7 +180,7 @@ impl Dialect for Anthropic {
     }
 
     fn document_meter(&self) -> Box<dyn Meter> {
-        Box::new(DocumentMeter::new(Shape::Choices))
+        Box::new(DocumentMeter::new(Shape::Message))
     }
 
     fn stream_meter(&self, metering: &Metering, _by_line: bool) -> Box<dyn Meter> {
@@ -216,6 +216,11 @@ impl Dialect for Anthropic {
 
     fn error_event(&self, body: &[u8]) -> Option<Bytes> {
         errors::error_event(body)
+    }
+
+    /// Claude Code compacts its conversation by Anthropic's words alone.
+    fn overflow_wording(&self) -> Option<Rewording> {
+        Some(codec::reworded_overflow)
     }
 
     fn keep_alive(&self) -> Bytes {

@@ -67,13 +67,6 @@ impl Losses {
         self.list.iter()
     }
 
-    /// Adds those of another step; what it has not listed is not counted.
-    pub fn append(&mut self, others: Self) {
-        for loss in others.list.into_iter().take(MOST) {
-            self.add(loss.path, loss.why);
-        }
-    }
-
     /// The places, as the header field `x-llmproxy-dropped` lists them: each once.
     pub fn paths(&self) -> Vec<&str> {
         let mut known = HashSet::new();
@@ -153,9 +146,6 @@ mod tests {
         few.add("a", "y");
         few.add("a", "x");
         assert_eq!((few.iter().count(), few.paths()), (2, vec!["a"]));
-        let mut more = few.clone();
-        more.append(few.clone());
-        assert_eq!(more, few);
     }
 
     #[test]

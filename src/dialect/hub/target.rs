@@ -150,6 +150,8 @@ pub struct Quirks {
     /// Models whose words for effort are not known take `none`: an engine leaves it to the template,
     /// which vendors' models are checked against. Counts for Responses as well.
     pub effort_none: bool,
+    /// It has `/v1/completions`.
+    pub completions: bool,
     /// Members that it refuses.
     pub refuses: Vec<String>,
 }
@@ -169,6 +171,7 @@ impl Default for Quirks {
             stream_options: true,
             custom_tools: None,
             effort_none: true,
+            completions: true,
             refuses: Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 //! TGI, llama.cpp and others speak it.
 
 pub mod codec;
+mod completions;
 pub mod errors;
 mod limits;
 mod models;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 
 use self::{
     codec::ChatCodec,
+    completions::CompletionsCodec,
     stream::{StreamMeter, Strip},
 };
 use super::{
@@ -37,13 +39,19 @@ pub struct OpenAi;
 
 static OPERATIONS: [Operation; 5] = [
     Operation { path: CHAT, allow: "POST", kind: Kind::Inference { generates: true } },
-    Operation { path: "/v1/completions", allow: "POST", kind: Kind::Inference { generates: true } },
+    Operation { path: COMPLETIONS, allow: "POST", kind: Kind::Inference { generates: true } },
     Operation { path: "/v1/embeddings", allow: "POST", kind: Kind::Inference { generates: false } },
     Operation { path: "/v1/models", allow: "GET, HEAD", kind: Kind::Models },
     Operation { path: "/v1/models/{model}", allow: "GET, HEAD", kind: Kind::Model },
 ];
 
 const CHAT: &str = "/v1/chat/completions";
+
+/// The path of the older operation, which servers of this language may not have.
+pub const COMPLETIONS: &str = "/v1/completions";
+
+/// The path of vLLM's tokenizer.
+pub const TOKENIZE: &str = "/tokenize";
 
 /// vLLM's `/tokenize`, with the chat template.
 static COUNTING: Counting = Counting {
@@ -88,11 +96,15 @@ impl Dialect for OpenAi {
     }
 
     fn codec(&self, operation: &Operation) -> Option<&'static dyn Codec> {
-        (operation.path == CHAT).then_some(&ChatCodec as _)
+        match operation.path {
+            CHAT => Some(&ChatCodec),
+            COMPLETIONS => Some(&CompletionsCodec),
+            _ => None,
+        }
     }
 
     fn counter(&self, tokenizes: bool, _hosted: bool) -> Option<(&'static str, &'static Counting)> {
-        tokenizes.then_some(("/tokenize", &COUNTING))
+        tokenizes.then_some((TOKENIZE, &COUNTING))
     }
 
     /// OpenAI's newest models refuse tools here while they reason.

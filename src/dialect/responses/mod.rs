@@ -9,6 +9,7 @@ mod texts;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use serde_json::Value;
 
 use self::{codec::ResponsesCodec, stream::ResponseEvents};
 use super::{
@@ -256,16 +257,26 @@ fn own(found: &mut Glance, field: &Field<'_>) -> Result<(), BadSwitch> {
         found.keeps_nothing = field.value() == b"false";
     } else if field.is("previous_response_id") {
         found.continues = serde_json::from_slice(field.value()).ok();
+    } else if field.is("conversation") {
+        found.held_in = conversation(field.value());
     } else if field.is("instructions") {
         found.system = Some(field.range());
     }
     Ok(())
 }
 
+/// The id of a conversation: a text, or an object that has it.
+fn conversation(value: &[u8]) -> Option<String> {
+    match serde_json::from_slice::<Value>(value).ok()? {
+        Value::String(id) => Some(id),
+        Value::Object(object) => object.get("id")?.as_str().map(str::to_owned),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
-    use serde_json::Value;
 
     use super::*;
     use crate::wire::edit;
@@ -287,6 +298,15 @@ mod tests {
         assert_eq!(part(found.conversation), r#"["a","b"]"#);
         assert_eq!(part(found.tools), r#"[{"name":"t"}]"#);
         assert_eq!(part(found.system), "\"be brief\"");
+        for (said, id) in [
+            (r#""conv_1""#, Some("conv_1")),
+            (r#"{"id":"conv_1"}"#, Some("conv_1")),
+            ("null", None),
+            ("{}", None),
+        ] {
+            let found = look(&format!(r#"{{"conversation":{said}}}"#), &[]).unwrap();
+            assert_eq!(found.held_in.as_deref(), id);
+        }
         assert_eq!(look(r#"{"stream":1}"#, &[]).unwrap_err().param.as_deref(), Some("stream"));
     }
 

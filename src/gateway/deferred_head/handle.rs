@@ -7,9 +7,11 @@ use std::sync::{
 
 use bytes::Bytes;
 use pingora::{http::ResponseHeader, protocols::http::ServerSession};
-use tokio::time::Instant;
 
-use crate::{base::lock, gateway::hooks::answer::AnswerFilters};
+use crate::{
+    base::lock,
+    gateway::{hooks::answer::AnswerFilters, pending::PendingPiece},
+};
 
 /// A head that is deferred: the handle of the wrapper around the client's session, and where the
 /// real session comes back to when the wrapper is dropped.
@@ -22,29 +24,27 @@ pub(super) struct Shared {
     pub quiet: AtomicBool,
     /// Something was written through the wrapper, or it is needed for as long as the request.
     pub used: AtomicBool,
+    /// The answer has begun, and its content is still waited for.
+    pub waits: AtomicBool,
     /// The client has the whole answer once it has what is written next.
     pub over: AtomicBool,
     /// A keep-alive from the backend, and a head for it.
     pub heartbeat: Mutex<Option<(Box<ResponseHeader>, Bytes)>>,
-    pending: Mutex<Pending>,
+    pub pending: PendingPiece,
     /// What scripts do with the answer.
     pub filters: Mutex<Option<Box<AnswerFilters>>>,
-}
-
-/// A piece that goes out by itself if nothing comes soon that it waits for.
-#[derive(Default)]
-enum Pending {
-    #[default]
-    None,
-    Waiting(Bytes, Instant),
-    /// Being sent, or sent: the bytes that are left.
-    Leaving(Bytes),
 }
 
 impl DeferredHead {
     /// No comments for now, or comments again.
     pub fn set_quiet(&self, quiet: bool) {
         self.0.quiet.store(quiet, Ordering::Relaxed);
+    }
+
+    /// Whether comments go on after what is passed on next: a stream has begun, and nothing of its content
+    /// has come. What is passed on has to be whole events then.
+    pub fn set_waits(&self, waits: bool) {
+        self.0.waits.store(waits, Ordering::Relaxed);
     }
 
     /// The answer ends with what is passed on next, whatever its backend does.
@@ -58,66 +58,14 @@ impl DeferredHead {
         *lock(&self.0.heartbeat) = Some((head, piece));
     }
 
-    /// Sends this piece at that time, unless [`Self::recall`] comes before. `false` if another one is
-    /// still going out.
+    /// See [`PendingPiece::send_at`].
     pub fn send_at(&self, at: std::time::Instant, piece: Bytes) -> bool {
-        let mut pending = lock(&self.0.pending);
-        let free = !matches!(&*pending, Pending::Leaving(rest) if !rest.is_empty());
-        if free {
-            *pending = Pending::Waiting(piece, at.into());
-        }
-        free
+        self.0.pending.send_at(at.into(), piece)
     }
 
-    /// Takes back what waits; `false` if it is too late for that.
+    /// See [`PendingPiece::recall`].
     pub fn recall(&self) -> bool {
-        let mut pending = lock(&self.0.pending);
-        let late = matches!(*pending, Pending::Leaving(_));
-        if !late {
-            *pending = Pending::None;
-        }
-        !late
-    }
-
-    /// When there is something to send.
-    pub(super) fn pending_at(&self) -> Option<Instant> {
-        match &*lock(&self.0.pending) {
-            Pending::Waiting(_, at) => Some(*at),
-            Pending::Leaving(rest) if !rest.is_empty() => Some(Instant::now()),
-            _ => None,
-        }
-    }
-
-    /// What is to be sent by now; it cannot be taken back any more.
-    pub(super) fn leaving(&self, now: Instant) -> Bytes {
-        let mut pending = lock(&self.0.pending);
-        match std::mem::take(&mut *pending) {
-            Pending::Waiting(piece, at) if at <= now => *pending = Pending::Leaving(piece),
-            other => *pending = other,
-        }
-        match &*pending {
-            Pending::Leaving(rest) => rest.clone(),
-            _ => Bytes::new(),
-        }
-    }
-
-    /// This many bytes of it were sent.
-    pub(super) fn sent(&self, bytes: usize) {
-        if let Pending::Leaving(rest) = &mut *lock(&self.0.pending) {
-            *rest = rest.slice(bytes..);
-        }
-    }
-
-    /// What is left of it, which must go out before anything else.
-    pub(super) fn take_rest(&self) -> Bytes {
-        let mut pending = lock(&self.0.pending);
-        match std::mem::take(&mut *pending) {
-            Pending::Leaving(rest) => rest,
-            other => {
-                *pending = other;
-                Bytes::new()
-            }
-        }
+        self.0.pending.recall()
     }
 
     /// From here on scripts see what goes to the client.
@@ -144,6 +92,6 @@ impl DeferredHead {
     pub(super) fn is_spare(&self) -> bool {
         let used = [&self.0.used, &self.0.over].iter().any(|flag| flag.load(Ordering::Relaxed));
         let waits = lock(&self.0.heartbeat).is_some();
-        !used && !waits && matches!(*lock(&self.0.pending), Pending::None)
+        !used && !waits && self.0.pending.is_none()
     }
 }

@@ -93,6 +93,69 @@ async fn each_status_has_its_words_in_the_clients_language() {
 }
 
 #[tokio::test]
+async fn an_error_without_a_body_has_one_in_the_clients_language() {
+    for from in LANGUAGES {
+        for (status, openai, anthropic) in STATUSES {
+            let url = saying(response(&format!("{status} X"), "")).await;
+            let gateway = before(&url, from, ONCE).await;
+            for client in LANGUAGES.into_iter().filter(|client| *client != from) {
+                for stream in [false, true] {
+                    let body = about(request(client, stream), &format!("{client}-{stream}"));
+                    let answer = ask(&gateway, client, "", &body).await;
+                    let case = format!("{from} to {client}, {status}: {answer:?}");
+                    assert!(answer.whole, "{case}");
+                    let (kind, _, message) = refusal(client, &answer);
+                    assert!(!message.is_empty(), "{case}");
+                    match client {
+                        "messages" => assert_eq!(kind, anthropic.1, "{case}"),
+                        _ => assert_eq!(kind, openai.1, "{case}"),
+                    }
+                    let status = if client == "messages" { anthropic.0 } else { openai.0 };
+                    assert_eq!(answer.status, status, "{case}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_engines_own_overflow_is_worded_for_claude_code_and_a_vendors_is_not() {
+    let sim = speaker("messages", |b| b.context_length = 40).await;
+    for (more, stream) in [("", false), ("", true), (ONCE, false)] {
+        let gateway = before(&sim.url(), "messages", more).await;
+        let mut body = says("messages", stream, &"a long text ".repeat(100));
+        body["max_tokens"] = 20.into();
+        let answer = ask(&gateway, "messages", "", &body).await;
+        assert!(answer.whole, "{answer:?}");
+        too_long("messages", &answer, Some((41, 40)));
+    }
+    // What is no overflow passes byte for byte.
+    let said = error("messages", "BadRequestError", "temperature must be at most 2");
+    let url = saying(response("400 Bad Request", &said)).await;
+    let gateway = before(&url, "messages", "").await;
+    let answer = ask(&gateway, "messages", "", &request("messages", false)).await;
+    assert_eq!((answer.status, answer.text()), (400, &*said));
+    // Chat clients know vLLM's words.
+    let sim = speaker("chat", |b| b.context_length = 40).await;
+    let gateway = before(&sim.url(), "chat", "").await;
+    let body = says("chat", false, &"a long text ".repeat(100));
+    let answer = ask(&gateway, "chat", "", &body).await;
+    let own = Client::connect(sim.address).await.ask(path("chat"), body.to_string()).await;
+    assert_eq!((answer.status, answer.text()), (400, own.text()));
+    // A vendor's own words are not touched, whatever they are.
+    let said = error(
+        "messages",
+        "invalid_request_error",
+        "maximum context length is 40 tokens. However, your prompt contains at least 41 input tokens",
+    );
+    let url = saying(response("400 Bad Request", &said)).await;
+    let text = format!("backends:\n{}", line("a", &url, "messages", ", vendor: anthropic"));
+    let gateway = Gateway::start(&text).await;
+    let answer = ask(&gateway, "messages", "", &request("messages", false)).await;
+    assert_eq!(answer.text(), said);
+}
+
+#[tokio::test]
 async fn the_pause_that_a_backend_asks_for_reaches_every_client() {
     for from in LANGUAGES {
         let sim = speaker(from, |b| (b.fail, b.models) = (Fail::TooMany, models(9))).await;

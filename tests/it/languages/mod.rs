@@ -1,6 +1,7 @@
 //! The policies of the gateway in every language, and in every pair of a client's and a backend's.
 
 mod broken;
+mod completions;
 mod credentials;
 mod errors;
 mod fallbacks;

@@ -89,6 +89,27 @@ fn stream(language: &str, text: &str) -> [String; 4] {
     [text(beginning), text(content), text(end), over]
 }
 
+#[tokio::test]
+async fn an_answer_that_is_over_ends_although_its_backend_says_nothing_more() {
+    for from in ["chat", "messages"] {
+        let [beginning, content, end, _] = stream(from, "Hello");
+        let all = format!("{beginning}{content}{end}");
+        let (url, _) = backend(move |_| vec![events(), chunk(&all), Step::Open]).await;
+        let receiver = Receiver::start().await;
+        let gateway = before(&url, from, &format!("{ONCE}{}", receiver.hook())).await;
+        for (n, client) in LANGUAGES.into_iter().filter(|client| *client != from).enumerate() {
+            let began = std::time::Instant::now();
+            let answer = ask(&gateway, client, "", &request(client, true)).await;
+            let case = format!("{from} to {client}: {}", answer.text());
+            let took = began.elapsed();
+            assert!(took.as_millis() > 1500 && took.as_secs() < 30, "{took:?}, {case}");
+            assert!(hear(client, true, &answer).is_complete(1), "{case}");
+            let record = receiver.wait_for(n + 1).await.pop().unwrap();
+            assert_eq!(record["outcome"], "complete", "{case}: {record}");
+        }
+    }
+}
+
 /// A good response with this body, which is one document.
 fn document(kind: &str, body: &str) -> Vec<Step> {
     vec![head(&format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", body.len())), send(body)]

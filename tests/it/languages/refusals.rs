@@ -142,11 +142,68 @@ async fn losses_are_named_to_the_client_in_the_log_and_in_the_explanation() {
             .await;
             let attempt = &story["tries"][0];
             assert_eq!(attempt["language"], backend, "{story}");
+            assert_eq!(attempt["language_reason"], "nearest", "{story}");
             assert!(attempt["dropped"].to_string().contains(path), "{story}");
         }
+        let counted = |result: &str| {
+            format!(
+                "llmproxy_translations_total{{from=\"{client}\",result=\"{result}\",to=\"{backend}\"}}"
+            )
+        };
+        assert_eq!(gateway.metric(&counted("lossy")).await, 2.0);
         let answer = ask(&gateway, client, "", &request(client, false)).await;
         let lost = answer.header("x-llmproxy-dropped");
         assert!(lost.is_none_or(|lost| !lost.contains(path)), "{lost:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_backend_drops_is_left_out_in_every_language_and_named() {
+    for (client, backend, more, dropped) in [
+        ("chat", "messages", json!({"temperature": 0.5, "user": "u"}), "temperature"),
+        ("responses", "messages", json!({"temperature": 0.5}), "temperature"),
+        ("chat", "responses", json!({"temperature": 0.5}), "temperature"),
+        ("messages", "chat", json!({"temperature": 0.5}), "temperature"),
+        ("responses", "chat", json!({"top_p": 0.5}), "top_p"),
+    ] {
+        let sim = speaker(backend, |b| b.tokens = TOKENS).await;
+        let dropping = format!(", drop_fields: [{dropped}]");
+        let text = format!("backends:\n{}", line("a", &sim.url(), backend, &dropping));
+        let gateway = Gateway::start(&text).await;
+        let answer = ask(&gateway, client, "", &with(client, false, &more)).await;
+        let case = format!("{client} to {backend}: {answer:?}");
+        assert_eq!(answer.status, 200, "{case}");
+        let lost = answer.header("x-llmproxy-dropped").unwrap_or_default();
+        assert!(lost.split(',').any(|lost| lost == dropped), "{case}");
+        let sent: Value = serde_json::from_slice(&sim.stats().last().unwrap().body).unwrap();
+        assert_eq!(sent.get(dropped), None, "{case}");
+        let tools = json!({"tools": [{"type": "function", "name": "f", "parameters": {"type": "object"},
+            "function": {"name": "f", "parameters": {"type": "object"}},
+            "input_schema": {"type": "object"}}]});
+        let dropping = line("a", &sim.url(), backend, ", drop_fields: [tools]");
+        let gateway = Gateway::start(&format!("backends:\n{dropping}")).await;
+        let mut body = with(client, false, &tools);
+        if client == "messages" {
+            body["tools"] = json!([{"name": "f", "input_schema": {"type": "object"}}]);
+        }
+        let answer = ask(&gateway, client, "", &body).await;
+        assert_eq!(answer.status, 400, "{client} to {backend}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_to_nothing_is_refused_in_clear_words() {
+    for backend in ["chat", "messages"] {
+        let sim = speaker(backend, |_| {}).await;
+        let gateway = before(&sim.url(), backend, "").await;
+        for input in [json!([]), Value::Null] {
+            let body = json!({"model": "sim-model", "input": input});
+            let answer = ask(&gateway, "responses", "", &body).await;
+            let error = &answer.json()["error"];
+            assert_eq!((answer.status, &error["param"]), (400, &json!("input")), "{answer:?}");
+            assert!(error["message"].as_str().unwrap().contains("it is empty"), "{error}");
+        }
+        assert_eq!(sim.stats().requests(), 0);
     }
 }
 

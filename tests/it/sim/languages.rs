@@ -5,17 +5,13 @@ use std::time::Duration;
 
 use llmproxy::sim::{Fail, Language, Quirk, Sim};
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use super::{
     EVER, look,
     replies::{PATHS, events},
 };
-use crate::support::{Client, PATIENCE, eventually, faults::Fault, sim_with};
+use crate::support::{Client, eventually, faults::Fault, sim_with};
 
 fn request(path: &str, stream: bool) -> String {
     match path {
@@ -26,41 +22,14 @@ fn request(path: &str, stream: bool) -> String {
     .to_string()
 }
 
-/// As `answer_in_words` of the file above, for Messages and Responses.
+/// As [`super::answer_in_words`], in Messages or Responses.
 async fn answer_in_words(sim: &Sim, path: &str, stream: bool, silence: Option<Duration>) -> String {
-    let Ok(mut socket) = TcpStream::connect(sim.address).await else {
-        return "refused".to_owned();
-    };
     let body = request(path, stream);
-    let head = format!("POST {path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
-    socket.write_all((head + &body).as_bytes()).await.unwrap();
-    let mut raw = Vec::new();
-    let end = loop {
-        match timeout(silence.unwrap_or(PATIENCE), socket.read_buf(&mut raw)).await {
-            Err(_) if silence.is_some() => break "silence",
-            Err(_) => panic!("no end: {}", String::from_utf8_lossy(&raw)),
-            Ok(Ok(0)) => break "closed",
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => break "reset",
-        }
-    };
-    let raw = String::from_utf8(raw).unwrap();
-    let Some((head, body)) = raw.split_once("\r\n\r\n") else {
-        return end.to_owned();
-    };
-    let status = head.split(' ').nth(1).unwrap();
-    let words = match head.split_once("content-length: ") {
-        None => events(body).iter().filter_map(event).collect(),
-        Some((_, length)) => {
-            let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
-            match body.len() {
-                0 => vec!["nothing"],
-                n if n < length => vec!["part"],
-                _ => vec![document(&serde_json::from_str(body).unwrap())],
-            }
-        }
-    };
-    format!("{status} {} {end}", words.join(" ")).replace("  ", " ")
+    super::answer_in_words(sim, (path, &body), silence, |body, stream| match stream {
+        true => events(body).iter().filter_map(event).collect(),
+        false => vec![document(&serde_json::from_str(body).unwrap())],
+    })
+    .await
 }
 
 fn event(event: &Value) -> Option<&'static str> {

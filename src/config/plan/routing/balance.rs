@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::types::{Affinity, BalancePlan, HedgePlan, LoadPlan, PrefixPlan, RoutingPlan};
+use super::types::{
+    Affinity, BalancePlan, HedgePlan, LoadPlan, PrefixPlan, RoutingPlan, StoredPlan,
+};
 use crate::{
     base::Secret,
     config::{
@@ -58,8 +60,22 @@ impl Planner<'_> {
             hedge: self.hedge(raw.hedge.as_ref()),
             cache_salt: raw.cache_salt,
             cache_salt_secret: self.cache_salt_secret(raw),
+            stored_responses: self.stored_responses(raw.stored_responses.as_ref(), whole),
             explain: raw.explain,
         }
+    }
+
+    fn stored_responses(
+        &mut self,
+        raw: Option<&raw::StoredResponses>,
+        whole: &Raw,
+    ) -> Option<StoredPlan> {
+        let raw = raw?;
+        let at = "routing.stored_responses";
+        let fits = Duration::from_secs(60)..=Duration::from_secs(366 * 24 * 3600);
+        self.within_time(format!("{at}.ttl"), raw.ttl.0, fits, "the default is 30d");
+        let server = self.named_cache(&format!("{at}.storage"), &raw.storage, whole)?;
+        Some(StoredPlan { server, prefix: raw.key_prefix.clone(), ttl: raw.ttl.0 })
     }
 
     /// A plan with some settings overridden.

@@ -8,6 +8,7 @@ use crate::{
     base::{ModelPattern, Secret},
     config::choices::{CacheSalt, Strategy},
     dialect::hub::ModelFacts,
+    store::redis,
 };
 
 /// Routing, retries and ejection.
@@ -34,6 +35,8 @@ pub struct RoutingPlan {
     pub cache_salt: CacheSalt,
     /// The secret that salts are derived from.
     pub cache_salt_secret: Option<Secret>,
+    /// Where all replicas find which backend has stored what; `None`: each knows its own.
+    pub stored_responses: Option<StoredPlan>,
     /// The number of requests that `/admin/v1/explain` remembers.
     pub explain: usize,
 }
@@ -48,6 +51,16 @@ impl RoutingPlan {
         let known = self.models.iter().filter(|entry| entry.name.matches(model));
         known.max_by_key(|entry| rank(&entry.name)).map(|entry| &entry.translation)
     }
+}
+
+/// Where it is remembered which backend has stored which response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredPlan {
+    pub server: redis::Settings,
+    /// The prefix of the names of all keys.
+    pub prefix: String,
+    /// How long an object is remembered.
+    pub ttl: Duration,
 }
 
 /// One entry of `models`.

@@ -1,5 +1,7 @@
 //! Anthropic's errors to the hub and back.
 
+use bytes::Bytes;
+
 use crate::dialect::{
     hub::{Class, Json, Object, StreamFault},
     openai::codec::errors as openai,
@@ -68,6 +70,14 @@ pub fn read(status: u16, body: &str) -> StreamFault {
     own(status, body).unwrap_or_else(|| openai::read(status, body))
 }
 
+/// The body of an engine's error that says that the context is too small, in words by which Claude Code
+/// compacts; `None`: it is another error, or is worded so already.
+pub fn reworded_overflow(body: &[u8]) -> Option<Bytes> {
+    let fault = read(400, std::str::from_utf8(body).ok()?);
+    let overflow = matches!(fault.class, Class::ContextTooLong { .. });
+    (overflow && fault.messages_wording() != fault.message).then(|| self::body(&fault).into())
+}
+
 fn own(status: u16, body: &str) -> Option<StreamFault> {
     let mut whole = Object::parse(body).ok()?;
     if whole.text("type").as_deref() != Some("error") {
@@ -125,6 +135,25 @@ fn said(class: Class, message: &str) -> Class {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engines_overflow_is_worded_for_claude_code() {
+        let error = |message: &str| {
+            format!(
+                r#"{{"type":"error","error":{{"type":"BadRequestError","message":"{message}"}}}}"#
+            )
+        };
+        let long = "This model's maximum context length is 2048 tokens. However, you requested 0 output tokens and your prompt contains at least 2049 input tokens.";
+        let reworded = reworded_overflow(error(long).as_bytes()).unwrap();
+        assert_eq!(
+            reworded,
+            r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 2049 tokens > 2048 maximum"}}"#
+        );
+        // What is worded so is not worded again, and nothing else is.
+        assert_eq!(reworded_overflow(&reworded), None);
+        assert_eq!(reworded_overflow(error("temperature must be positive").as_bytes()), None);
+        assert_eq!(reworded_overflow(b"<html>"), None);
+    }
 
     #[test]
     fn errors_of_every_shape_are_read() {

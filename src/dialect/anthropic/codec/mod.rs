@@ -21,7 +21,7 @@ mod words;
 mod write;
 mod write_tools;
 
-pub use self::words::LANGUAGE;
+pub use self::{errors::reworded_overflow, words::LANGUAGE};
 use crate::dialect::hub::{
     Codec, Decode, Encode, Event, Exchange, Losses, Refused, Request, Response, StreamFault,
     Target,

@@ -1,5 +1,7 @@
 //! Writes a request for a backend.
 
+use std::collections::HashMap;
+
 use super::{
     LANGUAGE,
     blocks::{self, Block, Place},
@@ -262,12 +264,13 @@ fn order(messages: &mut [Message<'_>]) {
         if message.role != Role::User || message.blocks.iter().all(|block| block.result.is_none()) {
             continue;
         }
-        let calls: Vec<&str> = match before.last() {
-            Some(last) => last.blocks.iter().filter_map(|block| block.call.as_deref()).collect(),
-            None => Vec::new(),
-        };
-        message.blocks.sort_by_key(|block| match &block.result {
-            Some(id) => calls.iter().position(|call| call == id).unwrap_or(calls.len()),
+        let mut calls: HashMap<&str, usize> = HashMap::new();
+        let blocks = before.last().map_or(&[][..], |last| &last.blocks);
+        for (place, call) in blocks.iter().filter_map(|block| block.call.as_deref()).enumerate() {
+            calls.entry(call).or_insert(place);
+        }
+        message.blocks.sort_by_cached_key(|block| match &block.result {
+            Some(id) => calls.get(id.as_str()).copied().unwrap_or(usize::MAX - 1),
             None => usize::MAX,
         });
     }

@@ -5,6 +5,7 @@
 mod history;
 mod limits;
 mod reasoning;
+mod refused;
 #[cfg(test)]
 mod tests;
 mod tools;
@@ -30,6 +31,7 @@ pub fn translate(
 ) -> Result<Outgoing, Refused> {
     let (request, undo, mut losses) = prepare(request, from, to.traits(), target)?;
     let body = to.write(&request, target, &mut losses)?;
+    let body = refused::leave_out(body, target, &mut losses)?;
     match losses.refusal().filter(|_| target.strict) {
         Some(refusal) => Err(refusal),
         None => Ok(Outgoing { body, losses, undo }),
@@ -67,6 +69,7 @@ pub fn prepare(
 ) -> Result<(Request, Undo, Losses), Refused> {
     let mut losses = Losses::default();
     refuse_foreign_state(&request)?;
+    refuse_nothing(&request, from, to)?;
     if from.name == "messages" && to.name != from.name {
         request.system.retain(|text| !text.text.starts_with(ATTRIBUTION));
     }
@@ -103,6 +106,18 @@ fn refuse_foreign_state(request: &Request) -> Result<(), Refused> {
         }
     }
     Ok(())
+}
+
+/// A request of Responses may have no input, where it goes on from what is stored; one in another
+/// language asks for nothing then.
+fn refuse_nothing(request: &Request, from: &Traits, to: &Traits) -> Result<(), Refused> {
+    let instructed = !request.system.is_empty() && to.name != "messages";
+    if from.name != "responses" || to.name == from.name || !request.turns.is_empty() || instructed {
+        return Ok(());
+    }
+    let why =
+        "it is empty, and the request refers to no stored response: write what is to be answered";
+    Err(Refused::invalid("input", why))
 }
 
 /// Members that mean nothing to anyone else, and whose absence changes nothing. Where `background` is

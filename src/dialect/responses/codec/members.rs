@@ -8,19 +8,23 @@ pub(super) struct Members<'a> {
     /// The request came in this language.
     pub own: bool,
     written: Vec<String>,
+    /// What the backend refuses and would have got.
+    pub refused: Vec<String>,
 }
 
 impl<'a> Members<'a> {
     /// For a request that came in this language, or not.
     pub fn new(target: &'a Target, own: bool) -> Self {
-        Self { refuses: &target.quirks.refuses, own, written: Vec::new() }
+        Self { refuses: &target.quirks.refuses, own, written: Vec::new(), refused: Vec::new() }
     }
 
     /// Writes a member, unless it is there already or the backend refuses it.
     pub fn put(&mut self, name: &str, value: Option<Json>, out: &mut Writer) {
         let Some(value) = value else { return };
-        let refused = self.refuses.iter().any(|member| member == name);
-        if !refused && !self.written.iter().any(|written| written == name) {
+        if self.refuses.iter().any(|member| member == name) {
+            return self.refused.push(name.to_owned());
+        }
+        if !self.written.iter().any(|written| written == name) {
             self.written.push(name.to_owned());
             out.json_at(name, &value);
         }

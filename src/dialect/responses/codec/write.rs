@@ -46,6 +46,20 @@ pub(super) fn request(
             }
         });
     });
+    for name in members.refused {
+        // What the gateway itself has put there is no loss.
+        let made = match name.as_str() {
+            "store" => request.store.is_none(),
+            "include" => !own,
+            _ => false,
+        };
+        if name == "tools" {
+            return Err(Refused::new(name, "The backend does not take it"));
+        }
+        if !made {
+            losses.add(name, "the backend does not take it");
+        }
+    }
     Ok(json.as_str().to_owned())
 }
 

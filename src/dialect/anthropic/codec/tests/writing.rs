@@ -11,6 +11,7 @@ use crate::dialect::hub::{
         Format, Function, Media, MediaSource, Reasoning, ReasoningMode, ReasoningPart, Search,
         State, SystemText, Text, Tool, ToolCall, ToolChoice, ToolKind, ToolResult,
     },
+    stopwatch::Stopwatch,
     target::{ModelFacts, Thinking},
 };
 
@@ -250,6 +251,19 @@ fn ids_of_calls_are_made_fit_for_the_vendor() {
     assert!(id.starts_with("functions_Bash_0_"), "{id}");
     assert_eq!(out[1]["content"][0]["tool_use_id"], id);
     assert_eq!(out[1]["content"][1]["tool_use_id"], "toolu_1");
+}
+
+#[test]
+fn many_results_of_one_turn_are_ordered_in_a_moment() {
+    const MANY: usize = 20_000;
+    let id = |at: usize| format!("toolu_{at}");
+    let calls = (0..MANY).map(|at| call(&id(at), "{}")).collect();
+    let results = (0..MANY).rev().map(|at| result(&id(at), "x")).collect();
+    let request = turns(vec![(Role::Assistant, calls), (Role::User, results)]);
+    let began = Stopwatch::start();
+    let out = messages(&request);
+    assert!(began.time().as_secs() < 8, "{:?}", began.time());
+    assert_eq!(out[1]["content"][MANY - 1]["tool_use_id"], id(MANY - 1));
 }
 
 #[test]

@@ -337,12 +337,16 @@ fn an_output_with_an_image_is_a_list() {
 fn the_target_names_the_model_and_adds_members() {
     let mut target = Target { model: Some("there".into()), ..Target::default() };
     target.fields.push(("cache_salt", json("\"s\"")));
-    target.quirks.refuses.push("store".into());
-    let request = Request { model: Some("here".into()), ..Request::default() };
-    let text = ResponsesCodec.write(&request, &target, &mut Losses::default()).unwrap();
+    target.quirks.refuses.extend(["store".into(), "service_tier".into()]);
+    let tier = Some("flex".to_owned());
+    let request = Request { model: Some("here".into()), service_tier: tier, ..Request::default() };
+    let mut losses = Losses::default();
+    let text = ResponsesCodec.write(&request, &target, &mut losses).unwrap();
     let body: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&body["model"], &body["cache_salt"]), (&json!("there"), &json!("s")));
-    assert!(body.get("store").is_none());
+    assert!(body.get("store").is_none() && body.get("service_tier").is_none());
+    // Nothing was to be stored.
+    assert_eq!(losses.paths(), ["service_tier"]);
 }
 
 #[test]

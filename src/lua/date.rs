@@ -203,7 +203,7 @@ pub fn unix_time(fields: CalendarFields, zone: &TimeZone) -> Result<i64, String>
     let far = || "the date is too far away".to_owned();
     let civil = civil(fields).ok_or_else(far)?;
     let first = zone.to_ambiguous_timestamp(civil);
-    let earlier = first.clone().compatible().map_err(|_| far())?;
+    let earlier = first.compatible().map_err(|_| far())?;
     let chosen = match fields.isdst {
         Some(dst) if Moment::at(earlier, zone).dst != dst => first.later().ok(),
         _ => None,

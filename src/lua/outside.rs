@@ -87,7 +87,7 @@ pub fn request(
     let answer = block_on(answer, timeout + Duration::from_secs(5));
     let answer = answer.and_then(Result::ok).unwrap_or(Err(HttpFailure::Timeout(timeout)));
     if let Some(observer) = observer {
-        observer.request(&origin.as_str(), result_word(&answer), began.elapsed());
+        observer.request(origin.as_str(), result_word(&answer), began.elapsed());
     }
     match answer {
         Ok(reply) => Outcome::Http(Arc::new(reply)),

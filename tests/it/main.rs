@@ -62,6 +62,7 @@ mod redis_faults;
 mod replicas;
 mod retries;
 mod routing;
+mod script_library;
 mod script_values;
 mod scripts;
 mod sdk;

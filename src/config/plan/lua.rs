@@ -1,6 +1,6 @@
 //! `lua`: what scripts reach beyond their own values.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::planner::Planner;
 use crate::{
@@ -50,7 +50,7 @@ impl Planner<'_> {
         }
         self.files.extend(loaded.files);
         if given.is_some() && loaded.modules.names().next().is_none() {
-            self.warn("lua.modules", format!("there are no modules in {}", shown(&folder)));
+            self.warn("lua.modules", format!("there are no modules in {}", folder.display()));
         }
         loaded.modules
     }
@@ -107,6 +107,53 @@ impl Planner<'_> {
     }
 }
 
-fn shown(path: &Path) -> String {
-    path.display().to_string()
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::config::load_text;
+
+    fn problems(folder: &std::path::Path, lua: &str) -> Vec<String> {
+        let text = format!("backends: [{{url: 'http://vllm:8000'}}]\nlua:\n{lua}\n");
+        let loaded = load_text(&text, folder, &|_| None);
+        loaded.problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_mistake_has_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        for (lua, path) in [
+            ("  env: ['$HOME']", "lua.env[0]"),
+            ("  modules: none", "lua.modules"),
+            ("  store: {type: redis, storage: none}", "lua.store.storage"),
+            ("  store: {type: disk}", "lua.store.type"),
+            ("  store: {max_entries: 0}", "lua.store.max_entries"),
+            ("  store: {max_value: 2MiB}", "lua.store.max_value"),
+            ("  store: {default_ttl: 0}", "lua.store.default_ttl"),
+            ("  store: {timeout: 1m}", "lua.store.timeout"),
+            ("  http: {hosts: ['a.example', 'https://a.example/x']}", "lua.http.hosts[1]"),
+            ("  http: {timeout: 0}", "lua.http.timeout"),
+            ("  http: {max_response: 1GiB}", "lua.http.max_response"),
+            ("  http: {max_concurrent: 0}", "lua.http.max_concurrent"),
+            ("  http: {host: x}", "lua.http.host"),
+        ] {
+            let problems = problems(folder.path(), lua);
+            assert!(problems.iter().any(|p| p.contains(path)), "{lua}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn modules_are_compiled_and_watched() {
+        let folder = tempfile::tempdir().unwrap();
+        let modules = folder.path().join("lua/modules");
+        fs::create_dir_all(&modules).unwrap();
+        fs::write(modules.join("fine.lua"), "return 1").unwrap();
+        let text = "backends: [{url: 'http://vllm:8000'}]";
+        let plan = load_text(text, folder.path(), &|_| None).plan.unwrap();
+        assert_eq!(plan.files, [modules.join("fine.lua")]);
+        fs::write(modules.join("wrong.lua"), "\nreturn +").unwrap();
+        let problems = problems(folder.path(), "  env: []");
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains("lua.modules") && problems[0].contains("wrong.lua:2:"));
+    }
 }

@@ -23,12 +23,12 @@ use std::{fmt, sync::Arc};
 
 pub use self::{
     answer::{AnswerFilter, Blocked},
-    finding::Finding,
+    finding::{Finding, Refused},
     moderation::{Moderation, Question, Verdict},
     vault::Vault,
 };
 use crate::{
-    base::{ModelPattern, Rejection},
+    base::ModelPattern,
     config::{
         choices::{DenyOn, RedactAction},
         plan::{CapsPlan, DenyPlan, GuardsPlan, RedactPlan, WhenPlan},
@@ -94,13 +94,6 @@ pub struct RequestOutcome {
     pub findings: Vec<Finding>,
 }
 
-/// A request that does not pass.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
-    pub rejection: Rejection,
-    pub findings: Vec<Finding>,
-}
-
 impl Guards {
     /// Makes the guards of a plan.
     pub fn new(plan: &GuardsPlan) -> Self {
@@ -145,29 +138,28 @@ impl Guards {
         language: &dyn Dialect,
         operation: &Operation,
         body: &[u8],
-    ) -> Result<RequestOutcome, Refused> {
+    ) -> Result<RequestOutcome, Box<Refused>> {
         if !selected.reads_body() {
             return Ok(RequestOutcome::default());
         }
         let RequestTexts { texts, images } = language.request_texts(operation, body);
-        let refused = |(rejection, findings)| Refused { rejection, findings };
         let mut outcome = RequestOutcome::default();
         if selected.caps != 0 {
             let entries: Vec<_> = chosen(&self.caps, selected.caps).collect();
             let limit = language.output_limit(operation);
-            let capped = caps::cap(&entries, body, &images, limit).map_err(refused)?;
+            let capped = caps::cap(&entries, body, &images, limit)?;
             outcome.edits = capped.edits;
             outcome.findings = capped.findings;
         }
         let denied = chosen(&self.deny, selected.deny).filter(|e| e.on.contains(&DenyOn::Prompt));
         let denied: Vec<&DenyPlan> = denied.map(AsRef::as_ref).collect();
-        prompt::check(&denied, &texts, body).map_err(refused)?;
+        prompt::check(&denied, &texts, body)?;
         if selected.redact != 0 {
             let entries: Vec<_> = chosen(&self.redact, selected.redact).collect();
             let reversible =
                 |entry: &&RedactPlan| entry.action == RedactAction::Mask && entry.reversible;
             let json = entries.iter().any(reversible) && language.asks_for_json(body);
-            let redacted = redact::redact(&entries, &texts, body, json).map_err(refused)?;
+            let redacted = redact::redact(&entries, &texts, body, json)?;
             outcome.edits.extend(redacted.edits);
             outcome.findings.extend(redacted.findings);
             outcome.vault = redacted.vault;

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::*;
 use crate::{
+    base::Rejection,
     config::{self, plan::GuardsPlan},
     dialect::{self, Operation},
     wire::edit,
@@ -33,7 +34,11 @@ fn operation(language: &'static dyn Dialect) -> &'static Operation {
 }
 
 /// What the backend gets, and what the answer gets back.
-fn request(guards: &Guards, name: &str, body: &str) -> Result<(String, RequestOutcome), Refused> {
+fn request(
+    guards: &Guards,
+    name: &str,
+    body: &str,
+) -> Result<(String, RequestOutcome), Box<Refused>> {
     let selected = guards.applies(&Who::default());
     let language = language(name);
     let outcome = guards.request(selected, language, operation(language), body.as_bytes())?;
@@ -66,7 +71,7 @@ fn streamed(
     filter: &mut AnswerFilter,
     stream: &[u8],
     cuts: &[usize],
-) -> Result<Vec<u8>, (Vec<u8>, Rejection)> {
+) -> Result<Vec<u8>, (Vec<u8>, Box<Rejection>)> {
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (stream.len() + 1)).collect();
     cuts.sort_unstable();
     let mut out = Vec::new();
@@ -79,7 +84,7 @@ fn streamed(
             Ok(bytes) => out.extend_from_slice(&bytes),
             Err(blocked) => {
                 out.extend_from_slice(&blocked.sent);
-                return Err((out, blocked.rejection));
+                return Err((out, Box::new(blocked.rejection)));
             }
         }
     }

@@ -167,9 +167,25 @@ impl Guards {
         Ok(outcome)
     }
 
-    /// The services to ask about a request.
-    pub fn moderations(&self, selected: Selected) -> impl Iterator<Item = &Arc<Moderation>> {
-        chosen(&self.moderation, selected.moderation).map(|(_, moderation)| moderation)
+    /// The services to ask about a request, and what they are asked. They see what this body says: with the
+    /// edits of [`Self::request`] no more than the backend.
+    pub fn questions(
+        &self,
+        selected: Selected,
+        (language, operation): (&dyn Dialect, &Operation),
+        body: &[u8],
+        who: &Who<'_>,
+        user: &str,
+    ) -> Vec<(Arc<Moderation>, Question)> {
+        if !selected.moderates() {
+            return Vec::new();
+        }
+        let texts = language.request_texts(operation, body).texts;
+        let asked = chosen(&self.moderation, selected.moderation).filter_map(|(_, service)| {
+            let question = service.question(&texts, body, who.model, (user, who.key_id))?;
+            Some((Arc::clone(service), question))
+        });
+        asked.collect()
     }
 
     /// The filter of an answer in the client's language; `None` if there is nothing to look for. `by_line`:

@@ -54,7 +54,7 @@ pub async fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx)
         ctx.carry.metrics.errors.with_label_values(&[side.word(), reason]).inc();
     }
     access_line(session, ctx, &summary);
-    if ctx.snapshot.hooks.is_empty() {
+    if !ctx.snapshot.has_hooks() {
         trace(ctx, &summary);
         // It takes away what the others look at.
         record(session, ctx, &summary);

@@ -130,14 +130,21 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     let mut glance = glance(session, ctx)?;
     look(ctx, &glance);
     // Boxed: requests without scripts do not carry the room for them.
-    let hooks = !ctx.snapshot.hooks.is_empty();
+    let hooks = ctx.snapshot.has_hooks();
     if hooks && Box::pin(hooks::request::run_all(session, ctx)).await? {
         glance = self::glance(session, ctx)?;
         look(ctx, &glance);
     }
     auth::decide(session, ctx).await?;
-    if hooks && Box::pin(checked(session, ctx)).await? {
-        return Ok(Step::Answered);
+    if hooks {
+        match Box::pin(checked(session, ctx)).await? {
+            Checked::Answered => return Ok(Step::Answered),
+            Checked::Changed => {
+                glance = self::glance(session, ctx)?;
+                look(ctx, &glance);
+            }
+            Checked::Same => {}
+        }
     }
     let snapshot = ctx.snapshot.clone();
     ctx.route = Some(match snapshot.router.find(glance.model.as_deref()) {
@@ -176,10 +183,25 @@ fn look(ctx: &mut Ctx, glance: &Glance) {
     ctx.request.usage = glance.usage.unwrap_or_default();
 }
 
-/// Runs the scripts that see who may make the request. `true`: a script has answered it.
-async fn checked(session: &mut Session, ctx: &mut Ctx) -> Result<bool, Stop> {
+/// What has become of a request whose key was allowed.
+enum Checked {
+    Same,
+    /// Its body has changed.
+    Changed,
+    /// A script has answered it.
+    Answered,
+}
+
+/// Runs what sees who may make the request: scripts, guards, and the operator's prompts, which no guard
+/// judges.
+async fn checked(session: &mut Session, ctx: &mut Ctx) -> Result<Checked, Stop> {
     hooks::auth::run_all(session, ctx).await?;
-    hooks::request::answer(session, ctx).await
+    if hooks::request::answer(session, ctx).await? {
+        return Ok(Checked::Answered);
+    }
+    let judged = !ctx.snapshot.guards.is_empty() && hooks::guards::judge(ctx).await?;
+    let prompted = hooks::guards::prompt(ctx);
+    Ok(if judged || prompted { Checked::Changed } else { Checked::Same })
 }
 
 /// What the body says, in the client's language.

@@ -243,7 +243,7 @@ impl AnswerFilter {
         let going: Vec<&AnswerText> = texts.iter().filter(goes_on).collect();
         for (key, running) in &mut self.texts {
             let other = |text: &&AnswerText| text.group == running.group;
-            if going.iter().any(|t| other(t)) && going.iter().all(|t| t.key != *key) {
+            if going.iter().any(other) && going.iter().all(|t| t.key != *key) {
                 running.settle(&mut self.rules, true)?;
             }
         }

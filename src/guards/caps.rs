@@ -1,6 +1,6 @@
 //! The most that a request may ask for.
 
-use super::finding::Finding;
+use super::finding::{Finding, Refused};
 use crate::{
     base::Rejection,
     config::{choices::CapAction, plan::CapsPlan},
@@ -38,7 +38,7 @@ pub fn cap(
     body: &[u8],
     images: &[RequestImage],
     limit: Option<&str>,
-) -> Result<Capped, (Rejection, Vec<Finding>)> {
+) -> Result<Capped, Box<Refused>> {
     let members: Vec<Member> = json::members(body, 0).map_while(Result::ok).collect();
     let mut capped = Capped::default();
     let most = |of: fn(&CapsPlan) -> Option<u64>| entries.iter().filter_map(|e| of(e)).min();
@@ -111,7 +111,7 @@ fn number(
     body: &[u8],
     members: &[Member],
     capped: &mut Capped,
-) -> Result<(), (Rejection, Vec<Finding>)> {
+) -> Result<(), Box<Refused>> {
     for member in members.iter().filter(|member| is_any(member, body, cap.members)) {
         // vLLM takes -1 for all that there are.
         let over = number_of(&body[member.value.clone()])
@@ -156,7 +156,7 @@ fn logprobs(
     body: &[u8],
     members: &[Member],
     capped: &mut Capped,
-) -> Result<(), (Rejection, Vec<Finding>)> {
+) -> Result<(), Box<Refused>> {
     let names = ["logprobs", "top_logprobs", "prompt_logprobs"];
     let wanted = |m: &Member| {
         is_any(m, body, &names) && !matches!(&body[m.value.clone()], b"null" | b"false")
@@ -177,11 +177,7 @@ fn logprobs(
     Ok(())
 }
 
-fn at_most(
-    name: &'static str,
-    count: u64,
-    most: Option<u64>,
-) -> Result<(), (Rejection, Vec<Finding>)> {
+fn at_most(name: &'static str, count: u64, most: Option<u64>) -> Result<(), Box<Refused>> {
     match most.filter(|most| count > *most) {
         Some(most) => Err(refused(name, most)),
         None => Ok(()),
@@ -195,7 +191,7 @@ fn note(name: &str, capped: &mut Capped) {
     }
 }
 
-fn refused(name: &'static str, most: u64) -> (Rejection, Vec<Finding>) {
+fn refused(name: &'static str, most: u64) -> Box<Refused> {
     let message = match name {
         "image_bytes" => format!("An image is larger than the limit of {most} bytes"),
         "images" | "tools" => format!("The request has more {name} than the limit of {most}"),
@@ -204,7 +200,8 @@ fn refused(name: &'static str, most: u64) -> (Rejection, Vec<Finding>) {
     rejected(name, &message)
 }
 
-fn rejected(name: &'static str, message: &str) -> (Rejection, Vec<Finding>) {
+fn rejected(name: &'static str, message: &str) -> Box<Refused> {
     let finding = Finding { guard: "caps", kind: name.to_owned(), action: "refuse", count: 1 };
-    (Rejection::cap_exceeded(name, message), vec![finding])
+    let rejection = Rejection::cap_exceeded(name, message);
+    Box::new(Refused { rejection, findings: vec![finding] })
 }

@@ -15,7 +15,8 @@ pub fn luhn(digits: &[u8]) -> bool {
         n if n > 4 => 2 * n - 9,
         n => 2 * n,
     };
-    !digits.is_empty() && digits.iter().rev().enumerate().map(doubled).sum::<u32>() % 10 == 0
+    !digits.is_empty()
+        && digits.iter().rev().enumerate().map(doubled).sum::<u32>().is_multiple_of(10)
 }
 
 /// Of bank accounts (ISO 7064, mod 97-10); digits and letters.
@@ -97,7 +98,7 @@ pub fn french(digits: &[u8]) -> bool {
 pub fn polish(digits: &[u8]) -> bool {
     const WEIGHTS: [u32; 11] = [1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1];
     let month = [b'0' + (value(digits[2]) % 2) as u8, digits[3]];
-    is_date(&month, &digits[4..6]) && weighted(digits, &WEIGHTS) % 10 == 0
+    is_date(&month, &digits[4..6]) && weighted(digits, &WEIGHTS).is_multiple_of(10)
 }
 
 /// Of India (Aadhaar): 12 digits, by Verhoeff's scheme.

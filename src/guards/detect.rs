@@ -43,12 +43,12 @@ pub fn detectors(kinds: &[PersonalData]) -> impl Iterator<Item = &'static Detect
 
 static SECRETS: [(&str, Check); 3] = [
     (r"(?s:-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\z))", whole),
-    (r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}", token),
+    (r"(?-u:\b)eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}", whole),
     (
-        "(?:sk-[A-Za-z0-9_-]{16,}|(?:sk|rk)_live_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}\
+        "(?-u:\\b)(?:sk-[A-Za-z0-9_-]{16,}|(?:sk|rk)_live_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[A-Z0-9]{16}\
          |gh[opsur]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,}|glpat-[A-Za-z0-9_-]{20,}\
          |xox[abeoprs]-[A-Za-z0-9-]{10,}|hf_[A-Za-z0-9]{30,}|AIza[A-Za-z0-9_-]{35})",
-        token,
+        whole,
     ),
 ];
 
@@ -129,12 +129,6 @@ fn after_first(range: &Range<usize>) -> usize {
 
 fn whole(_: &str, range: Range<usize>) -> Result<Range<usize>, usize> {
     Ok(range)
-}
-
-/// A word that does not go on before it.
-fn token(text: &str, range: Range<usize>) -> Result<Range<usize>, usize> {
-    let before = text.as_bytes()[..range.start].last();
-    if before.is_some_and(u8::is_ascii_alphanumeric) { Err(after_first(&range)) } else { Ok(range) }
 }
 
 /// `git@host:path` is the address of a repository.

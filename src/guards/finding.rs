@@ -1,5 +1,7 @@
 //! What a guard has found: for the metric, and for `explain`. The value itself is never a part of it.
 
+use crate::base::Rejection;
+
 /// How often a guard has found something in a request or an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -12,4 +14,12 @@ pub struct Finding {
     pub action: &'static str,
     /// How often.
     pub count: usize,
+}
+
+/// A request that does not pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What the client is told.
+    pub rejection: Rejection,
+    pub findings: Vec<Finding>,
 }

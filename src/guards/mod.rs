@@ -23,12 +23,11 @@ use std::{fmt, sync::Arc};
 
 pub use self::{
     answer::{AnswerFilter, Blocked},
-    finding::Finding,
+    finding::{Finding, Refused},
     moderation::{Moderation, Question, Verdict},
     vault::Vault,
 };
 use crate::{
-    base::Rejection,
     config::{
         choices::{DenyOn, RedactAction},
         plan::{CapsPlan, DenyPlan, GuardsPlan, RedactPlan, Subject, WhenPlan},
@@ -83,13 +82,6 @@ pub struct RequestOutcome {
     pub findings: Vec<Finding>,
 }
 
-/// A request that does not pass.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
-    pub rejection: Rejection,
-    pub findings: Vec<Finding>,
-}
-
 impl Guards {
     /// Makes the guards of a plan.
     pub fn new(plan: &GuardsPlan) -> Self {
@@ -134,29 +126,28 @@ impl Guards {
         language: &dyn Dialect,
         operation: &Operation,
         body: &[u8],
-    ) -> Result<RequestOutcome, Refused> {
+    ) -> Result<RequestOutcome, Box<Refused>> {
         if !selected.reads_body() {
             return Ok(RequestOutcome::default());
         }
         let RequestTexts { texts, images } = language.request_texts(operation, body);
-        let refused = |(rejection, findings)| Refused { rejection, findings };
         let mut outcome = RequestOutcome::default();
         if selected.caps != 0 {
             let entries: Vec<_> = chosen(&self.caps, selected.caps).collect();
             let limit = language.output_limit(operation);
-            let capped = caps::cap(&entries, body, &images, limit).map_err(refused)?;
+            let capped = caps::cap(&entries, body, &images, limit)?;
             outcome.edits = capped.edits;
             outcome.findings = capped.findings;
         }
         let denied = chosen(&self.deny, selected.deny).filter(|e| e.on.contains(&DenyOn::Prompt));
         let denied: Vec<&DenyPlan> = denied.map(AsRef::as_ref).collect();
-        prompt::check(&denied, &texts, body).map_err(refused)?;
+        prompt::check(&denied, &texts, body)?;
         if selected.redact != 0 {
             let entries: Vec<_> = chosen(&self.redact, selected.redact).collect();
             let reversible =
                 |entry: &&RedactPlan| entry.action == RedactAction::Mask && entry.reversible;
             let json = entries.iter().any(reversible) && language.asks_for_json(body);
-            let redacted = redact::redact(&entries, &texts, body, json).map_err(refused)?;
+            let redacted = redact::redact(&entries, &texts, body, json)?;
             outcome.edits.extend(redacted.edits);
             outcome.findings.extend(redacted.findings);
             outcome.vault = redacted.vault;
@@ -164,9 +155,25 @@ impl Guards {
         Ok(outcome)
     }
 
-    /// The services to ask about a request.
-    pub fn moderations(&self, selected: Selected) -> impl Iterator<Item = &Arc<Moderation>> {
-        chosen(&self.moderation, selected.moderation).map(|(_, moderation)| moderation)
+    /// The services to ask about a request, and what they are asked. They see what this body says: with the
+    /// edits of [`Self::request`] no more than the backend.
+    pub fn questions(
+        &self,
+        selected: Selected,
+        (language, operation): (&dyn Dialect, &Operation),
+        body: &[u8],
+        who: &Who<'_>,
+        user: &str,
+    ) -> Vec<(Arc<Moderation>, Question)> {
+        if !selected.moderates() {
+            return Vec::new();
+        }
+        let texts = language.request_texts(operation, body).texts;
+        let asked = chosen(&self.moderation, selected.moderation).filter_map(|(_, service)| {
+            let question = service.question(&texts, body, who.model, (user, who.key_id))?;
+            Some((Arc::clone(service), question))
+        });
+        asked.collect()
     }
 
     /// The filter of an answer in the client's language; `None` if there is nothing to look for. `by_line`:

@@ -195,3 +195,70 @@ impl Moderation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::choices::GuardRole,
+        dialect::texts::{RequestText, Role},
+    };
+
+    fn service(form: ModerationForm, categories: &[&str]) -> Moderation {
+        let plan = ModerationPlan {
+            when: crate::config::plan::WhenPlan::default(),
+            mode: ModerationMode::Before,
+            form,
+            url: "http://127.0.0.1:1/x?key=1".to_owned(),
+            headers: Vec::new(),
+            model: None,
+            categories: categories.iter().map(|name| (*name).to_owned()).collect(),
+            timeout: std::time::Duration::from_secs(1),
+            fail: ModerationFail::Closed,
+            max_text: 8,
+            roles: vec![GuardRole::User],
+            message: "No.".to_owned(),
+            status: 403,
+        };
+        Moderation::new(plan, clients::outside())
+    }
+
+    #[test]
+    fn both_forms_are_read() {
+        use ModerationForm::{Generic, Openai};
+        let flagged = json!({"results": [{"flagged": false}, {"flagged": true, "categories": {"hate": true}}]});
+        for (form, categories, answer, message) in [
+            (Openai, &[][..], flagged.clone(), Ok(Some("No."))),
+            (Openai, &["hate"], flagged.clone(), Ok(Some("No."))),
+            (Openai, &["violence"], flagged, Ok(None)),
+            (Openai, &[], json!({"results": [{"flagged": false}]}), Ok(None)),
+            (Openai, &[], json!({"allow": true}), Err(())),
+            (Generic, &[], json!({"allow": true, "message": "x"}), Ok(None)),
+            (Generic, &[], json!({"allow": false, "message": "x"}), Ok(Some("x"))),
+            (Generic, &[], json!({"allow": false}), Ok(Some("No."))),
+            (Generic, &[], json!({"allow": "yes"}), Err(())),
+        ] {
+            let read = service(form, categories).read(&answer).map_err(|_| ());
+            assert_eq!(read, message.map(|text| text.map(str::to_owned)), "{answer}");
+        }
+    }
+
+    #[test]
+    fn it_gets_the_end_of_the_conversation() {
+        let body = "\"first\"\"äöü\"\"a tool\"\"last\"";
+        let text = |range, role| RequestText { range, role, embedded: false, sealed: false };
+        let texts = [
+            text(0..7, Role::User),
+            text(7..15, Role::User),
+            text(15..23, Role::Tool),
+            text(23..29, Role::User),
+        ];
+        let service = service(ModerationForm::Generic, &[]);
+        let asked = service.question(&texts, body.as_bytes(), "m", ("u", "k")).unwrap();
+        assert_eq!(asked.texts, ["öü", "last"]);
+        let words = service.words(&asked);
+        assert_eq!(words, json!({"texts": ["öü", "last"], "model": "m", "user": "u", "key": "k"}));
+        assert!(service.question(&texts[2..3], body.as_bytes(), "m", ("", "")).is_none());
+        assert_eq!(service.name(), "http://127.0.0.1:1/x");
+    }
+}

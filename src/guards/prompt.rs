@@ -1,6 +1,10 @@
 //! Denied words and patterns in requests.
 
-use super::{finding::Finding, inner::pieces, role::in_roles};
+use super::{
+    finding::{Finding, Refused},
+    inner::pieces,
+    role::in_roles,
+};
 use crate::{
     base::Rejection, config::plan::DenyPlan, dialect::texts::RequestText, wire::literal::Literal,
 };
@@ -13,7 +17,7 @@ pub fn check(
     entries: &[&DenyPlan],
     texts: &[RequestText],
     body: &[u8],
-) -> Result<(), (Rejection, Vec<Finding>)> {
+) -> Result<(), Box<Refused>> {
     if entries.is_empty() {
         return Ok(());
     }
@@ -28,7 +32,7 @@ pub fn check(
                 let kind = "prompt".to_owned();
                 let finding = Finding { guard: "deny", kind, action: "refuse", count: 1 };
                 let rejection = Rejection::content_blocked(entry.status, &entry.message);
-                return Err((rejection, vec![finding]));
+                return Err(Box::new(Refused { rejection, findings: vec![finding] }));
             }
         }
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::{
     detect::{Detector, detectors},
-    finding::Finding,
+    finding::{Finding, Refused},
     inner::{Piece, pieces},
     role::in_roles,
     vault::{Numbering, Vault},
@@ -79,7 +79,7 @@ pub fn redact(
     texts: &[RequestText],
     body: &[u8],
     json: bool,
-) -> Result<Redacted, (Rejection, Vec<Finding>)> {
+) -> Result<Redacted, Box<Refused>> {
     let rules = rules(entries);
     let mut work = Work { rules: &rules, numbering: Numbering::default(), edits: Vec::new() };
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
@@ -109,7 +109,7 @@ pub fn redact(
         kinds.dedup();
         let rejection = Rejection::personal_data(rules[*first].entry.status, &kinds.join(", "));
         let refusing = findings.into_iter().filter(|finding| finding.action == "refuse").collect();
-        return Err((rejection, refusing));
+        return Err(Box::new(Refused { rejection, findings: refusing }));
     }
     Ok(Redacted { edits: work.edits, vault: work.numbering.vault(json), findings })
 }

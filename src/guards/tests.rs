@@ -7,6 +7,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::*;
 use crate::{
+    base::Principal,
+    base::Rejection,
     config::{self, plan::GuardsPlan},
     dialect::{self, Operation},
     wire::edit,
@@ -33,7 +35,11 @@ fn operation(language: &'static dyn Dialect) -> &'static Operation {
 }
 
 /// What the backend gets, and what the answer gets back.
-fn request(guards: &Guards, name: &str, body: &str) -> Result<(String, RequestOutcome), Refused> {
+fn request(
+    guards: &Guards,
+    name: &str,
+    body: &str,
+) -> Result<(String, RequestOutcome), Box<Refused>> {
     let selected = guards.applies(&Subject::default());
     let language = language(name);
     let outcome = guards.request(selected, language, operation(language), body.as_bytes())?;
@@ -66,7 +72,7 @@ fn streamed(
     filter: &mut AnswerFilter,
     stream: &[u8],
     cuts: &[usize],
-) -> Result<Vec<u8>, (Vec<u8>, Rejection)> {
+) -> Result<Vec<u8>, (Vec<u8>, Box<Rejection>)> {
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (stream.len() + 1)).collect();
     cuts.sort_unstable();
     let mut out = Vec::new();
@@ -79,7 +85,7 @@ fn streamed(
             Ok(bytes) => out.extend_from_slice(&bytes),
             Err(blocked) => {
                 out.extend_from_slice(&blocked.sent);
-                return Err((out, blocked.rejection));
+                return Err((out, Box::new(blocked.rejection)));
             }
         }
     }
@@ -124,16 +130,34 @@ fn entries_apply_by_model_key_and_tag() {
           {n: 1, enabled: false}]}",
     );
     let tags = ["b".to_owned()];
-    for (who, caps) in [
-        (Subject::default(), 0b001),
-        (Who { model: "qwen-7b", ..Subject::default() }, 0b001),
-        (Who { model: "qwen-7b", key_name: "vip", ..Subject::default() }, 0b011),
-        (Who { model: "llama", key_id: "vip", tags: &tags, ..Subject::default() }, 0b101),
+    let vip = Principal { key_id: "k".into(), name: "vip".into(), ..Principal::default() };
+    let who = |model, principal| Subject { model, principal, ..Subject::default() };
+    for (subject, caps) in [
+        (who("", None), 0b001),
+        (who("qwen-7b", None), 0b001),
+        (who("qwen-7b", Some(&vip)), 0b011),
+        (Subject { tags: &tags, ..who("llama", Some(&vip)) }, 0b101),
     ] {
-        assert_eq!(guards.applies(&who).caps, caps, "{who:?}");
+        assert_eq!(guards.applies(&subject).caps, caps, "{subject:?}");
     }
     assert!(!guards.is_empty() && Guards::default().is_empty());
     assert!(Guards::default().applies(&Subject::default()).is_empty());
+}
+
+#[test]
+fn services_see_no_more_than_the_backend() {
+    let guards = guards("{redact: [{}], moderation: [{url: 'http://127.0.0.1:1'}]}");
+    let who = Who { model: "m", key_id: "k", ..Subject::default() };
+    let body =
+        r#"{"messages":[{"role":"system","content":"no"},{"role":"user","content":"a@b.de"}]}"#;
+    let (sent, _) = request(&guards, "chat", body).unwrap();
+    let chat = language("chat");
+    let asked = (chat, operation(chat));
+    let questions = guards.questions(guards.applies(&who), asked, sent.as_bytes(), &who, "u");
+    let [(service, question)] = &questions[..] else { panic!() };
+    assert!(service.is_before());
+    assert_eq!(question.texts, ["[EMAIL_1]"]);
+    assert_eq!((&*question.model, &*question.user, &*question.key), ("m", "u", "k"));
 }
 
 #[test]

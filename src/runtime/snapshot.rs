@@ -120,6 +120,11 @@ impl Snapshot {
         EarlierEndpoints { endpoints: &self.endpoints, timeouts: &self.plan.timeouts }
     }
 
+    /// Whether scripts, guards or prompts of the operator have to do with requests.
+    pub fn has_hooks(&self) -> bool {
+        !(self.hooks.is_empty() && self.guards.is_empty() && self.prompts.is_empty())
+    }
+
     /// The backends with their health, without duplicates.
     pub fn health(&self) -> Vec<(Arc<Endpoint>, bool)> {
         let mut found: Vec<(Arc<Endpoint>, bool)> = Vec::new();

@@ -78,6 +78,9 @@ pub struct Metrics {
     pub counting: IntGauge,
     /// Scripts.
     pub hooks: HookMetrics,
+    /// `llmproxy_guard_findings_total{guard,kind,action}`: what guards have found in requests and
+    /// answers, and what was done: `mask`, `unmask`, `refuse`, `clamp`, `pass` or `end`.
+    pub guard_findings: IntCounterVec,
     /// Limits.
     pub limits: LimitMetrics,
     /// Connections of clients.
@@ -277,6 +280,7 @@ impl Metrics {
             count_errors,
             counting,
             hooks: HookMetrics::new(r),
+            guard_findings,
             limits: LimitMetrics::new(r),
             tokens: ModelTokens::new(r),
             usage: UsageMetrics::new(r),

@@ -12,8 +12,8 @@ use regex_automata::{
 };
 use regex_syntax::hir::{Hir, HirKind, Repetition};
 
-/// The most memory of compiled patterns, in bytes; `\w{1000}` is larger.
-const LARGEST: usize = 4 << 20;
+/// The most memory of compiled patterns, in bytes: of a few thousand words, or of about `\w{1000}`.
+const LARGEST: usize = 32 << 20;
 
 /// The most memory of the table that finds beginnings, in bytes, of each answer that is looked through.
 const TABLE: usize = 256 << 10;
@@ -47,13 +47,14 @@ impl Patterns {
             if hir.properties().minimum_len().is_none_or(|length| length == 0) {
                 return Err(bad("matches a text without characters".to_owned()));
             }
-            compile(std::slice::from_ref(&hir)).map_err(bad)?;
             whole.push(hir);
         }
-        let last = patterns.len().saturating_sub(1);
-        let bad = |why| BadPattern { at: last, why };
-        let regex = compile(&whole).map_err(bad)?;
-        let begins = beginnings(&whole).map_err(bad)?;
+        let compiled = compile(&whole).and_then(|regex| Ok((regex, beginnings(&whole)?)));
+        let (regex, begins) = compiled.map_err(|why| {
+            let alone = |hir: &Hir| compile(std::slice::from_ref(hir)).is_err();
+            let last = whole.len().saturating_sub(1);
+            BadPattern { at: whole.iter().position(alone).unwrap_or(last), why }
+        })?;
         Ok(Self { regex, begins, count: patterns.len() })
     }
 
@@ -128,7 +129,7 @@ fn reason(error: &str) -> String {
 }
 
 fn compile(patterns: &[Hir]) -> Result<Regex, String> {
-    let config = Regex::config().nfa_size_limit(Some(LARGEST)).hybrid_cache_capacity(TABLE);
+    let config = Regex::config().nfa_size_limit(Some(LARGEST));
     let built = Regex::builder().configure(config).build_many_from_hir(patterns);
     built.map_err(|e| match e.size_limit() {
         Some(limit) => format!("takes more than {limit} bytes when it is compiled"),

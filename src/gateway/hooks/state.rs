@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use super::guards::GuardState;
 use crate::{
     base::{ModelPattern, lock},
     hooks::Answer,
@@ -34,6 +35,8 @@ pub struct RequestHooks {
     pub weight: Option<u64>,
     /// What ran, for `/admin/v1/explain`.
     pub trace: Vec<KeptHook>,
+    /// What guards have to do with the answer.
+    pub guards: GuardState,
     /// What became of the answer on its way to the client.
     pub report: Option<Arc<Mutex<AnswerReport>>>,
 }

@@ -108,6 +108,15 @@ fn another_text_of_the_choice_ends_the_wait() {
 }
 
 #[test]
+fn signed_reasoning_stays() {
+    let delta = json!({"type": "thinking_delta", "thinking": "to [EMAIL_1]"});
+    let value = json!({"type": "content_block_delta", "index": 0, "delta": delta});
+    let stream = format!("event: content_block_delta\ndata: {value}\n\n");
+    let mut filter = filter_for("messages", "", &["a@b.de"]);
+    assert_eq!(streamed(&mut filter, stream.as_bytes(), &[]).unwrap(), stream.as_bytes());
+}
+
+#[test]
 fn comments_and_unknown_events_pass() {
     let stream = ": hi\n\nevent: ping\ndata: {\"type\": \"ping\"}\n\ndata: no json [EMAIL_1]\n\ndata: {\"a\":\"[EMAIL_1]\"}\r\n\r\nrest";
     for name in LANGUAGES {
@@ -271,7 +280,45 @@ fn pieces<'a>(text: &'a str, cuts: &[usize]) -> Vec<&'a str> {
     found
 }
 
+/// What a chunk of Chat adds, and to what: a choice, and which of its texts.
+fn chunk((choice, which, text): &(u64, u64, String)) -> String {
+    let delta = match which {
+        0 => json!({"content": text}),
+        1 => json!({"reasoning_content": text, "reasoning": text}),
+        call => json!({"tool_calls": [{"index": call, "function": {"arguments": text}}]}),
+    };
+    let chunk = json!({"choices": [{"index": choice, "delta": delta}], "usage": null});
+    format!("data: {chunk}\n\n")
+}
+
 proptest! {
+    /// Several choices, each with several texts: no text is lost, no order is changed, and placeholders are
+    /// found as long as a text is not interrupted by another one of its choice.
+    #[test]
+    fn texts_beside_each_other_do_not_mix(
+        chunks in proptest::collection::vec((0u64..3, 0u64..4, "(\\[|\\[EM|\\[EMAIL_1\\]|AIL_1\\]|x|)"), 0..24),
+        bytes in proptest::collection::vec(0usize..5000, 0..6),
+    ) {
+        let stream: String = chunks.iter().map(chunk).chain([CHAT_END.to_owned()]).collect();
+        let deny = "{on: [answer], words: [neverword]}";
+        let out = streamed(&mut filter_for("chat", deny, &["a@b.de"]), stream.as_bytes(), &[]).unwrap();
+        let cut = streamed(&mut filter_for("chat", deny, &["a@b.de"]), stream.as_bytes(), &bytes).unwrap();
+        prop_assert_eq!(&out, &cut);
+        // The same number of events, each about the same text.
+        let count = |stream: &[u8]| memchr::memmem::find_iter(stream, b"data: ").count();
+        prop_assert_eq!(count(&out), count(stream.as_bytes()));
+        let (before, after) = (joined("chat", stream.as_bytes()), joined("chat", &out));
+        prop_assert_eq!(before.len(), after.len());
+        for ((part, said), (other, shown)) in before.iter().zip(&after) {
+            prop_assert_eq!(part, other);
+            // Where nothing interrupts it every placeholder is its value; otherwise it stays as it was.
+            prop_assert_eq!(&shown.replace("a@b.de", "[EMAIL_1]"), said);
+            let alone = chunks.windows(2).all(|two| two[0].1 == two[1].1 || two[0].0 != two[1].0);
+            let one = chunks.iter().all(|(choice, _, _)| *choice == chunks[0].0);
+            prop_assert!(!(alone && one) || !shown.contains("[EMAIL_1]"), "{}", shown);
+        }
+    }
+
     #[test]
     fn what_was_masked_comes_back((text, cuts) in texts(), bytes in proptest::collection::vec(0usize..5000, 0..8)) {
         let guards = guards("{redact: [{}]}");
@@ -279,7 +326,6 @@ proptest! {
         let (sent, outcome) = request(&guards, "chat", &body).unwrap();
         let sent: Value = serde_json::from_str(&sent).unwrap();
         let masked = sent["messages"][0]["content"].as_str().unwrap();
-        prop_assert!(!masked.contains('@'));
         let Some(vault) = outcome.vault else {
             prop_assert_eq!(masked, text);
             return Ok(());

@@ -116,7 +116,7 @@ pub async fn last(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailTo
         filters = deferred.take_filters();
     }
     if ctx.attempt.as_ref().is_some_and(|attempt| attempt.answer.is_complete()) {
-        return end_complete(session, ctx).await;
+        return end_complete(session, ctx, filters).await;
     }
     let code = if ctx.end().is_some() {
         // The answer of the gateway itself could not be written.
@@ -149,7 +149,7 @@ async fn answer(
         None => FailureCause::Fault(fault.unwrap_or_else(|| fault::early(error))),
     };
     if reply::opened(session) {
-        return end_stream(session, cause, ctx).await;
+        return end_stream(session, cause, filters, ctx).await;
     }
     // Also if the head was to go out together with what has failed.
     refuse(session, cause, ctx).await
@@ -162,9 +162,14 @@ enum FailureCause {
 }
 
 /// The stream was complete when its connection broke: it is ended as any other.
-async fn end_complete(session: &mut Session, ctx: &mut Ctx) -> FailToProxy {
+async fn end_complete(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    filters: Option<Box<AnswerFilters>>,
+) -> FailToProxy {
     let rest = ctx.attempt.as_mut().map(|attempt| std::mem::take(&mut attempt.answer.rest));
-    written(reply::last(session, ctx, rest.unwrap_or_default()).await);
+    let rest = filtered(filters, rest.unwrap_or_default()).await;
+    written(reply::last(session, ctx, rest).await);
     FailToProxy { error_code: 0, can_reuse_downstream: false }
 }
 
@@ -231,7 +236,12 @@ async fn refuse(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u1
 
 /// The head of an answer has gone out. A stream is ended with an error event, so that its reader
 /// does not take it for complete; any other body is cut off, which HTTP shows by itself.
-async fn end_stream(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -> u16 {
+async fn end_stream(
+    session: &mut Session,
+    cause: FailureCause,
+    filters: Option<Box<AnswerFilters>>,
+    ctx: &mut Ctx,
+) -> u16 {
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);
     let answered = answer.filter(|answer| answer.begun).and_then(|answer| answer.status);
     let (end, status, error) = match cause {
@@ -276,9 +286,18 @@ async fn end_stream(session: &mut Session, cause: FailureCause, ctx: &mut Ctx) -
         // Else nothing of an answer has followed the comments.
     }
     let event = last.unwrap_or_else(|| ctx.request.language().event(&error.document));
+    let mut rest = filtered(filters, Bytes::from(rest)).await.to_vec();
     rest.extend_from_slice(&event);
     written(reply::last(session, ctx, Bytes::from(rest)).await);
     status
+}
+
+/// The last events of a stream that broke, as scripts and guards let them pass.
+async fn filtered(filters: Option<Box<AnswerFilters>>, rest: Bytes) -> Bytes {
+    match filters {
+        Some(mut filters) => filters.rest(rest).await,
+        None => rest,
+    }
 }
 
 /// Why a stream ends here.

@@ -162,15 +162,15 @@ impl Guards {
         selected: Selected,
         (language, operation): (&dyn Dialect, &Operation),
         body: &[u8],
-        who: &Who<'_>,
-        user: &str,
+        subject: &Subject<'_>,
     ) -> Vec<(Arc<Moderation>, Question)> {
         if !selected.moderates() {
             return Vec::new();
         }
         let texts = language.request_texts(operation, body).texts;
         let asked = chosen(&self.moderation, selected.moderation).filter_map(|(_, service)| {
-            let question = service.question(&texts, body, who.model, (user, who.key_id))?;
+            let who = subject.principal.map_or(("", ""), |p| (&p.user_id, &p.key_id));
+            let question = service.question(&texts, body, subject.model, who)?;
             Some((Arc::clone(service), question))
         });
         asked.collect()

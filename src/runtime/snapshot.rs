@@ -16,6 +16,7 @@ use crate::{
     balance::{Endpoint, Pool, PoolOptions, Predecessor, pool_continuity},
     base::Stage,
     config::{Plan, choices::Ready, plan::BackendPlan},
+    guards::Guards,
     hooks::Hooks,
     limit::Limiter,
     prompts::Prompts,
@@ -32,6 +33,8 @@ pub struct Snapshot {
     pub limits: Arc<Limiter>,
     pub tiers: Arc<Tiers>,
     pub prompts: Arc<Prompts>,
+    /// What is looked for in requests and answers.
+    pub guards: Arc<Guards>,
     /// From a model to pools.
     pub router: Router,
     /// The pools that the router names.
@@ -59,6 +62,7 @@ impl Snapshot {
         let limits = Limiter::new(plan.limits.clone(), &carry.limits, &carry.stores, before);
         let tiers = Tiers::new(plan.tiers.clone());
         let prompts = Prompts::new(plan.prompts.clone());
+        let guards = Guards::new(&plan.guards);
         let hooks = Arc::new(Hooks::new(&plan.hooks, &carry.metrics));
         carry.explains.resize(plan.routing.explain);
         let backends = carry.discovered.backends(&plan);
@@ -79,6 +83,7 @@ impl Snapshot {
             limits,
             tiers: Arc::new(tiers),
             prompts: Arc::new(prompts),
+            guards: Arc::new(guards),
             router,
             pools,
             hooks,
@@ -107,6 +112,7 @@ impl Snapshot {
             limits: Arc::clone(&self.limits),
             tiers: Arc::clone(&self.tiers),
             prompts: Arc::clone(&self.prompts),
+            guards: Arc::clone(&self.guards),
             router,
             pools,
             hooks: Arc::clone(&self.hooks),

@@ -280,7 +280,11 @@ impl Metrics {
             count_errors,
             counting,
             hooks: HookMetrics::new(r),
-            guard_findings,
+            guard_findings: counters(
+                "llmproxy_guard_findings_total",
+                "Findings of guards in requests and answers",
+                &["guard", "kind", "action"],
+            ),
             limits: LimitMetrics::new(r),
             tokens: ModelTokens::new(r),
             usage: UsageMetrics::new(r),

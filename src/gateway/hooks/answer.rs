@@ -14,20 +14,24 @@ use http::header;
 use pingora::{Result, http::ResponseHeader, protocols::http::HttpTask};
 use pingora_proxy::Session;
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 use super::{
     apply,
     events::{EventFilters, Filtered},
+    guards::{self, GuardState},
     run::{kept, state, subject},
     state::AnswerReport,
     words::OwnedWords,
 };
 use crate::{
-    base::{Stage, lock},
-    dialect::Dialect,
-    gateway::ctx::Ctx,
+    base::{Rejection, Stage, lock},
+    dialect::{Dialect, ErrorWording},
+    gateway::{ctx::Ctx, reply},
+    guards::{AnswerFilter, Blocked, Finding, Verdict as Moderated},
     hooks::{Global, Hook, HookFailure, Input, Unusable, Verdict},
     lua::json,
+    telemetry::Metrics,
     wire::{edit, head, splice},
 };
 
@@ -43,6 +47,12 @@ pub struct AnswerFilters {
     heads: Vec<Arc<Hook>>,
     /// `on_stream_event`.
     events: Vec<Arc<Hook>>,
+    /// Puts values back, and looks for what must not be said.
+    guard: Option<AnswerFilter>,
+    /// Services that are still being asked about the request.
+    beside: Vec<JoinHandle<Moderated>>,
+    wording: ErrorWording,
+    metrics: Metrics,
     /// The plain answer is kept for later scripts.
     keeps: bool,
     explains: bool,
@@ -77,7 +87,11 @@ pub fn begin(session: &Session, ctx: &mut Ctx) -> Option<AnswerFilters> {
     let snapshot = Arc::clone(&ctx.snapshot);
     let hooks = &snapshot.hooks;
     let keeps = hooks.keeps_answer();
-    if !(hooks.has(Stage::Response) || hooks.has(Stage::StreamEvent) || keeps) {
+    let GuardState { selected, vault, beside } = std::mem::take(&mut state(ctx).guards);
+    let language = ctx.request.language();
+    let guard = snapshot.guards.answer(selected, language, vault, false);
+    let scripts = hooks.has(Stage::Response) || hooks.has(Stage::StreamEvent) || keeps;
+    if !scripts && guard.is_none() && beside.is_empty() {
         return None;
     }
     let subject = subject(ctx);
@@ -85,14 +99,18 @@ pub fn begin(session: &Session, ctx: &mut Ctx) -> Option<AnswerFilters> {
         hooks.at(stage).iter().filter(|hook| hook.applies(&subject)).cloned().collect()
     };
     let (heads, events) = (of(Stage::Response), of(Stage::StreamEvent));
-    if heads.is_empty() && events.is_empty() && !keeps {
+    if heads.is_empty() && events.is_empty() && !keeps && guard.is_none() && beside.is_empty() {
         return None;
     }
     let words = Arc::new(OwnedWords::of(session.req_header(), ctx));
     let report = Arc::new(Mutex::new(AnswerReport::default()));
     state(ctx).report = Some(Arc::clone(&report));
     Some(AnswerFilters {
-        language: ctx.request.language(),
+        language,
+        guard,
+        beside,
+        wording: reply::error_wording(ctx),
+        metrics: ctx.carry.metrics.clone(),
         words,
         request: ctx.hooks.as_ref().and_then(|state| state.kept.clone()),
         heads,
@@ -134,6 +152,109 @@ impl AnswerFilters {
         Ok(Outgoing { tasks: out, stopped: matches!(self.phase, Phase::Over) })
     }
 
+    /// What the services say that were asked beside the backend, if they object.
+    async fn objection(&mut self) -> Option<Rejection> {
+        for asked in std::mem::take(&mut self.beside) {
+            let (rejection, finding) = match asked.await {
+                Ok(Moderated::Blocked { rejection, finding }) => (Some(rejection), finding),
+                Ok(Moderated::Failed { rejection, finding, .. }) => (rejection, finding),
+                Ok(Moderated::Allowed) | Err(_) => continue,
+            };
+            self.found(&finding);
+            if rejection.is_some() {
+                return rejection;
+            }
+        }
+        None
+    }
+
+    /// The client gets a rejection in place of the answer.
+    fn refuse(
+        &mut self,
+        mut head: Box<ResponseHeader>,
+        rejection: &Rejection,
+        opened: bool,
+        out: &mut Vec<HttpTask>,
+    ) -> Result<()> {
+        let mut body = self.wording.rejection(rejection);
+        if opened {
+            body = self.language.event(&body);
+        } else {
+            self.reject(&mut head, rejection, body.len())?;
+            out.push(HttpTask::Header(head, false));
+        }
+        out.push(HttpTask::Body(Some(body), true));
+        self.phase = Phase::Over;
+        let code = rejection.code.as_deref().unwrap_or_default();
+        lock(&self.report).stopped = Some(code.to_owned());
+        Ok(())
+    }
+
+    fn reject(
+        &self,
+        head: &mut ResponseHeader,
+        rejection: &Rejection,
+        length: usize,
+    ) -> Result<()> {
+        head.set_status(rejection.status)?;
+        head.insert_header(header::CONTENT_TYPE, reply::JSON)?;
+        head.remove_header(&header::TRANSFER_ENCODING);
+        head.insert_header(header::CONTENT_LENGTH, length)?;
+        lock(&self.report).status = Some(rejection.status);
+        Ok(())
+    }
+
+    /// A plain answer, as the guards let it pass.
+    fn check(&mut self, head: &mut ResponseHeader, body: &mut Bytes) -> Result<()> {
+        let Some(guard) = self.guard.as_mut().filter(|_| head.status.is_success()) else {
+            return Ok(());
+        };
+        match guard.document(body) {
+            Ok(new) => *body = new,
+            Err(blocked) => {
+                self.found(&blocked.finding);
+                *body = self.wording.rejection(&blocked.rejection);
+                self.reject(head, &blocked.rejection, body.len())?;
+            }
+        }
+        self.restored();
+        Ok(())
+    }
+
+    /// Counts what the guards have put back.
+    fn restored(&self) {
+        if let Some(finding) = self.guard.as_ref().and_then(AnswerFilter::findings) {
+            self.found(&finding);
+        }
+    }
+
+    fn found(&self, finding: &Finding) {
+        guards::count(&self.metrics, finding);
+        if self.explains {
+            lock(&self.report).trace.push(guards::kept(finding));
+        }
+    }
+
+    /// The rest of a stream that broke: what was held back, and these last events of it.
+    pub async fn rest(&mut self, rest: Bytes) -> Bytes {
+        match self.phase {
+            Phase::Over => return Bytes::new(),
+            Phase::Stream(_) => {}
+            _ => return rest,
+        }
+        let mut out = Vec::new();
+        if self.piece(Some(rest.clone()), true, &mut out).await.is_err() {
+            return rest;
+        }
+        let mut bytes = BytesMut::new();
+        for task in out {
+            if let HttpTask::Body(Some(piece), _) = task {
+                bytes.extend_from_slice(&piece);
+            }
+        }
+        bytes.freeze()
+    }
+
     /// A whole answer that goes out by itself.
     pub async fn whole(&mut self, head: &mut Box<ResponseHeader>, body: &mut Bytes) -> Result<()> {
         self.respond(head, Some(body)).await
@@ -146,9 +267,16 @@ impl AnswerFilters {
         opened: bool,
         out: &mut Vec<HttpTask>,
     ) -> Result<()> {
+        if let Some(rejection) = self.objection().await {
+            return self.refuse(head, &rejection, opened, out);
+        }
         let content_type = head.headers.get(header::CONTENT_TYPE);
         let stream = content_type.is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
-        let reads = self.keeps || self.heads.iter().any(|hook| hook.reads("response", "body"));
+        // A client that has got the head of a stream gets anything as its events.
+        let stream = stream || opened;
+        let reads = self.keeps
+            || self.guard.is_some() && head.status.is_success()
+            || self.heads.iter().any(|hook| hook.reads("response", "body"));
         if !stream && !end && !opened && reads {
             self.phase = Phase::Held { head, body: BytesMut::new() };
             return Ok(());
@@ -156,7 +284,8 @@ impl AnswerFilters {
         if !opened {
             self.respond(&mut head, None).await?;
         }
-        self.phase = match stream && head.status.is_success() && !self.events.is_empty() {
+        let looks = !self.events.is_empty() || self.guard.is_some();
+        self.phase = match stream && head.status.is_success() && looks {
             true => Phase::Stream(Box::new(EventFilters::new(
                 self.language,
                 Arc::clone(&self.words),
@@ -180,19 +309,26 @@ impl AnswerFilters {
             Phase::Stream(filters) => {
                 let Filtered { bytes, stopped } =
                     filters.push(piece.unwrap_or_default(), end).await;
-                if let Some(why) = stopped {
-                    let mut report = lock(&self.report);
-                    report.stopped = Some(why);
+                let ends = end || stopped.is_some();
+                let (bytes, blocked) = match &mut self.guard {
+                    Some(guard) => guarded(guard, &bytes, ends, self.language, &self.wording),
+                    None => (bytes, None),
+                };
+                let trace = if ends { filters.trace() } else { Vec::new() };
+                lock(&self.report).trace.extend(trace);
+                if let Some(finding) = &blocked {
+                    self.found(finding);
+                }
+                if let Some(why) = stopped.or(blocked.map(|finding| finding.kind)) {
+                    lock(&self.report).stopped = Some(why);
                     self.phase = Phase::Over;
                     out.push(HttpTask::Body(Some(bytes), true));
                 } else if end || !bytes.is_empty() {
                     out.push(HttpTask::Body(Some(bytes), end));
                 }
-                if let Phase::Stream(filters) = &mut self.phase {
-                    if end {
-                        lock(&self.report).trace.extend(filters.trace());
-                        self.phase = Phase::Passing;
-                    }
+                if end && matches!(self.phase, Phase::Stream(_)) {
+                    self.phase = Phase::Passing;
+                    self.restored();
                 }
             }
             Phase::Held { body, .. } => {
@@ -212,6 +348,7 @@ impl AnswerFilters {
         let mut body = body.freeze();
         if end {
             self.respond(&mut head, Some(&mut body)).await?;
+            self.check(&mut head, &mut body)?;
             head.remove_header(&header::TRANSFER_ENCODING);
             head.insert_header(header::CONTENT_LENGTH, body.len())?;
             if self.keeps {
@@ -318,6 +455,25 @@ impl AnswerFilters {
         globals.push(("latency_ms", latency));
         globals.push(("backend_url", url.into()));
         globals
+    }
+}
+
+/// Events, as the guards let them pass; and what they have found, if the stream has to end.
+fn guarded(
+    guard: &mut AnswerFilter,
+    bytes: &Bytes,
+    end: bool,
+    language: &dyn Dialect,
+    wording: &ErrorWording,
+) -> (Bytes, Option<Finding>) {
+    match guard.push(bytes, end) {
+        Ok(bytes) => (bytes, None),
+        Err(blocked) => {
+            let Blocked { rejection, sent, finding } = *blocked;
+            let mut bytes = BytesMut::from(&sent[..]);
+            bytes.extend_from_slice(&language.event(&wording.rejection(&rejection)));
+            (bytes.freeze(), Some(finding))
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use tokio::task::JoinHandle;
 
 use super::run::{state, subject};
 use crate::{
-    dialect::texts::RequestTexts,
     gateway::{ctx::Ctx, stop::Stop},
     guards::{Finding, Moderation, Selected, Vault, Verdict},
     prompts::Target,
@@ -52,14 +51,9 @@ pub async fn judge(ctx: &mut Ctx) -> Result<bool, Stop> {
     let mut own = GuardState { selected, vault: outcome.vault, beside: Vec::new() };
     if selected.moderates() {
         // As the backend gets it.
-        let RequestTexts { texts, .. } =
-            found.language.request_texts(found.operation, ctx.body.bytes());
-        for moderation in guards.moderations(selected).cloned() {
-            let principal = ctx.caller.principal.as_deref();
-            let who = principal.map_or(("", ""), |p| (p.user_id.as_str(), p.key_id.as_str()));
-            let model = ctx.request.model.as_deref().unwrap_or_default();
-            let question = moderation.question(&texts, ctx.body.bytes(), model, who);
-            let Some(question) = question else { continue };
+        let language = (found.language, found.operation);
+        let questions = guards.questions(selected, language, ctx.body.bytes(), &subject(ctx));
+        for (moderation, question) in questions {
             if moderation.is_before() {
                 let verdict = moderation.ask(&question).await;
                 decide(ctx, &moderation, verdict)?;

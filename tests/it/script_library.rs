@@ -2,7 +2,7 @@
 
 use super::{
     scripts::with_script,
-    support::{Gateway, Redis, sim},
+    support::{Gateway, servers::Redis, sim},
 };
 
 /// Counts each key twice and then asks for a status that shows the sums.

@@ -2,7 +2,7 @@
 
 use super::{
     scripts::with_script,
-    support::{Gateway, Redis, sim},
+    support::{Gateway, servers::Redis, sim},
 };
 
 /// Counts each key twice and then asks for a status that shows the sums.
@@ -54,18 +54,16 @@ async fn a_changed_module_acts_and_the_store_survives() {
     let sim = sim().await;
     let script = "
 return {allow = false, message = require('names').greeting .. store.incr('n'), status = 418}";
-    let text = with_script(&sim.url(), script);
-    let gateway = Gateway::start(&(text.clone() + "x-modules: 0\n")).await;
-    let modules = gateway.path("lua/modules");
-    std::fs::create_dir_all(&modules).unwrap();
-    let write = |text: &str| std::fs::write(modules.join("names.lua"), text).unwrap();
+    let modules = tempfile::tempdir().unwrap();
+    let write = |text: &str| std::fs::write(modules.path().join("names.lua"), text).unwrap();
     write("return {greeting = 'hello '}");
-    gateway.rewrite(&(text + "x-modules: 1\n"));
-    gateway.logs("configuration 2 is in force").await;
+    let folder = modules.path().display();
+    let text = with_script(&sim.url(), script) + &format!("lua: {{modules: \"{folder}\"}}\n");
+    let gateway = Gateway::start(&text).await;
     let said = async || gateway.ask_as("sk-a").await.json()["error"]["message"].clone();
     assert_eq!(said().await, "hello 1");
     write("return {greeting = 'bye '}");
-    gateway.logs("configuration 3 is in force").await;
+    gateway.logs("configuration 2 is in force").await;
     assert_eq!(said().await, "bye 2");
     write("return {");
     gateway.logs("lua.modules: names.lua:1: unexpected symbol").await;

@@ -216,7 +216,7 @@ return {status = e.status == 401 and 418 or nil, headers = {['x-why'] = e.type .
     let gateway = Gateway::start(&configuration(&backend.url, KEYS, &[("on_error", script)])).await;
     let unknown = chat(&gateway, &hello()).await;
     assert_eq!(unknown.status, 418);
-    assert_eq!(unknown.header("x-why"), Some("auth_error client missing_key"));
+    assert_eq!(unknown.header("x-why"), Some("auth_error client MISSING_KEY"));
     let error = &unknown.json()["error"];
     assert_eq!(
         (&error["type"], &error["path"]),

@@ -76,6 +76,10 @@ pub const CASES: &[Case] = &[
     spoken("plain, Responses from Chat, an event", Unit::Event, Responses, Chat),
     spoken("plain, Chat from Messages, an event", Unit::Event, Chat, Messages),
     spoken("plain, Chat from Responses, an event", Unit::Event, Chat, Responses),
+    case("plain, a script that reads the head, a request", Unit::Request, Some(hook_head)),
+    case("plain, a script that edits the body, a request", Unit::Request, Some(hook_body)),
+    case("plain, a script that sees events, an event", Unit::Event, Some(hook_event)),
+    case("plain, a guard that masks, a request", Unit::Request, Some(masks)),
     house("full house, a request", Unit::Request, full),
     house("full house, an event", Unit::Event, full),
     house("full house with a script that runs, a request", Unit::Request, full_scripted),
@@ -83,6 +87,30 @@ pub const CASES: &[Case] = &[
 
 fn plain(_: &Path) -> String {
     "log: {access: false}\n".to_owned()
+}
+
+/// A script that only reads the head.
+fn hook_head(folder: &Path) -> String {
+    hook(folder, "on_request", "if request.headers['x-internal'] then return {allow = false} end")
+}
+
+/// A script that changes a field of the body.
+fn hook_body(folder: &Path) -> String {
+    hook(folder, "on_request", "local b = request.body b.temperature = 0.5 return {body = b}")
+}
+
+/// A script that looks at each event, and changes none.
+fn hook_event(folder: &Path) -> String {
+    hook(folder, "on_stream_event", "if event.content == 'stop' then return false end")
+}
+
+fn hook(folder: &Path, stage: &str, script: &str) -> String {
+    format!("{}hooks: {{{stage}: {{script: \"{script}\"}}}}\n", plain(folder))
+}
+
+/// Personal data is looked for in each request.
+fn masks(folder: &Path) -> String {
+    format!("{}guards: {{redact: [{{kinds: [email, phone, card, secret]}}]}}\n", plain(folder))
 }
 
 /// Every policy at once. The script depends on the key's data alone: what it decides is remembered.

@@ -1,6 +1,6 @@
 //! The present attempt has come to something: the policy is asked, and what follows is prepared.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use pingora_proxy::Session;
 
@@ -11,7 +11,7 @@ use super::{
     retry::{AttemptOutcome, Circumstances, Decision, PlannedAttempt},
     translate,
 };
-use crate::base::{Fault, Rejection};
+use crate::base::{Fault, Rejection, lock};
 
 /// Asks the policy whether another attempt follows this outcome of the present one, and releases the
 /// present one if so.
@@ -73,7 +73,11 @@ pub fn start(session: &Session, ctx: &mut Ctx, picked: PlannedAttempt) -> Result
     if let Some(translated) = &translated {
         timeline.translated(started.span, translated);
     }
-    *attempt = Some(Attempt { translated, ..started });
+    let url = &started.endpoint.plan.url;
+    if let Some(report) = ctx.hooks.as_ref().and_then(|state| state.report.as_ref()) {
+        lock(report).backend_url = Some(Arc::clone(url));
+    }
+    ctx.attempt = Some(Attempt { translated, ..started });
     Ok(())
 }
 

@@ -86,7 +86,7 @@ async fn hooked(session: &Session, ctx: &mut Ctx, summary: &Summary) {
     }
     let model = draft.as_ref().and_then(|draft| draft.model.clone());
     let who = draft.as_ref().and_then(|draft| draft.who.clone());
-    if let Some(draft) = draft {
+    if let Some(draft) = draft.filter(|_| ctx.snapshot.plan.usage.is_on()) {
         ctx.carry.usage.put(draft);
     }
     // The trace names what the record has taken.
@@ -202,7 +202,8 @@ fn record(session: &Session, ctx: &mut Ctx, summary: &Summary) {
 fn draft(session: &Session, ctx: &mut Ctx, summary: &Summary) -> Option<Draft> {
     let plan = &ctx.snapshot.plan.usage;
     let found = ctx.request.operation.filter(|found| found.kind().is_inference())?;
-    if !plan.is_on() {
+    let scripts = ctx.snapshot.hooks.has(Stage::Usage) || ctx.snapshot.hooks.has(Stage::Complete);
+    if !plan.is_on() && !scripts {
         return None;
     }
     let unknown = summary.outcome == Outcome::Rejected

@@ -147,13 +147,14 @@ fn entries_apply_by_model_key_and_tag() {
 #[test]
 fn services_see_no_more_than_the_backend() {
     let guards = guards("{redact: [{}], moderation: [{url: 'http://127.0.0.1:1'}]}");
-    let who = Who { model: "m", key_id: "k", ..Subject::default() };
+    let caller = Principal { key_id: "k".into(), user_id: "u".into(), ..Principal::default() };
+    let who = Subject { model: "m", principal: Some(&caller), ..Subject::default() };
     let body =
         r#"{"messages":[{"role":"system","content":"no"},{"role":"user","content":"a@b.de"}]}"#;
     let (sent, _) = request(&guards, "chat", body).unwrap();
     let chat = language("chat");
     let asked = (chat, operation(chat));
-    let questions = guards.questions(guards.applies(&who), asked, sent.as_bytes(), &who, "u");
+    let questions = guards.questions(guards.applies(&who), asked, sent.as_bytes(), &who);
     let [(service, question)] = &questions[..] else { panic!() };
     assert!(service.is_before());
     assert_eq!(question.texts, ["[EMAIL_1]"]);

@@ -49,6 +49,20 @@ pub const ROWS: &[Row] = &[
             &usage(&format!("{{type: webhook, webhook: {{url: \"{url}\", batch_size: 500}}}}"), ""),
         )
     }),
+    row("LLMProxy, a script that reads the head", |b, r| {
+        quiet(b, r, &hook("on_request", "if request.headers['x-internal'] then return false end"))
+    }),
+    row("LLMProxy, a script that edits the body", |b, r| {
+        let script = "local b = request.body b.temperature = 0.5 return {body = b}";
+        quiet(b, r, &hook("on_request", script))
+    }),
+    row("LLMProxy, a script that sees events", |b, r| {
+        let script = "if event.content == 'stop' then return false end";
+        quiet(b, r, &hook("on_stream_event", script))
+    }),
+    row("LLMProxy, a guard that masks", |b, r| {
+        quiet(b, r, "guards: {redact: [{kinds: [email, phone, card, secret]}]}\n")
+    }),
     row(super::FULL, |b, r| {
         let all = [two_backends(r), static_key(&lua()), limits("", SLOTS), usage(&file(b, r), "")];
         gateway(b, r, &all.concat())
@@ -115,6 +129,11 @@ fn two_backends(role: &Role) -> String {
 fn speaking(role: &Role, language: Language) -> String {
     let url = format!("http://{}", role.backend);
     format!("backends: [{{url: \"{url}\", languages: [{}]}}]\n", language.name())
+}
+
+/// A script at a stage.
+fn hook(stage: &str, script: &str) -> String {
+    format!("hooks: {{{stage}: {{script: \"{script}\"}}}}\n")
 }
 
 fn static_key(more: &str) -> String {

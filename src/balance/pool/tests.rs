@@ -329,6 +329,8 @@ fn replicas_agree_where_a_session_belongs() {
                 session: Some(session),
                 blocks: &[],
                 excluded: &[],
+                strategy: None,
+                binds: false,
                 now: Instant::now(),
             };
             let [one, two] = pools.each_ref().map(|pool| pool.pick(&request).ok().unwrap());

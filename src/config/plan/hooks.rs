@@ -112,8 +112,6 @@ impl Planner<'_> {
             None => stage == Stage::Auth,
         };
         let stream_timeout = raw.stream_timeout.map_or(STREAM_TIME, |t| t.0);
-        // Two scripts without a name are told apart by where they stand.
-        let name = if name == "script" { at.to_owned() } else { name };
         Some(HookPlan { stage, name, script, closed, when, stream_timeout })
     }
 }

@@ -104,9 +104,12 @@ impl Planner<'_> {
         how: &ScriptUse,
     ) -> Option<(String, Arc<Script>)> {
         let ScriptSource { key, text } = source;
+        // Several inline scripts are told apart by where they stand.
+        let own = if how.stage.is_some() { at } else { "script" };
+        let own = own.to_owned();
         let at = format!("{at}.{key}");
         let (name, text) = match key {
-            "lua_script" | "lua.script" | "script" => ("script".to_owned(), text.to_owned()),
+            "lua_script" | "lua.script" | "script" => (own, text.to_owned()),
             "lua.name" | "name" => self.script_by_name(&at, text)?,
             _ => (text.to_owned(), self.script_file(&at, text)?),
         };

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -22,7 +22,7 @@ use super::{
     guards::{self, GuardState},
     run::{kept, state, subject},
     state::AnswerReport,
-    words::OwnedWords,
+    words::{OwnedWords, RequestWords},
 };
 use crate::{
     base::{Rejection, Stage, lock},
@@ -257,7 +257,11 @@ impl AnswerFilters {
 
     /// A whole answer that goes out by itself.
     pub async fn whole(&mut self, head: &mut Box<ResponseHeader>, body: &mut Bytes) -> Result<()> {
-        self.respond(head, Some(body)).await
+        if let Some(rejection) = self.respond(head, Some(body)).await? {
+            *body = self.wording.rejection(&rejection);
+            self.reject(head, &rejection, body.len())?;
+        }
+        Ok(())
     }
 
     async fn head(
@@ -281,8 +285,8 @@ impl AnswerFilters {
             self.phase = Phase::Held { head, body: BytesMut::new() };
             return Ok(());
         }
-        if !opened {
-            self.respond(&mut head, None).await?;
+        if !opened && let Some(rejection) = self.respond(&mut head, None).await? {
+            return self.refuse(head, &rejection, opened, out);
         }
         let looks = !self.events.is_empty() || self.guard.is_some();
         self.phase = match stream && head.status.is_success() && looks {
@@ -347,7 +351,9 @@ impl AnswerFilters {
         let Phase::Held { mut head, body } = held else { return Ok(()) };
         let mut body = body.freeze();
         if end {
-            self.respond(&mut head, Some(&mut body)).await?;
+            if let Some(rejection) = self.respond(&mut head, Some(&mut body)).await? {
+                return self.refuse(head, &rejection, false, out);
+            }
             self.check(&mut head, &mut body)?;
             head.remove_header(&header::TRANSFER_ENCODING);
             head.insert_header(header::CONTENT_LENGTH, body.len())?;
@@ -363,12 +369,12 @@ impl AnswerFilters {
         Ok(())
     }
 
-    /// Runs `on_response`.
+    /// Runs `on_response`. The rejection is what the client gets if a script that must not fail has failed.
     async fn respond(
         &mut self,
         head: &mut Box<ResponseHeader>,
         mut body: Option<&mut Bytes>,
-    ) -> Result<()> {
+    ) -> Result<Option<Rejection>> {
         for hook in std::mem::take(&mut self.heads) {
             let parsed = body.as_ref().map(|body| Arc::new(read(body)));
             let globals = self.view(&hook, head, parsed.clone());
@@ -383,62 +389,49 @@ impl AnswerFilters {
                     })
                     .map_err(|why| hook.unusable(why.0))
             });
-            self.settle(&hook, took, outcome, head, body.as_deref_mut())?;
+            if let Some(rejection) = self.settle(&hook, took, outcome, head) {
+                return Ok(Some(rejection));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn settle(
         &self,
         hook: &Hook,
-        took: std::time::Duration,
+        took: Duration,
         outcome: Result<Vec<String>, HookFailure>,
-        head: &mut Box<ResponseHeader>,
-        body: Option<&mut Bytes>,
-    ) -> Result<()> {
-        let (word, changed) = match outcome {
+        head: &ResponseHeader,
+    ) -> Option<Rejection> {
+        let (word, changed, rejection) = match outcome {
             Ok(changed) => {
                 let word = if changed.is_empty() { "nothing" } else { "changed" };
                 hook.count(word);
                 if changed.iter().any(|what| what == "status") {
                     lock(&self.report).status = Some(head.status.as_u16());
                 }
-                (word, changed)
+                (word, changed, None)
             }
             Err(failure) => {
-                if failure.closed {
-                    self.fail(head, body)?;
-                }
-                ("failed", vec![failure.why])
+                let closed = failure.closed.then(|| Rejection::hook_failed(failure.stage));
+                ("failed", vec![failure.why], closed)
             }
         };
         if self.explains {
             lock(&self.report).trace.push(kept(hook, took, word, changed));
         }
-        Ok(())
-    }
-
-    /// The answer is not given to the client.
-    fn fail(&self, head: &mut Box<ResponseHeader>, body: Option<&mut Bytes>) -> Result<()> {
-        let error = self.language.failure("A script of the gateway failed", "hook_failed");
-        head.set_status(502)?;
-        let mut report = lock(&self.report);
-        report.status = Some(502);
-        report.stopped = Some("hook_failed".to_owned());
-        if let Some(body) = body {
-            *body = error;
-        }
-        Ok(())
+        rejection
     }
 
     fn view(&self, hook: &Hook, head: &ResponseHeader, body: Option<Arc<Value>>) -> Vec<Global> {
-        let words = self.words.borrow();
+        let url = lock(&self.report).backend_url.clone().unwrap_or_default();
+        let url = &*url;
+        let words = RequestWords { backend_url: Some(url), ..self.words.borrow() };
         let request = || serde_json::from_slice(self.request.as_ref()?).ok().map(Arc::new);
         let mut globals = vec![words.request(hook, request)];
         words.others(hook, &mut globals);
         let status = Input::Integer(head.status.as_u16().into());
         let latency = Input::from(self.arrived.elapsed().as_millis() as u64);
-        let url = words.backend_url.unwrap_or_default();
         let mut fields: Vec<Global> = vec![
             ("status", status.clone()),
             ("status_code", status),

@@ -31,6 +31,10 @@ pub async fn run_all(session: &mut Session, ctx: &mut Ctx) -> Result<bool, Stop>
     if !ctx.snapshot.hooks.has(Stage::Request) {
         return Ok(false);
     }
+    // For conditions; what it may is not decided yet.
+    if let (None, Some(found)) = (&ctx.caller.principal, &ctx.caller.found) {
+        ctx.caller.principal = found.principal();
+    }
     run(session, ctx, Stage::Request, view, apply).await?;
     Ok(ctx.hooks.as_mut().is_some_and(|state| std::mem::take(&mut state.changed)))
 }

@@ -47,6 +47,8 @@ pub struct RequestHooks {
 pub struct AnswerReport {
     /// The status that the client got, if a script has changed it.
     pub status: Option<u16>,
+    /// The backend that answers.
+    pub backend_url: Option<Arc<str>>,
     /// The plain answer that the client got, if a later script reads it.
     pub body: Option<Bytes>,
     /// What ran.

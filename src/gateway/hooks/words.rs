@@ -140,6 +140,13 @@ impl<'a> RequestWords<'a> {
     /// What the key's provider knows of it. The key itself is the caller's own.
     fn key_info(&self) -> Input {
         let mut data = self.key_data.cloned().unwrap_or_default();
+        for value in data.values_mut() {
+            // Amounts of the configuration are whole as a rule, and read so.
+            let whole = value.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 9e15);
+            if let Some(whole) = whole.filter(|_| value.is_f64()) {
+                *value = (whole as i64).into();
+            }
+        }
         if let Some(principal) = self.principal {
             for (name, text) in [("user_id", &principal.user_id), ("name", &principal.name)] {
                 data.entry(name).or_insert_with(|| text.as_str().into());

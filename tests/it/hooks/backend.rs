@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Bytes,
     extract::State,
-    http::HeaderMap,
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
     routing::post,
 };
@@ -107,8 +107,7 @@ async fn answer(
     if status != 200 {
         let error = json!({"error": {"message": "broken", "type": "x", "code": "y"}});
         let head = [("content-type", "application/json")];
-        return (axum::http::StatusCode::from_u16(status).unwrap(), head, error.to_string())
-            .into_response();
+        return (StatusCode::from_u16(status).unwrap(), head, error.to_string()).into_response();
     }
     if asked["stream"] == true {
         let pieces: Vec<_> = pieces.iter().map(String::as_str).collect();

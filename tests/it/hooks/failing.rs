@@ -74,7 +74,7 @@ async fn a_closed_stage_refuses() {
     let answer = chat(&gateway, &hello()).await;
     assert_eq!(
         (answer.status, answer.json()["error"]["code"].clone()),
-        (502, json!("hook_failed"))
+        (500, json!("hook_failed"))
     );
     let gateway =
         Gateway::start(&with(&backend.url, "on_stream_event", HOSTILE[0].1, "closed")).await;

@@ -24,8 +24,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Anthropic's name for it: clients of each API look for their own.
 const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
-/// The content type of errors.
-pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+pub use crate::wire::head::JSON;
 
 /// The content type of texts.
 pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");

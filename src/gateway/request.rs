@@ -164,7 +164,7 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     if count::estimate(session, ctx).await? {
         return Ok(Step::Answered);
     }
-    if hooks && let Some(filters) = hooks::answer::begin(session, ctx) {
+    if hooks && let Some(filters) = hooks::begin::answer(session, ctx) {
         let deferred = deferred_head::defer(session, None, false);
         deferred.filter(filters);
         ctx.deferred = Some(deferred);

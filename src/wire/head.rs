@@ -5,11 +5,14 @@
 //! costs two allocations and two insertions. Names of header fields are case-insensitive (RFC 9110,
 //! section 5.1), and HTTP/2 has them in lower case only.
 
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora::{
     Error, ErrorType, Result,
     http::{RequestHeader, ResponseHeader},
 };
+
+/// The content type of JSON.
+pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Edits the fields of a request. Names are written in lower case from then on, but for common ones.
 ///
@@ -69,7 +72,7 @@ pub fn remove_fields(fields: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> b
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderValue, Method, header};
+    use http::{Method, header};
 
     use super::*;
 

@@ -190,10 +190,11 @@ class Chat(Backend):
             self.assertEqual([request() for request in requests], ["Hello!", 1])
             self.assertEqual(len(self.ask(n=2).choices), 2)
         else:
-            for request in requests:
-                with self.assertRaises(openai.BadRequestError) as caught:
-                    request()
-                self.assertIn("No backend of this model serves /v1/", caught.exception.message)
+            # A completion of one prompt is asked for as a chat.
+            self.assertEqual(requests[0](), "Hello!")
+            with self.assertRaises(openai.BadRequestError) as caught:
+                requests[1]()
+            self.assertIn("No backend of this model serves /v1/", caught.exception.message)
             with self.assertRaises(openai.BadRequestError) as caught:
                 self.ask(n=2)
             self.assertEqual(caught.exception.param, "n")

@@ -12,22 +12,19 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::header;
 use pingora::{Result, http::ResponseHeader, protocols::http::HttpTask};
-use pingora_proxy::Session;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use super::{
     apply,
     events::{EventFilters, Filtered},
-    guards::{self, GuardState},
-    run::{kept, state, subject},
     state::AnswerReport,
+    trace,
     words::{OwnedWords, RequestWords},
 };
 use crate::{
     base::{Rejection, Stage, lock},
     dialect::{Dialect, ErrorWording},
-    gateway::{ctx::Ctx, reply},
     guards::{AnswerFilter, Blocked, Finding, Verdict as Moderated},
     hooks::{Global, Hook, HookFailure, Input, Unusable, Verdict},
     lua::json,
@@ -40,29 +37,31 @@ const LONGEST: usize = 16 << 20;
 
 /// What scripts do with one answer.
 pub struct AnswerFilters {
-    language: &'static dyn Dialect,
-    words: Arc<OwnedWords>,
-    request: Option<Bytes>,
+    pub(super) language: &'static dyn Dialect,
+    pub(super) words: Arc<OwnedWords>,
+    pub(super) request: Option<Bytes>,
     /// `on_response`.
-    heads: Vec<Arc<Hook>>,
+    pub(super) heads: Vec<Arc<Hook>>,
     /// `on_stream_event`.
-    events: Vec<Arc<Hook>>,
+    pub(super) events: Vec<Arc<Hook>>,
     /// Puts values back, and looks for what must not be said.
-    guard: Option<AnswerFilter>,
+    pub(super) guard: Option<AnswerFilter>,
     /// Services that are still being asked about the request.
-    beside: Vec<JoinHandle<Moderated>>,
-    wording: ErrorWording,
-    metrics: Metrics,
+    pub(super) beside: Vec<JoinHandle<Moderated>>,
+    pub(super) wording: ErrorWording,
+    pub(super) metrics: Metrics,
     /// The plain answer is kept for later scripts.
-    keeps: bool,
-    explains: bool,
-    arrived: Instant,
-    report: Arc<Mutex<AnswerReport>>,
-    phase: Phase,
+    pub(super) keeps: bool,
+    pub(super) explains: bool,
+    pub(super) arrived: Instant,
+    pub(super) report: Arc<Mutex<AnswerReport>>,
+    pub(super) phase: Phase,
 }
 
-enum Phase {
+#[derive(Default)]
+pub(super) enum Phase {
     /// No head has come.
+    #[default]
     Head,
     /// A plain answer of which scripts see all.
     Held {
@@ -80,47 +79,6 @@ enum Phase {
 pub struct Outgoing {
     pub tasks: Vec<HttpTask>,
     pub stopped: bool,
-}
-
-/// The scripts that see the answer to a request; `None` if there are none.
-pub fn begin(session: &Session, ctx: &mut Ctx) -> Option<AnswerFilters> {
-    let snapshot = Arc::clone(&ctx.snapshot);
-    let hooks = &snapshot.hooks;
-    let keeps = hooks.keeps_answer();
-    let GuardState { selected, vault, beside } = std::mem::take(&mut state(ctx).guards);
-    let language = ctx.request.language();
-    let guard = snapshot.guards.answer(selected, language, vault, false);
-    let scripts = hooks.has(Stage::Response) || hooks.has(Stage::StreamEvent) || keeps;
-    if !scripts && guard.is_none() && beside.is_empty() {
-        return None;
-    }
-    let subject = subject(ctx);
-    let of = |stage| -> Vec<Arc<Hook>> {
-        hooks.at(stage).iter().filter(|hook| hook.applies(&subject)).cloned().collect()
-    };
-    let (heads, events) = (of(Stage::Response), of(Stage::StreamEvent));
-    if heads.is_empty() && events.is_empty() && !keeps && guard.is_none() && beside.is_empty() {
-        return None;
-    }
-    let words = Arc::new(OwnedWords::of(session.req_header(), ctx));
-    let report = Arc::new(Mutex::new(AnswerReport::default()));
-    state(ctx).report = Some(Arc::clone(&report));
-    Some(AnswerFilters {
-        language,
-        guard,
-        beside,
-        wording: reply::error_wording(ctx),
-        metrics: ctx.carry.metrics.clone(),
-        words,
-        request: ctx.hooks.as_ref().and_then(|state| state.kept.clone()),
-        heads,
-        events,
-        keeps,
-        explains: ctx.carry.explains.capacity() > 0,
-        arrived: ctx.request.arrived,
-        report,
-        phase: Phase::Head,
-    })
 }
 
 impl AnswerFilters {
@@ -204,7 +162,7 @@ impl AnswerFilters {
         length: usize,
     ) -> Result<()> {
         head.set_status(rejection.status)?;
-        head.insert_header(header::CONTENT_TYPE, reply::JSON)?;
+        head.insert_header(header::CONTENT_TYPE, head::JSON)?;
         head.remove_header(&header::TRANSFER_ENCODING);
         head.insert_header(header::CONTENT_LENGTH, length)?;
         lock(&self.report).status = Some(rejection.status);
@@ -236,9 +194,9 @@ impl AnswerFilters {
     }
 
     fn found(&self, finding: &Finding) {
-        guards::count(&self.metrics, finding);
+        trace::count(&self.metrics, finding);
         if self.explains {
-            lock(&self.report).trace.push(guards::kept(finding));
+            lock(&self.report).trace.push(trace::of_finding(finding));
         }
     }
 
@@ -427,7 +385,7 @@ impl AnswerFilters {
             }
         };
         if self.explains {
-            lock(&self.report).trace.push(kept(hook, took, word, changed));
+            lock(&self.report).trace.push(trace::of_run(hook, took, word, changed));
         }
         rejection
     }

@@ -6,9 +6,9 @@ use pingora_proxy::Session;
 use serde_json::Value;
 
 use super::{
+    described,
     request::{label, parsed},
     run::{run, state},
-    words::RequestWords,
 };
 use crate::{
     base::{ModelPattern, Principal, Rejection, Stage, limits::OwnLimits},
@@ -36,7 +36,7 @@ pub async fn run_all(session: &mut Session, ctx: &mut Ctx) -> Result<(), Stop> {
 
 fn view(hook: &Hook, session: &Session, ctx: &mut Ctx) -> Vec<Global> {
     let body = hook.reads("request", "body").then(|| parsed(ctx)).flatten();
-    let words = RequestWords::of(session.req_header(), ctx);
+    let words = described::request(session.req_header(), ctx);
     let mut globals = vec![words.request(hook, || body)];
     words.others(hook, &mut globals);
     if hook.reads("standard_checks", "") {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pingora_proxy::Session;
 
-use super::{run::subject, usage, words::OwnedWords};
+use super::{described, run::subject, usage};
 use crate::{
     base::Stage,
     gateway::ctx::Ctx,
@@ -21,7 +21,7 @@ pub fn begin(session: &Session, ctx: &Ctx, draft: &Draft) {
     if hooks.is_empty() {
         return;
     }
-    let words = OwnedWords::of(session.req_header(), ctx).at(draft.backend_url.as_deref());
+    let words = described::owned(session.req_header(), ctx).at(draft.backend_url.as_deref());
     let words = words.of_record(draft.model.as_deref(), draft.who.clone());
     let kept = ctx.hooks.as_ref().and_then(|state| state.kept.clone());
     let result = usage::record(draft);

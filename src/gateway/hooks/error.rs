@@ -8,7 +8,7 @@ use pingora_proxy::Session;
 use serde_json::Value;
 
 use super::{
-    apply,
+    apply, described,
     run::{note, subject},
     words::RequestWords,
 };
@@ -178,7 +178,7 @@ fn words_of(end: &End) -> Option<ErrorWords> {
 fn view(hook: &Hook, session: &Session, ctx: &Ctx, error: &ErrorWords, status: u16) -> Vec<Global> {
     let endpoint = ctx.attempt.as_ref().map(|attempt| &attempt.endpoint);
     let url = endpoint.map(|endpoint| &*endpoint.plan.url);
-    let words = RequestWords { backend_url: url, ..RequestWords::of(session.req_header(), ctx) };
+    let words = RequestWords { backend_url: url, ..described::request(session.req_header(), ctx) };
     let body = || {
         let kept = ctx.hooks.as_ref()?.kept.as_ref()?;
         serde_json::from_slice(kept).ok().map(Arc::new)

@@ -8,7 +8,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use serde_json::{Map, Value};
 
-use super::{run::kept, words::OwnedWords};
+use super::{trace, words::OwnedWords};
 use crate::{
     dialect::{Dialect, EventWord},
     hooks::{Global, Hook, HookFailure, Input},
@@ -178,7 +178,7 @@ impl EventFilters {
                 None if what.is_empty() => "nothing",
                 None => "changed",
             };
-            kept(hook, *spent, word, what)
+            trace::of_run(hook, *spent, word, what)
         };
         self.scripts.iter().map(told).collect()
     }

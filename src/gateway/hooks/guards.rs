@@ -2,26 +2,17 @@
 
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
-
-use super::run::{state, subject};
+use super::{
+    run::{state, subject},
+    state::GuardState,
+    trace,
+};
 use crate::{
     gateway::{ctx::Ctx, stop::Stop},
-    guards::{Finding, Moderation, Selected, Vault, Verdict},
+    guards::{Finding, Moderation, Verdict},
     prompts::Target,
     runtime::explain::KeptHook,
-    telemetry::Metrics,
 };
-
-/// What guards have to do with the answer.
-#[derive(Default)]
-pub struct GuardState {
-    pub selected: Selected,
-    /// What the answer gets back.
-    pub vault: Option<Vault>,
-    /// Services that are asked while a backend answers.
-    pub beside: Vec<JoinHandle<Verdict>>,
-}
 
 /// Judges the request, and masks what has to be masked. `true`: the body has changed.
 ///
@@ -133,26 +124,8 @@ pub fn prompt(ctx: &mut Ctx) -> bool {
 
 /// Counts what a guard has found, and notes it.
 fn note(ctx: &mut Ctx, finding: &Finding) {
-    count(&ctx.carry.metrics, finding);
+    trace::count(&ctx.carry.metrics, finding);
     if ctx.carry.explains.capacity() > 0 {
-        state(ctx).trace.push(kept(finding));
-    }
-}
-
-/// Counts what a guard has found.
-pub fn count(metrics: &Metrics, finding: &Finding) {
-    let Finding { guard, kind, action, count } = finding;
-    metrics.guard_findings.with_label_values(&[guard, kind.as_str(), action]).inc_by(*count as u64);
-}
-
-/// What a guard has found, as it is kept.
-pub fn kept(finding: &Finding) -> KeptHook {
-    let Finding { guard, kind, action, count } = finding;
-    KeptHook {
-        stage: "guards",
-        script: (*guard).to_owned(),
-        took: Duration::ZERO,
-        result: action,
-        changed: vec![format!("{kind}: {count}")],
+        state(ctx).trace.push(trace::of_finding(finding));
     }
 }

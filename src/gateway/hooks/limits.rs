@@ -4,9 +4,9 @@ use pingora_proxy::Session;
 
 use super::{
     auth::{own_limits, principal},
+    described,
     request::{label, parsed},
     run::{run, state},
-    words::RequestWords,
 };
 use crate::{
     base::{Stage, limits::Scope},
@@ -35,7 +35,7 @@ pub async fn run_all(
             true => standing(ctx),
             false => Vec::new(),
         };
-        let words = RequestWords::of(session.req_header(), ctx);
+        let words = described::request(session.req_header(), ctx);
         let mut globals = vec![words.request(hook, || body)];
         words.others(hook, &mut globals);
         if reads("limits") {

@@ -7,7 +7,9 @@
 pub mod answer;
 mod apply;
 pub mod auth;
+pub mod begin;
 pub mod complete;
+mod described;
 pub mod error;
 mod events;
 pub mod guards;
@@ -16,6 +18,7 @@ pub mod request;
 pub mod route;
 mod run;
 pub mod state;
+mod trace;
 pub mod upstream;
 pub mod usage;
 mod words;

@@ -8,9 +8,8 @@ use pingora_proxy::Session;
 use serde_json::Value;
 
 use super::{
-    apply,
+    apply, described,
     run::{run, state},
-    words::RequestWords,
 };
 use crate::{
     base::Stage,
@@ -50,7 +49,7 @@ pub fn parsed(ctx: &mut Ctx) -> Option<Arc<Value>> {
 
 fn view(hook: &Hook, session: &Session, ctx: &mut Ctx) -> Vec<Global> {
     let body = hook.reads("request", "body").then(|| parsed(ctx)).flatten();
-    let words = RequestWords::of(session.req_header(), ctx);
+    let words = described::request(session.req_header(), ctx);
     let mut globals = vec![words.request(hook, || body)];
     words.others(hook, &mut globals);
     globals

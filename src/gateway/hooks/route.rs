@@ -6,9 +6,9 @@ use pingora_proxy::Session;
 use serde_json::Value;
 
 use super::{
+    described,
     request::{label, parsed},
     run::run,
-    words::RequestWords,
 };
 use crate::{
     balance::{Candidate, Endpoint},
@@ -119,7 +119,7 @@ fn view(hook: &Hook, session: &Session, ctx: &mut Ctx) -> Vec<Global> {
     let body = hook.reads("request", "body").then(|| parsed(ctx)).flatten();
     let (list, map) = (hook.reads("candidates", ""), hook.reads("backends", ""));
     let seen = if list || map { backends(session, ctx) } else { Vec::new() };
-    let words = RequestWords::of(session.req_header(), ctx);
+    let words = described::request(session.req_header(), ctx);
     let mut globals = vec![words.request(hook, || body)];
     words.others(hook, &mut globals);
     if list {

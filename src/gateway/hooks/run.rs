@@ -7,13 +7,12 @@ use std::{
 
 use pingora_proxy::Session;
 
-use super::state::RequestHooks;
+use super::{state::RequestHooks, trace};
 use crate::{
     base::{Rejection, Stage},
     config::plan::Subject,
     gateway::{ctx::Ctx, stop::Stop},
     hooks::{Global, Hook, HookFailure, Refusal, Unusable, Verdict},
-    runtime::explain::KeptHook,
 };
 
 /// What scripts have left in a request, made where there is nothing yet.
@@ -116,13 +115,7 @@ pub fn note(
     changed: Vec<String>,
 ) {
     if ctx.carry.explains.capacity() > 0 {
-        let kept = kept(hook, took, result, changed);
+        let kept = trace::of_run(hook, took, result, changed);
         state(ctx).trace.push(kept);
     }
-}
-
-/// A run, as it is kept.
-pub fn kept(hook: &Hook, took: Duration, result: &'static str, changed: Vec<String>) -> KeptHook {
-    let (stage, script) = (hook.stage().key(), hook.name().to_owned());
-    KeptHook { stage, script, took, result, changed }
 }

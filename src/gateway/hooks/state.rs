@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
+use tokio::task::JoinHandle;
 
-use super::guards::GuardState;
 use crate::{
     base::{ModelPattern, lock},
+    guards::{Selected, Vault, Verdict},
     hooks::Answer,
     runtime::explain::KeptHook,
 };
@@ -39,6 +40,16 @@ pub struct RequestHooks {
     pub guards: GuardState,
     /// What became of the answer on its way to the client.
     pub report: Option<Arc<Mutex<AnswerReport>>>,
+}
+
+/// What guards have to do with the answer.
+#[derive(Default)]
+pub struct GuardState {
+    pub selected: Selected,
+    /// What the answer gets back.
+    pub vault: Option<Vault>,
+    /// Services that are asked while a backend answers.
+    pub beside: Vec<JoinHandle<Verdict>>,
 }
 
 /// What scripts have done with an answer on its way to the client. Written by the client's session,

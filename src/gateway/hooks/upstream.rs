@@ -8,7 +8,7 @@ use pingora::http::RequestHeader;
 use serde_json::Value;
 
 use super::{
-    apply,
+    apply, described,
     run::{note, subject},
     words::RequestWords,
 };
@@ -96,7 +96,7 @@ fn view(hook: &Hook, request: &RequestHeader, ctx: &Ctx, body: Option<Arc<Value>
     let words = RequestWords {
         headers: &visible,
         backend_url: endpoint.map(|endpoint| &*endpoint.plan.url),
-        ..RequestWords::of(request, ctx)
+        ..described::request(request, ctx)
     };
     let mut globals = vec![words.request(hook, || body)];
     words.others(hook, &mut globals);

@@ -6,6 +6,7 @@ use pingora_proxy::Session;
 use serde_json::{Map, Value};
 
 use super::{
+    described,
     run::{note, subject},
     words::RequestWords,
 };
@@ -89,7 +90,7 @@ fn change(draft: &mut Draft, fields: Map<String, Value>) -> Vec<String> {
 fn view(hook: &Hook, session: &Session, ctx: &Ctx, draft: &Draft) -> Vec<Global> {
     let url = draft.backend_url.as_deref().unwrap_or_default();
     let words =
-        RequestWords { backend_url: Some(url), ..RequestWords::of(session.req_header(), ctx) };
+        RequestWords { backend_url: Some(url), ..described::request(session.req_header(), ctx) };
     let model = draft.model.as_deref();
     let words = RequestWords { model, principal: draft.who.as_deref(), ..words };
     let state = ctx.hooks.as_deref();

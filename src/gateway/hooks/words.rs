@@ -3,12 +3,10 @@
 use std::{net::IpAddr, sync::Arc};
 
 use http::{HeaderMap, Method};
-use pingora::http::RequestHeader;
 use serde_json::{Map, Value};
 
 use crate::{
     base::Principal,
-    gateway::ctx::Ctx,
     hooks::{Global, Hook, Input},
 };
 
@@ -34,28 +32,6 @@ pub struct RequestWords<'a> {
 }
 
 impl<'a> RequestWords<'a> {
-    /// From a request.
-    pub fn of(head: &'a RequestHeader, ctx: &'a Ctx) -> Self {
-        let state = ctx.hooks.as_deref();
-        Self {
-            id: ctx.request.id.as_str(),
-            method: &head.method,
-            path: head.uri.path(),
-            client: ctx.request.client,
-            headers: &head.headers,
-            model: ctx.request.model.as_deref(),
-            stream: ctx.request.stream,
-            language: ctx.request.language().name(),
-            operation: ctx.request.operation.map_or("", |found| found.label()),
-            principal: ctx.caller.principal.as_deref(),
-            key_data: ctx.caller.found.as_ref().and_then(|found| found.data()),
-            key: ctx.caller.key(),
-            tags: state.map_or(&[], |state| &state.tags),
-            metadata: state.map(|state| &state.metadata),
-            backend_url: None,
-        }
-    }
-
     /// The global `request`, with the fields that a script may read.
     pub fn request(&self, hook: &Hook, body: impl FnOnce() -> Option<Arc<Value>>) -> Global {
         let reads = |field| hook.reads("request", field);
@@ -176,9 +152,8 @@ pub struct OwnedWords {
 }
 
 impl OwnedWords {
-    /// A copy of what a request says.
-    pub fn of(head: &RequestHeader, ctx: &Ctx) -> Self {
-        let words = RequestWords::of(head, ctx);
+    /// A copy.
+    pub fn copy(words: &RequestWords<'_>, principal: Option<Arc<Principal>>) -> Self {
         Self {
             id: words.id.to_owned(),
             method: words.method.clone(),
@@ -189,7 +164,7 @@ impl OwnedWords {
             stream: words.stream,
             language: words.language,
             operation: words.operation,
-            principal: ctx.caller.principal.clone(),
+            principal,
             key_data: words.key_data.cloned(),
             key: words.key.map(str::to_owned),
             tags: words.tags.to_vec(),

@@ -68,7 +68,7 @@ pub fn start(session: &Session, ctx: &mut Ctx, picked: PlannedAttempt) -> Result
         let labels = [ctx.request.language().name(), translated.language.name(), result];
         ctx.carry.metrics.translations.with_label_values(&labels).inc();
     }
-    let Attempts { policy, attempt, timeline, view } = ctx.attempts(session);
+    let Attempts { policy, timeline, view, .. } = ctx.attempts(session);
     let started = policy.start(picked, &view, timeline);
     if let Some(translated) = &translated {
         timeline.translated(started.span, translated);

@@ -305,7 +305,8 @@ fn trace(ctx: &mut Ctx, summary: &Summary) {
         return;
     }
     let refused = ctx.end().is_some_and(|end| end.rejection().is_some());
-    if ctx.route.is_none() && !refused {
+    let hooked = ctx.hooks.as_ref().is_some_and(|state| !state.trace.is_empty());
+    if ctx.route.is_none() && !refused && !hooked {
         return;
     }
     let answer = ctx.attempt.as_ref().map(|attempt| &attempt.answer);

@@ -99,9 +99,9 @@ fn headers(globals: &Globals<'_>, fields: &HeaderMap) -> lua::Result<lua::Table>
     Ok(table)
 }
 
-/// A call of a stage's script.
+/// A call of a stage's script: its globals, and the reading of what it returns.
 #[derive(Clone)]
-pub(super) struct Call {
+pub struct Call {
     pub stage: Stage,
     pub globals: Arc<[Global]>,
 }

@@ -12,6 +12,6 @@ mod set;
 mod verdict;
 
 pub use call::{Hook, HookFailure};
-pub use input::{Global, Input};
+pub use input::{Call, Global, Input};
 pub use set::Hooks;
 pub use verdict::{Answer, HeaderChange, Refusal, Unusable, Verdict};

@@ -165,3 +165,10 @@ pub struct Account {
     /// Lines that it logged.
     pub log: Vec<LogLine>,
 }
+
+impl Account {
+    /// Whether a thread that serves requests may do such a call itself.
+    pub fn is_brief(&self) -> bool {
+        self.time < BRIEF && self.memory < BRIEF_MEMORY
+    }
+}

@@ -72,6 +72,12 @@ impl Library {
         Self { env, modules, store, http, concurrent, connected, own }
     }
 
+    /// The same with a store of its own in this process.
+    pub fn in_memory(mut self) -> Self {
+        self.store.redis = None;
+        self
+    }
+
     /// Connects it with what outlives a configuration. Until then the store is one of its own in this
     /// process, and Redis is not available. Only the first call has an effect.
     pub fn connect(

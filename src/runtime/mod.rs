@@ -12,6 +12,7 @@ mod handover;
 pub mod live;
 pub mod owners;
 mod readiness;
+mod script_requests;
 pub mod serve;
 pub mod snapshot;
 pub mod tiers;

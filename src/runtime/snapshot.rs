@@ -9,6 +9,7 @@ use super::{
     carry::Carry,
     endpoints::{self, EarlierEndpoints},
     owners::SharedOwners,
+    script_requests::ScriptRequests,
     tiers::Tiers,
 };
 use crate::{
@@ -54,8 +55,8 @@ pub struct Snapshot {
 impl Snapshot {
     /// Builds the whole generation after `earlier`. What survives comes from there and from `carry`.
     pub fn build(plan: Plan, earlier: Option<&Self>, carry: &Carry) -> Self {
-        // Without an observer: the metrics of requests are not counted yet.
-        plan.lua.connect(&carry.stores, &carry.scripts, None);
+        let observer = Arc::new(ScriptRequests(carry.metrics.hooks.clone()));
+        plan.lua.connect(&carry.stores, &carry.scripts, Some(observer));
         let before = earlier.and_then(|e| e.auth.as_deref());
         let auth = plan.auth.as_ref().map(|auth| Auth::new(auth, &carry.resources(), before));
         let before = earlier.map(|e| &*e.limits);

@@ -6,4 +6,5 @@ mod configurations;
 mod links;
 mod markdown;
 mod names;
+mod reference;
 mod shell;

@@ -65,6 +65,7 @@ mod replicas;
 mod retries;
 mod routing;
 mod script_library;
+mod script_tools;
 mod script_values;
 mod scripts;
 mod sdk;

@@ -136,8 +136,10 @@ impl AnswerFilters {
                     self.head(head, end, opened, &mut out).await?;
                 }
                 HttpTask::Body(piece, end) => self.piece(piece, end, &mut out).await?,
+                // Trailers end a body as well; what was changed has none.
+                HttpTask::Trailer(_) if self.holds() => self.piece(None, true, &mut out).await?,
                 HttpTask::Done => {
-                    if !matches!(self.phase, Phase::Passing) {
+                    if self.holds() {
                         self.piece(None, true, &mut out).await?;
                         // The end is said by the last piece.
                         if matches!(self.phase, Phase::Over) {
@@ -150,6 +152,11 @@ impl AnswerFilters {
             }
         }
         Ok(Outgoing { tasks: out, stopped: matches!(self.phase, Phase::Over) })
+    }
+
+    /// The end of the body is not said yet.
+    fn holds(&self) -> bool {
+        matches!(self.phase, Phase::Stream(_) | Phase::Held { .. })
     }
 
     /// What the services say that were asked beside the backend, if they object.
@@ -275,9 +282,11 @@ impl AnswerFilters {
             return self.refuse(head, &rejection, opened, out);
         }
         let content_type = head.headers.get(header::CONTENT_TYPE);
-        let stream = content_type.is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+        let says = |what: &[u8]| content_type.is_some_and(|v| v.as_bytes().starts_with(what));
         // A client that has got the head of a stream gets anything as its events.
-        let stream = stream || opened;
+        let stream = opened
+            || says(b"text/event-stream")
+            || self.words.is_stream() && !says(b"application/json") && head.status.is_success();
         let reads = self.keeps
             || self.guard.is_some() && head.status.is_success()
             || self.heads.iter().any(|hook| hook.reads("response", "body"));

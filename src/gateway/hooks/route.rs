@@ -40,6 +40,7 @@ pub async fn run_all(session: &mut Session, ctx: &mut Ctx) -> Result<(), Stop> {
     // Another model may have other backends.
     let route = ctx.snapshot.router.find(Some(&model)).map_err(|rejection: Rejection| rejection)?;
     ctx.route = Some(route);
+    ctx.retry.begin(&ctx.snapshot, ctx.route.as_deref());
     Ok(())
 }
 

@@ -203,6 +203,11 @@ impl OwnedWords {
         Self { backend_url: backend_url.map(str::to_owned), ..self }
     }
 
+    /// Whether a stream was asked for.
+    pub fn is_stream(&self) -> bool {
+        self.stream
+    }
+
     /// With what only its record has, when that is made.
     pub fn of_record(self, model: Option<&str>, principal: Option<Arc<Principal>>) -> Self {
         Self { model: model.map(str::to_owned), principal, ..self }

@@ -1,6 +1,9 @@
 //! Scripts that fail, at every stage, and what becomes of the request.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
@@ -108,4 +111,41 @@ async fn a_stream_is_not_slowed_for_longer_than_its_budget() {
     // 54 events of 9 ms each would take half a second.
     assert!(since.elapsed() < Duration::from_millis(400), "{:?}", since.elapsed());
     gateway.logs("its time for this stream is used up").await;
+}
+
+#[tokio::test]
+async fn endless_scripts_delay_no_other_request() {
+    let backend = Backend::start().await;
+    let script = "if request.body.hostile then while true do end end";
+    for stage in STAGES.into_iter().filter(|stage| *stage != "on_complete") {
+        let hooks =
+            format!("  {stage}: {{on_error: open, timeout: 200ms, script: \"{script}\"}}\n");
+        // One thread: a script that blocks it blocks all requests.
+        let text = format!(
+            "server: {{threads: 1}}\nbackends: [{{url: \"{}\"}}]\nhooks:\n{hooks}",
+            backend.url
+        );
+        let gateway = Arc::new(Gateway::start(&text).await);
+        let hostile: Vec<_> = (0..2)
+            .map(|_| {
+                let gateway = Arc::clone(&gateway);
+                let mut body = if stage == "on_stream_event" { hello_stream() } else { hello() };
+                body["hostile"] = true.into();
+                tokio::spawn(async move { chat(&gateway, &body).await.status })
+            })
+            .collect();
+        let mut served = 0;
+        while !hostile.iter().all(tokio::task::JoinHandle::is_finished) && served < 10 {
+            let mut client = gateway.client().await;
+            assert_eq!(client.get("/health").await.status, 200);
+            served += 1;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for one in hostile {
+            assert_eq!(one.await.unwrap(), 200, "{stage}");
+        }
+        // No error has run that of `on_error`; that of `on_usage` runs when the client has its answer.
+        let waits = !["on_error", "on_usage"].contains(&stage);
+        assert!(served > 2 || !waits, "{stage}: only {served} requests were served");
+    }
 }

@@ -74,11 +74,27 @@ impl Converter {
             });
         }
         // It was a number of megabytes.
-        self.each("auth.pipeline[].lua.max_memory", |memory| {
-            if let Some(megabytes) = memory.as_u64().filter(|n| *n < 1 << 12) {
-                *memory = format!("{megabytes}MiB").into();
-            }
-        });
+        let scripts = ["auth.pipeline[].lua", "routing.script", "rate_limit.script"];
+        let stages =
+            ["on_request", "on_auth", "on_route", "on_response", "on_error", "on_complete"];
+        let kinds = [
+            "routing",
+            "auth",
+            "rate_limit",
+            "usage",
+            "request_transform",
+            "response_transform",
+            "error_handler",
+        ];
+        let all = scripts.into_iter().map(str::to_owned);
+        let all = all.chain(stages.map(|stage| format!("hooks.{stage}")));
+        for script in all.chain(kinds.map(|kind| format!("scripts.{kind}"))) {
+            self.each(&format!("{script}.max_memory"), |memory| {
+                if let Some(megabytes) = memory.as_u64().filter(|n| *n < 1 << 12) {
+                    *memory = format!("{megabytes}MiB").into();
+                }
+            });
+        }
         self.fallbacks();
     }
 

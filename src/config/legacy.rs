@@ -62,12 +62,12 @@ pub const KEYS: [(&str, Now); 47] = [
         Gone("it had no effect; `timeouts.total` limits a whole request, streams included"),
     ),
     ("routing.connect_timeout", Moved("timeouts.connect")),
-    ("routing.script", Moved("scripts.routing.script")),
+    ("routing.script", Moved("scripts.routing")),
     ("routing.script_file", Moved("scripts.routing.script_file")),
     ("routing.request_transform", Moved("scripts.request_transform")),
     ("routing.response_transform", Moved("scripts.response_transform")),
-    ("auth.script", Moved("scripts.auth.script")),
-    ("rate_limit.script", Moved("scripts.rate_limit.script")),
+    ("auth.script", Moved("scripts.auth")),
+    ("rate_limit.script", Moved("scripts.rate_limit")),
     ("error_handler", Moved("scripts.error_handler")),
     ("health_check.script", Gone("it had no effect; a probe succeeds with the `expected_status`")),
     ("backends[].timeout", Gone("it had no effect; `timeouts` apply to all backends")),
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(now("server.listen"), Some(Moved("listen")));
         assert_eq!(now("listen"), None);
         assert_eq!(now("hooks.on_request.script"), None);
-        assert_eq!(now("rate_limit.script"), Some(Moved("scripts.rate_limit.script")));
+        assert_eq!(now("rate_limit.script"), Some(Moved("scripts.rate_limit")));
         assert!(matches!(now("backends[7].timeout"), Some(Gone(_))));
         assert_eq!(now("backends[7].url"), None);
         assert_eq!(now("logging.access.enabled"), Some(Moved("log.access")));

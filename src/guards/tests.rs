@@ -183,7 +183,10 @@ fn mistakes_of_the_configuration_are_told() {
             "guards.moderation[0].categories: is for",
         ),
         ("{caps: [{n: 0}]}", "guards.caps[0].n: is zero"),
-        ("{caps: [{when: {keys: ['*x']}}]}", "guards.caps[0].when.keys[0]: is neither"),
+        (
+            "{caps: [{when: {keys: ['*x']}}]}",
+            "guards.caps[0].when.keys[0]: `*` is allowed only at the end",
+        ),
     ] {
         let text = format!("backends: [{{url: 'http://127.0.0.1:1'}}]\nguards: {section}\n");
         let loaded = config::load_text(&text, std::path::Path::new(""), &|_| None);

@@ -27,6 +27,11 @@ fn run(arguments: &[&str]) -> Output {
 fn converted(old: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let (from, to) = (folder.path().join("old.yaml"), folder.path().join("new.yaml"));
+    let scripts = folder.path().join("scripts");
+    std::fs::create_dir(&scripts).unwrap();
+    for name in ["on_request", "routing", "ratelimit"] {
+        std::fs::write(scripts.join(format!("{name}.lua")), "return nil").unwrap();
+    }
     std::fs::write(&from, old).unwrap();
     let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
     let output = run(&["convert", from, "--output", to]);
@@ -46,7 +51,12 @@ fn converted(old: &str) -> String {
 }
 
 fn shown(text: &str) -> Value {
-    let loaded = config::load_text(text, std::path::Path::new("."), &|_| Some("x".to_owned()));
+    // Where the scripts are does not matter here.
+    let text = text.replace(
+        "./scripts/",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/seed-scripts/"),
+    );
+    let loaded = config::load_text(&text, std::path::Path::new("."), &|_| Some("x".to_owned()));
     loaded.plan.unwrap_or_else(|| panic!("{:?}", loaded.problems)).shown
 }
 
@@ -105,6 +115,9 @@ fn moved_keys_are_where_they_belong_and_the_others_in_comments() {
         ("/storage/caches/1", Value::Null),
         ("/admin/listen", "127.0.0.1:8001".into()),
         ("/auth/pipeline/5/static/keys/0/status", "active".into()),
+        ("/hooks/on_request/0/max_memory", (10 << 20).into()),
+        ("/scripts/routing/timeout", "1s".into()),
+        ("/scripts/rate_limit/max_memory", (10 << 20).into()),
         ("/routing/load_balance_strategy", "weighted".into()),
         ("/routing/fallback/0/fallback", serde_json::json!(["http://localhost:8001"])),
         ("/routing/fallback/1/primary", Value::Null),
@@ -126,17 +139,15 @@ fn moved_keys_are_where_they_belong_and_the_others_in_comments() {
         "# storage.caches[1]: ",
         "# auth.pipeline[1].script: ",
         "# logging: ",
-        "# rate_limit.script: ",
         "# routing.timeout: ",
         "# routing.fallback[0].fallback[1]: it is not a backend",
         "# health_check.script: ",
         "# metrics: ",
-        "# hooks: ",
     ] {
         assert!(new.contains(comment), "{comment} in\n{new}");
     }
     // What it was stands there, and what was switched off does not.
-    assert!(new.contains("#   on_request:\n"), "{new}");
+    assert!(new.contains("#   allowed_origins:\n"), "{new}");
     for gone in ["server.tls", "etcd", "static-2"] {
         assert!(!new.contains(gone), "{gone} in\n{new}");
     }
@@ -155,8 +166,8 @@ fn old_names_are_told_with_what_to_write_instead() {
         ("log: {output: stdout}", "log.output", "standard error"),
         ("metrics: {enabled: true}", "metrics", "`/metrics`"),
         ("logging: {enabled: true}", "logging", "`log.access`"),
-        ("hooks: {enabled: true}", "hooks", "`lua_script`"),
-        ("scripts: {}", "scripts", "`lua_script`"),
+        ("rate_limit: {script: {}}", "rate_limit.script", "write `scripts.rate_limit`"),
+        ("routing: {script: {}}", "routing.script", "write `scripts.routing`"),
         ("health_check: {script: {}}", "health_check.script", "`expected_status`"),
     ] {
         let text = format!("backends: [{{url: \"http://x\"}}]\n{line}\n");

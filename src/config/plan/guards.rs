@@ -166,7 +166,7 @@ impl Planner<'_> {
         kinds.sort_unstable();
         kinds.dedup();
         RedactPlan {
-            when: self.when(at, &raw.when),
+            when: self.when(&format!("{at}.when"), &raw.when),
             action: raw.action,
             reversible: raw.reversible,
             kinds,
@@ -215,7 +215,7 @@ impl Planner<'_> {
             None => format!("{at}.words[{i}]"),
         };
         Some(DenyPlan {
-            when: self.when(at, &raw.when),
+            when: self.when(&format!("{at}.when"), &raw.when),
             patterns: self.compiled(&list, place)?,
             on: raw.on.clone(),
             roles: raw.roles.clone(),
@@ -242,7 +242,7 @@ impl Planner<'_> {
             }
         }
         ModerationPlan {
-            when: self.when(at, &raw.when),
+            when: self.when(&format!("{at}.when"), &raw.when),
             mode: raw.mode,
             form: raw.form,
             url: raw.url.clone(),
@@ -265,7 +265,7 @@ impl Planner<'_> {
             }
         }
         CapsPlan {
-            when: self.when(at, &raw.when),
+            when: self.when(&format!("{at}.when"), &raw.when),
             action: raw.action,
             n: raw.n,
             max_tokens: raw.max_tokens,

@@ -16,6 +16,9 @@ use crate::{
 /// How long a call for one event may take.
 const EVENT_TIME: Duration = Duration::from_millis(10);
 
+/// Fewer bytes than this are megabytes: no script runs in so few.
+const MEGABYTES: u64 = 1 << 12;
+
 /// How long all calls for one stream may take.
 const STREAM_TIME: Duration = Duration::from_secs(1);
 
@@ -100,10 +103,19 @@ impl Planner<'_> {
                 return None;
             }
         };
+        let max_memory = raw.max_memory.map(|memory| match memory.0 {
+            // Version 0.5 counted megabytes.
+            megabytes @ 1..MEGABYTES => {
+                let message = format!("is taken for {megabytes}MiB: write the unit");
+                self.warn(format!("{at}.max_memory"), message);
+                megabytes << 20
+            }
+            bytes => bytes,
+        });
         let usual = if stage == Stage::StreamEvent { EVENT_TIME } else { Duration::ZERO };
         let how = ScriptUse {
             timeout: raw.timeout.map(|t| t.0).or((!usual.is_zero()).then_some(usual)),
-            max_memory: raw.max_memory.map(|m| m.0),
+            max_memory,
             stage: Some(stage),
         };
         let (name, script) = self.compile(at, source, &how)?;

@@ -362,8 +362,8 @@ pub(super) mod tests {
         let one = |driver| insert(driver).statement(std::slice::from_ref(&fresh)).sql().to_owned();
         let sql = one(Driver::Postgres);
         assert!(sql.starts_with("INSERT INTO t (\"record_id\", \"version\", "), "{sql}");
-        assert!(sql.contains("$26, CAST($27 AS TIMESTAMPTZ), $28"), "{sql}");
-        assert!(sql.ends_with("$39) ON CONFLICT (\"record_id\") DO NOTHING"), "{sql}");
+        assert!(sql.contains("$28, CAST($29 AS TIMESTAMPTZ), $30"), "{sql}");
+        assert!(sql.ends_with("$41) ON CONFLICT (\"record_id\") DO NOTHING"), "{sql}");
         assert!(one(Driver::Sqlite).ends_with("?) ON CONFLICT (`record_id`) DO NOTHING"));
         let mysql = one(Driver::Mysql);
         let end = "?) ON DUPLICATE KEY UPDATE `record_id` = IF(`record_id` = VALUES(`record_id`), \

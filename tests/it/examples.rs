@@ -9,6 +9,8 @@ use std::{
 
 use llmproxy::sim::{Fail, Language, Sim};
 
+use serde_json::{Value, json};
+
 use super::support::{
     Client, Gateway, chat, eventually, free_address,
     servers::{MariaDb, Postgres, Redis},
@@ -399,4 +401,133 @@ async fn usage_is_sent_to_redis() {
     let counted = r#""prompt_tokens":9,"completion_tokens":16"#;
     let counted = read.lines().filter(|line| line.starts_with('{') && line.contains(counted));
     assert_eq!(counted.count(), 3, "{read}");
+}
+
+/// The gateway of `hooks`, with its two backends.
+async fn hooks(peak: [&str; 2]) -> (Gateway, Sim, Sim) {
+    let (standard, vip) = (sim().await, sim().await);
+    let [from, until] = peak.map(str::to_owned);
+    let env = [
+        ("STANDARD_URL", standard.url()),
+        ("VIP_URL", vip.url()),
+        ("PEAK_FROM", from),
+        ("PEAK_UNTIL", until),
+    ];
+    (Gateway::example("hooks", &env).await, standard, vip)
+}
+
+const NEVER: [&str; 2] = ["24", "24"];
+const PLAIN: &str = "sk-example-plain-0001";
+const VIP: &str = "sk-example-vip-00001";
+
+async fn says(gateway: &Gateway, key: &str, model: &str, text: &str) -> Value {
+    let body = json!({"model": model, "messages": [{"role": "user", "content": text}]});
+    let mut client = gateway.client().await;
+    let headers = format!("Authorization: Bearer {key}\r\n");
+    client.post_with("/v1/chat/completions", &headers, body.to_string().as_bytes()).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()
+}
+
+/// The last request that this backend has got.
+fn got(sim: &Sim) -> Value {
+    serde_json::from_slice(&sim.stats().last().unwrap().body).unwrap()
+}
+
+#[tokio::test]
+async fn hooks_route_vips_and_remap_models() {
+    let (gateway, standard, vip) = hooks(NEVER).await;
+    for _ in 0..4 {
+        says(&gateway, PLAIN, "sim-model", "Hello").await;
+    }
+    assert_eq!((standard.stats().requests(), vip.stats().requests()), (4, 0));
+    for _ in 0..4 {
+        let answer = says(&gateway, VIP, "gpt-4o", "Hello").await;
+        assert_eq!(answer["model"], "gpt-4o");
+    }
+    assert_eq!((standard.stats().requests(), vip.stats().requests()), (4, 4));
+    assert_eq!(got(&vip)["model"], "sim-model");
+}
+
+#[tokio::test]
+async fn hooks_bill_with_a_discount() {
+    let (gateway, _standard, _vip) = hooks(NEVER).await;
+    let path = gateway.file.with_file_name("data").join("usage.jsonl");
+    for (n, key, custom, cost) in [
+        (1, PLAIN, json!({"billable_tokens": 25, "discount": 0}), 0.0005),
+        (2, VIP, json!({"billable_tokens": 12, "discount": 0.5}), 0.00024),
+    ] {
+        says(&gateway, key, "sim-model", "Hello").await;
+        let text = || fs::read_to_string(&path).unwrap_or_default();
+        eventually("a line", async || text().lines().count() == n).await;
+        let record: Value = serde_json::from_str(text().lines().last().unwrap()).unwrap();
+        assert_eq!((&record["custom"], &record["total_tokens"]), (&custom, &json!(25)), "{record}");
+        assert!((record["cost"].as_f64().unwrap() - cost).abs() < 1e-9, "{record}");
+    }
+}
+
+#[tokio::test]
+async fn hooks_limit_requests_at_peak_hours() {
+    for (peak, statuses) in [(NEVER, [200; 4]), (["0", "24"], [200, 200, 429, 429])] {
+        let (gateway, _standard, _vip) = hooks(peak).await;
+        for expected in statuses {
+            assert_eq!(gateway.ask_as(PLAIN).await.status, expected, "{peak:?}");
+        }
+        for _ in 0..4 {
+            assert_eq!(gateway.ask_as(VIP).await.status, 200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn hooks_mask_personal_data() {
+    let backend = super::guards::echo::Echo::start().await;
+    let env = [("STANDARD_URL", backend.url.clone()), ("VIP_URL", backend.url.clone())];
+    let gateway = Gateway::example("hooks", &env).await;
+    let text = "I am ann@example.com, 4111 1111 1111 1111";
+    let told = |answer: &Value| answer["choices"][0]["message"]["content"].clone();
+    let answer = says(&gateway, VIP, "sim-model", text).await;
+    assert_eq!(told(&answer), text, "the guard puts values back");
+    assert_eq!(backend.last_json()["messages"][0]["content"], "I am [EMAIL_1], [CARD_1]");
+    let answer = says(&gateway, VIP, "hosted-large", text).await;
+    assert_eq!(told(&answer), "I am [EMAIL], 4111 1111 1111 1111", "the script does not");
+    assert_eq!(backend.last_json()["messages"][0]["content"], "I am [EMAIL], [CARD_1]");
+}
+
+#[tokio::test]
+async fn system_prompts_are_added() {
+    let models = ["sim-model", "sim-mini"].map(str::to_owned).to_vec();
+    let backend = sim_with(|b| b.models = models).await;
+    let gateway = Gateway::example("system-prompts", &[("BACKEND_URL", backend.url())]).await;
+    let rules = "You work for Example Ltd, in Europe.\n\n---\n\nNever give legal advice.";
+    let date = || jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    for (model, brief) in
+        [("sim-model", ""), ("sim-mini", "\n\nAnswer in at most three sentences.")]
+    {
+        let ask = async |turns: Value| {
+            let body = json!({"model": model, "messages": turns}).to_string();
+            let answer = gateway.client().await.ask("/v1/chat/completions", body).await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            got(&backend)["messages"].clone()
+        };
+        let user = json!({"role": "user", "content": "Hello"});
+        let before = date();
+        let seen = ask(json!([{"role": "system", "content": "Be kind."}, user])).await;
+        let with = |date| format!("{rules}\n\nBe kind.{brief}\nToday is {date}.");
+        let system = seen[0]["content"].as_str().unwrap();
+        assert!([with(before), with(date())].iter().any(|text| text == system), "{system}");
+        assert_eq!(seen[1], user);
+        let seen = ask(json!([user])).await;
+        let system = seen[0]["content"].as_str().unwrap();
+        assert!(system.starts_with(rules) && system.contains("\nToday is "), "{system}");
+    }
+    // A new file acts without a restart.
+    let file = gateway.file.with_file_name("system_prompts").join("50-more.md");
+    fs::write(file, "Be polite.").unwrap();
+    eventually("the new prompt", async || {
+        gateway.client().await.ask("/v1/chat/completions", chat(false)).await;
+        got(&backend).to_string().contains("Be polite.")
+    })
+    .await;
 }

@@ -1,0 +1,113 @@
+//! Denied words in requests and in answers.
+
+use serde_json::json;
+
+use super::*;
+
+#[tokio::test]
+async fn a_denied_prompt_is_refused_in_the_clients_language() {
+    let echo = Echo::start().await;
+    for status in [400, 403] {
+        let guard = format!(
+            "guards: {{deny: [{{words: [\"project nightfall\"], patterns: ['code-\\d{{4}}'], status: {status}, message: Not here.}}]}}\n"
+        );
+        let gateway = before(&echo.url, "chat", &guard).await;
+        let count = echo.seen().len();
+        for client in LANGUAGES {
+            for (text, stream) in [("What is Project Nightfall?", false), ("say code-1234!", true)]
+            {
+                let answer = ask(&gateway, client, "", &says(client, stream, text)).await;
+                assert_eq!(answer.status, status, "{client}: {}", answer.text());
+                let (_, code, message) = refusal(client, &answer);
+                assert_eq!(message, "Not here.");
+                assert!(client == "messages" || code == "content_blocked", "{code}");
+            }
+            let fine = says(client, false, "What is a project nightfaller? code-123");
+            heard(&gateway, client, "", &fine).await;
+        }
+        assert_eq!(echo.seen().len(), count + 3);
+        assert_eq!(findings(&gateway, "deny", "prompt", "refuse").await, 6.0);
+    }
+}
+
+const DENY: &str =
+    "guards: {deny: [{on: [answer], words: [nightfall], status: 403, message: Not here.}]}\n";
+
+#[tokio::test]
+async fn a_plain_answer_is_replaced() {
+    let echo = Echo::start().await;
+    echo.change(|m| m.says = Some("It is Nightfall.".to_owned()));
+    let receiver = Receiver::start().await;
+    let mut asked = 0;
+    for backend in LANGUAGES {
+        let gateway = before(&echo.url, backend, &format!("{DENY}{}", receiver.hook())).await;
+        for client in LANGUAGES {
+            let answer = ask(&gateway, client, "", &says(client, false, "What is it?")).await;
+            assert_eq!(answer.status, 403, "{client} {backend}: {}", answer.text());
+            let (_, code, message) = refusal(client, &answer);
+            assert_eq!(message, "Not here.");
+            assert!(client == "messages" || code == "content_blocked", "{code}");
+            asked += 1;
+        }
+        assert_eq!(findings(&gateway, "deny", "answer", "end").await, 3.0);
+        // What the engine has generated is billed.
+        for record in receiver.wait_for(asked).await {
+            assert_eq!(record["total_tokens"], 12, "{record}");
+            assert_eq!(record["status_code"], 403, "{record}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_allowed_stream_is_whole() {
+    let echo = Echo::start().await;
+    let text = "A night falls. Nightfal, night-fall, nightfalls: night";
+    for backend in LANGUAGES {
+        let gateway = before(&echo.url, backend, DENY).await;
+        for client in LANGUAGES {
+            for piece in [1, 5] {
+                echo.change(|m| m.piece = piece);
+                let heard = heard(&gateway, client, "", &says(client, true, text)).await;
+                assert_eq!(heard.text, text, "{client} {backend}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn entries_apply_by_model_key_and_tag() {
+    let echo = Echo::start().await;
+    let more = format!(
+        "{KEYS}
+hooks: {{on_request: {{script: \"if request.headers['x-night'] then return {{tags = {{'night'}}}} end\"}}}}
+guards:
+  redact: [{{kinds: [email], when: {{models: [\"masked-*\"]}}}}]
+  deny:
+    - {{words: [alpha], when: {{keys: [k-ann]}}}}
+    - {{words: [beta], when: {{tags: [night], keys: [bob]}}}}
+  caps: [{{n: 1, when: {{models: [capped]}}}}]
+"
+    );
+    let gateway = before(&echo.url, "chat", &more).await;
+    for (who, night, model, text, status) in [
+        ("ann", false, "m", "alpha", 400),
+        ("ann", true, "m", "beta", 200),
+        ("bob", true, "m", "beta", 400),
+        ("bob", false, "m", "alpha beta", 200),
+        ("bob", false, "capped", "x", 400),
+        ("bob", false, "capped-not", "x", 200),
+    ] {
+        let mut body = says("chat", false, text);
+        body["model"] = model.into();
+        body["n"] = 2.into();
+        let headers = bearer(who) + if night { "X-Night: 1\r\n" } else { "" };
+        let answer = ask(&gateway, "chat", &headers, &body).await;
+        assert_eq!(answer.status, status, "{who} {night} {model} {text}: {}", answer.text());
+    }
+    for (model, seen) in [("masked-1", "[EMAIL_1]"), ("other", "a@example.com")] {
+        let mut body = says("chat", false, "a@example.com");
+        body["model"] = model.into();
+        assert_eq!(heard(&gateway, "chat", &bearer("ann"), &body).await.text, "a@example.com");
+        assert_eq!(echo.last_json()["messages"][0]["content"], json!(seen));
+    }
+}

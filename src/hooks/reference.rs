@@ -493,7 +493,7 @@ pub const RETURNS: &[ReturnWord] = &[
         name: "strategy",
         stages: &[Route],
         kind: "string",
-        doc: "How a backend is picked, as in `routing.load_balance`; not `prefix_affinity`.",
+        doc: "How a backend is picked, as in `routing.load_balance_strategy`; not `prefix_affinity`.",
         example: "\"least_load\"",
     },
     ReturnWord {

@@ -134,7 +134,7 @@ async fn answer(state: &Shared, language: &str, body: &[u8]) -> Response {
         events.insert(0, ": working\n\n".to_owned());
     }
     let pause = Duration::from_millis(if manner.comment { 20 } else { 0 });
-    let events = stream::iter(events).then(async move |event| {
+    let events = stream::iter(events).then(move |event| async move {
         tokio::time::sleep(pause).await;
         Ok::<_, io::Error>(Bytes::from(event))
     });

@@ -124,7 +124,7 @@ fn id(record: &Map<String, Value>) -> String {
 /// The `n`th record, which comes `n` minutes after midnight.
 fn record(n: usize) -> Value {
     let time = Timestamp::from_second(1_795_219_200 + 60 * n as i64).unwrap();
-    json!({
+    let mut record = json!({
         "record_id": format!("rec_{n:05}"), "version": 1, "process": "gw_1", "sequence": n + 1,
         "request_id": format!("req-{n}"), "user_id": format!("user-{}", n % 3),
         "api_key": "sk-p***6789", "key_id": format!("key-{}", n % 2), "key_name": "one",
@@ -132,15 +132,18 @@ fn record(n: usize) -> Value {
         "model": if n.is_multiple_of(2) { "big" } else { "small" }, "response_model": "m",
         "prompt_tokens": 10, "completion_tokens": n, "total_tokens": 10 + n, "cached_tokens": 4,
         "cache_write_tokens": 3, "reasoning_tokens": 1, "audio_prompt_tokens": 2,
-        "audio_completion_tokens": 5, "cost": 0.5, "custom": {"discount": 0.8},
-        "metered": {"prompt_tokens": n, "completion_tokens": 2, "total_tokens": n + 2, "cost": 0.7}, "is_stream": n.is_multiple_of(4),
+        "audio_completion_tokens": 5, "cost": 0.5, "is_stream": n.is_multiple_of(4),
         "endpoint": "/v1/chat/completions", "timestamp": format!("{time:.3}"),
         "backend_url": format!("http://b{}", n % 2), "path": "/v1/chat/completions",
         "method": "POST", "status_code": 200, "latency_ms": 10, "ttft_ms": 5, "queue_ms": 1,
         "tries": 2, "outcome": if n % 5 == 1 { "upstream_error" } else { "complete" },
         "usage_source": "final",
         "usage": {"prompt_tokens": 10, "completion_tokens": n, "total_tokens": 10 + n},
-    })
+    });
+    record["custom"] = json!({"discount": 0.8});
+    record["metered"] =
+        json!({"prompt_tokens": n, "completion_tokens": 2, "total_tokens": n + 2, "cost": 0.7});
+    record
 }
 
 fn with(mut record: Value, changes: Value) -> Value {

@@ -18,6 +18,7 @@ pub mod request;
 pub mod route;
 mod run;
 pub mod state;
+mod told;
 mod trace;
 pub mod upstream;
 pub mod usage;

@@ -304,8 +304,9 @@ impl Wrapper {
                 task => {
                     self.rest(true);
                     self.begun = true;
-                    // With comments its own head was sent, and this one is too late.
-                    if let Some(head) = self.head.take().filter(|_| !self.opened()) {
+                    // With comments its own head was sent, and this one is too late; but scripts see it.
+                    let too_late = self.opened() && !self.home.has_filters();
+                    if let Some(head) = self.head.take().filter(|_| !too_late) {
                         out.push(HttpTask::Header(head, false));
                     }
                     out.push(task);

@@ -168,7 +168,7 @@ async fn end_complete(
     filters: Option<Box<AnswerFilters>>,
 ) -> FailToProxy {
     let rest = ctx.attempt.as_mut().map(|attempt| std::mem::take(&mut attempt.answer.rest));
-    let rest = filtered(filters, rest.unwrap_or_default()).await;
+    let (rest, _) = filtered(filters, rest.unwrap_or_default()).await;
     written(reply::last(session, ctx, rest).await);
     FailToProxy { error_code: 0, can_reuse_downstream: false }
 }
@@ -286,17 +286,20 @@ async fn end_stream(
         // Else nothing of an answer has followed the comments.
     }
     let event = last.unwrap_or_else(|| ctx.request.language().event(&error.document));
-    let mut rest = filtered(filters, Bytes::from(rest)).await.to_vec();
-    rest.extend_from_slice(&event);
-    written(reply::last(session, ctx, Bytes::from(rest)).await);
+    let (mut rest, ended) = filtered(filters, Bytes::from(rest)).await;
+    if !ended {
+        rest = [rest, event].concat().into();
+    }
+    written(reply::last(session, ctx, rest).await);
     status
 }
 
-/// The last events of a stream that broke, as scripts and guards let them pass.
-async fn filtered(filters: Option<Box<AnswerFilters>>, rest: Bytes) -> Bytes {
+/// The last events of a stream that broke, as scripts and guards let them pass. `true`: one of these has ended
+/// it with an error.
+async fn filtered(filters: Option<Box<AnswerFilters>>, rest: Bytes) -> (Bytes, bool) {
     match filters {
         Some(mut filters) => filters.rest(rest).await,
-        None => rest,
+        None => (rest, false),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Guards through the binary: what backends get, what clients get back, and what is refused.
 
+mod breaking;
 mod caps;
 mod denying;
 pub mod echo;

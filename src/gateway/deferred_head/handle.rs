@@ -74,6 +74,10 @@ impl DeferredHead {
         *lock(&self.0.filters) = Some(Box::new(filters));
     }
 
+    pub(super) fn has_filters(&self) -> bool {
+        lock(&self.0.filters).is_some()
+    }
+
     /// What scripts do with the answer, for one that does not pass through the wrapper.
     pub fn take_filters(&self) -> Option<Box<AnswerFilters>> {
         lock(&self.0.filters).take()

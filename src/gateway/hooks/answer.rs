@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     apply,
+    delivered::Delivered,
     events::{EventFilters, Filtered},
     state::AnswerReport,
     trace,
@@ -68,7 +69,7 @@ pub(super) enum Phase {
         head: Box<ResponseHeader>,
         body: BytesMut,
     },
-    Stream(Box<EventFilters>),
+    Stream(Box<EventFilters>, Delivered),
     /// The rest passes as it is.
     Passing,
     /// The answer was ended.
@@ -114,7 +115,7 @@ impl AnswerFilters {
 
     /// The end of the body is not said yet.
     fn holds(&self) -> bool {
-        matches!(self.phase, Phase::Stream(_) | Phase::Held { .. })
+        matches!(self.phase, Phase::Stream(..) | Phase::Held { .. })
     }
 
     /// What the services say that were asked beside the backend, if they object.
@@ -200,16 +201,17 @@ impl AnswerFilters {
         }
     }
 
-    /// The rest of a stream that broke: what was held back, and these last events of it.
-    pub async fn rest(&mut self, rest: Bytes) -> Bytes {
+    /// The rest of a stream that broke: what was held back, and these last events of it. `true`: it ends with
+    /// an error of its own.
+    pub async fn rest(&mut self, rest: Bytes) -> (Bytes, bool) {
         match self.phase {
-            Phase::Over => return Bytes::new(),
-            Phase::Stream(_) => {}
-            _ => return rest,
+            Phase::Over => return (Bytes::new(), true),
+            Phase::Stream(..) => {}
+            _ => return (rest, false),
         }
         let mut out = Vec::new();
         if self.piece(Some(rest.clone()), true, &mut out).await.is_err() {
-            return rest;
+            return (rest, false);
         }
         let mut bytes = BytesMut::new();
         for task in out {
@@ -217,7 +219,7 @@ impl AnswerFilters {
                 bytes.extend_from_slice(&piece);
             }
         }
-        bytes.freeze()
+        (bytes.freeze(), matches!(self.phase, Phase::Over))
     }
 
     /// A whole answer that goes out by itself.
@@ -257,15 +259,18 @@ impl AnswerFilters {
         }
         let looks = !self.events.is_empty() || self.guard.is_some();
         self.phase = match stream && head.status.is_success() && looks {
-            true => Phase::Stream(Box::new(EventFilters::new(
-                self.language,
-                Arc::clone(&self.words),
-                self.request.clone(),
-                self.events.clone(),
-            ))),
+            true => {
+                let (words, request) = (Arc::clone(&self.words), self.request.clone());
+                let events = self.events.clone();
+                let filters = EventFilters::new(self.language, words, request, events);
+                Phase::Stream(Box::new(filters), Delivered::new(self.language))
+            }
             false => Phase::Passing,
         };
-        out.push(HttpTask::Header(head, end));
+        // A client that has got comments has got a head with them.
+        if !opened || end {
+            out.push(HttpTask::Header(head, end));
+        }
         Ok(())
     }
 
@@ -277,27 +282,34 @@ impl AnswerFilters {
     ) -> Result<()> {
         match &mut self.phase {
             Phase::Head | Phase::Passing | Phase::Over => out.push(HttpTask::Body(piece, end)),
-            Phase::Stream(filters) => {
+            Phase::Stream(filters, delivered) => {
                 let Filtered { bytes, stopped } =
                     filters.push(piece.unwrap_or_default(), end).await;
                 let ends = end || stopped.is_some();
                 let (bytes, blocked) = match &mut self.guard {
-                    Some(guard) => guarded(guard, &bytes, ends, self.language, &self.wording),
+                    Some(guard) => guarded(guard, &bytes, ends),
                     None => (bytes, None),
                 };
                 let trace = if ends { filters.trace() } else { Vec::new() };
                 lock(&self.report).trace.extend(trace);
-                if let Some(finding) = &blocked {
-                    self.found(finding);
+                delivered.push(&bytes);
+                let last = match (&blocked, &stopped) {
+                    (Some(blocked), _) => delivered.refused(&blocked.rejection, &self.wording),
+                    (None, Some(why)) => delivered.stopped(why),
+                    (None, None) => Bytes::new(),
+                };
+                if let Some(blocked) = &blocked {
+                    self.found(&blocked.finding);
                 }
-                if let Some(why) = stopped.or(blocked.map(|finding| finding.kind)) {
+                if let Some(why) = stopped.or(blocked.map(|blocked| blocked.finding.kind)) {
                     lock(&self.report).stopped = Some(why);
                     self.phase = Phase::Over;
+                    let bytes = [bytes, last].concat().into();
                     out.push(HttpTask::Body(Some(bytes), true));
                 } else if end || !bytes.is_empty() {
                     out.push(HttpTask::Body(Some(bytes), end));
                 }
-                if end && matches!(self.phase, Phase::Stream(_)) {
+                if end && matches!(self.phase, Phase::Stream(..)) {
                     self.phase = Phase::Passing;
                     self.restored();
                 }
@@ -418,22 +430,11 @@ impl AnswerFilters {
     }
 }
 
-/// Events, as the guards let them pass; and what they have found, if the stream has to end.
-fn guarded(
-    guard: &mut AnswerFilter,
-    bytes: &Bytes,
-    end: bool,
-    language: &dyn Dialect,
-    wording: &ErrorWording,
-) -> (Bytes, Option<Finding>) {
+/// Events, as the guards let them pass; and why, if the stream has to end.
+fn guarded(guard: &mut AnswerFilter, bytes: &Bytes, end: bool) -> (Bytes, Option<Box<Blocked>>) {
     match guard.push(bytes, end) {
         Ok(bytes) => (bytes, None),
-        Err(blocked) => {
-            let Blocked { rejection, sent, finding } = *blocked;
-            let mut bytes = BytesMut::from(&sent[..]);
-            bytes.extend_from_slice(&language.event(&wording.rejection(&rejection)));
-            (bytes.freeze(), Some(finding))
-        }
+        Err(blocked) => (blocked.sent.clone(), Some(blocked)),
     }
 }
 

@@ -43,7 +43,7 @@ struct EventScript {
 /// What goes out.
 pub struct Filtered {
     pub bytes: Bytes,
-    /// Why the stream ends with it.
+    /// Why the stream ends behind it.
     pub stopped: Option<String>,
 }
 
@@ -101,8 +101,6 @@ impl EventFilters {
                 }
                 Event::Dropped => same = false,
                 Event::Stop(why) => {
-                    let document = self.language.failure(&why, "stopped_by_hook");
-                    out.extend_from_slice(&self.language.event(&document));
                     return Filtered { bytes: out.freeze(), stopped: Some(why) };
                 }
             }

@@ -9,6 +9,7 @@ mod apply;
 pub mod auth;
 pub mod begin;
 pub mod complete;
+mod delivered;
 mod described;
 pub mod error;
 mod events;

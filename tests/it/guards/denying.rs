@@ -59,6 +59,42 @@ async fn a_plain_answer_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_stream_ends_before_the_first_byte_of_a_match() {
+    let echo = Echo::start().await;
+    echo.change(|m| m.says = Some("A good night, and then Nightfall came over us.".to_owned()));
+    let receiver = Receiver::start().await;
+    let mut asked = 0;
+    for backend in LANGUAGES {
+        let gateway = before(&echo.url, backend, &format!("{DENY}{}", receiver.hook())).await;
+        for client in LANGUAGES {
+            for piece in [1, 4, 1000] {
+                echo.change(|m| m.piece = piece);
+                let answer = ask(&gateway, client, "", &says(client, true, "What is it?")).await;
+                asked += 1;
+                let case = format!("{client} to {backend}, {piece}: {}", answer.text());
+                assert_eq!((answer.status, answer.whole), (200, true), "{case}");
+                let heard = hear(client, true, &answer);
+                let error = heard.error.as_ref().unwrap_or_else(|| panic!("{case}"));
+                assert_eq!(error["message"], "Not here.", "{case}");
+                assert!("A good night, and then ".starts_with(&heard.text), "{case}");
+                let whole = heard.text.trim_end() == "A good night, and then";
+                assert!(whole || piece > 1, "what stands before it has gone out. {case}");
+                assert_eq!(heard.end, None, "{case}");
+                for denied in ["Nightfall", "over us"] {
+                    assert!(!answer.text().contains(denied), "{case}");
+                }
+            }
+        }
+        assert_eq!(findings(&gateway, "deny", "answer", "end").await, 9.0);
+        for record in receiver.wait_for(asked).await {
+            assert_eq!(record["outcome"], "complete", "{record}");
+            let counted = record["completion_tokens"].as_u64() > Some(0);
+            assert!(counted || record["backend_url"] == "", "{record}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_allowed_stream_is_whole() {
     let echo = Echo::start().await;
     let text = "A night falls. Nightfal, night-fall, nightfalls: night";

@@ -133,9 +133,12 @@ async fn answer(state: &Shared, language: &str, body: &[u8]) -> Response {
     if manner.comment {
         events.insert(0, ": working\n\n".to_owned());
     }
-    let pause = Duration::from_millis(if manner.comment { 20 } else { 0 });
+    let pauses = manner.comment;
     let events = stream::iter(events).then(move |event| async move {
-        tokio::time::sleep(pause).await;
+        match pauses {
+            true => tokio::time::sleep(Duration::from_millis(20)).await,
+            false => tokio::task::yield_now().await,
+        }
         Ok::<_, io::Error>(Bytes::from(event))
     });
     let kind = [("content-type", "text/event-stream")];

@@ -190,8 +190,8 @@ class Chat(Backend):
             self.assertEqual([request() for request in requests], ["Hello!", 1])
             self.assertEqual(len(self.ask(n=2).choices), 2)
         else:
-            # A completion of one prompt is asked for as a chat.
-            self.assertEqual(requests[0](), "Hello!")
+            # A completion of one prompt is asked for as a chat; in Responses 16 tokens are the fewest.
+            self.assertTrue(requests[0]().startswith("Hello!"))
             with self.assertRaises(openai.BadRequestError) as caught:
                 requests[1]()
             self.assertIn("No backend of this model serves /v1/", caught.exception.message)

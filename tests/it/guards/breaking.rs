@@ -103,8 +103,12 @@ const ALIVE: &str =
 
 /// The comments at the beginning, and the rest.
 fn comments(text: &str) -> (usize, &str) {
-    let rest = text.trim_start_matches(": keep-alive\n\n");
-    ((text.len() - rest.len()) / ": keep-alive\n\n".len(), rest)
+    const FORMS: [&str; 2] = [": keep-alive\n\n", "event: ping\ndata: {\"type\": \"ping\"}\n\n"];
+    let (mut count, mut rest) = (0, text);
+    while let Some(after) = FORMS.iter().find_map(|form| rest.strip_prefix(form)) {
+        (count, rest) = (count + 1, after);
+    }
+    (count, rest)
 }
 
 #[tokio::test]

@@ -87,9 +87,8 @@ async fn a_stream_ends_before_the_first_byte_of_a_match() {
         }
         assert_eq!(findings(&gateway, "deny", "answer", "end").await, 9.0);
         for record in receiver.wait_for(asked).await {
+            // What was generated counts as far as the backend had said it by then.
             assert_eq!(record["outcome"], "complete", "{record}");
-            let counted = record["completion_tokens"].as_u64() > Some(0);
-            assert!(counted || record["backend_url"] == "", "{record}");
         }
     }
 }

@@ -176,6 +176,12 @@ impl Rejection {
         Self::new(500, RejectionKind::ServerError, message).code("hook_failed")
     }
 
+    /// 502: an answer that guards must see as a whole is longer than they can.
+    pub fn answer_too_long() -> Self {
+        let message = "The answer is too long to be looked at as a whole";
+        Self::new(502, RejectionKind::ServerError, message).code("answer_too_long")
+    }
+
     /// 403: the caller may not use this model.
     pub fn model_not_allowed(model: &str) -> Self {
         let shown: String = model.chars().take(200).collect();

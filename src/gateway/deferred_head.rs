@@ -234,8 +234,12 @@ impl Wrapper {
         mut tasks: Vec<HttpTask>,
         over: bool,
     ) -> Result<Outgoing> {
-        if over && !tasks.iter().any(HttpTask::is_end) {
-            tasks.push(HttpTask::Done);
+        if over {
+            // What its backend does then does not matter.
+            tasks.retain(|task| !matches!(task, HttpTask::Failed(_)));
+            if !tasks.iter().any(HttpTask::is_end) {
+                tasks.push(HttpTask::Done);
+            }
         }
         filters.tasks(tasks, self.opened()).await
     }

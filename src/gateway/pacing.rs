@@ -12,8 +12,12 @@ const LONGEST_END: Duration = Duration::from_secs(2);
 pub fn begin(ctx: &mut Ctx) {
     if let Some(attempt) = &mut ctx.attempt {
         attempt.answer.begun = true;
+        attempt.own_body = None;
     }
     ctx.body.forget();
+    if let Some(state) = &mut ctx.hooks {
+        state.parsed = None;
+    }
     if let Some(watch) = &ctx.watch {
         watch.set_backend(None);
     }

@@ -85,6 +85,10 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     }
     if kind == Kind::Stored {
         stored::begin(session, ctx).await?;
+        if ctx.snapshot.has_hooks() {
+            hooks::guards::select(ctx);
+            see_answer(session, ctx);
+        }
         return Ok(Step::Proxy);
     }
     auth::decide(session, ctx).await?;
@@ -164,16 +168,23 @@ async fn infer(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     if count::estimate(session, ctx).await? {
         return Ok(Step::Answered);
     }
-    if hooks && let Some(filters) = hooks::begin::answer(session, ctx) {
-        let deferred = deferred_head::defer(session, None, false);
-        deferred.filter(filters);
-        ctx.deferred = Some(deferred);
+    if hooks {
+        see_answer(session, ctx);
     }
     if hedge::serve(session, ctx).await? {
         return Ok(Step::Answered);
     }
     defer_head(session, ctx)?;
     Ok(Step::Proxy)
+}
+
+/// Scripts and guards see the answer on its way to the client, if any of them has to do with it.
+fn see_answer(session: &mut Session, ctx: &mut Ctx) {
+    if let Some(filters) = hooks::begin::answer(session, ctx) {
+        let deferred = deferred_head::defer(session, None, false);
+        deferred.filter(filters);
+        ctx.deferred = Some(deferred);
+    }
 }
 
 /// Takes over what the body says.

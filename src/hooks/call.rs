@@ -115,15 +115,28 @@ impl Hook {
         self.failure(failure.to_string())
     }
 
+    /// Says in the log that a script returns fields which its stage does not know.
+    pub fn warn_of_unknown(&self, unknown: &[String]) {
+        if let [first, ..] = unknown {
+            let (stage, script) = (self.plan.stage.key(), &self.plan.name);
+            self.warn(&format!("{stage}: {script}: `{first}` is no field of what it may return"));
+        }
+    }
+
+    /// At most once a second.
+    fn warn(&self, what: &dyn fmt::Display) {
+        // From 1 on: 0 is never.
+        let second = self.began.elapsed().as_secs() + 1;
+        if self.logged.swap(second, Ordering::Relaxed) != second {
+            log::warn!("hook {what}");
+        }
+    }
+
     fn failure(&self, why: String) -> HookFailure {
         let closed = self.plan.closed;
         let (stage, script) = (self.plan.stage.key(), self.plan.name.clone());
         let failure = HookFailure { stage, script, closed, why };
-        // From 1 on: 0 is never.
-        let second = self.began.elapsed().as_secs() + 1;
-        if self.logged.swap(second, Ordering::Relaxed) != second {
-            log::warn!("hook {failure}");
-        }
+        self.warn(&failure);
         failure
     }
 }

@@ -59,6 +59,26 @@ pub struct Refusal {
     pub retry_after: Option<u64>,
 }
 
+impl Refusal {
+    /// What can be used of the fields of a refusal.
+    fn of(fields: &Map<String, Value>) -> Self {
+        let mut refusal = Self::default();
+        for (name, value) in fields {
+            match name.as_str() {
+                "message" | "reason" | "error" => {
+                    let text = text(name, value.clone()).ok();
+                    refusal.message = text.map(|text| text.chars().take(LONGEST).collect());
+                }
+                "code" => refusal.code = text(name, value.clone()).ok(),
+                "retry_after" => refusal.retry_after = whole(name, value).ok(),
+                "status" | "status_code" => refusal.status = status(name, value, 400).ok(),
+                _ => {}
+            }
+        }
+        refusal
+    }
+}
+
 /// A header field that is set, or removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderChange {
@@ -120,11 +140,16 @@ impl Verdict {
     }
 
     fn fields(&mut self, stage: Stage, fields: Map<String, Value>) -> Result<(), Unusable> {
-        let mut refused = false;
+        let says_no = |name| stage.may_refuse() && fields.get(name) == Some(&Value::Bool(false));
+        if says_no("allow") || says_no("continue") {
+            // A refusal holds, whatever stands beside it.
+            self.refusal = Some(Refusal::of(&fields));
+            return Ok(());
+        }
         let mut refusal = Refusal::default();
         for (name, value) in fields {
             match name.as_str() {
-                "allow" | "continue" if stage.may_refuse() => refused |= !truth(&name, &value)?,
+                "allow" | "continue" if stage.may_refuse() => _ = truth(&name, &value)?,
                 "message" | "reason" | "error"
                     if stage.may_refuse() || stage == Stage::Error && name == "message" =>
                 {
@@ -143,7 +168,7 @@ impl Verdict {
                 _ => self.field(stage, name, value)?,
             }
         }
-        if refused || stage == Stage::Error && refusal.message.is_some() {
+        if stage == Stage::Error && refusal.message.is_some() {
             self.refusal = Some(refusal);
         }
         Ok(())
@@ -234,7 +259,8 @@ fn status(name: &str, value: &Value, least: u16) -> Result<u16, Unusable> {
     let wrong = || Unusable(format!("`{name}` is not a number between {least} and 599"));
     number
         .map(|number| number as u16)
-        .filter(|status| (least..600).contains(status))
+        // Those without a body would have none.
+        .filter(|status| (least..600).contains(status) && ![204, 205, 304].contains(status))
         .ok_or_else(wrong)
 }
 
@@ -313,6 +339,13 @@ mod tests {
         assert!(read(Stage::Response, json!(false)).is_err());
         let limited = json!({"allow": false, "retry_after": 1.2});
         assert_eq!(read(Stage::RateLimit, limited).unwrap().refusal.unwrap().retry_after, Some(2));
+    }
+
+    #[test]
+    fn a_refusal_holds_whatever_stands_beside_it() {
+        let odd = json!({"allow": false, "status": 302, "message": {}, "retry_after": -1, "x": 1});
+        let refusal = read(Stage::RateLimit, odd).unwrap().refusal.unwrap();
+        assert_eq!(refusal, Refusal::default());
     }
 
     #[test]

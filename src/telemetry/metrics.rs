@@ -280,11 +280,7 @@ impl Metrics {
             count_errors,
             counting,
             hooks: HookMetrics::new(r),
-            guard_findings: counters(
-                "llmproxy_guard_findings_total",
-                "Findings of guards in requests and answers",
-                &["guard", "kind", "action"],
-            ),
+            guard_findings: guard_findings(r),
             limits: LimitMetrics::new(r),
             tokens: ModelTokens::new(r),
             usage: UsageMetrics::new(r),
@@ -337,6 +333,12 @@ fn auth(r: &Registry) -> (IntCounterVec, HistogramVec) {
         register(r, IntCounterVec::new(decisions, &["provider", "decision"])),
         register(r, HistogramVec::new(queries.buckets(QUERY.to_vec()), &["provider", "result"])),
     )
+}
+
+fn guard_findings(r: &Registry) -> IntCounterVec {
+    let opts =
+        Opts::new("llmproxy_guard_findings_total", "Findings of guards in requests and answers");
+    register(r, IntCounterVec::new(opts, &["guard", "kind", "action"]))
 }
 
 fn quotas(r: &Registry) -> (IntCounterVec, IntGauge) {

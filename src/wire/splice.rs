@@ -1,7 +1,7 @@
 //! Changes of a JSON document, as edits of its bytes: what did not change stays as it was written, byte
 //! for byte, also inside of what did change.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use serde_json::{Map, Value};
 
@@ -75,8 +75,9 @@ impl Splice<'_> {
             }
         }
         let mut added = Vec::new();
+        let known: HashSet<&str> = members.iter().map(|(name, _)| name.as_str()).collect();
         for (name, value) in new {
-            if !members.iter().any(|(known, _)| known == name) {
+            if !known.contains(name.as_str()) {
                 added.push(b',');
                 added.extend_from_slice(&json::quoted(name));
                 added.push(b':');

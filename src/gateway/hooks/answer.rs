@@ -56,6 +56,8 @@ pub struct AnswerFilters {
     pub(super) explains: bool,
     pub(super) arrived: Instant,
     pub(super) report: Arc<Mutex<AnswerReport>>,
+    /// The backend has answered with success, whatever scripts make of it.
+    pub(super) good: bool,
     pub(super) phase: Phase,
 }
 
@@ -172,7 +174,7 @@ impl AnswerFilters {
 
     /// A plain answer, as the guards let it pass.
     fn check(&mut self, head: &mut ResponseHeader, body: &mut Bytes) -> Result<()> {
-        let Some(guard) = self.guard.as_mut().filter(|_| head.status.is_success()) else {
+        let Some(guard) = self.guard.as_mut().filter(|_| self.good) else {
             return Ok(());
         };
         match guard.document(body) {
@@ -241,14 +243,16 @@ impl AnswerFilters {
         if let Some(rejection) = self.objection().await {
             return self.refuse(head, &rejection, opened, out);
         }
+        self.good = head.status.is_success();
         let content_type = head.headers.get(header::CONTENT_TYPE);
-        let says = |what: &[u8]| content_type.is_some_and(|v| v.as_bytes().starts_with(what));
+        let content_type = content_type.map(|v| v.as_bytes().to_ascii_lowercase());
+        let says = |what: &[u8]| content_type.as_ref().is_some_and(|v| v.starts_with(what));
         // A client that has got the head of a stream gets anything as its events.
         let stream = opened
             || says(b"text/event-stream")
-            || self.words.is_stream() && !says(b"application/json") && head.status.is_success();
+            || self.words.is_stream() && !says(b"application/json") && self.good;
         let reads = self.keeps
-            || self.guard.is_some() && head.status.is_success()
+            || self.guard.is_some() && self.good
             || self.heads.iter().any(|hook| hook.reads("response", "body"));
         if !stream && !end && !opened && reads {
             self.phase = Phase::Held { head, body: BytesMut::new() };
@@ -258,7 +262,7 @@ impl AnswerFilters {
             return self.refuse(head, &rejection, opened, out);
         }
         let looks = !self.events.is_empty() || self.guard.is_some();
-        self.phase = match stream && head.status.is_success() && looks {
+        self.phase = match stream && self.good && looks {
             true => {
                 let (words, request) = (Arc::clone(&self.words), self.request.clone());
                 let events = self.events.clone();
@@ -329,6 +333,11 @@ impl AnswerFilters {
         let held = std::mem::replace(&mut self.phase, Phase::Passing);
         let Phase::Held { mut head, body } = held else { return Ok(()) };
         let mut body = body.freeze();
+        if !end && self.guard.is_some() && self.good {
+            // What cannot be looked at as a whole does not pass.
+            let rejection = Rejection::answer_too_long();
+            return self.refuse(head, &rejection, false, out);
+        }
         if end {
             if let Some(rejection) = self.respond(&mut head, Some(&mut body)).await? {
                 return self.refuse(head, &rejection, false, out);

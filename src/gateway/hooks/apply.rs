@@ -10,8 +10,12 @@ use crate::{
     wire::{edit::Edit, headers, splice},
 };
 
+/// Members that are named in a trace, and bytes of each name: clients choose them.
+const MOST_NAMED: usize = 32;
+const MOST_BYTES: usize = 100;
+
 /// Fields that say how a message is framed or where it goes: scripts leave them as they are.
-fn is_framing(name: &HeaderName) -> bool {
+pub fn is_framing(name: &HeaderName) -> bool {
     headers::is_hop_by_hop(name.as_str())
         || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST, header::CONNECTION]
             .contains(name)
@@ -62,7 +66,14 @@ fn members_changed(old: &Value, new: &Value) -> Vec<String> {
         return vec!["body".to_owned()];
     };
     let all = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
-    all.filter(|name| old.get(*name) != new.get(*name)).map(|name| format!("body.{name}")).collect()
+    let mut changed = all.filter(|name| old.get(*name) != new.get(*name));
+    let short = |name: &String| format!("body.{}", &name[..name.floor_char_boundary(MOST_BYTES)]);
+    let mut named: Vec<_> = changed.by_ref().take(MOST_NAMED).map(short).collect();
+    let more = changed.count();
+    if more > 0 {
+        named.push(format!("and {more} more"));
+    }
+    named
 }
 
 /// The bytes of a body that a script gives whole: text as it is, anything else as JSON.

@@ -53,6 +53,7 @@ pub fn answer(session: &Session, ctx: &mut Ctx) -> Option<AnswerFilters> {
         explains: ctx.carry.explains.capacity() > 0,
         arrived: ctx.request.arrived,
         report,
+        good: false,
         phase: Phase::default(),
     })
 }

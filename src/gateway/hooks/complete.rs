@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pingora_proxy::Session;
 
-use super::{described, run::subject, usage};
+use super::{described, run::subject_of, usage};
 use crate::{
     base::Stage,
     gateway::ctx::Ctx,
@@ -15,7 +15,7 @@ use crate::{
 /// Begins the scripts; they end when they do.
 pub fn begin(session: &Session, ctx: &Ctx, draft: &Draft) {
     let snapshot = Arc::clone(&ctx.snapshot);
-    let applies = |hook: &&Arc<Hook>| hook.applies(&subject(ctx));
+    let applies = |hook: &&Arc<Hook>| hook.applies(&subject_of(draft, ctx));
     let hooks: Vec<Arc<Hook>> =
         snapshot.hooks.at(Stage::Complete).iter().filter(applies).cloned().collect();
     if hooks.is_empty() {

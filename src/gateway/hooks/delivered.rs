@@ -1,4 +1,4 @@
-//! What a client has been told of a stream, so that a stream that is ended here ends with events that fit.
+//! What has been sent to a client of a stream, so that a stream that is ended here ends with events that fit.
 
 use bytes::Bytes;
 

@@ -1,7 +1,7 @@
 //! The events of a stream, one at a time.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock as OnceCell},
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,8 @@ pub struct EventFilters {
     language: &'static dyn Dialect,
     words: Arc<OwnedWords>,
     request: Option<Bytes>,
+    /// The request's body, once a script has asked for it.
+    parsed: OnceCell<Option<Arc<Value>>>,
     scripts: Vec<EventScript>,
     splitter: Splitter,
 }
@@ -71,7 +73,14 @@ impl EventFilters {
             off: false,
         };
         let scripts = hooks.into_iter().map(script).collect();
-        Self { language, words, request, scripts, splitter: Splitter::default() }
+        Self {
+            language,
+            words,
+            request,
+            parsed: OnceCell::new(),
+            scripts,
+            splitter: Splitter::default(),
+        }
     }
 
     /// Takes the next bytes of the stream.
@@ -135,7 +144,8 @@ impl EventFilters {
 
     fn view(&self, hook: &Hook, present: &Present, words: &[FoundWord]) -> Vec<Global> {
         let view = self.words.borrow();
-        let request = || serde_json::from_slice(self.request.as_ref()?).ok().map(Arc::new);
+        let read = || serde_json::from_slice(self.request.as_ref()?).ok().map(Arc::new);
+        let request = || self.parsed.get_or_init(read).clone();
         let mut globals = Vec::with_capacity(4);
         if hook.reads("request", "") {
             globals.push(view.request(hook, request));
@@ -159,7 +169,7 @@ impl EventFilters {
 
     /// What the scripts have done, for `/admin/v1/explain`.
     pub fn trace(&self) -> Vec<KeptHook> {
-        let told = |script: &EventScript| {
+        let described = |script: &EventScript| {
             let EventScript { hook, spent, changed, dropped, failed, .. } = script;
             let mut what = Vec::new();
             if *changed > 0 {
@@ -178,7 +188,7 @@ impl EventFilters {
             };
             trace::of_run(hook, *spent, word, what)
         };
-        self.scripts.iter().map(told).collect()
+        self.scripts.iter().map(described).collect()
     }
 }
 

@@ -14,6 +14,14 @@ use crate::{
     runtime::explain::KeptHook,
 };
 
+/// Chooses the guards of an answer to a request without a body: one that was stored.
+pub fn select(ctx: &mut Ctx) {
+    let guards = ctx.snapshot.guards.clone();
+    if !guards.is_empty() {
+        state(ctx).guards.selected = guards.applies(&subject(ctx));
+    }
+}
+
 /// Judges the request, and masks what has to be masked. `true`: the body has changed.
 ///
 /// # Errors

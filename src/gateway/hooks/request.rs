@@ -128,6 +128,9 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<bool, Stop> 
     for change in headers {
         match change.value {
             Some(value) if change.name == header::CONTENT_TYPE => content_type = value,
+            // How it is framed and coded is the gateway's.
+            Some(_) if apply::is_framing(&change.name) => {}
+            Some(_) if change.name == header::CONTENT_ENCODING => {}
             Some(value) => more.push((change.name, value)),
             None => {}
         }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     balance::{Candidate, Endpoint},
-    base::{Rejection, Stage},
+    base::Stage,
     config::plan::Strategy,
     gateway::{
         ctx::{Attempts, Ctx},
@@ -28,31 +28,23 @@ const MOST: usize = 256;
 /// Runs the scripts.
 ///
 /// # Errors
-/// If one refuses the request, or the model that it asks for is not served.
+/// If one refuses the request.
 pub async fn run_all(session: &mut Session, ctx: &mut Ctx) -> Result<(), Stop> {
     if !ctx.snapshot.hooks.has(Stage::Route) {
         return Ok(());
     }
-    run(session, ctx, Stage::Route, view, apply).await?;
-    let Some(model) = ctx.retry.choice.as_ref().and_then(|choice| choice.model.clone()) else {
-        return Ok(());
-    };
-    // Another model may have other backends.
-    let route = ctx.snapshot.router.find(Some(&model)).map_err(|rejection: Rejection| rejection)?;
-    ctx.route = Some(route);
-    ctx.retry.begin(&ctx.snapshot, ctx.route.as_deref());
-    Ok(())
+    run(session, ctx, Stage::Route, view, apply).await
 }
 
 /// A backend of the request's route, as a script sees it.
-struct Seen {
+struct RouteCandidate {
     endpoint: Arc<Endpoint>,
     healthy: bool,
     tier: usize,
     candidate: Option<Candidate>,
 }
 
-fn backends(session: &Session, ctx: &mut Ctx) -> Vec<Seen> {
+fn backends(session: &Session, ctx: &mut Ctx) -> Vec<RouteCandidate> {
     let Attempts { policy, view, .. } = ctx.attempts(session);
     let now = Instant::now();
     let mut known = BTreeSet::new();
@@ -66,14 +58,19 @@ fn backends(session: &Session, ctx: &mut Ctx) -> Vec<Seen> {
                     continue;
                 }
                 let candidate = candidates.iter().find(|c| c.backend == endpoint.name).cloned();
-                seen.push(Seen { endpoint: Arc::clone(endpoint), healthy, tier, candidate });
+                seen.push(RouteCandidate {
+                    endpoint: Arc::clone(endpoint),
+                    healthy,
+                    tier,
+                    candidate,
+                });
             }
         }
     }
     seen
 }
 
-impl Seen {
+impl RouteCandidate {
     fn healthy(&self) -> bool {
         let barred = self.candidate.as_ref().is_some_and(|candidate| candidate.barred.is_some());
         self.healthy && !self.endpoint.draining() && !barred
@@ -123,10 +120,13 @@ fn view(hook: &Hook, session: &Session, ctx: &mut Ctx) -> Vec<Global> {
     let mut globals = vec![words.request(hook, || body)];
     words.others(hook, &mut globals);
     if list {
-        globals.push(("candidates", Input::List(seen.iter().map(Seen::described).collect())));
+        globals.push((
+            "candidates",
+            Input::List(seen.iter().map(RouteCandidate::described).collect()),
+        ));
     }
     if map {
-        let named = |seen: &Seen| (seen.endpoint.name.to_string(), seen.described());
+        let named = |seen: &RouteCandidate| (seen.endpoint.name.to_string(), seen.described());
         globals.push(("backends", Input::Named(seen.iter().map(named).collect())));
     }
     globals
@@ -134,12 +134,22 @@ fn view(hook: &Hook, session: &Session, ctx: &mut Ctx) -> Vec<Global> {
 
 fn apply(session: &mut Session, ctx: &mut Ctx, verdict: Verdict) -> Result<Vec<String>, Unusable> {
     let mut changed = Vec::new();
+    if let Some(model) = verdict.model {
+        // Another model may have other backends.
+        let route = ctx.snapshot.router.find(Some(&model));
+        ctx.route = Some(route.map_err(|_| Unusable(format!("no backend serves `{model}`")))?);
+        ctx.retry.begin(&ctx.snapshot, ctx.route.as_deref());
+        changed.push(format!("model: {model}"));
+        let choice = ctx.retry.choice_mut();
+        (choice.model, choice.allowed) = (Some(model.into()), None);
+    }
     if let Some(names) = &verdict.backends {
         let seen = backends(session, ctx);
         let mut ids = Vec::new();
         for name in names {
-            let own =
-                |seen: &&Seen| *seen.endpoint.name == **name || seen.endpoint.plan.name == *name;
+            let own = |seen: &&RouteCandidate| {
+                *seen.endpoint.name == **name || seen.endpoint.plan.name == *name
+            };
             let found = seen.iter().filter(own).map(|seen| seen.endpoint.id);
             let before = ids.len();
             ids.extend(found);
@@ -149,10 +159,6 @@ fn apply(session: &mut Session, ctx: &mut Ctx, verdict: Verdict) -> Result<Vec<S
         }
         ctx.retry.choice_mut().allowed = Some(ids);
         changed.push(format!("backends: {}", names.join(", ")));
-    }
-    if let Some(model) = verdict.model {
-        changed.push(format!("model: {model}"));
-        ctx.retry.choice_mut().model = Some(model.into());
     }
     if let Some(name) = &verdict.strategy {
         let strategy: Strategy = serde_json::from_value(Value::from(name.as_str()))

@@ -13,6 +13,7 @@ use crate::{
     config::plan::Subject,
     gateway::{ctx::Ctx, stop::Stop},
     hooks::{Global, Hook, HookFailure, Refusal, Unusable, Verdict},
+    usage::Draft,
 };
 
 /// What scripts have left in a request, made where there is nothing yet.
@@ -25,6 +26,15 @@ pub fn subject(ctx: &Ctx) -> Subject<'_> {
     Subject {
         model: ctx.request.model.as_deref().unwrap_or_default(),
         principal: ctx.caller.principal.as_deref(),
+        tags: ctx.hooks.as_deref().map_or(&[], |state| &state.tags),
+    }
+}
+
+/// What conditions are asked about when the record has taken what the request had.
+pub fn subject_of<'a>(draft: &'a Draft, ctx: &'a Ctx) -> Subject<'a> {
+    Subject {
+        model: draft.model.as_deref().unwrap_or_default(),
+        principal: draft.who.as_deref(),
         tags: ctx.hooks.as_deref().map_or(&[], |state| &state.tags),
     }
 }
@@ -55,6 +65,7 @@ pub async fn run(
             Some(value) => Verdict::read(stage, value).map_err(|why| hook.unusable(why.0)),
         });
         let outcome = verdict.and_then(|mut verdict| {
+            hook.warn_of_unknown(&verdict.unknown);
             let refusal = verdict.refusal.take();
             let nothing = verdict.is_nothing();
             let changed = if nothing {
@@ -78,6 +89,7 @@ fn settle(
 ) -> Result<(), Stop> {
     let (word, changed, stop) = match outcome {
         Ok((Some(refusal), changed)) => {
+            ctx.limits.refused |= hook.stage() == Stage::RateLimit;
             let rejection = refused(hook.stage(), refusal);
             ("refused", changed, Some(rejection))
         }

@@ -138,7 +138,9 @@ fn apply(
 ) -> Result<Vec<String>, Unusable> {
     let mut changed = Vec::new();
     if let Some(new) = &verdict.body {
-        let Some(parsed) = parsed else {
+        // A script may replace a body that it has not read.
+        let read = if parsed.is_none() { serde_json::from_slice(body).ok() } else { None };
+        let Some(parsed) = parsed.or(read.as_ref()) else {
             return Err(Unusable("`body`: the request has no JSON body".to_owned()));
         };
         let (edits, members) = apply::body(body, parsed, new)?;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{
     described,
-    run::{note, subject},
+    run::{note, subject_of},
     words::RequestWords,
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 pub async fn run_all(session: &Session, ctx: &mut Ctx, draft: &mut Draft) {
     let snapshot = Arc::clone(&ctx.snapshot);
     for hook in snapshot.hooks.at(Stage::Usage) {
-        if !hook.applies(&subject(ctx)) {
+        if !hook.applies(&subject_of(draft, ctx)) {
             continue;
         }
         let globals = view(hook, session, ctx, draft);
@@ -66,7 +66,7 @@ fn change(draft: &mut Draft, fields: Map<String, Value>) -> Vec<String> {
                 *place = count;
             }
             (None, _, "cost") => {
-                let cost = value.as_f64().filter(|cost| cost.is_finite());
+                let cost = value.as_f64().filter(|cost| cost.is_finite() && *cost >= 0.0);
                 if cost.is_some() && cost != draft.cost {
                     changed.push(name);
                     draft.cost = cost;

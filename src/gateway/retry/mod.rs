@@ -368,14 +368,16 @@ impl RetryPolicy {
         let fresh = |id, model: Option<&str>| {
             let same = model == attempt.model.as_deref();
             let present = id == attempt.endpoint.id && (cause.is_unsent() || same);
-            let able =
-                !self.unable.contains(id, model) && self.owner.is_none_or(|owner| owner == id);
+            let able = !self.unable.contains(id, model)
+                && self.owner.is_none_or(|owner| owner == id)
+                && self.allows(id);
             !present && able && !self.excluded.contains(id, model)
         };
         let mut splits = view.route.iter().flat_map(|r| &r.tiers).flat_map(|t| &t.splits);
         splits.any(|split| {
             let mut members = view.snapshot.pools[split.pool].members();
-            members.any(|(e, up)| up && fresh(e.id, split.model.as_deref()))
+            let model = self.model_of(split);
+            members.any(|(e, up)| up && fresh(e.id, model.as_deref()))
         })
     }
 

@@ -109,7 +109,7 @@ impl RetryPolicy {
         most: usize,
     ) -> Vec<Candidate> {
         let pool = &view.snapshot.pools[split.pool];
-        let excluded = self.excluded_in(pool, split.model.as_deref());
+        let excluded = self.excluded_in(pool, self.model_of(split).as_deref());
         let request = self.request(view, split, &excluded, now);
         pool.candidates(&request, most)
     }
@@ -184,7 +184,8 @@ impl RetryPolicy {
         let mut soonest: Option<Duration> = None;
         for number in (first..tiers.len()).chain(0..first) {
             let tier = &tiers[number];
-            for split in in_turn(&tier.splits, draw(view, tier)) {
+            let session = self.choice.as_ref().and_then(|choice| choice.session);
+            for split in in_turn(&tier.splits, draw(view, tier, session)) {
                 match self.pick_of(view, timeline, now, (number, split)) {
                     Ok(picked) => return Ok(picked),
                     Err(none) => soonest = soonest.into_iter().chain(none.retry_after).min(),
@@ -208,8 +209,8 @@ impl RetryPolicy {
             self.hash_beginnings(view, split.model.as_ref(), &balance.prefix);
         }
         self.caller.get_or_insert_with(|| affinity::caller(view.caller, view.request));
-        let excluded = self.excluded_in(pool, split.model.as_deref());
         let model = self.model_of(split);
+        let excluded = self.excluded_in(pool, model.as_deref());
         let request = self.request(view, split, &excluded, now);
         let explains = &view.carry.explains;
         // As they stand before one is chosen; a sole one is of interest only if it is not.
@@ -229,7 +230,7 @@ impl RetryPolicy {
     }
 
     /// The model's name at the backends of a split, if it is not the client's.
-    fn model_of(&self, split: &Split) -> Option<Arc<str>> {
+    pub(super) fn model_of(&self, split: &Split) -> Option<Arc<str>> {
         let chosen = || self.choice.as_ref().and_then(|choice| choice.model.clone());
         split.model.clone().or_else(chosen)
     }
@@ -242,10 +243,16 @@ impl RetryPolicy {
         if let Some(owner) = self.owner {
             excluded.extend(ids().filter(|id| *id != owner));
         }
-        if let Some(allowed) = self.choice.as_ref().and_then(|choice| choice.allowed.as_ref()) {
-            excluded.extend(ids().filter(|id| !allowed.contains(id)));
+        if self.choice.is_some() {
+            excluded.extend(ids().filter(|id| !self.allows(*id)));
         }
         excluded
+    }
+
+    /// Whether scripts allow a backend.
+    pub(super) fn allows(&self, id: u32) -> bool {
+        let allowed = self.choice.as_ref().and_then(|choice| choice.allowed.as_ref());
+        allowed.is_none_or(|allowed| allowed.contains(&id))
     }
 
     /// What a pool is asked for.
@@ -303,12 +310,12 @@ pub fn has_several(view: &RoutingView<'_>) -> bool {
 }
 
 /// Where the choice among the splits of a tier falls: requests that belong together take the same.
-fn draw(view: &RoutingView<'_>, tier: &Tier) -> u64 {
+fn draw(view: &RoutingView<'_>, tier: &Tier, session: Option<u64>) -> u64 {
     let [first, _, ..] = tier.splits.as_slice() else { return 0 };
     let total: u64 = tier.splits.iter().map(|s| u64::from(s.weight)).sum();
     let balance = view.snapshot.pools[first.pool].balance();
-    let bound = affinity::session(view.headers, view.caller, view.request, balance);
-    bound.unwrap_or_else(rand::random) % total.max(1)
+    let own = || affinity::session(view.headers, view.caller, view.request, balance);
+    session.or_else(own).unwrap_or_else(rand::random) % total.max(1)
 }
 
 /// The splits, from the one on that `drawn` falls to (below the sum of the weights).

@@ -215,6 +215,7 @@ fn selection(strategy: &str, bound: bool, count: usize) -> f64 {
         registry: &std::sync::Arc::default(),
         probed: true,
         predecessor: Predecessor::default(),
+        selectable: false,
         seed: 1,
     };
     let pool = Pool::new(members, &options);

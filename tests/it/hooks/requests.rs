@@ -59,9 +59,8 @@ if what == 'false' then return false end
 if what == 'cached' then return {answer = {status = 203, headers = {['x-hit'] = '1'}, body = {id = 'c', choices = json.array({})}}} end
 if what == 'text' then return {answer = {body = 'plain', headers = {['content-type'] = 'text/html'}}} end
 if what == 'late' then return {retry_after = 7, continue = false, error = 'later', status_code = 503} end";
-    let more = format!("{KEYS}");
     let gateway =
-        Gateway::start(&configuration(&backend.url, &more, &[("on_request", script)])).await;
+        Gateway::start(&configuration(&backend.url, KEYS, &[("on_request", script)])).await;
     let say = async |what: &str, key: &str| {
         let mut body = hello();
         body["messages"][0]["content"] = what.into();

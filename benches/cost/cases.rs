@@ -105,7 +105,12 @@ fn hook_event(folder: &Path) -> String {
 }
 
 fn hook(folder: &Path, stage: &str, script: &str) -> String {
-    format!("{}hooks: {{{stage}: {{script: \"{script}\"}}}}\n", plain(folder))
+    // Under valgrind a call takes fifty times as long.
+    let patient = match stage {
+        "on_stream_event" => "timeout: 10s, stream_timeout: 1h",
+        _ => "timeout: 10s",
+    };
+    format!("{}hooks: {{{stage}: {{script: \"{script}\", {patient}}}}}\n", plain(folder))
 }
 
 /// Personal data is looked for in each request.
@@ -164,10 +169,7 @@ impl Case {
             Unit::Request => f64::from(long.0 - short.0),
             Unit::Event => f64::from(long.0 * (long.1 - short.1)),
         };
-        let run = |what, (requests, events)| {
-            let name = self.name.replace([' ', ','], "-");
-            self.run(&folder.join(format!("{name}.{what}")), requests, events)
-        };
+        let run = |what, (requests, events)| self.run(&self.folder(folder, what), requests, events);
         let (short, long) = std::thread::scope(|scope| {
             let short = scope.spawn(|| run("short", short));
             (run("long", long), short.join().unwrap())
@@ -179,6 +181,27 @@ impl Case {
             allocations: each(|counts| counts.allocations),
             system_calls: each(|counts| counts.system_calls),
         }
+    }
+
+    /// Of one of its two runs.
+    fn folder(&self, folder: &Path, what: &str) -> PathBuf {
+        let name = self.name.replace([' ', ','], "-");
+        folder.join(format!("{name}.{what}"))
+    }
+
+    /// The ends of what the programs of the last measurement have written.
+    pub fn last_words(&self, folder: &Path) -> String {
+        let mut told = String::new();
+        for what in ["short", "long"] {
+            for file in ["stderr.log", "valgrind.log"] {
+                let text = fs::read(self.folder(folder, what).join(file)).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text);
+                let lines: Vec<&str> = text.lines().collect();
+                let last = lines[lines.len().saturating_sub(30)..].join("\n");
+                told += &format!("--- {what}, {file}\n{last}\n");
+            }
+        }
+        told
     }
 
     fn run(&self, folder: &Path, requests: u32, events: u32) -> Counts {

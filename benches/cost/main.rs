@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     // The yardstick is always measured.
     let chosen = |case: &&Case| case.is_bare() || case.name.contains(&only);
     let costs: Vec<(&Case, Cost)> =
-        CASES.iter().filter(chosen).map(|case| (case, case.measure(&folder))).collect();
+        CASES.iter().filter(chosen).map(|case| (case, measured(case, &folder))).collect();
     if kept.is_none() {
         fs::remove_dir_all(&own).ok();
     }
@@ -77,6 +77,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A measurement that cannot go on is told of, with what its programs have said, and made once more.
+fn measured(case: &Case, folder: &Path) -> Cost {
+    std::panic::catch_unwind(|| case.measure(folder)).unwrap_or_else(|_| {
+        println!("cost: {}: the measurement failed, and is repeated", case.name);
+        println!("{}", case.last_words(folder));
+        case.measure(folder)
+    })
 }
 
 fn table(costs: &[(&Case, Cost)]) -> String {

@@ -232,6 +232,19 @@ impl OwnLimits {
         Ok(own)
     }
 
+    /// These limits; what they do not say is as in `other`.
+    pub fn over(&self, other: &Self) -> Self {
+        let scopes = std::array::from_fn(|at| self.scopes[at].or(&other.scopes[at]));
+        let mut models = self.models.clone();
+        for (pattern, limits) in &other.models {
+            match models.iter_mut().find(|(known, _)| known == pattern) {
+                Some((_, own)) => *own = own.or(limits),
+                None => models.push((pattern.clone(), limits.clone())),
+            }
+        }
+        Self { scopes, models }
+    }
+
     pub fn has_budget(&self) -> bool {
         let models = self.models.iter().map(|(_, limits)| limits);
         self.scopes.iter().chain(models).any(|limits| limits.budget.is_some_and(|b| b > 0.0))
@@ -310,6 +323,25 @@ mod tests {
         assert_eq!(read.for_scope(Scope::KeyModel, "qwen-72b").unwrap().budget, Some(1.5));
         assert_eq!(read.for_scope(Scope::KeyModel, "llama"), None);
         assert_eq!(read.for_scope(Scope::Ip, "m"), None);
+    }
+
+    #[test]
+    fn limits_stand_over_others_field_by_field() {
+        let read = |value| OwnLimits::read(&value).unwrap();
+        let key = read(json!({
+            "requests_per_minute": 60, "max_concurrent": 3,
+            "models": {"qwen-*": {"budget": 5}, "llama": {"budget": 7}},
+        }));
+        let script = read(json!({
+            "requests_per_minute": 6, "per_user": {"tokens_per_minute": 10},
+            "models": {"qwen-*": {"max_concurrent": 1}},
+        }));
+        let both = read(json!({
+            "requests_per_minute": 6, "max_concurrent": 3, "per_user": {"tokens_per_minute": 10},
+            "models": {"qwen-*": {"budget": 5, "max_concurrent": 1}, "llama": {"budget": 7}},
+        }));
+        assert_eq!(script.over(&key), both);
+        assert_eq!(key.over(&OwnLimits::default()), key);
     }
 
     #[test]

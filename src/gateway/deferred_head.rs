@@ -173,6 +173,28 @@ impl Wrapper {
         real.write_response_body(comment, false).await
     }
 
+    /// Comments go on while services are asked whether the answer may begin.
+    async fn wait_for(&mut self, filters: &mut AnswerFilters, tasks: &[HttpTask]) -> Result<()> {
+        let begins = tasks.iter().any(|task| match task {
+            HttpTask::Body(piece, end) => *end || piece.as_ref().is_some_and(|p| !p.is_empty()),
+            HttpTask::Header(_, end) => *end,
+            _ => false,
+        });
+        while begins && filters.waits() {
+            let Some((keep_alive, next)) = &mut self.keep_alive else { return Ok(()) };
+            tokio::select! {
+                () = filters.wait() => return Ok(()),
+                () = tokio::time::sleep_until(*next) => {}
+            }
+            *next = Instant::now() + keep_alive.every;
+            if !self.home.0.quiet.load(Ordering::Relaxed) {
+                self.comment().await?;
+                finish_comment(self.real_mut()).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Sends what has waited for long enough. By HTTP/1.1 it is queued only, as comments are. By HTTP/2
     /// a byte is handed over at once or not at all: wherever this is broken off, it is known what
     /// has gone out.
@@ -334,6 +356,11 @@ impl CustomSession for Wrapper {
         let home = self.home.clone();
         finish_pending(self.real_mut(), &home).await.map_err(|e| e.into_down())?;
         self.pass_heartbeat().await?;
+        if let Some(mut filters) = self.home.take_filters() {
+            let waited = self.wait_for(&mut filters, &tasks).await;
+            *lock(&self.home.0.filters) = Some(filters);
+            waited.map_err(|e| e.into_down())?;
+        }
         let mut out = self.pass(tasks);
         let over = self.home.0.over.load(Ordering::Relaxed);
         if let Some(mut filters) = self.home.take_filters() {

@@ -24,6 +24,9 @@ use crate::{
 pub async fn finish(session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
     if let Some(deferred) = ctx.deferred.take() {
         deferred_head::abandon(session, &deferred);
+        if let Some(mut filters) = deferred.take_filters() {
+            filters.close();
+        }
     }
     ctx.retry.ended();
     if let Some(attempt) = &mut ctx.attempt {

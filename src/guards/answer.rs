@@ -113,6 +113,12 @@ impl AnswerFilter {
         }
     }
 
+    /// For a stream whose documents are on lines of their own, of which nothing has come yet.
+    pub fn by_line(mut self) -> Self {
+        (self.splitter, self.form) = (Splitter::by_line(), Form::Lines);
+        self
+    }
+
     /// The next bytes of a stream; `end`: they are the last ones. Returns what may go to the client now,
     /// which may be nothing. However the bytes are cut, the sum is the same.
     ///

@@ -4,7 +4,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize},
     },
 };
 
@@ -78,6 +78,8 @@ pub struct Carry {
     pub connections: Arc<Connections>,
     /// The memory of request bodies.
     pub buffers: Arc<Buffers>,
+    /// Requests that have ended, and whose `on_complete` scripts still run.
+    pub completing: AtomicUsize,
     /// The process is about to end: `/ready` reports it.
     pub draining: AtomicBool,
     /// Source of the connection groups of [`Endpoint::fresh_peer`].
@@ -134,6 +136,7 @@ impl Carry {
             watches: Arc::default(),
             connections,
             buffers,
+            completing: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             unique: AtomicU64::new(1),
         };

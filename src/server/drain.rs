@@ -46,7 +46,8 @@ pub fn drain(live: &Live, carry: &Carry, timeout: Duration, at_once: &AtomicBool
         if let Some(redis) = live.load().limits.redis() {
             redis.give_back();
         }
-        is_counted(carry) && !carry.usage.busy()
+        let completed = carry.completing.load(Ordering::Relaxed) == 0;
+        completed && is_counted(carry) && !carry.usage.busy()
     });
     log_uncounted(carry);
     write_last_records(carry);

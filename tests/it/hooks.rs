@@ -2,6 +2,7 @@
 
 mod answers;
 mod backend;
+mod edges;
 mod failing;
 mod requests;
 mod seeds;

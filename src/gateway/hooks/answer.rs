@@ -13,13 +13,12 @@ use bytes::{Bytes, BytesMut};
 use http::header;
 use pingora::{Result, http::ResponseHeader, protocols::http::HttpTask};
 use serde_json::Value;
-use tokio::task::JoinHandle;
 
 use super::{
     apply,
     delivered::Delivered,
     events::{EventFilters, Filtered},
-    state::AnswerReport,
+    state::{AnswerReport, Asked},
     trace,
     words::{OwnedWords, RequestWords},
 };
@@ -48,7 +47,9 @@ pub struct AnswerFilters {
     /// Puts values back, and looks for what must not be said.
     pub(super) guard: Option<AnswerFilter>,
     /// Services that are still being asked about the request.
-    pub(super) beside: Vec<JoinHandle<Moderated>>,
+    pub(super) beside: Vec<Asked>,
+    /// What those have said that have answered.
+    pub(super) verdicts: Vec<Moderated>,
     pub(super) wording: ErrorWording,
     pub(super) metrics: Metrics,
     /// The plain answer is kept for later scripts.
@@ -70,6 +71,8 @@ pub(super) enum Phase {
     Held {
         head: Box<ResponseHeader>,
         body: BytesMut,
+        /// What the client gets in its place, whatever it is.
+        own: Option<Bytes>,
     },
     Stream(Box<EventFilters>, Delivered),
     /// The rest passes as it is.
@@ -120,13 +123,28 @@ impl AnswerFilters {
         matches!(self.phase, Phase::Stream(..) | Phase::Held { .. })
     }
 
+    /// Whether the answer waits for services that are still being asked about the request.
+    pub fn waits(&self) -> bool {
+        !self.beside.is_empty() && matches!(self.phase, Phase::Head)
+    }
+
+    /// Waits for what they say. It can be broken off, and called again.
+    pub async fn wait(&mut self) {
+        while let Some(asked) = self.beside.first_mut() {
+            let verdict = asked.verdict().await;
+            self.beside.remove(0);
+            self.verdicts.extend(verdict);
+        }
+    }
+
     /// What the services say that were asked beside the backend, if they object.
     async fn objection(&mut self) -> Option<Rejection> {
-        for asked in std::mem::take(&mut self.beside) {
-            let (rejection, finding) = match asked.await {
-                Ok(Moderated::Blocked { rejection, finding }) => (Some(rejection), finding),
-                Ok(Moderated::Failed { rejection, finding, .. }) => (rejection, finding),
-                Ok(Moderated::Allowed) | Err(_) => continue,
+        self.wait().await;
+        for verdict in std::mem::take(&mut self.verdicts) {
+            let (rejection, finding) = match verdict {
+                Moderated::Blocked { rejection, finding } => (Some(rejection), finding),
+                Moderated::Failed { rejection, finding, .. } => (rejection, finding),
+                Moderated::Allowed => continue,
             };
             self.found(&finding);
             if rejection.is_some() {
@@ -224,9 +242,23 @@ impl AnswerFilters {
         (bytes.freeze(), matches!(self.phase, Phase::Over))
     }
 
+    /// What was done to an answer that ends here: its client has left, or is refused the rest.
+    pub fn close(&mut self) {
+        if let Phase::Stream(filters, _) = std::mem::replace(&mut self.phase, Phase::Over) {
+            self.account(&filters);
+        }
+    }
+
+    fn account(&self, filters: &EventFilters) {
+        if self.explains {
+            lock(&self.report).trace.extend(filters.trace());
+        }
+        self.restored();
+    }
+
     /// A whole answer that goes out by itself.
     pub async fn whole(&mut self, head: &mut Box<ResponseHeader>, body: &mut Bytes) -> Result<()> {
-        if let Some(rejection) = self.respond(head, Some(body)).await? {
+        if let Some(rejection) = self.respond(head, Seen::Whole(body)).await? {
             *body = self.wording.rejection(&rejection);
             self.reject(head, &rejection, body.len())?;
         }
@@ -247,19 +279,32 @@ impl AnswerFilters {
         let content_type = head.headers.get(header::CONTENT_TYPE);
         let content_type = content_type.map(|v| v.as_bytes().to_ascii_lowercase());
         let says = |what: &[u8]| content_type.as_ref().is_some_and(|v| v.starts_with(what));
+        // Documents on lines of their own: none of the languages has them, but a backend may.
+        let lines = says(b"application/x-ndjson") || says(b"application/jsonl");
         // A client that has got the head of a stream gets anything as its events.
         let stream = opened
+            || lines
             || says(b"text/event-stream")
             || self.words.is_stream() && !says(b"application/json") && self.good;
         let reads = self.keeps
             || self.guard.is_some() && self.good
             || self.heads.iter().any(|hook| hook.reads("response", "body"));
         if !stream && !end && !opened && reads {
-            self.phase = Phase::Held { head, body: BytesMut::new() };
+            self.phase = Phase::Held { head, body: BytesMut::new(), own: None };
             return Ok(());
         }
-        if !opened && let Some(rejection) = self.respond(&mut head, None).await? {
+        let mut own = None;
+        let seen = if stream || end { Seen::Nothing } else { Seen::Coming(&mut own) };
+        if !opened && let Some(rejection) = self.respond(&mut head, seen).await? {
             return self.refuse(head, &rejection, opened, out);
+        }
+        if own.is_some() {
+            self.phase = Phase::Held { head, body: BytesMut::new(), own };
+            return Ok(());
+        }
+        if lines {
+            self.events.clear();
+            self.guard = self.guard.take().map(AnswerFilter::by_line);
         }
         let looks = !self.events.is_empty() || self.guard.is_some();
         self.phase = match stream && self.good && looks {
@@ -267,7 +312,11 @@ impl AnswerFilters {
                 let (words, request) = (Arc::clone(&self.words), self.request.clone());
                 let events = self.events.clone();
                 let filters = EventFilters::new(self.language, words, request, events);
-                Phase::Stream(Box::new(filters), Delivered::new(self.language))
+                let delivered = match lines {
+                    true => Delivered::of_lines(self.language),
+                    false => Delivered::new(self.language),
+                };
+                Phase::Stream(Box::new(filters), delivered)
             }
             false => Phase::Passing,
         };
@@ -294,8 +343,6 @@ impl AnswerFilters {
                     Some(guard) => guarded(guard, &bytes, ends),
                     None => (bytes, None),
                 };
-                let trace = if ends { filters.trace() } else { Vec::new() };
-                lock(&self.report).trace.extend(trace);
                 delivered.push(&bytes);
                 let last = match (&blocked, &stopped) {
                     (Some(blocked), _) => delivered.refused(&blocked.rejection, &self.wording),
@@ -307,17 +354,19 @@ impl AnswerFilters {
                 }
                 if let Some(why) = stopped.or(blocked.map(|blocked| blocked.finding.kind)) {
                     lock(&self.report).stopped = Some(why);
-                    self.phase = Phase::Over;
+                    self.close();
                     let bytes = [bytes, last].concat().into();
                     out.push(HttpTask::Body(Some(bytes), true));
                 } else if end || !bytes.is_empty() {
                     out.push(HttpTask::Body(Some(bytes), end));
                 }
                 if end && matches!(self.phase, Phase::Stream(..)) {
+                    self.close();
                     self.phase = Phase::Passing;
-                    self.restored();
                 }
             }
+            Phase::Held { own: Some(_), .. } if end => self.release(end, out).await?,
+            Phase::Held { own: Some(_), .. } => {}
             Phase::Held { body, .. } => {
                 body.extend_from_slice(piece.as_deref().unwrap_or_default());
                 if end || body.len() > LONGEST {
@@ -331,18 +380,21 @@ impl AnswerFilters {
     /// Sends on what was held.
     async fn release(&mut self, end: bool, out: &mut Vec<HttpTask>) -> Result<()> {
         let held = std::mem::replace(&mut self.phase, Phase::Passing);
-        let Phase::Held { mut head, body } = held else { return Ok(()) };
-        let mut body = body.freeze();
+        let Phase::Held { mut head, body, own } = held else { return Ok(()) };
+        let replaced = own.is_some();
+        let mut body = own.unwrap_or_else(|| body.freeze());
         if !end && self.guard.is_some() && self.good {
             // What cannot be looked at as a whole does not pass.
             let rejection = Rejection::answer_too_long();
             return self.refuse(head, &rejection, false, out);
         }
         if end {
-            if let Some(rejection) = self.respond(&mut head, Some(&mut body)).await? {
-                return self.refuse(head, &rejection, false, out);
+            if !replaced {
+                if let Some(rejection) = self.respond(&mut head, Seen::Whole(&mut body)).await? {
+                    return self.refuse(head, &rejection, false, out);
+                }
+                self.check(&mut head, &mut body)?;
             }
-            self.check(&mut head, &mut body)?;
             head.remove_header(&header::TRANSFER_ENCODING);
             head.insert_header(header::CONTENT_LENGTH, body.len())?;
             if self.keeps {
@@ -361,10 +413,10 @@ impl AnswerFilters {
     async fn respond(
         &mut self,
         head: &mut Box<ResponseHeader>,
-        mut body: Option<&mut Bytes>,
+        mut body: Seen<'_>,
     ) -> Result<Option<Rejection>> {
         for hook in std::mem::take(&mut self.heads) {
-            let parsed = body.as_ref().map(|body| Arc::new(read(body)));
+            let parsed = body.whole().map(|body| Arc::new(read(body)));
             let globals = self.view(&hook, head, parsed.clone());
             let began = Instant::now();
             let returned = hook.run(globals).await;
@@ -372,9 +424,7 @@ impl AnswerFilters {
             let outcome = returned.and_then(|returned| {
                 let Some(value) = returned else { return Ok(Vec::new()) };
                 Verdict::read(Stage::Response, value)
-                    .and_then(|verdict| {
-                        change(head, body.as_deref_mut(), parsed.as_deref(), verdict)
-                    })
+                    .and_then(|verdict| change(head, &mut body, parsed.as_deref(), verdict))
                     .map_err(|why| hook.unusable(why.0))
             });
             if let Some(rejection) = self.settle(&hook, took, outcome, head) {
@@ -453,9 +503,27 @@ fn read(body: &[u8]) -> Value {
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(body).into_owned()))
 }
 
+/// What `on_response` sees of a body.
+enum Seen<'b> {
+    Whole(&'b mut Bytes),
+    /// It is still to come, and no script reads it; one may put another in its place.
+    Coming(&'b mut Option<Bytes>),
+    /// That of a stream, or none.
+    Nothing,
+}
+
+impl Seen<'_> {
+    fn whole(&self) -> Option<&Bytes> {
+        match self {
+            Self::Whole(body) => Some(body),
+            Self::Coming(_) | Self::Nothing => None,
+        }
+    }
+}
+
 fn change(
     head: &mut Box<ResponseHeader>,
-    body: Option<&mut Bytes>,
+    body: &mut Seen<'_>,
     parsed: Option<&Value>,
     verdict: Verdict,
 ) -> Result<Vec<String>, Unusable> {
@@ -470,19 +538,30 @@ fn change(
             .map_err(|e| Unusable(e.to_string()))?;
         changed.extend(own);
     }
-    if let (Some(new), Some(body), Some(parsed)) = (&verdict.body, body, parsed) {
-        if new.is_object() == parsed.is_object() && !parsed.is_string() {
-            let edits = splice::edits(body, &json::normalised(parsed), new);
-            if !edits.is_empty() {
-                let mut bytes = BytesMut::from(&body[..]);
-                edit::apply(&mut bytes, edits);
-                *body = bytes.freeze();
-                changed.push("body".to_owned());
-            }
-        } else if new != parsed {
-            *body = apply::whole(new);
+    let Some(new) = &verdict.body else { return Ok(changed) };
+    match (body, parsed) {
+        (Seen::Nothing, _) => {
+            return Err(Unusable("`body`: this answer has none that can be changed".to_owned()));
+        }
+        (Seen::Coming(place), _) => {
+            **place = Some(apply::whole(new));
             changed.push("body".to_owned());
         }
+        (Seen::Whole(body), Some(parsed)) => {
+            if new.is_object() == parsed.is_object() && !parsed.is_string() {
+                let edits = splice::edits(body, &json::normalised(parsed), new);
+                if !edits.is_empty() {
+                    let mut bytes = BytesMut::from(&body[..]);
+                    edit::apply(&mut bytes, edits);
+                    **body = bytes.freeze();
+                    changed.push("body".to_owned());
+                }
+            } else if new != parsed {
+                **body = apply::whole(new);
+                changed.push("body".to_owned());
+            }
+        }
+        (Seen::Whole(_), None) => {}
     }
     Ok(changed)
 }

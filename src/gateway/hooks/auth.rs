@@ -63,8 +63,7 @@ fn apply(_session: &mut Session, ctx: &mut Ctx, verdict: Verdict) -> Result<Vec<
         changed.push("answer".to_owned());
     }
     if let Some(limits) = &verdict.limits {
-        let own = own_limits(limits)?;
-        principal(ctx).limits = Some(Arc::new(own));
+        set_limits(ctx, limits)?;
         changed.push("limits".to_owned());
     }
     if let Some(tier) = verdict.tier {
@@ -75,9 +74,15 @@ fn apply(_session: &mut Session, ctx: &mut Ctx, verdict: Verdict) -> Result<Vec<
     Ok(changed)
 }
 
-/// Limits as a script states them.
-pub fn own_limits(limits: &Value) -> Result<OwnLimits, Unusable> {
-    OwnLimits::read(limits).map_err(|why| Unusable(format!("`limits`: {why}")))
+/// Takes limits as a script states them: they stand over the key's own, field by field.
+pub fn set_limits(ctx: &mut Ctx, limits: &Value) -> Result<(), Unusable> {
+    let new = OwnLimits::read(limits).map_err(|why| Unusable(format!("`limits`: {why}")))?;
+    let limits = &mut principal(ctx).limits;
+    *limits = Some(Arc::new(match limits {
+        Some(old) => new.over(old),
+        None => new,
+    }));
+    Ok(())
 }
 
 /// The caller, to be changed for this request.

@@ -43,6 +43,7 @@ pub fn answer(session: &Session, ctx: &mut Ctx) -> Option<AnswerFilters> {
         language,
         guard,
         beside,
+        verdicts: Vec::new(),
         wording: reply::error_wording(ctx),
         metrics: ctx.carry.metrics.clone(),
         words,

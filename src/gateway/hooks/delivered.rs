@@ -15,6 +15,8 @@ pub struct Delivered {
     language: &'static dyn Dialect,
     /// `None`: the language's error event is the same everywhere.
     meter: Option<(Box<dyn Meter>, Progress)>,
+    /// A document is a line, not an event.
+    lines: bool,
 }
 
 impl Delivered {
@@ -22,7 +24,12 @@ impl Delivered {
         let meter = language.stream_meter(&Metering::default(), false);
         let probe = Failure { document: b"{}", message: "", code: "", status: 500 };
         let depends = meter.failure(&probe).is_some();
-        Self { language, meter: depends.then(|| (meter, Progress::default())) }
+        Self { language, meter: depends.then(|| (meter, Progress::default())), lines: false }
+    }
+
+    /// A stream of documents on lines of their own.
+    pub fn of_lines(language: &'static dyn Dialect) -> Self {
+        Self { language, meter: None, lines: true }
     }
 
     /// These bytes go out.
@@ -49,6 +56,9 @@ impl Delivered {
     }
 
     fn failure(&self, failure: &Failure<'_>) -> Bytes {
+        if self.lines {
+            return [failure.document, b"\n"].concat().into();
+        }
         let own = self.meter.as_ref().and_then(|(meter, _)| meter.failure(failure));
         own.unwrap_or_else(|| self.language.event(failure.document))
     }

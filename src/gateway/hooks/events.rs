@@ -85,6 +85,9 @@ impl EventFilters {
 
     /// Takes the next bytes of the stream.
     pub async fn push(&mut self, bytes: Bytes, end: bool) -> Filtered {
+        if self.scripts.is_empty() {
+            return Filtered { bytes, stopped: None };
+        }
         let whole = self.splitter.is_between();
         let mut pieces = Vec::new();
         self.splitter.push(&bytes, |piece| pieces.push(piece));

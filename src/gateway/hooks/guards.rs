@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     run::{state, subject},
-    state::GuardState,
+    state::{Asked, GuardState},
     trace,
 };
 use crate::{
@@ -57,7 +57,7 @@ pub async fn judge(ctx: &mut Ctx) -> Result<bool, Stop> {
                 let verdict = moderation.ask(&question).await;
                 decide(ctx, &moderation, verdict)?;
             } else {
-                own.beside.push(tokio::spawn(async move {
+                own.beside.push(Asked::begin(async move {
                     let verdict = moderation.ask(&question).await;
                     warn(&moderation, &verdict);
                     verdict

@@ -3,7 +3,7 @@
 use pingora_proxy::Session;
 
 use super::{
-    auth::{own_limits, principal},
+    auth::{principal, set_limits},
     described,
     request::{label, parsed},
     run::{run, state},
@@ -99,8 +99,7 @@ fn current_time(now: &jiff::Zoned) -> Input {
 fn apply(_session: &mut Session, ctx: &mut Ctx, verdict: Verdict) -> Result<Vec<String>, Unusable> {
     let mut changed = Vec::new();
     if let Some(limits) = &verdict.limits {
-        let own = own_limits(limits)?;
-        principal(ctx).limits = Some(own.into());
+        set_limits(ctx, limits)?;
         changed.push("limits".to_owned());
     }
     if let Some(tier) = verdict.tier {

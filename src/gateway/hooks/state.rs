@@ -49,7 +49,29 @@ pub struct GuardState {
     /// What the answer gets back.
     pub vault: Option<Vault>,
     /// Services that are asked while a backend answers.
-    pub beside: Vec<JoinHandle<Verdict>>,
+    pub beside: Vec<Asked>,
+}
+
+/// A question to a service that is asked beside the request; it is given up when this is dropped.
+pub struct Asked(JoinHandle<Verdict>);
+
+impl Asked {
+    /// Asks.
+    pub fn begin(question: impl Future<Output = Verdict> + Send + 'static) -> Self {
+        Self(tokio::spawn(question))
+    }
+
+    /// Waits for what the service says; `None` if the question itself has failed. It can be broken off,
+    /// and called again; after an answer it must not be called again.
+    pub async fn verdict(&mut self) -> Option<Verdict> {
+        (&mut self.0).await.ok()
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// What scripts have done with an answer on its way to the client. Written by the client's session,

@@ -11,7 +11,7 @@ use super::{
     words::RequestWords,
 };
 use crate::{
-    base::Stage,
+    base::{Stage, TokenCounts},
     gateway::ctx::Ctx,
     hooks::{Global, Hook, Input, Verdict},
     usage::{Draft, Metered},
@@ -45,39 +45,46 @@ pub async fn run_all(session: &Session, ctx: &mut Ctx, draft: &mut Draft) {
     }
 }
 
-/// Takes what a script returned into the record. What the gateway has counted stays beside it.
-fn change(draft: &mut Draft, fields: Map<String, Value>) -> Vec<String> {
+/// Takes what a script returned into the record. What the gateway has counted stays beside it. A field that
+/// is as the script was shown it says nothing, so that a script may return the whole of what it got.
+fn change(draft: &mut Draft, mut fields: Map<String, Value>) -> Vec<String> {
     let mut changed = Vec::new();
     let before = (draft.counts, draft.cost);
+    let mut shown = record(draft);
+    shown.extend(usage(draft));
+    for inner in ["usage", "custom"] {
+        match fields.remove(inner) {
+            Some(Value::Object(inner)) => fields.extend(inner),
+            Some(other) => drop(fields.insert(inner.to_owned(), other)),
+            None => {}
+        }
+    }
     for (name, value) in fields {
+        if shown.get(&name).is_some_and(|old| same(old, &value)) {
+            continue;
+        }
         let count = value.as_f64().filter(|n| (0.0..9e15).contains(n)).map(|n| n.round() as u64);
-        let counts = &mut draft.counts;
-        let place = match name.as_str() {
-            "prompt_tokens" => Some(&mut counts.prompt),
-            "completion_tokens" => Some(&mut counts.completion),
-            "total_tokens" => Some(&mut counts.total),
-            _ => None,
-        };
-        match (place, count, name.as_str()) {
-            (Some(place), Some(count), _) => {
-                if *place != count {
-                    changed.push(name);
-                }
-                *place = count;
-            }
-            (None, _, "cost") => {
+        match (name.as_str(), count) {
+            ("cost", _) => {
                 let cost = value.as_f64().filter(|cost| cost.is_finite() && *cost >= 0.0);
                 if cost.is_some() && cost != draft.cost {
                     changed.push(name);
                     draft.cost = cost;
                 }
             }
-            // Not a number in the place of a count; ids are the gateway's.
-            (Some(_), None, _) | (None, _, "record_id" | "request_id" | "sequence" | "process") => {
+            (word, Some(count)) if is_count(word) => {
+                if set_count(&mut draft.counts, word, count) {
+                    changed.push(name);
+                }
             }
-            (None, _, _) => {
-                changed.push(format!("custom.{name}"));
-                draft.custom.insert(name, value);
+            // Not a number in the place of a count; ids are the gateway's.
+            (word, None) if is_count(word) => {}
+            ("record_id" | "request_id" | "sequence" | "process", _) => {}
+            _ => {
+                if draft.custom.get(&name) != Some(&value) {
+                    changed.push(format!("custom.{name}"));
+                    draft.custom.insert(name, value);
+                }
             }
         }
     }
@@ -85,6 +92,44 @@ fn change(draft: &mut Draft, fields: Map<String, Value>) -> Vec<String> {
         draft.metered.get_or_insert(Metered::new(&before.0, before.1));
     }
     changed
+}
+
+/// Lua has one kind of numbers for what JSON writes as 5 and 5.0.
+fn same(old: &Value, new: &Value) -> bool {
+    old == new || old.as_f64().is_some_and(|number| new.as_f64() == Some(number))
+}
+
+/// The parts of the counts that a record may lack.
+fn parts(counts: &mut TokenCounts) -> [(&'static str, &mut Option<u64>); 5] {
+    [
+        ("cached_tokens", &mut counts.cached),
+        ("cache_write_tokens", &mut counts.cache_write),
+        ("reasoning_tokens", &mut counts.reasoning),
+        ("audio_prompt_tokens", &mut counts.audio_prompt),
+        ("audio_completion_tokens", &mut counts.audio_completion),
+    ]
+}
+
+fn is_count(word: &str) -> bool {
+    let whole = ["prompt_tokens", "completion_tokens", "total_tokens"];
+    whole.contains(&word)
+        || parts(&mut TokenCounts::default()).iter().any(|(name, _)| *name == word)
+}
+
+/// `false`: it was that already.
+fn set_count(counts: &mut TokenCounts, word: &str, count: u64) -> bool {
+    let before = *counts;
+    match word {
+        "prompt_tokens" => counts.prompt = count,
+        "completion_tokens" => counts.completion = count,
+        "total_tokens" => counts.total = count,
+        _ => {
+            for (_, part) in parts(counts).into_iter().filter(|(name, _)| *name == word) {
+                *part = Some(count);
+            }
+        }
+    }
+    *counts != before
 }
 
 fn view(hook: &Hook, session: &Session, ctx: &Ctx, draft: &Draft) -> Vec<Global> {
@@ -101,10 +146,10 @@ fn view(hook: &Hook, session: &Session, ctx: &Ctx, draft: &Draft) -> Vec<Global>
     let mut globals = vec![words.request(hook, body)];
     words.others(hook, &mut globals);
     if hook.reads("usage", "") {
-        globals.push(("usage", usage(draft)));
+        globals.push(("usage", table(usage(draft))));
     }
     if hook.reads("record", "") {
-        globals.push(("record", record(draft)));
+        globals.push(("record", table(record(draft))));
     }
     if hook.reads("response", "") {
         let mut fields = vec![("status_code", Input::Integer(draft.status.into()))];
@@ -133,56 +178,55 @@ fn view(hook: &Hook, session: &Session, ctx: &Ctx, draft: &Draft) -> Vec<Global>
     globals
 }
 
-fn usage(draft: &Draft) -> Input {
-    let counts = &draft.counts;
-    let mut fields: Vec<Global> = vec![
-        ("prompt_tokens", Input::from(counts.prompt)),
-        ("completion_tokens", Input::from(counts.completion)),
-        ("total_tokens", Input::from(counts.total)),
-    ];
-    for (name, count) in [
-        ("cached_tokens", counts.cached),
-        ("cache_write_tokens", counts.cache_write),
-        ("reasoning_tokens", counts.reasoning),
-        ("audio_prompt_tokens", counts.audio_prompt),
-        ("audio_completion_tokens", counts.audio_completion),
-    ] {
-        if let Some(count) = count {
-            fields.push((name, Input::from(count)));
+/// The counts.
+fn usage(draft: &Draft) -> Map<String, Value> {
+    let mut counts = draft.counts;
+    let mut fields = Map::new();
+    fields.insert("prompt_tokens".to_owned(), counts.prompt.into());
+    fields.insert("completion_tokens".to_owned(), counts.completion.into());
+    fields.insert("total_tokens".to_owned(), counts.total.into());
+    for (name, count) in parts(&mut counts) {
+        if let Some(count) = *count {
+            fields.insert(name.to_owned(), count.into());
         }
     }
     if let Some(cost) = draft.cost {
-        fields.push(("cost", Input::Number(cost)));
+        fields.insert("cost".to_owned(), cost.into());
     }
-    fields.push(("source", draft.source.word().into()));
-    Input::Fields(fields)
+    fields.insert("source".to_owned(), draft.source.word().into());
+    fields
 }
 
 /// What the record says beside the counts.
-pub fn record(draft: &Draft) -> Input {
-    let mut fields: Vec<Global> = vec![
-        ("request_id", draft.request_id.as_str().into()),
-        ("model", draft.model.as_deref().unwrap_or_default().into()),
-        ("backend_url", draft.backend_url.as_deref().unwrap_or_default().into()),
-        ("endpoint", draft.path.into()),
-        ("status_code", Input::Integer(draft.status.into())),
-        ("outcome", draft.outcome.word().into()),
-        ("is_stream", Input::Bool(draft.stream)),
-        ("latency_ms", Input::from(draft.latency.as_millis() as u64)),
-        ("tries", Input::Integer(draft.tries.into())),
-        ("usage", usage(draft)),
-    ];
+pub fn record(draft: &Draft) -> Map<String, Value> {
+    let mut fields = Map::new();
+    let mut put = |name: &str, value: Value| drop(fields.insert(name.to_owned(), value));
+    put("request_id", draft.request_id.as_str().into());
+    put("model", draft.model.as_deref().unwrap_or_default().into());
+    put("backend_url", draft.backend_url.as_deref().unwrap_or_default().into());
+    put("endpoint", draft.path.into());
+    put("status_code", draft.status.into());
+    put("outcome", draft.outcome.word().into());
+    put("is_stream", draft.stream.into());
+    put("latency_ms", (draft.latency.as_millis() as u64).into());
+    put("tries", draft.tries.into());
+    put("usage", usage(draft).into());
     if let Some(model) = draft.response_model.as_deref() {
-        fields.push(("response_model", model.into()));
+        put("response_model", model.into());
     }
     if let Some(ttft) = draft.ttft {
-        fields.push(("ttft_ms", Input::from(ttft.as_millis() as u64)));
+        put("ttft_ms", (ttft.as_millis() as u64).into());
     }
     if let Some(queued) = draft.queued {
-        fields.push(("queue_ms", Input::from(queued.as_millis() as u64)));
+        put("queue_ms", (queued.as_millis() as u64).into());
     }
     if !draft.custom.is_empty() {
-        fields.push(("custom", Input::Json(Arc::new(Value::Object(draft.custom.clone())))));
+        put("custom", draft.custom.clone().into());
     }
-    Input::Fields(fields)
+    fields
+}
+
+/// As a script gets it.
+pub fn table(fields: Map<String, Value>) -> Input {
+    Input::Json(Arc::new(fields.into()))
 }

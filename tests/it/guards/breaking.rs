@@ -171,6 +171,28 @@ async fn a_refusal_after_comments_is_an_event() {
 }
 
 #[tokio::test]
+async fn comments_go_on_while_only_a_service_is_waited_for() {
+    let (echo, judge) = (Echo::start().await, Judge::start().await);
+    let more = format!(
+        "{ALIVE}guards: {{moderation: [{{url: \"{}\", mode: beside, form: generic}}]}}\n",
+        judge.url
+    );
+    let slow = Duration::from_millis(800);
+    for backend in LANGUAGES {
+        let gateway = before(&echo.url, backend, &more).await;
+        for (client, allow) in [("chat", true), ("messages", false), ("responses", true)] {
+            judge.says(200, &json!({"allow": allow, "message": "Go away."}), slow);
+            let answer = ask(&gateway, client, "", &says(client, true, "Hello")).await;
+            let (count, rest) = comments(answer.text());
+            let case = format!("{client} to {backend}: {}", answer.text());
+            assert!(count >= 3 && answer.status == 200 && answer.whole, "{case}");
+            assert_eq!(rest.contains("Go away."), !allow, "{case}");
+            assert_eq!(rest.contains("Hel"), allow, "{case}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn comments_of_a_backend_open_no_way_around() {
     let echo = Echo::start().await;
     let text = "Write to a@example.com by nighttime";

@@ -146,3 +146,88 @@ guards:
         assert_eq!(echo.last_json()["messages"][0]["content"], json!(seen));
     }
 }
+
+/// A backend with one kind of body for whatever is asked.
+async fn says_only(kind: &'static str, body: String) -> String {
+    let answer = move || async move { ([("content-type", kind)], body.clone()) };
+    let app = axum::Router::new().fallback(answer);
+    crate::support::serve(app).await
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_long_to_be_looked_at_is_no_answer() {
+    let echo = Echo::start().await;
+    let deny = "guards: {deny: [{on: [answer], words: [nightfall]}]}\n";
+    let gateway = before(&echo.url, "chat", deny).await;
+    echo.change(|m| m.says = Some("night ".repeat(3 << 20)));
+    let answer = ask(&gateway, "chat", "", &says("chat", false, "Hello")).await;
+    let code = &answer.json()["error"]["code"];
+    assert_eq!((answer.status, code), (502, &json!("answer_too_long")));
+    // One that scripts alone would see passes unseen.
+    let hook =
+        "hooks: {on_response: {script: \"return {headers = {['x-seen'] = #response.body}}\"}}\n";
+    let gateway = before(&echo.url, "chat", hook).await;
+    let answer = ask(&gateway, "chat", "", &says("chat", false, "Hello")).await;
+    assert!(answer.status == 200 && answer.whole && answer.body.len() > 18 << 20);
+}
+
+#[tokio::test]
+async fn a_script_that_makes_an_error_of_an_answer_opens_no_way_around() {
+    let echo = Echo::start().await;
+    let more = "guards: {deny: [{on: [answer], words: [nightfall]}]}
+hooks: {on_response: {script: \"return {status = 404}\"}}\n";
+    let gateway = before(&echo.url, "chat", more).await;
+    echo.change(|m| m.says = Some("It is nightfall".to_owned()));
+    for stream in [false, true] {
+        let answer = ask(&gateway, "chat", "", &says("chat", stream, "Hello")).await;
+        assert!(!answer.text().contains("nightfall"), "{stream}: {}", answer.text());
+        assert!(answer.text().contains("content_blocked"), "{stream}: {}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn documents_on_lines_are_looked_at_and_not_held() {
+    let chunk = |text: &str| {
+        let choice = json!({"index": 0, "delta": {"content": text}, "finish_reason": null});
+        format!("{}\n", json!({"id": "c", "object": "chat.completion.chunk", "choices": [choice]}))
+    };
+    let body = ["It is ", "still ", "night", "fall", " now"].map(chunk).concat();
+    let deny = "guards: {deny: [{on: [answer], words: [nightfall]}]}
+hooks: {on_stream_event: {script: \"return false\"}}\n";
+    let url = says_only("application/x-ndjson", body.clone()).await;
+    let gateway = before(&url, "chat", deny).await;
+    let answer = ask(&gateway, "chat", "", &says("chat", true, "Hello")).await;
+    let lines: Vec<Value> =
+        answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3, "{}", answer.text());
+    assert_eq!(lines[1]["choices"][0]["delta"]["content"], "still ");
+    assert_eq!(lines[2]["error"]["code"], "content_blocked");
+    let fine = body.replace("fall", "club");
+    let url = says_only("application/x-ndjson", fine.clone()).await;
+    let gateway = before(&url, "chat", deny).await;
+    assert_eq!(ask(&gateway, "chat", "", &says("chat", true, "Hello")).await.text(), fine);
+}
+
+#[tokio::test]
+async fn a_stored_answer_is_looked_at_when_it_is_read() {
+    let response = |text: &str| {
+        let content = json!([{"type": "output_text", "text": text, "annotations": []}]);
+        let message = json!({"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": content});
+        json!({"id": "resp_stored1", "object": "response", "created_at": 1, "status": "completed",
+            "model": "sim-model", "output": [message]})
+    };
+    let (now, later) =
+        (response("Wait a moment").to_string(), response("It is nightfall").to_string());
+    let json = |body: String| async move { ([("content-type", "application/json")], body) };
+    let app = axum::Router::new()
+        .route("/v1/responses", axum::routing::post(move || json(now.clone())))
+        .route("/v1/responses/{id}", axum::routing::get(move || json(later.clone())));
+    let url = crate::support::serve(app).await;
+    let deny = "guards: {deny: [{on: [answer], words: [nightfall]}]}\n";
+    let gateway = before(&url, "responses", deny).await;
+    let made = ask(&gateway, "responses", "", &says("responses", false, "Hello")).await;
+    assert_eq!((made.status, &made.json()["id"]), (200, &json!("resp_stored1")), "{}", made.text());
+    let read = gateway.client().await.get("/v1/responses/resp_stored1").await;
+    assert_eq!(read.json()["error"]["code"], "content_blocked", "{}", read.text());
+    assert!(!read.text().contains("nightfall"));
+}

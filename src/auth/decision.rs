@@ -180,24 +180,8 @@ fn request_table(globals: &Globals<'_>, request: &RequestView<'_>) -> lua::Resul
         table.raw_set("stream", request.stream)?;
     }
     if wants("headers") {
-        table.raw_set("headers", header_table(globals, request.headers)?)?;
+        table.raw_set("headers", globals.header_table(request.headers)?)?;
     }
-    Ok(table)
-}
-
-fn header_table(globals: &Globals<'_>, headers: &HeaderMap) -> lua::Result<lua::Table> {
-    let table = globals.lua.create_table_with_capacity(0, headers.keys_len())?;
-    for name in headers.keys() {
-        // Of several fields with the same name the first is used.
-        if let Some(value) = headers.get(name) {
-            let name = lua::canonical(name.as_str().as_bytes());
-            table.raw_set(
-                globals.lua.create_string(name)?,
-                globals.lua.create_string(value.as_bytes())?,
-            )?;
-        }
-    }
-    table.set_metatable(Some(globals.headers.clone()))?;
     Ok(table)
 }
 

@@ -1,6 +1,5 @@
 //! Services that judge requests: OpenAI's moderations, or any HTTP service.
 
-use http::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
 use super::{finding::Finding, role::in_roles};
@@ -11,12 +10,9 @@ use crate::{
         plan::ModerationPlan,
     },
     dialect::texts::RequestText,
-    store::{StoreError, http as clients},
+    store::{StoreError, http},
     wire::literal::Literal,
 };
-
-/// Largest answer in bytes.
-const LARGEST: usize = 1 << 20;
 
 /// A service.
 pub struct Moderation {
@@ -122,26 +118,8 @@ impl Moderation {
 
     async fn answer(&self, question: &Question) -> Result<Value, StoreError> {
         let body = self.words(question).to_string();
-        let mut request = self
-            .client
-            .post(&self.plan.url)
-            .timeout(self.plan.timeout)
-            .header(CONTENT_TYPE, "application/json")
-            .body(body);
-        for (name, value) in &self.plan.headers {
-            request = request.header(name, value);
-        }
-        let failed =
-            |e| StoreError::new(format!("the moderation cannot be reached: {}", clients::cause(e)));
-        let mut answer = request.send().await.map_err(failed)?;
-        let status = answer.status();
-        let mut body = Vec::new();
-        while let Some(piece) = answer.chunk().await.map_err(failed)? {
-            body.extend_from_slice(&piece);
-            if body.len() > LARGEST {
-                return Err(StoreError::new("the moderation's answer is too large"));
-            }
-        }
+        let request = self.client.post(&self.plan.url).timeout(self.plan.timeout);
+        let (status, body) = http::ask(request, &self.plan.headers, body, "the moderation").await?;
         if !status.is_success() {
             return Err(StoreError::new(format!("the moderation answered {status}")));
         }
@@ -220,7 +198,7 @@ mod tests {
             message: "No.".to_owned(),
             status: 403,
         };
-        Moderation::new(plan, clients::outside())
+        Moderation::new(plan, http::outside())
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Input {
             Self::Number(number) => lua::Value::Number(*number),
             Self::Text(text) => lua::Value::String(lua.create_string(text)?),
             Self::Json(value) => json::to_lua(lua, value)?,
-            Self::Headers(fields) => lua::Value::Table(headers(globals, fields)?),
+            Self::Headers(fields) => lua::Value::Table(globals.header_table(fields)?),
             Self::Fields(fields) => {
                 let table = lua.create_table_with_capacity(0, fields.len())?;
                 for (name, value) in fields {
@@ -82,21 +82,6 @@ impl Input {
             }
         })
     }
-}
-
-fn headers(globals: &Globals<'_>, fields: &HeaderMap) -> lua::Result<lua::Table> {
-    let table = globals.lua.create_table_with_capacity(0, fields.keys_len())?;
-    for name in fields.keys() {
-        if let Some(value) = fields.get(name) {
-            let name = lua::canonical(name.as_str().as_bytes());
-            table.raw_set(
-                globals.lua.create_string(name)?,
-                globals.lua.create_string(value.as_bytes())?,
-            )?;
-        }
-    }
-    table.set_metatable(Some(globals.headers.clone()))?;
-    Ok(table)
 }
 
 /// A call of a stage's script: its globals, and the reading of what it returns.

@@ -2,9 +2,10 @@
 
 use std::{fmt, time::Duration};
 
+use http::HeaderMap;
 use mlua::{Lua, Table, Value};
 
-use super::code::Code;
+use super::{code::Code, texts::canonical};
 
 /// The limits of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +123,22 @@ pub struct Globals<'a> {
 }
 
 impl Globals<'_> {
+    /// Header fields as scripts see them. Of several fields with the same name the first is used.
+    ///
+    /// # Errors
+    /// If the script's memory is used up.
+    pub fn header_table(&self, fields: &HeaderMap) -> mlua::Result<Table> {
+        let table = self.lua.create_table_with_capacity(0, fields.keys_len())?;
+        for name in fields.keys() {
+            if let Some(value) = fields.get(name) {
+                let name = self.lua.create_string(canonical(name.as_str().as_bytes()))?;
+                table.raw_set(name, self.lua.create_string(value.as_bytes())?)?;
+            }
+        }
+        table.set_metatable(Some(self.headers.clone()))?;
+        Ok(table)
+    }
+
     /// Whether the script can use this global. If not, it need not be set.
     pub fn wants(&self, name: &str) -> bool {
         self.code.reads.wants(name)

@@ -54,4 +54,3 @@ pub use outside::HttpObserver;
 pub use reads::GLOBALS;
 pub use script::{Script, ScriptStats};
 pub use settings::{HttpSettings, StoreSettings};
-pub use texts::canonical;

@@ -2,10 +2,16 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use ::http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
+
 use super::{
+    StoreError,
     proxy::{Proxies, Proxy},
     tls,
 };
+
+/// Largest answer of a service in bytes.
+const LARGEST_ANSWER: usize = 1 << 20;
 
 /// A client for external services. It uses the proxy that the environment names, except for this machine.
 ///
@@ -54,6 +60,32 @@ pub fn cause(error: reqwest::Error) -> String {
         last = inner;
     }
     last.to_string()
+}
+
+/// Asks a service that answers in JSON; `service` names it in errors (`the webhook`).
+///
+/// # Errors
+/// If it cannot be reached, or its answer has more than [`LARGEST_ANSWER`] bytes.
+pub async fn ask(
+    request: reqwest::RequestBuilder,
+    headers: &[(HeaderName, HeaderValue)],
+    question: String,
+    service: &str,
+) -> Result<(StatusCode, Vec<u8>), StoreError> {
+    let request = request.header(CONTENT_TYPE, "application/json").body(question);
+    let with = |request: reqwest::RequestBuilder, (name, value): &(HeaderName, HeaderValue)| {
+        request.header(name, value)
+    };
+    let failed = |e| StoreError::new(format!("{service} cannot be reached: {}", cause(e)));
+    let mut answer = headers.iter().fold(request, with).send().await.map_err(failed)?;
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(failed)? {
+        body.extend_from_slice(&piece);
+        if body.len() > LARGEST_ANSWER {
+            return Err(StoreError::new(format!("the answer of {service} is too large")));
+        }
+    }
+    Ok((answer.status(), body))
 }
 
 /// Whether the connection was refused because nothing listens there.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ::http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
+use ::http::{HeaderName, HeaderValue, StatusCode};
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 
@@ -13,9 +13,6 @@ use crate::{
     base::number::number,
     store::{StoreError, http},
 };
-
-/// Largest answer in bytes.
-const LARGEST: usize = 1 << 20;
 
 /// An HTTP service.
 pub struct Webhook {
@@ -37,26 +34,9 @@ impl Webhook {
 
     async fn ask(&self, key: &str) -> Result<Option<Map<String, Value>>, StoreError> {
         let question = json!({"api_key": key, "timestamp": jiff::Timestamp::now().as_second()});
-        let mut request = self
-            .client
-            .post(&self.url)
-            .timeout(self.timeout)
-            .header(CONTENT_TYPE, "application/json")
-            .body(question.to_string());
-        for (name, value) in &self.headers {
-            request = request.header(name, value);
-        }
-        let failed =
-            |e| StoreError::new(format!("the webhook cannot be reached: {}", http::cause(e)));
-        let mut answer = request.send().await.map_err(failed)?;
-        let status = answer.status();
-        let mut body = Vec::new();
-        while let Some(piece) = answer.chunk().await.map_err(failed)? {
-            body.extend_from_slice(&piece);
-            if body.len() > LARGEST {
-                return Err(StoreError::new("the webhook's answer is too large"));
-            }
-        }
+        let request = self.client.post(&self.url).timeout(self.timeout);
+        let (status, body) =
+            http::ask(request, &self.headers, question.to_string(), "the webhook").await?;
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Ok(None),
             status if !status.is_success() => {

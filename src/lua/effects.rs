@@ -7,9 +7,9 @@ use mlua::{Error, Function, Lua, LuaString, Table, Value, chunk::ChunkMode};
 
 use super::{
     call::Call,
+    header::canonical,
     journal::{Effect, HttpCall, Outcome, StoreCall},
     json,
-    texts::canonical,
 };
 
 /// Longest key of the store, in bytes.

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use http::HeaderMap;
 use mlua::{Lua, Table, Value};
 
-use super::{code::Code, texts::canonical};
+use super::{code::Code, header::canonical};
 
 /// The limits of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

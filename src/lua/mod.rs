@@ -21,6 +21,7 @@ mod dates;
 #[cfg(test)]
 mod effect_tests;
 mod effects;
+mod header;
 mod interpreter;
 mod job;
 mod journal;

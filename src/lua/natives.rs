@@ -13,11 +13,12 @@ use super::{
     call::Call,
     clock::Clock,
     dates, effects,
+    header::canonical,
     job::LogLine,
     json,
     pattern::{self, Budget, Capture, Failure, Match, SubstituteError},
     reads::message,
-    texts::{self, canonical},
+    texts,
 };
 
 /// Largest string that a native builds outside of the interpreter's memory limit.

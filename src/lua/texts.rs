@@ -18,17 +18,6 @@ pub fn functions(lua: &Lua, table: &Table, clock: &Clock) -> mlua::Result<()> {
     hashes(lua, table, clock)
 }
 
-/// The name of a header field in scripts: `x-api-key` is `X-Api-Key`.
-pub fn canonical(name: &[u8]) -> Vec<u8> {
-    let mut start = true;
-    let case = |b: &u8| {
-        let out = if start { b.to_ascii_uppercase() } else { b.to_ascii_lowercase() };
-        start = *b == b'-';
-        out
-    };
-    name.iter().map(case).collect()
-}
-
 fn string_utils(lua: &Lua, table: &Table, clock: &Clock) -> mlua::Result<()> {
     let at = clock.clone();
     let split = lua.create_function(

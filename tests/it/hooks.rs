@@ -166,7 +166,7 @@ return {total_tokens = usage.total_tokens * 2, cost = 0.25, discount = 0.8, user
     );
     assert_eq!(
         record["custom"],
-        json!({"discount": 0.8, "ids": {"record_id": "x"}, "latency": "number", "model": "m", "user": "ann"})
+        json!({"discount": 0.8, "ids": {"record_id": "x"}, "latency": "number", "user": "ann"})
     );
     assert!(record["record_id"].as_str().unwrap().starts_with("rec_"));
     gateway.logs("用量 12").await;

@@ -527,6 +527,9 @@ fn change(
     parsed: Option<&Value>,
     verdict: Verdict,
 ) -> Result<Vec<String>, Unusable> {
+    if verdict.body.is_some() && matches!(body, Seen::Nothing) {
+        return Err(Unusable("`body`: this answer has none that can be changed".to_owned()));
+    }
     let mut changed = Vec::new();
     if let Some(status) = verdict.status.filter(|status| *status != head.status.as_u16()) {
         head.set_status(status).map_err(|e| Unusable(e.to_string()))?;
@@ -540,9 +543,6 @@ fn change(
     }
     let Some(new) = &verdict.body else { return Ok(changed) };
     match (body, parsed) {
-        (Seen::Nothing, _) => {
-            return Err(Unusable("`body`: this answer has none that can be changed".to_owned()));
-        }
         (Seen::Coming(place), _) => {
             **place = Some(apply::whole(new));
             changed.push("body".to_owned());
@@ -561,7 +561,7 @@ fn change(
                 changed.push("body".to_owned());
             }
         }
-        (Seen::Whole(_), None) => {}
+        (Seen::Whole(_), None) | (Seen::Nothing, _) => {}
     }
     Ok(changed)
 }

@@ -14,6 +14,7 @@ mod guard;
 mod index;
 mod keys;
 mod legacy;
+mod log_level;
 mod router;
 mod state;
 mod usage;

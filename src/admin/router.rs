@@ -24,7 +24,7 @@ use super::{
     extract::MAX_BODY,
     guard,
     index::{self, Description},
-    keys, legacy,
+    keys, legacy, log_level,
     state::AdminState,
     usage,
 };
@@ -56,6 +56,7 @@ fn api() -> OpenApiRouter<AdminState> {
         .routes(routes!(usage::reporters))
         .routes(routes!(config::show))
         .routes(routes!(config::reload))
+        .routes(routes!(log_level::show, log_level::change))
         .routes(routes!(legacy::create))
         .routes(routes!(legacy::update))
         .routes(routes!(legacy::delete))

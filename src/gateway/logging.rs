@@ -263,6 +263,9 @@ fn cost(ctx: &Ctx, summary: &Summary) -> Option<f64> {
 
 fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
     let log = &ctx.snapshot.plan.log;
+    if log.slow_requests.is_some_and(|most| summary.duration > most) {
+        warn_of_slow(session, ctx, summary);
+    }
     if !log.access || !logger::writes_access() {
         return;
     }
@@ -285,7 +288,28 @@ fn access_line(session: &Session, ctx: &Ctx, summary: &Summary) {
         retries: ctx.retry.retries,
         fault: fault(ctx).map(|fault| fault.word()),
     };
-    access::write(&line, ctx.snapshot.plan.fixed.json_log, summary.now);
+    let json = ctx.snapshot.plan.fixed.json_log;
+    access::write(&line, &log.access_fields, json, summary.now);
+}
+
+/// Where the time of a slow request has gone.
+fn warn_of_slow(session: &Session, ctx: &Ctx, summary: &Summary) {
+    let millis = |time: Duration| time.as_millis();
+    let queued = ctx.timeline.queued.map_or(0, millis);
+    let first = summary.first_token.map_or("-".to_owned(), |time| millis(time).to_string());
+    log::warn!(
+        "slow request: {}ms, {queued}ms of it queued, first token after {first}ms: {} {:?} id={} model={:?} backend={:?} retries={} outcome={} tokens={}+{}",
+        millis(summary.duration),
+        session.req_header().method,
+        session.req_header().uri.path(),
+        ctx.request.id.as_str(),
+        ctx.request.model.as_deref().unwrap_or(""),
+        endpoint(ctx).map_or("", |e| &*e.name),
+        ctx.retry.retries,
+        summary.outcome.word(),
+        summary.counts.prompt,
+        summary.counts.completion,
+    );
 }
 
 /// What scripts have done, in the order of the stages.

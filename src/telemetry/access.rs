@@ -5,7 +5,10 @@ use std::{io::Write, net::IpAddr, time::Duration};
 use jiff::Timestamp;
 
 use super::logger;
-use crate::base::{TokenCounts, render};
+use crate::{
+    base::{TokenCounts, render},
+    config::choices::AccessField,
+};
 
 /// The fields of a line.
 pub struct Line<'a> {
@@ -32,8 +35,8 @@ pub struct Line<'a> {
     pub fault: Option<&'a str>,
 }
 
-/// Writes the line of a request that has ended now.
-pub fn write(line: &Line<'_>, json: bool, now: Timestamp) {
+/// Writes the line of a request that has ended now, with these fields; none stand for all.
+pub fn write(line: &Line<'_>, fields: &[AccessField], json: bool, now: Timestamp) {
     let stamp = |out: &mut Vec<u8>| {
         // A line of JSON has the time inside.
         if !json {
@@ -41,9 +44,11 @@ pub fn write(line: &Line<'_>, json: bool, now: Timestamp) {
             out.extend_from_slice(b" ACCESS ");
         }
     };
-    logger::access(stamp, |out| match json {
-        true => line.write_json(out, now),
-        false => line.write_text(out),
+    logger::access(stamp, |out| match (fields, json) {
+        ([], true) => line.write_json(out, now),
+        ([], false) => line.write_text(out),
+        (_, true) => line.write_chosen_json(out, fields, now),
+        (_, false) => line.write_chosen_text(out, fields, now),
     });
 }
 
@@ -116,6 +121,66 @@ impl Line<'_> {
         line.number(",\"retries\":", self.retries);
         line.string_or_null(",\"fault\":", self.fault);
         line.raw("}");
+    }
+
+    fn write_chosen_json(&self, out: &mut Vec<u8>, fields: &[AccessField], now: Timestamp) {
+        for (at, field) in fields.iter().enumerate() {
+            out.extend_from_slice(if at == 0 { b"{\"" } else { b",\"" });
+            out.extend_from_slice(field.word().as_bytes());
+            out.extend_from_slice(b"\":");
+            self.write_value(&mut Fields(out), *field, now);
+        }
+        out.push(b'}');
+    }
+
+    /// `name=value`, where texts from clients are quoted.
+    fn write_chosen_text(&self, out: &mut Vec<u8>, fields: &[AccessField], now: Timestamp) {
+        for (at, field) in fields.iter().enumerate() {
+            if at > 0 {
+                out.push(b' ');
+            }
+            out.extend_from_slice(field.word().as_bytes());
+            out.push(b'=');
+            self.write_value(&mut Fields(out), *field, now);
+        }
+    }
+
+    /// The value of a field as JSON.
+    fn write_value(&self, line: &mut Fields<'_>, field: AccessField, now: Timestamp) {
+        match field {
+            AccessField::Ts => {
+                line.raw("\"");
+                render::timestamp(line.0, now);
+                line.raw("\"");
+            }
+            AccessField::RequestId => line.string("", self.request_id),
+            AccessField::Client => match self.client {
+                Some(address) => {
+                    line.raw("\"");
+                    line.address(address);
+                    line.raw("\"");
+                }
+                None => line.raw("null"),
+            },
+            AccessField::ApiKey => line.string_or_null("", self.key),
+            AccessField::UserId => line.string("", self.user),
+            AccessField::Method => line.string("", self.method),
+            AccessField::Path => line.string("", self.path),
+            AccessField::Status => line.number("", self.status),
+            AccessField::Model => line.string("", self.model),
+            AccessField::Backend => line.string("", self.backend),
+            AccessField::Stream => line.raw(if self.stream { "true" } else { "false" }),
+            AccessField::Outcome => line.string("", self.outcome),
+            AccessField::PromptTokens => line.number("", self.tokens.prompt),
+            AccessField::CompletionTokens => line.number("", self.tokens.completion),
+            AccessField::DurationMs => line.millis("", self.duration),
+            AccessField::TtftMs => match self.first_token {
+                Some(first) => line.millis("", first),
+                None => line.raw("null"),
+            },
+            AccessField::Retries => line.number("", self.retries),
+            AccessField::Fault => line.string_or_null("", self.fault),
+        }
     }
 }
 
@@ -214,6 +279,15 @@ mod tests {
             String::from_utf8(out).unwrap()
         }
 
+        fn chosen(&self, fields: &[AccessField], json: bool) -> String {
+            let mut out = Vec::new();
+            match json {
+                true => self.write_chosen_json(&mut out, fields, Timestamp::UNIX_EPOCH),
+                false => self.write_chosen_text(&mut out, fields, Timestamp::UNIX_EPOCH),
+            }
+            String::from_utf8(out).unwrap()
+        }
+
         /// The same by the formatting of the standard library.
         fn formatted(&self) -> String {
             let client = self.client.map_or("-".to_owned(), |address| address.to_string());
@@ -279,6 +353,27 @@ mod tests {
         (duration.as_secs_f64() * 10_000.0).round() / 10.0
     }
 
+    const ALL: [AccessField; 18] = [
+        AccessField::Ts,
+        AccessField::RequestId,
+        AccessField::Client,
+        AccessField::ApiKey,
+        AccessField::UserId,
+        AccessField::Method,
+        AccessField::Path,
+        AccessField::Status,
+        AccessField::Model,
+        AccessField::Backend,
+        AccessField::Stream,
+        AccessField::Outcome,
+        AccessField::PromptTokens,
+        AccessField::CompletionTokens,
+        AccessField::DurationMs,
+        AccessField::TtftMs,
+        AccessField::Retries,
+        AccessField::Fault,
+    ];
+
     fn text() -> impl Strategy<Value = String> {
         prop_oneof![Just(String::new()), "[ -~]{0,30}", "[a-z/']{0,30}", any::<String>()]
     }
@@ -311,6 +406,11 @@ mod tests {
             prop_assert_eq!(line.text(), line.formatted());
             if duration < Duration::from_secs(10_000_000_000) {
                 prop_assert_eq!(line.json(), line.serialized());
+                let all = |json| line.chosen(&ALL, json);
+                let mut whole: serde_json::Map<_, _> = serde_json::from_str(&line.json()).unwrap();
+                whole.retain(|name, _| name != "level" && name != "target");
+                prop_assert_eq!(serde_json::from_str::<serde_json::Map<_, _>>(&all(true)).unwrap(), whole);
+                prop_assert!(!all(false).contains(char::is_control), "{:?}", all(false));
             }
         }
     }

@@ -462,3 +462,26 @@ async fn it_does_not_start_without_a_token() {
         assert!(gateway.log().contains("admin.token"), "{}", gateway.log());
     }
 }
+
+#[tokio::test]
+async fn the_level_of_the_log_can_be_changed_until_a_reload() {
+    let sim = sim().await;
+    let admin = Admin::start(&[sim.url()], "").await;
+    const PATH: &str = "/admin/v1/log-level";
+    assert_eq!(admin.get(PATH).await, json!({"level": "info"}));
+    let set = async |body: Value| admin.ask(Method::POST, PATH, Some(body)).await;
+    assert_eq!(set(json!({"level": "error"})).await, (StatusCode::OK, json!({"level": "error"})));
+    admin.gateway.logs("log level changed to \"error\"").await;
+    admin.gateway.ask_with("").await;
+    for wrong in
+        [json!({"level": "loud"}), json!({"level": "off"}), json!({}), json!({"levels": 1})]
+    {
+        let (status, body) = set(wrong.clone()).await;
+        assert_eq!(status, 400, "{wrong}: {body}");
+    }
+    assert_eq!(admin.get(PATH).await, json!({"level": "error"}));
+    assert!(!admin.gateway.log().contains("ACCESS"));
+    let (status, _) = admin.ask(Method::POST, "/admin/v1/config/reload", None).await;
+    assert_eq!(status, 200);
+    assert_eq!(admin.get(PATH).await, json!({"level": "info"}));
+}

@@ -1,6 +1,6 @@
 //! What an operator sees: metrics and the log.
 
-use crate::support::{Client, Gateway, Receiver, chat, eventually, free_address, sim};
+use crate::support::{Client, Gateway, Receiver, chat, eventually, free_address, sim, sim_with};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -121,6 +121,50 @@ async fn the_log_can_be_json() {
         }
     }
     assert_eq!(access, 1);
+}
+
+#[tokio::test]
+async fn an_operator_chooses_the_fields_of_access_lines() {
+    let sim = sim().await;
+    let fields = "access_fields: [status, model, stream, prompt_tokens]";
+    let gateway = Gateway::before(&[sim.url()], &format!("log: {{{fields}}}\n")).await;
+    gateway.client().await.ask(PATH, chat(false)).await;
+    gateway.logs("ACCESS status=200 model=\"sim-model\" stream=false prompt_tokens=").await;
+    let json = format!("log: {{format: json, {fields}}}\n");
+    let gateway = Gateway::before(&[sim.url()], &json).await;
+    gateway.client().await.ask(PATH, chat(true)).await;
+    gateway
+        .logs("\n{\"status\":200,\"model\":\"sim-model\",\"stream\":true,\"prompt_tokens\":")
+        .await;
+    let unknown = "log: {access_fields: [status, prompt]}\n";
+    gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n{unknown}", sim.url()));
+    gateway.logs("log.access_fields").await;
+}
+
+#[tokio::test]
+async fn a_slow_request_is_warned_about() {
+    let sim = sim_with(|b| b.first_token_ms = 300).await;
+    let more = "log: {access: false, slow_requests: 200ms}\n";
+    let gateway = Gateway::before(&[sim.url()], more).await;
+    gateway.client().await.ask(PATH, chat(false)).await;
+    gateway.logs("slow request: ").await;
+    let log = gateway.log();
+    let line = log.lines().find(|line| line.contains("slow request")).unwrap();
+    for part in [
+        "WARN",
+        "ms, 0ms of it queued",
+        "POST \"/v1/chat/completions\"",
+        "backend=",
+        "outcome=complete",
+    ] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert!(!log.contains("ACCESS"));
+    sim.change(|b| b.first_token_ms = 0);
+    gateway.client().await.ask(PATH, chat(false)).await;
+    gateway.rewrite("nonsense: 1\n");
+    gateway.logs("unknown key `nonsense`").await;
+    assert_eq!(gateway.log().matches("slow request").count(), 1);
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::scalar::Switch;
-use crate::config::choices::Level;
+use super::scalar::{Span, Switch};
+use crate::config::choices::{AccessField, Level};
 
 /// Logging.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -16,6 +16,11 @@ pub struct Log {
     pub format: LogFormat,
     /// Whether to write an access line for each request.
     pub access: Switch,
+    /// The fields of access lines, in this order: as one JSON object, or as `name=value` in text. Without
+    /// them a line has all fields.
+    pub access_fields: Vec<AccessField>,
+    /// A request that takes longer than this has a warning of its own.
+    pub slow_requests: Option<Span>,
 }
 
 /// Log formats.

@@ -21,13 +21,16 @@ run:
 	@echo "building llmproxy; the first build takes a few minutes"
 	$(CARGO) run --profile demo --locked --bin llmproxy -- demo
 
+# Many tests wait for something: on few cores there is room for more of them.
+TEST_THREADS = $(shell expr $$(nproc) + 1)
+
 # cargo-nextest runs the tests when it is there; it is not needed.
 test: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --quiet
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		echo "$(CARGO) nextest run"; $(CARGO) nextest run --locked; \
+		echo "$(CARGO) nextest run"; $(CARGO) nextest run --locked --test-threads $(TEST_THREADS); \
 	else \
 		echo "$(CARGO) test"; $(CARGO) test --locked; \
 	fi

@@ -4,6 +4,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub mod access_field;
 pub mod allowance;
 pub mod duration;
 pub mod fault;
@@ -23,6 +24,7 @@ pub mod terms;
 pub mod text;
 pub mod usage;
 
+pub use access_field::AccessField;
 pub use allowance::{Allowance, Quota};
 pub use fault::{Fault, FaultKind, Side};
 pub use ids::RequestId;

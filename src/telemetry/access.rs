@@ -5,10 +5,7 @@ use std::{io::Write, net::IpAddr, time::Duration};
 use jiff::Timestamp;
 
 use super::logger;
-use crate::{
-    base::{TokenCounts, render},
-    config::choices::AccessField,
-};
+use crate::base::{AccessField, TokenCounts, render};
 
 /// The fields of a line.
 pub struct Line<'a> {

@@ -432,7 +432,7 @@ async fn the_openapi_document_tells_the_truth() {
     let served = llmproxy::admin::document().to_json().unwrap();
     assert_eq!(document, serde_json::from_str::<Value>(&served).unwrap());
     let paths: Vec<_> = document["paths"].as_object().unwrap().keys().cloned().collect();
-    assert_eq!(paths.len(), 20, "{paths:?}");
+    assert_eq!(paths.len(), 21, "{paths:?}");
     let report = tempfile::tempdir().unwrap();
     let url = format!("http://{}/admin/v1/openapi.json", admin.address);
     let done = tokio::process::Command::new(python::programs("tests/openapi").join("schemathesis"))

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::config::{
-    choices::{AccessField, Level},
-    raw,
+use crate::{
+    base::AccessField,
+    config::{choices::Level, raw},
 };
 
 /// What is logged.

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::scalar::{Span, Switch};
-use crate::config::choices::{AccessField, Level};
+use crate::{base::AccessField, config::choices::Level};
 
 /// Logging.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]

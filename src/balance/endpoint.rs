@@ -76,7 +76,7 @@ impl Endpoint {
             peer.options.custom_l4 = dialler(&plan, reachable);
             if plan.proxy.is_some() {
                 // Connections through a proxy must not be mixed with connections to the proxy.
-                peer.group_key = BEHIND_PROXY | u64::from(id);
+                peer.group_key ^= BEHIND_PROXY | u64::from(id);
             }
             peer
         };
@@ -251,18 +251,31 @@ impl Endpoint {
     ) -> RequestBuilder {
         let plan = &self.plan;
         let url = || format!("{}{target}", plan.origin());
-        let request = match &plan.proxy {
-            Some(proxy) => {
+        let request = match (&plan.trust, &plan.proxy) {
+            (Some(own), proxy) => {
+                // The host of the URL is the name in the handshake.
+                let name = own.server_name().unwrap_or(&plan.host);
+                let client = || http::client_trusting(own, name, self.addresses(), proxy.as_ref());
+                let client = self.own_client.get_or_init(client);
+                match own.server_name() {
+                    None => client.request(method, url()),
+                    Some(name) => {
+                        let url = format!("https://{name}:{}{target}", plan.port);
+                        client.request(method, url).header(HOST, &plan.authority)
+                    }
+                }
+            }
+            (None, Some(proxy)) => {
                 let own = || http::client_behind(proxy, self.addresses());
                 self.own_client.get_or_init(own).request(method, url())
             }
-            None if plan.literal().is_some() => client.request(method, url()),
+            (None, None) if plan.literal().is_some() => client.request(method, url()),
             // The certificate is checked against the name in the URL.
-            None if plan.tls || self.addresses().len() > 1 => {
+            (None, None) if plan.tls || self.addresses().len() > 1 => {
                 let own = || http::client_at(&plan.host, self.addresses());
                 self.own_client.get_or_init(own).request(method, url())
             }
-            None => {
+            (None, None) => {
                 let request =
                     client.request(method, format!("http://{}{target}", self.current_address()));
                 request.header(HOST, &plan.authority)
@@ -322,6 +335,9 @@ fn peer(address: SocketAddr, plan: &BackendPlan, timeouts: &TimeoutPlan) -> Http
     peer.options.idle_timeout = Some(timeouts.upstream_idle);
     if plan.tls {
         peer.options.ca = tls::peer_certificates();
+    }
+    if let Some(own) = &plan.trust {
+        own.secure(&mut peer);
     }
     peer
 }

@@ -6,6 +6,7 @@ use ::http::{HeaderName, HeaderValue, StatusCode, header::CONTENT_TYPE};
 
 use super::{
     StoreError,
+    backend_tls::BackendTls,
     proxy::{Proxies, Proxy},
     tls,
 };
@@ -36,14 +37,32 @@ pub fn client_at(host: &str, addresses: &[SocketAddr]) -> reqwest::Client {
 
 /// A client for one backend behind a proxy with these addresses.
 pub fn client_behind(proxy: &Proxy, addresses: &[SocketAddr]) -> reqwest::Client {
-    let through = reqwest::Proxy::all(proxy.url());
-    let through = through.expect("what was read as a URL is one");
-    build(backend_builder().resolve_to_addrs(&proxy.host, addresses).proxy(
-        match &proxy.authorization {
-            Some(key) => through.custom_http_auth(key.clone()),
-            None => through,
-        },
-    ))
+    build(backend_builder().resolve_to_addrs(&proxy.host, addresses).proxy(through(proxy)))
+}
+
+/// A client for one backend with TLS of its own, by one of its addresses. `name` is the host of its requests'
+/// URLs; `proxy` stands in front of it.
+pub fn client_trusting(
+    own: &BackendTls,
+    name: &str,
+    addresses: &[SocketAddr],
+    proxy: Option<&Proxy>,
+) -> reqwest::Client {
+    let host = proxy.map_or(name, |proxy| &proxy.host);
+    let builder = builder().tls_backend_preconfigured(own.client()).http1_only().no_proxy();
+    let builder = builder.resolve_to_addrs(host, addresses);
+    build(match proxy {
+        Some(proxy) => builder.proxy(through(proxy)),
+        None => builder,
+    })
+}
+
+fn through(proxy: &Proxy) -> reqwest::Proxy {
+    let through = reqwest::Proxy::all(proxy.url()).expect("what was read as a URL is one");
+    match &proxy.authorization {
+        Some(key) => through.custom_http_auth(key.clone()),
+        None => through,
+    }
 }
 
 /// A client for the gateway on this machine, whose certificate has another name.

@@ -1,5 +1,6 @@
 //! Shared connections to the outside: TLS, DNS, HTTP clients, Redis and SQL.
 
+pub mod backend_tls;
 pub mod dial;
 pub mod dns;
 mod error;

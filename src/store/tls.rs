@@ -148,10 +148,15 @@ pub fn client(protocols: &[&str]) -> ClientConfig {
     install_crypto();
     let mut config = ClientConfig::builder()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(MachineTrust::default()))
+        .with_custom_certificate_verifier(of_machine())
         .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     config
+}
+
+/// Verifies certificates by the trust store of the machine.
+pub(super) fn of_machine() -> Arc<dyn ServerCertVerifier> {
+    Arc::new(MachineTrust::default())
 }
 
 /// Verifies certificates by the trust store of the machine, which is read for the first of them: most

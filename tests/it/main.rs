@@ -10,6 +10,7 @@ mod support;
 mod admin;
 mod amounts;
 mod auth;
+mod backend_tls;
 mod backend_urls;
 mod balancing;
 mod body;

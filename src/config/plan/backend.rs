@@ -16,7 +16,10 @@ use crate::{
         raw::{self, Raw, SecretText},
     },
     dialect::{self, Dialect, Languages, Protocol, hub::target::Quirks},
-    store::proxy::Proxy,
+    store::{
+        backend_tls::{BackendTls, Files, Part},
+        proxy::Proxy,
+    },
     wire::headers::is_hop_by_hop,
 };
 
@@ -29,6 +32,8 @@ pub struct BackendPlan {
     pub url: Arc<str>,
     /// `https`.
     pub tls: bool,
+    /// How its TLS differs from the usual.
+    pub trust: Option<Arc<BackendTls>>,
     /// Host name or address.
     pub host: String,
     pub port: u16,
@@ -103,8 +108,17 @@ impl BackendPlan {
         if let Some(proxy) = &self.proxy {
             line.push_str(&format!(", proxy {}:{}", proxy.host, proxy.port));
         }
+        if self.trust.as_ref().is_some_and(|own| !own.verifies()) {
+            line.push_str(", certificate not verified");
+        }
         line
     }
+}
+
+/// Whether it can be a name in a certificate.
+fn is_host(name: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+    !name.is_empty() && name.len() < 254 && name.chars().all(fine)
 }
 
 /// How requests are written for a backend, its engine, and which usage its streams are asked for: what is
@@ -197,10 +211,12 @@ impl Planner<'_> {
         };
         let host = uri.host()?.trim_matches(['[', ']']).to_owned();
         let tls = uri.scheme_str() == Some("https");
-        if tls && raw.enabled.0 {
+        if tls && raw.enabled.0 && raw.tls.as_ref().is_none_or(|own| own.ca.is_none()) {
             self.needs_trust(format!("{at}.url"));
         }
         let proxy = self.backend_proxy(at, raw, &uri);
+        let trust =
+            raw.tls.as_ref().and_then(|own| self.backend_tls(at, own, tls, proxy.is_some()));
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let authority = HeaderValue::from_str(uri.authority()?.as_str()).ok()?;
         let url = raw.url.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
@@ -220,6 +236,7 @@ impl Planner<'_> {
             name,
             url: url.into(),
             tls,
+            trust: trust.map(Arc::new),
             host,
             port,
             authority,
@@ -235,6 +252,67 @@ impl Planner<'_> {
             addresses,
             probed: raw.health_check.0,
         })
+    }
+
+    /// How TLS to a backend differs from the usual.
+    fn backend_tls(
+        &mut self,
+        at: &str,
+        raw: &raw::BackendTls,
+        https: bool,
+        proxied: bool,
+    ) -> Option<BackendTls> {
+        let at = format!("{at}.tls");
+        if !https {
+            self.problem(at, "has no effect without https", "write `https://` in `url`");
+            return None;
+        }
+        if raw.cert.is_some() != raw.key.is_some() {
+            self.problem(at, "needs `cert` and `key` together", "write both, or neither");
+            return None;
+        }
+        if proxied && raw.server_name.is_some() {
+            let message = "cannot be used behind a proxy";
+            let hint = "write the name as the host of `url`, or `proxy: none`";
+            self.problem(format!("{at}.server_name"), message, hint);
+            return None;
+        }
+        if let Some(name) = raw.server_name.as_ref().filter(|name| !is_host(name)) {
+            let message = format!("`{name}` is not a host name");
+            self.problem(format!("{at}.server_name"), message, "write it without scheme and port");
+            return None;
+        }
+        if !raw.verify.0 {
+            let message = "whoever answers is taken for the backend, and reads every request";
+            self.warn(format!("{at}.verify"), message);
+        }
+        let mut read = |name: &str, file: &Option<String>| match file {
+            None => Some(None),
+            Some(file) => {
+                let path = self.path(file);
+                self.text_of(format!("{at}.{name}"), &path).map(Some)
+            }
+        };
+        // All of them, so that every problem is reported at once.
+        let (ca, cert, key) = (read("ca", &raw.ca), read("cert", &raw.cert), read("key", &raw.key));
+        let (ca, cert, key) = (ca?, cert?, key?);
+        let files = Files {
+            ca: ca.as_deref(),
+            client: cert.as_deref().zip(key.as_deref()),
+            server_name: raw.server_name.as_deref(),
+            verify: raw.verify.0,
+        };
+        BackendTls::read(&files)
+            .map_err(|(part, why)| {
+                let (name, file) = match part {
+                    Part::Ca => ("ca", &raw.ca),
+                    Part::Cert => ("cert", &raw.cert),
+                    Part::Key => ("key", &raw.key),
+                };
+                let message = format!("{}: {why}", file.as_deref().unwrap_or_default());
+                self.problem(format!("{at}.{name}"), message, "the file must be PEM");
+            })
+            .ok()
     }
 
     /// The languages of a backend's API.

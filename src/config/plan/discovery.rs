@@ -288,6 +288,7 @@ fn entry(value: Value, source: &SourcePlan) -> Result<Option<BackendPlan>, Strin
         headers: BTreeMap::new(),
         headers_file: BTreeMap::new(),
         proxy: None,
+        tls: None,
         stream_usage: entry.stream_usage,
         addresses: entry.addresses,
         engine: entry.engine,

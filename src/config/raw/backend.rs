@@ -84,7 +84,27 @@ pub struct Backend {
     /// its language.
     #[serde(default)]
     pub drop_fields: Vec<String>,
+    /// How connections to it are secured, for an https URL.
+    pub tls: Option<BackendTls>,
     /// How a name with several addresses is treated. The default is `each` for http and `one` for
     /// https, because the addresses of hosted services change.
     pub addresses: Option<Addresses>,
+}
+
+/// How connections to a backend are secured.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BackendTls {
+    /// A PEM file with the certificates that may have signed the backend's. It replaces the trust store
+    /// of the machine.
+    pub ca: Option<String>,
+    /// A PEM file with the certificate that the gateway shows, and what leads to its issuer.
+    pub cert: Option<String>,
+    /// A PEM file with the key of `cert`.
+    pub key: Option<String>,
+    /// The name in the backend's certificate and in the handshake; the host of the URL by default.
+    pub server_name: Option<String>,
+    /// `false`: whoever answers is taken for the backend.
+    #[serde(default)]
+    pub verify: Switch,
 }

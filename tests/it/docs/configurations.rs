@@ -1,6 +1,6 @@
 //! Every configuration that the documentation shows is valid.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::LazyLock};
 
 use llmproxy::config;
 use serde_yaml::{Mapping, Value};
@@ -61,6 +61,12 @@ pub fn own(block: &Block) -> Result<Option<Mapping>, String> {
     }
 }
 
+/// A certificate and its key, as PEM.
+static PAIR: LazyLock<(String, String)> = LazyLock::new(|| {
+    let made = rcgen::generate_simple_self_signed(vec!["gateway".to_owned()]).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
+});
+
 /// What is wrong with a configuration when it is put together with the rest.
 fn problems(mut map: Mapping, secrets: &Path) -> Vec<String> {
     let rest: Mapping = serde_yaml::from_str(REST).unwrap();
@@ -76,7 +82,14 @@ fn problems(mut map: Mapping, secrets: &Path) -> Vec<String> {
         let name: String = name.chars().take_while(|c| c.is_alphanumeric() || *c == '-').collect();
         fs::write(secrets.join(&name), format!("{name}-0123456789abcdef")).unwrap();
     }
+    for name in text.split("/run/tls/").skip(1) {
+        // One certificate stands for all, and its key for all keys.
+        let name = &name[..name.find(".pem").unwrap()];
+        let pem = if name.ends_with("-key") { &PAIR.1 } else { &PAIR.0 };
+        fs::write(secrets.join(format!("{name}.pem")), pem).unwrap();
+    }
     let text = text.replace("/run/secrets", secrets.to_str().unwrap());
+    let text = text.replace("/run/tls", secrets.to_str().unwrap());
     let env = |name: &str| {
         let default = text.contains(&format!("${{{name}:-"));
         (!default).then(|| format!("{name}-0123456789abcdef"))

@@ -182,6 +182,12 @@ impl Rejection {
         Self::new(502, RejectionKind::ServerError, message).code("answer_too_long")
     }
 
+    /// 403: a browser asks for a page that may not call.
+    pub fn origin_not_allowed() -> Self {
+        let message = "Pages of this origin may not call this API";
+        Self::new(403, RejectionKind::PermissionDenied, message).code("origin_not_allowed")
+    }
+
     /// 403: the caller may not use this model.
     pub fn model_not_allowed(model: &str) -> Self {
         let shown: String = model.chars().take(200).collect();

@@ -4,6 +4,7 @@
 mod auth;
 mod backend;
 mod base_path;
+mod cors;
 mod discovery;
 mod guards;
 mod health_check;
@@ -44,6 +45,7 @@ pub use self::{
     },
     backend::BackendPlan,
     base_path::BasePath,
+    cors::CorsPlan,
     discovery::{DiscoveryPlan, SourceList, SourceLocation, SourcePlan, read_list},
     guards::*,
     health_check::HealthPlan,
@@ -126,6 +128,8 @@ pub struct Plan {
     pub trusted_proxies: Vec<IpNet>,
     /// The format of the gateway's own errors.
     pub error_format: ErrorFormat,
+    /// Which pages in browsers may call; `None`: none.
+    pub cors: Option<CorsPlan>,
     /// Further files that were read; they are watched like the configuration file.
     pub files: Vec<PathBuf>,
     /// Settings that are valid but may be unintended.
@@ -170,6 +174,7 @@ pub(super) fn plan(
     }
     let tiers = planner.tiers(raw);
     let hooks = planner.hooks(&raw.hooks, &raw.scripts);
+    let cors = planner.cors(raw.server.cors.as_ref());
     let ip_rules = planner.ip_rules(&raw.server);
     let trusted_proxies = planner.nets("server.trusted_proxies", &raw.server.trusted_proxies);
     planner.trust();
@@ -210,6 +215,7 @@ pub(super) fn plan(
         ip_rules,
         trusted_proxies,
         error_format: raw.server.error_format,
+        cors,
         files,
         warnings,
         shown: serde_json::to_value(raw).unwrap_or_default(),

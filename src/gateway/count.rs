@@ -58,7 +58,7 @@ pub fn in_place_of(
     let mut fields = HeaderMap::with_capacity(8);
     fields.insert(header::CONTENT_TYPE, reply::JSON);
     fields.insert(ESTIMATE, HeaderValue::from_static("true"));
-    reply::write_id(ctx, &mut fields);
+    reply::write_own(ctx, &mut fields);
     if let Some(standings) = &ctx.limits.standings {
         reply::write_limits(ctx, standings, &mut fields);
     }

@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
+use http::HeaderValue;
+
 use crate::{
     auth::{Credential, IdentifiedKey},
     base::{Principal, RequestId},
@@ -14,6 +16,8 @@ pub struct Request {
     pub arrived: Instant,
     /// Its id.
     pub id: RequestId,
+    /// What a browser is told of the page that asks; `None`: it may not, or there is none.
+    pub page: Option<HeaderValue>,
     /// The client's address.
     pub client: Option<IpAddr>,
     /// What stands at the path; `None` until it was looked up, or if there is nothing.
@@ -37,6 +41,7 @@ impl Request {
         Self {
             arrived: Instant::now(),
             id: RequestId::from_random(rand::random()),
+            page: None,
             client: None,
             operation: None,
             claimed: DIALECTS[0],

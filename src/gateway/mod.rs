@@ -6,6 +6,7 @@ mod attempt;
 mod attempts;
 mod auth;
 mod body;
+mod cors;
 mod count;
 mod ctx;
 mod deferred_head;

@@ -6,6 +6,7 @@ use pingora::{Result, http::ResponseHeader};
 use pingora_proxy::Session;
 
 use super::{
+    cors,
     ctx::Ctx,
     end::End,
     hooks::{self, error::ErrorResponse},
@@ -35,8 +36,10 @@ pub fn error_wording(ctx: &Ctx) -> ErrorWording {
     ErrorWording::new(ctx.request.language(), flat)
 }
 
-/// Adds the id of the request to the head of an answer, under the names of all languages.
-pub fn write_id(ctx: &Ctx, fields: &mut HeaderMap) {
+/// Adds to the head of an answer what the gateway says in each: the id of the request, under the names of all
+/// languages, and what a browser is told.
+pub fn write_own(ctx: &Ctx, fields: &mut HeaderMap) {
+    cors::write(ctx, fields);
     fields.insert(REQUEST_ID, ctx.request.id.header());
     fields.insert(ANTHROPIC_REQUEST_ID, ctx.request.id.header());
 }
@@ -68,7 +71,7 @@ pub async fn write(
     let mut fields = HeaderMap::with_capacity(16);
     fields.insert(header::CONTENT_TYPE, content_type);
     fields.insert(header::CONTENT_LENGTH, body.len().into());
-    write_id(ctx, &mut fields);
+    write_own(ctx, &mut fields);
     for (name, value) in more {
         fields.insert(name.clone(), value.clone());
     }
@@ -153,7 +156,7 @@ pub fn head_of_stream(
     let mut fields = HeaderMap::with_capacity(16);
     fields.insert(header::CONTENT_TYPE, language.stream_type());
     fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    write_id(ctx, &mut fields);
+    write_own(ctx, &mut fields);
     if session.req_header().version == Version::HTTP_11 {
         fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }

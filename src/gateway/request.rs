@@ -7,7 +7,7 @@ use pingora_proxy::Session;
 use super::{
     admission, affinity, auth,
     body::Framing,
-    count,
+    cors, count,
     ctx::Ctx,
     deferred_head::{self, KeepAlive},
     early,
@@ -53,6 +53,7 @@ enum Step {
 
 async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     let checked = early::check(session, ctx);
+    cors::look(session, ctx);
     let header = session.req_header();
     let found = dialect::find(header.method.as_str(), header.uri.path(), &header.headers);
     if checked.is_err() || found.is_err() {
@@ -61,6 +62,10 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
     if let Err(rejection) = checked {
         ctx.request.operation = found.ok();
         return Err(rejection.into());
+    }
+    if let Some(preflight) = cors::preflight(session, ctx)? {
+        cors::answer(session, ctx, preflight).await?;
+        return Ok(Step::Answered);
     }
     let found = found.map_err(|rejection| match rejection.status {
         405 if wants_websocket(&header.headers) => Rejection::no_websocket(header.uri.path()),
@@ -75,6 +80,10 @@ async fn decide(session: &mut Session, ctx: &mut Ctx) -> Result<Step, Stop> {
         return Err(Rejection::usage_spool_full(RETRY_AFTER).into());
     }
     ctx.request.operation = Some(found);
+    if matches!(kind, Kind::Metrics | Kind::Health | Kind::Ready) {
+        // They are the operator's, not those of pages.
+        ctx.request.page = None;
+    }
     auth::look_again(session, ctx, found.language);
     let lists = matches!(kind, Kind::Models | Kind::Model);
     if kind.is_inference() || lists || kind == Kind::Stored {

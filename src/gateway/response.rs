@@ -106,7 +106,7 @@ pub fn headers(session: &mut Session, response: &mut ResponseHeader, ctx: &mut C
 fn fields(response: &mut ResponseHeader, ctx: &Ctx) -> Result<()> {
     head::edit_response(response, |fields| {
         remove_backends_own(fields, ctx);
-        reply::write_id(ctx, fields);
+        reply::write_own(ctx, fields);
         if let Some(standings) = &ctx.limits.standings {
             reply::write_limits(ctx, standings, fields);
         }

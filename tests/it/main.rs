@@ -24,6 +24,7 @@ mod compose;
 mod configuration;
 mod configuration_routing;
 mod convert;
+mod cors;
 mod crashes;
 mod dashboards;
 mod delivery;

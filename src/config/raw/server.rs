@@ -47,6 +47,8 @@ pub struct Server {
     pub denied_ips: Vec<String>,
     /// The format of the gateway's own errors.
     pub error_format: ErrorFormat,
+    /// Which pages in browsers may call the API. Without it none may.
+    pub cors: Option<Cors>,
     /// Which backends must be healthy for `/ready` to be 200.
     pub ready: Ready,
 }
@@ -69,7 +71,39 @@ impl Default for Server {
             allowed_ips: Vec::new(),
             denied_ips: Vec::new(),
             error_format: ErrorFormat::default(),
+            cors: None,
             ready: Ready::default(),
+        }
+    }
+}
+
+/// Pages in browsers that may call the API.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cors {
+    /// Origins of pages: `https://app.example.com`, `https://*.example.com` for all below it, or `*`.
+    pub allowed_origins: Vec<String>,
+    /// Methods that they may use.
+    pub allowed_methods: Vec<String>,
+    /// Header fields that they may send; empty: any.
+    pub allowed_headers: Vec<String>,
+    /// Whether requests may come with cookies and the like. Keys of the API need it not.
+    pub allow_credentials: bool,
+    /// Header fields of answers that they see; empty: all, with `allow_credentials` ids and limits.
+    pub expose_headers: Vec<String>,
+    /// How long a browser remembers this; at most 24h.
+    pub max_age: Span,
+}
+
+impl Default for Cors {
+    fn default() -> Self {
+        Self {
+            allowed_origins: Vec::new(),
+            allowed_methods: ["GET", "POST", "DELETE"].map(str::to_owned).to_vec(),
+            allowed_headers: Vec::new(),
+            allow_credentials: false,
+            expose_headers: Vec::new(),
+            max_age: Span(Duration::from_secs(3600)),
         }
     }
 }

@@ -11,7 +11,8 @@ const PAGE: &str = "https://app.example.com";
 
 const CORS: &str = "server: {cors: {allowed_origins: [\"https://app.example.com\", \"https://*.example.org\"], max_age: 10m}}\n";
 
-const KEYS: &str = "api_keys: [{key: sk-first-000000001}]\n";
+const KEYS: &str =
+    "auth: {pipeline: [{type: static, static: {keys: [{key: sk-first-000000001}]}}]}\n";
 
 async fn ask(gateway: &Gateway, method: &str, path: &str, fields: &str, body: &str) -> Response {
     let mut client = gateway.client().await;

@@ -93,7 +93,8 @@ impl Planner<'_> {
             Method::from_bytes(text.as_bytes()).is_ok() && text.to_ascii_uppercase() == text
         });
         let is_name = |text: &str| text.parse::<HeaderName>().is_ok();
-        let is_exposed = |text: &str| text == "*" && !raw.allow_credentials || is_name(text);
+        // With credentials `*` would be the name of a field.
+        let is_exposed = |text: &str| is_name(text) && (text != "*" || !raw.allow_credentials);
         let headers = self.list(&format!("{AT}.allowed_headers"), &raw.allowed_headers, is_name);
         let exposed = self.list(&format!("{AT}.expose_headers"), &raw.expose_headers, is_exposed);
         let usual = if raw.allow_credentials { EXPOSED } else { "*" };
@@ -137,7 +138,8 @@ fn origin(text: &str) -> Option<Origin> {
     let below = host.strip_prefix("*.");
     let uri: Uri = format!("{scheme}://{}", below.unwrap_or(host)).parse().ok()?;
     let whole = uri.authority().is_some_and(|a| a.as_str() == below.unwrap_or(host));
-    if !whole || host.contains('@') || uri.host().is_none_or(str::is_empty) {
+    if !whole || below.unwrap_or(host).contains(['@', '*']) || uri.host().is_none_or(str::is_empty)
+    {
         return None;
     }
     Some(match below {

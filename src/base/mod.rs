@@ -22,6 +22,7 @@ pub mod secret;
 pub mod stage;
 pub mod terms;
 pub mod text;
+pub mod tls_version;
 pub mod usage;
 
 pub use access_field::AccessField;
@@ -35,6 +36,7 @@ pub use rejection::{Rejection, RejectionKind};
 pub use secret::Secret;
 pub use stage::{Stage, Stages};
 pub use text::without_mark;
+pub use tls_version::TlsVersion;
 pub use usage::{KeyUsage, Outcome, TokenCounts, UsageSource};
 
 /// Takes a lock and ignores poisoning: in this program protected data is consistent after every

@@ -68,7 +68,11 @@ use super::{
     raw::Raw,
 };
 pub use crate::base::ModelPattern;
-use crate::{base::ip::IpRules, lua::Library, store::proxy::Proxies};
+use crate::{
+    base::ip::IpRules,
+    lua::Library,
+    store::{certificates::Certificates, proxy::Proxies},
+};
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -128,6 +132,8 @@ pub struct Plan {
     pub trusted_proxies: Vec<IpNet>,
     /// The format of the gateway's own errors.
     pub error_format: ErrorFormat,
+    /// The certificates of the listener; `None`: there is no TLS.
+    pub certificates: Option<Arc<Certificates>>,
     /// Which pages in browsers may call; `None`: none.
     pub cors: Option<CorsPlan>,
     /// Further files that were read; they are watched like the configuration file.
@@ -174,6 +180,7 @@ pub(super) fn plan(
     }
     let tiers = planner.tiers(raw);
     let hooks = planner.hooks(&raw.hooks, &raw.scripts);
+    let certificates = planner.certificates(raw.server.tls.as_ref());
     let cors = planner.cors(raw.server.cors.as_ref());
     let ip_rules = planner.ip_rules(&raw.server);
     let trusted_proxies = planner.nets("server.trusted_proxies", &raw.server.trusted_proxies);
@@ -216,6 +223,7 @@ pub(super) fn plan(
         trusted_proxies,
         error_format: raw.server.error_format,
         cors,
+        certificates: certificates.map(Arc::new),
         files,
         warnings,
         shown: serde_json::to_value(raw).unwrap_or_default(),

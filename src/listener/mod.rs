@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use futures::future::BoxFuture;
 use pingora::{
     apps::{HttpServerApp, ReusedHttpStream, ServerApp},
-    listeners::tls::{Acceptor, TlsSettings},
+    listeners::tls::Acceptor,
     protocols::{
         ALPN, GetSocketDigest, IO, SocketDigest, Ssl, Stream, http::ServerSession,
         l4::stream::Stream as TcpTransport,
@@ -114,12 +114,12 @@ impl Drop for Place {
 pub fn workers<A>(
     apps: Vec<A>,
     bound: Bound,
-    tls: Option<TlsSettings>,
+    tls: Option<Acceptor>,
     live: &Arc<Live>,
     carry: &Arc<Carry>,
 ) -> Vec<Worker<A>> {
     let door = Arc::new(Door {
-        tls: tls.map(TlsSettings::build),
+        tls,
         h2c: live.load().plan.fixed.h2c,
         live: Arc::clone(live),
         carry: Arc::clone(carry),

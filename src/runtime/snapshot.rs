@@ -66,6 +66,11 @@ impl Snapshot {
         let guards = Guards::new(&plan.guards);
         let hooks = Arc::new(Hooks::new(&plan.hooks, &carry.metrics));
         carry.explains.resize(plan.routing.explain);
+        let ends = &carry.metrics.connections.certificate_ends;
+        ends.reset();
+        for one in plan.certificates.iter().flat_map(|all| all.list()) {
+            ends.with_label_values(&[&one.file]).set(one.ends);
+        }
         let backends = carry.discovered.backends(&plan);
         let endpoints = endpoints::build(
             &backends,

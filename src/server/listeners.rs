@@ -1,11 +1,12 @@
 //! The listeners: their sockets, and Pingora's settings for the connections of clients.
 
-use std::{io, net::TcpListener, sync::Arc};
+use std::{fmt, io, net::TcpListener, sync::Arc};
 
 use pingora::{
     apps::HttpServerOptions,
     protocols::http::v2::server::{H2Options, default_h2_options},
     server::{Server, configuration::ServerConf},
+    tls::{ClientHello, ResolvesServerCert, sign::CertifiedKey},
 };
 use pingora_proxy::HttpProxy;
 
@@ -58,20 +59,16 @@ pub fn server_conf(uses_tls: bool) -> ServerConf {
 }
 
 /// The services that serve the connections of clients: one for each thread.
-///
-/// # Errors
-/// If the certificate cannot be used.
 pub fn workers(
     server: &Server,
     fixed: &Fixed,
     socket: listener::Bound,
     live: &Arc<Live>,
     carry: &Arc<Carry>,
-) -> io::Result<Vec<Worker<HttpProxy<Gateway>>>> {
-    let tls = match &fixed.tls {
-        None => None,
-        Some((cert, key)) => Some(store::tls::listener(cert, key).map_err(io::Error::other)?),
-    };
+) -> Vec<Worker<HttpProxy<Gateway>>> {
+    let tls = fixed
+        .tls
+        .map(|least| store::tls::acceptor(least, Arc::new(PresentCertificates(Arc::clone(live)))));
     let max_header_size = live.load().plan.max_header_size;
     let proxy = || {
         let gateway = Gateway::new(Arc::clone(live), Arc::clone(carry));
@@ -88,7 +85,23 @@ pub fn workers(
         let rest = made.into_iter().map(|made| made.join().expect("nothing in it panics"));
         std::iter::once(proxy()).chain(rest).collect()
     });
-    Ok(listener::workers(proxies, socket, tls, live, carry))
+    listener::workers(proxies, socket, tls, live, carry)
+}
+
+/// The certificates of the configuration that is in force: a reload changes them for the next connections.
+struct PresentCertificates(Arc<Live>);
+
+impl ResolvesServerCert for PresentCertificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let snapshot = self.0.load();
+        Some(snapshot.plan.certificates.as_ref()?.find(hello.server_name()))
+    }
+}
+
+impl fmt::Debug for PresentCertificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresentCertificates")
+    }
 }
 
 /// Pingora's defaults, with the limit of header sizes that is configured at the start. HTTP/2

@@ -61,7 +61,7 @@ pub fn run(plan: Plan, file: Option<PathBuf>) -> io::Result<()> {
 
     let mut server = Server::new_with_opt_and_conf(None, listeners::server_conf(uses_tls));
     server.bootstrap();
-    let workers = listeners::workers(&server, &fixed, sockets.proxy, &live, &carry)?;
+    let workers = listeners::workers(&server, &fixed, sockets.proxy, &live, &carry);
     let inputs = Inputs { outlets, operator: sockets.operator, admin: sockets.admin };
     let background = Background::new(Arc::clone(&live), Arc::clone(&carry), file, inputs);
     let background = server.add_service(background_service("tasks", background));

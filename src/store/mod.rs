@@ -1,6 +1,7 @@
 //! Shared connections to the outside: TLS, DNS, HTTP clients, Redis and SQL.
 
 pub mod backend_tls;
+pub mod certificates;
 pub mod dial;
 pub mod dns;
 mod error;

@@ -1,8 +1,7 @@
-//! TLS: the certificate of the listener, and the trusted certificates.
+//! TLS: the listener, and the trusted certificates.
 
 use std::{
     env,
-    path::Path,
     sync::{
         Arc, LazyLock, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -11,16 +10,18 @@ use std::{
 
 use pingora::{
     connectors::ConnectorOptions,
-    listeners::tls::TlsSettings,
+    listeners::tls::{Acceptor, TlsSettings},
     protocols::tls::CaType,
     tls::{
         CertificateDer, ClientConfig, CryptoProvider, DigitallySignedStruct,
-        HandshakeSignatureValid, RootCertStore, RusTlsError, ServerCertVerified,
-        ServerCertVerifier, ServerConfig, ServerName, SignatureScheme, UnixTime,
-        WebPkiServerVerifier, load_native_certs,
+        HandshakeSignatureValid, ResolvesServerCert, RootCertStore, RusTlsError,
+        ServerCertVerified, ServerCertVerifier, ServerConfig, ServerName, SignatureScheme,
+        TlsAcceptor, UnixTime, WebPkiServerVerifier, load_native_certs, version,
     },
     utils::tls::{WrappedX509, parse_x509},
 };
+
+use crate::base::TlsVersion;
 
 /// A file without certificates, for Pingora if the trust store cannot be used: Pingora would panic.
 const NONE: &str = "/dev/null";
@@ -218,26 +219,24 @@ impl ServerCertVerifier for MachineTrust {
     }
 }
 
-/// The TLS settings of a listener for HTTP/2 and HTTP/1.1. Checks that certificate and key match: Pingora
-/// would panic.
-///
-/// # Errors
-/// What is wrong, in one sentence.
-pub fn listener(cert: &Path, key: &Path) -> Result<TlsSettings, String> {
+/// What accepts connections with HTTP/2 and HTTP/1.1 over TLS, by the certificates that a resolver has when
+/// a connection comes.
+pub fn acceptor(least: TlsVersion, certificates: Arc<dyn ResolvesServerCert>) -> Acceptor {
     install_crypto();
-    let (cert, key) = (cert.display().to_string(), key.display().to_string());
-    let (chain, private) = match pingora::tls::load_certs_and_key_files(&cert, &key) {
-        Ok(Some(found)) => found,
-        Ok(None) => return Err("there is no certificate or no key in the files".to_owned()),
-        Err(e) => return Err(format!("cannot read certificate or key: {e}")),
+    let versions: &[_] = match least {
+        TlsVersion::V1_2 => &[&version::TLS12, &version::TLS13],
+        TlsVersion::V1_3 => &[&version::TLS13],
     };
-    ServerConfig::builder()
+    let mut config = ServerConfig::builder_with_protocol_versions(versions)
         .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(|e| format!("certificate and key cannot be used: {e}"))?;
-    let mut settings = TlsSettings::intermediate(&cert, &key).map_err(|e| e.to_string())?;
-    settings.enable_h2();
-    Ok(settings)
+        .with_cert_resolver(Arc::clone(&certificates));
+    config.alpn_protocols = [HTTP_2, HTTP_1].map(|name| name.as_bytes().to_vec()).to_vec();
+    // Pingora's settings have no versions.
+    let mut settings = TlsSettings::intermediate("", "").expect("it only stores the names");
+    settings.set_cert_resolver(certificates);
+    let mut acceptor = settings.build();
+    acceptor.acceptor = TlsAcceptor::from(Arc::new(config));
+    acceptor
 }
 
 /// Installs the crypto provider of the process. Further calls have no effect.

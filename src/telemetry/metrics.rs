@@ -103,6 +103,9 @@ pub struct ConnectionMetrics {
     /// `opening` (TLS handshake or first byte), `head` (of a request, or the HTTP/2 preface),
     /// `head_size`, `idle`, or `write` (the client did not read).
     pub closed: IntCounterVec,
+    /// `llmproxy_certificate_expiry_timestamp_seconds{certificate}`: when a certificate of the listener ends,
+    /// by its file.
+    pub certificate_ends: IntGaugeVec,
 }
 
 impl ConnectionMetrics {
@@ -120,6 +123,12 @@ impl ConnectionMetrics {
             open: register(r, open),
             refused: register(r, IntCounterVec::new(refused, &["reason"])),
             closed: register(r, IntCounterVec::new(closed, &["reason"])),
+            certificate_ends: gauges(
+                r,
+                "llmproxy_certificate_expiry_timestamp_seconds",
+                "When a certificate of the listener ends, in seconds since 1970",
+                "certificate",
+            ),
         };
         // Created at start, so that the first event shows as an increase.
         for reason in ["total", "address"] {

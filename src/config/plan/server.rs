@@ -7,9 +7,9 @@ use std::{
 
 use super::planner::Planner;
 use crate::{
-    base::{Secret, ip::IpRules, machine},
+    base::{Secret, TlsVersion, ip::IpRules, machine},
     config::raw::{self, Raw},
-    store::tls,
+    store::certificates::{Certificate, Certificates},
 };
 
 /// Settings that only a restart can change.
@@ -21,8 +21,8 @@ pub struct Fixed {
     pub metrics_listen: Option<SocketAddr>,
     /// Worker threads, at least one.
     pub threads: usize,
-    /// Certificate chain and private key files.
-    pub tls: Option<(PathBuf, PathBuf)>,
+    /// The oldest version of TLS of clients; `None`: there is no TLS.
+    pub tls: Option<TlsVersion>,
     /// HTTP/2 without TLS is accepted.
     pub h2c: bool,
     /// The log is JSON.
@@ -155,7 +155,7 @@ impl Planner<'_> {
                 "remove it to serve /metrics on the main listener",
             );
         }
-        let tls = raw.server.tls.as_ref().and_then(|tls| self.tls(tls));
+        let tls = raw.server.tls.as_ref().map(|tls| tls.min_version);
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if raw.server.threads == 0 { cores() } else { raw.server.threads };
         if threads > 1024 {
@@ -219,33 +219,36 @@ impl Planner<'_> {
         address
     }
 
-    fn tls(&mut self, tls: &raw::Tls) -> Option<(PathBuf, PathBuf)> {
-        let files = (self.path(&tls.cert_file), self.path(&tls.key_file));
-        let mut readable = true;
-        for (key, file) in [("cert_file", &files.0), ("key_file", &files.1)] {
-            if let Err(e) = std::fs::read(file) {
-                let message = format!("cannot read {}: {e}", file.display());
-                self.problem(
-                    format!("server.tls.{key}"),
-                    message,
-                    "a relative path starts at the folder of the configuration file",
-                );
-                readable = false;
-            }
+    /// The certificates of the listener; their files are watched.
+    pub(super) fn certificates(&mut self, raw: Option<&raw::Tls>) -> Option<Certificates> {
+        const AT: &str = "server.tls";
+        let tls = raw?;
+        let first = self.certificate(AT, &tls.cert_file, &tls.key_file);
+        let mut all: Vec<Certificate> = first.into_iter().collect();
+        for (i, files) in tls.certificates.iter().enumerate() {
+            let at = format!("{AT}.certificates[{i}]");
+            all.extend(self.certificate(&at, &files.cert_file, &files.key_file));
         }
-        if !readable {
-            return None;
-        }
-        match tls::listener(&files.0, &files.1) {
-            Ok(_) => Some(files),
-            Err(e) => {
-                self.problem(
-                    "server.tls",
-                    e,
-                    "both files must be PEM, and the key must belong to the certificate",
-                );
-                None
-            }
-        }
+        Certificates::new(all)
+    }
+
+    fn certificate(&mut self, at: &str, cert: &str, key: &str) -> Option<Certificate> {
+        let mut read = |name: &str, file: &str| {
+            let path = self.path(file);
+            let bytes = std::fs::read(&path).map_err(|e| {
+                let message = format!("cannot read {}: {e}", path.display());
+                let hint = "a relative path starts at the folder of the configuration file";
+                self.problem(format!("{at}.{name}"), message, hint);
+            });
+            self.files.push(path);
+            bytes.ok()
+        };
+        let (chain, private) = (read("cert_file", cert), read("key_file", key));
+        Certificate::read(cert, &chain?, &private?)
+            .map_err(|why| {
+                let hint = "both files must be PEM, and the key must belong to the certificate";
+                self.problem(at, why, hint);
+            })
+            .ok()
     }
 }

@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::scalar::{ByteSize, Span};
-use crate::config::choices::{ErrorFormat, Ready};
+use crate::{
+    base::TlsVersion,
+    config::choices::{ErrorFormat, Ready},
+};
 
 /// Process and listener settings.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -112,6 +115,23 @@ impl Default for Cors {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
+    /// PEM file with the certificate chain, the server's own first.
+    pub cert_file: String,
+    /// PEM file with the private key.
+    pub key_file: String,
+    /// Further certificates, each for the names in it. A client that asks for another name, or for none,
+    /// gets the first one.
+    #[serde(default)]
+    pub certificates: Vec<CertificateFiles>,
+    /// The oldest version of TLS that clients may speak, `"1.2"` or `"1.3"`.
+    #[serde(default)]
+    pub min_version: TlsVersion,
+}
+
+/// A further certificate.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateFiles {
     /// PEM file with the certificate chain, the server's own first.
     pub cert_file: String,
     /// PEM file with the private key.

@@ -58,6 +58,10 @@ impl Converter {
         } else {
             value::remove(&mut self.document, &at("server.tls.enabled"));
         }
+        let cors = value::get_mut(&mut self.document, &at("server.cors"));
+        if cors.is_some_and(|cors| cors.get("enabled").and_then(Value::as_bool) != Some(true)) {
+            self.drop_key(&at("server.cors"), "it was not enabled");
+        }
         if self.is(&at("admin.listen"), "") {
             let why = "the admin API has a separate address; the default is 127.0.0.1:8001";
             self.drop_key(&at("admin.listen"), why);

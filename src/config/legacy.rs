@@ -27,7 +27,6 @@ pub const KEYS: [(&str, Now); 47] = [
             "it had no effect; `timeouts.client_write` is how long a client may take to accept the next bytes of a response",
         ),
     ),
-    ("server.cors", Gone("let the proxy in front of the gateway set the CORS header fields")),
     ("server.tls.enabled", Gone("without the section `server.tls` there is no TLS")),
     ("server.tls.client_ca_file", Gone("it had no effect: clients use keys, not certificates")),
     ("server.tls.client_auth", Gone("it had no effect: clients use keys, not certificates")),

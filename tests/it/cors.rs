@@ -181,8 +181,9 @@ async fn an_operator_narrows_what_pages_may() {
     let answer = ask(&gateway, "POST", "/v1/chat/completions", &fields, &chat(true)).await;
     let exposed = answer.header("access-control-expose-headers").unwrap();
     assert!(exposed.contains("x-request-id") && exposed.contains("x-ratelimit-remaining-tokens"));
-    // A reload changes it.
-    gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n", sim.url()));
+    // It may be written and off, and a reload changes it.
+    let off = "server: {cors: {enabled: false, allowed_origins: [\"https://app.example.com\"], max_age: 60}}";
+    gateway.rewrite(&format!("backends: [{{url: \"{}\"}}]\n{off}\n", sim.url()));
     crate::support::eventually("it is off", async || {
         preflight(&gateway, "/v1/chat/completions", PAGE).await.status == 405
     })

@@ -68,7 +68,7 @@ const EXPOSED: &str = "x-request-id, request-id, retry-after, x-llmproxy-dropped
 impl Planner<'_> {
     pub(super) fn cors(&mut self, raw: Option<&raw::Cors>) -> Option<CorsPlan> {
         const AT: &str = "server.cors";
-        let raw = raw?;
+        let raw = raw.filter(|raw| raw.enabled.0)?;
         if raw.allowed_origins.is_empty() {
             let hint = "write `allowed_origins: [\"https://app.example.com\"]`";
             self.problem(format!("{AT}.allowed_origins"), "allows no page", hint);
@@ -98,7 +98,7 @@ impl Planner<'_> {
         let headers = self.list(&format!("{AT}.allowed_headers"), &raw.allowed_headers, is_name);
         let exposed = self.list(&format!("{AT}.expose_headers"), &raw.expose_headers, is_exposed);
         let usual = if raw.allow_credentials { EXPOSED } else { "*" };
-        let max_age = raw.max_age.0.min(Duration::from_secs(86_400)).as_secs();
+        let max_age = raw.max_age.0.0.min(Duration::from_secs(86_400)).as_secs();
         Some(CorsPlan {
             any,
             origins,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::scalar::{ByteSize, Span};
+use super::scalar::{ByteSize, Seconds, Span, Switch};
 use crate::{
     base::TlsVersion,
     config::choices::{ErrorFormat, Ready},
@@ -84,6 +84,8 @@ impl Default for Server {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cors {
+    /// `false`: no page may call.
+    pub enabled: Switch,
     /// Origins of pages: `https://app.example.com`, `https://*.example.com` for all below it, or `*`.
     pub allowed_origins: Vec<String>,
     /// Methods that they may use.
@@ -94,19 +96,20 @@ pub struct Cors {
     pub allow_credentials: bool,
     /// Header fields of answers that they see; empty: all, with `allow_credentials` ids and limits.
     pub expose_headers: Vec<String>,
-    /// How long a browser remembers this; at most 24h.
-    pub max_age: Span,
+    /// How long a browser remembers this, in seconds or as a duration; at most 24h.
+    pub max_age: Seconds,
 }
 
 impl Default for Cors {
     fn default() -> Self {
         Self {
+            enabled: Switch(true),
             allowed_origins: Vec::new(),
             allowed_methods: ["GET", "POST", "DELETE"].map(str::to_owned).to_vec(),
             allowed_headers: Vec::new(),
             allow_credentials: false,
             expose_headers: Vec::new(),
-            max_age: Span(Duration::from_secs(3600)),
+            max_age: Seconds(Span(Duration::from_secs(3600))),
         }
     }
 }

@@ -16,7 +16,7 @@ use Now::{Gone, Moved};
 
 const CONNECTIONS: &str = "connections to databases are opened and closed on demand";
 /// The keys, with `[]` for any element of a list. An entry also covers the keys below it.
-pub const KEYS: [(&str, Now); 47] = [
+pub const KEYS: [(&str, Now); 46] = [
     ("server.listen", Moved("listen")),
     ("server.read_timeout", Moved("timeouts.client_read")),
     ("server.idle_timeout", Moved("timeouts.client_idle")),

@@ -54,7 +54,8 @@ async fn a_stalled_stream_times_out() {
 #[tokio::test]
 async fn a_deadline_limits_the_whole_request() {
     let sim = sim_with(|b| (b.inter_token_ms, b.tokens) = (20, 1_000_000)).await;
-    let gateway = Gateway::before(&[sim.url()], "timeouts: {total: 200ms}\n").await;
+    // Long enough for the stream to begin on a busy machine.
+    let gateway = Gateway::before(&[sim.url()], "timeouts: {total: 1s}\n").await;
     let answer = gateway.client().await.ask(PATH, chat(true)).await;
     assert_eq!(last_error(answer.text())["code"], "request_timeout");
     let answer = gateway.client().await.ask(PATH, chat(false)).await;

@@ -125,7 +125,7 @@ impl BackendTls {
     }
 }
 
-/// Marks the connection groups of backends with TLS of their own: [`super::super::balance`] has others.
+/// Marks the connection groups of backends with TLS of their own; `balance::endpoint` has the others.
 const OWN_TRUST: u64 = 1 << 62;
 
 impl fmt::Debug for BackendTls {

@@ -84,7 +84,7 @@ pub fn cause(error: reqwest::Error) -> String {
 /// Asks a service that answers in JSON; `service` names it in errors (`the webhook`).
 ///
 /// # Errors
-/// If it cannot be reached, or its answer has more than [`LARGEST_ANSWER`] bytes.
+/// If it cannot be reached, or its answer has more than 1 MiB.
 pub async fn ask(
     request: reqwest::RequestBuilder,
     headers: &[(HeaderName, HeaderValue)],

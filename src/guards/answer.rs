@@ -88,23 +88,18 @@ struct WaitingText {
 }
 
 impl AnswerFilter {
-    /// A filter; `by_line`: a stream has its documents on lines of their own (NDJSON), not in events.
+    /// A filter, for a plain answer or a stream of events.
     pub fn new(
         language: &'static dyn Dialect,
         denied: Vec<Arc<DenyPlan>>,
         vault: Option<Vault>,
-        by_line: bool,
     ) -> Self {
         let denied = denied.into_iter().map(|plan| Denied { table: plan.patterns.table(), plan });
-        let (splitter, form) = match by_line {
-            true => (Splitter::by_line(), Form::Lines),
-            false => (Splitter::default(), Form::Events),
-        };
         Self {
             language,
             rules: Rules { denied: denied.collect(), vault },
-            splitter,
-            form,
+            splitter: Splitter::default(),
+            form: Form::Events,
             texts: HashMap::new(),
             waiting: VecDeque::new(),
             bytes: 0,
@@ -113,7 +108,7 @@ impl AnswerFilter {
         }
     }
 
-    /// For a stream whose documents are on lines of their own, of which nothing has come yet.
+    /// For a stream whose documents are on lines of their own (NDJSON), of which nothing has come yet.
     pub fn by_line(mut self) -> Self {
         (self.splitter, self.form) = (Splitter::by_line(), Form::Lines);
         self

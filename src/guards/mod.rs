@@ -176,20 +176,18 @@ impl Guards {
         asked.collect()
     }
 
-    /// The filter of an answer in the client's language; `None` if there is nothing to look for. `by_line`:
-    /// a stream has its documents on lines of their own, not in events.
+    /// The filter of an answer in the client's language; `None` if there is nothing to look for.
     pub fn answer(
         &self,
         selected: Selected,
         language: &'static dyn Dialect,
         vault: Option<Vault>,
-        by_line: bool,
     ) -> Option<AnswerFilter> {
         let denied = chosen(&self.deny, selected.deny);
         let denied: Vec<_> =
             denied.filter(|entry| entry.on.contains(&DenyOn::Answer)).cloned().collect();
         let needed = vault.is_some() || !denied.is_empty();
-        needed.then(|| AnswerFilter::new(language, denied, vault, by_line))
+        needed.then(|| AnswerFilter::new(language, denied, vault))
     }
 }
 

@@ -52,7 +52,7 @@ fn request(
 }
 
 fn filter(guards: &Guards, name: &str, vault: Option<Vault>) -> AnswerFilter {
-    guards.answer(guards.applies(&Subject::default()), language(name), vault, false).unwrap()
+    guards.answer(guards.applies(&Subject::default()), language(name), vault).unwrap()
 }
 
 /// The filter for these denied words and these values of e-mail.

@@ -245,15 +245,11 @@ impl AnswerFilters {
     /// What was done to an answer that ends here: its client has left, or is refused the rest.
     pub fn close(&mut self) {
         if let Phase::Stream(filters, _) = std::mem::replace(&mut self.phase, Phase::Over) {
-            self.account(&filters);
+            if self.explains {
+                lock(&self.report).trace.extend(filters.trace());
+            }
+            self.restored();
         }
-    }
-
-    fn account(&self, filters: &EventFilters) {
-        if self.explains {
-            lock(&self.report).trace.extend(filters.trace());
-        }
-        self.restored();
     }
 
     /// A whole answer that goes out by itself.

@@ -23,7 +23,7 @@ pub fn answer(session: &Session, ctx: &mut Ctx) -> Option<AnswerFilters> {
     let keeps = hooks.keeps_answer();
     let GuardState { selected, vault, beside } = std::mem::take(&mut state(ctx).guards);
     let language = ctx.request.language();
-    let guard = snapshot.guards.answer(selected, language, vault, false);
+    let guard = snapshot.guards.answer(selected, language, vault);
     let scripts = hooks.has(Stage::Response) || hooks.has(Stage::StreamEvent) || keeps;
     if !scripts && guard.is_none() && beside.is_empty() {
         return None;
